@@ -1,0 +1,264 @@
+"""Cameras on a sphere around the object, by threestudio's conventions, and their rays.
+
+World axes: x to the object's front, y to its left, z up. A camera at distance d, elevation el and azimuth
+az (degrees) stands at `d (cos el cos az, cos el sin az, sin el)`; azimuth 0 sees the front. Camera axes:
+x right, y up, looking along -z. Pixel (i, j) is column i from the left, row j from the top, and its centre
+lies at (i + 0.5, j + 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+from carv_3d.scenes.views import view_phrase
+
+__all__ = ["CameraOptions", "Cameras", "Rays", "look_at", "orbit", "sample_cameras", "view_phrase"]
+
+Range = tuple[float, float]
+
+
+@dataclass
+class CameraOptions:
+    """What `sample_cameras` and `orbit` read; threestudio's `data` keys, its dreamfusion-sd values.
+
+    Angles in degrees, distances in world units. `fovy` is the vertical field of view.
+    """
+
+    height: int = 64
+    width: int = 64
+    batch_size: int = 1
+    elevation_range: Range = (-10.0, 45.0)
+    azimuth_range: Range = (-180.0, 180.0)
+    camera_distance_range: Range = (1.5, 2.0)
+    fovy_range: Range = (40.0, 70.0)
+    camera_perturb: float = 0.0  # standard deviations of normal perturbations of the position,
+    center_perturb: float = 0.0  # of the point looked at,
+    up_perturb: float = 0.0  # and of the up vector
+    batch_uniform_azimuth: bool = True
+    progressive_until: int = 0  # the ranges grow from the evaluation view to their full width by this step
+    eval_height: int = 64
+    eval_width: int = 64
+    eval_elevation_deg: float = 15.0
+    eval_camera_distance: float = 2.0
+    eval_fovy_deg: float = 70.0
+    n_test_views: int = 120
+
+    def __post_init__(self) -> None:
+        limits = {
+            "elevation_range": (-90.0, 90.0),
+            "azimuth_range": (-math.inf, math.inf),
+            "camera_distance_range": (1e-6, math.inf),
+            "fovy_range": (1e-3, 179.0),
+        }
+        for name, (low, high) in limits.items():
+            pair = tuple(float(v) for v in getattr(self, name))
+            if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
+                raise CarvError(
+                    f"{name} is {list(pair)}: give two rising numbers between {low:g} and {high:g}."
+                )
+            setattr(self, name, pair)
+        for name in ("height", "width", "batch_size", "eval_height", "eval_width", "n_test_views"):
+            if int(getattr(self, name)) < 1:
+                raise CarvError(f"{name} is {getattr(self, name)}: it must be at least 1.")
+        for name in ("camera_perturb", "center_perturb", "up_perturb", "progressive_until"):
+            if getattr(self, name) < 0:
+                raise CarvError(f"{name} is {getattr(self, name)}: it must not be negative.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CameraOptions:
+        """Options from a config section; CarvError names a key that does not exist."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise CarvError(f"unknown camera option {unknown[0]!r}; there are: {', '.join(sorted(known))}.")
+        return cls(**dict(values))
+
+    def at_step(self, step: int) -> CameraOptions:
+        """The options with elevation and azimuth ranges as wide as `progressive_until` has them at `step`."""
+        if not self.progressive_until:
+            return self
+        r = min(1.0, step / (self.progressive_until + 1))
+
+        def grow(pair: Range, start: float) -> Range:
+            return ((1 - r) * start + r * pair[0], (1 - r) * start + r * pair[1])
+
+        return replace(
+            self,
+            elevation_range=grow(self.elevation_range, self.eval_elevation_deg),
+            azimuth_range=grow(self.azimuth_range, 0.0),
+        )
+
+
+@dataclass
+class Rays:
+    """`origins`, `directions` (B, H, W, 3); the directions have length 1."""
+
+    origins: Tensor
+    directions: Tensor
+
+
+@dataclass
+class Cameras:
+    """A batch of B cameras.
+
+    `c2w` (B, 3, 4): columns right, up, backward, position. `elevation`, `azimuth`, `fovy` (B,) in degrees,
+    `distance` (B,): the nominal ones, before any perturbation; prompts go by them.
+    """
+
+    c2w: Tensor
+    elevation: Tensor
+    azimuth: Tensor
+    distance: Tensor
+    fovy: Tensor
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Cameras:
+        """Some of the cameras, still a batch."""
+        if isinstance(index, int):
+            index = slice(index, index + 1 or None)
+        return Cameras(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return Cameras(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    @property
+    def position(self) -> Tensor:
+        """(B, 3), perturbation included."""
+        return self.c2w[:, :, 3]
+
+    def focal(self, height: int) -> Tensor:
+        """Focal lengths (B,) in pixels of an image of `height` rows."""
+        return 0.5 * height / torch.tan(0.5 * torch.deg2rad(self.fovy))
+
+    def rays(self, height: int, width: int) -> Rays:
+        """The rays through all pixel centres: origins and unit directions (B, height, width, 3)."""
+        device, dtype = self.c2w.device, self.c2w.dtype
+        i = torch.arange(width, device=device, dtype=dtype) + 0.5 - 0.5 * width
+        j = torch.arange(height, device=device, dtype=dtype) + 0.5 - 0.5 * height
+        f = self.focal(height)[:, None, None]
+        x = (i[None, None, :] / f).expand(-1, height, -1)
+        y = (-j[None, :, None] / f).expand(-1, -1, width)
+        local = F.normalize(torch.stack([x, y, -torch.ones_like(x)], dim=-1), dim=-1)
+        directions = torch.einsum("bij,bhwj->bhwi", self.c2w[:, :, :3], local)
+        origins = self.position[:, None, None, :].expand_as(directions)
+        return Rays(origins, directions)
+
+    def project(self, points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Where world `points` (N, 3) land: pixel coordinates (B, N, 2) as (column, row), depth (B, N).
+
+        Depth is the distance along the viewing axis, positive in front of the camera.
+        Differentiable in `points`.
+        """
+        local = torch.einsum("bij,bni->bnj", self.c2w[:, :, :3], points[None] - self.position[:, None])
+        depth = -local[..., 2]
+        f = self.focal(height)[:, None]
+        column = 0.5 * width + f * local[..., 0] / depth
+        row = 0.5 * height - f * local[..., 1] / depth
+        return torch.stack([column, row], dim=-1), depth
+
+    def phrases(self, fine: bool = True) -> list[str]:
+        """`view_phrase` of every camera."""
+        angles = zip(self.elevation.tolist(), self.azimuth.tolist())
+        return [view_phrase(elevation, azimuth, fine=fine) for elevation, azimuth in angles]
+
+
+def look_at(position: Tensor, center: Tensor, up: Tensor, azimuth: Tensor | None = None) -> Tensor:
+    """`c2w` (B, 3, 4) of cameras at `position` (B, 3) that look at `center` (B, 3), with `up` (B, 3).
+
+    Looking straight along `up` leaves the roll open; it is then the limit of the cameras at `azimuth` (B,)
+    in degrees (0 without one) as they climb to the pole.
+    """
+    forward = F.normalize(center - position, dim=-1)
+    right = torch.linalg.cross(forward, up, dim=-1)
+    az = torch.deg2rad(torch.zeros_like(position[:, 0]) if azimuth is None else azimuth)
+    fallback = torch.stack([-torch.sin(az), torch.cos(az), torch.zeros_like(az)], dim=-1)
+    right = torch.where(right.norm(dim=-1, keepdim=True) > 1e-4, F.normalize(right, dim=-1), fallback)
+    true_up = torch.linalg.cross(right, forward, dim=-1)
+    return torch.stack([right, true_up, -forward, position], dim=-1)
+
+
+def spherical(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
+    """Positions (B, 3) from angles in degrees and distances (B,)."""
+    el, az = torch.deg2rad(elevation), torch.deg2rad(azimuth)
+    unit = torch.stack([torch.cos(el) * torch.cos(az), torch.cos(el) * torch.sin(az), torch.sin(el)], dim=-1)
+    return distance[:, None] * unit
+
+
+def sample_cameras(
+    options: CameraOptions,
+    batch_size: int | None = None,
+    generator: torch.Generator | None = None,
+    step: int | None = None,
+) -> Cameras:
+    """B random cameras as threestudio draws them.
+
+    Elevation: with probability 1/2 for the whole batch uniform in degrees, otherwise uniform on the sphere's
+    area. Azimuth: uniform; with `batch_uniform_azimuth` one draw in each of B equal parts of the range.
+    Distance and field of view: uniform. `step` matters only with `progressive_until`.
+    All draws come from `generator`, on the CPU.
+    """
+    o = options if step is None else options.at_step(step)
+    B = o.batch_size if batch_size is None else batch_size
+
+    def uniform(pair: Range) -> Tensor:
+        return pair[0] + (pair[1] - pair[0]) * torch.rand(B, generator=generator)
+
+    low, high = o.elevation_range
+    if torch.rand((), generator=generator) < 0.5:
+        elevation = uniform((low, high))
+    else:
+        heights = uniform((math.sin(math.radians(low)), math.sin(math.radians(high))))
+        elevation = torch.rad2deg(torch.asin(heights)).clamp(low, high)
+    fraction = torch.rand(B, generator=generator)
+    if o.batch_uniform_azimuth:
+        fraction = (fraction + torch.arange(B)) / B
+    azimuth = o.azimuth_range[0] + (o.azimuth_range[1] - o.azimuth_range[0]) * fraction
+    distance = uniform(o.camera_distance_range)
+    fovy = uniform(o.fovy_range)
+
+    position = spherical(elevation, azimuth, distance)
+    position = position + o.camera_perturb * torch.randn(B, 3, generator=generator)
+    center = o.center_perturb * torch.randn(B, 3, generator=generator)
+    up = torch.tensor([0.0, 0.0, 1.0]) + o.up_perturb * torch.randn(B, 3, generator=generator)
+    return Cameras(look_at(position, center, up, azimuth), elevation, azimuth, distance, fovy)
+
+
+def orbit(
+    n_views: int,
+    elevation: float | Sequence[float] = 15.0,
+    distance: float = 2.0,
+    fovy: float = 70.0,
+    start: float = 0.0,
+    options: CameraOptions | None = None,
+) -> Cameras:
+    """`n_views` cameras around the object, at equal steps of azimuth from `start`, counter-clockwise.
+
+    The last is one step short of the first, so that a turntable loops. `elevation` may be a sequence: then
+    `n_views` is shared out evenly over its rings (16 views over 2 elevations are twice 8 azimuths).
+    With `options` the evaluation elevation, distance and field of view are read from there.
+    Raises CarvError where the views do not divide evenly over the rings.
+    """
+    if options is not None:
+        elevation, distance = options.eval_elevation_deg, options.eval_camera_distance
+        fovy = options.eval_fovy_deg
+    rings = [float(elevation)] if isinstance(elevation, (int, float)) else [float(e) for e in elevation]
+    if n_views < 1 or not rings or n_views % len(rings):
+        raise CarvError(f"{n_views} views cannot be shared out evenly over {len(rings)} elevations.")
+    per_ring = n_views // len(rings)
+    azimuth = (start + torch.arange(per_ring) * (360.0 / per_ring)).repeat(len(rings))
+    el = torch.tensor(rings).repeat_interleave(per_ring)
+    d = torch.full_like(el, distance)
+    position = spherical(el, azimuth, d)
+    up = torch.tensor([[0.0, 0.0, 1.0]]).expand(n_views, 3)
+    return Cameras(
+        look_at(position, torch.zeros_like(position), up, azimuth), el, azimuth, d, torch.full_like(el, fovy)
+    )

@@ -1,0 +1,279 @@
+"""Radiance fields behind one small interface: points in, density and colour out.
+
+All of them answer inside a sphere of radius `radius` around the origin and start from the same blob of
+density, `density_scale softplus(blob_scale (blob_radius - |x|))`, so that there is something to see at
+step 0.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, Callable, Mapping
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+from carv_3d.scenes.trilinear import interpolate
+
+__all__ = [
+    "Field",
+    "FieldOptions",
+    "HashGridField",
+    "TinyCudaNNField",
+    "VoxelGridField",
+    "make_field",
+]
+
+
+@dataclass
+class FieldOptions:
+    """Sizes and the initial blob; the encoding's keys are threestudio's `pos_encoding_config`."""
+
+    radius: float = 1.08
+    density_scale: float = 10.0
+    blob_scale: float = 12.0
+    blob_radius: float = 0.52
+    resolution: int = 48  # voxels along an edge (voxel field)
+    n_levels: int = 8  # hash fields
+    n_features_per_level: int = 2
+    log2_hashmap_size: int = 17
+    base_resolution: int = 16
+    per_level_scale: float = 1.4472692
+    n_neurons: int = 32
+    n_hidden_layers: int = 1
+
+    def __post_init__(self) -> None:
+        whole = ("resolution", "n_levels", "n_features_per_level", "log2_hashmap_size", "base_resolution")
+        low = {"resolution": 2, "base_resolution": 2, "n_hidden_layers": 0}
+        for name in (*whole, "n_neurons", "n_hidden_layers"):
+            if getattr(self, name) < low.get(name, 1):
+                raise CarvError(
+                    f"field option {name} is {getattr(self, name)}: at least {low.get(name, 1)}."
+                )
+        for name in ("radius", "density_scale"):
+            if not getattr(self, name) > 0:
+                raise CarvError(f"field option {name} is {getattr(self, name)}: it must be positive.")
+        if self.per_level_scale < 1:
+            raise CarvError(f"field option per_level_scale is {self.per_level_scale}: it must be at least 1.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FieldOptions:
+        """Options from a config section; CarvError names a key that does not exist."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise CarvError(f"unknown field option {unknown[0]!r}; there are: {', '.join(sorted(known))}.")
+        return cls(**dict(values))
+
+
+class Field(nn.Module, ABC):
+    """Density and colour in space. Points are (N, 3) in world units; both results are differentiable in
+    the parameters."""
+
+    def __init__(self, options: FieldOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.radius = options.radius
+
+    @abstractmethod
+    def raw(self, x: Tensor) -> Tensor:
+        """Four logits (N, 4) at `x` (N, 3): density, then colour."""
+
+    def density_and_color(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Density (N, 1), at least 0, per unit of length, and colour (N, 3) in [0, 1] at `x` (N, 3)."""
+        raw = self.raw(x)
+        return self._density(raw[:, :1]), torch.sigmoid(raw[:, 1:])
+
+    def density(self, x: Tensor) -> Tensor:
+        """Density (N, 1) at `x` (N, 3)."""
+        return self._density(self.raw(x)[:, :1])
+
+    def normal(self, x: Tensor, eps: float | None = None) -> Tensor:
+        """Unit normals (N, 3), `-grad density`, by central differences of half-width `eps`.
+
+        Differentiable in the parameters. Zero where the density does not change.
+        """
+        eps = self.normal_eps if eps is None else eps
+        offsets = eps * torch.cat([torch.eye(3), -torch.eye(3)]).to(x)
+        around = self.density((x[:, None] + offsets).reshape(-1, 3)).view(-1, 6)
+        return F.normalize((around[:, 3:] - around[:, :3]) / (2 * eps), dim=-1)
+
+    @property
+    def normal_eps(self) -> float:
+        """Half-width of the differences in `normal`, in world units."""
+        return 0.01 * self.radius
+
+    def _density(self, logit: Tensor) -> Tensor:
+        return self.options.density_scale * F.softplus(logit)
+
+    def blob(self, x: Tensor) -> Tensor:
+        """The initial density logit (N, 1) at `x` (N, 3): positive inside `blob_radius`."""
+        o = self.options
+        return o.blob_scale * (o.blob_radius - x.norm(dim=-1, keepdim=True))
+
+
+class VoxelGridField(Field):
+    """A dense grid of logits (D, D, D, 4), interpolated trilinearly, activated after the interpolation.
+
+    `grid[i, j, k]` lies at `radius (2 (i, j, k)/(D - 1) - 1)`; channel 0 is density, 1 to 3 are red, green
+    and blue. The quickest field on a CPU.
+    """
+
+    def __init__(self, options: FieldOptions | None = None) -> None:
+        super().__init__(options or FieldOptions())
+        D = self.options.resolution
+        axis = torch.linspace(-self.radius, self.radius, D)
+        nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
+        grid = torch.zeros(D, D, D, 4)
+        grid[..., :1] = self.blob(nodes.view(-1, 3)).view(D, D, D, 1)
+        self.grid = nn.Parameter(grid)
+
+    def raw(self, x: Tensor) -> Tensor:
+        return interpolate(self.grid, x / self.radius)
+
+    @property
+    def normal_eps(self) -> float:
+        return 2 * self.radius / (self.options.resolution - 1)
+
+    @torch.no_grad()
+    def upsample(self, resolution: int) -> None:
+        """Refine to `resolution`^3 voxels; the parameter is a new one, so rebuild the optimiser."""
+        volume = self.grid.detach().permute(3, 0, 1, 2)[None]
+        finer = F.interpolate(volume, size=(resolution,) * 3, mode="trilinear", align_corners=True)
+        self.options.resolution = resolution
+        self.grid = nn.Parameter(finer[0].permute(1, 2, 3, 0).contiguous())
+
+
+def _head(n_in: int, options: FieldOptions) -> nn.Sequential:
+    """A small MLP from features to four logits."""
+    layers: list[nn.Module] = []
+    for _ in range(options.n_hidden_layers):
+        layers += [nn.Linear(n_in, options.n_neurons), nn.ReLU()]
+        n_in = options.n_neurons
+    return nn.Sequential(*layers, nn.Linear(n_in, 4))
+
+
+class HashGridField(Field):
+    """Multi-resolution grids and a small MLP, in torch alone (after Instant NGP).
+
+    Levels that fit their table are dense; finer ones share its entries through a spatial hash.
+    """
+
+    PRIMES = (1, 2654435761, 805459861)
+
+    def __init__(self, options: FieldOptions | None = None) -> None:
+        super().__init__(options or FieldOptions())
+        o = self.options
+        self.table_size = 2**o.log2_hashmap_size
+        self.resolutions = [
+            int(math.floor(o.base_resolution * o.per_level_scale**level)) for level in range(o.n_levels)
+        ]
+        self.levels = nn.ParameterList()
+        for res in self.resolutions:
+            dense = res**3 <= self.table_size
+            shape = (res, res, res) if dense else (self.table_size,)
+            self.levels.append(nn.Parameter(1e-4 * (2 * torch.rand(*shape, o.n_features_per_level) - 1)))
+        self.head = _head(o.n_levels * o.n_features_per_level, o)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features (N, n_levels n_features_per_level) at `x` (N, 3)."""
+        unit = x / self.radius
+        out = []
+        for table, res in zip(self.levels, self.resolutions):
+            out.append(interpolate(table, unit) if table.dim() == 4 else self._hashed(table, unit, res))
+        return torch.cat(out, dim=-1)
+
+    def _hashed(self, table: Tensor, unit: Tensor, res: int) -> Tensor:
+        u = ((unit + 1) * 0.5 * (res - 1)).clamp(0, res - 1)
+        low = u.floor().clamp(max=res - 2)
+        w = u - low
+        corners = torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], device=unit.device)
+        index = low.long()[:, None] + corners  # (N, 8, 3)
+        weight = torch.where(corners == 1, w[:, None], 1 - w[:, None]).prod(dim=-1)
+        a, b, c = (index[..., axis] * prime for axis, prime in enumerate(self.PRIMES))
+        rows = (a ^ b ^ c) % self.table_size
+        return (table[rows] * weight[..., None]).sum(dim=1)
+
+    def raw(self, x: Tensor) -> Tensor:
+        raw = self.head(self.encode(x))
+        return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
+
+
+class TinyCudaNNField(Field):
+    """The hash grid of tinycudann with a torch MLP; CUDA only.
+
+    Raises CarvError where tinycudann or CUDA is missing.
+    """
+
+    def __init__(self, options: FieldOptions | None = None) -> None:
+        super().__init__(options or FieldOptions())
+        if not torch.cuda.is_available():
+            raise CarvError("the tcnn field needs a CUDA GPU and there is none; use the field 'voxel'.")
+        try:
+            import tinycudann  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise CarvError(
+                "the tcnn field needs tinycudann, which is not installed; install it with "
+                "`pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch` "
+                "or use the field 'voxel' or 'hash'."
+            ) from error
+        o = self.options
+        config = {
+            "otype": "HashGrid",
+            "n_levels": o.n_levels,
+            "n_features_per_level": o.n_features_per_level,
+            "log2_hashmap_size": o.log2_hashmap_size,
+            "base_resolution": o.base_resolution,
+            "per_level_scale": o.per_level_scale,
+        }
+        self.encoding = tinycudann.Encoding(3, config, dtype=torch.float32)
+        self.head = _head(o.n_levels * o.n_features_per_level, o)
+
+    def raw(self, x: Tensor) -> Tensor:
+        unit = (x / self.radius + 1) * 0.5  # tinycudann encodes the cube [0, 1]^3
+        raw = self.head(self.encoding(unit).float())
+        return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
+
+
+FIELDS: dict[str, type[Field]] = {
+    "voxel": VoxelGridField,
+    "hash": HashGridField,
+    "tcnn": TinyCudaNNField,
+}
+
+
+def make_field(
+    name: str = "auto",
+    options: FieldOptions | Mapping[str, Any] | None = None,
+    log: Callable[[str], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> Field:
+    """The field called `name` ("voxel", "hash", "tcnn" or "auto") on `device`.
+
+    "auto" takes tinycudann's hash grid where `device` is CUDA and tinycudann is installed, and the voxel
+    grid otherwise; the choice is told to `log`. Raises CarvError for an unknown name or option.
+    """
+    if not isinstance(options, FieldOptions):
+        options = FieldOptions.from_dict(options or {})
+    device = torch.device(device)
+    reason = "as asked"
+    if name == "auto":
+        has_tcnn = importlib.util.find_spec("tinycudann") is not None
+        if device.type == "cuda" and has_tcnn:
+            name, reason = "tcnn", "CUDA and tinycudann are present"
+        else:
+            name = "voxel"
+            reason = "tinycudann is not installed" if device.type == "cuda" else f"the device is {device}"
+    if name not in FIELDS:
+        raise CarvError(f"unknown field {name!r}; there are: auto, {', '.join(FIELDS)}.")
+    field = FIELDS[name](options).to(device)
+    if log is not None:
+        n = sum(p.numel() for p in field.parameters())
+        log(f"field: {name} ({reason}), {n:,} parameters")
+    return field

@@ -1,0 +1,234 @@
+"""Volume rendering of a field, with nerfacc's quadrature.
+
+On the CPU every ray that meets the sphere of radius `field.radius` takes `num_samples_per_ray` samples
+between its two crossings, as dense tensors (n_rays, n_samples); the others cost nothing. On CUDA nerfacc's
+occupancy grid skips empty space and the samples are packed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Mapping
+
+import torch
+import torch.nn as nn
+from nerfacc.volrend import accumulate_along_rays, render_weight_from_density
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+from carv_3d.scenes.cameras import Cameras, Rays
+from carv_3d.scenes.fields import Field
+
+__all__ = ["RenderOptions", "RenderOutput", "VolumeRenderer", "ray_sphere"]
+
+
+@dataclass
+class RenderOptions:
+    """`grid_prune`: occupancy grid "auto" (on CUDA), or true, or false. `randomized`: jitter the samples."""
+
+    num_samples_per_ray: int = 36
+    randomized: bool = True
+    near_plane: float = 0.01
+    grid_prune: bool | str = "auto"
+    grid_resolution: int = 64
+    prune_density_threshold: float = 0.01  # in optical depth over one step
+    eval_chunk_rays: int = 65536
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples_per_ray", "grid_resolution", "eval_chunk_rays"):
+            if getattr(self, name) < 1:
+                raise CarvError(f"renderer option {name} is {getattr(self, name)}: it must be at least 1.")
+        if self.grid_prune not in (True, False, "auto"):
+            raise CarvError(f"renderer option grid_prune is {self.grid_prune!r}: give true, false or auto.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RenderOptions:
+        """Options from a config section; CarvError names a key that does not exist."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise CarvError(f"unknown renderer option {unknown[0]!r}; there are: {', '.join(sorted(known))}.")
+        return cls(**dict(values))
+
+
+@dataclass
+class RenderOutput:
+    """Pictures, differentiable in the field (and the colours in the background).
+
+    `comp_rgb` (B, H, W, 3) over the background, `opacity` (B, H, W, 1) in [0, 1], `depth` (B, H, W, 1): the
+    mean distance along the ray where there is anything, 0 elsewhere.
+
+    Per sample, for regularisers: `weights`, `sigmas`, `t_starts`, `t_ends` (M, S) and `positions`,
+    `directions` (M, S, 3) when dense (M rays that meet the sphere, `ray_indices` (M,) into B*H*W), or
+    (S,), (S, 3) and `ray_indices` (S,) when packed.
+    """
+
+    comp_rgb: Tensor
+    opacity: Tensor
+    depth: Tensor
+    weights: Tensor
+    sigmas: Tensor
+    t_starts: Tensor
+    t_ends: Tensor
+    positions: Tensor
+    directions: Tensor
+    ray_indices: Tensor
+
+
+def ray_sphere(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Where rays (N, 3), unit directions, cross the sphere around the origin: `(t_near, t_far, hit)`, (N,).
+
+    `t_near` may be negative (the ray starts inside); `hit` is false for rays that miss or leave it behind.
+    """
+    b = (origins * directions).sum(dim=-1)
+    closest = (origins * origins).sum(dim=-1) - b * b
+    half = (radius * radius - closest).clamp_min(0).sqrt()
+    return -b - half, half - b, (half > 0) & (half > b)
+
+
+class VolumeRenderer(nn.Module):
+    """Renders `field`; `update(step)` before each training step keeps the occupancy grid fresh (CUDA)."""
+
+    def __init__(self, field: Field, options: RenderOptions | None = None) -> None:
+        super().__init__()
+        self.field = field
+        self.options = options or RenderOptions()
+        self.grid: Any = None
+        on_cuda = next(field.parameters()).device.type == "cuda"
+        if self.options.grid_prune is True or (self.options.grid_prune == "auto" and on_cuda):
+            if not on_cuda:
+                raise CarvError("grid_prune needs a field on CUDA; set it to auto or false.")
+            self._build_grid()
+
+    def _build_grid(self) -> None:
+        from nerfacc import OccGridEstimator
+
+        r = self.field.radius
+        self.grid = OccGridEstimator([-r, -r, -r, r, r, r], resolution=self.options.grid_resolution)
+        self.grid.to(next(self.field.parameters()).device)
+        self.grid.occs.fill_(1.0)
+        self.grid.binaries.fill_(True)  # everything counts until the first update
+
+    @property
+    def step_size(self) -> float:
+        """Length of a packed step: the sphere's diameter in `num_samples_per_ray` steps."""
+        return 2 * self.field.radius / self.options.num_samples_per_ray
+
+    def update(self, step: int) -> None:
+        """Let the occupancy grid follow the field; does nothing without one."""
+        if self.grid is None:
+            return
+        self.grid.train()
+        self.grid.update_every_n_steps(
+            step=step,
+            occ_eval_fn=lambda x: self.field.density(x) * self.step_size,
+            occ_thre=self.options.prune_density_threshold,
+        )
+
+    def forward(
+        self,
+        rays: Rays,
+        background: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> RenderOutput:
+        """Render `rays` (B, H, W, 3) over `background`: colours (B, 3) or (3,), black without one.
+
+        In training mode with `randomized` each sample is drawn uniformly within its interval, from
+        `generator`; the intervals stay, so that the quadrature is unbiased in the optical depth and exact
+        for a constant density. Otherwise samples are midpoints.
+        """
+        B, H, W, _ = rays.directions.shape
+        o = rays.origins.reshape(-1, 3)
+        d = rays.directions.reshape(-1, 3)
+        n_rays = o.shape[0]
+        packed = self.grid is not None
+        if packed:
+            t0, t1, index, mids = self._packed_samples(o, d)
+            x_d = d[index]
+            x = o[index] + mids[:, None] * x_d
+        else:
+            t0, t1, index, mids = self._dense_samples(o, d, generator)
+            x_d = d[index][:, None, :].expand(-1, mids.shape[1], -1)
+            x = o[index][:, None, :] + mids[..., None] * x_d
+        sigma, rgb = self.field.density_and_color(x.reshape(-1, 3))
+        sigma, rgb = sigma.view(mids.shape), rgb.view(*mids.shape, 3)
+
+        kw: dict[str, Any] = {"ray_indices": index, "n_rays": n_rays} if packed else {}
+        weights, _, _ = render_weight_from_density(t0, t1, sigma, **kw)
+        color = accumulate_along_rays(weights, rgb, **kw)
+        opacity = accumulate_along_rays(weights, None, **kw)
+        depth = accumulate_along_rays(weights, mids[..., None], **kw)
+        if not packed and index.shape[0] < n_rays:
+            together = torch.cat([color, opacity, depth], dim=-1)
+            full = together.new_zeros(n_rays, 5).index_copy(0, index, together)
+            color, opacity, depth = full.split([3, 1, 1], dim=-1)
+        color, opacity, depth = (v.view(B, H, W, -1) for v in (color, opacity, depth))
+        depth = depth / opacity.clamp_min(1e-6)
+        if background is not None:
+            b = background.to(color).expand(B, 3)[:, None, None, :]
+            color = color + b * (1 - opacity)
+        return RenderOutput(color, opacity, depth, weights, sigma, t0, t1, x, x_d, index)
+
+    def _dense_samples(
+        self, o: Tensor, d: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        S = self.options.num_samples_per_ray
+        near, far, hit = ray_sphere(o, d, self.field.radius)
+        near = near.clamp_min(self.options.near_plane)
+        index = (hit & (far > near)).nonzero()[:, 0]
+        near, far = near[index], far[index]
+        edges = near[:, None] + (far - near)[:, None] * torch.linspace(0, 1, S + 1, device=o.device)
+        t0, t1 = edges[:, :-1], edges[:, 1:]
+        if self.training and self.options.randomized:
+            where = generator.device if generator is not None else o.device
+            u = torch.rand(index.shape[0], S, generator=generator, device=where).to(o.device)
+        else:
+            u = torch.full((1, 1), 0.5, device=o.device)
+        return t0, t1, index, torch.lerp(t0, t1, u)
+
+    def _packed_samples(self, o: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        near, far, hit = ray_sphere(o, d, self.field.radius)
+
+        def sigma_fn(t0: Tensor, t1: Tensor, index: Tensor) -> Tensor:
+            if t0.numel() == 0:
+                return t0
+            x = o[index] + 0.5 * (t0 + t1)[:, None] * d[index]
+            return self.field.density(x).squeeze(-1)
+
+        index, t0, t1 = self.grid.sampling(
+            o,
+            d,
+            sigma_fn=sigma_fn,
+            near_plane=self.options.near_plane,
+            t_min=near.clamp_min(self.options.near_plane),
+            t_max=torch.where(hit, far, torch.full_like(far, -math.inf)),
+            render_step_size=self.step_size,
+            stratified=self.training and self.options.randomized,
+        )
+        index = index.long()
+        return t0, t1, index, 0.5 * (t0 + t1)
+
+    @torch.no_grad()
+    def render(
+        self, cameras: Cameras, height: int, width: int, background: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Finished pictures without gradients, in chunks: `comp_rgb` (B, H, W, 3) in [0, 1], `opacity`,
+        `depth` (B, H, W, 1). Samples are midpoints, whatever the mode."""
+        device = next(self.field.parameters()).device
+        was_training = self.training
+        self.eval()
+        try:
+            per_call = max(1, self.options.eval_chunk_rays // (height * width))
+            parts = []
+            for start in range(0, len(cameras), per_call):
+                chunk = cameras[start : start + per_call].to(device)
+                b = background
+                if b is not None and b.dim() == 2 and b.shape[0] == len(cameras):
+                    b = b[start : start + per_call]
+                out = self(chunk.rays(height, width), b)
+                parts.append((out.comp_rgb.clamp(0, 1), out.opacity, out.depth))
+        finally:
+            self.train(was_training)
+        rgb, opacity, depth = (torch.cat(v) for v in zip(*parts))
+        return rgb, opacity, depth

@@ -1,0 +1,84 @@
+"""Trilinear interpolation of a channels-last voxel grid: what a CPU render spends its time on.
+
+`F.grid_sample` takes 50-60 ms forward and backward for the 147 456 samples of a 64x64 picture with 36
+samples a ray, on one core; the two loops here, compiled by numba, take 10 ms. They are used on the CPU, in
+float32, where numba is installed and the points need no gradient; anything else goes through
+`F.grid_sample`, which computes the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from typing import Any, Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["interpolate", "interpolate_reference", "numba_available"]
+
+
+@lru_cache(maxsize=1)
+def numba_available() -> bool:
+    """Whether the compiled loops can be used on this machine."""
+    return importlib.util.find_spec("numba") is not None
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
+    """The compiled forward and backward loops, kept on disk between runs where that is possible."""
+    from carv_3d.scenes import _trilinear_numba
+
+    return _trilinear_numba.gather, _trilinear_numba.scatter
+
+
+class _Trilinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, x: Tensor) -> Tensor:
+        gather, _ = _kernels()
+        D, H, W, C = grid.shape
+        flat = grid.detach().contiguous().view(-1, C)
+        x = x.detach().contiguous()
+        out = torch.empty(x.shape[0], C)
+        gather(flat.numpy(), x.numpy(), out.numpy(), D, H, W)
+        ctx.save_for_backward(x)
+        ctx.grid_shape = grid.shape
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
+        _, scatter = _kernels()
+        (x,) = ctx.saved_tensors
+        D, H, W, C = ctx.grid_shape
+        grad_grid = torch.zeros(D * H * W, C)
+        scatter(grad_grid.numpy(), x.numpy(), grad_outputs[0].contiguous().numpy(), D, H, W)
+        return grad_grid.view(D, H, W, C), None
+
+
+def interpolate_reference(grid: Tensor, x: Tensor) -> Tensor:
+    """`interpolate` by `F.grid_sample`: on every device, differentiable in `x` too, slower on the CPU."""
+    volume = grid.permute(3, 0, 1, 2)[None]  # (1, C, D, H, W), a view: channels stay innermost
+    points = x.flip(-1).view(1, 1, 1, -1, 3)  # grid_sample wants the last axis first
+    out = F.grid_sample(volume, points, mode="bilinear", padding_mode="border", align_corners=True)
+    return out.view(grid.shape[-1], -1).t()
+
+
+def interpolate(grid: Tensor, x: Tensor) -> Tensor:
+    """Values (N, C) of `grid` (D, H, W, C) at the points `x` (N, 3) of the cube [-1, 1]^3.
+
+    `x[:, 0]` runs along D, `x[:, 1]` along H, `x[:, 2]` along W; -1 and 1 are the centres of the outermost
+    voxels (`align_corners=True`), and points outside take the border's value.
+    Differentiable in `grid`, and in `x` where `x` requires a gradient.
+    """
+    fast = (
+        numba_available()
+        and grid.device.type == "cpu"
+        and grid.dtype == x.dtype == torch.float32
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and min(grid.shape[:3]) > 1
+    )
+    if fast:
+        out: Tensor = _Trilinear.apply(grid, x)
+        return out
+    return interpolate_reference(grid, x)
