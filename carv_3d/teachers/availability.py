@@ -1,0 +1,155 @@
+"""From a model's name to a folder on this machine, or one sentence that says why there is none.
+
+The order is: the built-in carv-tiny, a local folder, the Hugging Face cache, the hub. Nothing
+is loaded here, and without a network the answer comes at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from carv_3d.errors import CarvError
+from carv_3d.teachers.model_folder import BIN_STEMS, COMPONENTS, WAY_OUT, WEIGHT_STEMS, check_folder
+
+log = logging.getLogger(__name__)
+
+BUILT_IN = {"carv-tiny": Path(__file__).parent / "tiny" / "weights"}
+
+GONE = {
+    f"stabilityai/stable-diffusion-{version}": f"sd2-community/stable-diffusion-{version}"
+    for version in ("2", "2-base", "2-1", "2-1-base")
+}
+"""Withdrawn from the hub in November 2025, with their public mirrors (never taken unasked)."""
+
+HUB_TIMEOUT_S = 10.0
+
+
+def resolve_model(name_or_path: str, local_files_only: bool = False, cache_dir: str | None = None) -> Path:
+    """The folder of a whole, usable Stable Diffusion model.
+
+    name_or_path: "carv-tiny", a local diffusers folder, or a hub id such as "owner/name".
+    local_files_only: never ask the hub.
+    Raises CarvError in one sentence: what was looked for, where, why it is not there, the way out.
+    """
+    name = str(name_or_path).strip()
+    if not name:
+        raise CarvError(f"pretrained_model_name_or_path is empty; {WAY_OUT}.")
+    if name in BUILT_IN:
+        return _built_in(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        check_folder(path)
+        return path
+    if path.is_file():
+        raise CarvError(
+            f"{path} is a single file, and only diffusers folders are read: convert it with diffusers' "
+            f"StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER), {WAY_OUT}."
+        )
+    if _looks_like_path(name):
+        raise CarvError(f"no diffusion model at {path.absolute()}: there is no such folder; {WAY_OUT}.")
+    return _from_hub(name, local_files_only, cache_dir)
+
+
+def _built_in(name: str) -> Path:
+    folder = BUILT_IN[name]
+    if not (folder / "model_index.json").is_file():
+        raise CarvError(
+            f"the built-in model {name} is not in this installation ({folder} is missing or empty): "
+            "install the package again, or name a local diffusers folder as pretrained_model_name_or_path."
+        )
+    check_folder(folder)
+    return folder
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1 or name.endswith("/")
+
+
+def _from_hub(name: str, local_files_only: bool, cache_dir: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    cache = cache_dir or getattr(constants, "HF_HUB_CACHE", None) or constants.HUGGINGFACE_HUB_CACHE
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
+        check_folder(folder)
+        return folder
+    except CarvError as error:  # a download that was broken off
+        in_cache = f"its copy in the cache {cache} is not whole ({str(error).split(';')[0]})"
+    except Exception as error:
+        log.debug("not in the cache: %s", error)
+        in_cache = f"it is not in the cache {cache}"
+    sought = f"no diffusion model {name!r}: there is no folder of that name in {os.getcwd()}, {in_cache}"
+    if local_files_only or getattr(constants, "HF_HUB_OFFLINE", False):
+        raise CarvError(f"{sought}, and this is offline mode, so the hub is not asked; {WAY_OUT}.")
+    try:
+        info = huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        files = needed_files(entry.rfilename for entry in info.siblings or [])
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                name, revision=info.sha, cache_dir=cache_dir, allow_patterns=files, etag_timeout=HUB_TIMEOUT_S
+            )
+        )
+    except Exception as error:
+        raise CarvError(f"{sought}, and {_why(error)}{_mirror(name)}; {WAY_OUT}.") from error
+    check_folder(folder)
+    return folder
+
+
+def needed_files(listing: Iterable[str]) -> list[str]:
+    """Of a hub repository's files, those that are read: configs, tokenizer, and one copy of each weight.
+
+    safetensors rather than .bin, the plain variant rather than fp16 or non_ema, no safety checker.
+    """
+    names = sorted(listing)
+    wanted = [name for name in names if name == "model_index.json"]
+    for part in COMPONENTS:
+        inside = [name for name in names if name.startswith(f"{part}/") and name.count("/") == 1]
+        wanted += [name for name in inside if name.endswith((".json", ".txt"))]
+        if part in WEIGHT_STEMS:
+            safe = [
+                name for name in inside if _is_weight(name, f"{part}/{WEIGHT_STEMS[part]}", ".safetensors")
+            ]
+            binary = [name for name in inside if _is_weight(name, f"{part}/{BIN_STEMS[part]}", ".bin")]
+            wanted += safe or binary
+    return wanted
+
+
+def _is_weight(name: str, stem: str, suffix: str) -> bool:
+    # NAME.safetensors, or a shard NAME-00001-of-00002.safetensors
+    middle = name[len(stem) : -len(suffix)]
+    return name.startswith(stem) and name.endswith(suffix) and (not middle or middle.startswith("-0"))
+
+
+def _why(error: BaseException) -> str:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if "GatedRepoError" in names:
+        return (
+            "the hub gives it only to those who accepted its licence (accept it there, then `hf auth login`)"
+        )
+    if names & {"RepositoryNotFoundError", "DisabledRepoError"} or status in (401, 403, 404, 410):
+        return "the hub has no public model of that name"
+    if names & {"HFValidationError"}:
+        return "that is no valid name on the hub either"
+    if "OfflineModeIsEnabled" in names:
+        return "this is offline mode, so the hub is not asked"
+    if names & {"LocalEntryNotFoundError", "ConnectionError", "TransportError", "TimeoutError", "Timeout"}:
+        return f"the hub cannot be reached from here ({type(error).__name__}: {_first_line(error)})"
+    return f"the hub did not deliver it ({type(error).__name__}: {_first_line(error)})"
+
+
+def _mirror(name: str) -> str:
+    if name not in GONE:
+        return ""
+    return f" (it was withdrawn in November 2025; {GONE[name]} is a public mirror)"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else "no details")[:120].rstrip(".")

@@ -1,0 +1,122 @@
+"""From a checked folder to the parts of a model, on old and new diffusers and transformers alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carv_3d.errors import CarvError
+from carv_3d.teachers.model_folder import WAY_OUT, weight_files
+
+
+def load_parts(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """unet, vae, text_encoder (on the CPU, in `dtype`), tokenizer and scheduler of a diffusers folder.
+
+    Raises CarvError, naming the file, for whatever cannot be read or does not fit its config.
+    """
+    import diffusers
+    import transformers
+
+    with _quiet(diffusers.utils.logging, transformers.utils.logging):
+        parts: dict[str, Any] = {
+            part: _load_weights(library, kind, folder, part, dtype)
+            for library, kind, part in (
+                (diffusers, "UNet2DConditionModel", "unet"),
+                (diffusers, "AutoencoderKL", "vae"),
+                (transformers, "CLIPTextModel", "text_encoder"),
+            )
+        }
+        with _named(folder, "tokenizer", folder / "tokenizer"):
+            parts["tokenizer"] = transformers.CLIPTokenizer.from_pretrained(
+                str(folder), subfolder="tokenizer", local_files_only=True
+            )
+        with _named(folder, "scheduler", folder / "scheduler" / "scheduler_config.json"):
+            parts["scheduler"] = diffusers.DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler")
+    return parts
+
+
+def dtype_argument(library: str, version: str) -> str:
+    """`dtype` or `torch_dtype`: which of the two `from_pretrained` of this library reads.
+
+    transformers has `dtype` since 4.56. Old diffusers ignores it or raises, new is about to drop the other.
+    """
+    from packaging.version import Version
+
+    since = {"transformers": "4.56", "diffusers": "0.42"}[library]
+    return "dtype" if Version(version) >= Version(since) else "torch_dtype"
+
+
+def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch.dtype) -> Any:
+    file = weight_files(folder, part)[0]
+    with _named(folder, part, file):
+        model, info = getattr(library, kind).from_pretrained(
+            str(folder),
+            subfolder=part,
+            local_files_only=True,
+            output_loading_info=True,
+            **{dtype_argument(library.__name__, library.__version__): dtype},
+        )
+        missing = [key for key in info["missing_keys"] if not key.endswith("position_ids")]
+        if missing and part == "text_encoder":
+            missing = _load_renamed(model, file)
+    if missing:
+        raise CarvError(
+            f"the diffusion model cannot be used: {file} lacks {len(missing)} of the tensors that its "
+            f"config.json asks for, such as {min(missing)}; {WAY_OUT}."
+        )
+    return model
+
+
+def _load_renamed(model: Any, file: Path) -> list[str]:
+    """transformers 5 saves CLIP without the prefix `text_model.` that 4 wants. Returns what is missing."""
+    if file.suffix != ".safetensors":
+        return list(model.state_dict())
+    from safetensors.torch import load_file
+
+    saved = {key.removeprefix("text_model."): value for key, value in load_file(str(file)).items()}
+    wanted = model.state_dict()
+    found = {
+        key: saved[key.removeprefix("text_model.")]
+        for key in wanted
+        if key.removeprefix("text_model.") in saved
+    }
+    model.load_state_dict(found, strict=False)
+    return [key for key in wanted if key not in found and not key.endswith("position_ids")]
+
+
+@contextlib.contextmanager
+def _quiet(*loggers: Any) -> Iterator[None]:
+    """No progress bars or notes about unused config keys while a model loads; what fails still raises."""
+    before = [logger.get_verbosity() for logger in loggers]
+    # whether bars were on is not asked for in every version, so they are only switched off where it is
+    bars = [logger for logger in loggers if getattr(logger, "is_progress_bar_enabled", lambda: False)()]
+    for logger in loggers:
+        logger.set_verbosity_error()
+    for logger in bars:
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.set_verbosity(level)
+        for logger in bars:
+            logger.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _named(folder: Path, part: str, file: Path) -> Iterator[None]:
+    """Whatever a library says while it loads a part becomes one CarvError that names the file."""
+    try:
+        yield
+    except (CarvError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = (lines[0] if lines else type(error).__name__)[:200].rstrip(".:")
+        raise CarvError(
+            f"the {part} of {folder} cannot be loaded from {file} ({said}); {WAY_OUT}."
+        ) from error

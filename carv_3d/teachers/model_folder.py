@@ -1,0 +1,141 @@
+"""Is this folder a Stable Diffusion model that can be used? Answered from its files, before any work.
+
+Only small files and the heads of the weights are read, so a truncated download, a git-lfs
+pointer or a pipeline of another kind is named at once, in one CarvError.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from carv_3d.errors import CarvError
+
+COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+"""The parts that are used; a safety checker or feature extractor is left alone."""
+
+_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+WEIGHT_STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model"}
+WAY_OUT = (
+    "name a local diffusers folder (the one that holds model_index.json) as "
+    "pretrained_model_name_or_path, or use the built-in carv-tiny"
+)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises CarvError, naming the file, unless `folder` is a whole Stable Diffusion model."""
+    index = read_json(folder / "model_index.json")
+    for part in COMPONENTS:
+        if not isinstance(index.get(part), list) or len(index[part]) != 2 or index[part][1] is None:
+            raise CarvError(_bad(folder / "model_index.json", f"it lists no {part}"))
+    for part, wanted in _CLASSES.items():
+        found = index[part][1]
+        if found != wanted:
+            raise CarvError(
+                _bad(
+                    folder / "model_index.json",
+                    f"it holds a {index.get('_class_name', 'pipeline')} whose {part} is a {found}, "
+                    f"where Stable Diffusion 1.x or 2.x has a {wanted}",
+                )
+            )
+    if index.get("text_encoder_2", [None, None])[1] is not None:
+        raise CarvError(_bad(folder / "model_index.json", "it has two text encoders, so it is SDXL"))
+    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
+    _check_unet(folder / "unet" / "config.json", unet, vae)
+    read_json(folder / "text_encoder" / "config.json")
+    _check_prediction_type(folder)
+    for part in WEIGHT_STEMS:
+        for file in weight_files(folder, part):
+            check_weight_file(file)
+    _check_tokenizer(folder / "tokenizer")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; CarvError if it is missing, empty, cut off or not an object."""
+    if not file.is_file():
+        raise CarvError(_bad(file, "it is missing"))
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CarvError(_bad(file, f"it is not readable JSON ({error})")) from error
+    if not isinstance(value, dict):
+        raise CarvError(_bad(file, "it does not hold a JSON object"))
+    return value
+
+
+def weight_files(folder: Path, part: str) -> list[Path]:
+    """The weight files of a part: safetensors before .bin, shards by their index."""
+    here = folder / part
+    for stem, suffix in ((WEIGHT_STEMS[part], ".safetensors"), (BIN_STEMS[part], ".bin")):
+        if (here / f"{stem}{suffix}").is_file():
+            return [here / f"{stem}{suffix}"]
+        index = here / f"{stem}{suffix}.index.json"
+        if index.is_file():
+            return sorted({here / name for name in read_json(index).get("weight_map", {}).values()})
+    raise CarvError(_bad(here / f"{WEIGHT_STEMS[part]}.safetensors", "it is missing (nor is there a .bin)"))
+
+
+def check_weight_file(file: Path) -> None:
+    """CarvError if the file is missing, a git-lfs pointer, or shorter than its own header says."""
+    if not file.is_file():
+        raise CarvError(_bad(file, "it is missing"))
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(64)
+        if head.startswith(b"version https://git-lfs"):
+            raise CarvError(_bad(file, "it is a git-lfs pointer, not the weights (run `git lfs pull`)"))
+        if file.suffix != ".safetensors":
+            return
+        length = int.from_bytes(head[:8], "little")
+        if size < 8 or 8 + length > size:
+            raise CarvError(_bad(file, f"it is cut off at {size} bytes"))
+        stream.seek(8)
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CarvError(_bad(file, "its safetensors header is not readable")) from error
+    whole = 8 + length + max(ends, default=0)
+    if size < whole:
+        raise CarvError(_bad(file, f"it is cut off: {size} bytes of {whole}"))
+
+
+def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels != latent:
+        raise CarvError(
+            _bad(
+                file,
+                f"the UNet takes {channels} channels and the VAE gives {latent} "
+                "(an inpainting, depth or upscaling model is no text-to-image teacher)",
+            )
+        )
+    for key in ("class_embed_type", "num_class_embeds", "addition_embed_type"):
+        if unet.get(key) is not None:
+            raise CarvError(_bad(file, f"the UNet wants more than text ({key} = {unet[key]!r})"))
+
+
+def _check_prediction_type(folder: Path) -> None:
+    file = folder / "scheduler" / "scheduler_config.json"
+    kind = read_json(file).get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction"):
+        raise CarvError(_bad(file, f"prediction_type is {kind!r}, not epsilon or v_prediction"))
+
+
+def _check_tokenizer(here: Path) -> None:
+    pair = [here / "vocab.json", here / "merges.txt"]
+    if not (here / "tokenizer.json").is_file() and not all(file.is_file() for file in pair):
+        raise CarvError(_bad(pair[0], "it is missing (the tokenizer needs vocab.json and merges.txt)"))
+    for file in (here / "vocab.json", here / "tokenizer.json"):
+        if file.is_file():
+            read_json(file)
+
+
+def _bad(file: Path, why: str) -> str:
+    return f"the diffusion model cannot be used: {file}: {why}; mend or download it again, {WAY_OUT}."

@@ -1,0 +1,138 @@
+"""Shared fixtures: a Stable Diffusion folder with random weights, small enough to build in a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+CONTEXT = 20  # tokens
+LATENT = 8  # latents 8 x 8, pictures 16 x 16
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(min(torch.get_num_threads(), 2))
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight epsilon model in the diffusers folder format. Read only: copy before you change it."""
+    return build_sd_folder(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="session")
+def v_prediction_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, read as a v-prediction model."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("sd_v") / "model"
+    shutil.copytree(sd_folder, folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd_teacher(sd_folder: Path) -> Any:
+    """The model of `sd_folder`, loaded on the CPU. Frozen: share it."""
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    return StableDiffusionTeacher.load(str(sd_folder), device="cpu")
+
+
+def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
+    """Write the model; loads alike in transformers 4 and 5, whose tokenizers read different files."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    size = _write_tokenizer(folder / "tokenizer")
+    text_config = CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
+    CLIPTextModel(text_config).save_pretrained(folder / "text_encoder", safe_serialization=True)
+    UNet2DConditionModel(
+        sample_size=LATENT,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=width,
+    ).save_pretrained(folder / "unet", safe_serialization=True)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=2 * LATENT,
+        scaling_factor=0.5,
+    ).save_pretrained(folder / "vae", safe_serialization=True)
+    DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(folder / "scheduler")
+    torch.set_rng_state(state)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.19.3",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def _write_tokenizer(folder: Path) -> int:
+    """CLIP's byte alphabet with no merges, one token a character; returns the size of the vocabulary."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True)
+    keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in keep]
+    alphabet = [chr(byte) if byte in keep else chr(256 + others.index(byte)) for byte in range(256)]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
+
+    def write_pair() -> None:
+        vocab = {token: i for i, token in enumerate(tokens)}
+        (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+
+    write_pair()
+    tokenizer = CLIPTokenizer.from_pretrained(
+        str(folder),
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_max_length=CONTEXT,
+    )
+    tokenizer.save_pretrained(str(folder))
+    write_pair()
+    return len(tokens)
