@@ -1,0 +1,122 @@
+"""Line charts as inline SVG: no dependency, sharp at every size, and offline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, HEIGHT = 520, 250
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 38
+# told apart by the colour-blind too
+COLOURS = ("#2f6f9f", "#c8553d", "#5a8f4e", "#8a6bb1", "#b08a2e", "#4d8f8b")
+
+
+@dataclass
+class Series:
+    """One line: `y` over `x` (equal lengths; points with a y that is not finite are left out)."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    points: list[tuple[float, float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.points = [(a, b) for a, b in zip(self.x, self.y) if math.isfinite(a) and math.isfinite(b)]
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high].
+
+    >>> nice_ticks(0.0, 10.0)
+    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    """
+    span = high - low
+    if span <= 0 or not math.isfinite(span):
+        return [low]
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def smooth(y: Sequence[float], window: int) -> list[float]:
+    """The mean over the `window` points around each one (fewer at the ends): a noisy line made readable.
+
+    >>> smooth([0.0, 3.0, 0.0], 3)
+    [1.5, 1.0, 1.5]
+    """
+    half = window // 2
+    out = []
+    for i in range(len(y)):
+        part = y[max(0, i - half) : i + half + 1]
+        out.append(sum(part) / len(part))
+    return out
+
+
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, window: int = 1) -> str:
+    """An SVG of `series` with axes, grid and, for more than one line, a legend; '' where there is no point.
+
+    With `window` > 1 each line is drawn faint as it is, and its running mean over `window` points on top.
+    Names and labels are escaped.
+    """
+    drawn = [s for s in series if s.points]
+    if not drawn:
+        return ""
+    xs = [p[0] for s in drawn for p in s.points]
+    ys = [p[1] for s in drawn for p in s.points]
+    x0, x1 = min(xs), max(xs)
+    y0, y1 = min(ys), max(ys)
+    if y0 >= 0 and y0 < 0.5 * y1:
+        y0 = 0.0
+    pad = (y1 - y0) * 0.06 or abs(y1) * 0.1 or 1.0
+    y1 += pad
+    if y0 != 0:
+        y0 -= pad
+    x1 = x1 if x1 > x0 else x0 + 1.0
+
+    def px(x: float) -> float:
+        return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+
+    def py(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
+
+    def path(points: Sequence[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{px(a):.1f},{py(b):.1f}" for a, b in points)
+
+    label = escape(f"{y_label} over {x_label}", quote=True)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" class="chart">']
+    for tick in nice_ticks(y0, y1):
+        y = py(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    for tick in nice_ticks(x0, x1, 6):
+        x, y = px(tick), HEIGHT - BOTTOM + 18
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{y}" text-anchor="middle">{tick:.6g}</text>')
+    parts.append(
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
+        f"{escape(x_label)}</text>"
+    )
+    for index, one in enumerate(drawn):
+        colour = COLOURS[index % len(COLOURS)]
+        shown = one.points
+        if window > 1 and len(shown) > window:
+            parts.append(f'<path d="{path(shown)}" fill="none" stroke="{colour}" stroke-opacity=".25"/>')
+            shown = list(zip([p[0] for p in shown], smooth([p[1] for p in shown], window)))
+        if len(shown) == 1:
+            cx, cy = px(shown[0][0]), py(shown[0][1])
+            parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" fill="{colour}"/>')
+        parts.append(f'<path d="{path(shown)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    if len(drawn) > 1:
+        x = float(LEFT + 8)
+        for index, one in enumerate(drawn):
+            colour = COLOURS[index % len(COLOURS)]
+            parts.append(f'<rect x="{x:.0f}" y="{TOP}" width="12" height="3" fill="{colour}"/>')
+            parts.append(f'<text class="tick" x="{x + 17:.0f}" y="{TOP + 6}">{escape(one.name)}</text>')
+            x += 30 + 6.6 * len(one.name)
+    parts.append("</svg>")
+    return "".join(parts)

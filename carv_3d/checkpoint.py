@@ -1,0 +1,107 @@
+"""Checkpoints that survive a kill, a full disk and a truncated file.
+
+A checkpoint is a nested dict of tensors, numbers and strings, saved with `torch.save` and read with
+`weights_only=True`, so that a checkpoint from elsewhere cannot run code. The one before the newest is kept
+beside it as `<name>.previous`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error, write_atomic
+
+FORMAT = 1
+
+
+def previous_path(path: Path) -> Path:
+    """Where the checkpoint before the newest lies."""
+    return path.with_name(path.name + ".previous")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` to `path`; the checkpoint that was there becomes `<name>.previous`.
+
+    At every moment at least one whole checkpoint is on the disk (after the first).
+
+    Raises:
+        CarvError: the disk is full or the place cannot be written; the older checkpoints are intact.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "state": state}, buffer)
+    fresh = path.with_name(path.name + ".new")
+    try:
+        write_atomic(fresh, buffer.getvalue())
+        if path.exists():
+            os.replace(path, previous_path(path))
+        os.replace(fresh, path)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The newest whole checkpoint at `path`, on the CPU, and a sentence where it was not the newest.
+
+    Returns:
+        `(state, note)`: note is None, or says that `path` is damaged and the previous one was taken.
+
+    Raises:
+        CarvError: there is none, or none that can be read, or one of a newer release.
+    """
+    damaged: list[str] = []
+    for candidate in (path, previous_path(path)):
+        if not candidate.exists():
+            continue
+        try:
+            content = torch.load(candidate, map_location="cpu", weights_only=True)
+            version, state = content["format"], content["state"]
+        except Exception as error:  # torch raises many kinds for a damaged file: pickle, zip, Runtime, EOF
+            damaged.append(f"{candidate.name} ({str(error).splitlines()[0][:80] if str(error) else 'empty'})")
+            continue
+        if version > FORMAT:
+            raise CarvError(f"{candidate} was written by a newer carv_3d (format {version}); update it")
+        note = None
+        if damaged:
+            note = f"{path.name} is truncated or damaged; going on from the one before it, {candidate.name}"
+        return state, note
+    if damaged:
+        raise CarvError(
+            f"no checkpoint in {path.parent} can be read: {', '.join(damaged)}; "
+            "begin again without --resume and with a new --out"
+        )
+    raise CarvError(f"there is no checkpoint at {path}")
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global random number generator (torch, CUDA, numpy, python), as plain data."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002 -- the global state is meant
+    kind, keys, position, has_gauss, cached = legacy
+    keys = torch.from_numpy(keys.astype(np.int64))
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), keys, int(position), int(has_gauss), float(cached)],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` returned (CUDA's only where as many devices are there)."""
+    torch.set_rng_state(state["torch"].cpu())
+    cuda: list[Tensor] = [s.cpu() for s in state["cuda"]]
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,325 @@
+"""The embedded host's configuration: YAML in threestudio's key names, read strictly into dataclasses."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from carv_3d.annealing import Annealed, check_annealed
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error
+from carv_3d.guidance_options import GuidanceOptions
+from carv_3d.options import read_options, to_mapping
+from carv_3d.scenes.cameras import CameraOptions
+from carv_3d.scenes.fields import FIELDS, FieldOptions
+from carv_3d.scenes.mesh import MeshOptions
+from carv_3d.scenes.rendering import RenderOptions
+
+OPTIMIZERS = ("Adam", "AdamW")
+SCHEDULERS = ("exponential", "constant")
+DEVICES = ("auto", "cpu", "cuda")
+MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
+
+
+def _at_least(options: Any, low: float, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < low:
+            raise CarvError(f"{name} is {getattr(options, name)}; it must be at least {low:g}")
+
+
+def _one_of(options: Any, name: str, allowed: Sequence[str]) -> None:
+    value = getattr(options, name)
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(allowed)}"
+        raise CarvError(f"{name} is {value!r}; {hint}")
+
+
+@dataclass
+class BackgroundOptions:
+    """What lies behind the object. White alone lets white floaters hide; a light colour shows them."""
+
+    random_probability: float = 0.6  # share of the steps with a random colour; the others are white
+    random_min: float = 0.6  # its darkest value per channel, in [0, 1]
+
+    def __post_init__(self) -> None:
+        for name in ("random_probability", "random_min"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CarvError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+
+
+@dataclass
+class PromptOptions:
+    """The prompt and how a camera's position is put into words; threestudio's names."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    view_dependent_prompting: bool = True
+    fine_views: bool = True  # eight directions ("front left view"); false: threestudio's front, side, back
+    overhead_threshold: float = 60.0  # degrees
+    front_threshold: float = 45.0
+    back_threshold: float = 45.0
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) > MAX_PROMPT or len(self.negative_prompt) > MAX_PROMPT:
+            raise CarvError(f"the prompt is longer than {MAX_PROMPT} characters; shorten it")
+        for text in (self.prompt, self.negative_prompt):
+            if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
+                raise CarvError("the prompt holds control characters or is no valid UTF-8: write plain text")
+        for name in ("overhead_threshold", "front_threshold", "back_threshold"):
+            if not 0 <= getattr(self, name) <= 180:
+                raise CarvError(f"{name} is {getattr(self, name)}; it must lie between 0 and 180 degrees")
+
+
+@dataclass
+class LossOptions:
+    """What each loss is multiplied by; numbers or `carv_3d.annealing` schedules. 0 leaves a loss out.
+
+    `loss_sds` is summed over the latent's elements and averaged over renders, the others are means.
+    """
+
+    lambda_sds: Annealed = 1.0
+    lambda_recon: Annealed = 1000.0  # MSE(x, decode(encode(x))): keeps renders where the VAE is at home
+    lambda_density: Annealed = 20.0  # mean density over the samples
+    lambda_sparsity: Annealed = 50.0  # threestudio's sparsity, mean sqrt(opacity^2 + 0.01)
+    lambda_opaque: Annealed = 0.0  # threestudio's: mean binary entropy of the opacity
+    lambda_orient: Annealed = 0.0  # threestudio's: normals that point away from the camera
+    lambda_tv: Annealed = 0.0  # total variation of the voxel grid (voxel geometry alone)
+
+    def __post_init__(self) -> None:
+        for name in vars(self):
+            setattr(self, name, check_annealed(name, getattr(self, name)))
+
+
+@dataclass
+class OptimizerArgs:
+    """Passed to the torch optimizer."""
+
+    lr: float = 0.06
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-15
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise CarvError(f"lr is {self.lr}; it must be above 0")
+        _at_least(self, 0, "eps", "weight_decay")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise CarvError(f"betas are {list(self.betas)}; each must be at least 0 and below 1")
+
+
+@dataclass
+class OptimizerOptions:
+    """Which torch optimizer, and its arguments."""
+
+    name: str = "Adam"
+    args: OptimizerArgs = field(default_factory=OptimizerArgs)
+
+    def __post_init__(self) -> None:
+        _one_of(self, "name", OPTIMIZERS)
+
+
+@dataclass
+class SchedulerOptions:
+    """How the learning rate falls over the run: exponential, to `final_factor` of itself, or constant."""
+
+    name: str = "exponential"
+    final_factor: float = 0.2
+
+    def __post_init__(self) -> None:
+        _one_of(self, "name", SCHEDULERS)
+        if not 0 < self.final_factor <= 1:
+            raise CarvError(f"final_factor is {self.final_factor}; it must be above 0 and at most 1")
+
+
+@dataclass
+class TrainerOptions:
+    """How long, and what is shown meanwhile."""
+
+    max_steps: int = 300
+    val_check_interval: int = 25  # steps between two previews (progress.png) and two readings of the judge
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_steps", "val_check_interval")
+
+
+def _default_guidance() -> GuidanceOptions:
+    steps = TrainerOptions.max_steps
+    return GuidanceOptions(
+        guidance_scale=3.5, max_step_percent=[0.98, 0.4, steps], trainer_max_steps=steps, num_draws=4
+    )
+
+
+@dataclass
+class SystemOptions:
+    """The scene, the teacher and what is minimised."""
+
+    geometry_type: str = "auto"
+    geometry: FieldOptions = field(default_factory=FieldOptions)
+    renderer: RenderOptions = field(default_factory=RenderOptions)
+    background: BackgroundOptions = field(default_factory=BackgroundOptions)
+    prompt_processor: PromptOptions = field(default_factory=PromptOptions)
+    guidance: GuidanceOptions = field(default_factory=_default_guidance)
+    loss: LossOptions = field(default_factory=LossOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+    exporter: MeshOptions = field(default_factory=MeshOptions)
+
+    def __post_init__(self) -> None:
+        _one_of(self, "geometry_type", ("auto", *FIELDS))
+
+
+@dataclass
+class CheckpointOptions:
+    """How often the run's state is saved."""
+
+    every_n_train_steps: int = 25
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every_n_train_steps")
+
+
+def _default_data() -> CameraOptions:
+    """The cameras of carv-tiny's training pictures, so that the object fills the frame as it did there."""
+    return CameraOptions(
+        elevation_range=(-10.0, 45.0),
+        camera_distance_range=(2.5, 3.0),
+        fovy_range=(36.0, 42.0),
+        eval_height=192,
+        eval_width=192,
+        eval_elevation_deg=20.0,
+        eval_camera_distance=2.75,
+        eval_fovy_deg=39.0,
+        n_test_views=60,
+    )
+
+
+@dataclass
+class Config:
+    """Everything a run depends on. `data` and `system` are threestudio's groups."""
+
+    seed: int = 0
+    device: str = "auto"
+    data: CameraOptions = field(default_factory=_default_data)
+    system: SystemOptions = field(default_factory=SystemOptions)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise CarvError(f"seed is {self.seed}; it must be at least 0 and below 2^63")
+        _one_of(self, "device", DEVICES)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, as it was given."""
+        return self.system.prompt_processor.prompt
+
+
+def config_from(values: Mapping[str, Any]) -> Config:
+    """A `Config` from a nested mapping; CarvError names what is unknown or out of range."""
+    return read_options(Config(), values)
+
+
+# Under every configuration: what follows from another value unless it is given itself.
+BASE: dict[str, Any] = {
+    "trainer": {"max_steps": TrainerOptions.max_steps},
+    "system": {
+        "guidance": {
+            "max_step_percent": [0.98, 0.4, "${trainer.max_steps}"],
+            "trainer_max_steps": "${trainer.max_steps}",
+        }
+    },
+}
+
+
+def load_config(
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    prompt: str | None = None,
+    seed: int | None = None,
+) -> Config:
+    """The resolved configuration: the defaults, then the file, then the overrides, then prompt and seed.
+
+    Args:
+        path: a YAML file; `${...}` in it (and in the overrides) is resolved after all have been merged.
+        overrides: "system.guidance.num_draws=8" and the like; the value is read as YAML.
+        prompt: taken literally.
+        seed: of everything that is drawn.
+
+    Raises:
+        CarvError: in one sentence, for a file that cannot be read and for every unknown or bad option.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    parts = [BASE, *([_read_yaml(path)] if path else []), *map(_read_override, overrides)]
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(*parts), resolve=True)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:  # TypeError: a list where a group is
+        raise CarvError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from error
+    assert isinstance(merged, dict)
+    values: dict[str, Any] = {str(key): value for key, value in merged.items()}
+    if seed is not None:
+        values["seed"] = seed
+    config = config_from(values)
+    if prompt is not None:
+        config.system.prompt_processor = replace(config.system.prompt_processor, prompt=prompt)
+    return config
+
+
+def _read_yaml(path: Path) -> Any:
+    """A YAML file as an unresolved OmegaConf group; CarvError in one sentence for any mistake in it."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise CarvError(f"there is no config file {path}{hint}") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise CarvError(f"{path} is not readable YAML: {' '.join(str(error).split())[:160]}") from error
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    if not isinstance(loaded, DictConfig):
+        raise CarvError(f"{path} must hold groups of options (key: value), not a list")
+    return loaded
+
+
+def _read_override(override: str) -> Any:
+    """The override `a.b=1` as an OmegaConf group; CarvError without "=" or where the value is no YAML."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, equals, _ = override.partition("=")
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
+        raise CarvError(f"{override!r} is no option: write key=value, such as system.guidance.num_draws=8")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise CarvError(f"the value of {override!r} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def config_to_yaml(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back to the same, `${` in a prompt included."""
+    from omegaconf import OmegaConf
+
+    def safe(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: safe(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [safe(v) for v in value]
+        if isinstance(value, str):  # backslashes before "${" escape it, and each other
+            return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
+        return value
+
+    return OmegaConf.to_yaml(OmegaConf.create(safe(to_mapping(config))))

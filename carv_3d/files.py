@@ -1,0 +1,72 @@
+"""Writing files so that a kill or a full disk never leaves half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+from carv_3d.errors import CarvError
+
+
+def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvError:
+    """One sentence for what the operating system refused; `doing` is the verb ("write", "read")."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return CarvError(f"the disk is full: {path} could not be written; free some space and try again")
+    reason = error.strerror or str(error)
+    return CarvError(f"cannot {doing} {path}: {reason}; choose another place or mend its permissions")
+
+
+def write_via(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path` (same suffix), then put it in `path`'s place at once.
+
+    `path` holds either its old content or the whole new one, whatever happens. The data is on the disk
+    (fsync) before the name changes.
+
+    Raises:
+        CarvError: the disk is full or the place cannot be written; the old file is intact.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path`, all of it or nothing; raises CarvError as `write_via` does."""
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    write_via(path, lambda temporary: _write_bytes(temporary, payload))
+
+
+def _write_bytes(path: Path, payload: bytes) -> None:
+    path.write_bytes(payload)
+
+
+def slug(text: str, limit: int = 48) -> str:
+    """`text` as a folder name of [a-z0-9-] alone, never empty.
+
+    >>> slug("A Red Mug!"), slug("../../x"), slug("<>")
+    ('a-red-mug', 'x', 'prompt')
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:limit].strip("-") or "prompt"
+
+
+def make_folder(path: Path) -> None:
+    """Make `path` and its parents, and see that files can be made in it; raises CarvError in one sentence."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{os.getpid()}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise explain_os_error(error, path) from error
