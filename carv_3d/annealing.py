@@ -18,9 +18,9 @@ from carv_3d.errors import CarvError
 Annealed = float | Sequence[float]
 
 
-def annealed(value: Annealed, step: int, epoch: int = 0) -> float:
+def annealed(value: Annealed, step: float, epoch: float = 0) -> float:
     """The value at a global step (and epoch, for schedules that count epochs)."""
-    if isinstance(value, Real):
+    if isinstance(value, (int, float)):
         return float(value)
     ends, values = knots(value)
     now = step if counts_steps(value) else epoch
@@ -42,7 +42,7 @@ def knots(value: Sequence[float]) -> tuple[list[float], list[float]]:
 
 def counts_steps(value: Annealed) -> bool:
     """False for a schedule whose last end is written with a point (epochs)."""
-    return isinstance(value, Real) or isinstance(list(value)[-1], Integral)
+    return isinstance(value, (int, float)) or isinstance(list(value)[-1], Integral)
 
 
 def check_annealed(name: str, value: Any) -> Annealed:

@@ -1,0 +1,136 @@
+"""The options of score distillation, under threestudio's names where it has them, checked when read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from carv_3d.annealing import Annealed, annealed, check_annealed, counts_steps, knots
+from carv_3d.errors import CarvError
+from carv_3d.teachers.base import CFG_CONVENTIONS
+
+PROPOSALS = ("uniform", "weight", "adaptive")
+STRATIFY = ("none", "render", "global")
+WEIGHTINGS = ("sds", "uniform", "fantasia3d")
+VAE_SAMPLES = ("sample", "mode")
+ANNEALED = ("guidance_scale", "min_step_percent", "max_step_percent", "grad_clip")
+
+
+@dataclass
+class GuidanceOptions:
+    """What score distillation is told. "Annealed" values may be `C()` schedules, see `carv_3d.annealing`.
+
+    Raises CarvError, naming the option, for a value that cannot be meant.
+    """
+
+    pretrained_model_name_or_path: str = "carv-tiny"
+    """carv-tiny, a local diffusers folder, or a hub id."""
+    half_precision_weights: bool = True
+    """float16 on CUDA; on the CPU always float32."""
+
+    guidance_scale: Annealed = 100.0
+    """Annealed. How strongly the text pulls, read by `cfg_convention`."""
+    cfg_convention: str = "standard"
+    """standard: uncond + s (text - uncond). threestudio: text + s (text - uncond), the former at s + 1."""
+    min_step_percent: Annealed = 0.02
+    """Annealed. Timesteps are the integers from int(T min) ..."""
+    max_step_percent: Annealed = 0.98
+    """Annealed. ... to min(int(T max), T - 1), both included."""
+    sqrt_anneal: bool = False
+    """One timestep for all draws, from max_step_percent (its first value) to min_step_percent with the
+    square root of progress, over `trainer_max_steps`; it stays at the minimum from there on."""
+    trainer_max_steps: int = 25000
+    weighting_strategy: str = "sds"
+    """w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar)."""
+    grad_clip: Annealed | None = None
+    """Annealed. Elementwise limit of each draw's w(t) (eps_hat - eps), before the weights p/q and the mean,
+    so that the objective is threestudio's whatever K is. (Clipping the mean would change it with K.)"""
+
+    num_draws: int = 4
+    """K, draws of (t, eps) per render."""
+    proposal: str = "weight"
+    """Where timesteps are drawn: uniform | weight (in proportion to w) | adaptive (to w RMS|residual|)."""
+    stratify: str = "render"
+    """none | render (K strata in each render) | global (strata over all renders of the step)."""
+    antithetic: bool = False
+    """Draws in pairs with the same t and opposite noise; K is even."""
+    max_batch: int = 16
+    """Draws denoised at once; halved by itself when memory runs out."""
+    vae_sample: str | bool = True
+    """True or "sample": one posterior sample per render. False or "mode": the posterior's mode."""
+    use_recon_loss: bool = False
+    """Also return loss_recon = MSE(rgb, decode(encode(rgb))); nothing is decoded otherwise."""
+    seed: int | None = None
+    """Of the guidance's own generator; None takes it from torch's global one when it is built."""
+
+    def __post_init__(self) -> None:
+        for name in ANNEALED:
+            if not (name == "grad_clip" and self.grad_clip is None):
+                setattr(self, name, check_annealed(name, getattr(self, name)))
+        self._check_percents()
+        if self.grad_clip is not None and min(_values(self.grad_clip)) <= 0:
+            raise CarvError(f"grad_clip is {self.grad_clip}; it must be above 0, or null for no clipping.")
+        for name in ("num_draws", "max_batch", "trainer_max_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise CarvError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        for name in ("antithetic", "sqrt_anneal", "half_precision_weights", "use_recon_loss"):
+            if not isinstance(getattr(self, name), bool):
+                raise CarvError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
+        if self.antithetic and self.num_draws % 2:
+            raise CarvError(
+                f"num_draws is {self.num_draws}, and antithetic draws come in pairs: "
+                f"set num_draws to {self.num_draws + 1} or antithetic to false."
+            )
+        self.vae_sample = {True: "sample", False: "mode"}.get(self.vae_sample, self.vae_sample)  # type: ignore
+        for name, allowed in (
+            ("proposal", PROPOSALS),
+            ("stratify", STRATIFY),
+            ("weighting_strategy", WEIGHTINGS),
+            ("cfg_convention", CFG_CONVENTIONS),
+            ("vae_sample", VAE_SAMPLES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise CarvError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+            raise CarvError(f"seed is {self.seed!r}; it must be a whole number or null.")
+
+    def _check_percents(self) -> None:
+        low, high = self.min_step_percent, self.max_step_percent
+        for name, value in (("min_step_percent", low), ("max_step_percent", high)):
+            if any(not 0 <= v <= 1 for v in _values(value)):
+                raise CarvError(f"{name} is {value}; a share of the timesteps lies between 0 and 1.")
+        if counts_steps(low) != counts_steps(high) and not (
+            isinstance(low, float) or isinstance(high, float)
+        ):
+            return  # one counts steps, the other epochs: `timestep_range` looks at every step
+        ends = [end for value in (low, high) if not isinstance(value, float) for end in knots(value)[0]]
+        for end in [0.0, *ends]:
+            least, most = (annealed(value, end, end) for value in (low, high))
+            if least > most:  # both are linear between the ends, so the ends are enough
+                when = f" at {end:g}" if ends else ""
+                raise CarvError(
+                    f"min_step_percent ({least:g}) is above max_step_percent ({most:g}){when}: "
+                    "set them so that the first is never the larger."
+                )
+
+    def timestep_range(self, num_train_timesteps: int, step: int, epoch: int = 0) -> tuple[int, int]:
+        """The smallest and largest timestep at a step, both included, within [0, T - 1].
+
+        Raises CarvError if the schedules have crossed.
+        """
+        low = annealed(self.min_step_percent, step, epoch)
+        high = annealed(self.max_step_percent, step, epoch)
+        if self.sqrt_anneal:
+            top = _values(self.max_step_percent)[0]
+            progress = min(max(step / self.trainer_max_steps, 0.0), 1.0) ** 0.5
+            low = high = low + (top - low) * (1.0 - progress)
+        if low > high:
+            raise CarvError(
+                f"min_step_percent ({low:g}) is above max_step_percent ({high:g}) at step {step}."
+            )
+        last = num_train_timesteps - 1
+        return min(int(num_train_timesteps * low), last), min(int(num_train_timesteps * high), last)
+
+
+def _values(value: Annealed) -> list[float]:
+    return [float(value)] if isinstance(value, (int, float)) else knots(value)[1]
