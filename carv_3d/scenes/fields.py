@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -53,9 +54,7 @@ class FieldOptions:
         low = {"resolution": 2, "base_resolution": 2, "n_hidden_layers": 0}
         for name in (*whole, "n_neurons", "n_hidden_layers"):
             if getattr(self, name) < low.get(name, 1):
-                raise CarvError(
-                    f"field option {name} is {getattr(self, name)}: at least {low.get(name, 1)}."
-                )
+                raise CarvError(f"field option {name} is {getattr(self, name)}: at least {low.get(name, 1)}.")
         for name in ("radius", "density_scale"):
             if not getattr(self, name) > 0:
                 raise CarvError(f"field option {name} is {getattr(self, name)}: it must be positive.")
@@ -172,7 +171,7 @@ class HashGridField(Field):
         o = self.options
         self.table_size = 2**o.log2_hashmap_size
         self.resolutions = [
-            int(math.floor(o.base_resolution * o.per_level_scale**level)) for level in range(o.n_levels)
+            math.floor(o.base_resolution * o.per_level_scale**level) for level in range(o.n_levels)
         ]
         self.levels = nn.ParameterList()
         for res in self.resolutions:
@@ -193,12 +192,12 @@ class HashGridField(Field):
         u = ((unit + 1) * 0.5 * (res - 1)).clamp(0, res - 1)
         low = u.floor().clamp(max=res - 2)
         w = u - low
-        corners = torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], device=unit.device)
+        corners = torch.cartesian_prod(*[torch.arange(2, device=unit.device)] * 3)  # (8, 3)
         index = low.long()[:, None] + corners  # (N, 8, 3)
         weight = torch.where(corners == 1, w[:, None], 1 - w[:, None]).prod(dim=-1)
         a, b, c = (index[..., axis] * prime for axis, prime in enumerate(self.PRIMES))
         rows = (a ^ b ^ c) % self.table_size
-        return (table[rows] * weight[..., None]).sum(dim=1)
+        return F.embedding_bag(rows, table, per_sample_weights=weight, mode="sum")
 
     def raw(self, x: Tensor) -> Tensor:
         raw = self.head(self.encode(x))

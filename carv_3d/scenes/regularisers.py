@@ -49,7 +49,6 @@ def orientation_of(field: Field, out: RenderOutput, min_weight: float = 1e-3) ->
 
 def total_variation(field: VoxelGridField, density: bool = True, color: bool = True) -> Tensor:
     """Mean squared difference of neighbouring voxels' logits, summed over the three axes."""
-    grid = field.grid
-    grid = grid[..., (0 if density else 1) : (4 if color else 1)]
+    grid = field.grid[..., (0 if density else 1) : (4 if color else 1)]
     terms = [torch.diff(grid, dim=axis).square().mean() for axis in range(3)]
     return terms[0] + terms[1] + terms[2]

@@ -8,8 +8,9 @@ occupancy grid skips empty space and the samples are packed.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -144,7 +145,7 @@ class VolumeRenderer(nn.Module):
         n_rays = o.shape[0]
         packed = self.grid is not None
         if packed:
-            t0, t1, index, mids = self._packed_samples(o, d)
+            t0, t1, index, mids = self._packed_samples(o, d, generator)
             x_d = d[index]
             x = o[index] + mids[:, None] * x_d
         else:
@@ -187,8 +188,15 @@ class VolumeRenderer(nn.Module):
             u = torch.full((1, 1), 0.5, device=o.device)
         return t0, t1, index, torch.lerp(t0, t1, u)
 
-    def _packed_samples(self, o: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _packed_samples(
+        self, o: Tensor, d: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         near, far, hit = ray_sphere(o, d, self.field.radius)
+        near = near.clamp_min(self.options.near_plane)
+        if self.training and self.options.randomized:  # here, not in nerfacc, for the generator's sake
+            where = generator.device if generator is not None else o.device
+            u = torch.rand(o.shape[0], generator=generator, device=where).to(o.device)
+            near = near + (u - 1) * self.step_size  # the lattice starts up to a step before the sphere
 
         def sigma_fn(t0: Tensor, t1: Tensor, index: Tensor) -> Tensor:
             if t0.numel() == 0:
@@ -201,11 +209,12 @@ class VolumeRenderer(nn.Module):
             d,
             sigma_fn=sigma_fn,
             near_plane=self.options.near_plane,
-            t_min=near.clamp_min(self.options.near_plane),
+            t_min=near,
             t_max=torch.where(hit, far, torch.full_like(far, -math.inf)),
             render_step_size=self.step_size,
-            stratified=self.training and self.options.randomized,
         )
+        if index.numel() == 0:  # nothing to see: one sample of no length keeps the graph in one piece
+            index, t0, t1 = index.new_zeros(1), near.new_zeros(1), near.new_zeros(1)
         index = index.long()
         return t0, t1, index, 0.5 * (t0 + t1)
 

@@ -9,8 +9,9 @@ float32, where numba is installed and the points need no gradient; anything else
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F

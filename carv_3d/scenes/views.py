@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from carv_3d.errors import CarvError
 
-__all__ = ["FINE_PHRASES", "COARSE_PHRASES", "shift_azimuth", "view_phrase"]
+__all__ = ["COARSE_PHRASES", "FINE_PHRASES", "shift_azimuth", "view_phrase"]
 
 #: Eight sectors of 45 degrees by rising azimuth, the first centred on 0 (the camera on +x, which the
 #: object faces). The object's left is +y, so the camera at azimuth 90 sees its left side.

@@ -1,0 +1,109 @@
+"""Writing one vertex-coloured mesh as binary glTF 2.0.
+
+Written by hand because COLOR_0 is linear light and needs more than the eight bits that mesh libraries
+write, and because a mesh with vertex colours should still carry a material: without one, viewers may show
+glTF's default, which is fully metallic and looks black without an environment.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["srgb_to_linear", "to_gltf_axes", "write_glb"]
+
+FLOAT, UINT32 = 5126, 5125
+ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
+
+
+def srgb_to_linear(c: NDArray[Any]) -> NDArray[np.float64]:
+    """Linear light from sRGB values in [0, 1], of any shape (IEC 61966-2-1)."""
+    c = np.asarray(c, dtype=np.float64)
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def to_gltf_axes(points: NDArray[Any]) -> NDArray[Any]:
+    """From x front, y left, z up to glTF's z front, x left, y up; points (..., 3). A rotation."""
+    return np.stack([points[..., 1], points[..., 2], points[..., 0]], axis=-1)
+
+
+def write_glb(
+    path: str | Path,
+    vertices: NDArray[Any],
+    faces: NDArray[Any],
+    normals: NDArray[Any],
+    colors: NDArray[Any],
+    extras: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `vertices` (V, 3) in metres and glTF axes, `faces` (F, 3) counter-clockwise from outside,
+    unit `normals` (V, 3) and `colors` (V, 3), sRGB in [0, 1], to `path`.
+
+    The material is rough and not metallic. `extras` goes into `asset.extras` (plain JSON values).
+    """
+    blobs = [
+        (np.asarray(vertices, "<f4"), FLOAT, "VEC3", ARRAY_BUFFER),
+        (np.asarray(normals, "<f4"), FLOAT, "VEC3", ARRAY_BUFFER),
+        (np.asarray(srgb_to_linear(colors), "<f4"), FLOAT, "VEC3", ARRAY_BUFFER),
+        (np.asarray(faces, "<u4").reshape(-1), UINT32, "SCALAR", ELEMENT_ARRAY_BUFFER),
+    ]
+    views: list[dict[str, Any]] = []
+    accessors: list[dict[str, Any]] = []
+    body = b""
+    for array, component, kind, target in blobs:
+        raw = array.tobytes()  # every item is a multiple of four bytes: aligned as glTF asks
+        views.append({"buffer": 0, "byteOffset": len(body), "byteLength": len(raw), "target": target})
+        accessors.append(
+            {"bufferView": len(views) - 1, "componentType": component, "type": kind, "count": len(array)}
+        )
+        body += raw
+    position = blobs[0][0]
+    accessors[0]["min"] = position.min(axis=0).tolist()
+    accessors[0]["max"] = position.max(axis=0).tolist()
+    asset: dict[str, Any] = {"version": "2.0", "generator": "carv_3d"}
+    if extras:
+        asset["extras"] = dict(extras)
+    document = {
+        "asset": asset,
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "name": "object"}],
+        "meshes": [
+            {
+                "name": "object",
+                "primitives": [
+                    {
+                        "attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2},
+                        "indices": 3,
+                        "material": 0,
+                        "mode": 4,
+                    }
+                ],
+            }
+        ],
+        "materials": [
+            {
+                "name": "rough",
+                "pbrMetallicRoughness": {
+                    "baseColorFactor": [1.0, 1.0, 1.0, 1.0],
+                    "metallicFactor": 0.0,
+                    "roughnessFactor": 1.0,
+                },
+            }
+        ],
+        "buffers": [{"byteLength": len(body)}],
+        "bufferViews": views,
+        "accessors": accessors,
+    }
+    header = json.dumps(document, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 4)
+    total = 12 + 8 + len(header) + 8 + len(body)
+    with open(path, "wb") as out:
+        out.write(struct.pack("<4sII", b"glTF", 2, total))
+        out.write(struct.pack("<I4s", len(header), b"JSON") + header)
+        out.write(struct.pack("<I4s", len(body), b"BIN\x00") + body)
