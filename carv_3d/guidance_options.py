@@ -81,7 +81,8 @@ class GuidanceOptions:
                 f"num_draws is {self.num_draws}, and antithetic draws come in pairs: "
                 f"set num_draws to {self.num_draws + 1} or antithetic to false."
             )
-        self.vae_sample = {True: "sample", False: "mode"}.get(self.vae_sample, self.vae_sample)  # type: ignore
+        if isinstance(self.vae_sample, bool):
+            self.vae_sample = "sample" if self.vae_sample else "mode"
         for name, allowed in (
             ("proposal", PROPOSALS),
             ("stratify", STRATIFY),
