@@ -139,7 +139,7 @@ def render_report(folder: Path, config: Mapping[str, Any], facts: Mapping[str, s
 <pre>{escape(command)}</pre>
 <details><summary>All settings</summary><table>{settings}</table></details>
 </section>
-<footer>This page needs no network. Its 3D viewer is &lt;model-viewer&gt; 4.4.0, © Google LLC, Apache-2.0.</footer>
+<footer>This page needs no network. 3D viewer: &lt;model-viewer&gt; 4.4.0, © Google LLC, Apache-2.0.</footer>
 </main>
 {f'<script type="module">{viewer}</script>' if viewer else ""}
 </body>

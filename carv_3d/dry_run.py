@@ -1,0 +1,66 @@
+"""`carv generate --dry-run`: settings, models, time and memory of a run, measured; nothing is written."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from carv_3d.config import config_to_yaml
+from carv_3d.errors import CarvError
+from carv_3d.request import Request, resolve
+from carv_3d.run import N_VIEWS, duration
+from carv_3d.text_to_3d import TextTo3D, check_prompt
+
+
+def dry_run(request: Request, steps: int = 2) -> int:
+    """Tell settings, models, time and memory of a run, measured over `steps` steps; write nothing."""
+    config, folder = resolve(request)
+    check_prompt(config)
+    print(config_to_yaml(config), end="")
+    print(f"# folder: {folder}")
+    from carv_3d.teachers.availability import resolve_model
+
+    name = config.system.guidance.pretrained_model_name_or_path
+    try:
+        print(f"# model: {name}, {resolve_model(name, local_files_only=True)}")
+    except CarvError as error:
+        if name == "carv-tiny" or Path(name).exists() or name.count("/") != 1:
+            raise
+        print(f"# model: {name} is not on this machine; a run would download it first ({error})")
+        print("# time and memory: measured once the model is here")
+        return 0
+    host = TextTo3D(config)
+    print(f"# device: {host.device}; field: {host.config.system.geometry_type}", end="")
+    print(f", {sum(p.numel() for p in host.field.parameters()):,} parameters")
+    host.train_step()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        host.train_step()
+    each = (time.perf_counter() - begin) / steps
+    begin = time.perf_counter()
+    host.views(host.orbit(1), config.data.eval_height, config.data.eval_width)
+    export = (time.perf_counter() - begin) * (config.data.n_test_views + N_VIEWS) + 5.0
+    total = each * config.trainer.max_steps
+    print(f"# time: about {duration(total)} for {config.trainer.max_steps} steps of {each:.2f} s", end="")
+    print(f", then {duration(export)} for the outputs")
+    print(f"# memory: about {_peak_memory(host.device)}")
+    print("# nothing was written")
+    return 0
+
+
+def _peak_memory(device: torch.device) -> str:
+    """This process's peak so far, of the GPU and of the machine."""
+    parts = []
+    if device.type == "cuda":
+        parts.append(f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the GPU")
+    try:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+        parts.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB")
+    except ImportError:  # Windows
+        parts.append("2 GiB")
+    return " and ".join(parts)

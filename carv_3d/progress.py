@@ -1,0 +1,129 @@
+"""What a run shows on the terminal, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopSignals:
+    """Within the block, Ctrl-C and SIGTERM set `number` instead of ending the process; a second one ends it.
+
+    Outside of the main thread, where signals cannot be caught, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        print("\nStopping after this step (once more to stop at once) ...", file=sys.stderr)
+
+
+class Display:
+    """A live line on a terminal, plain lines elsewhere (logs, pipes)."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """One line of text, taken literally."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Show that `text` is being done."""
+        if not self.console.is_terminal:
+            self.say(f"{text} ...")
+            yield
+            return
+        with self.console.status(text):
+            yield
+
+    @contextmanager
+    def progress(self, done: int, total: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+        """Yield `show(step, figures)`; figures: seconds, snr, judge_object, each shown where it is there."""
+        if not self.console.is_terminal:
+            yield self._plain_lines(done, total)
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        clock = _Eta(done, total)
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task("", total=total, completed=done, figures="")
+
+            def show(step: int, figures: Mapping[str, float]) -> None:
+                text = f"left {clock.left(step)}  {describe(figures)}"
+                bar.update(task, completed=step, figures=text)
+
+            yield show
+
+    def _plain_lines(self, done: int, total: int) -> Callable[[int, Mapping[str, float]], None]:
+        every = max(1, total // 12)
+        clock = _Eta(done, total)
+
+        def show(step: int, figures: Mapping[str, float]) -> None:
+            if step % every == 0 or step == total:
+                self.say(f"step {step}/{total}  left {clock.left(step)}  {describe(figures)}")
+
+        return show
+
+
+def describe(figures: Mapping[str, float]) -> str:
+    """The figures of a step in a few words: "0.31 s/step  SNR 0.42  judge 0.87".
+
+    >>> describe({"seconds": 0.3, "snr": 0.5})
+    '0.30 s/step  SNR 0.500'
+    """
+    parts = []
+    if "seconds" in figures:
+        parts.append(f"{figures['seconds']:.2f} s/step")
+    if "snr" in figures:
+        parts.append(f"SNR {figures['snr']:.3f}")
+    if "judge_object" in figures:
+        parts.append(f"judge {figures['judge_object']:.2f}")
+    return "  ".join(parts)
+
+
+class _Eta:
+    """The time that is left, by the mean over this session's steps."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+        self.begin = time.perf_counter()
+
+    def left(self, step: int) -> str:
+        """As minutes and seconds, "0:45"."""
+        each = (time.perf_counter() - self.begin) / max(1, step - self.done)
+        seconds = round(each * (self.total - step))
+        return f"{seconds // 60}:{seconds % 60:02d}"

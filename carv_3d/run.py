@@ -1,0 +1,249 @@
+"""A run of the embedded host in its folder: steps, previews, checkpoints, and the outputs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from carv_3d.checkpoint import load_checkpoint, previous_path, save_checkpoint
+from carv_3d.config import config_to_yaml
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error, make_folder, write_atomic, write_via
+from carv_3d.options import to_mapping
+from carv_3d.outputs import contact_sheet, to_uint8, write_gif, write_mp4, write_png
+from carv_3d.progress import Display, StopSignals
+from carv_3d.report import read_metrics, write_report
+from carv_3d.request import Request, resolve
+from carv_3d.scoring import PromptJudge
+from carv_3d.text_to_3d import PHASES, TextTo3D, check_prompt
+
+N_VIEWS = 8  # in preview.png and progress.png, and what the judge sees
+FPS = 20
+# metrics.csv; an empty cell means that the step has no such figure.
+COLUMNS = (
+    "step",
+    "seconds",
+    *(f"seconds_{name}" for name in PHASES),
+    "snr",
+    "ess",
+    "grad_norm",
+    "opacity",
+    "lr",
+    "guidance_scale",
+    "min_step",
+    "max_step",
+    "K",
+    "rows",
+    "nonfinite",
+    "skipped",
+    "unet_rows",
+    "renders",
+    *(f"loss_{name}" for name in ("recon", "density", "sparsity", "opaque", "orient", "tv")),
+    "judge_object",
+    "judge_colour",
+    "judge_finish",
+)
+
+
+def generate(request: Request) -> int:
+    """Do the run and return the exit status: 0 done, 130 or 143 stopped (and saved) by a signal.
+
+    Raises:
+        CarvError: whatever the user can mend; nothing that was there is written over.
+    """
+    display = Display()
+    config, folder = resolve(request)
+    check_prompt(config)
+    display.say(f'"{config.prompt}" -> {folder}')
+    with display.status("loading the model"):
+        host = TextTo3D(config, log=display.say)
+    run = Run(host, folder, display)
+    run.open(request.resume)
+    try:
+        signal_number = run.train()
+    except CarvError as error:
+        raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
+    if signal_number:
+        display.say(f"Stopped after step {host.step}. Go on with: {resume_command(folder)}")
+        return 128 + signal_number
+    run.export()
+    display.say(f"Done: open {folder / 'report.html'}")
+    return 0
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with the run in `folder`."""
+    return f"carv generate --resume --out {shlex.quote(str(folder))}"
+
+
+class Run:
+    """A host, its folder, and what is shown of it."""
+
+    def __init__(self, host: TextTo3D, folder: Path, display: Display) -> None:
+        self.host, self.folder, self.display = host, folder, display
+        self.checkpoint = folder / "checkpoint"
+        self.metrics = folder / "metrics.csv"
+        self.judge = PromptJudge.for_prompt(host.config.prompt, host.device)
+        self.saved_step: int | None = None
+        self.last: dict[str, float] = {}
+
+    def open(self, resume: bool) -> None:
+        """Make the folder, or take up the run in it."""
+        make_folder(self.folder)
+        self.lock = _lock(self.folder)
+        if resume and (self.checkpoint.exists() or previous_path(self.checkpoint).exists()):
+            state, note = load_checkpoint(self.checkpoint)
+            if note:
+                self.display.say(f"Note: {note}.")
+            self.host.load_state_dict(state)
+            self.saved_step = self.host.step
+            self.display.say(f"Resumed after step {self.host.step}.")
+        elif resume:
+            self.display.say("The run had not come to a checkpoint: it begins again.")
+        write_atomic(self.folder / "config.yaml", config_to_yaml(self.host.config))
+        self._write_metrics(read_metrics(self.metrics, self.host.step))
+
+    def train(self) -> int:
+        """All steps that are left; returns 0, or the number of the signal that stopped it after a step."""
+        host, config = self.host, self.host.config
+        total = config.trainer.max_steps
+        if host.step >= total:
+            return 0
+        with StopSignals() as stop, self.display.progress(host.step, total) as show:
+            while host.step < total:
+                row = host.train_step()
+                ended = host.step == total or bool(stop.number)
+                if ended or host.step % config.trainer.val_check_interval == 0:
+                    row |= self.preview()
+                self._append(row)
+                if ended or host.step % config.checkpoint.every_n_train_steps == 0:
+                    self.save()
+                self.last |= {k: v for k, v in row.items() if math.isfinite(v)}
+                show(host.step, self.last)
+                if stop.number:
+                    return stop.number
+        return 0
+
+    def preview(self) -> dict[str, float]:
+        """Write progress.png and return the judge's score, {} without a judge."""
+        data = self.host.config.data
+        views = self.host.views(self.host.orbit(N_VIEWS), data.height, data.width)
+        scale = max(1, round(128 / data.width))
+        write_png(self.folder / "progress.png", contact_sheet(to_uint8(views), 4, scale=scale))
+        return self.judge.score(views) if self.judge else {}
+
+    def save(self) -> None:
+        """Write the checkpoint; CarvError where it cannot be written, and then the one before is intact."""
+        save_checkpoint(self.checkpoint, self.host.state_dict())
+        self.saved_step = self.host.step
+
+    def kept(self) -> str:
+        """What is safe after a failure, and how to go on, for the end of a sentence."""
+        if self.saved_step is None:
+            return f"no checkpoint was written yet in {self.folder}"
+        return (
+            f"the checkpoint of step {self.saved_step} is intact, go on with: {resume_command(self.folder)}"
+        )
+
+    def export(self) -> None:
+        """Mesh, pictures, films and report; CarvError (after all else is written) where there is no mesh."""
+        host, config, folder = self.host, self.host.config, self.folder
+        data = config.data
+        problem: CarvError | None = None
+        facts: dict[str, str] = {}
+        with self.display.status("rendering the turntable"):
+            turntable = to_uint8(host.views(host.orbit(data.n_test_views), data.eval_height, data.eval_width))
+            views = to_uint8(host.views(host.orbit(N_VIEWS), data.eval_height, data.eval_width))
+            write_png(folder / "preview.png", contact_sheet(views, 4))
+            write_gif(folder / "turntable.gif", turntable, FPS)
+            try:
+                write_mp4(folder / "turntable.mp4", turntable, FPS)
+            except CarvError as error:
+                self.display.say(f"Note: {error}")
+        with self.display.status("extracting the mesh"):
+            try:
+                facts |= self._export_mesh()
+            except CarvError as error:
+                problem = error
+        write_report(folder, to_mapping(config), self._facts() | facts)
+        if problem:
+            raise CarvError(f"{str(problem).rstrip('.')}; the pictures and the report are in {folder}")
+
+    def _export_mesh(self) -> dict[str, str]:
+        from carv_3d.scenes.mesh import extract_mesh, save_mesh
+
+        options = self.host.config.system.exporter
+        mesh = extract_mesh(self.host.field, options)
+        extras = {"prompt": self.host.config.prompt, "generator": "carv_3d"}
+        write_via(
+            self.folder / "asset.glb",
+            lambda temporary: _none(save_mesh(mesh, temporary, options.longest_side, extras)),
+        )
+        return {"vertices": f"{len(mesh.vertices):,}", "triangles": f"{len(mesh.faces):,}"}
+
+    def _facts(self) -> dict[str, str]:
+        config = self.host.config
+        rows = read_metrics(self.metrics)
+        facts = {
+            "teacher": config.system.guidance.pretrained_model_name_or_path.rstrip("/").rpartition("/")[2],
+            "steps": str(self.host.step),
+            "of training": duration(sum(r["seconds"] for r in rows)),
+            "draws per render (K)": str(config.system.guidance.num_draws),
+            "denoised latents": f"{self.host.clock.unet_rows:,}",
+            "seed": str(config.seed),
+        }
+        scores = [r["judge_object"] for r in rows if math.isfinite(r.get("judge_object", math.nan))]
+        if scores:
+            facts["the judge: it is the object"] = f"{scores[-1]:.0%}"
+        return facts
+
+    def _append(self, row: dict[str, float]) -> None:
+        try:
+            with self.metrics.open("a", newline="", encoding="utf-8") as handle:
+                csv.writer(handle).writerow(_cells(row))
+        except OSError as error:
+            raise explain_os_error(error, self.metrics) from error
+
+    def _write_metrics(self, rows: Sequence[dict[str, float]]) -> None:
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer)
+        writer.writerow(COLUMNS)
+        writer.writerows(_cells(row) for row in rows)
+        write_atomic(self.metrics, buffer.getvalue())
+
+
+def _cells(row: dict[str, float]) -> list[str]:
+    values = [row.get(name, math.nan) for name in COLUMNS]
+    return ["" if math.isnan(v) else f"{v:.6g}" for v in values]
+
+
+def _none(_: Any) -> None:
+    return None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "2 min 05 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _lock(folder: Path) -> Any:
+    """Hold `folder` for this process; CarvError where another run is at work in it. Freed when it ends."""
+    try:
+        import fcntl
+        import os
+    except ImportError:  # a platform without flock goes without the check
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CarvError(f"another run is at work in {folder}; wait for it, or choose another --out") from None
+    except OSError:  # a file system without locks
+        return None
+    return handle

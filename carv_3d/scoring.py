@@ -1,0 +1,52 @@
+"""What a judge that had no part in a run makes of its pictures. Optional: without one there is no score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+
+JUDGED_SIZE = 64  # pixels; the judge's pictures
+
+
+class PromptJudge:
+    """The built-in judge and what it should see for one prompt."""
+
+    def __init__(self, judge: Any, targets: dict[str, int], device: torch.device) -> None:
+        """`judge` maps pictures (B, 3, 64, 64) to logits by name; `targets`: name -> the right class."""
+        self.judge, self.targets, self.device = judge, targets, device
+
+    @classmethod
+    def for_prompt(cls, prompt: str, device: torch.device) -> PromptJudge | None:
+        """A judge for `prompt`, or None where there is none or it does not know the prompt's words."""
+        try:
+            from carv_3d.teachers.tiny import vocabulary
+            from carv_3d.teachers.tiny.judge import Judge
+
+            object_name, colour, finish = vocabulary.parse(prompt)
+            judge = Judge.load()
+        except (ImportError, OSError, CarvError):
+            return None
+        targets = {"object": list(vocabulary.OBJECTS).index(object_name)}
+        if colour is not None:
+            targets["colour"] = list(vocabulary.COLOURS).index(colour)
+        targets["finish"] = list(vocabulary.FINISHES).index(finish)
+        return cls(judge, targets, device)
+
+    @torch.no_grad()
+    def score(self, views: Tensor) -> dict[str, float]:
+        """Mean probability of the right answers over `views` (B, H, W, 3) in [0, 1], as judge_<name>."""
+        pictures = views.permute(0, 3, 1, 2).float().cpu()
+        if pictures.shape[-2:] != (JUDGED_SIZE, JUDGED_SIZE):
+            pictures = F.interpolate(
+                pictures, (JUDGED_SIZE, JUDGED_SIZE), mode="bilinear", align_corners=False, antialias=True
+            )
+        logits = self.judge(pictures)
+        return {
+            f"judge_{name}": float(logits[name].softmax(dim=-1)[:, target].mean())
+            for name, target in self.targets.items()
+        }

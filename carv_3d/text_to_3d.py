@@ -1,0 +1,354 @@
+"""The embedded text-to-3D host: a configuration in, a field that a teacher was distilled into out.
+
+    host = TextTo3D(load_config(prompt="a red mug"))
+    while host.step < host.config.trainer.max_steps:
+        metrics = host.train_step()
+    pictures = host.views(host.orbit(8), 128, 128)
+
+It knows nothing of folders and files; `carv_3d.run` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carv_3d.annealing import annealed
+from carv_3d.checkpoint import rng_state, set_rng_state
+from carv_3d.config import Config
+from carv_3d.errors import CarvError
+from carv_3d.guidance import GuidanceOutput, SDSGuidance
+from carv_3d.scenes import regularisers
+from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
+from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
+from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
+from carv_3d.scenes.views import view_phrase
+from carv_3d.teachers.base import Teacher, effective_scale
+
+MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
+PHASES = ("render", "encode", "denoise", "decode", "backward")
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one; CarvError where CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CarvError("device is cuda, but torch sees no GPU here; set device=cpu, or see carv doctor")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
+    """The model of `system.guidance`; CarvError where the prompt is not for it or it is not to be had."""
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    options = config.system.guidance
+    check_prompt(config)
+    return StableDiffusionTeacher.load(
+        options.pretrained_model_name_or_path,
+        device=choose_device(config.device),
+        half_precision=options.half_precision_weights,
+        local_files_only=local_files_only,
+    )
+
+
+def check_prompt(config: Config) -> None:
+    """CarvError for an empty prompt, and for words that carv-tiny does not know where it is the teacher."""
+    if not config.prompt.strip():
+        raise CarvError('the prompt is empty; write what to make, such as "a red mug"')
+    if config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny":
+        from carv_3d.teachers.tiny.vocabulary import check_prompt as check
+
+        check(config.prompt)
+
+
+class TimedTeacher:
+    """A teacher whose calls are timed by phase and counted; everything else passes through."""
+
+    def __init__(self, teacher: Any, clock: Clock) -> None:
+        self._teacher, self._clock = teacher, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._clock.phase("encode"):
+            latents: Tensor = self._teacher.encode(*args, **kwargs)
+        return latents
+
+    def decode(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._clock.phase("decode"):
+            pictures: Tensor = self._teacher.decode(*args, **kwargs)
+        return pictures
+
+    def eps_hat_cfg(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        uncond: Tensor,
+        guidance_scale: float,
+        convention: str = "standard",
+    ) -> Tensor:
+        alone = effective_scale(guidance_scale, convention) in (0.0, 1.0)  # then one row serves
+        self._clock.unet_rows += z_t.shape[0] * (1 if alone else 2)
+        with self._clock.phase("denoise"):
+            eps: Tensor = self._teacher.eps_hat_cfg(z_t, t, cond, uncond, guidance_scale, convention)
+        return eps
+
+
+class Clock:
+    """Seconds by phase of the step at hand, and counts over the whole run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.unet_rows = 0
+        self.renders = 0
+
+    def start(self) -> None:
+        """Begin a step."""
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to phase `name`, the device's queued work included."""
+        begin = self._now()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class TextTo3D:
+    """One scene that is distilled from one prompt.
+
+    Attributes:
+        step: steps done so far.
+        config: resolved: `geometry_type` names the field that was built.
+        field, renderer, guidance, teacher: the parts.
+    """
+
+    def __init__(
+        self, config: Config, teacher: Teacher | None = None, log: Callable[[str], None] | None = None
+    ) -> None:
+        """Build everything; `teacher` is loaded as the config says unless one is given.
+
+        Raises:
+            CarvError: the prompt, the model or the device cannot be used.
+        """
+        check_prompt(config)
+        self.device = choose_device(config.device)
+        plain = teacher if teacher is not None else load_teacher(config)
+        self.clock = Clock(self.device)
+        self.teacher: Any = TimedTeacher(plain, self.clock)
+        torch.manual_seed(config.seed)
+        system = config.system
+        self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
+        kind = next(name for name, one in FIELDS.items() if type(self.field) is one)
+        self.config = config = replace(config, system=replace(system, geometry_type=kind))
+        if kind != "voxel" and self._lambdas(0)["tv"]:
+            raise CarvError(f"lambda_tv is for the voxel geometry, and this is {kind}; set lambda_tv=0")
+        self.renderer = VolumeRenderer(self.field, system.renderer)
+        self.renderer.train()
+        options = system.guidance
+        if options.seed is None:
+            options = replace(options, seed=_seed(config.seed, "guidance"))
+        self.guidance = SDSGuidance(self.teacher, options)
+        self.optimizer = self._optimizer()
+        self.generators = {
+            name: torch.Generator().manual_seed(_seed(config.seed, name))
+            for name in ("cameras", "background", "samples")
+        }
+        self.step = 0
+        self.bad_steps = 0
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        options = self.config.system.optimizer
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.name]
+        a = options.args
+        return kind(
+            self.field.parameters(), lr=a.lr, betas=tuple(a.betas), eps=a.eps, weight_decay=a.weight_decay
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step `step` (from 0); exponential: it ends at `final_factor` of itself."""
+        scheduler, rate = self.config.system.scheduler, self.config.system.optimizer.args.lr
+        if scheduler.name == "constant":
+            return rate
+        progress = min(1.0, step / max(1, self.config.trainer.max_steps - 1))
+        return float(rate * scheduler.final_factor**progress)
+
+    def train_step(self) -> dict[str, float]:
+        """One step: R renders, one encode, K denoisings each, one backward, one step of the optimizer.
+
+        Returns the step's figures by name (see `carv_3d.run.COLUMNS`).
+
+        Raises:
+            CarvError: the gradient has not been finite for many steps.
+        """
+        begin = time.perf_counter()
+        self.clock.start()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        self.renderer.update(self.step)
+        data = self.config.data
+        cameras = sample_cameras(data, generator=self.generators["cameras"], step=self.step)
+        with self.clock.phase("render"):
+            rays = cameras.to(self.device).rays(data.height, data.width)
+            out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])
+        self.clock.renders += len(cameras)
+        text, no_text = self.embeddings(cameras)
+        lambdas = self._lambdas(self.step)
+        recon = self.config.system.guidance.use_recon_loss and lambdas["recon"] != 0
+        guided = self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
+        losses = self._losses(out, guided, lambdas)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.clock.phase("backward"):
+            torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum().backward()
+        finite = self._apply()
+        self.step += 1
+        metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name != "sds"}
+        metrics |= {name: float(value) for name, value in guided.scalars.items()}
+        metrics |= {f"seconds_{name}": seconds for name, seconds in self.clock.seconds.items()}
+        metrics |= {
+            "step": float(self.step),
+            "seconds": time.perf_counter() - begin,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": float(guided.estimate.grad.flatten(1).norm(dim=1).mean()),
+            "opacity": float(out.opacity.detach().mean()),
+            "skipped": 0.0 if finite else 1.0,
+            "unet_rows": float(self.clock.unet_rows),
+            "renders": float(self.clock.renders),
+        }
+        return metrics
+
+    def _apply(self) -> bool:
+        """The optimizer's step, left out where a gradient is not finite."""
+        gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
+        if all(bool(torch.isfinite(g).all()) for g in gradients):
+            self.optimizer.step()
+            self.bad_steps = 0
+            return True
+        self.bad_steps += 1
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise CarvError(
+                f"the gradient has not been finite for {MAX_BAD_STEPS} steps; lower "
+                "system.optimizer.args.lr or system.guidance.guidance_scale, or set "
+                "system.guidance.half_precision_weights=false"
+            )
+        return False
+
+    def _losses(
+        self, out: RenderOutput, guided: GuidanceOutput, lambdas: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """The losses whose lambda is not 0, unweighted."""
+        makers: dict[str, Callable[[], Tensor]] = {
+            "density": lambda: regularisers.density_sparsity(out.sigmas),
+            "sparsity": lambda: regularisers.sparsity(out.opacity),
+            "opaque": lambda: regularisers.opaque(out.opacity),
+            "orient": lambda: regularisers.orientation_of(self.field, out),
+            "tv": self._total_variation,
+        }
+        losses = {"sds": guided.loss_sds}
+        if guided.loss_recon is not None:
+            losses["recon"] = guided.loss_recon
+        return losses | {name: make() for name, make in makers.items() if lambdas[name] != 0}
+
+    def _total_variation(self) -> Tensor:
+        assert isinstance(self.field, VoxelGridField)  # refused when built otherwise
+        return regularisers.total_variation(self.field)
+
+    def _lambdas(self, step: int) -> dict[str, float]:
+        loss = vars(self.config.system.loss)
+        return {name.removeprefix("lambda_"): annealed(value, step) for name, value in loss.items()}
+
+    def _background(self, n: int) -> Tensor:
+        """Colours (n, 3): white, or in `random_probability` of the steps a light one per render."""
+        options, generator = self.config.system.background, self.generators["background"]
+        chosen = torch.rand((), generator=generator) < options.random_probability
+        colours = options.random_min + (1 - options.random_min) * torch.rand(n, 3, generator=generator)
+        return (colours if chosen else torch.ones(n, 3)).to(self.device)
+
+    def embeddings(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
+        """Text (B, L, D) as each camera sees it ("a red mug, left view"), and unconditional (1, L, D)."""
+        options = self.config.system.prompt_processor
+        prompts = [options.prompt] * len(cameras)
+        if options.view_dependent_prompting:
+            prompts = [
+                options.prompt
+                + ", "
+                + view_phrase(
+                    elevation,
+                    azimuth,
+                    options.fine_views,
+                    options.overhead_threshold,
+                    options.front_threshold,
+                    options.back_threshold,
+                )
+                for elevation, azimuth in zip(cameras.elevation.tolist(), cameras.azimuth.tolist())
+            ]
+        return self.teacher.text_embeddings(prompts), self.teacher.text_embeddings([options.negative_prompt])
+
+    def orbit(self, n_views: int) -> Cameras:
+        """`n_views` cameras around the object at the evaluation elevation, the first in front."""
+        return orbit(n_views, options=self.config.data)
+
+    def views(self, cameras: Cameras, height: int, width: int) -> Tensor:
+        """Finished pictures (B, height, width, 3) in [0, 1] on white; no random number is used."""
+        white = torch.ones(3, device=self.device)
+        return self.renderer.render(cameras, height, width, white)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on as if it had not stopped: tensors and primitives."""
+        return {
+            "step": self.step,
+            "bad_steps": self.bad_steps,
+            "unet_rows": self.clock.unet_rows,
+            "renders": self.clock.renders,
+            "field": self.field.state_dict(),
+            "renderer": _without_field(self.renderer.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "guidance": self.guidance.state_dict(),
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "rng": rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back `state_dict`; CarvError where it belongs to another configuration."""
+        try:
+            self.field.load_state_dict(state["field"])
+            self.renderer.load_state_dict(state["renderer"], strict=False)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.guidance.load_state_dict(state["guidance"])
+            for name, generator in self.generators.items():
+                generator.set_state(state["generators"][name].cpu())
+            set_rng_state(state["rng"])
+            self.step, self.bad_steps = state["step"], state["bad_steps"]
+            self.clock.unet_rows, self.clock.renders = state["unet_rows"], state["renders"]
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise CarvError(
+                f"the checkpoint does not fit this configuration ({_first_line(error)})"
+            ) from error
+
+
+def _without_field(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if not k.startswith("field.")}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def _seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that one more draw for one does not shift the others."""
+    state = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
+    return int(state[0]) % 2**63
