@@ -89,8 +89,8 @@ def choose_level(volume: Volume, radius: float, level: float | str = "auto") -> 
     if level == "auto":
         pitch = 2 * radius / (volume.shape[0] - 1)
         opaque = sum(int((volume.sum(axis=i) * pitch > np.log(2)).sum()) for i in range(3))
-        lowest = np.log(2) / (0.4 * radius)
-        chosen = float(lowest)
+        lowest = np.log(2) / (2 * radius)
+        chosen = float(np.log(2) / (0.4 * radius))
         if opaque:
             peaks = np.sort(np.concatenate([volume.max(axis=i).ravel() for i in range(3)]))[::-1]
             below = peaks[min(opaque, len(peaks) - 1)]
@@ -154,15 +154,16 @@ def mesh_from_volume(
 
 @torch.no_grad()
 def surface_colors(
-    field: Field, points: NDArray[Any], normals: NDArray[Any], pitch: float, n_samples: int = 24
+    field: Field, points: NDArray[Any], normals: NDArray[Any], n_samples: int = 24
 ) -> NDArray[np.float32]:
-    """Colours (V, 3) in [0, 1] that a camera looking along `-normals` sees at `points` (V, 3).
+    """Colours (V, 3) in [0, 1] of what a camera looking along `-normals` sees at `points` (V, 3).
 
-    A short ray from three pitches outside to nine inside, composited and divided by its opacity, so that no
-    background enters.
+    A short ray from 2 to 20 hundredths of the radius below the surface, its samples weighted by
+    `T alpha sigma` over their sum, those much thinner than the heaviest one left out: the visible part, and
+    of it the dense part, so that neither a background nor the colour of the air around it enters.
     """
     device = next(field.parameters()).device
-    edges = torch.linspace(-3, 9, n_samples + 1, device=device) * pitch
+    edges = torch.linspace(0.02, 0.2, n_samples + 1, device=device) * field.radius
     mids = 0.5 * (edges[1:] + edges[:-1])
     out = []
     for p, n in zip(
@@ -173,11 +174,11 @@ def surface_colors(
         x = p[:, None] - mids[None, :, None] * n[:, None]
         sigma, rgb = field.density_and_color(x.reshape(-1, 3))
         sigma, rgb = sigma.view(len(p), -1), rgb.view(len(p), -1, 3)
-        inside = x.norm(dim=-1) < field.radius  # beyond the sphere the field was never trained
-        sigma = torch.where(inside, sigma, torch.zeros_like(sigma))
         t0, t1 = edges[:-1].expand_as(sigma), edges[1:].expand_as(sigma)
         w, _, _ = render_weight_from_density(t0, t1, sigma)
-        w = w + 1e-8
+        w = w * sigma + 1e-12
+        solid = sigma.gather(1, w.argmax(dim=1, keepdim=True))
+        w = w * (sigma >= 0.7 * solid)
         out.append(((w[..., None] * rgb).sum(dim=1) / w.sum(dim=1, keepdim=True)).float().cpu())
     colors: NDArray[np.float32] = torch.cat(out).numpy()
     return colors
@@ -194,8 +195,7 @@ def extract_mesh(
     volume = density_volume(field, options.resolution)
     level = choose_level(volume, field.radius, options.level)
     mesh = mesh_from_volume(volume, level, field.radius, options.min_component, options.smoothing)
-    pitch = 2 * field.radius / (options.resolution - 1)
-    colors = surface_colors(field, mesh.vertices, mesh.vertex_normals, pitch)
+    colors = surface_colors(field, mesh.vertices, mesh.vertex_normals)
     mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors)
     mesh.vertex_attributes["color"] = colors
     mesh.metadata["level"] = level

@@ -1,0 +1,212 @@
+"""Meshes: closed, of the right volume, coloured as the surface, and GLB files that say so when read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from carv_3d.errors import CarvError
+from carv_3d.scenes.cameras import orbit
+from carv_3d.scenes.fields import FieldOptions, VoxelGridField
+from carv_3d.scenes.gltf import srgb_to_linear, to_gltf_axes
+from carv_3d.scenes.mesh import (
+    MeshOptions,
+    choose_level,
+    density_volume,
+    extract_mesh,
+    mesh_from_volume,
+    save_mesh,
+)
+from carv_3d.scenes.rendering import VolumeRenderer
+
+
+def lattice(n: int, radius: float = 1.08) -> torch.Tensor:
+    axis = torch.linspace(-radius, radius, n)
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
+
+
+def ball(center: tuple[float, float, float], r: float, n: int = 64, sharp: float = 40.0) -> np.ndarray:
+    """Density 10 softplus(sharp (r - |x - center|)): about 7 at the surface."""
+    distance = (lattice(n) - torch.tensor(center)).norm(dim=-1)
+    return (10 * torch.nn.functional.softplus(sharp * (r - distance))).numpy()
+
+
+LEVEL = 10 * math.log(2)
+
+
+def painted_box() -> VoxelGridField:
+    """A box, longer along x than y than z, whose +x half is orange and the rest dark green; white air."""
+    field = VoxelGridField(FieldOptions(resolution=49))
+    x = lattice(49)
+    with torch.no_grad():
+        inside = (x[..., 0].abs() < 0.7) & (x[..., 1].abs() < 0.4) & (x[..., 2].abs() < 0.25)
+        field.grid[..., 0] = torch.where(inside, 8.0, -8.0)
+        color = torch.where((x[..., :1] > 0), torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.05, 0.2, 0.1]))
+        color = torch.where(inside[..., None], color, torch.tensor([0.99, 0.99, 0.99]))
+        field.grid[..., 1:] = torch.logit(color)
+    return field
+
+
+@pytest.mark.parametrize("smoothing", [0, 5])
+def test_sphere_has_its_volume_and_is_closed(smoothing: int) -> None:
+    mesh = mesh_from_volume(ball((0, 0, 0), 0.6), LEVEL, 1.08, smoothing=smoothing)
+    assert mesh.is_watertight
+    assert mesh.is_winding_consistent
+    assert mesh.volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.03)
+    assert np.abs(np.asarray(mesh.vertices).mean(axis=0)).max() < 1e-3
+
+
+def test_an_object_at_the_border_is_closed_there() -> None:
+    volume = np.full((20, 20, 20), 30.0, dtype=np.float32)
+    mesh = mesh_from_volume(volume, 5.0, 1.0, smoothing=0)
+    assert mesh.is_watertight
+    assert mesh.volume > 8 * 0.95
+
+
+def test_crumbs_go_cavities_are_filled_and_a_second_large_piece_stays() -> None:
+    volume = np.maximum(ball((-0.4, 0, 0), 0.4), ball((0.55, 0, 0), 0.3))
+    volume = np.maximum(volume, ball((0.0, 0.75, 0), 0.06))  # a crumb
+    hollow = (lattice(64) - torch.tensor([-0.4, 0.0, 0.0])).norm(dim=-1).numpy() < 0.2
+    volume[hollow] = 0.0
+    mesh = mesh_from_volume(volume, LEVEL, 1.08)
+    assert mesh.body_count == 2
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(4 / 3 * math.pi * (0.4**3 + 0.3**3), rel=0.03)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_noise_is_closed_as_well(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    volume = ball((0, 0, 0), 0.6, n=32) * rng.lognormal(0, 1.5, (32, 32, 32)).astype(np.float32)
+    mesh = mesh_from_volume(volume.astype(np.float32), LEVEL, 1.08)
+    assert mesh.is_watertight
+    assert mesh.volume > 0
+
+
+def test_values_right_at_the_level_do_not_open_the_mesh() -> None:
+    volume = np.round(ball((0, 0, 0), 0.6, n=24) / LEVEL) * LEVEL
+    mesh = mesh_from_volume(volume.astype(np.float32), LEVEL, 1.08, smoothing=0)
+    assert mesh.is_watertight
+
+
+@pytest.mark.parametrize(("scale", "sharp"), [(1.0, 12.0), (0.3, 40.0), (20.0, 30.0)])
+def test_auto_level_gives_the_silhouette_of_the_render(scale: float, sharp: float) -> None:
+    """From afar, where perspective is nearly orthographic: areas of the render's and the mesh's outline."""
+    field = VoxelGridField(FieldOptions(blob_radius=0.55, blob_scale=sharp, density_scale=10 * scale))
+    mesh = extract_mesh(field, MeshOptions(resolution=72))
+    camera = orbit(1, elevation=0.0, distance=40.0, fovy=3.2)
+    _, opacity, _ = VolumeRenderer(field).render(camera, 96, 96)
+    pixel = 2 * 40 * math.tan(math.radians(1.6)) / 96
+    rendered = (opacity > 0.5).sum().item() * pixel**2
+    r = np.linalg.norm(np.asarray(mesh.vertices), axis=1).mean()
+    assert math.pi * r**2 == pytest.approx(rendered, rel=0.06)
+
+
+def test_empty_and_full_fields_say_so() -> None:
+    field = VoxelGridField(FieldOptions(resolution=8))
+    with torch.no_grad():
+        field.grid[..., 0] = -12.0
+    with pytest.raises(CarvError, match="the field is empty"):
+        extract_mesh(field, MeshOptions(resolution=16))
+    with torch.no_grad():
+        field.grid[..., 0] = 5.0
+    with pytest.raises(CarvError, match="the field is full"):
+        extract_mesh(field, MeshOptions(resolution=16))
+    with torch.no_grad():
+        field.grid[..., 0] = float("nan")
+    with pytest.raises(CarvError, match="not finite"):
+        extract_mesh(field, MeshOptions(resolution=16))
+    volume = density_volume(VoxelGridField(), 24)
+    assert choose_level(volume, 1.08, 4.5) == 4.5
+    with pytest.raises(CarvError, match="empty: no density above 1e\\+03"):
+        choose_level(volume, 1.08, 1000.0)
+    with pytest.raises(CarvError, match="level"):
+        MeshOptions(level="otsu")
+
+
+def read_glb(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The JSON of a binary glTF and its mesh's arrays, read by the specification alone."""
+    raw = path.read_bytes()
+    magic, version, total = struct.unpack_from("<4sII", raw)
+    assert (magic, version, total) == (b"glTF", 2, len(raw))
+    n, kind = struct.unpack_from("<I4s", raw, 12)
+    assert kind == b"JSON"
+    document = json.loads(raw[20 : 20 + n])
+    n_body, kind = struct.unpack_from("<I4s", raw, 20 + n)
+    assert kind == b"BIN\x00"
+    body = raw[28 + n : 28 + n + n_body]
+    assert document["buffers"][0]["byteLength"] == len(body)
+
+    def array(i: int) -> np.ndarray:
+        a = document["accessors"][i]
+        view = document["bufferViews"][a["bufferView"]]
+        part = body[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
+        dtype = {5126: "<f4", 5125: "<u4"}[a["componentType"]]
+        return np.frombuffer(part, dtype).reshape(a["count"], {"VEC3": 3, "SCALAR": 1}[a["type"]])
+
+    primitive = document["meshes"][0]["primitives"][0]
+    arrays = {name: array(i) for name, i in primitive["attributes"].items()}
+    arrays["indices"] = array(primitive["indices"])
+    return document, arrays
+
+
+def test_glb_read_back(tmp_path: Path) -> None:
+    mesh = extract_mesh(painted_box(), MeshOptions(resolution=64))
+    path = save_mesh(mesh, tmp_path / "box.glb", longest_side=1.0, extras={"prompt": "a box"})
+    document, arrays = read_glb(path)
+    assert document["asset"]["extras"] == {"prompt": "a box"}
+    material = document["materials"][0]["pbrMetallicRoughness"]
+    assert (material["metallicFactor"], material["roughnessFactor"]) == (0.0, 1.0)
+
+    v = arrays["POSITION"]
+    size = v.max(axis=0) - v.min(axis=0)
+    assert size[2] == pytest.approx(1.0, abs=1e-5)  # the long axis, x, is glTF's front axis
+    # on the lattice of pitch 0.045 the box ends half a voxel beyond 15, 8 and 5 voxels from the origin
+    assert size[0] == pytest.approx(8.5 / 15.5, rel=0.05)  # left: x
+    assert size[1] == pytest.approx(5.5 / 15.5, rel=0.05)  # up: y
+    assert v[:, 1].min() == pytest.approx(0.0, abs=1e-6)  # on the ground
+    assert document["accessors"][0]["min"] == pytest.approx(v.min(axis=0).tolist())
+
+    front = arrays["COLOR_0"][v[:, 2] > 0.1]  # the +x half now faces +z
+    back = arrays["COLOR_0"][v[:, 2] < -0.1]
+    for got, srgb in ((front, [0.9, 0.5, 0.1]), (back, [0.05, 0.2, 0.1])):
+        linear = srgb_to_linear(np.array(srgb))
+        assert np.median(got, axis=0) == pytest.approx(linear, abs=0.01)
+        assert np.abs(got - linear).max() < 0.1  # no white air anywhere on the surface
+
+    outward = ((v - [0, 0.5 * size[1], 0]) * arrays["NORMAL"]).sum(axis=1)
+    assert (outward > 0).mean() > 0.99
+    again = trimesh.load(path, force="mesh")
+    assert again.is_watertight
+    assert again.volume == pytest.approx(float(np.prod(size)), rel=0.1)  # positive: faces wind outwards
+
+
+def test_axes_are_a_rotation_with_front_and_up_in_place() -> None:
+    R = to_gltf_axes(np.eye(3)).T
+    assert np.linalg.det(R) == pytest.approx(1)
+    assert (R @ [1, 0, 0]).tolist() == [0, 0, 1]
+    assert (R @ [0, 0, 1]).tolist() == [0, 1, 0]
+
+
+def test_srgb_to_linear_known_values() -> None:
+    got = srgb_to_linear(np.array([0.0, 0.04045, 0.5, 1.0]))
+    assert got == pytest.approx([0.0, 0.0031308, 0.2140411, 1.0], rel=1e-4)
+
+
+def test_other_formats_keep_world_axes_and_colours(tmp_path: Path) -> None:
+    mesh = extract_mesh(painted_box(), MeshOptions(resolution=64))
+    for suffix in (".ply", ".obj"):
+        again = trimesh.load(save_mesh(mesh, tmp_path / f"box{suffix}"), force="mesh")
+        np.testing.assert_allclose(again.bounds, mesh.bounds, atol=1e-4)
+        front = np.asarray(again.visual.vertex_colors)[np.asarray(again.vertices)[:, 0] > 0.2]
+        assert np.median(front[:, :3], axis=0) == pytest.approx([230, 128, 26], abs=3)
+    with pytest.raises(CarvError, match=r"ends in \.glb"):
+        save_mesh(mesh, tmp_path / "box.fbx")

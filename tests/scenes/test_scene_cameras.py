@@ -1,0 +1,146 @@
+"""Cameras: threestudio's conventions, known pixels, the statistics of the sampler, words for views."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from carv_3d.errors import CarvError
+from carv_3d.scenes.cameras import CameraOptions, orbit, sample_cameras, view_phrase
+
+
+def test_azimuth_zero_stands_on_plus_x_and_looks_at_the_front() -> None:
+    camera = orbit(1, elevation=0.0, distance=2.0, fovy=60.0)
+    torch.testing.assert_close(camera.position, torch.tensor([[2.0, 0.0, 0.0]]))
+    right, up, backward = camera.c2w[0, :, 0], camera.c2w[0, :, 1], camera.c2w[0, :, 2]
+    torch.testing.assert_close(right, torch.tensor([0.0, 1.0, 0.0]))  # the object's left is on the right
+    torch.testing.assert_close(up, torch.tensor([0.0, 0.0, 1.0]))
+    torch.testing.assert_close(backward, torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_position_formula() -> None:
+    camera = orbit(1, elevation=30.0, distance=3.0, start=60.0)
+    el, az = math.radians(30), math.radians(60)
+    expected = [3 * math.cos(el) * math.cos(az), 3 * math.cos(el) * math.sin(az), 3 * math.sin(el)]
+    torch.testing.assert_close(camera.position[0], torch.tensor(expected))
+
+
+def test_known_pixels() -> None:
+    camera = orbit(1, elevation=0.0, distance=2.0, fovy=90.0)  # focal length: half the height
+    points = torch.tensor([[0.0, 0, 0], [0, 0, 1.0], [0, 1.0, 0], [1.0, 0.5, -0.5]])
+    pixel, depth = camera.project(points, height=64, width=48)
+    expected = torch.tensor([[24.0, 32.0], [24.0, 16.0], [40.0, 32.0], [40.0, 48.0]])
+    torch.testing.assert_close(pixel[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(depth[0], torch.tensor([2.0, 2.0, 2.0, 1.0]))
+
+
+def test_rays_go_through_their_own_pixel_centres() -> None:
+    generator = torch.Generator().manual_seed(0)
+    options = CameraOptions(camera_perturb=0.1, center_perturb=0.2, up_perturb=0.05)
+    cameras = sample_cameras(options, 3, generator)
+    rays = cameras.rays(5, 7)
+    torch.testing.assert_close(rays.directions.norm(dim=-1), torch.ones(3, 5, 7))
+    row, column = torch.meshgrid(torch.arange(5) + 0.5, torch.arange(7) + 0.5, indexing="ij")
+    for b in range(3):
+        points = (rays.origins[b] + 1.7 * rays.directions[b]).view(-1, 3)
+        pixel, _ = cameras[b].project(points, 5, 7)
+        torch.testing.assert_close(pixel[0], torch.stack([column, row], -1).view(-1, 2), atol=1e-4, rtol=0)
+
+
+def test_poses_are_rotations_also_at_the_poles() -> None:
+    cameras = orbit(12, elevation=[-90.0, 20.0, 90.0], start=10.0)
+    R = cameras.c2w[:, :, :3]
+    torch.testing.assert_close(R.transpose(1, 2) @ R, torch.eye(3).expand(12, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(R), torch.ones(12))
+    near_pole = orbit(4, elevation=89.9, start=10.0)  # the pole is the limit of the climb
+    torch.testing.assert_close(cameras[8:].c2w[:, :, :3], near_pole.c2w[:, :, :3], atol=5e-3, rtol=0)
+
+
+def test_orbit_is_even_and_loops() -> None:
+    cameras = orbit(8, elevation=15.0)
+    assert cameras.azimuth.tolist() == [0, 45, 90, 135, 180, 225, 270, 315]
+    rings = orbit(16, elevation=[0.0, 30.0])
+    assert rings.azimuth.tolist() == cameras.azimuth.tolist() * 2
+    assert rings.elevation.tolist() == [0.0] * 8 + [30.0] * 8
+    with pytest.raises(CarvError, match="16 views"):
+        orbit(16, elevation=[0.0, 10.0, 20.0])
+
+
+def test_sampler_keeps_its_ranges_and_shares_out_the_azimuth() -> None:
+    options = CameraOptions(elevation_range=(-10, 80), azimuth_range=(-90, 90))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        c = sample_cameras(options, 6, generator)
+        assert c.elevation.min() >= -10
+        assert c.elevation.max() <= 80
+        assert ((c.distance >= 1.5) & (c.distance <= 2.0)).all()
+        assert ((c.fovy >= 40) & (c.fovy <= 70)).all()
+        assert torch.equal(((c.azimuth + 90) / 30).floor(), torch.arange(6.0))
+    assert torch.equal(
+        sample_cameras(options, 6, torch.Generator().manual_seed(7)).c2w,
+        sample_cameras(options, 6, torch.Generator().manual_seed(7)).c2w,
+    )
+
+
+def test_elevation_is_half_uniform_in_angle_and_half_uniform_on_the_sphere() -> None:
+    generator = torch.Generator().manual_seed(2)
+    options = CameraOptions(elevation_range=(0, 90))
+    draws = torch.stack([sample_cameras(options, 16, generator).elevation for _ in range(600)])
+    # mean of the sine: 2/pi where the angle is uniform, 1/2 where the height is
+    per_batch = torch.sin(torch.deg2rad(draws)).mean(dim=1)
+    expected = 0.5 * (2 / math.pi + 0.5)
+    assert abs(per_batch.mean().item() - expected) < 4 * per_batch.std().item() / math.sqrt(600)
+
+
+def test_options_name_what_is_wrong() -> None:
+    with pytest.raises(CarvError, match="fovy_range"):
+        CameraOptions(fovy_range=(70, 40))
+    with pytest.raises(CarvError, match="elevation_range"):
+        CameraOptions(elevation_range=(-100, 40))
+    with pytest.raises(CarvError, match="unknown camera option 'fov'"):
+        CameraOptions.from_dict({"fov": 3})
+    assert CameraOptions.from_dict({"fovy_range": [20, 30]}).fovy_range == (20.0, 30.0)
+
+
+def test_ranges_grow_until_progressive_until() -> None:
+    options = CameraOptions(elevation_range=(-10, 50), eval_elevation_deg=10, progressive_until=99)
+    assert options.at_step(0).azimuth_range == (0.0, 0.0)
+    assert options.at_step(50).elevation_range == (0.0, 30.0)
+    assert options.at_step(1000).azimuth_range == (-180.0, 180.0)
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "phrase"),
+    [
+        (0, "front view"),
+        (22.4, "front view"),
+        (22.5, "front left view"),
+        (45, "front left view"),
+        (90, "left view"),
+        (135, "back left view"),
+        (180, "back view"),
+        (-180, "back view"),
+        (-157.6, "back view"),
+        (-135, "back right view"),
+        (-90, "right view"),
+        (270, "right view"),
+        (-45, "front right view"),
+        (-22.5, "front view"),
+        (720, "front view"),
+    ],
+)
+def test_fine_phrases(azimuth: float, phrase: str) -> None:
+    assert view_phrase(60.0, azimuth) == phrase
+    assert view_phrase(60.1, azimuth) == "overhead view"
+
+
+def test_coarse_phrases_follow_threestudio() -> None:
+    pairs = {44.9: "front", 45.0: "side", 135.0: "side", 135.1: "back", 181.0: "back", -90.0: "side"}
+    for azimuth, word in pairs.items():
+        assert view_phrase(0.0, azimuth, fine=False) == f"{word} view"
+    assert view_phrase(61.0, 0.0, fine=False) == "overhead view"
+    assert orbit(4, elevation=0.0).phrases() == ["front view", "left view", "back view", "right view"]
+    with pytest.raises(CarvError, match="elevation"):
+        view_phrase(91.0, 0.0)
