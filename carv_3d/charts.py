@@ -57,10 +57,13 @@ def smooth(y: Sequence[float], window: int) -> list[float]:
     return out
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, window: int = 1) -> str:
+def line_chart(
+    series: Sequence[Series], x_label: str, y_label: str, window: int = 1, robust: bool = False
+) -> str:
     """An SVG of `series` with axes, grid and, for more than one line, a legend; '' where there is no point.
 
     With `window` > 1 each line is drawn faint as it is, and its running mean over `window` points on top.
+    With `robust` the y axis ends a little above the 98th percentile, and what lies higher is cut off at it.
     Names and labels are escaped.
     """
     drawn = [s for s in series if s.points]
@@ -70,6 +73,8 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, window: int
     ys = [p[1] for s in drawn for p in s.points]
     x0, x1 = min(xs), max(xs)
     y0, y1 = min(ys), max(ys)
+    if robust:
+        y1 = min(y1, 1.25 * sorted(ys)[int(0.98 * (len(ys) - 1))])
     if y0 >= 0 and y0 < 0.5 * y1:
         y0 = 0.0
     pad = (y1 - y0) * 0.06 or abs(y1) * 0.1 or 1.0
@@ -82,7 +87,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, window: int
         return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
 
     def py(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
+        return HEIGHT - BOTTOM - (min(y, y1) - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
 
     def path(points: Sequence[tuple[float, float]]) -> str:
         return "M" + "L".join(f"{px(a):.1f},{py(b):.1f}" for a, b in points)
