@@ -151,7 +151,11 @@ class TrainerOptions:
 def _default_guidance() -> GuidanceOptions:
     steps = TrainerOptions.max_steps
     return GuidanceOptions(
-        guidance_scale=3.5, max_step_percent=[0.98, 0.4, steps], trainer_max_steps=steps, num_draws=4
+        guidance_scale=3.5,
+        max_step_percent=[0.98, 0.4, steps],
+        trainer_max_steps=steps,
+        num_draws=4,
+        use_recon_loss=True,
     )
 
 
