@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from carv_3d.annealing import Annealed, annealed, check_annealed, counts_steps, knots
+from carv_3d.core.designs import STRATIFY
+from carv_3d.core.proposals import PROPOSALS
+from carv_3d.core.schedule import WEIGHTINGS
 from carv_3d.errors import CarvError
 from carv_3d.teachers.base import CFG_CONVENTIONS
 
-PROPOSALS = ("uniform", "weight", "adaptive")
-STRATIFY = ("none", "render", "global")
-WEIGHTINGS = ("sds", "uniform", "fantasia3d")
 VAE_SAMPLES = ("sample", "mode")
 ANNEALED = ("guidance_scale", "min_step_percent", "max_step_percent", "grad_clip")
 

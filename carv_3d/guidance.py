@@ -1,0 +1,189 @@
+"""Score distillation: renders in, a loss out whose gradient is the estimator's. One for every host.
+
+    guidance = SDSGuidance(StableDiffusionTeacher.load("carv-tiny"), GuidanceOptions(num_draws=4))
+    out = guidance(rgb, text, no_text, step)    # rgb (B, H, W, 3), embeddings (B, L, D)
+    out.loss_sds.backward()
+
+One encode and one backward per render whatever K is (arXiv 2605.21489, "reuse"); what a host has of its
+own (prompt processors, batches, configs) stays in the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv_3d.annealing import annealed
+from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
+from carv_3d.errors import CarvError
+from carv_3d.guidance_options import GuidanceOptions
+from carv_3d.teachers.base import Teacher, effective_scale
+from carv_3d.teachers.perp_neg import perp_neg_eps_hat
+
+__all__ = ["GuidanceOptions", "GuidanceOutput", "SDSGuidance"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class GuidanceOutput:
+    """What one step of guidance gives.
+
+    loss_sds: scalar; its gradient w.r.t. the latents is the mean over renders of the mean over draws of
+        (p/q) w(t) (eps_hat - eps), and reaches the renders through the encoder. Its value means nothing.
+    loss_recon: scalar, MSE(rgb, decode(encode(rgb))), or None if not asked for.
+    scalars: for the log: the estimator's (see Estimate) and the annealed guidance_scale (as in
+        uncond + s (text - uncond)), min_step, max_step and grad_clip of this step.
+    estimate: every draw, unreduced, for accounting.
+    """
+
+    loss_sds: Tensor
+    scalars: dict[str, float]
+    estimate: Estimate
+    loss_recon: Tensor | None = None
+
+
+class SDSGuidance:
+    """Score distillation of a teacher into whatever rendered the pictures.
+
+    It is no torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
+    """
+
+    def __init__(self, teacher: Teacher, options: GuidanceOptions | None = None, **estimator: Any) -> None:
+        """`estimator` goes to EstimatorOptions as it is (rank and world size, for one)."""
+        self.teacher = teacher
+        self.options = options or GuidanceOptions()
+        low, high = self.options.timestep_range(teacher.schedule.num_train_timesteps, 0)
+        self.estimator = CarvEstimator(
+            teacher.schedule,
+            EstimatorOptions(
+                num_draws=self.options.num_draws,
+                proposal=self.options.proposal,
+                stratify=self.options.stratify,
+                antithetic=self.options.antithetic,
+                max_batch=self.options.max_batch,
+                weighting=self.options.weighting_strategy,
+                min_step=low,
+                max_step=high,
+                **estimator,
+            ),
+        )
+        self.generator = torch.Generator(device=teacher.device)
+        seed = self.options.seed
+        # ranks share the strata, never the noise
+        self.generator.manual_seed(
+            int(torch.randint(2**62, ())) if seed is None else seed + self.estimator.options.rank
+        )
+
+    def __call__(
+        self,
+        rgb: Tensor,
+        prompts_cond: Tensor,
+        prompts_uncond: Tensor,
+        step: int,
+        generator: torch.Generator | None = None,
+        rgb_as_latents: bool = False,
+        epoch: int = 0,
+        negatives: tuple[Tensor, Tensor] | None = None,
+        with_recon: bool | None = None,
+        draws: Draws | None = None,
+    ) -> GuidanceOutput:
+        """One step.
+
+        rgb: (B, H, W, 3) in [0, 1], differentiable; resized to the teacher's pictures if need be. With
+            `rgb_as_latents` (B, H, W, C) scaled latents, resized to the teacher's latents.
+        prompts_cond, prompts_uncond: (B, L, D), or (1, L, D) for all renders.
+        step, epoch: where the schedules are; steps count from 0.
+        generator: of noise, timesteps and posterior samples; the guidance's own unless given.
+        negatives: Perp-Neg, as embeddings (B, M, L, D) and weights (B, M), the weights already negative. The
+            scale is then guidance_scale itself, as in threestudio, whatever cfg_convention is.
+        with_recon: whether to decode for `loss_recon`; options.use_recon_loss unless given.
+        draws: explicit draws for the estimator, instead of drawing.
+        Raises CarvError for shapes that do not fit the teacher.
+        """
+        options = self.options
+        generator = generator or self.generator
+        scale = annealed(options.guidance_scale, step, epoch)
+        low, high = options.timestep_range(self.teacher.schedule.num_train_timesteps, step, epoch)
+        self.estimator.set_range(low, high)
+        latents, pictures = self._latents(rgb, generator, rgb_as_latents)
+        n = latents.shape[0]
+        cond: tuple[Tensor, ...] = (_per_render("prompts_cond", prompts_cond, n, 3),)
+        cond += (_per_render("prompts_uncond", prompts_uncond, n, 3),)
+        if negatives is not None:
+            cond += (_per_render("negatives", negatives[0], n, 4),)
+            cond += (_per_render("the weights of negatives", negatives[1], n, 2),)
+
+        def eps_hat(z_t: Tensor, t: Tensor, text: Tensor, no_text: Tensor, *perp_neg: Tensor) -> Tensor:
+            if perp_neg:
+                embeddings, weights = perp_neg
+                return perp_neg_eps_hat(self.teacher, z_t, t, text, no_text, embeddings, weights, scale)
+            return self.teacher.eps_hat_cfg(z_t, t, text, no_text, scale, options.cfg_convention)
+
+        clip = None if options.grad_clip is None else annealed(options.grad_clip, step, epoch)
+        estimate = self.estimator.estimate(
+            latents, eps_hat, cond=cond, generator=generator, draws=draws, grad_clip=clip
+        )
+        scalars = dict(estimate.scalars)
+        scalars["guidance_scale"] = (
+            scale if negatives is not None else effective_scale(scale, options.cfg_convention)
+        )
+        scalars.update(min_step=float(low), max_step=float(high))
+        if clip is not None:
+            scalars["grad_clip"] = clip
+        output = GuidanceOutput(estimate.loss, scalars, estimate)
+        if options.use_recon_loss if with_recon is None else with_recon:
+            if rgb_as_latents:
+                raise CarvError(
+                    "loss_recon needs pictures, and this render is latents: set lambda_recon to 0."
+                )
+            output.loss_recon = F.mse_loss(pictures, self.teacher.decode(latents, clamp=False))
+        return output
+
+    def _latents(
+        self, rgb: Tensor, generator: torch.Generator, rgb_as_latents: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(latents (B, C, h, w), the pictures or latents that were given, at the teacher's size)."""
+        channels = self.teacher.latent_channels if rgb_as_latents else 3
+        if rgb.dim() != 4 or rgb.shape[-1] != channels:
+            kind = "latents" if rgb_as_latents else "pictures"
+            raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
+        pictures = rgb.permute(0, 3, 1, 2)
+        size = self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
+        if pictures.shape[-2:] != (size, size):
+            pictures = F.interpolate(pictures, (size, size), mode="bilinear", align_corners=False)
+        if rgb_as_latents:
+            return pictures, pictures
+        sample = self.options.vae_sample == "sample"
+        return self.teacher.encode(pictures, generator=generator, sample=sample), pictures
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if it had not stopped: tensors and primitives only."""
+        return {
+            "generator": self.generator.get_state(),
+            "generator_device": self.generator.device.type,
+            "estimator": self.estimator.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back `state_dict`; a generator of another kind of device starts afresh, which is logged."""
+        self.estimator.load_state_dict(state["estimator"])
+        if state["generator_device"] == self.generator.device.type:
+            self.generator.set_state(state["generator"].cpu())
+        else:
+            log.warning(
+                "the saved random state is of a %s generator and this one is on %s: the draws start afresh.",
+                state["generator_device"],
+                self.generator.device.type,
+            )
+
+
+def _per_render(name: str, value: Tensor, n: int, dims: int) -> Tensor:
+    if value.dim() != dims or value.shape[0] not in (1, n):
+        raise CarvError(f"{name} has shape {tuple(value.shape)}; it needs {dims} axes and {n} rows (or 1).")
+    return value if value.shape[0] == n else value.expand(n, *value.shape[1:])
