@@ -1,0 +1,84 @@
+"""Where the seconds go: a clock with named phases, and counters of UNet rows and renders."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+class CostMeter:
+    """Seconds by phase and counts by name, of one process.
+
+        meter = CostMeter(device)
+        with meter.phase("render"):
+            ...
+        meter.count(renders=2, unet_rows=16)
+
+    A phase within a phase is taken out of the outer one, so that the seconds add up. On CUDA a phase waits
+    for the device at both ends, which is what makes the seconds its own; `synchronize=False` leaves the
+    stream alone and measures only the launching.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", synchronize: bool = True) -> None:
+        self._device = torch.device(device)
+        self._wait = synchronize and self._device.type == "cuda"
+        self._inner: list[float] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything measured."""
+        self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {"unet_rows": 0, "renders": 0}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the seconds within to `seconds[name]`, also where the block raises."""
+        start = self._now()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            took = self._now() - start
+            own = took - self._inner.pop()
+            self.seconds[name] = self.seconds.get(name, 0.0) + own
+            if self._inner:
+                self._inner[-1] += took
+
+    def count(self, **amounts: int) -> None:
+        """count(unet_rows=8, renders=1) adds to the counters; other names may be counted as well."""
+        for name, amount in amounts.items():
+            self.counts[name] = self.counts.get(name, 0) + int(amount)
+
+    @property
+    def unet_rows(self) -> int:
+        """Rows that went through the UNet: 2 per draw under classifier-free guidance."""
+        return self.counts["unet_rows"]
+
+    @property
+    def renders(self) -> int:
+        return self.counts["renders"]
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    def as_scalars(self) -> dict[str, float]:
+        """For a log: seconds_<phase>, and the counts under their names."""
+        counts = {name: float(value) for name, value in self.counts.items()}
+        return {**{f"seconds_{name}": value for name, value in self.seconds.items()}, **counts}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives only; a resumed run goes on counting."""
+        return {"seconds": dict(self.seconds), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds, self.counts = dict(state["seconds"]), dict(state["counts"])
+
+    def _now(self) -> float:
+        if self._wait:
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

@@ -1,0 +1,143 @@
+"""How the K draws of each render are laid out: independent, in strata, in antithetic pairs, and together.
+
+Every u is uniform on [0, 1) and every eps standard normal when looked at alone, whatever the design: it
+changes the variance and never the expectation (arXiv 2605.21489, "stratified inverse CDF").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from carv_3d.core.proposals import real_dtype
+from carv_3d.errors import CarvError
+
+STRATIFY = ("none", "render", "global")
+
+
+@dataclass(frozen=True)
+class Design:
+    """A layout of draws. Raises CarvError for a name that does not exist.
+
+    stratify: "none", independent draws. "render", the K draws of a render in K strata; where that leaves one
+        stratum (K = 1, or one pair), the strata lie over the renders of the step instead. "global", both: a
+        render has one draw in each of its K strata, and each of these is split among all renders of the
+        step, of all ranks, so that the R K draws lie in R K strata. Which render gets which part is drawn
+        afresh at every step: hosts order their cameras (threestudio stratifies azimuths along the batch),
+        and a fixed place would tie timesteps to views.
+    antithetic: draws 2j and 2j + 1 share t and use eps and -eps; K/2 strata.
+    """
+
+    stratify: str = "render"
+    antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stratify not in STRATIFY:
+            raise CarvError(f"stratify is {self.stratify!r}; it must be one of {', '.join(STRATIFY)}.")
+        if not isinstance(self.antithetic, bool):
+            raise CarvError(f"antithetic is {self.antithetic!r}; it must be true or false.")
+
+    @property
+    def group_size(self) -> int:
+        """How many neighbouring draws share a timestep."""
+        return 2 if self.antithetic else 1
+
+    def unit(self, num_draws: int) -> int:
+        """How many neighbouring draws of a render are one independent unit, for the variance split.
+
+        1 for independent draws, 2 for pairs, K under strata, where the whole group counts as one draw.
+        (Strata over renders tie the renders of one step to each other as well: repeat steps, not renders.)
+        """
+        return self.group_size if self.stratify == "none" else num_draws
+
+    def check(self, num_draws: int) -> None:
+        """Raises CarvError for a K that this design cannot lay out."""
+        if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
+            raise CarvError(f"num_draws is {num_draws!r}; it must be a whole number of at least 1.")
+        if num_draws % self.group_size:
+            raise CarvError(
+                f"num_draws is {num_draws}, and antithetic draws come in pairs: "
+                f"set num_draws to {num_draws + 1} or antithetic to false."
+            )
+
+    def draw_u(
+        self,
+        R: int,
+        K: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        shared: torch.Generator | None = None,
+    ) -> Tensor:
+        """(R, K) numbers in [0, 1), equal within a pair, float64 (float32 where the device has no other).
+
+        generator: on any device; the numbers are drawn there and moved. It must differ between ranks.
+        rank, world_size: this process's place among those that stratify together, each with R renders.
+        shared: a generator in the same state on every rank (it deals the strata out); needed, and only
+            used, for strata over more than one rank.
+        """
+        self.check(K)
+        groups = K // self.group_size
+        xi = rand((R, groups), generator, device)
+        first = torch.arange(groups, device=xi.device, dtype=xi.dtype)
+        if self.stratify == "none":
+            u = xi
+        elif self.stratify == "render" and groups > 1:
+            u = (first + xi) / groups
+        else:
+            dealt = self._deal(R, groups, generator, shared, rank, world_size, xi)
+            u = (first + (dealt + xi) / (R * world_size)) / groups
+        u = u.clamp(max=1.0 - torch.finfo(u.dtype).eps)
+        return u.repeat_interleave(self.group_size, dim=1)
+
+    def draw_eps(
+        self,
+        R: int,
+        K: int,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """(R, K, *shape) standard normal; neighbours of a pair are each other's negative."""
+        self.check(K)
+        where = generator.device if generator is not None else device
+        size = (R, K // self.group_size, *shape)
+        eps = torch.randn(size, generator=generator, device=where, dtype=dtype)
+        eps = eps if device is None else eps.to(device)
+        return torch.stack([eps, -eps], dim=2).flatten(1, 2) if self.antithetic else eps
+
+    @staticmethod
+    def _deal(
+        R: int,
+        groups: int,
+        generator: torch.Generator | None,
+        shared: torch.Generator | None,
+        rank: int,
+        world_size: int,
+        like: Tensor,
+    ) -> Tensor:
+        """(R, groups): in each column, this rank's part of a random order of the R world_size places."""
+        if not 0 <= rank < world_size:
+            raise CarvError(f"rank is {rank} of world_size {world_size}; it must be 0 .. world_size - 1.")
+        if world_size > 1 and shared is None:
+            raise CarvError(
+                "strata over several ranks need `shared`, a torch.Generator in the same state on every rank."
+            )
+        order = rand((R * world_size, groups), shared if world_size > 1 else generator, like.device)
+        return order.argsort(dim=0)[rank * R : (rank + 1) * R].to(like.dtype)
+
+
+def rand(
+    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str | None
+) -> Tensor:
+    """Uniform on [0, 1), drawn where the generator lives and moved to `device`."""
+    where = generator.device if generator is not None else device
+    dtype = real_dtype(where)
+    target = device if device is not None else where
+    return torch.rand(shape, generator=generator, device=where, dtype=dtype).to(
+        device=target, dtype=real_dtype(target)
+    )

@@ -1,0 +1,404 @@
+"""Latents in, a loss out: its gradient is the mean over draws, by one upstream call and one backward.
+
+    g = 1/R sum_r J_r^T [ 1/K sum_k (p/q)(t_rk) f(z_r, t_rk, eps_rk) ]      (arXiv 2605.21489, "reuse")
+
+f = w(t) (eps_hat(z_t, t, y) - eps) for score distillation; any other f goes through `estimate_residual`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.core.accounting import CostMeter
+from carv_3d.core.batching import run_in_batches
+from carv_3d.core.designs import STRATIFY, Design
+from carv_3d.core.proposals import PROPOSALS, check_range, make_proposal
+from carv_3d.core.schedule import WEIGHTINGS, NoiseSchedule
+from carv_3d.errors import CarvError
+
+Cond = Tensor | Sequence[Tensor] | None
+
+
+@dataclass(frozen=True)
+class EstimatorOptions:
+    """What the estimator is told. Raises CarvError, naming the option, for a value that cannot be meant."""
+
+    num_draws: int = 4
+    """K, draws of (t, eps) per render."""
+    proposal: str = "weight"
+    """Where timesteps are drawn: uniform | weight | adaptive."""
+    stratify: str = "render"
+    """none | render | global, see Design."""
+    antithetic: bool = False
+    """Draws in pairs with the same t and opposite noise; K is even."""
+    max_batch: int = 16
+    """Rows given to eps_hat at once; halved by itself when memory runs out."""
+    weighting: str = "sds"
+    """w(t), see NoiseSchedule.w."""
+    min_step: int = 20
+    """Smallest timestep; `set_range` moves it."""
+    max_step: int = 980
+    """Largest timestep, included."""
+    grad_clip: float | None = None
+    """Elementwise limit of each draw's f, before p/q and the mean, so that the objective is the same for
+    every K; None for none."""
+    adaptive_bins: int = 50
+    adaptive_floor: float = 0.1
+    adaptive_decay: float = 0.99
+    rank: int = 0
+    """This process among those that stratify together; its generator must differ from theirs."""
+    world_size: int = 1
+    shared_seed: int = 0
+    """Deals strata out to the ranks; the same on all."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("proposal", PROPOSALS),
+            ("stratify", STRATIFY),
+            ("weighting", WEIGHTINGS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise CarvError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+        Design(self.stratify, self.antithetic).check(self.num_draws)
+        for name in ("max_batch", "world_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise CarvError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if not 0 <= self.rank < self.world_size:
+            raise CarvError(f"rank is {self.rank}; with world_size {self.world_size} it must be below that.")
+        check_range(self.min_step, self.max_step)
+        _check_clip(self.grad_clip)
+
+
+@dataclass
+class Draws:
+    """K draws for each of R renders: t (R, K) integers, eps (R, K, ...), weights p/q (R, K), or None for 1.
+
+    group_size: how many neighbours along K share a timestep (2 for antithetic pairs).
+    """
+
+    t: Tensor
+    eps: Tensor
+    weights: Tensor | None = None
+    group_size: int = 1
+
+
+@dataclass
+class Estimate:
+    """One step's estimate. All but `loss` is without autograd.
+
+    loss: scalar; its gradient w.r.t. the latents is exactly grad / R. Its value, |grad|^2 / 2R, is that of
+        threestudio's loss and means nothing by itself.
+    residual: (R, K, ...) f of each draw, without p/q; 0 where the draw was dropped.
+    weights: (R, K) p/q. t: (R, K). eps: (R, K, ...).
+    finite: (R, K), False for a draw that was dropped because f held an inf or a NaN.
+    grad: (R, ...) mean_k (p/q) f, of each render.
+    scalars: K; rows (of eps_hat); nonfinite (draws dropped); ess, (sum p/q)^2 / sum (p/q)^2, of R K at best;
+        grad_norm, of `loss` w.r.t. the latents; max_batch, as it now is; and, where a render has two groups
+        or more, snr: mean_r |grad_r|^2 over the variance of grad_r among draws. The snr takes groups for
+        independent, so under strata it errs on the low side.
+    """
+
+    loss: Tensor
+    residual: Tensor
+    weights: Tensor
+    t: Tensor
+    eps: Tensor
+    finite: Tensor
+    grad: Tensor
+    scalars: dict[str, float]
+    group_size: int = 1
+
+
+class CarvEstimator:
+    """Draws timesteps and noise, runs the teacher on them in bounded batches, and gives the loss.
+
+        estimator = CarvEstimator(schedule, EstimatorOptions(num_draws=8))
+        latents = encode(render(camera))                        # (R, C, H, W), with autograd
+        estimate = estimator.estimate(latents, eps_hat)         # eps_hat(z_t, t) on at most max_batch rows
+        estimate.loss.backward()
+
+    No torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        options: EstimatorOptions | None = None,
+        meter: CostMeter | None = None,
+    ) -> None:
+        """meter: if given, is told the seconds of the phase "denoise" and the count "draws"."""
+        self.options = o = options or EstimatorOptions()
+        self.schedule, self.meter = schedule, meter
+        self.design = Design(o.stratify, o.antithetic)
+        adaptive = {"bins": o.adaptive_bins, "floor": o.adaptive_floor, "decay": o.adaptive_decay}
+        if o.proposal != "adaptive":
+            adaptive = {}
+        self.proposal = make_proposal(o.proposal, schedule, o.weighting, o.min_step, o.max_step, **adaptive)
+        self.max_batch = o.max_batch
+        self._shared = torch.Generator().manual_seed(o.shared_seed)
+
+    def set_range(self, min_step: int, max_step: int) -> None:
+        """Timesteps are min_step .. max_step from now on; call it at every step if they are annealed."""
+        self.proposal.set_range(min_step, max_step)
+
+    def draw(
+        self, latents: Tensor, generator: torch.Generator | None = None, num_draws: int | None = None
+    ) -> Draws:
+        """Draws for latents (R, ...), laid out by the options; K is `num_draws` or else the option's.
+
+        Every random number comes from `generator` (torch's global one if None), first u, then eps.
+        """
+        R, device, o = latents.shape[0], latents.device, self.options
+        K = o.num_draws if num_draws is None else num_draws
+        self._move(device)
+        u = self.design.draw_u(R, K, generator, device, o.rank, o.world_size, self._shared)
+        t, weights = self.proposal.sample(u)
+        eps = self.design.draw_eps(R, K, tuple(latents.shape[1:]), generator, device, latents.dtype)
+        return Draws(t, eps, weights, self.design.group_size)
+
+    def estimate(
+        self,
+        latents: Tensor,
+        eps_hat: Callable[..., Tensor],
+        cond: Cond = None,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+        num_draws: int | None = None,
+        grad_clip: float | None = None,
+    ) -> Estimate:
+        """Score distillation: f = w(t) (eps_hat(z_t, t, *cond) - eps).
+
+        latents: (R, C, H, W), or (R, ...) of any shape; the loss is differentiable in them and in nothing
+            else.
+        eps_hat: called as eps_hat(z_t (N, ...), t (N,), *rows of cond) without autograd, N <= max_batch;
+            returns (N, ...), with guidance inside.
+        cond: None, or tensors with R rows, each row of which goes with the draws of its render.
+        generator: of every random number, on any device.
+        draws: explicit draws; nothing is drawn then, and an adaptive proposal learns nothing from them.
+        num_draws, grad_clip: in place of the options, for values that change with training. A K chosen from
+            measured variances must come from earlier steps than the one it is used in.
+
+        A draw whose f is not finite is dropped: it counts as 0 in the mean, which is still over K, so that
+        the rest keeps its weight and the estimate stays unbiased for f restricted to where it is finite,
+        whatever the proposal and the design.
+
+        Raises CarvError for shapes that do not fit, and where memory runs out on a single row.
+        """
+
+        def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor:
+            predicted = eps_hat(z_t, t, *rows)
+            _check_shape("eps_hat", predicted, z_t)
+            w = self.schedule.w(t, self.options.weighting).to(eps.dtype)
+            return w.view(-1, *[1] * (eps.dim() - 1)) * (predicted - eps)
+
+        return self.estimate_residual(latents, residual, cond, generator, draws, num_draws, grad_clip)
+
+    def estimate_residual(
+        self,
+        latents: Tensor,
+        residual: Callable[..., Tensor],
+        cond: Cond = None,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+        num_draws: int | None = None,
+        grad_clip: float | None = None,
+    ) -> Estimate:
+        """As `estimate`, for any f = residual(z_t (N, ...), t (N,), eps (N, ...), *rows of cond) -> (N, ...).
+
+        f holds the objective's weight, as in `options.weighting`; what is nonlinear in a draw belongs in it.
+        """
+        rows = () if cond is None else (cond,) if isinstance(cond, Tensor) else tuple(cond)
+        R = latents.shape[0]
+        if any(c.shape[:1] != (R,) for c in rows):
+            raise CarvError(f"cond has rows {[tuple(c.shape) for c in rows]}; each tensor needs {R} rows.")
+        clip = self.options.grad_clip if grad_clip is None else grad_clip
+        _check_clip(clip)
+        self._move(latents.device)
+        own = draws is None
+        if draws is None:
+            draws = self.draw(latents, generator, num_draws)
+        else:
+            self._check_draws(draws, latents)
+        K = draws.t.shape[1]
+        dtype = torch.promote_types(latents.dtype, torch.float32)
+        with torch.no_grad():
+            f = self._run(latents.detach(), residual, rows, draws, dtype).unflatten(0, (R, K))
+            finite = torch.isfinite(f.flatten(2)).all(-1)
+            f = torch.where(_as(finite, f), f, torch.zeros_like(f))
+            if clip is not None:
+                f = f.clamp(-clip, clip)
+            if draws.weights is None:
+                weights = torch.ones(R, K, device=f.device, dtype=dtype)
+            else:
+                weights = draws.weights.to(device=f.device, dtype=dtype)
+            weighted = _as(weights, f) * f
+            grad = weighted.mean(1)
+            if own:
+                self._teach(f, finite, draws)
+            scalars = self._scalars(weighted, weights, finite, grad, draws.group_size)
+        loss = surrogate_loss(latents, grad)
+        return Estimate(loss, f, weights, draws.t, draws.eps, finite, grad, scalars, draws.group_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if it had not stopped (the caller's generator apart)."""
+        return {"proposal": self.proposal.state_dict(), "shared_generator": self._shared.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CarvError for the state of another proposal."""
+        self.proposal.load_state_dict(state["proposal"])
+        self._shared.set_state(state["shared_generator"].cpu())
+
+    def _move(self, device: torch.device) -> None:
+        if self.schedule.device != device:
+            self.schedule = self.schedule.to(device)
+        if self.proposal.weights.device != device:
+            self.proposal.to(device)
+
+    def _check_draws(self, draws: Draws, latents: Tensor) -> None:
+        R = latents.shape[0]
+        wanted = (R, draws.t.shape[-1])
+        shapes = [draws.t.shape, draws.eps.shape[:2]]
+        shapes += [] if draws.weights is None else [draws.weights.shape]
+        if any(tuple(s) != wanted for s in shapes) or draws.eps.shape[2:] != latents.shape[1:]:
+            raise CarvError(
+                f"the draws have t {tuple(draws.t.shape)}, eps {tuple(draws.eps.shape)}; latents of "
+                f"{tuple(latents.shape)} need t and weights ({R}, K) and eps ({R}, K, ...)."
+            )
+        if draws.t.numel() == 0 or draws.t.shape[1] % draws.group_size:
+            raise CarvError(f"{wanted[1]} draws cannot be laid out in groups of {draws.group_size}.")
+        check_range(int(draws.t.min()), int(draws.t.max()), self.schedule.num_train_timesteps)
+
+    def _run(
+        self,
+        latents: Tensor,
+        residual: Callable[..., Tensor],
+        cond: tuple[Tensor, ...],
+        draws: Draws,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """f of all R K rows, (R K, ...), in batches of at most max_batch rows of about equal size."""
+        K = draws.t.shape[1]
+        t = draws.t.flatten().to(latents.device)
+        eps = draws.eps.flatten(0, 1).to(latents)
+
+        def batch(begin: int, end: int) -> Tensor:
+            if K == 1:  # the latents keep their memory format, and so the model's kernels their last bits
+                z, rows = latents[begin:end], [c[begin:end] for c in cond]
+            else:
+                render = torch.arange(begin, end, device=t.device).div(K, rounding_mode="floor")
+                z, rows = latents[render], [c[render.to(c.device)] for c in cond]
+            z_t = self.schedule.add_noise(z, eps[begin:end], t[begin:end])
+            f = residual(z_t, t[begin:end], eps[begin:end], *rows)
+            _check_shape("the residual", f, z_t)
+            return f
+
+        out = torch.empty(eps.shape, device=latents.device, dtype=dtype)
+        with contextlib.nullcontext() if self.meter is None else self.meter.phase("denoise"):
+            self.max_batch = run_in_batches(batch, out, self.max_batch)
+        if self.meter is not None:
+            self.meter.count(draws=len(t))
+        return out
+
+    def _teach(self, f: Tensor, finite: Tensor, draws: Draws) -> None:
+        """Show an adaptive proposal |f|^2 of each group as it was drawn: of the pair's mean for pairs."""
+        if not self.proposal.adapts:
+            return
+        whole = _groups(finite, draws.group_size).all(2)
+        value = _groups(f, draws.group_size).mean(2).flatten(2).square().sum(-1)
+        value = torch.where(whole, value, torch.full_like(value, float("nan")))
+        self.proposal.update(_groups(draws.t, draws.group_size)[:, :, 0], value)
+
+    def _scalars(
+        self, weighted: Tensor, weights: Tensor, finite: Tensor, grad: Tensor, group_size: int
+    ) -> dict[str, float]:
+        R, K = weights.shape
+        values = {
+            "nonfinite": (~finite).sum().to(weights.dtype),
+            "ess": weights.sum().square() / weights.square().sum(),
+            "grad_norm": grad.flatten().norm() / R,
+        }
+        groups = K // group_size
+        if groups > 1:
+            means = _groups(weighted, group_size).mean(2).flatten(2)
+            noise = (means - means.mean(1, keepdim=True)).square().sum() / (groups * (groups - 1))
+            values["snr"] = grad.square().sum() / noise
+        numbers = torch.stack(list(values.values())).tolist()  # one wait for the device
+        known = {name: x for name, x in zip(values, numbers) if math.isfinite(x)}
+        return {"K": float(K), "rows": float(R * K), "max_batch": float(self.max_batch), **known}
+
+
+def surrogate_loss(latents: Tensor, grad: Tensor) -> Tensor:
+    """A scalar whose gradient w.r.t. latents (R, ...) is grad / R to the last bit, of value |grad|^2 / 2R.
+
+    <latents, grad / R> with the value exchanged. threestudio's 0.5 |z - (z - g).detach()|^2 / R has the same
+    value, but its gradient is g after a rounding to the grid of z, which eats the bits of a small g.
+    """
+    grad = grad.detach()
+    R = latents.shape[0]
+    inner = (latents * (grad / R)).sum()
+    return inner - inner.detach() + 0.5 * grad.square().sum() / R
+
+
+_estimators: weakref.WeakKeyDictionary[NoiseSchedule, dict[EstimatorOptions, CarvEstimator]]
+_estimators = weakref.WeakKeyDictionary()
+
+
+def sds_loss(
+    latents: Tensor,
+    eps_hat: Callable[..., Tensor],
+    schedule: NoiseSchedule,
+    cond: Cond = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Tensor:
+    """The loss of one step in one call, for a loop of one's own; see CarvEstimator.estimate.
+
+        loss = sds_loss(encode(render(camera)), eps_hat, schedule, num_draws=8)
+        loss.backward()
+
+    options: of EstimatorOptions. Keep one `schedule`: the tables are cached with it. The proposal "adaptive"
+    learns from step to step and needs a CarvEstimator of its own; here it raises CarvError.
+    """
+    chosen = EstimatorOptions(**options)
+    if chosen.proposal == "adaptive":
+        raise CarvError(
+            "sds_loss keeps no state: for the adaptive proposal make a CarvEstimator, and keep that."
+        )
+    cached = _estimators.setdefault(schedule, {})
+    key = replace(chosen, min_step=0, max_step=0)  # an annealed range moves one estimator's
+    if key not in cached:
+        # through a copy: the cache must not keep the schedule, its own key, alive
+        cached[key] = CarvEstimator(NoiseSchedule(schedule.alphas_cumprod), chosen)
+    cached[key].set_range(chosen.min_step, chosen.max_step)
+    return cached[key].estimate(latents, eps_hat, cond, generator).loss
+
+
+def _groups(x: Tensor, size: int) -> Tensor:
+    """(R, K, ...) -> (R, K / size, size, ...)."""
+    return x.unflatten(1, (x.shape[1] // size, size))
+
+
+def _as(per_draw: Tensor, like: Tensor) -> Tensor:
+    return per_draw.view(*per_draw.shape, *[1] * (like.dim() - per_draw.dim()))
+
+
+def _check_shape(what: str, got: Tensor, wanted: Tensor) -> None:
+    if got.shape != wanted.shape:
+        raise CarvError(
+            f"{what} returned {tuple(got.shape)} for z_t of {tuple(wanted.shape)}; the shapes must be equal "
+            "(a model that predicts a variance too must leave it out)."
+        )
+
+
+def _check_clip(clip: float | None) -> None:
+    if clip is not None and not clip > 0:
+        raise CarvError(f"grad_clip is {clip}; it must be above 0, or null for no clipping.")

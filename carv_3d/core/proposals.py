@@ -1,0 +1,263 @@
+"""Timestep proposals q(t): where timesteps are drawn, and the p/q that keeps the objective the same.
+
+p is uniform on the integers [min_step, max_step] (arXiv 2605.21489, "importance sampling"). A proposal
+turns uniform numbers into timesteps by its inverse CDF, so that it goes with every design of the u.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
+
+PROPOSALS = ("uniform", "weight", "adaptive")
+
+
+def real_dtype(device: torch.device | str | None) -> torch.dtype:
+    """float64 where the device has it: a CDF over a thousand timesteps deserves it."""
+    return torch.float32 if device is not None and torch.device(device).type == "mps" else torch.float64
+
+
+class TimestepProposal:
+    """Base: tables of q over [min_step, max_step], built when first needed and when the range has moved.
+
+    A subclass gives `_density`. `builds` counts the builds of the tables.
+    """
+
+    name = ""
+    adapts = False
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        weighting: str | Tensor = "sds",
+        min_step: int = 0,
+        max_step: int | None = None,
+    ) -> None:
+        """weighting: the w that multiplies the residual, a name or a table (T,), see NoiseSchedule.w."""
+        self.num_train_timesteps = schedule.num_train_timesteps
+        self.weights = schedule.weights(weighting).to(real_dtype(schedule.device))
+        self.builds = 0
+        self._cdf: Tensor | None = None
+        self._p_over_q: Tensor | None = None
+        self.min_step, self.max_step = -1, -1
+        self.set_range(min_step, self.num_train_timesteps - 1 if max_step is None else max_step)
+
+    def set_range(self, min_step: int, max_step: int) -> None:
+        """p becomes uniform on the integers min_step .. max_step; free of cost where that is so already.
+
+        Raises CarvError if the range is empty or leaves the schedule.
+        """
+        if (min_step, max_step) == (self.min_step, self.max_step):
+            return
+        check_range(min_step, max_step, self.num_train_timesteps)
+        self.min_step, self.max_step = int(min_step), int(max_step)
+        self._cdf = self._p_over_q = None
+
+    def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """u of any shape in [0, 1) -> (t, p/q), both of u's shape: t integers, p/q in the tables' dtype.
+
+        t is the one timestep with CDF(t - 1) <= u < CDF(t): exact for this discrete distribution, also
+        where a stratum of u straddles two timesteps.
+        """
+        cdf, p_over_q = self._tables()
+        u = u.to(cdf.dtype).clamp(max=1.0 - torch.finfo(cdf.dtype).eps)
+        index = torch.searchsorted(cdf, u.contiguous(), right=True).clamp(max=len(cdf) - 1)
+        return index + self.min_step, p_over_q[index]
+
+    def update(self, t: Tensor, value: Tensor) -> None:
+        """Learn from what was drawn; nothing to learn here."""
+
+    @property
+    def q(self) -> Tensor:
+        """(max_step - min_step + 1,) the probability of each timestep of the range."""
+        cdf, _ = self._tables()
+        return torch.diff(cdf, prepend=cdf.new_zeros(1))
+
+    @property
+    def p_over_q(self) -> Tensor:
+        """(max_step - min_step + 1,) the importance weight of each timestep; 0 where q is 0."""
+        return self._tables()[1]
+
+    def to(self, device: torch.device | str) -> TimestepProposal:
+        """Moves the tables, in place."""
+        self.weights = self.weights.to(device=device, dtype=real_dtype(device))
+        self._cdf = self._p_over_q = None
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives only."""
+        return {"name": self.name, "min_step": self.min_step, "max_step": self.max_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CarvError for the state of another kind of proposal."""
+        if state.get("name") != self.name:
+            raise CarvError(
+                f"the saved state is of the proposal {state.get('name')!r} and this one is {self.name!r}: "
+                "set the option back, or start from a state without it."
+            )
+        self.set_range(state["min_step"], state["max_step"])
+
+    def _density(self) -> Tensor:
+        """q over the range, not normalised, never negative."""
+        raise NotImplementedError
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        if self._cdf is None or self._p_over_q is None:
+            self.builds += 1
+            density = self._density()
+            total = density.sum()
+            cdf = density.cumsum(0)
+            self._cdf = cdf / cdf[-1]
+            ratio = total / (len(density) * density)  # exactly 1 for a flat density
+            self._p_over_q = torch.where(density > 0, ratio, torch.zeros_like(ratio))
+        return self._cdf, self._p_over_q
+
+    def _weights_in_range(self) -> Tensor:
+        return self.weights[self.min_step : self.max_step + 1]
+
+
+class UniformProposal(TimestepProposal):
+    """q = p; p/q is exactly 1."""
+
+    name = "uniform"
+
+    def _density(self) -> Tensor:
+        return torch.ones_like(self._weights_in_range())
+
+
+class WeightProposal(TimestepProposal):
+    """q ∝ p w, with the w that really multiplies the residual, so that (p/q) w is the same for every draw."""
+
+    name = "weight"
+
+    def _density(self) -> Tensor:
+        weights = self._weights_in_range()
+        if not bool((weights >= 0).all() & (weights.sum() > 0) & torch.isfinite(weights.sum())):
+            raise CarvError(
+                f"w(t) is zero, negative or not finite on the timesteps {self.min_step} .. {self.max_step}, "
+                "so nothing can be drawn in proportion to it: take the proposal 'uniform'."
+            )
+        return weights
+
+
+class AdaptiveProposal(TimestepProposal):
+    """q ∝ p w RMS(|f| / w), the RMS learnt per bin of timesteps, mixed with `floor` of p: p/q <= 1/floor.
+
+    The best q is ∝ p sqrt(E[|f J|^2 | t]) (arXiv 2605.21489); this takes |f|^2 in latent space for it. It is
+    fed by `update` after each step and changes at the next `sample` only: a proposal fitted to the draws
+    that it then weights would bias the estimate. With nothing learnt it is the weight proposal with the
+    floor. Old steps fade with `decay`; a bin with few draws leans on the mean of all (`prior` draws' worth).
+    """
+
+    name = "adaptive"
+    adapts = True
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        weighting: str | Tensor = "sds",
+        min_step: int = 0,
+        max_step: int | None = None,
+        bins: int = 50,
+        floor: float = 0.1,
+        decay: float = 0.99,
+        prior: float = 2.0,
+    ) -> None:
+        super().__init__(schedule, weighting, min_step, max_step)
+        if not 0 < floor <= 1 or not 0 < decay <= 1 or not 1 <= bins <= self.num_train_timesteps:
+            raise CarvError(
+                f"the adaptive proposal got bins {bins}, floor {floor}, decay {decay}: bins lie in 1 .. "
+                f"{self.num_train_timesteps}, floor and decay above 0 and at most 1."
+            )
+        self.floor, self.decay, self.prior = floor, decay, prior
+        self._sum = self.weights.new_zeros(bins)
+        self._count = self.weights.new_zeros(bins)
+
+    def update(self, t: Tensor, value: Tensor) -> None:
+        """t (any shape) integers and value (the same shape), |f|^2 of what was drawn at t.
+
+        f has w in it and p/q not. Where draws come in pairs, f is the pair's mean: the statistic is that of
+        the group that is drawn. Values that are not finite are left out.
+        """
+        t, value = t.reshape(-1).to(self._sum.device), value.detach().reshape(-1).to(self._sum)
+        w2 = self.weights[t].square()
+        value = value / w2
+        valid = torch.isfinite(value)
+        bins = len(self._sum)
+        place = torch.div(t * bins, self.num_train_timesteps, rounding_mode="floor")
+        rows = F.one_hot(place, bins).to(value.dtype) * valid.to(value.dtype)[:, None]
+        self._sum = self.decay * self._sum + torch.where(valid, value, torch.zeros_like(value)) @ rows
+        self._count = self.decay * self._count + rows.sum(0)
+        self._cdf = self._p_over_q = None
+
+    def _density(self) -> Tensor:
+        mean = self._sum.sum() / self._count.sum()
+        mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # NaN (nothing learnt) goes to 1 as well
+        rms = ((self._sum + self.prior * mean) / (self._count + self.prior)).sqrt()
+        t = torch.arange(self.min_step, self.max_step + 1, device=rms.device)
+        wanted = self._weights_in_range() * rms[
+            torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")
+        ]
+        flat = torch.full_like(wanted, 1.0 / len(wanted))
+        total = wanted.sum()
+        wanted = torch.where(total > 0, wanted / total, flat)
+        return (1 - self.floor) * wanted + self.floor * flat
+
+    def to(self, device: torch.device | str) -> AdaptiveProposal:
+        super().to(device)
+        self._sum, self._count = self._sum.to(self.weights), self._count.to(self.weights)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "sum": self._sum.cpu(), "count": self._count.cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if state["sum"].shape != self._sum.shape:
+            raise CarvError(
+                f"the saved adaptive proposal has {len(state['sum'])} bins and this one {len(self._sum)}: "
+                "set the number of bins back."
+            )
+        self._sum, self._count = state["sum"].to(self._sum), state["count"].to(self._count)
+        self._cdf = self._p_over_q = None
+
+
+def make_proposal(
+    name: str,
+    schedule: NoiseSchedule,
+    weighting: str | Tensor = "sds",
+    min_step: int = 0,
+    max_step: int | None = None,
+    **adaptive: Any,
+) -> TimestepProposal:
+    """The proposal of that name; `adaptive` (bins, floor, decay, prior) goes to AdaptiveProposal.
+
+    Raises CarvError for a name that does not exist.
+    """
+    if name == "uniform":
+        return UniformProposal(schedule, weighting, min_step, max_step)
+    if name == "weight":
+        return WeightProposal(schedule, weighting, min_step, max_step)
+    if name == "adaptive":
+        return AdaptiveProposal(schedule, weighting, min_step, max_step, **adaptive)
+    raise CarvError(f"proposal is {name!r}; it must be one of {', '.join(PROPOSALS)}.")
+
+
+def check_range(min_step: int, max_step: int, num_train_timesteps: int | None = None) -> None:
+    """Raises CarvError unless 0 <= min_step <= max_step < num_train_timesteps, in whole numbers."""
+    whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (min_step, max_step))
+    if not whole or not 0 <= min_step <= max_step:
+        raise CarvError(
+            f"min_step is {min_step!r} and max_step {max_step!r}; "
+            "they must be whole numbers from 0 on, the first not above the second."
+        )
+    if num_train_timesteps is not None and max_step >= num_train_timesteps:
+        raise CarvError(
+            f"max_step is {max_step}, but the teacher's timesteps end at {num_train_timesteps - 1}: lower it."
+        )

@@ -1,0 +1,183 @@
+"""A teacher that is known exactly: latents are a mixture of Gaussians, so the score is closed form.
+
+    z ~ sum_m pi_m N(mu_m, s^2 I)   =>   eps_hat(z_t, t) = sigma_t (z_t - alpha_t sum_m r_m mu_m) / v_t,
+    v_t = alpha_t^2 s^2 + sigma_t^2,     r = softmax_m(log pi_m - |z_t - alpha_t mu_m|^2 / 2 v_t)
+
+Its expected score distillation gradient is known too: closed form for one component, Gauss-Hermite quadrature
+over the span of the means for several. What an estimator gives is held against that in the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
+from carv_3d.teachers.base import classifier_free_eps_hat, effective_scale
+
+NAMED = 0.98  # how much of the mixture a prompt's own component gets
+
+
+class GaussianTeacher:
+    """The protocol of `carv_3d.teachers.base.Teacher`, with a component of the mixture for each name.
+
+    A text embedding (B, 1, M) is log pi: for "" all components are equally likely, for a prompt that holds
+    a component's name that one gets 98 %.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        std: float = 0.5,
+        schedule: NoiseSchedule | None = None,
+        names: Sequence[str] | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        """means: (M, C, n, n), on any device, float32 or float64. std: s above.
+
+        schedule: Stable Diffusion's by default. names: of the components, "0", "1", ... by default.
+        image_size: a multiple of n; n by default. Raises CarvError for shapes that do not fit.
+        """
+        if means.dim() != 4 or means.shape[-1] != means.shape[-2]:
+            raise CarvError(f"means have shape {tuple(means.shape)}; they need (M, C, n, n).")
+        self.means = means.detach()
+        self.std = float(std)
+        self.device, self.dtype = means.device, means.dtype
+        self.schedule = (schedule or NoiseSchedule.scaled_linear()).to(self.device)
+        self.latent_channels, self.latent_size = means.shape[1], means.shape[-1]
+        self.image_size = image_size or self.latent_size
+        if self.image_size % self.latent_size:
+            raise CarvError(f"image_size {image_size} is no multiple of the latents' {self.latent_size}.")
+        self.names = [str(m) for m in range(len(means))] if names is None else list(names)
+        if len(self.names) != len(means):
+            raise CarvError(f"{len(self.names)} names were given for {len(means)} components.")
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, C, n, n) in about [-1, 1]; linear, so there is no posterior.
+
+        The picture's patches are averaged, and its three channels repeated to C.
+        """
+        small = F.adaptive_avg_pool2d(images, self.latent_size) * 2 - 1
+        return small[:, torch.arange(self.latent_channels, device=small.device) % 3]
+
+    def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
+        """(B, C, n, n) -> (B, 3, H, W): the first channels (repeated to three) as blocks of colour."""
+        channels = torch.arange(3, device=latents.device) % self.latent_channels
+        small = latents[:, channels] / 2 + 0.5
+        large = F.interpolate(small, scale_factor=self.image_size // self.latent_size, mode="nearest")
+        return large.clamp(0, 1) if clamp else large
+
+    def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> (B, 1, M), log pi. Raises CarvError for a prompt that names no component."""
+        M = len(self.means)
+        rows = []
+        for prompt in prompts:
+            pi = torch.full((M,), 1.0 / M, dtype=self.dtype, device=self.device)
+            named = [m for m, name in enumerate(self.names) if name in prompt.split()]
+            if prompt and not named:
+                raise CarvError(f"the prompt {prompt!r} names none of: {', '.join(self.names)}.")
+            if named and len(named) < M:
+                pi = torch.full_like(pi, (1 - NAMED) / (M - len(named)))
+                pi[named] = NAMED / len(named)
+            rows.append(pi.log())
+        return torch.stack(rows)[:, None]
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
+        """(N, C, n, n), t (N,), (N, 1, M) -> (N, C, n, n); differentiable in z_t."""
+        alpha, sigma, v = (x.to(z_t.dtype) for x in self._at(t))
+        means = self.means.to(z_t).flatten(1)
+        flat = z_t.flatten(1)
+        away = (flat[:, None] - alpha[:, None, None] * means).square().sum(-1)
+        r = torch.softmax(text_emb[:, 0].to(z_t) - away / (2 * v[:, None]), dim=1)
+        return (sigma / v)[:, None, None, None] * (z_t - (alpha[:, None] * (r @ means)).view_as(z_t))
+
+    def eps_hat_cfg(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        uncond: Tensor,
+        guidance_scale: float,
+        convention: str = "standard",
+    ) -> Tensor:
+        """See `carv_3d.teachers.base.classifier_free_eps_hat`."""
+        return classifier_free_eps_hat(self, z_t, t, cond, uncond, guidance_scale, convention)
+
+    def expected_eps_hat(self, z: Tensor, t: Tensor, text_emb: Tensor, nodes: int = 40) -> Tensor:
+        """E[eps_hat(alpha_t z + sigma_t eps, t)] over eps ~ N(0, I), for z (N, C, n, n), t (N,), (N, 1, M).
+
+        The responsibilities depend on eps through the span of the means alone (M - 1 dimensions at most),
+        so a product of Gauss-Hermite rules over it integrates them. Raises CarvError over 3 dimensions.
+        """
+        alpha, sigma, v = (x.to(z.dtype) for x in self._at(t))
+        means = self.means.to(z).flatten(1)
+        centre = means.mean(0)
+        offsets = means - centre
+        _, values, basis = torch.linalg.svd(offsets, full_matrices=False)
+        basis = basis[values > 1e-9 * (1 + values.max())]
+        if len(basis) > 3:
+            raise CarvError(f"the means span {len(basis)} dimensions; the quadrature bears 3.")
+        x, mass = _gauss_hermite(len(basis), nodes, z)
+        # log pi_m - |z_t - alpha mu_m|^2 / 2v, without what is the same for all m
+        towards = alpha[:, None] * ((z.flatten(1) - centre) @ offsets.T)
+        towards = towards[:, None] + sigma[:, None, None] * (x @ (offsets @ basis.T).T)
+        logits = alpha[:, None, None] * towards - (alpha**2)[:, None, None] / 2 * offsets.square().sum(1)
+        r = torch.softmax(text_emb[:, 0].to(z)[:, None] + logits / v[:, None, None], dim=-1)
+        mean = (mass[:, None] * r).sum(1) @ means
+        return (sigma * alpha / v)[:, None, None, None] * (z - mean.view_as(z))
+
+    def sds_gradient(
+        self,
+        z: Tensor,
+        cond: Tensor,
+        uncond: Tensor | None = None,
+        guidance_scale: float = 1.0,
+        weighting: str = "sds",
+        min_step: int = 20,
+        max_step: int = 980,
+        convention: str = "standard",
+    ) -> Tensor:
+        """The objective's exact latent gradient E_{t, eps}[w (eps_hat - eps)], t uniform on the range.
+
+        z: (R, C, n, n). cond, uncond: (R, 1, M); without `uncond` there is no guidance.
+        Returns (R, C, n, n): what `Estimate.grad` estimates, whatever the proposal and the design.
+        """
+        timesteps = torch.arange(min_step, max_step + 1, device=z.device)
+        w = self.schedule.w(timesteps, weighting).to(z.dtype) / len(timesteps)
+        s = 1.0 if uncond is None else effective_scale(guidance_scale, convention)
+
+        def along(row: Tensor, text: Tensor) -> Tensor:
+            n = len(timesteps)
+            rows, texts = row.expand(n, *row.shape), text.expand(n, *text.shape)
+            return torch.einsum("t,t...->...", w, self.expected_eps_hat(rows, timesteps, texts))
+
+        out = []
+        for r, row in enumerate(z):
+            g = along(row, cond[r])
+            if uncond is not None:
+                null = along(row, uncond[r])
+                g = null + s * (g - null)
+            out.append(g)
+        return torch.stack(out)
+
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return alpha, sigma, (alpha * self.std) ** 2 + sigma**2
+
+
+def _gauss_hermite(dims: int, nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(n^dims, dims) points and (n^dims,) masses of a standard normal, by Golub and Welsch's eigenvalues."""
+    if dims == 0:
+        return like.new_zeros(1, 0), like.new_ones(1)
+    off = torch.arange(1, nodes, dtype=torch.float64).sqrt()
+    x, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    mass = vectors[0].square()
+    grid = torch.stack(torch.meshgrid(*[x] * dims, indexing="ij"), -1).reshape(-1, dims)
+    masses = torch.stack(torch.meshgrid(*[mass] * dims, indexing="ij"), -1).reshape(-1, dims).prod(-1)
+    assert math.isclose(float(masses.sum()), 1.0, rel_tol=1e-9)
+    return grid.to(like), masses.to(like)
