@@ -133,8 +133,10 @@ def _why(error: BaseException) -> str:
         return (
             "the hub gives it only to those who accepted its licence (accept it there, then `hf auth login`)"
         )
-    if names & {"RepositoryNotFoundError", "DisabledRepoError"} or status in (401, 403, 404, 410):
+    if names & {"RepositoryNotFoundError", "DisabledRepoError"} or status in (401, 404, 410):
         return "the hub has no public model of that name"
+    if status == 403:
+        return "access was refused (403: by the hub, or by a proxy on the way to it)"
     if names & {"HFValidationError"}:
         return "that is no valid name on the hub either"
     if "OfflineModeIsEnabled" in names:

@@ -171,6 +171,7 @@ def error_class(name: str, status: int | None = None) -> Exception:
         (error_class("RepositoryNotFoundError", 401), "no public model of that name"),
         (error_class("HfHubHTTPError", 404), "no public model of that name"),
         (error_class("GatedRepoError", 403), "accepted its licence"),
+        (error_class("HfHubHTTPError", 403), "access was refused (403"),
         (error_class("ConnectionError"), "cannot be reached from here (ConnectionError: first line)"),
         (TimeoutError("timed out"), "cannot be reached from here"),
         (error_class("OfflineModeIsEnabled"), "offline mode"),
