@@ -201,9 +201,10 @@ class AdaptiveProposal(TimestepProposal):
         mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # NaN (nothing learnt) goes to 1 as well
         rms = ((self._sum + self.prior * mean) / (self._count + self.prior)).sqrt()
         t = torch.arange(self.min_step, self.max_step + 1, device=rms.device)
-        wanted = self._weights_in_range() * rms[
-            torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")
-        ]
+        wanted = (
+            self._weights_in_range()
+            * rms[torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")]
+        )
         flat = torch.full_like(wanted, 1.0 / len(wanted))
         total = wanted.sum()
         wanted = torch.where(total > 0, wanted / total, flat)

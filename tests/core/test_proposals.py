@@ -1,0 +1,178 @@
+"""Proposals: exact inverse CDFs, weights that keep the expectation, tables built once, the lag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d.core.proposals import AdaptiveProposal, make_proposal
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
+
+SCHEDULE = NoiseSchedule.scaled_linear()
+
+
+def taught(value: float = 5.0, **kwargs: Any) -> AdaptiveProposal:
+    """Adaptive over 20 .. 980, with large gradients seen at t < 200."""
+    proposal = AdaptiveProposal(SCHEDULE, "sds", 20, 980, **kwargs)
+    t = torch.arange(20, 981)
+    w = SCHEDULE.w(t, "sds").double()
+    proposal.update(t, torch.where(t < 200, value * w, w).square())
+    return proposal
+
+
+def midpoints(n: int) -> Tensor:
+    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+
+@pytest.mark.parametrize("name", ["uniform", "weight", "adaptive"])
+@pytest.mark.parametrize("weighting", ["sds", "uniform", "fantasia3d"])
+def test_q_is_a_distribution_and_the_weights_average_to_one(name: str, weighting: str) -> None:
+    proposal = make_proposal(name, SCHEDULE, weighting, 20, 980)
+    assert proposal.q.shape == (961,)
+    assert float(proposal.q.sum()) == pytest.approx(1, abs=1e-12)
+    assert float((proposal.q * proposal.p_over_q).sum()) == pytest.approx(1, abs=1e-12)
+    h = torch.sin(torch.arange(20, 981).double())  # E_q[(p/q) h] = E_p[h] for any h
+    torch.testing.assert_close((proposal.q * proposal.p_over_q * h).sum(), h.mean())
+
+
+@pytest.mark.parametrize("name", ["uniform", "weight", "adaptive"])
+def test_inverse_cdf_is_exact(name: str) -> None:
+    proposal = taught() if name == "adaptive" else make_proposal(name, SCHEDULE, "sds", 20, 980)
+    n = 400_000
+    t, weights = proposal.sample(midpoints(n))
+    counts = torch.bincount(t, minlength=1000)
+    assert counts[:20].sum() == counts[981:].sum() == 0
+    assert float((counts[20:981] / n - proposal.q).abs().max()) <= 1.0 / n  # as near as n points can be
+    assert torch.equal(weights, proposal.p_over_q[t - 20])
+    assert bool((t.diff() >= 0).all())
+
+
+def test_known_timesteps() -> None:
+    proposal = make_proposal("uniform", SCHEDULE, "sds", 10, 13)
+    u = torch.tensor([[0.0, 0.2499, 0.25], [0.5, 0.75, 1 - 2**-53]], dtype=torch.float64)
+    t, weights = proposal.sample(u)
+    assert t.tolist() == [[10, 10, 11], [12, 13, 13]]
+    assert torch.equal(weights, torch.ones_like(weights))  # exactly
+    one = make_proposal("weight", SCHEDULE, "sds", 500, 500)
+    t, weights = one.sample(torch.rand(7))
+    assert t.tolist() == [500] * 7
+    assert torch.equal(weights, torch.ones_like(weights))
+
+
+def test_weight_proposal_makes_the_weights_cancel_w() -> None:
+    proposal = make_proposal("weight", SCHEDULE, "sds", 20, 980)
+    t, weights = proposal.sample(midpoints(100))
+    constant = weights * SCHEDULE.w(t, "sds").double()
+    torch.testing.assert_close(constant, SCHEDULE.w(torch.arange(20, 981)).double().mean().expand(100))
+
+
+def test_timesteps_of_weight_zero_are_never_drawn() -> None:
+    table = torch.tensor([0.0, 0.0, 1.0, 0.0, 3.0, 0.0])
+    proposal = make_proposal("weight", NoiseSchedule(torch.linspace(0.9, 0.1, 6)), table)
+    t, weights = proposal.sample(torch.tensor([0.0, 0.2499, 0.25, 1 - 1e-16]).double())
+    assert t.tolist() == [2, 2, 4, 4]
+    torch.testing.assert_close(weights, torch.tensor([4 / 6, 4 / 6, 4 / 18, 4 / 18]).double())
+    with pytest.raises(CarvError, match="take the proposal 'uniform'"):
+        make_proposal("weight", NoiseSchedule(torch.linspace(0.9, 0.1, 6)), table, 0, 1).sample(torch.rand(1))
+
+
+@pytest.mark.parametrize("name", ["uniform", "weight", "adaptive"])
+def test_tables_are_built_when_the_range_moves_and_not_before(name: str) -> None:
+    proposal = make_proposal(name, SCHEDULE, "sds", 20, 980)
+    for _ in range(3):
+        proposal.set_range(20, 980)
+        proposal.sample(torch.rand(4))
+    assert proposal.builds == 1
+    proposal.set_range(100, 300)
+    proposal.set_range(100, 300)
+    t, _ = proposal.sample(torch.rand(1000))
+    assert proposal.builds == 2
+    assert (int(t.min()), int(t.max())) >= (100, 0)
+    assert int(t.max()) <= 300
+
+
+def test_adaptive_starts_as_the_weight_proposal_with_the_floor() -> None:
+    adaptive = AdaptiveProposal(SCHEDULE, "sds", 20, 980)
+    weight = make_proposal("weight", SCHEDULE, "sds", 20, 980)
+    torch.testing.assert_close(adaptive.q, 0.9 * weight.q + 0.1 / 961)
+
+
+def test_adaptive_goes_to_the_rms_of_what_it_was_fed() -> None:
+    proposal = taught(5.0, prior=1e-9)
+    w = SCHEDULE.w(torch.arange(20, 981), "sds").double()
+    wanted = w * torch.where(torch.arange(20, 981) < 200, 5.0, 1.0)
+    torch.testing.assert_close(proposal.q, 0.9 * wanted / wanted.sum() + 0.1 / 961)
+
+
+def test_adaptive_learns_per_bin() -> None:
+    proposal = AdaptiveProposal(SCHEDULE, "uniform", 0, 999, prior=1e-9)
+    t = torch.arange(0, 1000)
+    proposal.update(t, (t % 20 + 1).double())  # within a bin only the mean square remains
+    torch.testing.assert_close(proposal.q, torch.full((1000,), 1e-3).double())
+
+
+@pytest.mark.parametrize("floor", [0.05, 0.1, 0.5])
+def test_the_floor_bounds_the_weights(floor: float) -> None:
+    proposal = AdaptiveProposal(SCHEDULE, "sds", 20, 980, floor=floor, prior=1e-9)
+    t = torch.full((10_000,), 970)
+    for _ in range(50):  # as lopsided as can be
+        proposal.update(t, torch.full(t.shape, 1e6))
+        proposal.update(torch.arange(20, 960), torch.full((940,), 1e-12))
+    assert float(proposal.p_over_q.max()) <= 1 / floor * (1 + 1e-9)
+    assert float(proposal.p_over_q.max()) > 0.9 / floor
+
+
+def test_an_update_waits_for_the_next_sample() -> None:
+    proposal = taught()
+    u = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    before = proposal.q.clone()
+    t, weights = proposal.sample(u)
+    proposal.update(t, torch.full(t.shape, 100.0))
+    # what was sampled keeps the weights of the q that it was sampled from
+    torch.testing.assert_close(weights, 1 / 961 / before[t - 20])
+    assert not torch.allclose(proposal.q, before)
+    assert not torch.equal(proposal.sample(u)[1], weights)
+
+
+def test_old_draws_fade_and_bad_values_are_left_out() -> None:
+    proposal = AdaptiveProposal(SCHEDULE, "uniform", 0, 999, decay=0.5, prior=1e-9, bins=2)
+    t = torch.tensor([100, 100, 900, 900])
+    for _ in range(40):
+        proposal.update(t, torch.tensor([9.0, float("nan"), 1.0, float("inf")]))
+    assert float(proposal.q[0] / proposal.q[-1]) == pytest.approx((0.9 * 1.5 + 0.1) / (0.9 * 0.5 + 0.1))
+    for _ in range(40):
+        proposal.update(t, torch.tensor([1.0, 1.0, 1.0, 1.0]))
+    assert float(proposal.q[0] / proposal.q[-1]) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["uniform", "weight", "adaptive"])
+def test_state_comes_back(name: str) -> None:
+    first = taught() if name == "adaptive" else make_proposal(name, SCHEDULE, "sds", 20, 980)
+    first.set_range(50, 700)
+    second = make_proposal(name, SCHEDULE, "sds")
+    second.load_state_dict(first.state_dict())
+    u = torch.rand(32)
+    for a, b in zip(first.sample(u), second.sample(u)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: make_proposal("importance", SCHEDULE), "uniform, weight, adaptive"),
+        (lambda: make_proposal("uniform", SCHEDULE, "sds", 5, 4), "not above"),
+        (lambda: make_proposal("uniform", SCHEDULE, "sds", 5, 1000), "end at 999"),
+        (lambda: make_proposal("uniform", SCHEDULE, "sds", -1, 10), "from 0 on"),
+        (lambda: make_proposal("uniform", SCHEDULE, "sds", 0.5, 10), "whole numbers"),  # type: ignore[arg-type]
+        (lambda: make_proposal("adaptive", SCHEDULE, floor=0.0), "floor 0.0"),
+        (lambda: taught().load_state_dict({"name": "weight"}), "proposal 'weight'"),
+        (lambda: taught().load_state_dict(taught(bins=10).state_dict()), "10 bins"),
+    ],
+)
+def test_mistakes_are_named(make: object, said: str) -> None:
+    with pytest.raises(CarvError, match=said):
+        make()  # type: ignore[operator]

@@ -1,0 +1,99 @@
+"""The exact teacher against autograd of the log-density, its closed form, and plain averaging."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from carv_3d.errors import CarvError
+from carv_3d.teachers.base import Teacher
+from carv_3d.teachers.gaussian import GaussianTeacher
+
+G = torch.Generator().manual_seed(0)
+MEANS = torch.randn(3, 3, 2, 2, generator=G, dtype=torch.float64)
+Z = torch.randn(2, 3, 2, 2, generator=G, dtype=torch.float64)
+
+
+@pytest.fixture
+def teacher() -> GaussianTeacher:
+    return GaussianTeacher(MEANS, std=0.4, names=["mug", "chair", "duck"], image_size=8)
+
+
+def test_it_keeps_the_protocol(teacher: GaussianTeacher) -> None:
+    assert isinstance(teacher, Teacher)
+
+
+def test_eps_hat_is_the_score(teacher: GaussianTeacher) -> None:
+    t = torch.tensor([50, 700])
+    text = teacher.text_embeddings(["a duck", ""])
+    z_t = Z.clone().requires_grad_()
+    alpha, sigma = (x.double() for x in (teacher.schedule.alpha(t), teacher.schedule.sigma(t)))
+    v = (alpha * 0.4) ** 2 + sigma**2
+    away = (z_t.flatten(1)[:, None] - alpha[:, None, None] * MEANS.flatten(1)).square().sum(-1)
+    log_p = torch.logsumexp(text[:, 0] - away / (2 * v[:, None]), 1)
+    (score,) = torch.autograd.grad(log_p.sum(), z_t)
+    torch.testing.assert_close(teacher.eps_hat(Z, t, text), -sigma[:, None, None, None] * score)
+
+
+def test_single_component_is_closed_form() -> None:
+    teacher = GaussianTeacher(MEANS[:1], std=0.4)
+    t = torch.arange(20, 981)
+    abar = teacher.schedule.alphas_cumprod[t].double()
+    factor = ((1 - abar) * ((1 - abar) * abar).sqrt() / (abar * 0.16 + 1 - abar)).mean()
+    got = teacher.sds_gradient(Z, torch.zeros(2, 1, 1).double())
+    torch.testing.assert_close(got, factor * (Z - MEANS[:1]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("step", [30, 300, 900])
+def test_expectation_agrees_with_averaging_and_with_more_nodes(teacher: GaussianTeacher, step: int) -> None:
+    text = teacher.text_embeddings(["mug chair"])
+    t = torch.tensor([step])
+    got = teacher.expected_eps_hat(Z[:1], t, text)
+    finer = teacher.expected_eps_hat(Z[:1], t, text, nodes=70)
+    torch.testing.assert_close(got, finer, atol=1e-5, rtol=0)
+    n = 50_000
+    eps = torch.randn(n, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    eps = torch.cat([eps, -eps])
+    tt = t.expand(2 * n)
+    one = teacher.eps_hat(
+        teacher.schedule.add_noise(Z[:1].expand_as(eps), eps, tt), tt, text.expand(2 * n, 1, 3)
+    )
+    pairs = (one[:n] + one[n:]) / 2
+    error = pairs.std(0) / n**0.5 + 1e-9
+    assert float(((pairs.mean(0) - got[0]) / error).abs().max()) < 4
+
+
+def test_guidance_is_linear_and_written_as_everywhere(teacher: GaussianTeacher) -> None:
+    cond, uncond = teacher.text_embeddings(["mug", "duck"]), teacher.text_embeddings(["", ""])
+    text, null = (teacher.sds_gradient(Z, y, min_step=400, max_step=420) for y in (cond, uncond))
+    standard = teacher.sds_gradient(Z, cond, uncond, 7.5, min_step=400, max_step=420)
+    torch.testing.assert_close(standard, null + 7.5 * (text - null))
+    theirs = teacher.sds_gradient(Z, cond, uncond, 6.5, min_step=400, max_step=420, convention="threestudio")
+    torch.testing.assert_close(theirs, standard)
+    t = torch.tensor([100, 900])
+    parts = [teacher.eps_hat(Z, t, y) for y in (cond, uncond)]
+    got = teacher.eps_hat_cfg(Z, t, cond, uncond, 7.5)
+    torch.testing.assert_close(got, parts[1] + 7.5 * (parts[0] - parts[1]))
+
+
+def test_pictures_and_latents(teacher: GaussianTeacher) -> None:
+    latents = (torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(2)) * 2 - 1).requires_grad_()
+    pictures = teacher.decode(latents)
+    assert pictures.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(teacher.encode(pictures), latents)
+    x = torch.rand(1, 3, 8, 8, requires_grad=True)
+    teacher.encode(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 2 / 16))
+
+
+def test_mistakes_are_named(teacher: GaussianTeacher) -> None:
+    with pytest.raises(CarvError, match="names none of: mug, chair, duck"):
+        teacher.text_embeddings(["a hamburger"])
+    with pytest.raises(CarvError, match=r"\(M, C, n, n\)"):
+        GaussianTeacher(torch.ones(2, 3))
+    with pytest.raises(CarvError, match="no multiple"):
+        GaussianTeacher(MEANS, image_size=7)
+    with pytest.raises(CarvError, match="span 4"):
+        GaussianTeacher(torch.randn(5, 3, 2, 2, dtype=torch.float64)).expected_eps_hat(
+            Z[:1], torch.tensor([5]), torch.zeros(1, 1, 5)
+        )
