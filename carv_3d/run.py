@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +65,17 @@ def generate(request: Request) -> int:
     with display.status("loading the model"):
         host = TextTo3D(config, log=display.say)
     run = Run(host, folder, display)
-    run.open(request.resume)
-    try:
-        signal_number = run.train()
-    except CarvError as error:
-        raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
-    if signal_number:
-        display.say(f"Stopped after step {host.step}. Go on with: {resume_command(folder)}")
-        return 128 + signal_number
-    run.export()
+    make_folder(folder)
+    with _locked(folder):
+        run.open(request.resume)
+        try:
+            signal_number = run.train()
+        except CarvError as error:
+            raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
+        if signal_number:
+            display.say(f"Stopped after step {host.step}. Go on with: {resume_command(folder)}")
+            return 128 + signal_number
+        run.export()
     display.say(f"Done: open {folder / 'report.html'}")
     return 0
 
@@ -93,9 +97,7 @@ class Run:
         self.last: dict[str, float] = {}
 
     def open(self, resume: bool) -> None:
-        """Make the folder, or take up the run in it."""
-        make_folder(self.folder)
-        self.lock = _lock(self.folder)
+        """Begin in the folder, or take up the run in it."""
         if resume and (self.checkpoint.exists() or previous_path(self.checkpoint).exists()):
             state, note = load_checkpoint(self.checkpoint)
             if note:
@@ -232,18 +234,23 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _lock(folder: Path) -> Any:
-    """Hold `folder` for this process; CarvError where another run is at work in it. Freed when it ends."""
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it."""
     try:
         import fcntl
-        import os
     except ImportError:  # a platform without flock goes without the check
-        return None
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CarvError(f"another run is at work in {folder}; wait for it, or choose another --out") from None
-    except OSError:  # a file system without locks
-        return None
-    return handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another run is at work in {folder}; wait for it, or choose another --out"
+            raise CarvError(message) from None
+        except OSError:  # a file system without locks goes without the check too
+            pass
+        yield
+    finally:
+        os.close(handle)

@@ -1,4 +1,4 @@
-"""Configurations: what is read, what is refused and in which words, and that every option is read by something."""
+"""Configurations: what is read, what is refused in which words, and that every option has a reader."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def refusal(*overrides: str, path: Path | None = None) -> str:
 
 
 def test_the_written_out_config_is_the_default() -> None:
-    assert differing_keys(to_mapping(load_config(CONFIGS / "carv-tiny.yaml")), to_mapping(load_config())) == []
+    assert (
+        differing_keys(to_mapping(load_config(CONFIGS / "carv-tiny.yaml")), to_mapping(load_config())) == []
+    )
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
@@ -163,7 +165,17 @@ def test_broken_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["a red mug", "1e3", "null", "${oc.env:HOME}", r"a \${x} \\${y} \ b", "'\"<b>&", "a: b # c\nd", "é✓", "- x"],
+    [
+        "a red mug",
+        "1e3",
+        "null",
+        "${oc.env:HOME}",
+        r"a \${x} \\${y} \ b",
+        "'\"<b>&",
+        "a: b # c\nd",
+        "é✓",
+        "- x",
+    ],
 )
 def test_a_config_written_and_read_is_the_same(prompt: str, tmp_path: Path) -> None:
     config = load_config(overrides=["system.loss.lambda_sds=[0,1,10]"], prompt=prompt)
@@ -214,7 +226,7 @@ def _leaves(options: Any) -> Iterator[str]:
 
 
 def _names_that_are_read() -> set[str]:
-    """Attributes that the package's code takes from something, outside of the checks of the options themselves."""
+    """Attributes that the package takes from something, outside of the checks of the options themselves."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:

@@ -1,0 +1,113 @@
+"""A checkpoint survives truncation, a full disk and a kill between any two of its steps."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from carv_3d.checkpoint import load_checkpoint, previous_path, rng_state, save_checkpoint, set_rng_state
+from carv_3d.errors import CarvError
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "field": {"grid": torch.full((3, 4), float(step))}, "list": [1, "a", None, 0.5]}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two checkpoints, of steps 1 and 2."""
+    path = tmp_path / "checkpoint"
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
+    return path
+
+
+def test_what_is_saved_is_loaded(path: Path) -> None:
+    loaded, note = load_checkpoint(path)
+    assert note is None
+    assert loaded["step"] == 2
+    assert torch.equal(loaded["field"]["grid"], torch.full((3, 4), 2.0))
+    assert loaded["list"] == [1, "a", None, 0.5]
+    assert sorted(os.listdir(path.parent)) == ["checkpoint", "checkpoint.previous"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_one_falls_back_to_the_one_before(path: Path, share: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    loaded, note = load_checkpoint(path)
+    assert loaded["step"] == 1
+    assert note is not None
+    assert "damaged" in note
+
+
+def test_when_both_are_damaged_it_is_one_sentence(path: Path) -> None:
+    path.write_bytes(b"")
+    previous_path(path).write_bytes(b"not a checkpoint")
+    with pytest.raises(CarvError, match=r"no checkpoint in .* can be read") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(path: Path) -> None:
+    os.replace(path, previous_path(path))
+    loaded, _ = load_checkpoint(path)
+    assert loaded["step"] == 2
+
+
+def test_none_at_all_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CarvError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_a_full_disk_keeps_both(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CarvError, match="the disk is full"):
+            save_checkpoint(path, state(3))
+    assert load_checkpoint(path)[0]["step"] == 2
+    assert load_checkpoint(previous_path(path))[0]["step"] == 1
+    assert sorted(os.listdir(path.parent)) == ["checkpoint", "checkpoint.previous"]
+
+
+def test_a_checkpoint_cannot_run_code(path: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    torch.save({"format": 1, "state": Evil()}, path)
+    previous_path(path).write_bytes(pickle.dumps({"format": 1, "state": Evil()}, protocol=2))
+    with pytest.raises(CarvError):
+        load_checkpoint(path)
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_newer_format_is_refused(path: Path) -> None:
+    torch.save({"format": 2, "state": {}}, path)
+    with pytest.raises(CarvError, match="newer carv_3d"):
+        load_checkpoint(path)
+
+
+def test_all_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    def draw() -> list[float]:
+        return [float(torch.rand(())), float(np.random.normal()), random.gauss(0, 1)]  # noqa: NPY002
+
+    draw()  # gauss and normal keep a second value, which belongs to the state
+    save_checkpoint(tmp_path / "c", {"rng": rng_state()})
+    expected = [draw() for _ in range(3)]
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 -- the global state is what is saved
+    random.seed(1)
+    set_rng_state(load_checkpoint(tmp_path / "c")[0]["rng"])
+    assert [draw() for _ in range(3)] == expected

@@ -1,0 +1,81 @@
+"""Files are written whole or not at all, and a prompt never becomes a path."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from carv_3d.errors import CarvError
+from carv_3d.files import make_folder, slug, write_atomic, write_via
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a red mug", "a-red-mug"),
+        ("../../x", "x"),
+        ("/etc/passwd", "etc-passwd"),
+        ("<script>alert(1)</script>", "script-alert-1-script"),
+        ("  Ein blaues Häuschen! ", "ein-blaues-hauschen"),
+        ("...", "prompt"),
+        ("日本", "prompt"),
+        ("-rf", "rf"),
+    ],
+)
+def test_slug_known_values(text: str, name: str) -> None:
+    assert slug(text) == name
+
+
+def test_slug_is_short_and_plain_for_anything() -> None:
+    for text in ("x" * 500, "a " * 200, "".join(map(chr, range(32, 700)))):
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?", slug(text))
+
+
+def test_write_atomic_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_atomic(file, "old and long")
+    write_atomic(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_keeps_the_old_file(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    write_atomic(file, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CarvError, match="the disk is full") as caught:
+        write_atomic(file, "new")
+    assert str(file) in str(caught.value)
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_writer_that_fails_half_way_keeps_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    write_atomic(file, "old")
+
+    def write(temporary: Path) -> None:
+        assert temporary.suffix == ".bin"  # writers go by the suffix
+        temporary.write_bytes(b"half")
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError):
+        write_via(file, write)
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CarvError, match=r"cannot write .*file") as caught:
+        make_folder(tmp_path / "file" / "x")
+    assert "\n" not in str(caught.value)

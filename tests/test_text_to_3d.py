@@ -1,0 +1,314 @@
+"""The embedded host: every option has an effect, and a resumed run is the uninterrupted one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from carv_3d.config import Config, load_config
+from carv_3d.errors import CarvError
+from carv_3d.options import look_up, to_mapping
+from carv_3d.scenes.cameras import orbit
+from carv_3d.scenes.mesh import extract_mesh
+from carv_3d.text_to_3d import TextTo3D
+
+TINY = [
+    "device=cpu",
+    "system.geometry.resolution=8",
+    "system.renderer.num_samples_per_ray=8",
+    "system.exporter.resolution=12",
+    "system.guidance.num_draws=2",
+    "data.width=16",
+    "data.height=16",
+    "data.eval_width=16",
+    "data.eval_height=16",
+    "data.n_test_views=4",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+    "checkpoint.every_n_train_steps=2",
+]
+
+
+def tiny_config(folder: Path, *overrides: str, prompt: str = "a red mug", seed: int | None = None) -> Config:
+    model = f"system.guidance.pretrained_model_name_or_path={folder}"
+    return load_config(None, [*TINY, model, *overrides], prompt, seed)
+
+
+def fingerprint(config: Config, teacher: Any, steps: int = 2) -> dict[str, Any]:
+    """What a run comes to: the field, and what is shown and exported of it."""
+    host = TextTo3D(config, teacher)
+    metrics = [host.train_step() for _ in range(steps)]
+    data = host.config.data
+    out = {f"field.{name}": value.detach().clone() for name, value in host.field.named_parameters()}
+    out["views"] = host.views(host.orbit(data.n_test_views), data.eval_height, data.eval_width)
+    out["mesh"] = torch.from_numpy(extract_mesh(host.field, host.config.system.exporter).vertices.copy())
+    out["losses"] = torch.tensor(sorted(v for m in metrics for k, v in m.items() if k.startswith("loss_")))
+    return out
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def baseline(sd_folder: Path, sd_teacher: Any) -> dict[str, Any]:
+    return fingerprint(tiny_config(sd_folder), sd_teacher)
+
+
+def test_the_same_seed_gives_the_same_run(sd_folder: Path, sd_teacher: Any, baseline: dict[str, Any]) -> None:
+    torch.rand(3)  # the global generator's state is of no account
+    assert same(baseline, fingerprint(tiny_config(sd_folder), sd_teacher))
+
+
+OPTIONS_WITH_AN_EFFECT = [
+    "seed=1",
+    "data.width=12",
+    "data.height=12",
+    "data.batch_size=2",
+    "data.elevation_range=[0,1]",
+    "data.azimuth_range=[0,1]",
+    "data.camera_distance_range=[4,4]",
+    "data.fovy_range=[60,60]",
+    "data.camera_perturb=0.1",
+    "data.center_perturb=0.1",
+    "data.up_perturb=0.1",
+    "data.progressive_until=100",
+    "data.eval_width=12",
+    "data.eval_height=12",
+    "data.eval_elevation_deg=50",
+    "data.eval_camera_distance=4",
+    "data.eval_fovy_deg=60",
+    "data.n_test_views=3",
+    "system.geometry_type=hash",
+    "system.geometry.resolution=9",
+    "system.geometry.radius=0.9",
+    "system.geometry.density_scale=5",
+    "system.geometry.blob_scale=6",
+    "system.geometry.blob_radius=0.4",
+    "system.renderer.num_samples_per_ray=9",
+    "system.renderer.randomized=false",
+    "system.renderer.near_plane=2.5",
+    "system.background.random_probability=0",
+    "system.background.random_min=0",
+    "system.prompt_processor.negative_prompt=ugly",
+    "system.prompt_processor.view_dependent_prompting=false",
+    "system.prompt_processor.fine_views=false",
+    "system.prompt_processor.overhead_threshold=0",
+    "system.guidance.guidance_scale=20",
+    "system.guidance.cfg_convention=threestudio",
+    "system.guidance.min_step_percent=0.3",
+    "system.guidance.max_step_percent=0.3",
+    "system.guidance.weighting_strategy=uniform",
+    "system.guidance.grad_clip=0.01",
+    "system.guidance.num_draws=4",
+    "system.guidance.proposal=uniform",
+    "system.guidance.proposal=adaptive",
+    "system.guidance.stratify=none",
+    "system.guidance.antithetic=true",
+    "system.guidance.vae_sample=mode",
+    "system.guidance.use_recon_loss=false",
+    "system.guidance.seed=5",
+    "system.guidance.sqrt_anneal=true",
+    "system.loss.lambda_sds=2",
+    "system.loss.lambda_recon=10",
+    "system.loss.lambda_density=0",
+    "system.loss.lambda_sparsity=0",
+    "system.loss.lambda_opaque=100",
+    "system.loss.lambda_orient=100",
+    "system.loss.lambda_tv=100",
+    "system.optimizer.name=AdamW & system.optimizer.args.weight_decay=0.5",
+    "system.optimizer.args.lr=0.01",
+    "system.optimizer.args.betas=[0.5,0.5]",
+    "system.optimizer.args.eps=1.0",
+    "system.optimizer.args.weight_decay=0.5",
+    "system.scheduler.name=constant",
+    "system.scheduler.final_factor=0.01",
+    "system.exporter.resolution=13",
+    "system.exporter.level=3.0",
+    "system.exporter.smoothing=0",
+    "trainer.max_steps=8",
+]
+
+
+@pytest.mark.parametrize("overrides", OPTIONS_WITH_AN_EFFECT)
+def test_the_option_has_an_effect(
+    overrides: str, sd_folder: Path, sd_teacher: Any, baseline: dict[str, Any]
+) -> None:
+    config = tiny_config(sd_folder, *overrides.split(" & "))
+    assert not same(baseline, fingerprint(config, sd_teacher))
+
+
+HASH = "system.geometry_type=hash & system.geometry.log2_hashmap_size=10"
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        (HASH, "system.geometry.n_levels=4"),
+        (HASH, "system.geometry.n_features_per_level=4"),
+        (HASH, "system.geometry.log2_hashmap_size=9"),
+        (HASH, "system.geometry.base_resolution=8"),
+        (HASH, "system.geometry.per_level_scale=2"),
+        (HASH, "system.geometry.n_neurons=8"),
+        (HASH, "system.geometry.n_hidden_layers=2"),
+        ("data.batch_size=2", "data.batch_uniform_azimuth=false"),
+        ("data.batch_size=2", "system.guidance.stratify=global"),
+        ("system.guidance.sqrt_anneal=true", "system.guidance.trainer_max_steps=2"),
+    ],
+)
+def test_the_option_has_an_effect_given_another(
+    given: str, option: str, sd_folder: Path, sd_teacher: Any
+) -> None:
+    one = fingerprint(tiny_config(sd_folder, *given.split(" & ")), sd_teacher)
+    other = fingerprint(tiny_config(sd_folder, *given.split(" & "), option), sd_teacher)
+    assert not same(one, other)
+
+
+def test_the_prompt_has_an_effect(sd_folder: Path, sd_teacher: Any, baseline: dict[str, Any]) -> None:
+    assert not same(baseline, fingerprint(tiny_config(sd_folder, prompt="a blue bottle"), sd_teacher))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "system.guidance.max_batch=1",
+        "system.renderer.eval_chunk_rays=100",
+        "system.renderer.grid_prune=false",
+    ],
+)
+def test_how_work_is_cut_up_does_not_change_the_result(
+    override: str, sd_folder: Path, sd_teacher: Any, baseline: dict[str, Any]
+) -> None:
+    other = fingerprint(tiny_config(sd_folder, override), sd_teacher)
+    for name, value in baseline.items():
+        torch.testing.assert_close(other[name], value, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("proposal", ["weight", "adaptive"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    proposal: str, sd_folder: Path, sd_teacher: Any, tmp_path: Path
+) -> None:
+    from carv_3d.checkpoint import load_checkpoint, save_checkpoint
+
+    config = tiny_config(sd_folder, f"system.guidance.proposal={proposal}", "trainer.max_steps=6")
+    whole = TextTo3D(config, sd_teacher)
+    for _ in range(6):
+        last = whole.train_step()
+    first = TextTo3D(config, sd_teacher)
+    for _ in range(3):
+        first.train_step()
+    save_checkpoint(tmp_path / "c", first.state_dict())
+    second = TextTo3D(config, sd_teacher)
+    torch.rand(5)
+    second.load_state_dict(load_checkpoint(tmp_path / "c")[0])
+    assert second.step == 3
+    for _ in range(3):
+        resumed = second.train_step()
+    for a, b in zip(whole.field.parameters(), second.field.parameters()):
+        assert torch.equal(a, b)
+    timings = {k for k in last if k.startswith("seconds")}
+    assert {k: v for k, v in last.items() if k not in timings} == pytest.approx(
+        {k: v for k, v in resumed.items() if k not in timings}, rel=0, abs=0, nan_ok=True
+    )
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(sd_folder: Path, sd_teacher: Any) -> None:
+    state = TextTo3D(tiny_config(sd_folder), sd_teacher).state_dict()
+    other = TextTo3D(tiny_config(sd_folder, "system.geometry.resolution=9"), sd_teacher)
+    with pytest.raises(CarvError, match="does not fit this configuration"):
+        other.load_state_dict(state)
+
+
+def test_the_learning_rate_falls_to_its_final_share(sd_folder: Path, sd_teacher: Any) -> None:
+    overrides = ["trainer.max_steps=11", "system.optimizer.args.lr=0.1", "system.scheduler.final_factor=0.25"]
+    host = TextTo3D(tiny_config(sd_folder, *overrides), sd_teacher)
+    assert host.learning_rate(0) == pytest.approx(0.1)
+    assert host.learning_rate(5) == pytest.approx(0.05)  # half way: the geometric mean
+    assert host.learning_rate(10) == pytest.approx(0.025)
+    assert host.learning_rate(99) == pytest.approx(0.025)
+
+
+def test_backgrounds_are_white_or_light_in_their_shares(sd_folder: Path, sd_teacher: Any) -> None:
+    overrides = ["system.background.random_probability=0.6", "system.background.random_min=0.5"]
+    host = TextTo3D(tiny_config(sd_folder, *overrides), sd_teacher)
+    colours = torch.stack([host._background(2) for _ in range(1000)])
+    white = (colours == 1).flatten(1).all(dim=1)
+    assert float(white.float().mean()) == pytest.approx(0.4, abs=4 * (0.24 / 1000) ** 0.5)
+    assert 0.5 <= float(colours.min()) < 0.51
+    assert float(colours[~white].mean()) == pytest.approx(0.75, abs=0.01)
+
+
+def test_prompts_name_the_side_that_the_camera_sees(sd_folder: Path, sd_teacher: Any) -> None:
+    host = TextTo3D(tiny_config(sd_folder), sd_teacher)
+    text, no_text = host.embeddings(orbit(4, elevation=10.0))
+    wanted = [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
+    assert torch.equal(text, sd_teacher.text_embeddings(wanted))
+    assert torch.equal(no_text, sd_teacher.text_embeddings([""]))
+    coarse = TextTo3D(tiny_config(sd_folder, "system.prompt_processor.fine_views=false"), sd_teacher)
+    text, _ = coarse.embeddings(orbit(4, elevation=10.0))
+    wanted = [f"a red mug, {side} view" for side in ("front", "side", "back", "side")]
+    assert torch.equal(text, sd_teacher.text_embeddings(wanted))
+
+
+@pytest.mark.parametrize("side", ["front", "back"])
+def test_the_thresholds_of_the_coarse_phrases_are_read(side: str, sd_folder: Path, sd_teacher: Any) -> None:
+    off = ["system.prompt_processor.fine_views=false", f"system.prompt_processor.{side}_threshold=1"]
+    host = TextTo3D(tiny_config(sd_folder, *off), sd_teacher)
+    start = 10.0 if side == "front" else 190.0
+    text, _ = host.embeddings(orbit(1, elevation=10.0, start=start))
+    assert torch.equal(text, sd_teacher.text_embeddings(["a red mug, side view"]))
+
+
+def test_work_is_counted(sd_folder: Path, sd_teacher: Any) -> None:
+    host = TextTo3D(tiny_config(sd_folder, "data.batch_size=3", "system.guidance.num_draws=2"), sd_teacher)
+    host.train_step()
+    metrics = host.train_step()
+    assert metrics["renders"] == 2 * 3
+    assert metrics["unet_rows"] == 2 * 3 * 2 * 2  # steps, renders, draws, text and unconditional
+    phases = [metrics[f"seconds_{name}"] for name in ("render", "encode", "denoise", "backward")]
+    assert min(phases) > 0
+    assert sum(phases) < metrics["seconds"]
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_then_ends_the_run(
+    sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carv_3d.text_to_3d.MAX_BAD_STEPS", 2)
+    host = TextTo3D(tiny_config(sd_folder, "system.loss.lambda_sds=1.0e+38"), sd_teacher)
+    before = [p.clone() for p in host.field.parameters()]
+    monkeypatch.setattr(host, "_lambdas", lambda step: {**TextTo3D._lambdas(host, step), "sds": float("nan")})
+    assert host.train_step()["skipped"] == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(before, host.field.parameters()))
+    with pytest.raises(CarvError, match="has not been finite"):
+        host.train_step()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["device=cuda"], "torch sees no GPU"),
+        (["system.geometry_type=hash", "system.loss.lambda_tv=1"], "lambda_tv"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    overrides: list[str], words: str, sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CarvError, match=words):
+        TextTo3D(tiny_config(sd_folder, *overrides), sd_teacher)
+
+
+def test_words_that_carv_tiny_does_not_know_are_refused_before_it_is_loaded() -> None:
+    for prompt in ("", "   ", "../../x", "<script>alert(1)</script>", "a red zeppelin"):
+        with pytest.raises(CarvError):
+            TextTo3D(load_config(prompt=prompt), teacher=object())  # type: ignore[arg-type]
+
+
+def test_the_resolved_config_names_the_field_that_was_built(sd_folder: Path, sd_teacher: Any) -> None:
+    config = tiny_config(sd_folder)
+    host = TextTo3D(config, sd_teacher)
+    assert look_up(to_mapping(host.config), "system.geometry_type") == "voxel"
+    assert config.system.geometry_type == "auto"  # the caller's is left as it was
