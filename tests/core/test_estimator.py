@@ -157,7 +157,7 @@ def test_one_upstream_call_and_one_backward_per_render_whatever_k(K: int) -> Non
     backward: list[int] = []
     encoder = nn.Linear(2, 36)
     encoder.register_forward_hook(lambda m, i, o: forward.append(len(o)))
-    encoder.register_full_backward_hook(lambda m, i, o: backward.append(len(o[0])))  # type: ignore[index,arg-type]
+    encoder.register_full_backward_hook(lambda m, i, o: backward.append(len(o[0])))  # type: ignore
     theta = torch.randn(1, 2, generator=seeded()).requires_grad_()
     R = 4
     for r in range(R):  # one by one, as a renderer may work
@@ -245,7 +245,7 @@ def test_adaptive_is_taught_the_group_that_was_drawn_and_uses_it_a_step_later() 
     estimator = make(num_draws=4, proposal="adaptive", antithetic=True)
     update = estimator.proposal.update
     estimator.proposal.update = (  # type: ignore[method-assign]
-        lambda t, value: (taught.append((t, value)), update(t, value))[1]
+        lambda t, value: (taught.append((t, value)), update(t, value))[1]  # type: ignore[func-returns-value]
     )
     before = estimator.proposal.p_over_q.clone()
     out = estimator.estimate(some_latents(), model, generator=seeded(1))
@@ -309,6 +309,29 @@ def test_ranks_stratify_together_and_scalars_say_what_was_done() -> None:
         float(out.weights.sum() ** 2 / out.weights.square().sum()), rel=1e-5
     )
     assert out.scalars["grad_norm"] == pytest.approx(float((out.grad / 2).norm()), rel=1e-5)
+
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("proposal", ["uniform", "weight", "adaptive"])
+def test_latents_and_generator_may_be_on_any_device(proposal: str, device: str) -> None:
+    here = make(proposal=proposal, stratify="global")  # the schedule is on the CPU, and follows the latents
+    cpu = here.estimate(some_latents(), model, generator=seeded(1))
+    there = make(proposal=proposal, stratify="global")
+    latents = some_latents().detach().to(device).requires_grad_()
+    out = there.estimate(latents, model, generator=seeded(1))  # a CPU generator gives the same everywhere
+    out.loss.backward()
+    assert torch.equal(out.t.cpu(), cpu.t)
+    torch.testing.assert_close(out.grad.cpu(), cpu.grad)
+    assert latents.grad is not None
+    own = torch.Generator(device).manual_seed(1)
+    again = make(proposal=proposal).estimate(latents, model, generator=own)
+    assert again.grad.device.type == device
+    state = there.state_dict()
+    here.load_state_dict(state)
+    torch.testing.assert_close(here.proposal.q, there.proposal.q.cpu())
 
 
 def test_half_precision_latents_do_not_overflow_in_the_mean() -> None:
