@@ -1,0 +1,185 @@
+"""install.sh, with a stand-in for Python that records its calls: once made, kept; cut short, made anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+FAKE_PYTHON = """#!/bin/bash
+# Stands in for python3: makes a "venv" that is a copy of itself, and records every call of pip.
+case "$*" in
+  *sys.version_info*) exit ${FAKE_OLD:-0} ;;
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *"-m pip"*)
+    echo "$*" >>"$FAKE_LOG"
+    case "$*" in
+      *--no-index*) exit ${FAKE_NO_WHEEL:-0} ;;
+      *download.pytorch.org*) exit ${FAKE_NO_CPU_INDEX:-0} ;;
+      *" -e "*) [ -z "${FAKE_FAIL:-}" ] || { echo "disk on fire"; exit 1; } ;;
+    esac ;;
+  *"import torch"*) exit 1 ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of install.sh and pyproject.toml with the stand-in first on the path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkout"
+        self.bin = folder / "bin"
+        self.log = folder / "pip.log"
+        self.folder.mkdir()
+        self.bin.mkdir()
+        for name in ("install.sh", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.folder)
+        self.program("python3", FAKE_PYTHON)
+        self.program("nvidia-smi", "#!/bin/bash\nexit 9\n")
+
+    def program(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(text.replace("\\\n", "\n"))
+        (self.bin / name).chmod(0o755)
+
+    def call(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
+        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "CARV_TORCH")}
+        environment = {**clean, "PATH": path, "FAKE_LOG": str(self.log), **variables}
+        return subprocess.run(
+            [str(self.folder / "install.sh"), *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder.parent,
+        )
+
+    def pip_calls(self) -> list[str]:
+        """The calls of pip since the last time that this was asked."""
+        calls = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return calls
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_the_first_call_sets_up_and_the_second_does_not(checkout: Checkout) -> None:
+    first = checkout.call()
+    assert first.returncode == 0, first.stderr
+    assert "carv generate" in first.stderr  # what to do next
+    assert any(f"-e {checkout.folder}[test,dev]" in call for call in checkout.pip_calls())
+    second = checkout.call("true")
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    assert checkout.pip_calls() == []
+
+
+def test_the_command_runs_where_it_was_called_and_its_status_is_kept(checkout: Checkout) -> None:
+    script = 'pwd; echo "$VIRTUAL_ENV"; command -v python; printf "<%s>" "$@"; exit 7'
+    done = checkout.call("bash", "-c", script, "x", "a b", "")
+    venv = checkout.folder / ".venv"
+    assert done.returncode == 7
+    assert done.stdout.split("\n") == [
+        str(checkout.folder.parent),
+        str(venv),
+        f"{venv}/bin/python",
+        "<a b><>",
+    ]
+
+
+def test_a_set_up_that_was_cut_short_is_made_anew(checkout: Checkout) -> None:
+    assert checkout.call(FAKE_FAIL="1").returncode == 1
+    checkout.pip_calls()
+    (checkout.folder / ".venv" / "half").write_text("unpacked")
+    done = checkout.call("true")
+    assert done.returncode == 0
+    assert "making it anew" in done.stderr
+    assert not (checkout.folder / ".venv" / "half").exists()
+    assert checkout.pip_calls() != []
+    assert checkout.call("true").stderr == ""
+
+
+def test_a_failure_is_told_with_its_cause_and_the_command_is_not_run(checkout: Checkout) -> None:
+    done = checkout.call("touch", "ran", FAKE_FAIL="1")
+    assert done.returncode == 1
+    assert "disk on fire" in done.stderr
+    assert "run it again" in done.stderr
+    assert not (checkout.folder.parent / "ran").exists()
+
+
+def test_changed_requirements_are_installed_into_the_same_environment(checkout: Checkout) -> None:
+    checkout.call()
+    checkout.pip_calls()
+    (checkout.folder / ".venv" / "mine").write_text("kept")
+    with (checkout.folder / "pyproject.toml").open("a") as handle:
+        handle.write("# another requirement\n")
+    assert checkout.call("true").returncode == 0
+    assert len(checkout.pip_calls()) > 0
+    assert (checkout.folder / ".venv" / "mine").exists()
+    assert checkout.call("true").stderr == ""
+
+
+def test_a_moved_checkout_is_set_up_anew(checkout: Checkout) -> None:
+    checkout.call()
+    checkout.pip_calls()
+    checkout.folder = checkout.folder.rename(checkout.folder.with_name("moved"))
+    done = checkout.call("true")
+    assert done.returncode == 0
+    assert "making it anew" in done.stderr
+    assert checkout.pip_calls() != []
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, ["--no-index"]),
+        ({"FAKE_NO_WHEEL": "1"}, ["--no-index", "download.pytorch.org/whl/cpu"]),
+        (
+            {"FAKE_NO_WHEEL": "1", "FAKE_NO_CPU_INDEX": "1"},
+            ["--no-index", "download.pytorch.org/whl/cpu", "install torch>=2.0"],
+        ),
+        ({"CARV_TORCH": "cuda"}, []),
+    ],
+)
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="only Linux has a CPU build apart from the default")
+def test_without_a_gpu_the_cpu_build_is_taken_from_where_it_is(
+    variables: dict[str, str], wanted: list[str], checkout: Checkout
+) -> None:
+    assert checkout.call("true", **variables).returncode == 0
+    calls = checkout.pip_calls()
+    assert len(calls) == len(wanted) + 1
+    for call, words in zip(calls, wanted):
+        assert words in call
+        assert "torch>=2.0" in call
+
+
+def test_with_a_gpu_the_default_build_comes_with_the_package(checkout: Checkout) -> None:
+    checkout.program("nvidia-smi", "#!/bin/bash\nexit 0\n")
+    assert checkout.call("true").returncode == 0
+    assert len(checkout.pip_calls()) == 1
+    other = checkout.call("true", CARV_TORCH="cpu")
+    assert other.returncode == 0  # already set up
+
+
+def test_what_cannot_be_is_one_sentence(checkout: Checkout) -> None:
+    old = checkout.call(PYTHON="python3", FAKE_OLD="1")
+    assert old.returncode == 1
+    assert "no Python 3.10 or newer" in old.stderr
+    assert not (checkout.folder / ".venv").exists()
+    wrong = checkout.call(CARV_TORCH="gpu")
+    assert wrong.returncode == 1
+    assert "it must be cpu or cuda" in wrong.stderr
+
+
+def test_no_script_names_a_registry_of_its_own() -> None:
+    for name in ("install.sh", "pyproject.toml", ".ci/run"):
+        text = (ROOT / name).read_text()
+        hosts = {line.split("://")[1].split("/")[0].strip("\"'") for line in text.split() if "://" in line}
+        assert hosts <= {"download.pytorch.org", "arxiv.org"}
