@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -43,8 +44,10 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def smooth(y: Sequence[float], window: int) -> list[float]:
+def smooth(y: Sequence[float], window: int, robust: bool = False) -> list[float]:
     """The mean over the `window` points around each one (fewer at the ends): a noisy line made readable.
+
+    With `robust` the median instead, which a few outliers do not move.
 
     >>> smooth([0.0, 3.0, 0.0], 3)
     [1.5, 1.0, 1.5]
@@ -53,7 +56,7 @@ def smooth(y: Sequence[float], window: int) -> list[float]:
     out = []
     for i in range(len(y)):
         part = y[max(0, i - half) : i + half + 1]
-        out.append(sum(part) / len(part))
+        out.append(statistics.median(part) if robust else sum(part) / len(part))
     return out
 
 
@@ -63,7 +66,8 @@ def line_chart(
     """An SVG of `series` with axes, grid and, for more than one line, a legend; '' where there is no point.
 
     With `window` > 1 each line is drawn faint as it is, and its running mean over `window` points on top.
-    With `robust` the y axis ends a little above the 98th percentile, and what lies higher is cut off at it.
+    With `robust` the y axis ends a little above the 98th percentile, what lies higher is cut off at
+    it, and running medians take the place of means.
     Names and labels are escaped.
     """
     drawn = [s for s in series if s.points]
@@ -79,6 +83,7 @@ def line_chart(
         y0 = 0.0
     pad = (y1 - y0) * 0.06 or abs(y1) * 0.1 or 1.0
     y1 += pad
+    top = TOP + (18 if len(drawn) > 1 else 0)  # the legend's line
     if y0 != 0:
         y0 -= pad
     x1 = x1 if x1 > x0 else x0 + 1.0
@@ -87,7 +92,7 @@ def line_chart(
         return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
 
     def py(y: float) -> float:
-        return HEIGHT - BOTTOM - (min(y, y1) - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
+        return HEIGHT - BOTTOM - (min(y, y1) - y0) / (y1 - y0) * (HEIGHT - top - BOTTOM)
 
     def path(points: Sequence[tuple[float, float]]) -> str:
         return "M" + "L".join(f"{px(a):.1f},{py(b):.1f}" for a, b in points)
@@ -111,7 +116,7 @@ def line_chart(
         shown = one.points
         if window > 1 and len(shown) > window:
             parts.append(f'<path d="{path(shown)}" fill="none" stroke="{colour}" stroke-opacity=".25"/>')
-            shown = list(zip([p[0] for p in shown], smooth([p[1] for p in shown], window)))
+            shown = list(zip([p[0] for p in shown], smooth([p[1] for p in shown], window, robust)))
         if len(shown) == 1:
             cx, cy = px(shown[0][0]), py(shown[0][1])
             parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" fill="{colour}"/>')

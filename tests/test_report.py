@@ -122,6 +122,7 @@ def test_nice_ticks_known_values(low: float, high: float, ticks: list[float]) ->
 def test_smooth_keeps_a_line_and_its_length() -> None:
     assert smooth([2.0] * 7, 5) == [2.0] * 7
     assert smooth([0.0, 0.0, 9.0, 0.0, 0.0], 3) == [0.0, 3.0, 3.0, 3.0, 0.0]
+    assert smooth([1.0, 2.0, 9.0, 2.0, 1.0], 3, robust=True) == [1.5, 2.0, 2.0, 2.0, 1.5]
 
 
 def test_a_chart_is_well_formed_and_its_points_stand_where_they_should() -> None:
