@@ -80,7 +80,11 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -
 
 
 def look_up(values: Mapping[str, Any], dotted: str) -> Any:
-    """`look_up({"a": {"b": 1}}, "a.b")` is 1; None where there is nothing."""
+    """The value at a dotted name; None where there is nothing.
+
+    >>> look_up({"a": {"b": 1}}, "a.b")
+    1
+    """
     here: Any = values
     for part in dotted.split("."):
         here = here.get(part) if isinstance(here, Mapping) else None
