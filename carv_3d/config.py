@@ -86,7 +86,8 @@ class LossOptions:
     lambda_sds: Annealed = 1.0
     lambda_recon: Annealed = 1000.0  # MSE(x, decode(encode(x))): keeps renders where the VAE is at home
     lambda_density: Annealed = 20.0  # mean density over the samples
-    lambda_sparsity: Annealed = 50.0  # threestudio's sparsity, mean sqrt(opacity^2 + 0.01)
+    lambda_opacity: Annealed = 50.0  # mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid
+    lambda_sparsity: Annealed = 0.0  # threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike
     lambda_opaque: Annealed = 0.0  # threestudio's: mean binary entropy of the opacity
     lambda_orient: Annealed = 0.0  # threestudio's: normals that point away from the camera
     lambda_tv: Annealed = 0.0  # total variation of the voxel grid (voxel geometry alone)

@@ -45,7 +45,7 @@ COLUMNS = (
     "skipped",
     "unet_rows",
     "renders",
-    *(f"loss_{name}" for name in ("recon", "density", "sparsity", "opaque", "orient", "tv")),
+    *(f"loss_{name}" for name in ("recon", "density", "opacity", "sparsity", "opaque", "orient", "tv")),
     "judge_object",
     "judge_colour",
     "judge_finish",
@@ -97,7 +97,9 @@ class Run:
         self.last: dict[str, float] = {}
 
     def open(self, resume: bool) -> None:
-        """Begin in the folder, or take up the run in it."""
+        """Begin in the folder, or take up the run in it (and clear what a kill left half written)."""
+        for half in self.folder.glob(".*.tmp*"):
+            half.unlink(missing_ok=True)
         if resume and (self.checkpoint.exists() or previous_path(self.checkpoint).exists()):
             state, note = load_checkpoint(self.checkpoint)
             if note:

@@ -253,6 +253,7 @@ class TextTo3D:
         """The losses whose lambda is not 0, unweighted."""
         makers: dict[str, Callable[[], Tensor]] = {
             "density": lambda: regularisers.density_sparsity(out.sigmas),
+            "opacity": lambda: (out.opacity + 1e-3).sqrt().mean(),
             "sparsity": lambda: regularisers.sparsity(out.opacity),
             "opaque": lambda: regularisers.opaque(out.opacity),
             "orient": lambda: regularisers.orientation_of(self.field, out),
