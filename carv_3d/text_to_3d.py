@@ -29,8 +29,8 @@ from carv_3d.scenes import regularisers
 from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
-from carv_3d.scenes.views import view_phrase
 from carv_3d.teachers.base import Teacher, effective_scale
+from carv_3d.views import view_phrase
 
 MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
 PHASES = ("render", "encode", "denoise", "decode", "backward")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.errors import CarvError
-from carv_3d.scenes.views import view_phrase
+from carv_3d.views import view_phrase
 
 __all__ = ["CameraOptions", "Cameras", "Rays", "look_at", "orbit", "sample_cameras", "view_phrase"]
 

@@ -1,0 +1,88 @@
+"""One stage of training: a loop with warm-up and decay, an average of the weights, progress, and resuming."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...checkpoint import load_checkpoint, save_checkpoint
+
+
+class Average:
+    """Exponential moving average of a module's parameters and buffers, with a warm-up of the decay."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for k, v in module.state_dict().items():
+            if v.is_floating_point():
+                self.state[k].lerp_(v, 1 - decay)
+            else:
+                self.state[k].copy_(v)
+
+
+def run_stage(
+    name: str,
+    module: nn.Module,
+    loss_of: Callable[[int, torch.Generator], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    folder: Path,
+    seed: int,
+    ema: float = 0.999,
+    weight_decay: float = 1e-2,
+    save_every: float = 120.0,
+    on_save: Callable[[dict[str, Tensor], int], None] | None = None,
+    log: Callable[[str], None] = print,
+) -> dict[str, Tensor]:
+    """Train ``module`` for ``steps`` of ``loss_of(step, generator)``; returns the averaged weights.
+
+    Killed at any moment, a later call goes on from the last checkpoint in ``folder`` (every ``save_every`` seconds).
+    The learning rate warms up over 200 steps and falls along a cosine to a hundredth.
+    """
+    path = folder / f"{name}.pt"
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    average, first = Average(module, ema), 0
+    if path.exists():
+        state, _ = load_checkpoint(path)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.state, first = state["average"], state["step"]
+    module.train()
+    begun = saved = shown = time.monotonic()
+    smooth = math.nan
+    for step in range(first, steps):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        for group in optimizer.param_groups:
+            fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = lr * min(1.0, (step + 1) / 200) * fall
+        loss = loss_of(step, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        average.update(module, step)
+        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
+        now, last = time.monotonic(), step + 1 == steps
+        if now - shown > 15 or last:
+            pace = (now - begun) / (step + 1 - first)
+            log(f"{name}: step {step + 1}/{steps}, loss {smooth:.4f}, {pace * 1e3:.0f} ms a step, "
+                f"{pace * (steps - step - 1) / 60:.1f} min left")  # fmt: skip
+            shown = now
+        if now - saved > save_every or last:
+            save_checkpoint(path, {"module": module.state_dict(), "optimizer": optimizer.state_dict(),
+                                   "average": average.state, "step": step + 1})  # fmt: skip
+            if on_save is not None:
+                on_save(average.state, step + 1)
+            saved = time.monotonic()
+    return average.state

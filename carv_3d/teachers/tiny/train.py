@@ -1,0 +1,132 @@
+"""``python -m carv_3d.teachers.tiny.train``: carv-tiny again from nothing, seeded, resumable at any moment.
+
+Stages: pictures, autoencoder, latents, text encoder and UNet, export. Each leaves its result in the working folder
+and is skipped when it stands there. Random numbers come from (seed, step): a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...core.schedule import NoiseSchedule
+from ...errors import CarvError
+from . import autoencoder, denoiser
+from .dataset import Pictures, build
+from .export import export
+from .stage import run_stage
+from .tokens import END, START, build_tokenizer
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """``work`` holds pictures and checkpoints; ``out`` gets the model folder; ``vae_steps`` and ``unet_steps`` of
+    ``vae_batch`` and ``unet_batch`` pictures; ``init`` continues from the weights of an exported folder."""
+
+    work: Path
+    out: Path
+    pictures: int = 30_000
+    vae_steps: int = 1_800
+    vae_batch: int = 24
+    vae_lr: float = 3e-3
+    unet_steps: int = 4_500
+    unet_batch: int = 48
+    unet_lr: float = 8e-4
+    init: Path | None = None
+    seed: int = 0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "vae_steps", "vae_batch", "unet_steps", "unet_batch", "threads"):
+            if getattr(self, name) < 1:
+                raise CarvError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1."
+                )
+        if self.init is not None and not (self.init / "model_index.json").exists():
+            raise CarvError(f"--init {self.init} is no model folder: it has no model_index.json.")
+
+
+def log(message: str) -> None:
+    print(message, flush=True)
+
+
+def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(o.seed)
+    vae = AutoencoderKL(**autoencoder.CONFIG).to(memory_format=torch.channels_last)
+    if o.init is not None:  # a trained autoencoder stays as it is: the denoiser knows its latents
+        return AutoencoderKL.from_pretrained(o.init / "vae").eval().requires_grad_(False)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        x = autoencoder.batch(pictures, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
+        return autoencoder.loss(vae, x, generator)
+
+    weights = run_stage("autoencoder", vae, loss_of, steps=o.vae_steps, lr=o.vae_lr, folder=o.work, seed=o.seed + 3,
+                        ema=0.98, log=log)  # fmt: skip
+    vae.load_state_dict(weights)
+    return vae.eval().requires_grad_(False)
+
+
+def cached_latents(o: TrainOptions, vae: Any, pictures: Pictures) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    path = o.work / "latents.pt"
+    if not path.exists():
+        found = [autoencoder.encode_all(vae, pictures, b, o.seed + 2, log) for b in ("white", "light")]
+        torch.save(found, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return torch.load(path, weights_only=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(prog="python -m carv_3d.teachers.tiny.train", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "carv_3d" / "tiny")
+    parser.add_argument("--out", type=Path, default=here / "weights")
+    parser.add_argument("--init", type=Path, default=None)
+    parser.add_argument("--vae-lr", type=float, default=TrainOptions.vae_lr)
+    parser.add_argument("--unet-lr", type=float, default=TrainOptions.unet_lr)
+    for name in ("pictures", "vae_steps", "vae_batch", "unet_steps", "unet_batch", "seed", "threads"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TrainOptions, name))
+    try:
+        o = TrainOptions(**vars(parser.parse_args(argv)))
+    except CarvError as error:
+        parser.exit(2, f"{error}\n")
+    torch.set_num_threads(o.threads)
+    pictures = build(o.work / "train", o.pictures, seed=o.seed + 1, log=log)
+    vae = train_autoencoder(o, pictures)
+    posteriors = cached_latents(o, vae, pictures)
+    scaling = float(1 / posteriors[0][0].float().std())
+    tokenizer = build_tokenizer(o.work / "tokenizer")
+    torch.manual_seed(o.seed)
+    model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END]))
+    if o.init is not None:
+        from diffusers import UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(o.init / "unet").float().state_dict())
+        model.text.load_state_dict(
+            CLIPTextModel.from_pretrained(o.init / "text_encoder").float().state_dict()
+        )
+    model.unet.to(memory_format=torch.channels_last)  # a third quicker on a CPU
+    schedule = NoiseSchedule.scaled_linear()
+    data = denoiser.Latents(posteriors, scaling, pictures, tokenizer)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        z, ids = data.batch(o.unet_batch, generator)
+        z = z.contiguous(memory_format=torch.channels_last)
+        return denoiser.loss(model, schedule, z, ids, generator)
+
+    def save(weights: dict[str, torch.Tensor], step: int) -> None:
+        export(o.out, vae, scaling, model, weights, tokenizer, o.work / "tokenizer")
+
+    run_stage("denoiser", model, loss_of, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
+              ema=0.9985, on_save=save, log=log)  # fmt: skip
+    log(f"carv-tiny is in {o.out}")
+
+
+if __name__ == "__main__":
+    main()
