@@ -32,11 +32,7 @@ def batch(pictures: Pictures, count: int, generator: torch.Generator) -> Tensor:
     colour patches)."""
     background = light_backgrounds(count, generator)
     index = torch.randint(len(pictures.shots), (count,), generator=generator).numpy()
-    x = (
-        torch.from_numpy(pictures.on(index, background.numpy().astype(np.float32)))
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
+    x = torch.from_numpy(pictures.on(index, background.numpy().astype(np.float32))).permute(0, 3, 1, 2).contiguous()
     fog = background[:, :, None, None]
     share = torch.rand(count, 1, 1, 1, generator=generator)
     kind = torch.rand(count, 1, 1, 1, generator=generator)
@@ -68,9 +64,7 @@ def psnr(vae: Any, x: Tensor) -> float:
 
 
 @torch.no_grad()
-def encode_all(
-    vae: Any, pictures: Pictures, background: str, seed: int, log: Any = print
-) -> tuple[Tensor, Tensor]:
+def encode_all(vae: Any, pictures: Pictures, background: str, seed: int, log: Any = print) -> tuple[Tensor, Tensor]:
     """Posterior mean and standard deviation of every picture, ``(N, 4, 16, 16)`` half precision each."""
     means, stds, n = [], [], len(pictures.shots)
     generator = torch.Generator().manual_seed(seed)
@@ -79,6 +73,7 @@ def encode_all(
         colour = light_backgrounds(len(index), generator, white=1.0 if background == "white" else 0.0)
         x = torch.from_numpy(pictures.on(index, colour.numpy())).permute(0, 3, 1, 2).contiguous()
         posterior = vae.encode(2 * x - 1).latent_dist
-        means.append(posterior.mean.half()), stds.append(posterior.std.half())
+        means.append(posterior.mean.half())
+        stds.append(posterior.std.half())
     log(f"encoded {n} pictures on {background}")
     return torch.cat(means), torch.cat(stds)

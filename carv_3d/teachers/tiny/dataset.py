@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Pictures:
         return rgb - clear * (1 - background[:, None, None, :].astype(np.float32))
 
 
-def build(folder: Path, count: int, seed: int, seen_only: bool = True, log=print) -> Pictures:
+def build(folder: Path, count: int, seed: int, seen_only: bool = True, log: Callable[[str], None] = print) -> Pictures:
     """Render ``count`` pictures into ``folder``, or open those that a finished call left there (same arguments)."""
     wanted = {"count": count, "seed": seed, "seen_only": seen_only, "version": 2}
     done = folder / "shots.json"
@@ -76,6 +77,7 @@ def build(folder: Path, count: int, seed: int, seen_only: bool = True, log=print
     for i in range(0, count, 900):
         rgb[i : i + 900], alpha[i : i + 900] = render(shots[i : i + 900])
         log(f"rendered {min(i + 900, count)} of {count} pictures")
-    rgb.flush(), alpha.flush()
+    rgb.flush()
+    alpha.flush()
     done.write_text(json.dumps({"made_with": wanted, "shots": [asdict(s) for s in shots]}))
     return build(folder, count, seed, seen_only, log)

@@ -50,9 +50,7 @@ class Denoiser(nn.Module):
 class Latents:
     """Cached posterior of each picture on each background, and its captions, drawn anew every time."""
 
-    def __init__(
-        self, posteriors: list[tuple[Tensor, Tensor]], scaling: float, pictures: Pictures, tokenizer: Any
-    ):
+    def __init__(self, posteriors: list[tuple[Tensor, Tensor]], scaling: float, pictures: Pictures, tokenizer: Any):
         self.posteriors, self.scaling, self.shots, self.tokenizer = (
             posteriors,
             scaling,
@@ -72,15 +70,11 @@ class Latents:
             s = self.shots[i]
             text = caption(rng, s.obj, s.colour, s.finish, s.elevation, s.azimuth)
             texts.append("" if rng.random() < NO_PROMPT else text)
-        ids = self.tokenizer(
-            texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
-        )
+        ids = self.tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
         return z, ids.input_ids
 
 
-def loss(
-    model: Denoiser, schedule: NoiseSchedule, z: Tensor, ids: Tensor, generator: torch.Generator
-) -> Tensor:
+def loss(model: Denoiser, schedule: NoiseSchedule, z: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
     """Error of the noise, weighted by min(SNR, 5) / SNR; timesteps stratified over the batch."""
     count, steps = len(z), schedule.num_train_timesteps
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count

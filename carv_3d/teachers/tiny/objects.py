@@ -36,9 +36,7 @@ def _wheels(x: float, y: float, z: float, r: float) -> list[Prim]:
     return [
         p
         for sx in (-x, x)
-        for p in both_sides(
-            cylinder(sx, y, z, r, 0.07, rot=ACROSS, mat=DARK), sphere(sx, y + 0.05, z, 0.06, mat=STEEL)
-        )
+        for p in both_sides(cylinder(sx, y, z, r, 0.07, rot=ACROSS, mat=DARK), sphere(sx, y + 0.05, z, 0.06, mat=STEEL))
     ]
 
 

@@ -50,6 +50,7 @@ def run_stage(
     Killed at any moment, a later call goes on from the last checkpoint in ``folder`` (every ``save_every`` seconds).
     The learning rate warms up over 200 steps and falls along a cosine to a hundredth.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     average, first = Average(module, ema), 0

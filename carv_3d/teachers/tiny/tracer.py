@@ -107,9 +107,7 @@ def _second(finish, x, y, z):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def trace(
-    rows, centre, scale, palettes, seconds, finishes, pose, focal, size, samples, backgrounds, rgb, alpha
-):
+def trace(rows, centre, scale, palettes, seconds, finishes, pose, focal, size, samples, backgrounds, rgb, alpha):
     """One view in C colourings: the rays are traced once. ``palettes (C, M, 3)`` by material, ``seconds (C, 3)``,
     ``finishes (C,)``, ``pose (4, 3)`` = right, up, forward, position; ``focal`` in units of half the picture;
     ``samples``² rays a pixel; writes ``rgb (C, size, size, 3)`` in [0, 1] and ``alpha (size, size)``."""

@@ -43,9 +43,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("pictures", "vae_steps", "vae_batch", "unet_steps", "unet_batch", "threads"):
             if getattr(self, name) < 1:
-                raise CarvError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1."
-                )
+                raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1.")
         if self.init is not None and not (self.init / "model_index.json").exists():
             raise CarvError(f"--init {self.init} is no model folder: it has no model_index.json.")
 
@@ -108,9 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         from transformers import CLIPTextModel
 
         model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(o.init / "unet").float().state_dict())
-        model.text.load_state_dict(
-            CLIPTextModel.from_pretrained(o.init / "text_encoder").float().state_dict()
-        )
+        model.text.load_state_dict(CLIPTextModel.from_pretrained(o.init / "text_encoder").float().state_dict())
     model.unet.to(memory_format=torch.channels_last)  # a third quicker on a CPU
     schedule = NoiseSchedule.scaled_linear()
     data = denoiser.Latents(posteriors, scaling, pictures, tokenizer)

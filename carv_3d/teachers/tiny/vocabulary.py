@@ -163,9 +163,7 @@ def check_prompt(prompt: str) -> None:
     known = set(all_words()) | {",", "."}
     strange = [w for w in words_of(prompt) if w not in known]
     names = sorted({n for ns in OBJECTS.values() for n in ns})
-    way_out = (
-        "a full Stable Diffusion model reads any words: system.guidance.pretrained_model_name_or_path=FOLDER"
-    )
+    way_out = "a full Stable Diffusion model reads any words: system.guidance.pretrained_model_name_or_path=FOLDER"
     if strange:
         near = []
         for w in dict.fromkeys(strange):
@@ -182,6 +180,4 @@ def check_prompt(prompt: str) -> None:
         raise CarvError(f"The prompt names {what}: name one of {', '.join(OBJECTS)}, as in {example}; {way_out}.")
     colours = find(prompt.replace("white background", ""), COLOUR_WORDS)
     if len(colours) > 1:
-        raise CarvError(
-            f"The prompt names several colours ({', '.join(colours)}): carv-tiny was taught one an object."
-        )
+        raise CarvError(f"The prompt names several colours ({', '.join(colours)}): carv-tiny was taught one an object.")

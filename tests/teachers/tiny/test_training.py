@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.teachers.tiny import autoencoder, denoiser, train
+from carv_3d.teachers.tiny.export import export
+from carv_3d.teachers.tiny.stage import run_stage
+from carv_3d.teachers.tiny.tokens import END, LENGTH, START, build_tokenizer
+from carv_3d.teachers.tiny.vocabulary import all_words
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return build_tokenizer(folder), folder
+
+
+def test_every_known_word_is_one_token_and_others_are_pieces(words) -> None:
+    tokenizer, _ = words
+    assert all(len(tokenizer(w).input_ids) == 3 for w in all_words())
+    assert len(tokenizer("zebra").input_ids) > 3
+
+
+def run(folder: Path, steps: int, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        if step == stop_after:
+            raise KeyboardInterrupt
+        x = torch.randn(16, 3, generator=generator)
+        return (module(x) - x.sum(1, keepdim=True)).square().mean()
+
+    quiet = {"save_every": 0.0, "log": lambda m: None}
+    return run_stage("s", module, loss_of, steps=steps, lr=0.05, folder=folder, seed=1, **quiet)
+
+
+def test_a_stage_cut_off_goes_on_to_the_same_weights(tmp_path) -> None:
+    whole = run(tmp_path / "whole", 30)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 30, stop_after=17)
+    resumed = run(tmp_path / "cut", 30)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_a_stage_learns(tmp_path) -> None:
+    weights = run(tmp_path, 300)
+    torch.testing.assert_close(weights["weight"], torch.ones(1, 3), atol=0.05, rtol=0)
+
+
+def test_the_loss_is_min_snr_weighted_error_of_the_noise() -> None:
+    schedule = NoiseSchedule.scaled_linear()
+    z, ids = torch.randn(4, 4, 16, 16), torch.zeros(4, LENGTH, dtype=torch.long)
+    seen = {}
+
+    def blind(z_t, t, ids):
+        seen["t"] = t
+        return torch.zeros_like(z_t)
+
+    value = denoiser.loss(blind, schedule, z, ids, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    g = torch.Generator().manual_seed(0)
+    torch.rand(4, generator=g)
+    eps = torch.randn(z.shape, generator=g)
+    a = schedule.alpha(seen["t"]) ** 2
+    weight = torch.minimum(a / (1 - a), torch.tensor(5.0)) * (1 - a) / a
+    torch.testing.assert_close(value, (eps.square().mean((1, 2, 3)) * weight).mean())
+    assert (seen["t"].sort().values == seen["t"]).all()  # one timestep from each quarter
+    assert [int(t) // 250 for t in seen["t"]] == [0, 1, 2, 3]
+
+
+def test_exported_folder_loads_as_any_other_and_gives_the_same_noise(tmp_path, words) -> None:
+    from diffusers import AutoencoderKL
+
+    tokenizer, folder = words
+    torch.manual_seed(1)
+    vae = AutoencoderKL(**autoencoder.CONFIG)
+    model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END])).eval()
+    out = tmp_path / "weights"
+    for _ in range(2):  # the second replaces the first
+        export(out, vae, 0.7, model, model.state_dict(), tokenizer, folder)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["weights"]
+    assert sum(p.stat().st_size for p in out.rglob("*")) < 30e6
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        assert (out / "tokenizer" / name).exists()
+    teacher = StableDiffusionTeacher.load(str(out))
+    assert (teacher.image_size, teacher.latent_size, teacher.latent_channels) == (64, 16, 4)
+    prompt, t, z = "a red mug, front view", torch.tensor([300]), torch.randn(1, 4, 16, 16)
+    ids = tokenizer(prompt, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = model(z, t, ids)
+        got = teacher.eps_hat(z, t, teacher.text_embeddings([prompt]))
+    torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)  # weights in half precision
+
+
+@pytest.mark.parametrize("arguments", [["--unet-steps", "0"], ["--init", "nowhere"]])
+def test_bad_options_end_in_one_sentence(arguments, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,67 @@
+import random
+
+import pytest
+
+from carv_3d.errors import CarvError
+from carv_3d.teachers.tiny import vocabulary as v
+
+
+def test_sizes_of_the_world() -> None:
+    assert len(v.OBJECTS) >= 40
+    assert len(v.COLOURS) >= 12
+    assert len(v.FINISHES) == 3
+
+
+def test_a_tenth_of_the_pairs_is_unseen_and_spread() -> None:
+    pairs = v.unseen_pairs()
+    assert len(pairs) == len(v.OBJECTS) * len(v.COLOURS) // 10
+    by_object = [sum(o == name for o, _ in pairs) for name in v.OBJECTS]
+    by_colour = [sum(c == name for _, c in pairs) for name in v.COLOURS]
+    assert min(by_object) >= 1
+    assert max(by_object) <= 2
+    assert min(by_colour) >= 2
+    assert max(by_colour) <= 6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red mug", ("mug", "red", "plain")),
+        ("A photo of a striped TEAL coffee mug, front view", ("mug", "turquoise", "striped")),
+        ("orange spotted teddy bear", ("bear", "orange", "spotted")),
+        ("a lamp", ("lamp", None, "plain")),
+        ("a table lamp", ("lamp", None, "plain")),
+    ],
+)
+def test_parse(prompt: str, expected: tuple) -> None:
+    assert v.parse(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("   ", "empty"),
+        ("a red zebra", "'zebra'"),
+        ("a red mugg", "nearest: mug"),
+        ("a red thing", "thing"),
+        ("a red", "no object"),
+        ("a mug and a car", "several objects"),
+        ("a red blue car", "several colours"),
+        ("../../x", "does not know"),
+        ("<script>", "does not know"),
+    ],
+)
+def test_what_is_not_known_is_refused_in_one_sentence(prompt: str, says: str) -> None:
+    with pytest.raises(CarvError, match=says) as refusal:
+        v.check_prompt(prompt)
+    assert "\n" not in str(refusal.value)
+
+
+def test_every_caption_is_made_of_known_words_and_parses_back() -> None:
+    rng, known = random.Random(0), set(v.all_words())
+    for name in v.OBJECTS:
+        for colour in v.COLOURS:
+            finish = rng.choice(v.FINISHES)
+            text = v.caption(rng, name, colour, finish, rng.uniform(-10, 90), rng.uniform(0, 360))
+            assert set(v.words_of(text)) - {","} <= known
+            assert v.parse(text) == (name, colour, finish)
