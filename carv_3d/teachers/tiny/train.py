@@ -7,6 +7,7 @@ and is skipped when it stands there. Random numbers come from (seed, step): a re
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from .tokens import END, START, build_tokenizer
 @dataclass(frozen=True)
 class TrainOptions:
     """``work`` holds pictures and checkpoints; ``out`` gets the model folder; ``vae_steps`` and ``unet_steps`` of
-    ``vae_batch`` and ``unet_batch`` pictures; ``init`` continues from the weights of an exported folder."""
+    ``vae_batch`` and ``unet_batch`` pictures; ``init`` is a model folder to start from: its autoencoder is kept as it
+    is, its text encoder and UNet, where it has them, are trained further."""
 
     work: Path
     out: Path
@@ -44,8 +46,8 @@ class TrainOptions:
         for name in ("pictures", "vae_steps", "vae_batch", "unet_steps", "unet_batch", "threads"):
             if getattr(self, name) < 1:
                 raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1.")
-        if self.init is not None and not (self.init / "model_index.json").exists():
-            raise CarvError(f"--init {self.init} is no model folder: it has no model_index.json.")
+        if self.init is not None and not (self.init / "vae" / "config.json").exists():
+            raise CarvError(f"--init {self.init} is no model folder: it has no vae/config.json.")
 
 
 def log(message: str) -> None:
@@ -55,10 +57,10 @@ def log(message: str) -> None:
 def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
     from diffusers import AutoencoderKL
 
+    if o.init is not None:  # a trained autoencoder stays as it is: the denoiser knows its latents
+        return AutoencoderKL.from_pretrained(o.init / "vae").float().eval().requires_grad_(False)
     torch.manual_seed(o.seed)
     vae = AutoencoderKL(**autoencoder.CONFIG).to(memory_format=torch.channels_last)
-    if o.init is not None:  # a trained autoencoder stays as it is: the denoiser knows its latents
-        return AutoencoderKL.from_pretrained(o.init / "vae").eval().requires_grad_(False)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         x = autoencoder.batch(pictures, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
@@ -71,7 +73,8 @@ def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
 
 
 def cached_latents(o: TrainOptions, vae: Any, pictures: Pictures) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    path = o.work / "latents.pt"
+    weights = torch.cat([p.detach().flatten() for p in vae.parameters()]).numpy().tobytes()
+    path = o.work / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}.pt"
     if not path.exists():
         found = [autoencoder.encode_all(vae, pictures, b, o.seed + 2, log) for b in ("white", "light")]
         torch.save(found, path.with_suffix(".part"))
@@ -101,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = build_tokenizer(o.work / "tokenizer")
     torch.manual_seed(o.seed)
     model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END]))
-    if o.init is not None:
+    if o.init is not None and (o.init / "unet" / "config.json").exists():
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
 
