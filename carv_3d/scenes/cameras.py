@@ -61,9 +61,7 @@ class CameraOptions:
         for name, (low, high) in limits.items():
             pair = tuple(float(v) for v in getattr(self, name))
             if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
-                raise CarvError(
-                    f"{name} is {list(pair)}: give two rising numbers between {low:g} and {high:g}."
-                )
+                raise CarvError(f"{name} is {list(pair)}: give two rising numbers between {low:g} and {high:g}.")
             setattr(self, name, pair)
         for name in ("height", "width", "batch_size", "eval_height", "eval_width", "n_test_views"):
             if int(getattr(self, name)) < 1:

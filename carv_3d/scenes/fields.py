@@ -170,9 +170,7 @@ class HashGridField(Field):
         super().__init__(options or FieldOptions())
         o = self.options
         self.table_size = 2**o.log2_hashmap_size
-        self.resolutions = [
-            math.floor(o.base_resolution * o.per_level_scale**level) for level in range(o.n_levels)
-        ]
+        self.resolutions = [math.floor(o.base_resolution * o.per_level_scale**level) for level in range(o.n_levels)]
         self.levels = nn.ParameterList()
         for res in self.resolutions:
             dense = res**3 <= self.table_size

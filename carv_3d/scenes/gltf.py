@@ -58,9 +58,7 @@ def write_glb(
     for array, component, kind, target in blobs:
         raw = array.tobytes()  # every item is a multiple of four bytes: aligned as glTF asks
         views.append({"buffer": 0, "byteOffset": len(body), "byteLength": len(raw), "target": target})
-        accessors.append(
-            {"bufferView": len(views) - 1, "componentType": component, "type": kind, "count": len(array)}
-        )
+        accessors.append({"bufferView": len(views) - 1, "componentType": component, "type": kind, "count": len(array)})
         body += raw
     position = blobs[0][0]
     accessors[0]["min"] = position.min(axis=0).tolist()

@@ -91,7 +91,7 @@ def choose_level(volume: Volume, radius: float, level: float | str = "auto") -> 
         opaque = sum(int((volume.sum(axis=i) * pitch > np.log(2)).sum()) for i in range(3))
         lowest = np.log(2) / (2 * radius)
         chosen = float(np.log(2) / (0.4 * radius))
-        if opaque:
+        if opaque and (inside > 0.1 * lowest).any():
             peaks = np.sort(np.concatenate([volume.max(axis=i).ravel() for i in range(3)]))[::-1]
             below = peaks[min(opaque, len(peaks) - 1)]
             highest = 0.5 * np.percentile(inside[inside > 0.1 * lowest], 99.5)

@@ -26,18 +26,25 @@ __all__ = ["RenderOptions", "RenderOutput", "VolumeRenderer", "ray_sphere"]
 
 @dataclass
 class RenderOptions:
-    """`grid_prune`: occupancy grid "auto" (on CUDA), or true, or false. `randomized`: jitter the samples."""
+    """How rays are sampled.
+
+    `num_samples_per_ray` in training; finished pictures take at least `eval_samples_per_ray`, since few
+    samples without jitter draw contour lines on a hard surface. `randomized`: jitter in training.
+    `grid_prune`: occupancy grid "auto" (on CUDA), or true, or false. `eval_chunk_rays`: how many rays of a
+    finished picture are held in memory at once, in whole rows.
+    """
 
     num_samples_per_ray: int = 36
+    eval_samples_per_ray: int = 64
     randomized: bool = True
     near_plane: float = 0.01
     grid_prune: bool | str = "auto"
     grid_resolution: int = 64
     prune_density_threshold: float = 0.01  # in optical depth over one step
-    eval_chunk_rays: int = 65536
+    eval_chunk_rays: int = 8192
 
     def __post_init__(self) -> None:
-        for name in ("num_samples_per_ray", "grid_resolution", "eval_chunk_rays"):
+        for name in ("num_samples_per_ray", "eval_samples_per_ray", "grid_resolution", "eval_chunk_rays"):
             if getattr(self, name) < 1:
                 raise CarvError(f"renderer option {name} is {getattr(self, name)}: it must be at least 1.")
         if self.grid_prune not in (True, False, "auto"):
@@ -114,7 +121,15 @@ class VolumeRenderer(nn.Module):
     @property
     def step_size(self) -> float:
         """Length of a packed step: the sphere's diameter in `num_samples_per_ray` steps."""
-        return 2 * self.field.radius / self.options.num_samples_per_ray
+        return 2 * self.field.radius / self.n_samples
+
+    @property
+    def n_samples(self) -> int:
+        """Samples a ray takes in the present mode."""
+        o = self.options
+        if self.training:
+            return o.num_samples_per_ray
+        return max(o.num_samples_per_ray, o.eval_samples_per_ray)
 
     def update(self, step: int) -> None:
         """Let the occupancy grid follow the field; does nothing without one."""
@@ -174,7 +189,7 @@ class VolumeRenderer(nn.Module):
     def _dense_samples(
         self, o: Tensor, d: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        S = self.options.num_samples_per_ray
+        S = self.n_samples
         near, far, hit = ray_sphere(o, d, self.field.radius)
         near = near.clamp_min(self.options.near_plane)
         index = (hit & (far > near)).nonzero()[:, 0]
@@ -223,21 +238,21 @@ class VolumeRenderer(nn.Module):
         self, cameras: Cameras, height: int, width: int, background: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Finished pictures without gradients, in chunks: `comp_rgb` (B, H, W, 3) in [0, 1], `opacity`,
-        `depth` (B, H, W, 1). Samples are midpoints, whatever the mode."""
+        `depth` (B, H, W, 1), as in evaluation mode."""
         device = next(self.field.parameters()).device
         was_training = self.training
         self.eval()
         try:
-            per_call = max(1, self.options.eval_chunk_rays // (height * width))
             parts = []
-            for start in range(0, len(cameras), per_call):
-                chunk = cameras[start : start + per_call].to(device)
-                b = background
-                if b is not None and b.dim() == 2 and b.shape[0] == len(cameras):
-                    b = b[start : start + per_call]
-                out = self(chunk.rays(height, width), b)
-                parts.append((out.comp_rgb.clamp(0, 1), out.opacity, out.depth))
+            rows = max(1, self.options.eval_chunk_rays // width)
+            for i in range(len(cameras)):
+                rays = cameras[i].to(device).rays(height, width)
+                b = None if background is None else background.expand(len(cameras), 3)[i]
+                for o, d in zip(rays.origins.split(rows, dim=1), rays.directions.split(rows, dim=1)):
+                    out = self(Rays(o, d), b)
+                    parts.append(torch.cat([out.comp_rgb.clamp(0, 1), out.opacity, out.depth], dim=-1))
         finally:
             self.train(was_training)
-        rgb, opacity, depth = (torch.cat(v) for v in zip(*parts))
+        picture = torch.cat(parts, dim=1).view(len(cameras), height, width, 5)
+        rgb, opacity, depth = picture.split([3, 1, 1], dim=-1)
         return rgb, opacity, depth

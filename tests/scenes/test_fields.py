@@ -67,9 +67,7 @@ def test_a_hashed_level_agrees_with_a_dense_one_where_nothing_collides() -> None
                 table[row] = dense[i, j, k]
     assert len(seen) == 64  # nothing collides
     unit = 2 * torch.rand(200, 3, generator=torch.Generator().manual_seed(4)) - 1
-    torch.testing.assert_close(
-        field._hashed(table, unit, 4), fields.interpolate(dense, unit), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(field._hashed(table, unit, 4), fields.interpolate(dense, unit), atol=1e-5, rtol=1e-5)
 
 
 def test_upsampling_keeps_the_field() -> None:
