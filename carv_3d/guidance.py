@@ -76,9 +76,8 @@ class SDSGuidance:
         self.generator = torch.Generator(device=teacher.device)
         seed = self.options.seed
         # ranks share the strata, never the noise
-        self.generator.manual_seed(
-            int(torch.randint(2**62, ())) if seed is None else seed + self.estimator.options.rank
-        )
+        base = int(torch.randint(2**62, ())) if seed is None else seed
+        self.generator.manual_seed(base + self.estimator.options.rank)
 
     def __call__(
         self,

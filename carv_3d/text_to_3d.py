@@ -155,7 +155,7 @@ class TextTo3D:
         self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
         kind = next(name for name, one in FIELDS.items() if type(self.field) is one)
         self.config = config = replace(config, system=replace(system, geometry_type=kind))
-        if kind != "voxel" and self._lambdas(0)["tv"]:
+        if kind != "voxel" and system.loss.lambda_tv != 0:
             raise CarvError(f"lambda_tv is for the voxel geometry, and this is {kind}; set lambda_tv=0")
         self.renderer = VolumeRenderer(self.field, system.renderer)
         self.renderer.train()
@@ -214,7 +214,7 @@ class TextTo3D:
         self.optimizer.zero_grad(set_to_none=True)
         with self.clock.phase("backward"):
             torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum().backward()
-        finite = self._apply()
+        finite = self._apply(guided)
         self.step += 1
         metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name != "sds"}
         metrics |= {name: float(value) for name, value in guided.scalars.items()}
@@ -223,7 +223,6 @@ class TextTo3D:
             "step": float(self.step),
             "seconds": time.perf_counter() - begin,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": float(guided.estimate.grad.flatten(1).norm(dim=1).mean()),
             "opacity": float(out.opacity.detach().mean()),
             "skipped": 0.0 if finite else 1.0,
             "unet_rows": float(self.clock.unet_rows),
@@ -231,10 +230,12 @@ class TextTo3D:
         }
         return metrics
 
-    def _apply(self) -> bool:
-        """The optimizer's step, left out where a gradient is not finite."""
+    def _apply(self, guided: GuidanceOutput) -> bool:
+        """The optimizer's step, left out where a gradient is not finite or the teacher gave no finite draw at all
+        (the regularisers alone would dissolve the scene)."""
         gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
-        if all(bool(torch.isfinite(g).all()) for g in gradients):
+        blind = not bool(guided.estimate.finite.any())
+        if not blind and all(bool(torch.isfinite(g).all()) for g in gradients):
             self.optimizer.step()
             self.bad_steps = 0
             return True

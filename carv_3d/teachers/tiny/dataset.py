@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -15,6 +16,15 @@ from .render import DISTANCE, FOVY, Shot, render
 from .vocabulary import COLOURS, FINISHES, OBJECTS, unseen_pairs
 
 FINISH_SHARE = (0.5, 0.25, 0.25)
+
+
+def source_hash() -> str:
+    """Of what the pictures are made from: a change of an object or of the tracer makes new ones."""
+    here = Path(__file__).parent
+    names = ("shapes.py", "objects.py", "tracer.py", "render.py", "dataset.py")
+    text = "".join("".join((here / n).read_text().split()) for n in names)
+    text += repr((list(OBJECTS), COLOURS))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 COLOURINGS = 3  # of every view: the rays are the dear part
@@ -59,7 +69,7 @@ class Pictures:
 
 def build(folder: Path, count: int, seed: int, seen_only: bool = True, log: Callable[[str], None] = print) -> Pictures:
     """Render ``count`` pictures into ``folder``, or open those that a finished call left there (same arguments)."""
-    wanted = {"count": count, "seed": seed, "seen_only": seen_only, "version": 2}
+    wanted = {"count": count, "seed": seed, "seen_only": seen_only, "objects": source_hash()}
     done = folder / "shots.json"
     if done.exists():
         stored = json.loads(done.read_text())
@@ -70,6 +80,7 @@ def build(folder: Path, count: int, seed: int, seen_only: bool = True, log: Call
                 [Shot(**{**s, "background": tuple(s["background"])}) for s in stored["shots"]],
             )
     folder.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
     rng, colours = random.Random(seed), colours_of(seen_only)
     shots = [s for _ in range(math.ceil(count / COLOURINGS)) for s in draw_view(rng, colours)][:count]
     rgb = np.lib.format.open_memmap(folder / "rgb.npy", "w+", np.uint8, (count, 64, 64, 3))

@@ -62,6 +62,7 @@ def export(
         shutil.copy(folder / "README.md", part / "README.md")
     os.chmod(part, 0o755)
     old = folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
     if folder.exists():
         folder.rename(old)
     part.rename(folder)

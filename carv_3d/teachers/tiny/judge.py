@@ -101,7 +101,7 @@ def train(work: Path, out: Path = WEIGHTS, pictures: int = 14_000, steps: int = 
     """Render other pictures than the teacher's, train the judge on them, write ``out`` in half precision."""
     from safetensors.torch import save_file
 
-    from .dataset import build
+    from .dataset import build, source_hash
     from .objects import ROUND
     from .stage import run_stage
 
@@ -125,7 +125,17 @@ def train(work: Path, out: Path = WEIGHTS, pictures: int = 14_000, steps: int = 
         ]
         return torch.stack(terms).sum()
 
-    weights = run_stage("judge", judge, loss_of, steps=steps, lr=3e-3, folder=work, seed=seed + 7, ema=0.99)
+    weights = run_stage(
+        "judge",
+        judge,
+        loss_of,
+        steps=steps,
+        lr=3e-3,
+        folder=work,
+        seed=seed + 7,
+        ema=0.99,
+        made_with={"pictures": pictures, "seed": seed, "objects": source_hash()},
+    )
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, out.with_suffix(".part"))

@@ -338,6 +338,7 @@ OBJECTS: dict[str, Callable[[], list[Prim]]] = {
 ROUND = frozenset(
     [
         "bottle",
+        "bucket",
         "goblet",
         "vase",
         "bowl",

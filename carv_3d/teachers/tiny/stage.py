@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...checkpoint import load_checkpoint, save_checkpoint
+from ...errors import CarvError
 
 
 class Average:
@@ -39,6 +41,7 @@ def run_stage(
     lr: float,
     folder: Path,
     seed: int,
+    made_with: dict[str, Any],
     ema: float = 0.999,
     weight_decay: float = 1e-2,
     save_every: float = 120.0,
@@ -48,6 +51,7 @@ def run_stage(
     """Train ``module`` for ``steps`` of ``loss_of(step, generator)``; returns the averaged weights.
 
     Killed at any moment, a later call goes on from the last checkpoint in ``folder`` (every ``save_every`` seconds).
+    A checkpoint whose ``made_with`` differs raises :class:`CarvError`.
     The learning rate warms up over 200 steps and falls along a cosine to a hundredth.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +60,11 @@ def run_stage(
     average, first = Average(module, ema), 0
     if path.exists():
         state, _ = load_checkpoint(path)
+        differs = [k for k in made_with if state["made_with"].get(k) != made_with[k]]
+        if differs:
+            raise CarvError(
+                f"{path} was made with other values of {', '.join(differs)}: give those, another --work, or delete it."
+            )
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         average.state, first = state["average"], state["step"]
@@ -82,7 +91,7 @@ def run_stage(
             shown = now
         if now - saved > save_every or last:
             save_checkpoint(path, {"module": module.state_dict(), "optimizer": optimizer.state_dict(),
-                                   "average": average.state, "step": step + 1})  # fmt: skip
+                                   "average": average.state, "step": step + 1, "made_with": made_with})  # fmt: skip
             if on_save is not None:
                 on_save(average.state, step + 1)
             saved = time.monotonic()

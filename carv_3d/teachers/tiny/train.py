@@ -17,10 +17,11 @@ import torch
 from ...core.schedule import NoiseSchedule
 from ...errors import CarvError
 from . import autoencoder, denoiser
-from .dataset import Pictures, build
+from .dataset import Pictures, build, source_hash
 from .export import export
 from .stage import run_stage
 from .tokens import END, START, build_tokenizer
+from .vocabulary import all_words
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ def log(message: str) -> None:
     print(message, flush=True)
 
 
+def made_with(o: TrainOptions, part: str) -> dict[str, Any]:
+    """What a part's checkpoint depends on; one made with anything else is refused."""
+    own = {k: v for k, v in vars(o).items() if k.startswith(part) and not k.endswith("steps")}
+    words = hashlib.sha256(" ".join(all_words()).encode()).hexdigest()[:12]
+    init = str(o.init) if o.init is not None else ""
+    return {**own, "pictures": o.pictures, "seed": o.seed, "init": init, "objects": source_hash(), "words": words}
+
+
 def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
     from diffusers import AutoencoderKL
 
@@ -67,6 +76,7 @@ def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
         return autoencoder.loss(vae, x, generator)
 
     weights = run_stage("autoencoder", vae, loss_of, steps=o.vae_steps, lr=o.vae_lr, folder=o.work, seed=o.seed + 3,
+                        made_with=made_with(o, "vae"),
                         ema=0.98, log=log)  # fmt: skip
     vae.load_state_dict(weights)
     return vae.eval().requires_grad_(False)
@@ -74,7 +84,8 @@ def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
 
 def cached_latents(o: TrainOptions, vae: Any, pictures: Pictures) -> list[tuple[torch.Tensor, torch.Tensor]]:
     weights = torch.cat([p.detach().flatten() for p in vae.parameters()]).numpy().tobytes()
-    path = o.work / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}.pt"
+    key = weights + repr((len(pictures.shots), o.seed, source_hash())).encode()
+    path = o.work / f"latents-{hashlib.sha256(key).hexdigest()[:12]}.pt"
     if not path.exists():
         found = [autoencoder.encode_all(vae, pictures, b, o.seed + 2, log) for b in ("white", "light")]
         torch.save(found, path.with_suffix(".part"))
@@ -100,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures = build(o.work / "train", o.pictures, seed=o.seed + 1, log=log)
     vae = train_autoencoder(o, pictures)
     posteriors = cached_latents(o, vae, pictures)
-    scaling = float(1 / posteriors[0][0].float().std())
+    scaling = float(1 / posteriors[0][0].float().std()) if o.init is None else float(vae.config.scaling_factor)
     tokenizer = build_tokenizer(o.work / "tokenizer")
     torch.manual_seed(o.seed)
     model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END]))
@@ -122,8 +133,10 @@ def main(argv: list[str] | None = None) -> None:
     def save(weights: dict[str, torch.Tensor], step: int) -> None:
         export(o.out, vae, scaling, model, weights, tokenizer, o.work / "tokenizer")
 
-    run_stage("denoiser", model, loss_of, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
+    weights = run_stage("denoiser", model, loss_of, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
+              made_with=made_with(o, "unet"),
               ema=0.9985, on_save=save, log=log)  # fmt: skip
+    save(weights, o.unet_steps)
     log(f"carv-tiny is in {o.out}")
 
 

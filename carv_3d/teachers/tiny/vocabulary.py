@@ -83,15 +83,14 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
 
 FINISHES = ("plain", "striped", "spotted")
 FINISH_WORDS = {"plain": ("", "plain"), "striped": ("striped", "stripy"), "spotted": ("spotted", "dotted")}
+FINISH_NOUNS = {"plain": (), "striped": ("stripes",), "spotted": ("spots", "dots", "polka dots")}  # "with ..."
 
+# Every word here is taught: check_prompt accepts no other.
 TEMPLATES = (
-    "{x}", "a {x}", "a {x}", "a photo of a {x}", "a 3d model of a {x}", "the {x}", "a picture of a {x}",
-    "a rendering of a {x}", "one small {x}",
-)  # fmt: skip
-EXTRA_WORDS = (
-    "an", "my", "this", "that", "some", "of", "with", "and", "in", "on", "nice", "beautiful", "big", "little",
-    "image", "toy", "3d", "render", "photo", "dslr", "high", "quality", "white", "background", "single", "object",
-    "polka", "dots", "stripes", "spots", "color", "colour", "colored", "coloured",
+    "{x}", "a {x}", "a {x}", "a {x}", "a photo of a {x}", "a 3d model of a {x}", "the {x}", "a picture of a {x}",
+    "a rendering of a {x}", "one small {x}", "a big {x}", "a little {x}", "a nice {x}", "a beautiful {x}", "my {x}",
+    "this {x}", "an image of a {x}", "a render of a single {x}", "a high quality photo of a {x}",
+    "a dslr photo of a {x}",
 )  # fmt: skip
 
 
@@ -111,9 +110,13 @@ def caption(rng: random.Random, obj: str, colour: str, finish: str, elevation: f
     """A caption in natural wording, with synonyms, half of the time without a word on a plain finish."""
     noun = OBJECTS[obj][0] if rng.random() < 0.7 else rng.choice(OBJECTS[obj])
     tint = COLOUR_WORDS[colour][0] if rng.random() < 0.8 else rng.choice(COLOUR_WORDS[colour])
-    pattern = rng.choice(FINISH_WORDS[finish])
-    words = " ".join(w for w in ((pattern, tint) if rng.random() < 0.3 else (tint, pattern)) if w)
-    text = rng.choice(TEMPLATES).format(x=f"{words} {noun}")
+    if FINISH_NOUNS[finish] and rng.random() < 0.3:
+        phrase = f"{tint} {noun} with {rng.choice(FINISH_NOUNS[finish])}"
+    else:
+        pattern = rng.choice(FINISH_WORDS[finish])
+        words = (pattern, tint, noun) if rng.random() < 0.3 else (tint, pattern, noun)
+        phrase = " ".join(w for w in words if w)
+    text = rng.choice(TEMPLATES).format(x=phrase)
     text = re.sub(r"\ba (?=[aeiou])", "an ", text)
     kind = rng.random()
     if kind < 0.12:
@@ -125,7 +128,8 @@ def all_words() -> list[str]:
     """Every word the tokenizer holds as one token, sorted."""
     text = " ".join([
         *(w for ws in OBJECTS.values() for w in ws), *(w for ws in COLOUR_WORDS.values() for w in ws),
-        *(w for ws in FINISH_WORDS.values() for w in ws), *TEMPLATES, *EXTRA_WORDS, *FINE_PHRASES, *COARSE_PHRASES,
+        *(w for ws in FINISH_WORDS.values() for w in ws), *(w for ws in FINISH_NOUNS.values() for w in ws),
+        *TEMPLATES, "with an", *FINE_PHRASES, *COARSE_PHRASES,
     ])  # fmt: skip
     return sorted(set(re.findall(r"[a-z]+|[0-9]", text.replace("{x}", " "))))
 
@@ -149,7 +153,7 @@ def parse(prompt: str) -> tuple[str, str | None, str]:
     """Object, colour (None where the prompt names none) and finish of a prompt that :func:`check_prompt` accepts."""
     check_prompt(prompt)
     colours = find(prompt, COLOUR_WORDS)
-    finishes = find(prompt, {k: v for k, v in FINISH_WORDS.items() if k != "plain"})
+    finishes = find(prompt, {k: FINISH_WORDS[k] + FINISH_NOUNS[k] for k in FINISHES if k != "plain"})
     return find(prompt, OBJECTS)[0], colours[0] if colours else None, finishes[0] if finishes else "plain"
 
 
@@ -178,6 +182,6 @@ def check_prompt(prompt: str) -> None:
         what = "no object that carv-tiny knows" if not objects else f"several objects ({', '.join(objects)})"
         example = f'"a red {(objects or ["mug"])[0]}"'
         raise CarvError(f"The prompt names {what}: name one of {', '.join(OBJECTS)}, as in {example}; {way_out}.")
-    colours = find(prompt.replace("white background", ""), COLOUR_WORDS)
+    colours = find(prompt, COLOUR_WORDS)
     if len(colours) > 1:
         raise CarvError(f"The prompt names several colours ({', '.join(colours)}): carv-tiny was taught one an object.")

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.tiny import autoencoder, denoiser, train
 from carv_3d.teachers.tiny.export import export
@@ -25,7 +26,9 @@ def test_every_known_word_is_one_token_and_others_are_pieces(words) -> None:
     assert len(tokenizer("zebra").input_ids) > 3
 
 
-def run(folder: Path, steps: int, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+def run(
+    folder: Path, steps: int, stop_after: int | None = None, made_with: dict | None = None
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     module = nn.Linear(3, 1)
 
@@ -35,7 +38,7 @@ def run(folder: Path, steps: int, stop_after: int | None = None) -> dict[str, to
         x = torch.randn(16, 3, generator=generator)
         return (module(x) - x.sum(1, keepdim=True)).square().mean()
 
-    quiet = {"save_every": 0.0, "log": lambda m: None}
+    quiet = {"save_every": 0.0, "log": lambda m: None, "made_with": made_with or {"seed": 1}}
     return run_stage("s", module, loss_of, steps=steps, lr=0.05, folder=folder, seed=1, **quiet)
 
 
@@ -45,6 +48,12 @@ def test_a_stage_cut_off_goes_on_to_the_same_weights(tmp_path) -> None:
         run(tmp_path / "cut", 30, stop_after=17)
     resumed = run(tmp_path / "cut", 30)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_a_checkpoint_made_with_other_values_is_refused(tmp_path) -> None:
+    run(tmp_path, 3)
+    with pytest.raises(CarvError, match="other values of seed"):
+        run(tmp_path, 5, made_with={"seed": 2})
 
 
 def test_a_stage_learns(tmp_path) -> None:

@@ -31,6 +31,8 @@ def test_a_tenth_of_the_pairs_is_unseen_and_spread() -> None:
         ("orange spotted teddy bear", ("bear", "orange", "spotted")),
         ("a lamp", ("lamp", None, "plain")),
         ("a table lamp", ("lamp", None, "plain")),
+        ("a red mug with polka dots", ("mug", "red", "spotted")),
+        ("a little red mug with stripes", ("mug", "red", "striped")),
     ],
 )
 def test_parse(prompt: str, expected: tuple) -> None:
@@ -45,7 +47,7 @@ def test_parse(prompt: str, expected: tuple) -> None:
         ("a red mugg", "nearest: mug"),
         ("a red thing", "thing"),
         ("a red", "no object"),
-        ("a mug and a car", "several objects"),
+        ("a mug, a car", "several objects"),
         ("a red blue car", "several colours"),
         ("../../x", "does not know"),
         ("<script>", "does not know"),
@@ -55,6 +57,15 @@ def test_what_is_not_known_is_refused_in_one_sentence(prompt: str, says: str) ->
     with pytest.raises(CarvError, match=says) as refusal:
         v.check_prompt(prompt)
     assert "\n" not in str(refusal.value)
+
+
+def test_every_known_word_is_taught() -> None:
+    rng, seen = random.Random(1), set()
+    for _ in range(30_000):
+        colour, finish = rng.choice(list(v.COLOURS)), rng.choice(v.FINISHES)
+        text = v.caption(rng, rng.choice(list(v.OBJECTS)), colour, finish, rng.uniform(-10, 90), rng.uniform(0, 360))
+        seen.update(v.words_of(text))
+    assert set(v.all_words()) <= seen
 
 
 def test_every_caption_is_made_of_known_words_and_parses_back() -> None:
