@@ -167,7 +167,11 @@ def check_prompt(prompt: str) -> None:
     known = set(all_words()) | {",", "."}
     strange = [w for w in words_of(prompt) if w not in known]
     names = sorted({n for ns in OBJECTS.values() for n in ns})
+    objects = find(prompt, OBJECTS)
     way_out = "a full Stable Diffusion model reads any words: system.guidance.pretrained_model_name_or_path=FOLDER"
+    if len(objects) > 1:
+        several, example = ", ".join(objects), f'"a red {objects[0]}"'
+        raise CarvError(f"The prompt names several objects ({several}): name one, as in {example}; {way_out}.")
     if strange:
         near = []
         for w in dict.fromkeys(strange):
@@ -177,11 +181,11 @@ def check_prompt(prompt: str) -> None:
             f"carv-tiny does not know {', '.join(near)}; it knows the objects {', '.join(OBJECTS)}, "
             f"the colours {', '.join(COLOURS)} and the finishes {', '.join(FINISHES)}; {way_out}."
         )
-    objects = find(prompt, OBJECTS)
-    if len(objects) != 1:
-        what = "no object that carv-tiny knows" if not objects else f"several objects ({', '.join(objects)})"
-        example = f'"a red {(objects or ["mug"])[0]}"'
-        raise CarvError(f"The prompt names {what}: name one of {', '.join(OBJECTS)}, as in {example}; {way_out}.")
+    if not objects:
+        raise CarvError(
+            f"The prompt names no object that carv-tiny knows: name one of {', '.join(OBJECTS)}, "
+            f'as in "a red mug"; {way_out}.'
+        )
     colours = find(prompt, COLOUR_WORDS)
     if len(colours) > 1:
         raise CarvError(f"The prompt names several colours ({', '.join(colours)}): carv-tiny was taught one an object.")

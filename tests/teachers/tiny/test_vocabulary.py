@@ -47,7 +47,7 @@ def test_parse(prompt: str, expected: tuple) -> None:
         ("a red mugg", "nearest: mug"),
         ("a red thing", "thing"),
         ("a red", "no object"),
-        ("a mug, a car", "several objects"),
+        ("a mug and a car", "several objects"),
         ("a red blue car", "several colours"),
         ("../../x", "does not know"),
         ("<script>", "does not know"),
