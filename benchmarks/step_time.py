@@ -61,7 +61,7 @@ def main() -> None:
                 begin = time.perf_counter()
                 run.train_step()
                 seconds[key].append(time.perf_counter() - begin)
-                for part, value in run.clock.seconds.items():
+                for part, value in run.meter.seconds.items():
                     parts[key][part] = parts[key].get(part, 0.0) + value
     one = statistics.median(seconds[1, 1])
     print(f"\n{torch.get_num_threads()} threads, medians of {options.repeats} interleaved steps\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from carv_3d.annealing import Annealed, check_annealed
+from carv_3d.annealing import Annealed, check_annealed, counts_steps
 from carv_3d.errors import CarvError
 from carv_3d.files import explain_os_error
 from carv_3d.guidance_options import GuidanceOptions
@@ -45,10 +45,11 @@ class BackgroundOptions:
     """What lies behind the object. White alone lets white floaters hide; a light colour shows them."""
 
     random_probability: float = 0.6  # share of the steps with a random colour; the others are white
-    random_min: float = 0.6  # its darkest value per channel, in [0, 1]
+    random_min: float = 0.72  # its darkest grey, in [0, 1]
+    random_tint: float = 0.16  # how far a channel may fall below that grey; 0 is grey, 1 any colour
 
     def __post_init__(self) -> None:
-        for name in ("random_probability", "random_min"):
+        for name in ("random_probability", "random_min", "random_tint"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CarvError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
 
@@ -177,6 +178,13 @@ class SystemOptions:
 
     def __post_init__(self) -> None:
         _one_of(self, "geometry_type", ("auto", *FIELDS))
+        for group in (self.guidance, self.loss):
+            for name, value in vars(group).items():
+                if isinstance(value, list) and not counts_steps(value):
+                    raise CarvError(
+                        f"{name} is {value}: an end with a decimal point counts epochs, and a run here has none; "
+                        "write whole steps (trainer.max_steps too, without a point or an exponent)"
+                    )
 
 
 @dataclass

@@ -198,7 +198,7 @@ class Run:
             "steps": str(self.host.step),
             "of training": duration(sum(r["seconds"] for r in rows)),
             "draws per render (K)": str(config.system.guidance.num_draws),
-            "denoised latents": f"{self.host.clock.unet_rows:,}",
+            "denoised latents": f"{self.host.meter.unet_rows:,}",
             "seed": str(config.seed),
         }
         scores = [r["judge_object"] for r in rows if math.isfinite(r.get("judge_object", math.nan))]

@@ -11,8 +11,7 @@ It knows nothing of folders and files; `carv_3d.run` does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,15 +20,17 @@ import torch
 from torch import Tensor
 
 from carv_3d.annealing import annealed
+from carv_3d.backgrounds import light_colours
 from carv_3d.checkpoint import rng_state, set_rng_state
 from carv_3d.config import Config
+from carv_3d.core.costs import CostMeter
 from carv_3d.errors import CarvError
 from carv_3d.guidance import GuidanceOutput, SDSGuidance
 from carv_3d.scenes import regularisers
 from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
-from carv_3d.teachers.base import Teacher, effective_scale
+from carv_3d.teachers.base import Teacher, classifier_free_eps_hat
 from carv_3d.views import view_phrase
 
 MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
@@ -70,62 +71,30 @@ def check_prompt(config: Config) -> None:
 class TimedTeacher:
     """A teacher whose calls are timed by phase and counted; everything else passes through."""
 
-    def __init__(self, teacher: Any, clock: Clock) -> None:
-        self._teacher, self._clock = teacher, clock
+    def __init__(self, teacher: Any, meter: CostMeter) -> None:
+        self._teacher, self._meter = teacher, meter
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._teacher, name)
 
     def encode(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._clock.phase("encode"):
+        with self._meter.phase("encode"):
             latents: Tensor = self._teacher.encode(*args, **kwargs)
         return latents
 
     def decode(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._clock.phase("decode"):
+        with self._meter.phase("decode"):
             pictures: Tensor = self._teacher.decode(*args, **kwargs)
         return pictures
 
-    def eps_hat_cfg(
-        self,
-        z_t: Tensor,
-        t: Tensor,
-        cond: Tensor,
-        uncond: Tensor,
-        guidance_scale: float,
-        convention: str = "standard",
-    ) -> Tensor:
-        alone = effective_scale(guidance_scale, convention) in (0.0, 1.0)  # then one row serves
-        self._clock.unet_rows += z_t.shape[0] * (1 if alone else 2)
-        with self._clock.phase("denoise"):
-            eps: Tensor = self._teacher.eps_hat_cfg(z_t, t, cond, uncond, guidance_scale, convention)
+    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
+        with self._meter.phase("denoise"):
+            eps: Tensor = self._teacher.eps_hat(z_t, t, text_emb)
+        self._meter.count(unet_rows=z_t.shape[0])  # after it succeeded: a batch that ran out of memory is tried again
         return eps
 
-
-class Clock:
-    """Seconds by phase of the step at hand, and counts over the whole run."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-        self.unet_rows = 0
-        self.renders = 0
-
-    def start(self) -> None:
-        """Begin a step."""
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to phase `name`, the device's queued work included."""
-        begin = self._now()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def eps_hat_cfg(self, *args: Any, **kwargs: Any) -> Tensor:
+        return classifier_free_eps_hat(self, *args, **kwargs)
 
 
 class TextTo3D:
@@ -148,8 +117,8 @@ class TextTo3D:
         check_prompt(config)
         self.device = choose_device(config.device)
         plain = teacher if teacher is not None else load_teacher(config)
-        self.clock = Clock(self.device)
-        self.teacher: Any = TimedTeacher(plain, self.clock)
+        self.meter = CostMeter(self.device)
+        self.teacher: Any = TimedTeacher(plain, self.meter)
         torch.manual_seed(config.seed)
         system = config.system
         self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
@@ -196,37 +165,37 @@ class TextTo3D:
             CarvError: the gradient has not been finite for many steps.
         """
         begin = time.perf_counter()
-        self.clock.start()
+        self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         self.renderer.update(self.step)
         data = self.config.data
         cameras = sample_cameras(data, generator=self.generators["cameras"], step=self.step)
-        with self.clock.phase("render"):
+        with self.meter.phase("render"):
             rays = cameras.to(self.device).rays(data.height, data.width)
             out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])
-        self.clock.renders += len(cameras)
+        self.meter.count(renders=len(cameras))
         text, no_text = self.embeddings(cameras)
         lambdas = self._lambdas(self.step)
         recon = self.config.system.guidance.use_recon_loss and lambdas["recon"] != 0
         guided = self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
         losses = self._losses(out, guided, lambdas)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.clock.phase("backward"):
+        with self.meter.phase("backward"):
             torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum().backward()
         finite = self._apply(guided)
         self.step += 1
         metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name != "sds"}
         metrics |= {name: float(value) for name, value in guided.scalars.items()}
-        metrics |= {f"seconds_{name}": seconds for name, seconds in self.clock.seconds.items()}
+        metrics |= {f"seconds_{name}": seconds for name, seconds in self.meter.seconds.items()}
         metrics |= {
             "step": float(self.step),
             "seconds": time.perf_counter() - begin,
             "lr": self.optimizer.param_groups[0]["lr"],
             "opacity": float(out.opacity.detach().mean()),
             "skipped": 0.0 if finite else 1.0,
-            "unet_rows": float(self.clock.unet_rows),
-            "renders": float(self.clock.renders),
+            "unet_rows": float(self.meter.unet_rows),
+            "renders": float(self.meter.renders),
         }
         return metrics
 
@@ -277,7 +246,7 @@ class TextTo3D:
         """Colours (n, 3): white, or in `random_probability` of the steps a light one per render."""
         options, generator = self.config.system.background, self.generators["background"]
         chosen = torch.rand((), generator=generator) < options.random_probability
-        colours = options.random_min + (1 - options.random_min) * torch.rand(n, 3, generator=generator)
+        colours = light_colours(n, options.random_min, options.random_tint, generator)
         return (colours if chosen else torch.ones(n, 3)).to(self.device)
 
     def embeddings(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
@@ -314,8 +283,8 @@ class TextTo3D:
         return {
             "step": self.step,
             "bad_steps": self.bad_steps,
-            "unet_rows": self.clock.unet_rows,
-            "renders": self.clock.renders,
+            "unet_rows": self.meter.unet_rows,
+            "renders": self.meter.renders,
             "field": self.field.state_dict(),
             "renderer": _without_field(self.renderer.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -335,7 +304,7 @@ class TextTo3D:
                 generator.set_state(state["generators"][name].cpu())
             set_rng_state(state["rng"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
-            self.clock.unet_rows, self.clock.renders = state["unet_rows"], state["renders"]
+            self.meter.counts.update(unet_rows=state["unet_rows"], renders=state["renders"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CarvError(
                 f"the checkpoint does not fit this configuration ({_first_line(error)})"

@@ -93,6 +93,7 @@ OPTIONS_WITH_AN_EFFECT = [
     "system.renderer.near_plane=2.5",
     "system.background.random_probability=0",
     "system.background.random_min=0",
+    "system.background.random_tint=1",
     "system.prompt_processor.negative_prompt=ugly",
     "system.prompt_processor.view_dependent_prompting=false",
     "system.prompt_processor.fine_views=false",
@@ -233,13 +234,14 @@ def test_the_learning_rate_falls_to_its_final_share(sd_folder: Path, sd_teacher:
 
 
 def test_backgrounds_are_white_or_light_in_their_shares(sd_folder: Path, sd_teacher: Any) -> None:
-    overrides = ["system.background.random_probability=0.6", "system.background.random_min=0.5"]
+    overrides = ["random_probability=0.6", "random_min=0.5", "random_tint=0.2"]
+    overrides = [f"system.background.{o}" for o in overrides]
     host = TextTo3D(tiny_config(sd_folder, *overrides), sd_teacher)
     colours = torch.stack([host._background(2) for _ in range(1000)])
     white = (colours == 1).flatten(1).all(dim=1)
     assert float(white.float().mean()) == pytest.approx(0.4, abs=4 * (0.24 / 1000) ** 0.5)
-    assert 0.5 <= float(colours.min()) < 0.51
-    assert float(colours[~white].mean()) == pytest.approx(0.75, abs=0.01)
+    assert 0.4 <= float(colours.min()) < 0.45
+    assert float(colours[~white].mean()) == pytest.approx(0.75 * 0.9, abs=0.01)
 
 
 def test_prompts_name_the_side_that_the_camera_sees(sd_folder: Path, sd_teacher: Any) -> None:
@@ -282,6 +284,19 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_then_ends_the_run(
     before = [p.clone() for p in host.field.parameters()]
     monkeypatch.setattr(host, "_lambdas", lambda step: {**TextTo3D._lambdas(host, step), "sds": float("nan")})
     assert host.train_step()["skipped"] == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(before, host.field.parameters()))
+    with pytest.raises(CarvError, match="has not been finite"):
+        host.train_step()
+
+
+def test_a_teacher_that_gives_no_finite_draw_moves_nothing_and_ends_the_run(
+    sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carv_3d.text_to_3d.MAX_BAD_STEPS", 2)
+    host = TextTo3D(tiny_config(sd_folder), sd_teacher)
+    monkeypatch.setattr(type(host.teacher), "eps_hat", lambda self, z_t, t, text: torch.full_like(z_t, float("nan")))
+    before = [p.clone() for p in host.field.parameters()]
+    assert host.train_step()["skipped"] == 1.0  # the regularisers' gradients alone are finite
     assert all(torch.equal(a, b) for a, b in zip(before, host.field.parameters()))
     with pytest.raises(CarvError, match="has not been finite"):
         host.train_step()

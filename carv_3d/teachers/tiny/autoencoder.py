@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...backgrounds import light_colours
 from .dataset import Pictures
 
 CONFIG: dict[str, Any] = {
@@ -21,10 +22,9 @@ CONFIG: dict[str, Any] = {
 
 def light_backgrounds(count: int, generator: torch.Generator, white: float = 0.4) -> Tensor:
     """``(count, 3)``: white for a share, else light and hardly coloured (saturated ones ruin the autoencoder)."""
-    value = 0.72 + 0.28 * torch.rand(count, 1, generator=generator)
-    tint = 1 - 0.16 * torch.rand(count, 3, generator=generator)
+    light = light_colours(count, 0.72, 0.16, generator)
     plain = torch.rand(count, 1, generator=generator) < white
-    return torch.where(plain, torch.ones(count, 3), (value * tint).clamp(0, 1))
+    return torch.where(plain, torch.ones(count, 3), light)
 
 
 def batch(pictures: Pictures, count: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,16 @@
+"""Plain light backgrounds: one recipe for the renders of a run and for the pictures that carv-tiny was trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def light_colours(count: int, darkest: float, tint: float, generator: torch.Generator | None = None) -> Tensor:
+    """Colours ``(count, 3)``: a grey in ``[darkest, 1]`` times, for each channel alone, a factor in ``[1 - tint, 1]``.
+
+    ``darkest=1, tint=1`` are independent uniform channels. Saturated colours take carv-tiny's autoencoder off its
+    manifold; light and hardly coloured ones do not.
+    """
+    value = darkest + (1 - darkest) * torch.rand(count, 1, generator=generator)
+    return value * (1 - tint * torch.rand(count, 3, generator=generator))
