@@ -40,11 +40,13 @@ class GuidanceOutput:
     scalars: for the log: the estimator's (see Estimate) and the annealed guidance_scale (as in
         uncond + s (text - uncond)), min_step, max_step and grad_clip of this step.
     estimate: every draw, unreduced, for accounting.
+    latents: (B, C, h, w), what the estimate is of, with autograd.
     """
 
     loss_sds: Tensor
     scalars: dict[str, float]
     estimate: Estimate
+    latents: Tensor
     loss_recon: Tensor | None = None
 
 
@@ -135,7 +137,7 @@ class SDSGuidance:
         scalars.update(min_step=float(low), max_step=float(high))
         if clip is not None:
             scalars["grad_clip"] = clip
-        output = GuidanceOutput(estimate.loss, scalars, estimate)
+        output = GuidanceOutput(estimate.loss, scalars, estimate, latents)
         if options.use_recon_loss if with_recon is None else with_recon:
             if rgb_as_latents:
                 raise CarvError(

@@ -165,24 +165,9 @@ class TextTo3D:
             CarvError: the gradient has not been finite for many steps.
         """
         begin = time.perf_counter()
-        self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        self.renderer.update(self.step)
-        data = self.config.data
-        cameras = sample_cameras(data, generator=self.generators["cameras"], step=self.step)
-        with self.meter.phase("render"):
-            rays = cameras.to(self.device).rays(data.height, data.width)
-            out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])
-        self.meter.count(renders=len(cameras))
-        text, no_text = self.embeddings(cameras)
-        lambdas = self._lambdas(self.step)
-        recon = self.config.system.guidance.use_recon_loss and lambdas["recon"] != 0
-        guided = self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
-        losses = self._losses(out, guided, lambdas)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.meter.phase("backward"):
-            torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum().backward()
+        out, guided, losses = self.backward()
         finite = self._apply(guided)
         self.step += 1
         metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name != "sds"}
@@ -198,6 +183,31 @@ class TextTo3D:
             "renders": float(self.meter.renders),
         }
         return metrics
+
+    def backward(self) -> tuple[RenderOutput, GuidanceOutput, dict[str, Tensor]]:
+        """A step without the optimizer's: its gradient is left in the field's parameters. Returns the renders,
+        the guidance and the unweighted losses. Only generators, meter and occupancy grid move on."""
+        out, guided = self.forward()
+        lambdas = self._lambdas(self.step)
+        losses = self._losses(out, guided, lambdas)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.meter.phase("backward"):
+            torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum().backward()
+        return out, guided, losses
+
+    def forward(self) -> tuple[RenderOutput, GuidanceOutput]:
+        """A step's renders and guidance, before any backward (for accounts of variance, say)."""
+        self.meter.seconds = dict.fromkeys(PHASES, 0.0)
+        self.renderer.update(self.step)
+        data = self.config.data
+        cameras = sample_cameras(data, generator=self.generators["cameras"], step=self.step)
+        with self.meter.phase("render"):
+            rays = cameras.to(self.device).rays(data.height, data.width)
+            out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])
+        self.meter.count(renders=len(cameras))
+        text, no_text = self.embeddings(cameras)
+        recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.step)["recon"] != 0
+        return out, self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
 
     def _apply(self, guided: GuidanceOutput) -> bool:
         """The optimizer's step, left out where a gradient is not finite or the teacher gave no finite draw at all

@@ -1,0 +1,169 @@
+"""Are the assets what was asked for? One prompt per object and seed, colours at random, against the true shapes.
+
+    ./install.sh python benchmarks/assets.py [--pairs seen|unseen] [--seeds 2] [--work DIR] [KEY=VALUE ...]
+
+16 views of each (8 azimuths at elevations 5 and 30). "Nearest": of all forty true shapes in that colour, the one with
+the best PSNR is the one asked for. IoU: of the silhouettes, in the pose as it came. The judge saw none of the runs.
+Done runs are kept in --work and not repeated; KEY=VALUE changes the configuration, as in `carv generate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from rich.progress import track
+
+from carv_3d.config import Config, load_config
+from carv_3d.scenes.cameras import Cameras, orbit
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.teachers.tiny.judge import Judge
+from carv_3d.teachers.tiny.render import Shot, render
+from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS, unseen_pairs
+from carv_3d.text_to_3d import TextTo3D
+
+SIZE, VIEWS, ELEVATIONS = 64, 16, (5.0, 30.0)
+
+
+def cameras(config: Config) -> Cameras:
+    data = config.data
+    return orbit(VIEWS, elevation=ELEVATIONS, distance=data.eval_camera_distance, fovy=data.eval_fovy_deg)
+
+
+def jobs(pairs: str, seeds: int) -> list[tuple[str, str, int]]:
+    """(object, colour, seed): a colour at random for each object and seed, among the pairs that training showed or,
+    for "unseen", among those it did not."""
+    unseen, rng, out = unseen_pairs(), random.Random(0), []
+    for seed in range(seeds):
+        for obj in OBJECTS:
+            choices = [c for c in COLOURS if ((obj, c) in unseen) == (pairs == "unseen")]
+            out.append((obj, rng.choice(choices), seed))
+    return out
+
+
+def true_shapes(colour: str, config: Config, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Every object in that colour: ``rgb (40, 16, 64, 64, 3)`` and ``alpha (40, 16, 64, 64)``, uint8, kept on disk."""
+    path = folder / f"true-{colour}.npz"
+    if not path.exists():
+        views = cameras(config)
+        shots = [
+            Shot(o, colour, "plain", e, a, config.data.eval_camera_distance, config.data.eval_fovy_deg)
+            for o in OBJECTS for e, a in zip(views.elevation.tolist(), views.azimuth.tolist())
+        ]  # fmt: skip
+        rgb, alpha = render(shots, SIZE, threads=1)
+        part = path.with_suffix(f".{multiprocessing.current_process().pid}.npz")
+        np.savez(part, rgb=rgb.reshape(len(OBJECTS), VIEWS, SIZE, SIZE, 3), alpha=alpha.reshape(-1, VIEWS, SIZE, SIZE))
+        part.replace(path)
+    found = np.load(path)
+    return found["rgb"], found["alpha"]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(-10 * math.log10(max(np.square(a - b).mean(), 1e-10)))
+
+
+def measure(obj: str, colour: str, seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
+    """One run and what it came to."""
+    config = load_config(overrides=[*overrides, f"seed={seed}"], prompt=f"a {colour} {OBJECTS[obj][0]}")
+    truth, silhouettes = true_shapes(colour, config, folder)
+    host = TextTo3D(config, teacher(config.system.guidance.pretrained_model_name_or_path))
+    white = torch.ones(3)
+    before = host.renderer.render(cameras(config), SIZE, SIZE, white)[0].numpy()
+    begin = time.perf_counter()
+    while host.step < config.trainer.max_steps:
+        host.train_step()
+    seconds = time.perf_counter() - begin
+    pictures, opacity, _ = host.renderer.render(cameras(config), SIZE, SIZE, white)
+    own = list(OBJECTS).index(obj)
+    distances = [psnr(pictures.numpy(), t / 255.0) for t in truth]
+    solid, true_solid = opacity[..., 0].numpy() > 0.5, silhouettes[own] > 127
+    logits = Judge.load()(pictures.permute(0, 3, 1, 2))
+    right = (logits["object"].argmax(1) == own) & (logits["colour"].argmax(1) == list(COLOURS).index(colour))
+    rows = [np.concatenate(list(x[0:8:2]), 1) for x in (pictures.numpy(), truth[own] / 255.0)]
+    tiles = np.concatenate(rows, 0)  # four sides of the asset, and below them of the true shape
+    iio.imwrite(folder / f"{obj}-{colour}-{seed}.png", (tiles.clip(0, 1) * 255).astype(np.uint8))
+    return {
+        "object": obj, "colour": colour, "seed": seed, "seconds": seconds, "psnr": distances[own],
+        "gain": distances[own] - psnr(before, truth[own] / 255.0), "nearest": list(OBJECTS)[int(np.argmax(distances))],
+        "iou": float((solid & true_solid).sum() / max(1, (solid | true_solid).sum())),
+        "judge": right.float().mean().item(),
+        "judge_object": (logits["object"].argmax(1) == own).float().mean().item(),
+    }  # fmt: skip
+
+
+_teachers: dict[str, StableDiffusionTeacher] = {}
+
+
+def teacher(name: str) -> StableDiffusionTeacher:
+    if name not in _teachers:
+        _teachers[name] = StableDiffusionTeacher.load(name)
+    return _teachers[name]
+
+
+def work(job: tuple[str, str, int, list[str], Path]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    *what, overrides, folder = job
+    obj, colour, seed = what
+    row = measure(obj, colour, seed, overrides, folder)
+    with (folder / "runs.jsonl").open("a") as handle:
+        handle.write(json.dumps(row) + "\n")
+    return row
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> str:
+    """The figures over ``rows``, as one row of the table."""
+    each = {k: np.array([r[k] for r in rows]) for k in ("psnr", "gain", "iou", "judge", "judge_object", "seconds")}
+    nearest = np.mean([r["nearest"] == r["object"] for r in rows])
+    gains: dict[str, list[float]] = {}
+    for r in rows:
+        gains.setdefault(r["object"], []).append(r["gain"])
+    gained = np.mean([np.mean(g) >= 4 for g in gains.values()])
+    return (
+        f"| {title} | {len(rows)} | {nearest:.1%} | {each['psnr'].mean():.1f} dB | {gained:.0%} | "
+        f"{each['iou'].mean():.2f} ({each['iou'].min():.2f}) | {each['judge'].mean():.1%} | "
+        f"{each['judge_object'].mean():.1%} | {np.median(each['seconds']):.0f} s |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", choices=("seen", "unseen"), default="seen")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--objects", nargs="*", default=list(OBJECTS), help="only these")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--work", type=Path, default=Path("outputs/assets"))
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_intermixed_args()
+    key = hashlib.sha256(repr(sorted(options.overrides)).encode()).hexdigest()[:8]
+    folder = options.work / (key if options.overrides else "defaults")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "runs.jsonl"
+    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    wanted = [j for j in jobs(options.pairs, options.seeds) if j[0] in options.objects]
+    finished = {(r["object"], r["colour"], r["seed"]): r for r in done}
+    left = [(*j, options.overrides, folder) for j in wanted if j not in finished]
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        for r in track(pool.imap_unordered(work, left), total=len(left), description="assets"):
+            finished[r["object"], r["colour"], r["seed"]] = r
+    rows = [finished[j] for j in wanted]
+    print("\n| object | colour | seed | PSNR | gain | IoU | judge | nearest |\n|---|---|---|---|---|---|---|---|")
+    for r in sorted(rows, key=lambda r: r["gain"]):
+        print(f"| {r['object']} | {r['colour']} | {r['seed']} | {r['psnr']:.1f} | {r['gain']:.1f} | {r['iou']:.2f} "
+              f"| {r['judge']:.0%} | {r['nearest']} |")  # fmt: skip
+    print("\n| pairs | runs | nearest | PSNR | objects that gain 4 dB | IoU mean (least) | judge: object and colour "
+          "| judge: object | a run |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(table(options.pairs, rows))
+
+
+if __name__ == "__main__":
+    main()
