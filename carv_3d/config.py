@@ -85,6 +85,7 @@ class LossOptions:
     """
 
     lambda_sds: Annealed = 1.0
+    lambda_sds_img: Annealed = 0.01  # in image space, with system.guidance.use_img_loss alone
     lambda_recon: Annealed = 1000.0  # MSE(x, decode(encode(x))): keeps renders where the VAE is at home
     lambda_density: Annealed = 20.0  # mean density over the samples
     lambda_opacity: Annealed = 50.0  # mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from carv_3d.annealing import annealed
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
+from carv_3d.core.reduction import reduce_draws, surrogate_loss
 from carv_3d.errors import CarvError
 from carv_3d.guidance_options import GuidanceOptions
 from carv_3d.teachers.base import Teacher, effective_scale
@@ -37,6 +38,7 @@ class GuidanceOutput:
     loss_sds: scalar; its gradient w.r.t. the latents is the mean over renders of the mean over draws of
         (p/q) w(t) (eps_hat - eps), and reaches the renders through the encoder. Its value means nothing.
     loss_recon: scalar, MSE(rgb, decode(encode(rgb))), or None if not asked for.
+    loss_sds_img: scalar, see `GuidanceOptions.use_img_loss`, or None.
     scalars: for the log: the estimator's (see Estimate) and the annealed guidance_scale (as in
         uncond + s (text - uncond)), min_step, max_step and grad_clip of this step.
     estimate: every draw, unreduced, for accounting.
@@ -48,6 +50,7 @@ class GuidanceOutput:
     estimate: Estimate
     latents: Tensor
     loss_recon: Tensor | None = None
+    loss_sds_img: Tensor | None = None
 
 
 class SDSGuidance:
@@ -69,7 +72,7 @@ class SDSGuidance:
                 stratify=self.options.stratify,
                 antithetic=self.options.antithetic,
                 max_batch=self.options.max_batch,
-                weighting=self.options.weighting_strategy,
+                weighting=self.options.weighting,
                 min_step=low,
                 max_step=high,
                 **estimator,
@@ -126,9 +129,28 @@ class SDSGuidance:
                 return perp_neg_eps_hat(self.teacher, z_t, t, text, no_text, embeddings, weights, scale)
             return self.teacher.eps_hat_cfg(z_t, t, text, no_text, scale, options.cfg_convention)
 
+        if options.use_img_loss:
+            if rgb_as_latents:
+                raise CarvError("use_img_loss needs pictures, and this render is latents: set it to false.")
+            cond += (pictures.detach(),)
+
+        def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            schedule = self.estimator.schedule
+            rows, shown = (rows[:-1], rows[-1]) if options.use_img_loss else (rows, None)
+            predicted = eps_hat(z_t, t, *rows)
+            w, alpha, sigma = (
+                x.to(eps.dtype).view(-1, 1, 1, 1)
+                for x in (schedule.w(t, options.weighting), schedule.alpha(t), schedule.sigma(t))
+            )
+            f = w * (predicted - eps) if options.var_red or not options.use_sjc else predicted
+            if shown is None:
+                return f
+            z0_hat = (z_t - sigma * predicted) / alpha
+            return f, w * (shown - self.teacher.decode(z0_hat)) * alpha / sigma
+
         clip = None if options.grad_clip is None else annealed(options.grad_clip, step, epoch)
-        estimate = self.estimator.estimate(
-            latents, eps_hat, cond=cond, generator=generator, draws=draws, grad_clip=clip
+        estimate = self.estimator.estimate_residual(
+            latents, residual, cond=cond, generator=generator, draws=draws, grad_clip=clip
         )
         scalars = dict(estimate.scalars)
         scalars["guidance_scale"] = (
@@ -138,6 +160,10 @@ class SDSGuidance:
         if clip is not None:
             scalars["grad_clip"] = clip
         output = GuidanceOutput(estimate.loss, scalars, estimate, latents)
+        if estimate.extra is not None:
+            _, finite, grad = reduce_draws(estimate.extra, estimate.weights, clip)
+            output.loss_sds_img = surrogate_loss(pictures, grad)
+            scalars["nonfinite_img"] = float((~finite).sum())
         if options.use_recon_loss if with_recon is None else with_recon:
             if rgb_as_latents:
                 raise CarvError(

@@ -12,6 +12,9 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.base import CFG_CONVENTIONS
 
 VAE_SAMPLES = ("sample", "mode")
+FLAGS = (
+    "antithetic", "sqrt_anneal", "half_precision_weights", "use_recon_loss", "use_sjc", "var_red", "use_img_loss",
+)  # fmt: skip
 ANNEALED = ("guidance_scale", "min_step_percent", "max_step_percent", "grad_clip")
 
 
@@ -41,6 +44,13 @@ class GuidanceOptions:
     trainer_max_steps: int = 25000
     weighting_strategy: str = "sds"
     """w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar)."""
+    use_sjc: bool = False
+    """Score Jacobian chaining (arXiv 2212.00774) in place of score distillation. It has no w(t)."""
+    var_red: bool = True
+    """With use_sjc: f = eps_hat - eps; false: f = eps_hat, the same in expectation and noisier."""
+    use_img_loss: bool = False
+    """Also return loss_sds_img, HiFA's loss in image space (arXiv 2305.18766): the gradient on the pictures is the
+    mean of (p/q) w (x - decode(z0_hat)) alpha / sigma. Every draw is decoded for it."""
     grad_clip: Annealed | None = None
     """Annealed. Elementwise limit of each draw's w(t) (eps_hat - eps), before the weights p/q and the mean,
     so that the objective is threestudio's whatever K is. (Clipping the mean would change it with K.)"""
@@ -73,7 +83,7 @@ class GuidanceOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise CarvError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-        for name in ("antithetic", "sqrt_anneal", "half_precision_weights", "use_recon_loss"):
+        for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise CarvError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
         if self.antithetic and self.num_draws % 2:
@@ -92,6 +102,12 @@ class GuidanceOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise CarvError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+        if self.use_sjc and self.weighting_strategy != "sds":
+            raise CarvError(
+                f"use_sjc has no w(t), so weighting_strategy {self.weighting_strategy} would be ignored: leave it out."
+            )
+        if self.use_sjc and self.use_img_loss:
+            raise CarvError("use_img_loss belongs to score distillation: set use_sjc or use_img_loss to false.")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise CarvError(f"seed is {self.seed!r}; it must be a whole number or null.")
 
@@ -113,6 +129,11 @@ class GuidanceOptions:
                     f"min_step_percent ({least:g}) is above max_step_percent ({most:g}){when}: "
                     "set them so that the first is never the larger."
                 )
+
+    @property
+    def weighting(self) -> str:
+        """w(t) by its name, as it multiplies the residual."""
+        return "uniform" if self.use_sjc else self.weighting_strategy
 
     def timestep_range(self, num_train_timesteps: int, step: int, epoch: int = 0) -> tuple[int, int]:
         """The smallest and largest timestep at a step, both included, within [0, T - 1].

@@ -170,7 +170,7 @@ class TextTo3D:
         out, guided, losses = self.backward()
         finite = self._apply(guided)
         self.step += 1
-        metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name != "sds"}
+        metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name[:3] != "sds"}
         metrics |= {name: float(value) for name, value in guided.scalars.items()}
         metrics |= {f"seconds_{name}": seconds for name, seconds in self.meter.seconds.items()}
         metrics |= {
@@ -240,6 +240,8 @@ class TextTo3D:
             "tv": self._total_variation,
         }
         losses = {"sds": guided.loss_sds}
+        if guided.loss_sds_img is not None:
+            losses["sds_img"] = guided.loss_sds_img
         if guided.loss_recon is not None:
             losses["recon"] = guided.loss_recon
         return losses | {name: make() for name, make in makers.items() if lambdas[name] != 0}

@@ -249,6 +249,6 @@ def test_every_option_is_read_by_something() -> None:
     read = _names_that_are_read()
     losses = {
         f"lambda_{name}"
-        for name in ("sds", "recon", "density", "opacity", "sparsity", "opaque", "orient", "tv")
+        for name in ("sds", "sds_img", "recon", "density", "opacity", "sparsity", "opaque", "orient", "tv")
     }
     assert [name for name in _leaves(Config()) if name not in read and name not in losses] == []

@@ -78,6 +78,72 @@ def test_grad_clip_cuts_each_draw_before_the_mean(sd_teacher: Any, batch: Any) -
         assert out.scalars["grad_clip"] == pytest.approx(clip)
 
 
+@pytest.mark.parametrize("var_red", [True, False])
+def test_score_jacobian_chaining_is_its_papers(sd_teacher: Any, batch: Any, var_red: bool) -> None:
+    """grad = -(D(zs) - y) / s, or -(D(zs) - zs) / s without var_red, with zs = y + s eps, s = sigma / alpha."""
+    rgb, cond, uncond = batch
+    draws = some_draws(3)
+    options = GuidanceOptions(
+        guidance_scale=7.5, num_draws=3, use_sjc=True, var_red=var_red, vae_sample="mode"
+    )
+    out = SDSGuidance(sd_teacher, options)(*batch, step=0, draws=draws)
+    y = sd_teacher.encode(rgb.permute(0, 3, 1, 2), sample=False)
+    wanted = torch.zeros_like(y)
+    with torch.no_grad():
+        for k in range(3):
+            t, eps = draws.t[:, k], draws.eps[:, k]
+            abar = sd_teacher.schedule.alpha(t).square().view(-1, 1, 1, 1)
+            s = ((1 - abar) / abar).sqrt()
+            zs = y + s * eps
+            text, null = (sd_teacher.eps_hat(zs / (1 + s**2).sqrt(), t, e) for e in (cond, uncond))
+            denoised = zs - s * (null + 7.5 * (text - null))
+            grad = -(denoised - (y if var_red else zs)) / s
+            wanted += draws.weights[:, k].view(-1, 1, 1, 1) * grad / 3
+    wanted = torch.autograd.grad(y, rgb, wanted / B)[0]
+    torch.testing.assert_close(gradient(out.loss_sds, rgb), wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_image_loss_is_hifas(sd_teacher: Any, batch: Any, clip: float | None) -> None:
+    rgb, cond, uncond = batch
+    draws = some_draws(3)
+    options = GuidanceOptions(
+        guidance_scale=2.0, num_draws=3, max_batch=4, use_img_loss=True, vae_sample="mode", grad_clip=clip
+    )
+    out = SDSGuidance(sd_teacher, options)(*batch, step=0, draws=draws)
+    pictures = rgb.detach().permute(0, 3, 1, 2)
+    wanted = torch.zeros_like(pictures)
+    with torch.no_grad():
+        y = sd_teacher.encode(pictures, sample=False)
+        for k in range(3):
+            t, eps = draws.t[:, k], draws.eps[:, k]
+            abar = sd_teacher.schedule.alpha(t).square().view(-1, 1, 1, 1)
+            z_t = abar.sqrt() * y + (1 - abar).sqrt() * eps
+            text, null = (sd_teacher.eps_hat(z_t, t, e) for e in (cond, uncond))
+            z0 = (z_t - (1 - abar).sqrt() * (null + 2.0 * (text - null))) / abar.sqrt()
+            grad = (1 - abar) * (pictures - sd_teacher.decode(z0)) * (abar / (1 - abar)).sqrt()
+            wanted += draws.weights[:, k].view(-1, 1, 1, 1) * grad.clamp(-(clip or 9e9), clip or 9e9) / 3 / B
+    assert out.loss_sds_img is not None
+    found = gradient(out.loss_sds_img, rgb).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    assert float(out.loss_sds_img.detach()) == pytest.approx(0.5 * B * float(wanted.square().sum()), rel=1e-3)
+    with pytest.raises(CarvError, match="use_img_loss needs pictures"):
+        SDSGuidance(sd_teacher, options)(torch.rand(B, 8, 8, 4), cond, uncond, step=0, rgb_as_latents=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"use_sjc": True, "weighting_strategy": "uniform"}, "has no w"),
+        ({"use_sjc": True, "use_img_loss": True}, "use_img_loss belongs to"),
+        ({"var_red": 1}, "var_red is 1"),
+    ],
+)
+def test_objectives_that_exclude_each_other_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(CarvError, match=said):
+        GuidanceOptions(**values)
+
+
 def test_threestudios_convention_is_the_standard_one_at_one_more(sd_teacher: Any, batch: Any) -> None:
     draws = some_draws(2)
     grads = []

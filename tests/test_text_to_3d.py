@@ -113,6 +113,8 @@ OPTIONS_WITH_AN_EFFECT = [
     "system.guidance.use_recon_loss=false",
     "system.guidance.seed=5",
     "system.guidance.sqrt_anneal=true",
+    "system.guidance.use_sjc=true",
+    "system.guidance.use_img_loss=true",
     "system.loss.lambda_sds=2",
     "system.loss.lambda_recon=10",
     "system.loss.lambda_density=0",
@@ -158,6 +160,8 @@ HASH = "system.geometry_type=hash & system.geometry.log2_hashmap_size=10"
         (HASH, "system.geometry.n_hidden_layers=2"),
         ("data.batch_size=2", "data.batch_uniform_azimuth=false"),
         ("data.batch_size=2", "system.guidance.stratify=global"),
+        ("system.guidance.use_sjc=true", "system.guidance.var_red=false"),
+        ("system.guidance.use_img_loss=true", "system.loss.lambda_sds_img=1"),
         ("system.guidance.sqrt_anneal=true", "system.guidance.trainer_max_steps=2"),
     ],
 )

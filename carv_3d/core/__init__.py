@@ -14,9 +14,10 @@ from carv_3d.core.accounting import (
 )
 from carv_3d.core.allocation import Measurement, best_measured, best_num_draws
 from carv_3d.core.designs import Design
-from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions, sds_loss
+from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.proposals import make_proposal
 from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.core.sds import sds_loss
 
 __all__ = [
     "CarvEstimator",

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from carv_3d.core.accounting import CostMeter
 from carv_3d.core.batching import run_in_batches
 from carv_3d.core.designs import STRATIFY, Design
 from carv_3d.core.proposals import PROPOSALS, check_range, make_proposal
+from carv_3d.core.reduction import per_draw, reduce_draws, surrogate_loss
 from carv_3d.core.schedule import WEIGHTINGS, NoiseSchedule
 from carv_3d.errors import CarvError
 
@@ -105,6 +105,7 @@ class Estimate:
         grad_norm, of `loss` w.r.t. the latents; max_batch, as it now is; and, where a render has two groups
         or more, snr: mean_r |grad_r|^2 over the variance of grad_r among draws. The snr takes groups for
         independent, so under strata it errs on the low side.
+    extra: (R, K, ...) what the residual returned beside f, as it came; None where it returned f alone.
     """
 
     loss: Tensor
@@ -116,6 +117,7 @@ class Estimate:
     grad: Tensor
     scalars: dict[str, float]
     group_size: int = 1
+    extra: Tensor | None = None
 
 
 class CarvEstimator:
@@ -205,7 +207,7 @@ class CarvEstimator:
     def estimate_residual(
         self,
         latents: Tensor,
-        residual: Callable[..., Tensor],
+        residual: Callable[..., Tensor | tuple[Tensor, Tensor]],
         cond: Cond = None,
         generator: torch.Generator | None = None,
         draws: Draws | None = None,
@@ -215,6 +217,8 @@ class CarvEstimator:
         """As `estimate`, for any f = residual(z_t (N, ...), t (N,), eps (N, ...), *rows of cond) -> (N, ...).
 
         f holds the objective's weight, as in `options.weighting`; what is nonlinear in a draw belongs in it.
+        A residual may return (f, extra), extra (N, ...) of any shape: the same draws' contribution to a second
+        gradient (in image space, say), see `Estimate.extra` and `reduction.reduce_draws`.
         """
         rows = () if cond is None else (cond,) if isinstance(cond, Tensor) else tuple(cond)
         R = latents.shape[0]
@@ -231,22 +235,20 @@ class CarvEstimator:
         K = draws.t.shape[1]
         dtype = torch.promote_types(latents.dtype, torch.float32)
         with torch.no_grad():
-            f = self._run(latents.detach(), residual, rows, draws, dtype).unflatten(0, (R, K))
-            finite = torch.isfinite(f.flatten(2)).all(-1)
-            f = torch.where(_as(finite, f), f, torch.zeros_like(f))
-            if clip is not None:
-                f = f.clamp(-clip, clip)
+            f, extra = self._run(latents.detach(), residual, rows, draws, dtype)
+            f = f.unflatten(0, (R, K))
             if draws.weights is None:
                 weights = torch.ones(R, K, device=f.device, dtype=dtype)
             else:
                 weights = draws.weights.to(device=f.device, dtype=dtype)
-            weighted = _as(weights, f) * f
-            grad = weighted.mean(1)
+            f, finite, grad = reduce_draws(f, weights, clip)
+            weighted = per_draw(weights, f) * f
             if own:
                 self._teach(f, finite, draws)
             scalars = self._scalars(weighted, weights, finite, grad, draws.group_size)
         loss = surrogate_loss(latents, grad)
-        return Estimate(loss, f, weights, draws.t, draws.eps, finite, grad, scalars, draws.group_size)
+        extra = None if extra is None else extra.unflatten(0, (R, K))
+        return Estimate(loss, f, weights, draws.t, draws.eps, finite, grad, scalars, draws.group_size, extra)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if it had not stopped (the caller's generator apart)."""
@@ -280,17 +282,20 @@ class CarvEstimator:
     def _run(
         self,
         latents: Tensor,
-        residual: Callable[..., Tensor],
+        residual: Callable[..., Tensor | tuple[Tensor, Tensor]],
         cond: tuple[Tensor, ...],
         draws: Draws,
         dtype: torch.dtype,
-    ) -> Tensor:
-        """f of all R K rows, (R K, ...), in batches of at most max_batch rows of about equal size."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """f and extra of all R K rows, (R K, ...), in batches of at most max_batch rows of about equal size."""
         K = draws.t.shape[1]
         t = draws.t.flatten().to(latents.device)
         eps = draws.eps.flatten(0, 1).to(latents)
 
+        extra: Tensor | None = None
+
         def batch(begin: int, end: int) -> Tensor:
+            nonlocal extra
             if K == 1:  # the latents keep their memory format, and so the model's kernels their last bits
                 z, rows = latents[begin:end], [c[begin:end] for c in cond]
             else:
@@ -298,6 +303,11 @@ class CarvEstimator:
                 z, rows = latents[render], [c[render.to(c.device)] for c in cond]
             z_t = self.schedule.add_noise(z, eps[begin:end], t[begin:end])
             f = residual(z_t, t[begin:end], eps[begin:end], *rows)
+            if isinstance(f, tuple):
+                f, beside = f
+                if extra is None:
+                    extra = beside.new_empty(len(t), *beside.shape[1:])
+                extra[begin:end] = beside
             _check_shape("the residual", f, z_t)
             return f
 
@@ -306,7 +316,7 @@ class CarvEstimator:
             self.max_batch = run_in_batches(batch, out, self.max_batch)
         if self.meter is not None:
             self.meter.count(draws=len(t))
-        return out
+        return out, extra
 
     def _teach(self, f: Tensor, finite: Tensor, draws: Draws) -> None:
         """Show an adaptive proposal |f|^2 of each group as it was drawn: of the pair's mean for pairs."""
@@ -336,59 +346,9 @@ class CarvEstimator:
         return {"K": float(K), "rows": float(R * K), "max_batch": float(self.max_batch), **known}
 
 
-def surrogate_loss(latents: Tensor, grad: Tensor) -> Tensor:
-    """A scalar whose gradient w.r.t. latents (R, ...) is grad / R to the last bit, of value |grad|^2 / 2R.
-
-    <latents, grad / R> with the value exchanged. threestudio's 0.5 |z - (z - g).detach()|^2 / R has the same
-    value, but its gradient is g after a rounding to the grid of z, which eats the bits of a small g.
-    """
-    grad = grad.detach()
-    R = latents.shape[0]
-    inner = (latents * (grad / R)).sum()
-    return inner - inner.detach() + 0.5 * grad.square().sum() / R
-
-
-_estimators: weakref.WeakKeyDictionary[NoiseSchedule, dict[EstimatorOptions, CarvEstimator]]
-_estimators = weakref.WeakKeyDictionary()
-
-
-def sds_loss(
-    latents: Tensor,
-    eps_hat: Callable[..., Tensor],
-    schedule: NoiseSchedule,
-    cond: Cond = None,
-    generator: torch.Generator | None = None,
-    **options: Any,
-) -> Tensor:
-    """The loss of one step in one call, for a loop of one's own; see CarvEstimator.estimate.
-
-        loss = sds_loss(encode(render(camera)), eps_hat, schedule, num_draws=8)
-        loss.backward()
-
-    options: of EstimatorOptions. Keep one `schedule`: the tables are cached with it. The proposal "adaptive"
-    learns from step to step and needs a CarvEstimator of its own; here it raises CarvError.
-    """
-    chosen = EstimatorOptions(**options)
-    if chosen.proposal == "adaptive":
-        raise CarvError(
-            "sds_loss keeps no state: for the adaptive proposal make a CarvEstimator, and keep that."
-        )
-    cached = _estimators.setdefault(schedule, {})
-    key = replace(chosen, min_step=0, max_step=0)  # an annealed range moves one estimator's
-    if key not in cached:
-        # through a copy: the cache must not keep the schedule, its own key, alive
-        cached[key] = CarvEstimator(NoiseSchedule(schedule.alphas_cumprod), chosen)
-    cached[key].set_range(chosen.min_step, chosen.max_step)
-    return cached[key].estimate(latents, eps_hat, cond, generator).loss
-
-
 def _groups(x: Tensor, size: int) -> Tensor:
     """(R, K, ...) -> (R, K / size, size, ...)."""
     return x.unflatten(1, (x.shape[1] // size, size))
-
-
-def _as(per_draw: Tensor, like: Tensor) -> Tensor:
-    return per_draw.view(*per_draw.shape, *[1] * (like.dim() - per_draw.dim()))
 
 
 def _check_shape(what: str, got: Tensor, wanted: Tensor) -> None:

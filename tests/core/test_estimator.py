@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import carv_3d
 from carv_3d.core.accounting import CostMeter
-from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions, sds_loss, surrogate_loss
+from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
+from carv_3d.core.reduction import surrogate_loss
 from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.core.sds import sds_loss
 from carv_3d.errors import CarvError
 
 SCHEDULE = NoiseSchedule.scaled_linear()
@@ -355,6 +357,21 @@ def test_another_residual_runs_on_the_same_core() -> None:
     assert torch.equal(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("max_batch", [16, 5, 1])
+def test_what_a_residual_returns_beside_f_comes_back_by_draw(max_batch: int) -> None:
+    def residual(z_t: Tensor, t: Tensor, eps: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        return eps, torch.stack([t.float(), row], dim=1)
+
+    estimator = CarvEstimator(SCHEDULE, EstimatorOptions(num_draws=4, max_batch=max_batch))
+    estimate = estimator.estimate_residual(
+        some_latents(3), residual, torch.tensor([5.0, 6.0, 7.0]), generator=seeded(1)
+    )
+    assert estimate.extra is not None
+    assert estimate.extra.shape == (3, 4, 2)
+    assert torch.equal(estimate.extra[..., 0], estimate.t.float())
+    assert torch.equal(estimate.extra[..., 1], torch.tensor([5.0, 6.0, 7.0])[:, None].expand(3, 4))
+
+
 def test_the_meter_is_told() -> None:
     meter = CostMeter()
     estimator = CarvEstimator(SCHEDULE, EstimatorOptions(num_draws=4), meter)
@@ -381,7 +398,7 @@ def test_sds_loss_is_the_estimators_and_keeps_its_tables() -> None:
     a = sds_loss(some_latents(), model, SCHEDULE, generator=seeded(1), num_draws=8)
     b = make(num_draws=8).estimate(some_latents(), model, generator=seeded(1)).loss
     assert torch.equal(a, b)
-    from carv_3d.core import estimator as module
+    from carv_3d.core import sds as module
 
     n = len(module._estimators[SCHEDULE])
     for low in (20, 30, 40):

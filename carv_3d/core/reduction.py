@@ -1,0 +1,35 @@
+"""From draws to one gradient per render, and from that to a loss with exactly this gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def reduce_draws(f: Tensor, weights: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(f as used, finite (R, K), mean_k (p/q) f (R, ...)) of f (R, K, ...) and weights p/q (R, K).
+
+    A draw that is not finite counts as 0; `clip` limits each draw elementwise, before p/q and the mean.
+    """
+    finite = torch.isfinite(f.flatten(2)).all(-1)
+    f = torch.where(per_draw(finite, f), f, torch.zeros_like(f))
+    if clip is not None:
+        f = f.clamp(-clip, clip)
+    return f, finite, (per_draw(weights, f) * f).mean(1)
+
+
+def surrogate_loss(latents: Tensor, grad: Tensor) -> Tensor:
+    """A scalar whose gradient w.r.t. latents (R, ...) is grad / R to the last bit, of value |grad|^2 / 2R.
+
+    <latents, grad / R> with the value exchanged. threestudio's 0.5 |z - (z - g).detach()|^2 / R has the same
+    value, but its gradient is g after a rounding to the grid of z, which eats the bits of a small g.
+    """
+    grad = grad.detach()
+    R = latents.shape[0]
+    inner = (latents * (grad / R)).sum()
+    return inner - inner.detach() + 0.5 * grad.square().sum() / R
+
+
+def per_draw(values: Tensor, like: Tensor) -> Tensor:
+    """(R, K) -> (R, K, 1, ...), to go with (R, K, ...)."""
+    return values.view(*values.shape, *[1] * (like.dim() - values.dim()))
