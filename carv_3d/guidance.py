@@ -43,12 +43,16 @@ class GuidanceOutput:
         uncond + s (text - uncond)), min_step, max_step and grad_clip of this step.
     estimate: every draw, unreduced, for accounting.
     latents: (B, C, h, w), what the estimate is of, with autograd.
+    cond, scale: what `SDSGuidance.eps_hat` was told, of each render: text and no text (B, L, D), and
+        Perp-Neg's; and the annealed option guidance_scale.
     """
 
     loss_sds: Tensor
     scalars: dict[str, float]
     estimate: Estimate
     latents: Tensor
+    cond: tuple[Tensor, ...]
+    scale: float
     loss_recon: Tensor | None = None
     loss_sds_img: Tensor | None = None
 
@@ -123,21 +127,14 @@ class SDSGuidance:
             cond += (_per_render("negatives", negatives[0], n, 4),)
             cond += (_per_render("the weights of negatives", negatives[1], n, 2),)
 
-        def eps_hat(z_t: Tensor, t: Tensor, text: Tensor, no_text: Tensor, *perp_neg: Tensor) -> Tensor:
-            if perp_neg:
-                embeddings, weights = perp_neg
-                return perp_neg_eps_hat(self.teacher, z_t, t, text, no_text, embeddings, weights, scale)
-            return self.teacher.eps_hat_cfg(z_t, t, text, no_text, scale, options.cfg_convention)
-
-        if options.use_img_loss:
-            if rgb_as_latents:
-                raise CarvError("use_img_loss needs pictures, and this render is latents: set it to false.")
-            cond += (pictures.detach(),)
+        if options.use_img_loss and rgb_as_latents:
+            raise CarvError("use_img_loss needs pictures, and this render is latents: set it to false.")
+        known = (*cond, pictures.detach()) if options.use_img_loss else cond
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             schedule = self.estimator.schedule
             rows, shown = (rows[:-1], rows[-1]) if options.use_img_loss else (rows, None)
-            predicted = eps_hat(z_t, t, *rows)
+            predicted = self.eps_hat(z_t, t, rows, scale)
             w, alpha, sigma = (
                 x.to(eps.dtype).view(-1, 1, 1, 1)
                 for x in (schedule.w(t, options.weighting), schedule.alpha(t), schedule.sigma(t))
@@ -150,7 +147,7 @@ class SDSGuidance:
 
         clip = None if options.grad_clip is None else annealed(options.grad_clip, step, epoch)
         estimate = self.estimator.estimate_residual(
-            latents, residual, cond=cond, generator=generator, draws=draws, grad_clip=clip
+            latents, residual, cond=known, generator=generator, draws=draws, grad_clip=clip
         )
         scalars = dict(estimate.scalars)
         scalars["guidance_scale"] = (
@@ -159,7 +156,7 @@ class SDSGuidance:
         scalars.update(min_step=float(low), max_step=float(high))
         if clip is not None:
             scalars["grad_clip"] = clip
-        output = GuidanceOutput(estimate.loss, scalars, estimate, latents)
+        output = GuidanceOutput(estimate.loss, scalars, estimate, latents, cond, scale)
         if estimate.extra is not None:
             _, finite, grad = reduce_draws(estimate.extra, estimate.weights, clip)
             output.loss_sds_img = surrogate_loss(pictures, grad)
@@ -171,6 +168,17 @@ class SDSGuidance:
                 )
             output.loss_recon = F.mse_loss(pictures, self.teacher.decode(latents, clamp=False))
         return output
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, cond: tuple[Tensor, ...], scale: float) -> Tensor:
+        """The teacher's prediction under guidance: z_t (N, C, h, w), t (N,) -> (N, C, h, w).
+
+        cond: text and no text (N, L, D), and with Perp-Neg the negatives (N, M, L, D) and weights (N, M).
+        """
+        text, no_text, *perp_neg = cond
+        if perp_neg:
+            negatives, weights = perp_neg
+            return perp_neg_eps_hat(self.teacher, z_t, t, text, no_text, negatives, weights, scale)
+        return self.teacher.eps_hat_cfg(z_t, t, text, no_text, scale, self.options.cfg_convention)
 
     def _latents(
         self, rgb: Tensor, generator: torch.Generator, rgb_as_latents: bool

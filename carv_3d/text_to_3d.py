@@ -30,7 +30,8 @@ from carv_3d.scenes import regularisers
 from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
-from carv_3d.teachers.base import Teacher, classifier_free_eps_hat
+from carv_3d.teachers.base import Teacher
+from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.views import view_phrase
 
 MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
@@ -66,35 +67,6 @@ def check_prompt(config: Config) -> None:
         from carv_3d.teachers.tiny.vocabulary import check_prompt as check
 
         check(config.prompt)
-
-
-class TimedTeacher:
-    """A teacher whose calls are timed by phase and counted; everything else passes through."""
-
-    def __init__(self, teacher: Any, meter: CostMeter) -> None:
-        self._teacher, self._meter = teacher, meter
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._teacher, name)
-
-    def encode(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._meter.phase("encode"):
-            latents: Tensor = self._teacher.encode(*args, **kwargs)
-        return latents
-
-    def decode(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._meter.phase("decode"):
-            pictures: Tensor = self._teacher.decode(*args, **kwargs)
-        return pictures
-
-    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        with self._meter.phase("denoise"):
-            eps: Tensor = self._teacher.eps_hat(z_t, t, text_emb)
-        self._meter.count(unet_rows=z_t.shape[0])  # after it succeeded: a batch that ran out of memory is tried again
-        return eps
-
-    def eps_hat_cfg(self, *args: Any, **kwargs: Any) -> Tensor:
-        return classifier_free_eps_hat(self, *args, **kwargs)
 
 
 class TextTo3D:

@@ -13,8 +13,9 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.model_folder import WAY_OUT, weight_files
 
 
-def load_parts(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """unet, vae, text_encoder (on the CPU, in `dtype`), tokenizer and scheduler of a diffusers folder.
+def load_parts(folder: Path, dtype: torch.dtype, with_text: bool = True) -> dict[str, Any]:
+    """unet, vae, text_encoder (on the CPU, in `dtype`), tokenizer and scheduler of a diffusers folder; tokenizer and
+    text encoder are None without `with_text`.
 
     Raises CarvError, naming the file, for whatever cannot be read or does not fit its config.
     """
@@ -29,14 +30,21 @@ def load_parts(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
                 (diffusers, "AutoencoderKL", "vae"),
                 (transformers, "CLIPTextModel", "text_encoder"),
             )
+            if with_text or part != "text_encoder"
         }
+        if not with_text:
+            return parts | {"text_encoder": None, "tokenizer": None, "scheduler": _load_scheduler(folder, diffusers)}
         with _named(folder, "tokenizer", folder / "tokenizer"):
             parts["tokenizer"] = transformers.CLIPTokenizer.from_pretrained(
                 str(folder), subfolder="tokenizer", local_files_only=True
             )
-        with _named(folder, "scheduler", folder / "scheduler" / "scheduler_config.json"):
-            parts["scheduler"] = diffusers.DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler")
+        parts["scheduler"] = _load_scheduler(folder, diffusers)
     return parts
+
+
+def _load_scheduler(folder: Path, diffusers: Any) -> Any:
+    with _named(folder, "scheduler", folder / "scheduler" / "scheduler_config.json"):
+        return diffusers.DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler")
 
 
 def dtype_argument(library: str, version: str) -> str:

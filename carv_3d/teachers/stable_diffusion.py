@@ -18,6 +18,7 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.base import classifier_free_eps_hat
 from carv_3d.teachers.loading import load_parts
+from carv_3d.teachers.memory import can_offload, merge_tokens, offload_to_cpu
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +40,18 @@ class StableDiffusionTeacher:
         prediction_type: str = "epsilon",
         name: str = "",
     ) -> None:
-        """Parts that are already on one device and in one dtype; `load` is the usual way in.
+        """Parts that are already on one device and in one dtype; `load` is the usual way in. Without text_encoder
+        and tokenizer (None) it takes embeddings made elsewhere, and `text_embeddings` raises.
 
         Raises CarvError if the sizes of the parts do not fit, or the prediction type is unknown.
         """
         if prediction_type not in ("epsilon", "v_prediction"):
             raise CarvError(f"prediction_type is {prediction_type!r}, not epsilon or v_prediction.")
+        self.unet: Any
+        self.vae: Any
+        self.text_encoder: Any
         self.unet, self.vae, self.text_encoder = (
-            part.eval().requires_grad_(False) for part in (unet, vae, text_encoder)
+            None if part is None else part.eval().requires_grad_(False) for part in (unet, vae, text_encoder)
         )
         self.tokenizer = tokenizer
         self.prediction_type = prediction_type
@@ -64,7 +69,7 @@ class StableDiffusionTeacher:
             size = size[0]
         self.latent_size = int(size)
         self.image_size = self.latent_size * self.vae_factor
-        width = text_encoder.config.hidden_size
+        width = unet.config.cross_attention_dim if text_encoder is None else text_encoder.config.hidden_size
         if unet.config.cross_attention_dim != width:
             raise CarvError(
                 f"the parts of {name or 'this model'} do not fit: its text encoder gives width {width}, "
@@ -72,10 +77,10 @@ class StableDiffusionTeacher:
             )
         self._scaling = float(getattr(vae.config, "scaling_factor", None) or 0.18215)
         self._shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-        # a tokenizer without a limit says 1e30
-        self.context_length = min(
-            int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings)
-        )
+        self.context_length = 0
+        if text_encoder is not None:  # a tokenizer without a limit says 1e30
+            longest = int(text_encoder.config.max_position_embeddings)
+            self.context_length = min(int(tokenizer.model_max_length), longest)
         self._embeddings: dict[str, Tensor] = {}
 
     @classmethod
@@ -87,6 +92,10 @@ class StableDiffusionTeacher:
         channels_last: bool = False,
         local_files_only: bool = False,
         cache_dir: str | None = None,
+        with_text: bool = True,
+        attention_slicing: bool = False,
+        cpu_offload: bool = False,
+        token_merging: dict[str, Any] | None = None,
     ) -> StableDiffusionTeacher:
         """Finds, checks and loads a model.
 
@@ -95,23 +104,38 @@ class StableDiffusionTeacher:
         half_precision: float16, on CUDA only; None takes it there. On the CPU it is float32, with a
             note in the log (float16 and bfloat16 are slower there).
         channels_last: the memory format of UNet and VAE; no gain was measured on the CPU.
+        attention_slicing: attention in slices: less memory, slower.
+        cpu_offload: parameters stay in the CPU's memory and visit the GPU layer by layer: least memory, much
+            slower. CUDA only, with a note in the log elsewhere. Needs accelerate.
+        token_merging: arguments of tomesd.apply_patch, {} for its defaults; None for none. Needs tomesd; it
+            changes the prediction.
+        with_text: False leaves the text encoder out, for hosts that bring their own embeddings.
         Raises CarvError, before anything is loaded, if the model is not to be had or not whole.
         """
         folder = resolve_model(name_or_path, local_files_only=local_files_only, cache_dir=cache_dir)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = _choose_dtype(device, half_precision)
-        parts = load_parts(folder, dtype)
-        for part in ("unet", "vae", "text_encoder"):
-            parts[part] = parts[part].to(device)
+        parts = load_parts(folder, dtype, with_text)
+        offload = cpu_offload and can_offload(device)
+        for part in ("unet", "vae", "text_encoder") if with_text else ("unet", "vae"):
+            parts[part] = parts[part] if offload else parts[part].to(device)
             if channels_last and part != "text_encoder":
                 parts[part] = parts[part].to(memory_format=torch.channels_last)
         scheduler = parts.pop("scheduler")
-        return cls(
+        teacher = cls(
             schedule=NoiseSchedule(scheduler.alphas_cumprod.float()),
             prediction_type=scheduler.config.get("prediction_type", "epsilon"),
             name=str(name_or_path),
             **parts,
         )
+        if attention_slicing:
+            teacher.unet.set_attention_slice(1)
+        if token_merging is not None:
+            merge_tokens(teacher.unet, token_merging)
+        if offload:
+            offload_to_cpu([teacher.unet, teacher.vae, *([teacher.text_encoder] if with_text else [])], device)
+            teacher.device, teacher.schedule = device, teacher.schedule.to(device)
+        return teacher
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, H / factor, W / factor), in images' dtype.
@@ -146,6 +170,8 @@ class StableDiffusionTeacher:
 
         L is the text encoder's own context length; what does not fit is cut off, with a note in the log.
         """
+        if self.text_encoder is None:
+            raise CarvError(f"{self.name or 'this teacher'} was loaded without its text encoder.")
         if isinstance(prompts, str):
             prompts = [prompts]
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]

@@ -1,0 +1,39 @@
+"""A teacher whose calls are timed by phase and counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from carv_3d.core.costs import CostMeter
+from carv_3d.teachers.base import classifier_free_eps_hat
+
+
+class TimedTeacher:
+    """A teacher whose calls are timed by phase and counted; everything else passes through."""
+
+    def __init__(self, teacher: Any, meter: CostMeter) -> None:
+        self._teacher, self._meter = teacher, meter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._meter.phase("encode"):
+            latents: Tensor = self._teacher.encode(*args, **kwargs)
+        return latents
+
+    def decode(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._meter.phase("decode"):
+            pictures: Tensor = self._teacher.decode(*args, **kwargs)
+        return pictures
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
+        with self._meter.phase("denoise"):
+            eps: Tensor = self._teacher.eps_hat(z_t, t, text_emb)
+        self._meter.count(unet_rows=z_t.shape[0])  # after it succeeded: a batch that ran out of memory is tried again
+        return eps
+
+    def eps_hat_cfg(self, *args: Any, **kwargs: Any) -> Tensor:
+        return classifier_free_eps_hat(self, *args, **kwargs)

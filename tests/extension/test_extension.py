@@ -1,0 +1,241 @@
+"""The threestudio extension in a host double: the stock objective, threestudio's conventions, its lifecycle."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import host_double as double
+
+B = 2
+STOCK = {
+    "pretrained_model_name_or_path": "runwayml/stable-diffusion-v1-5", "enable_memory_efficient_attention": False,
+    "enable_sequential_cpu_offload": False, "enable_attention_slicing": False, "enable_channels_last_format": False,
+    "guidance_scale": 100.0, "grad_clip": None, "half_precision_weights": True, "min_step_percent": 0.02,
+    "max_step_percent": 0.98, "sqrt_anneal": False, "trainer_max_steps": 25000, "use_img_loss": False,
+    "use_sjc": False, "var_red": True, "weighting_strategy": "sds", "token_merging": False,
+    "token_merging_params": {}, "view_dependent_prompting": True, "max_items_eval": 4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return double.install(monkeypatch)
+
+
+@pytest.fixture
+def make(host: Any, sd_folder: Path) -> Any:
+    def build(**cfg: Any) -> Any:
+        given = {"pretrained_model_name_or_path": str(sd_folder), "seed": 0, "vae_sample": False, **cfg}
+        return host.modules["carv-stable-diffusion-guidance"](given)
+
+    return build
+
+
+@pytest.fixture
+def rgb() -> Tensor:
+    return torch.rand(B, 16, 16, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def prompts(teacher: Any, perp_neg: bool = False) -> Any:
+    text, no_text = teacher.text_embeddings(["a mug", "a cup"]), teacher.text_embeddings(["", "bad"])
+    if not perp_neg:
+        return double.PromptUtils(text, no_text)
+    negatives = teacher.text_embeddings(["front", "side", "back", "top"]).unflatten(0, (B, 2))
+    return double.PromptUtils(text, no_text, negatives, torch.tensor([[-0.5, -2.0], [0.0, -1.0]]))
+
+
+BATCH = {
+    "elevation": torch.tensor([15.0, 20.0]), "azimuth": torch.tensor([0.0, 90.0]),
+    "camera_distances": torch.tensor([1.5, 2.0]), "rays_o": None, "height": 64,
+}  # fmt: skip
+
+
+def stock_gradient(
+    teacher: Any, rgb: Tensor, utils: Any, t: Tensor, eps: Tensor, w: Any, scale: float, clip: float | None = None
+) -> Tensor:
+    """threestudio's gradient on the rendered picture, item by item, for the same timesteps and noise."""
+    total = torch.zeros_like(rgb)
+    for i in range(len(rgb)):
+        z = teacher.encode(rgb.permute(0, 3, 1, 2)[i : i + 1], sample=False)
+        abar = teacher.schedule.alphas_cumprod[t[i]]
+        with torch.no_grad():
+            z_t = abar.sqrt() * z + (1 - abar).sqrt() * eps[i : i + 1]
+
+            def predict(embedding: Tensor, i: int = i, z_t: Tensor = z_t) -> Tensor:
+                return teacher.eps_hat(z_t, t[i : i + 1], embedding[None])
+
+            text, null = predict(utils.text[i]), predict(utils.no_text[i])
+            if utils.use_perp_neg:
+                e_pos, push = text - null, 0
+                for j in range(2):
+                    e = predict(utils.negatives[i, j]) - null
+                    along = (e * e_pos).sum() / (e_pos * e_pos).sum() * e_pos
+                    push = push + utils.weights[i, j] * (e - along)
+                noise = null + scale * (e_pos + push)
+            else:
+                noise = text + scale * (text - null)
+            grad = w(abar) * (noise - eps[i : i + 1])
+            grad = grad if clip is None else grad.clamp(-clip, clip)
+        total += torch.autograd.grad(z, rgb, grad)[0] / len(rgb)
+    return total
+
+
+WEIGHTS = {
+    "sds": lambda abar: 1 - abar, "uniform": lambda abar: 1.0, "fantasia3d": lambda abar: abar.sqrt() * (1 - abar),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+@pytest.mark.parametrize("strategy", list(WEIGHTS))
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_one_uniform_draw_is_the_stock_gradient(
+    make: Any, sd_teacher: Any, rgb: Tensor, strategy: str, perp_neg: bool, clip: float | None
+) -> None:
+    guidance = make(num_draws=1, proposal="uniform", weighting_strategy=strategy, guidance_scale=7.5, grad_clip=clip)
+    utils = prompts(sd_teacher, perp_neg)
+    out = guidance(rgb, utils, **BATCH)
+    draws = guidance._carv  # its own generator: seeded, so a second one draws the same
+    again = make(num_draws=1, proposal="uniform", weighting_strategy=strategy, guidance_scale=7.5)._carv
+    latents = torch.zeros(B, 4, 8, 8)
+    same = again.estimator.draw(latents, again.generator)
+    wanted = stock_gradient(
+        sd_teacher, rgb, utils, same.t[:, 0], same.eps[:, 0], WEIGHTS[strategy], 7.5, clip
+    )
+    found = torch.autograd.grad(out["loss_sds"], rgb)[0]
+    assert wanted.abs().max() > 1e-3
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    assert draws.estimator.proposal.min_step >= 20
+
+
+def test_every_stock_option_has_its_stock_default(host: Any) -> None:
+    config = host.modules["carv-stable-diffusion-guidance"].Config()
+    assert {name: getattr(config, name) for name in STOCK} == STOCK
+
+
+def test_all_that_is_logged_is_a_scalar(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    out = make(use_img_loss=True)(rgb, prompts(sd_teacher), **BATCH)
+    for name, value in out.items():
+        assert isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1), name
+    for name in ("grad_norm", "min_step", "max_step", "K", "ess", "snr", "nonfinite", "unet_rows", "renders",
+                 "seconds_encode", "seconds_denoise", "loss_sds_img"):  # fmt: skip
+        assert name in out
+    assert (out["K"], out["renders"], out["unet_rows"]) == (4.0, float(B), 2.0 * 4 * B)
+
+
+def test_nothing_is_decoded_unless_the_image_loss_asks_for_it(
+    make: Any, sd_teacher: Any, rgb: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    guidance = make()
+    teacher = guidance._carv.teacher._teacher
+    decode = teacher.decode
+    monkeypatch.setattr(teacher, "decode", lambda z, **kw: calls.append(len(z)) or decode(z, **kw))
+    guidance(rgb, prompts(sd_teacher), **BATCH)
+    assert calls == []
+
+
+def test_schedules_follow_the_hosts_steps(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    guidance = make(max_step_percent=[0, 0.98, 0.5, 100], min_step_percent=0.02)
+    seen = []
+    for step in (0, 50, 200):
+        guidance.update_step(0, step)
+        seen.append(guidance(rgb, prompts(sd_teacher), **BATCH)["max_step"])
+    assert seen == [980.0, 740.0, 500.0]
+
+
+def test_timesteps_stay_in_range_at_the_very_top(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    out = make(min_step_percent=1.0, max_step_percent=1.0)(rgb, prompts(sd_teacher), **BATCH)
+    assert out["max_step"] == 999.0
+
+
+def test_previews_are_pictures_and_leave_the_draws_alone(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    guidance, other = make(max_items_eval=1, guidance_scale=2.0), make(guidance_scale=2.0)
+    found = guidance(rgb, prompts(sd_teacher, True), guidance_eval=True, **BATCH)["eval"]
+    assert found["bs"] == 1
+    assert len(found["noise_levels"]) == len(found["texts"]) == 1
+    for name in ("imgs_noisy", "imgs_1step", "imgs_1orig", "imgs_final"):
+        assert found[name].shape == (1, 16, 16, 3)
+        assert 0 <= float(found[name].min()) <= float(found[name].max()) <= 1
+    other(rgb, prompts(sd_teacher, True), **BATCH)
+    assert torch.equal(guidance._carv.generator.get_state(), other._carv.generator.get_state())
+
+
+def test_state_survives_the_hosts_checkpoint(host: Any, make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    system_class = type("system:carv-checkpoint", (host.modules["carv-checkpoint"], double.System), {})
+    first, second = system_class(), system_class()
+    first.guidance = make(proposal="adaptive")
+    for _ in range(3):
+        first.guidance(rgb, prompts(sd_teacher), **BATCH)
+    checkpoint: dict[str, Any] = {}
+    first.on_save_checkpoint(checkpoint)
+    second.on_load_checkpoint(checkpoint)
+    second.guidance = make(proposal="adaptive", seed=9)
+    second.on_fit_start()
+    assert second.own == 1
+    losses = [s.guidance(rgb, prompts(sd_teacher), **BATCH)["loss_sds"] for s in (first, second)]
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_a_system_with_another_guidance_is_left_alone(host: Any) -> None:
+    system = type("system", (host.modules["carv-checkpoint"], double.System), {})()
+    checkpoint: dict[str, Any] = {}
+    system.on_save_checkpoint(checkpoint)
+    assert checkpoint == {"own": 1}
+    system.on_load_checkpoint(checkpoint)
+    system.on_fit_start()
+
+
+def test_a_model_that_sees_nothing_ends_the_run(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    guidance = make()
+    utils = prompts(sd_teacher)
+    utils.text = utils.text * float("nan")
+    for _ in range(19):
+        assert guidance(rgb, utils, **BATCH)["nonfinite"] == 4.0 * B
+    with pytest.raises(CarvError, match="no finite prediction for 20 steps"):
+        guidance(rgb, utils, **BATCH)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "said"),
+    [
+        ({"num_draws": 0}, "num_draws"),
+        ({"proposal": "best"}, "proposal"),
+        ({"weighting_strategy": "sdss"}, "weighting_strategy"),
+        ({"pretrained_model_name_or_path": "no/such-model-here"}, "no/such-model-here"),
+        ({"token_merging": True, "token_merging_params": {"ratioo": 1}}, "tomesd"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_sentence(
+    make: Any, cfg: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CarvError, match=re.escape(said)):
+        make(**cfg)
+
+
+def test_an_unknown_option_is_refused_by_the_host(make: Any) -> None:
+    with pytest.raises(TypeError, match="num_drawz"):
+        make(num_drawz=3)
+
+
+def test_the_prompt_processor_reads_a_folder(host: Any, sd_folder: Path) -> None:
+    processor = host.modules["carv-stable-diffusion-prompt-processor"](
+        {"pretrained_model_name_or_path": str(sd_folder)}
+    )
+    assert processor.read_from == str(sd_folder)
+
+
+def test_without_the_package_the_import_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "carv_3d", None)
+    with pytest.raises(ImportError, match=re.escape("install.sh --threestudio")):
+        double.install(monkeypatch)
