@@ -9,9 +9,8 @@ lies at (i + 0.5, j + 0.5).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,15 +68,6 @@ class CameraOptions:
         for name in ("camera_perturb", "center_perturb", "up_perturb", "progressive_until"):
             if getattr(self, name) < 0:
                 raise CarvError(f"{name} is {getattr(self, name)}: it must not be negative.")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CameraOptions:
-        """Options from a config section; CarvError names a key that does not exist."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise CarvError(f"unknown camera option {unknown[0]!r}; there are: {', '.join(sorted(known))}.")
-        return cls(**dict(values))
 
     def at_step(self, step: int) -> CameraOptions:
         """The options with elevation and azimuth ranges as wide as `progressive_until` has them at `step`."""
@@ -163,11 +153,6 @@ class Cameras:
         column = 0.5 * width + f * local[..., 0] / depth
         row = 0.5 * height - f * local[..., 1] / depth
         return torch.stack([column, row], dim=-1), depth
-
-    def phrases(self, fine: bool = True) -> list[str]:
-        """`view_phrase` of every camera."""
-        angles = zip(self.elevation.tolist(), self.azimuth.tolist())
-        return [view_phrase(elevation, azimuth, fine=fine) for elevation, azimuth in angles]
 
 
 def look_at(position: Tensor, center: Tensor, up: Tensor, azimuth: Tensor | None = None) -> Tensor:

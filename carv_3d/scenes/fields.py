@@ -11,7 +11,7 @@ import importlib.util
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.errors import CarvError
+from carv_3d.options import read_options
 from carv_3d.scenes.trilinear import interpolate
 
 __all__ = [
@@ -60,15 +61,6 @@ class FieldOptions:
                 raise CarvError(f"field option {name} is {getattr(self, name)}: it must be positive.")
         if self.per_level_scale < 1:
             raise CarvError(f"field option per_level_scale is {self.per_level_scale}: it must be at least 1.")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FieldOptions:
-        """Options from a config section; CarvError names a key that does not exist."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise CarvError(f"unknown field option {unknown[0]!r}; there are: {', '.join(sorted(known))}.")
-        return cls(**dict(values))
 
 
 class Field(nn.Module, ABC):
@@ -257,7 +249,7 @@ def make_field(
     grid otherwise; the choice is told to `log`. Raises CarvError for an unknown name or option.
     """
     if not isinstance(options, FieldOptions):
-        options = FieldOptions.from_dict(options or {})
+        options = read_options(FieldOptions(), options or {})
     device = torch.device(device)
     reason = "as asked"
     if name == "auto":

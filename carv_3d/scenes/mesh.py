@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,6 @@ class MeshOptions:
             raise CarvError(f"mesh option min_component is {self.min_component}: give 0 or more, below 1.")
         if self.smoothing < 0 or not self.longest_side > 0:
             raise CarvError("mesh options smoothing and longest_side must be positive.")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MeshOptions:
-        """Options from a config section; CarvError names a key that does not exist."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise CarvError(f"unknown mesh option {unknown[0]!r}; there are: {', '.join(sorted(known))}.")
-        return cls(**dict(values))
 
 
 @torch.no_grad()

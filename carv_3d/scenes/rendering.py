@@ -8,8 +8,7 @@ occupancy grid skips empty space and the samples are packed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,15 +48,6 @@ class RenderOptions:
                 raise CarvError(f"renderer option {name} is {getattr(self, name)}: it must be at least 1.")
         if self.grid_prune not in (True, False, "auto"):
             raise CarvError(f"renderer option grid_prune is {self.grid_prune!r}: give true, false or auto.")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RenderOptions:
-        """Options from a config section; CarvError names a key that does not exist."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise CarvError(f"unknown renderer option {unknown[0]!r}; there are: {', '.join(sorted(known))}.")
-        return cls(**dict(values))
 
 
 @dataclass

@@ -89,7 +89,7 @@ def test_auto_says_what_it_chose_and_errors_say_the_way_out(monkeypatch: pytest.
     assert said == ["field: voxel (the device is cpu), 2,048 parameters"]
     with pytest.raises(CarvError, match="unknown field 'nerf'; there are: auto, voxel"):
         make_field("nerf")
-    with pytest.raises(CarvError, match="unknown field option 'size'"):
+    with pytest.raises(CarvError, match="unknown option 'size'"):
         make_field("voxel", {"size": 3})
     with pytest.raises(CarvError, match="resolution is 1"):
         make_field("voxel", {"resolution": 1})

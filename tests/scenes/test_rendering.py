@@ -206,7 +206,5 @@ def test_packed_samples_give_the_dense_picture(monkeypatch: pytest.MonkeyPatch) 
 def test_options_are_checked() -> None:
     with pytest.raises(CarvError, match="num_samples_per_ray"):
         RenderOptions(num_samples_per_ray=0)
-    with pytest.raises(CarvError, match="unknown renderer option 'samples'"):
-        RenderOptions.from_dict({"samples": 3})
     with pytest.raises(CarvError, match="grid_prune needs a field on CUDA"):
         VolumeRenderer(VoxelGridField(FieldOptions(resolution=4)), RenderOptions(grid_prune=True))
