@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from nerfacc.volrend import accumulate_along_rays, render_weight_from_density
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from carv_3d.scenes.fields import Field
 
 __all__ = ["RenderOptions", "RenderOutput", "VolumeRenderer", "ray_sphere"]
 
+COARSE_PICTURE = 48  # pixels along the side of the picture that says which rays are worth their samples
+INVISIBLE = 1e-3  # opacity
+
 
 @dataclass
 class RenderOptions:
@@ -30,7 +34,7 @@ class RenderOptions:
     `num_samples_per_ray` in training; finished pictures take at least `eval_samples_per_ray`, since few
     samples without jitter draw contour lines on a hard surface. `randomized`: jitter in training.
     `grid_prune`: occupancy grid "auto" (on CUDA), or true, or false. `eval_chunk_rays`: how many rays of a
-    finished picture are held in memory at once, in whole rows.
+    finished picture are held in memory at once.
     """
 
     num_samples_per_ray: int = 36
@@ -228,21 +232,45 @@ class VolumeRenderer(nn.Module):
         self, cameras: Cameras, height: int, width: int, background: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Finished pictures without gradients, in chunks: `comp_rgb` (B, H, W, 3) in [0, 1], `opacity`,
-        `depth` (B, H, W, 1), as in evaluation mode."""
+        `depth` (B, H, W, 1), as in evaluation mode. Rays that meet nothing visible cost next to nothing."""
         device = next(self.field.parameters()).device
         was_training = self.training
         self.eval()
         try:
-            parts = []
-            rows = max(1, self.options.eval_chunk_rays // width)
+            pictures = []
             for i in range(len(cameras)):
-                rays = cameras[i].to(device).rays(height, width)
-                b = None if background is None else background.expand(len(cameras), 3)[i]
-                for o, d in zip(rays.origins.split(rows, dim=1), rays.directions.split(rows, dim=1)):
-                    out = self(Rays(o, d), b)
-                    parts.append(torch.cat([out.comp_rgb.clamp(0, 1), out.opacity, out.depth], dim=-1))
+                b = torch.zeros(3) if background is None else background.expand(len(cameras), 3)[i]
+                pictures.append(self._finished(cameras[i].to(device).rays(height, width), b.to(device)))
         finally:
             self.train(was_training)
-        picture = torch.cat(parts, dim=1).view(len(cameras), height, width, 5)
-        rgb, opacity, depth = picture.split([3, 1, 1], dim=-1)
+        rgb, opacity, depth = torch.stack(pictures).split([3, 1, 1], dim=-1)
         return rgb, opacity, depth
+
+    def _finished(self, rays: Rays, background: Tensor) -> Tensor:
+        """One finished picture: colour, opacity and depth (H, W, 5)."""
+        seen = self._worth_tracing(rays)
+        picture = torch.cat([background.clamp(0, 1), background.new_zeros(2)]).repeat(*seen.shape, 1)
+        parts = []
+        chunks = (r[0][seen].split(self.options.eval_chunk_rays) for r in (rays.origins, rays.directions))
+        for o, d in zip(*chunks):
+            out = self(Rays(o[None, None], d[None, None]), background)
+            parts.append(torch.cat([out.comp_rgb.clamp(0, 1), out.opacity, out.depth], dim=-1)[0, 0])
+        if parts:
+            picture[seen] = torch.cat(parts)
+        return picture
+
+    def _worth_tracing(self, rays: Rays) -> Tensor:
+        """Pixels (H, W) at most a coarse pixel away from one that a coarse picture of the same rays sees.
+
+        A coarse pixel is a 48th of the picture, less than what the default field can resolve; small pictures
+        are traced whole.
+        """
+        H, W = rays.directions.shape[1:3]
+        stride = min(H, W) // COARSE_PICTURE
+        if stride < 2:
+            return torch.ones(H, W, dtype=torch.bool, device=rays.origins.device)
+        middle = slice(stride // 2, None, stride)
+        coarse = self(Rays(rays.origins[:, middle, middle], rays.directions[:, middle, middle])).opacity[..., 0]
+        near = F.max_pool2d(coarse, 3, stride=1, padding=1) > INVISIBLE
+        full = near[0].repeat_interleave(stride, 0).repeat_interleave(stride, 1)
+        return F.pad(full[:H, :W], (0, max(0, W - full.shape[1]), 0, max(0, H - full.shape[0])), value=True)

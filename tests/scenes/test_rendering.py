@@ -208,3 +208,24 @@ def test_options_are_checked() -> None:
         RenderOptions(num_samples_per_ray=0)
     with pytest.raises(CarvError, match="grid_prune needs a field on CUDA"):
         VolumeRenderer(VoxelGridField(FieldOptions(resolution=4)), RenderOptions(grid_prune=True))
+
+
+def test_large_pictures_leave_out_what_is_empty_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = VoxelGridField()
+    with torch.no_grad():  # a thin bent rod, one voxel wide, and nothing else
+        field.grid[..., 0] = -20.0
+        field.grid[24, 24, 8:40, 0] = 20.0
+        field.grid[24, 24:40, 40, 0] = 20.0
+        field.grid[..., 1] = 3.0
+    renderer = VolumeRenderer(field)
+    cameras, queries = orbit(2, distance=2.75, fovy=39.0, elevation=20.0), []
+    real = field.density_and_color
+    monkeypatch.setattr(field, "density_and_color", lambda x: (queries.append(len(x)), real(x))[1])
+    culled, some = renderer.render(cameras, 192, 200, torch.ones(3)), sum(queries)
+    monkeypatch.setattr("carv_3d.scenes.rendering.COARSE_PICTURE", 1000)
+    whole, every = renderer.render(cameras, 192, 200, torch.ones(3)), sum(queries) - some
+    assert whole[1].max() > 0.9
+    for a, b in zip(culled, whole):
+        assert (a - b)[whole[1][..., 0] > 1e-3].abs().max() < 1e-6
+    assert (culled[0] - whole[0]).abs().max() < 1e-3
+    assert some < 0.35 * every
