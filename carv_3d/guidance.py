@@ -11,7 +11,7 @@ own (prompt processors, batches, configs) stays in the host.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,9 +84,20 @@ class SDSGuidance:
         )
         self.generator = torch.Generator(device=teacher.device)
         seed = self.options.seed
-        # ranks share the strata, never the noise
-        base = int(torch.randint(2**62, ())) if seed is None else seed
-        self.generator.manual_seed(base + self.estimator.options.rank)
+        self._seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self.generator.manual_seed(self._seed + self.estimator.options.rank)
+
+    def join_ranks(self, rank: int, world_size: int) -> None:
+        """Share the strata out among processes that were not yet there when this was built; the noise is never shared.
+
+        It may be called at every step, on every rank alike; nothing changes unless rank or world_size does.
+        """
+        now = self.estimator.options
+        if (rank, world_size) == (now.rank, now.world_size):
+            return
+        self.estimator.options = replace(now, rank=rank, world_size=world_size)
+        if rank != now.rank:
+            self.generator.manual_seed(self._seed + rank)
 
     def __call__(
         self,
@@ -202,14 +213,22 @@ class SDSGuidance:
         return {
             "generator": self.generator.get_state(),
             "generator_device": self.generator.device.type,
+            "rank": self.estimator.options.rank,
             "estimator": self.estimator.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back `state_dict`; a generator of another kind of device starts afresh, which is logged."""
+        """Takes back `state_dict`; a generator of another kind of device starts afresh, which is logged.
+
+        Hosts save the state of one rank: the others go on from a random state derived from it, each its own.
+        """
         self.estimator.load_state_dict(state["estimator"])
         if state["generator_device"] == self.generator.device.type:
             self.generator.set_state(state["generator"].cpu())
+            rank = self.estimator.options.rank
+            if state.get("rank", 0) != rank:
+                base = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
+                self.generator.manual_seed(int(base) + rank)
         else:
             log.warning(
                 "the saved random state is of a %s generator and this one is on %s: the draws start afresh.",
