@@ -36,7 +36,13 @@ class Denoiser:
         return prediction.to(z_t.dtype)
 
     def conditions(self, text_emb: Tensor) -> dict[str, Any]:
-        """The UNet's keyword arguments for text (N, L, D)."""
+        """The UNet's keyword arguments for text (N, L, D). Raises CarvError for text of another width."""
+        width = self.unet.config.cross_attention_dim
+        if isinstance(width, int) and text_emb.shape[-1] != width:
+            raise CarvError(
+                f"the text embeddings are {text_emb.shape[-1]} wide and {self.name or 'this model'} needs {width}: "
+                "the prompt processor must name the same model as the guidance."
+            )
         return {"encoder_hidden_states": text_emb.to(self.dtype)}
 
     def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
