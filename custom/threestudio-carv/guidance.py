@@ -53,6 +53,7 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         seed: Any = None
 
     cfg: Config
+    _teacher_class: Any = StableDiffusionTeacher
 
     def configure(self) -> None:
         super().configure()
@@ -64,7 +65,7 @@ class CarvStableDiffusionGuidance(CarvGuidance):
 
     def _load_teacher(self, options: GuidanceOptions) -> Any:
         merging = dict(self.cfg.token_merging_params or {}) if self.cfg.token_merging else None
-        return StableDiffusionTeacher.load(
+        return self._teacher_class.load(
             options.pretrained_model_name_or_path,
             device=self.device,
             half_precision=options.half_precision_weights,

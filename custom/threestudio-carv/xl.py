@@ -32,7 +32,7 @@ class CarvStableDiffusionXLGuidance(CarvStableDiffusionGuidance):
         pretrained_model_name_or_path: str = DEFAULT_MODEL
 
     cfg: Config
-    teacher_class = StableDiffusionXLTeacher
+    _teacher_class = StableDiffusionXLTeacher
 
 
 @threestudio.register("carv-stable-diffusion-xl-prompt-processor")
