@@ -11,6 +11,7 @@ own (prompt processors, batches, configs) stays in the host.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,6 +112,8 @@ class SDSGuidance:
         negatives: tuple[Tensor, Tensor] | None = None,
         with_recon: bool | None = None,
         draws: Draws | None = None,
+        against: Callable[..., Tensor] | None = None,
+        against_cond: tuple[Tensor, ...] = (),
     ) -> GuidanceOutput:
         """One step.
 
@@ -123,6 +126,9 @@ class SDSGuidance:
             scale is then guidance_scale itself, as in threestudio, whatever cfg_convention is.
         with_recon: whether to decode for `loss_recon`; options.use_recon_loss unless given.
         draws: explicit draws for the estimator, instead of drawing.
+        against: what the teacher's prediction is held against in place of eps, a model of the renders (variational
+            score distillation); against(z_t (N, ...), t (N,), *rows of against_cond) -> (N, ...).
+        against_cond: tensors with B rows.
         Raises CarvError for shapes that do not fit the teacher.
         """
         options = self.options
@@ -140,21 +146,25 @@ class SDSGuidance:
 
         if options.use_img_loss and rgb_as_latents:
             raise CarvError("use_img_loss needs pictures, and this render is latents: set it to false.")
-        known = (*cond, pictures.detach()) if options.use_img_loss else cond
+        known = (*cond, *against_cond, *((pictures.detach(),) if options.use_img_loss else ()))
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             schedule = self.estimator.schedule
-            rows, shown = (rows[:-1], rows[-1]) if options.use_img_loss else (rows, None)
-            predicted = self.eps_hat(z_t, t, rows, scale)
+            predicted = self.eps_hat(z_t, t, rows[: len(cond)], scale)
+            other = eps if against is None else against(z_t, t, *rows[len(cond) : len(cond) + len(against_cond)])
             w, alpha, sigma = (
                 x.to(eps.dtype).view(-1, 1, 1, 1)
                 for x in (schedule.w(t, options.weighting), schedule.alpha(t), schedule.sigma(t))
             )
-            f = w * (predicted - eps) if options.var_red or not options.use_sjc else predicted
-            if shown is None:
+            f = w * (predicted - other) if options.var_red or not options.use_sjc else predicted
+            if not options.use_img_loss:
                 return f
-            z0_hat = (z_t - sigma * predicted) / alpha
-            return f, w * (shown - self.teacher.decode(z0_hat)) * alpha / sigma
+
+            def picture(noise: Tensor) -> Tensor:
+                return self.teacher.decode((z_t - sigma * noise) / alpha)
+
+            shown = rows[-1] if against is None else picture(other)
+            return f, w * (shown - picture(predicted)) * alpha / sigma
 
         clip = None if options.grad_clip is None else annealed(options.grad_clip, step, epoch)
         estimate = self.estimator.estimate_residual(
