@@ -140,7 +140,7 @@ class VSDGuidance:
         text = prompts_student.expand(R, -1, -1)
 
         def against(z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
-            return self._student_eps_hat(z_t, t, text, camera, scale)
+            return self.student_eps_hat(z_t, t, text, camera, scale)
 
         out = self.sds(
             rgb, prompts_cond, prompts_uncond, step, epoch=epoch, against=against, against_cond=(text, camera), **more
@@ -155,8 +155,8 @@ class VSDGuidance:
         }
         return VSDOutput(out.loss_sds, loss_lora, out, scalars)
 
-    def _student_eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, scale: float) -> Tensor:
-        """`none + s (camera - none)`, in one batch; half of it where s is 0 or 1."""
+    def student_eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, scale: float) -> Tensor:
+        """`none + s (camera - none)`, in one batch; half of it where s is 0 or 1. Arguments as of `Student.eps_hat`."""
         none = torch.zeros_like(camera)
         with self._timed("denoise", len(z_t) * (1 if scale in (0.0, 1.0) else 2)):
             if scale in (0.0, 1.0):

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
+from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.base import classifier_free_eps_hat
+from carv_3d.teachers.loading import choose_dtype, load_parts
+from carv_3d.teachers.memory import can_offload, offload_to_cpu
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -81,3 +84,29 @@ class Denoiser:
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = (f(t).to(like).view(-1, 1, 1, 1) for f in (self.schedule.alpha, self.schedule.sigma))
         return alpha, sigma
+
+
+def load_denoiser(
+    name_or_path: str,
+    device: str | torch.device | None = None,
+    half_precision: bool | None = None,
+    channels_last: bool = False,
+    attention_slicing: bool = False,
+    cpu_offload: bool = False,
+) -> Denoiser:
+    """A Stable Diffusion model's UNet alone; arguments and what is raised as of `LatentDiffusionTeacher.load`."""
+    folder = resolve_model(name_or_path)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parts = load_parts(folder, choose_dtype(device, half_precision), with_text=False, with_vae=False)
+    offload = cpu_offload and can_offload(device)
+    unet, scheduler = parts["unet"] if offload else parts["unet"].to(device), parts["scheduler"]
+    if channels_last:
+        unet = unet.to(memory_format=torch.channels_last)
+    if attention_slicing:
+        unet.set_attention_slice(1)
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    denoiser = Denoiser(unet, NoiseSchedule(scheduler.alphas_cumprod.float()), kind, str(name_or_path))
+    if offload:
+        offload_to_cpu([unet], device)
+        denoiser.device, denoiser.schedule = device, denoiser.schedule.to(device)
+    return denoiser

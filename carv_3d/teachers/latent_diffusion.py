@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,10 +14,9 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
-from carv_3d.teachers.loading import load_parts
+from carv_3d.teachers.loading import choose_dtype, load_parts
 from carv_3d.teachers.memory import can_offload, merge_tokens, offload_to_cpu
 
-log = logging.getLogger(__name__)
 SomeTeacher = TypeVar("SomeTeacher", bound="LatentDiffusionTeacher")
 
 
@@ -174,10 +172,3 @@ class LatentDiffusionTeacher(Denoiser):
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         raise NotImplementedError
-
-
-def choose_dtype(device: torch.device, half_precision: bool | None) -> torch.dtype:
-    """float16 on CUDA unless refused; float32 elsewhere, with a note in the log if half was asked for."""
-    if half_precision and device.type != "cuda":
-        log.info("half precision is for CUDA; on %s the teacher runs in float32.", device.type)
-    return torch.float16 if device.type == "cuda" and half_precision in (None, True) else torch.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import WAY_OUT, weight_files
 
+log = logging.getLogger(__name__)
+
+
+def choose_dtype(device: torch.device, half_precision: bool | None) -> torch.dtype:
+    """float16 on CUDA unless refused; float32 elsewhere, with a note in the log if half was asked for."""
+    if half_precision and device.type != "cuda":
+        log.info("half precision is for CUDA; on %s the teacher runs in float32.", device.type)
+    return torch.float16 if device.type == "cuda" and half_precision in (None, True) else torch.float32
+
 
 def load_parts(
     folder: Path,
@@ -20,9 +30,10 @@ def load_parts(
     with_text: bool = True,
     family: Family = STABLE_DIFFUSION,
     vae_dtype: torch.dtype | None = None,
+    with_vae: bool = True,
 ) -> dict[str, Any]:
     """The family's parts of a diffusers folder: models (on the CPU, in `dtype`, the VAE in `vae_dtype` if given),
-    tokenizers and the scheduler; text encoders and tokenizers are None without `with_text`.
+    tokenizers and the scheduler. Text encoders and tokenizers are None without `with_text`, the VAE without `with_vae`.
 
     Raises CarvError, naming the file, for whatever cannot be read or does not fit its config.
     """
@@ -31,7 +42,7 @@ def load_parts(
 
     parts: dict[str, Any] = dict.fromkeys(family.components)
     with _quiet(diffusers.utils.logging, transformers.utils.logging):
-        for part in ("unet", "vae"):
+        for part in ("unet", "vae") if with_vae else ("unet",):
             own = vae_dtype or dtype if part == "vae" else dtype
             parts[part] = _load_weights(diffusers, family.classes[part], folder, part, own)
         if with_text:

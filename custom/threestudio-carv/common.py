@@ -17,8 +17,9 @@ from carv_3d.errors import CarvError
 MAX_BLIND_STEPS = 20
 
 
-class CarvGuidance(BaseObject):
-    """A guidance whose work is done by a `carv_3d` object with `join_ranks`, `state_dict` and `load_state_dict`.
+class CarvCalls:
+    """Beside one of threestudio's base classes, a guidance whose work is done by a `carv_3d` object with `join_ranks`,
+    `state_dict` and `load_state_dict`.
 
     A subclass sets `_carv` to that object in `configure`, after `super().configure()`, and calls `_begin` first in its
     `__call__`, `_costs` last. What is not meant for threestudio is private, so that it is not searched for modules.
@@ -66,6 +67,10 @@ class CarvGuidance(BaseObject):
     def load_carv_state(self, state: dict[str, Any]) -> None:
         self._carv.join_ranks(**ranks())  # first: each rank goes on with noise of its own
         self._carv.load_state_dict(state)
+
+
+class CarvGuidance(CarvCalls, BaseObject):
+    """A guidance that trains nothing of its own."""
 
 
 def check_names(config: Any, cfg: Any) -> None:

@@ -14,7 +14,7 @@ from threestudio.models.prompt_processors.base import PromptProcessor, hash_prom
 
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import STABLE_DIFFUSION_XL
-from carv_3d.teachers.latent_diffusion import choose_dtype
+from carv_3d.teachers.loading import choose_dtype
 from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 from carv_3d.teachers.xl_text import XLText
 

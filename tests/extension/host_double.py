@@ -36,6 +36,21 @@ class BaseObject:
         pass
 
 
+class BaseModule(torch.nn.Module):
+    @dataclass
+    class Config:
+        weights: str | None = None
+
+    def __init__(self, cfg: dict | None = None) -> None:
+        super().__init__()
+        self.cfg = OmegaConf.structured(self.Config(**(cfg or {})))
+        self.device = torch.device("cpu")
+        self.configure()
+
+    def configure(self) -> None:
+        pass
+
+
 class PromptProcessor(BaseObject):
     @dataclass
     class Config(BaseObject.Config):
@@ -101,14 +116,17 @@ class PromptUtils:
     no_text: Tensor
     negatives: Tensor | None = None
     weights: Tensor | None = None
+    from_all_sides: Tensor | None = None  # text (B, L, D) that says nothing of the view
 
     @property
     def use_perp_neg(self) -> bool:
         return self.negatives is not None
 
     def get_text_embeddings(self, elevation: Tensor, azimuth: Tensor, distances: Tensor, by_view: bool) -> Tensor:
-        assert by_view is True
         assert len(elevation) == len(self.text)
+        if not by_view:
+            assert self.from_all_sides is not None
+            return torch.cat([self.from_all_sides, self.no_text])
         return torch.cat([self.text, self.no_text])
 
     def get_text_embeddings_perp_neg(
@@ -137,6 +155,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     host.info = lambda *_: None  # type: ignore[attr-defined]
     base = types.ModuleType("threestudio.utils.base")
     base.BaseObject = BaseObject  # type: ignore[attr-defined]
+    base.BaseModule = BaseModule  # type: ignore[attr-defined]
     own = "threestudio.models.prompt_processors.stable_diffusion_prompt_processor"
     processors = types.ModuleType(own)
     processors.StableDiffusionPromptProcessor = PromptProcessor  # type: ignore[attr-defined]
