@@ -25,6 +25,12 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd_folder_512(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights with the sizes that threestudio writes out: pictures of 512, latents of 64, 77 tokens."""
+    return build_sd_folder(tmp_path_factory.mktemp("sd512") / "model", latent=64, context=77, levels=4)
+
+
+@pytest.fixture(scope="session")
 def v_prediction_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights, read as a v-prediction model."""
     import shutil
@@ -44,28 +50,33 @@ def sd_teacher(sd_folder: Path) -> Any:
     return StableDiffusionTeacher.load(str(sd_folder), device="cpu")
 
 
-def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
-    """Write the model; loads alike in transformers 4 and 5, whose tokenizers read different files."""
+def build_sd_folder(
+    folder: Path, seed: int = 0, width: int = 16, latent: int = LATENT, context: int = CONTEXT, levels: int = 2
+) -> Path:
+    """Write the model; loads alike in transformers 4 and 5, whose tokenizers read different files.
+
+    latent, context: the side of its latents, and its tokens. levels: of the VAE, so pictures are 2^(levels - 1) larger.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    size = _write_tokenizer(folder / "tokenizer")
+    size = _write_tokenizer(folder / "tokenizer", context)
     text_config = CLIPTextConfig(
         vocab_size=size,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         bos_token_id=size - 2,
         eos_token_id=size - 1,
         pad_token_id=size - 1,
     )
     CLIPTextModel(text_config).save_pretrained(folder / "text_encoder", safe_serialization=True)
     UNet2DConditionModel(
-        sample_size=LATENT,
+        sample_size=latent,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(8, 16),
@@ -75,13 +86,13 @@ def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
         cross_attention_dim=width,
     ).save_pretrained(folder / "unet", safe_serialization=True)
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(4, *[8] * (levels - 1)),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=2 * LATENT,
+        sample_size=latent * 2 ** (levels - 1),
         scaling_factor=0.5,
     ).save_pretrained(folder / "vae", safe_serialization=True)
     DDIMScheduler(
@@ -109,7 +120,7 @@ def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
     return folder
 
 
-def _write_tokenizer(folder: Path) -> int:
+def _write_tokenizer(folder: Path, context: int) -> int:
     """CLIP's byte alphabet with no merges, one token a character; returns the size of the vocabulary."""
     from transformers import CLIPTokenizer
 
@@ -131,7 +142,7 @@ def _write_tokenizer(folder: Path) -> int:
         eos_token="<|endoftext|>",
         unk_token="<|endoftext|>",
         pad_token="<|endoftext|>",
-        model_max_length=CONTEXT,
+        model_max_length=context,
     )
     tokenizer.save_pretrained(str(folder))
     write_pair()

@@ -193,8 +193,8 @@ def train(checkout: Path, config: Path, steps: int, workdir: Path, overrides: Se
 
         def on_train_batch_end(self, trainer: Any, system: Any, *_: Any) -> None:
             logged = {k.removeprefix("train/"): float(v) for k, v in trainer.callback_metrics.items()}
-            line = {"step": trainer.global_step, "rank": trainer.global_rank, "seconds": time.perf_counter() - self.start}
-            line.update(guidance=type(system.guidance).__name__, logged=logged)
+            line = {"step": trainer.global_step, "rank": trainer.global_rank, "logged": logged}
+            line.update(guidance=type(system.guidance).__name__, seconds=time.perf_counter() - self.start)
             print(json.dumps(line), file=out, flush=True)
 
     class CpuTrainer(pl.Trainer):

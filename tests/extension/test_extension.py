@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -277,7 +279,7 @@ def test_two_processes_share_the_strata_and_not_the_noise(sd_folder: Path, tmp_p
     ]
     for process in both:
         process.start()
-    found = dict((rank, rest) for rank, *rest in (answers.get(timeout=120) for _ in both))
+    found = {rank: rest for rank, *rest in (answers.get(timeout=120) for _ in both)}
     for process in both:
         process.join(timeout=60)
     timesteps = sorted(found[0][0] + found[1][0])
@@ -292,6 +294,39 @@ def test_the_prompt_processor_reads_a_folder(host: Any, sd_folder: Path) -> None
         {"pretrained_model_name_or_path": str(sd_folder)}
     )
     assert processor.read_from == str(sd_folder)
+    assert processor.cfg.use_cache
+
+
+def test_the_built_in_model_is_read_from_the_package_and_never_from_a_cache(host: Any) -> None:
+    processor = host.modules["carv-stable-diffusion-prompt-processor"]({"pretrained_model_name_or_path": "carv-tiny"})
+    assert (Path(processor.read_from) / "model_index.json").is_file()
+    assert not processor.cfg.use_cache
+
+
+def test_the_built_in_model_sets_the_sizes(host: Any) -> None:
+    guidance = host.modules["carv-stable-diffusion-guidance"]({"pretrained_model_name_or_path": "carv-tiny"})
+    teacher = guidance._carv.teacher
+    assert (teacher.image_size, teacher.latent_size) == (64, 16)
+    pictures = torch.rand(1, 32, 32, 3).requires_grad_()
+    text = torch.zeros(1, 20, teacher.unet.config.cross_attention_dim)
+    batch = {name: value[:1] if isinstance(value, Tensor) else value for name, value in BATCH.items()}
+    out = guidance(pictures, double.PromptUtils(text, text), **batch)
+    assert guidance._carv.estimator.options.num_draws == 4
+    assert torch.autograd.grad(out["loss_sds"], pictures)[0].abs().max() > 0
+
+
+def test_an_old_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "1.13.1+cu117")
+    with pytest.raises(ImportError, match="needs torch 2.0 or newer, and threestudio's environment has 1.13.1"):
+        double.install(monkeypatch)
+
+
+def test_a_model_of_another_prediction_type_is_one_sentence(make: Any, sd_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd_folder, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "sample"}))
+    with pytest.raises(CarvError, match="prediction_type is 'sample', not epsilon or v_prediction"):
+        make(pretrained_model_name_or_path=str(tmp_path / "model"))
 
 
 def test_without_the_package_the_import_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
