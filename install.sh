@@ -103,7 +103,7 @@ threestudio() {
   [ -f "$checkout/launch.py" ] && [ -f "$checkout/threestudio/__init__.py" ] ||
     die "$checkout is no threestudio checkout: it lacks launch.py or threestudio/__init__.py"
   [ -d "$checkout/custom" ] ||
-    die "$checkout has no folder custom/, so it is older than extensions (0.2.0): update it (git pull)"
+    die "$checkout has no folder custom/, so it is older than extensions: update it (git pull)"
   command -v "$python" >/dev/null || die "there is no $python; activate threestudio's environment, or name its Python: PYTHON=/path/to/python"
   said=$("$python" -c '
 import sys

@@ -50,7 +50,7 @@ def check_checkout(root: Path) -> None:
     if not (root / "launch.py").is_file() or not (root / "threestudio" / "__init__.py").is_file():
         raise CarvError(f"{root} is no threestudio checkout: it lacks launch.py or threestudio/__init__.py.")
     if not (root / "custom").is_dir():
-        raise CarvError(f"{root} has no folder custom/, so it is older than extensions (0.2.0): update it (git pull).")
+        raise CarvError(f"{root} has no folder custom/, so it is older than extensions: update it (git pull).")
 
 
 def _python() -> Finding:

@@ -317,7 +317,7 @@ def test_the_built_in_model_sets_the_sizes(host: Any) -> None:
 
 def test_an_old_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "1.13.1+cu117")
-    with pytest.raises(ImportError, match="needs torch 2.0 or newer, and threestudio's environment has 1.13.1"):
+    with pytest.raises(ImportError, match=r"needs torch 2\.0 or newer, .* has 1\.13\.1"):
         double.install(monkeypatch)
 
 
