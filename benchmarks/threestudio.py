@@ -54,7 +54,7 @@ def cameras(host: Any, cfg: Any) -> Iterator[dict[str, Any]]:
 
 
 def fit_stock_to(model: Any) -> None:
-    """threestudio writes 512 and 64 out; exchange them for this model's sizes in its guidance's calls of interpolate."""
+    """threestudio writes 512 and 64 out; exchange them for this model's sizes where its guidance calls interpolate."""
     from threestudio.models.guidance import stable_diffusion_guidance as module
 
     sizes = {(512, 512): (model.image_size,) * 2, (64, 64): (model.latent_size,) * 2}
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="carv-tiny", help="carv-tiny or a diffusers folder")
     parser.add_argument("--prompt", default="a red mug")
-    parser.add_argument("--guidance-scale", type=float, default=2.5, help="in threestudio's convention: s + 1 elsewhere")
+    parser.add_argument("--guidance-scale", type=float, default=2.5, help="threestudio's, which is s + 1 elsewhere")
     parser.add_argument("--steps", type=int, default=100, help="steps before the scene is frozen")
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--width", type=int, default=64, help="of the renders")

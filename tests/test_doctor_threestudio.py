@@ -91,9 +91,7 @@ def test_what_is_no_checkout_is_one_sentence(
 
 @pytest.mark.usefixtures("_all_installed")
 def test_the_environment_variable_is_told_in_the_usual_report(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told() -> doctor.Finding:
-        return next(one for one in doctor.examine() if one.name == "threestudio")
-
+    told = doctor._threestudio
     monkeypatch.delenv("CARV_THREESTUDIO", raising=False)
     assert "names no checkout" in told().detail
     monkeypatch.setenv("CARV_THREESTUDIO", str(checkout))

@@ -279,9 +279,12 @@ def test_two_processes_share_the_strata_and_not_the_noise(sd_folder: Path, tmp_p
     ]
     for process in both:
         process.start()
-    found = {rank: rest for rank, *rest in (answers.get(timeout=120) for _ in both)}
-    for process in both:
-        process.join(timeout=60)
+    try:
+        found = {rank: rest for rank, *rest in (answers.get(timeout=400) for _ in both)}
+    finally:
+        for process in both:
+            process.join(timeout=60)
+            process.kill()
     timesteps = sorted(found[0][0] + found[1][0])
     assert len(timesteps) == 16  # 2 ranks x 4 renders x 2 draws
     assert [int(t / 1000 * 16) for t in timesteps] == list(range(16))

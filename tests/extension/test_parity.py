@@ -68,19 +68,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("perp_neg", [False, True], ids=["plain", "perp-neg"])
-@pytest.mark.parametrize("latents", [False, True], ids=["pictures", "latents"])
-@pytest.mark.parametrize("case", CASES)
+PLAIN = [(case, False, False) for case in CASES]
+LATENTS = [(case, True, False) for case in ("sds", "sjc", "clipped")]
+PERP_NEG = [(case, False, True) for case in CASES if case not in ("annealed", "one prompt for all views")]
+
+
+@pytest.mark.parametrize(("case", "latents", "perp_neg"), [*PLAIN, *LATENTS, *PERP_NEG, ("sjc", True, True)])
 def test_one_uniform_draw_gives_the_stock_gradient(
     case: str, latents: bool, perp_neg: bool, prompts: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = CASES[case]
-    if options.get("use_img_loss") and latents:
-        pytest.skip("threestudio itself fails there; ours says so, see test_extension.py")
-    if perp_neg and not options.get("view_dependent_prompting", True):
-        pytest.skip("threestudio's Perp-Neg needs view-dependent prompts")
     n = 1 if perp_neg else 2  # threestudio's Perp-Neg is wrong for more than one item
-    stock, ours = both({"guidance_scale": 20.0, **options})
+    stock, ours = both({"guidance_scale": 20.0, **CASES[case]})
     for guidance in (stock, ours):
         guidance.update_step(0, 400)
     source = torch.Generator().manual_seed(3)
@@ -107,6 +105,28 @@ def test_one_uniform_draw_gives_the_stock_gradient(
         # threestudio's loss rounds its gradient to the last bits of the latents, which is seen where the clip is small
         assert float((got[name] - gradient).abs().max()) < 1e-4 * size, name
         assert float((got[name] - gradient).norm() / gradient.norm()) < 2e-5, name
+
+
+def test_the_pictures_of_guidance_eval_start_from_the_same_noise(
+    prompts: Any, both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows is drawn anew by both; the noisy picture, the noise level and the text beside it are the same."""
+    stock, ours = both({"guidance_scale": 20.0})
+    source = torch.Generator().manual_seed(3)
+    z, eps = (torch.randn(1, 4, 64, 64, generator=source) for _ in range(2))
+    rgb, t, utils = z.permute(0, 2, 3, 1), torch.tensor([67]), prompts()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randint", lambda *_, **__: t)
+        patch.setattr(torch, "randn_like", lambda *_, **__: eps)
+        wanted = stock(rgb, utils, rgb_as_latents=True, guidance_eval=True, **batch(1))["eval"]
+    monkeypatch.setattr(ours._carv.estimator, "draw", lambda *_, **__: Draws(t[:, None], eps[:, None]))
+    found = ours(rgb, utils, rgb_as_latents=True, guidance_eval=True, **batch(1))["eval"]
+    assert set(found) == set(wanted)
+    assert (found["bs"], found["texts"]) == (wanted["bs"], wanted["texts"])
+    assert found["noise_levels"] == pytest.approx([float(level) for level in wanted["noise_levels"]])
+    for name in ("imgs_noisy", "imgs_1step", "imgs_1orig", "imgs_final"):
+        assert found[name].shape == wanted[name].shape
+    torch.testing.assert_close(found["imgs_noisy"], wanted["imgs_noisy"], atol=1e-5, rtol=1e-4)
 
 
 def test_a_stock_configuration_is_accepted_as_it_is(threestudio: Any) -> None:
