@@ -124,6 +124,43 @@ def test_every_stock_option_has_its_stock_default(host: Any) -> None:
     assert {name: getattr(config, name) for name in STOCK} == STOCK
 
 
+def test_options_of_the_model_reach_its_loading(host: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    load, seen = StableDiffusionTeacher.load, {}
+    said: list[str] = []
+
+    def record(name: str, **options: Any) -> Any:
+        seen.update(options)
+        return load(name, with_text=False)
+
+    monkeypatch.setattr(StableDiffusionTeacher, "load", record)
+    host.info = said.append
+    make()
+    assert seen == {
+        "device": torch.device("cpu"), "half_precision": True, "channels_last": False, "attention_slicing": False,
+        "cpu_offload": False, "token_merging": None, "with_text": False,
+    }  # fmt: skip
+    assert said == []
+    make(
+        enable_channels_last_format=True, enable_attention_slicing=True, enable_sequential_cpu_offload=True,
+        half_precision_weights=False, token_merging=True, token_merging_params={"ratio": 0.3},
+        enable_memory_efficient_attention=True,
+    )  # fmt: skip
+    assert [seen[one] for one in ("channels_last", "attention_slicing", "cpu_offload")] == [True] * 3
+    assert (seen["half_precision"], seen["token_merging"]) == (False, {"ratio": 0.3})
+    assert said == ["PyTorch 2 uses memory efficient attention by default."]
+
+
+def test_prompts_may_be_the_same_for_all_views(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    utils = prompts(sd_teacher)
+    asked = []
+    utils.get_text_embeddings = lambda *views: asked.append(views[3]) or torch.cat([utils.text, utils.no_text])
+    for by_view in (True, False):
+        make(view_dependent_prompting=by_view)(rgb, utils, **BATCH)
+    assert asked == [True, False]
+
+
 def test_all_that_is_logged_is_a_scalar(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
     out = make(use_img_loss=True)(rgb, prompts(sd_teacher), **BATCH)
     for name, value in out.items():
