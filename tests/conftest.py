@@ -25,6 +25,12 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd_folder_512(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights with the sizes that threestudio writes out: pictures of 512, latents of 64, 77 tokens."""
+    return build_sd_folder(tmp_path_factory.mktemp("sd512") / "model", latent=64, context=77, levels=4)
+
+
+@pytest.fixture(scope="session")
 def v_prediction_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights, read as a v-prediction model."""
     import shutil
@@ -50,28 +56,33 @@ def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_xl_folder(tmp_path_factory.mktemp("sdxl"))
 
 
-def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
-    """Write the model; loads alike in transformers 4 and 5, whose tokenizers read different files."""
+def build_sd_folder(
+    folder: Path, seed: int = 0, width: int = 16, latent: int = LATENT, context: int = CONTEXT, levels: int = 2
+) -> Path:
+    """Write the model; loads alike in transformers 4 and 5, whose tokenizers read different files.
+
+    latent, context: the side of its latents, and its tokens. levels: of the VAE, so pictures are 2^(levels - 1) larger.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    size = _write_tokenizer(folder / "tokenizer")
+    size = _write_tokenizer(folder / "tokenizer", context)
     text_config = CLIPTextConfig(
         vocab_size=size,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         bos_token_id=size - 2,
         eos_token_id=size - 1,
         pad_token_id=size - 1,
     )
     CLIPTextModel(text_config).save_pretrained(folder / "text_encoder", safe_serialization=True)
     UNet2DConditionModel(
-        sample_size=LATENT,
+        sample_size=latent,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(8, 16),
@@ -81,13 +92,13 @@ def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
         cross_attention_dim=width,
     ).save_pretrained(folder / "unet", safe_serialization=True)
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(4, *[8] * (levels - 1)),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=2 * LATENT,
+        sample_size=latent * 2 ** (levels - 1),
         scaling_factor=0.5,
     ).save_pretrained(folder / "vae", safe_serialization=True)
     DDIMScheduler(
@@ -121,7 +132,7 @@ def build_xl_folder(folder: Path, seed: int = 1, widths: tuple[int, int] = (16, 
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     build_sd_folder(folder, seed, widths[0])
-    size = _write_tokenizer(folder / "tokenizer_2", pad="!")
+    size = _write_tokenizer(folder / "tokenizer_2", CONTEXT, pad="!")
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     for part, width, kind in (
@@ -168,7 +179,7 @@ def build_xl_folder(folder: Path, seed: int = 1, widths: tuple[int, int] = (16, 
     return folder
 
 
-def _write_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> int:
+def _write_tokenizer(folder: Path, context: int, pad: str = "<|endoftext|>") -> int:
     """CLIP's byte alphabet with no merges, one token a character; returns the size of the vocabulary."""
     from transformers import CLIPTokenizer
 
@@ -190,7 +201,7 @@ def _write_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> int:
         eos_token="<|endoftext|>",
         unk_token="<|endoftext|>",
         pad_token=pad,
-        model_max_length=CONTEXT,
+        model_max_length=context,
     )
     tokenizer.save_pretrained(str(folder))
     write_pair()

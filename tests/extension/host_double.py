@@ -56,6 +56,7 @@ class PromptProcessor(BaseObject):
     class Config(BaseObject.Config):
         pretrained_model_name_or_path: str = ""
         prompt: str = "a hamburger"
+        use_cache: bool = True
 
     def configure(self) -> None:
         self.read_from = self.cfg.pretrained_model_name_or_path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,43 @@ def test_one_uniform_draw_is_the_stock_gradient(
 def test_every_stock_option_has_its_stock_default(host: Any) -> None:
     config = host.modules["carv-stable-diffusion-guidance"].Config()
     assert {name: getattr(config, name) for name in STOCK} == STOCK
+
+
+def test_options_of_the_model_reach_its_loading(host: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    load, seen = StableDiffusionTeacher.load, {}
+    said: list[str] = []
+
+    def record(name: str, **options: Any) -> Any:
+        seen.update(options)
+        return load(name, with_text=False)
+
+    monkeypatch.setattr(StableDiffusionTeacher, "load", record)
+    host.info = said.append
+    make()
+    assert seen == {
+        "device": torch.device("cpu"), "half_precision": True, "channels_last": False, "attention_slicing": False,
+        "cpu_offload": False, "token_merging": None, "with_text": False,
+    }  # fmt: skip
+    assert said == []
+    make(
+        enable_channels_last_format=True, enable_attention_slicing=True, enable_sequential_cpu_offload=True,
+        half_precision_weights=False, token_merging=True, token_merging_params={"ratio": 0.3},
+        enable_memory_efficient_attention=True,
+    )  # fmt: skip
+    assert [seen[one] for one in ("channels_last", "attention_slicing", "cpu_offload")] == [True] * 3
+    assert (seen["half_precision"], seen["token_merging"]) == (False, {"ratio": 0.3})
+    assert said == ["PyTorch 2 uses memory efficient attention by default."]
+
+
+def test_prompts_may_be_the_same_for_all_views(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    utils = prompts(sd_teacher)
+    asked = []
+    utils.get_text_embeddings = lambda *views: asked.append(views[3]) or torch.cat([utils.text, utils.no_text])
+    for by_view in (True, False):
+        make(view_dependent_prompting=by_view)(rgb, utils, **BATCH)
+    assert asked == [True, False]
 
 
 def test_all_that_is_logged_is_a_scalar(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
@@ -277,9 +316,12 @@ def test_two_processes_share_the_strata_and_not_the_noise(sd_folder: Path, tmp_p
     ]
     for process in both:
         process.start()
-    found = dict((rank, rest) for rank, *rest in (answers.get(timeout=120) for _ in both))
-    for process in both:
-        process.join(timeout=60)
+    try:
+        found = {rank: rest for rank, *rest in (answers.get(timeout=400) for _ in both)}
+    finally:
+        for process in both:
+            process.join(timeout=60)
+            process.kill()
     timesteps = sorted(found[0][0] + found[1][0])
     assert len(timesteps) == 16  # 2 ranks x 4 renders x 2 draws
     assert [int(t / 1000 * 16) for t in timesteps] == list(range(16))
@@ -292,6 +334,39 @@ def test_the_prompt_processor_reads_a_folder(host: Any, sd_folder: Path) -> None
         {"pretrained_model_name_or_path": str(sd_folder)}
     )
     assert processor.read_from == str(sd_folder)
+    assert processor.cfg.use_cache
+
+
+def test_the_built_in_model_is_read_from_the_package_and_never_from_a_cache(host: Any) -> None:
+    processor = host.modules["carv-stable-diffusion-prompt-processor"]({"pretrained_model_name_or_path": "carv-tiny"})
+    assert (Path(processor.read_from) / "model_index.json").is_file()
+    assert not processor.cfg.use_cache
+
+
+def test_the_built_in_model_sets_the_sizes(host: Any) -> None:
+    guidance = host.modules["carv-stable-diffusion-guidance"]({"pretrained_model_name_or_path": "carv-tiny"})
+    teacher = guidance._carv.teacher
+    assert (teacher.image_size, teacher.latent_size) == (64, 16)
+    pictures = torch.rand(1, 32, 32, 3).requires_grad_()
+    text = torch.zeros(1, 20, teacher.unet.config.cross_attention_dim)
+    batch = {name: value[:1] if isinstance(value, Tensor) else value for name, value in BATCH.items()}
+    out = guidance(pictures, double.PromptUtils(text, text), **batch)
+    assert guidance._carv.estimator.options.num_draws == 4
+    assert torch.autograd.grad(out["loss_sds"], pictures)[0].abs().max() > 0
+
+
+def test_an_old_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "1.13.1+cu117")
+    with pytest.raises(ImportError, match=r"needs torch 2\.0 or newer, .* has 1\.13\.1"):
+        double.install(monkeypatch)
+
+
+def test_a_model_of_another_prediction_type_is_one_sentence(make: Any, sd_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd_folder, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "sample"}))
+    with pytest.raises(CarvError, match="prediction_type is 'sample', not epsilon or v_prediction"):
+        make(pretrained_model_name_or_path=str(tmp_path / "model"))
 
 
 def test_without_the_package_the_import_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
