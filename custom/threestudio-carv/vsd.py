@@ -125,8 +125,8 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         if self._untrained_steps == MAX_UNTRAINED_STEPS + 1 and self.lora.untouched:
             raise CarvError(
                 f"the LoRA of carv-vsd-guidance is untrained after {MAX_UNTRAINED_STEPS} steps: give it a learning "
-                "rate (optimizer.params.guidance.lr=0.0001) and a lambda_lora above 0, in prolificdreamer-system, which "
-                "builds its guidance before its optimizer."
+                "rate (optimizer.params.guidance.lr=0.0001) and a lambda_lora above 0, in a system that builds "
+                "its guidance before its optimizer, such as prolificdreamer-system."
             )
 
     def sample(

@@ -70,6 +70,18 @@ def test_every_stock_option_has_its_stock_default(host: Any) -> None:
     assert {name: getattr(config, name) for name in STOCK} == STOCK
 
 
+def test_every_option_beside_the_stock_ones_is_in_the_readme(host: Any) -> None:
+    readme = (double.EXTENSION / "README.md").read_text()
+    config = vars(host.modules["carv-vsd-guidance"].Config())
+    shared = vars(host.modules["carv-stable-diffusion-guidance"].Config())
+    own = {name: value for name, value in config.items() if name not in STOCK and name not in shared}
+    assert own == {"lora_max_batch": 4, "lora_rank": 4}
+    for name, value in own.items():
+        assert f"- `{name}` ({value})" in readme
+    differ = {name for name in shared if name in config and config[name] != shared[name]}
+    assert differ == {"pretrained_model_name_or_path", "guidance_scale", "cfg_convention"}
+
+
 def test_the_host_sees_the_lora_and_nothing_else(make: Any) -> None:
     guidance = make()
     assert {name.split(".")[0] for name, _ in guidance.named_parameters()} == {"lora"}
