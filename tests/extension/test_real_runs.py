@@ -67,7 +67,8 @@ def test_a_shipped_configuration_trains(config: str, checkout: Path, sd_folder_5
         assert "seconds_decode" not in logged
     if config == "carv-dreamfusion-tiny":
         # the schedule follows the steps
-        assert [one["logged"]["max_step"] for one in steps] == pytest.approx([980 - 29 * i for i in range(STEPS)], abs=1)
+        falls = [980 - 29 * i for i in range(STEPS)]
+        assert [one["logged"]["max_step"] for one in steps] == pytest.approx(falls, abs=1)
     pictures = sorted((tmp_path / "run" / "outputs").rglob("*.png"))
     assert pictures, "threestudio's own test views"
 
