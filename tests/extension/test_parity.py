@@ -36,8 +36,11 @@ def both(threestudio: Any, sd_folder_512: Path) -> Any:
     """(stock, ours) with the same options, and ours with those of ONE_DRAW or others."""
 
     def build(options: dict[str, Any], ours: dict[str, Any] = ONE_DRAW) -> tuple[Any, Any]:
+        from omegaconf import OmegaConf
+
         cfg = {"pretrained_model_name_or_path": str(sd_folder_512), "half_precision_weights": False, **options}
-        return threestudio.find(STOCK)(cfg), threestudio.find(OURS)({**cfg, **ours})
+        # as from a YAML file: threestudio takes a schedule for a number from there, and not from a dict
+        return threestudio.find(STOCK)(OmegaConf.create(cfg)), threestudio.find(OURS)(OmegaConf.create({**cfg, **ours}))
 
     return build
 
