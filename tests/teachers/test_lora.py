@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from carv_3d.errors import CarvError
+from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.lora import CameraLora, LowRank
 from carv_3d.teachers.lora_student import LoraStudent, check_pair
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -104,6 +105,23 @@ def test_half_precision_keeps_float32_weights() -> None:
     torch.testing.assert_close(layer(x)[0, 0], (layer.down.weight @ x[0].float()).sum())
 
 
+def test_a_half_precision_unet_trains_the_float32_lora(sd_folder: Path) -> None:
+    z, t, text, camera = rows(4)
+    eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(7))
+    grads = []
+    for dtype in (torch.float32, torch.bfloat16):  # float16's place on a CPU
+        torch.manual_seed(0)
+        teacher = StableDiffusionTeacher.load(str(sd_folder), device="cpu", with_text=False)
+        student = LoraStudent(Denoiser(teacher.unet.to(dtype), teacher.schedule))
+        trained(student.lora)
+        errors = student.squared_errors(z, t, eps, text, camera)
+        assert errors.dtype == torch.float32
+        found = torch.autograd.grad(errors.sum(), student.parameters())
+        assert all(g.dtype == torch.float32 for g in found)
+        grads.append(torch.cat([g.flatten() for g in found]))
+    assert float(torch.cosine_similarity(*grads, dim=0)) > 0.99
+
+
 @pytest.mark.parametrize("kind", ["sd_folder", "v_prediction_folder"])
 def test_the_error_is_in_what_the_model_predicts(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
@@ -123,7 +141,6 @@ def test_the_error_is_in_what_the_model_predicts(kind: str, request: pytest.Fixt
 
 def test_models_that_do_not_fit_are_named(teacher: Any, xl_folder: Path, sd_folder: Path) -> None:
     from carv_3d.core.schedule import NoiseSchedule
-    from carv_3d.teachers.denoiser import Denoiser
     from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 
     check_pair(teacher, StableDiffusionTeacher.load(str(sd_folder), device="cpu"))
