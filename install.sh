@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # install.sh [COMMAND ...]
+# install.sh --threestudio PATH
 #
 # Makes .venv beside this file once, with everything that carv_3d needs, then runs COMMAND inside it
 # (its exit status is the script's). Later calls go straight to COMMAND. Needs Python 3.10+ and git.
@@ -7,6 +8,9 @@
 #   ./install.sh                               set up, and say what to do next
 #   ./install.sh carv generate "a red mug"     set up where needed, then run carv
 #   ./install.sh pytest                        the same for the tests
+#   ./install.sh --threestudio PATH            for an existing threestudio checkout: links the extension into its
+#                                              custom/ and installs carv_3d, without any other package, into the
+#                                              environment that is active (PYTHON=... names another); no .venv is made
 #
 # Environment: PYTHON=python3.12 chooses the interpreter; CARV_TORCH=cpu or CARV_TORCH=cuda chooses the build
 # of PyTorch (without it: CUDA where nvidia-smi finds a GPU, the CPU build otherwise).
@@ -89,6 +93,49 @@ setup() {
   rm -f "$MAKING"
   say "Ready after $((SECONDS - started)) s."
 }
+
+# Into threestudio's own environment, whose packages are left as they are (--no-deps): it has all that the extension
+# imports. The checkout gets one symbolic link.
+threestudio() {
+  local python=${PYTHON:-python} checkout link said
+  [ $# -eq 1 ] && [ -n "$1" ] || die "--threestudio takes one path, that of a threestudio checkout"
+  checkout=$(cd "$1" 2>/dev/null && pwd -P) || die "there is no folder $1; name a threestudio checkout (it holds launch.py)"
+  [ -f "$checkout/launch.py" ] && [ -f "$checkout/threestudio/__init__.py" ] ||
+    die "$checkout is no threestudio checkout: it lacks launch.py or threestudio/__init__.py"
+  [ -d "$checkout/custom" ] ||
+    die "$checkout has no folder custom/, so it is older than extensions: update it (git pull)"
+  command -v "$python" >/dev/null || die "there is no $python; activate threestudio's environment, or name its Python: PYTHON=/path/to/python"
+  said=$("$python" -c '
+import sys
+if sys.version_info < (3, 10):
+    sys.exit("it is Python %d.%d, and carv_3d needs 3.10 or newer" % sys.version_info[:2])
+try:
+    import torch, diffusers, transformers
+except Exception as error:
+    sys.exit("it does not load what threestudio needs (%s)" % error)
+if int(torch.__version__.split(".")[0]) < 2:
+    sys.exit("its torch is %s, and carv_3d needs 2.0 or newer" % torch.__version__)
+' 2>&1) || die "$(command -v "$python") cannot be used: $(tail -n 1 <<<"$said"); activate threestudio's environment first"
+  link=$checkout/custom/threestudio-carv
+  if [ -L "$link" ]; then
+    [ "$(cd "$link" 2>/dev/null && pwd -P)" = "$ROOT/custom/threestudio-carv" ] ||
+      die "$link leads elsewhere ($(readlink "$link")); remove it and run this again"
+  elif [ -e "$link" ]; then
+    die "$link exists and is no link of this script's; move it away and run this again"
+  fi
+  said=$("$python" -m pip --disable-pip-version-check install --no-deps -e "$ROOT" 2>&1) || {
+    tail -n 8 <<<"$said" >&2
+    die "carv_3d could not be installed into the environment of $(command -v "$python"); mend that and run it again"
+  }
+  [ -L "$link" ] || ln -s "$ROOT/custom/threestudio-carv" "$link"
+  "$python" -m carv_3d.cli doctor --threestudio "$checkout" >&2 || say "The extension is linked; what is still missing stands above."
+}
+
+if [ "${1:-}" = --threestudio ]; then
+  shift
+  threestudio "$@"
+  exit 0
+fi
 
 if ! ready; then
   # One set-up at a time: a second caller waits for the first, then finds it ready.

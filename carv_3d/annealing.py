@@ -28,7 +28,8 @@ def annealed(value: Annealed, step: float, epoch: float = 0) -> float:
         return values[0]
     for (left, a), (right, b) in zip(zip(ends, values), zip(ends[1:], values[1:])):
         if now < right:
-            return a + (b - a) * (now - left) / (right - left)
+            # in threestudio's order of operations: a last bit decides which timestep int(T x) is
+            return a + (b - a) * ((now - left) / (right - left))
     return values[-1]
 
 

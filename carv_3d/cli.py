@@ -159,15 +159,18 @@ def doctor(words: list[str]) -> int:
         allow_abbrev=False,
         description="What is on this machine, what is not, and the exact remedy. Status 0: carv can run.",
     )
+    parser.add_argument(
+        "--threestudio", metavar="PATH", help="whether this checkout and this Python are ready for threestudio-carv"
+    )
     try:
-        _, rest = parser.parse_known_args(words)
+        args, rest = parser.parse_known_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     parser.refuse_unknown(rest)
 
     from carv_3d import doctor as examination
 
-    return examination.main()
+    return examination.main(threestudio=args.threestudio)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,19 @@ def examine() -> list[Finding]:
     return [check() for check in checks]
 
 
-def main(print_line: Callable[[str], None] = print) -> int:
-    """Print the report; 0 if the main job can run, 1 if something that it needs is missing."""
-    findings = examine()
+def main(print_line: Callable[[str], None] = print, threestudio: str | None = None) -> int:
+    """Print the report; 0 if the main job can run, 1 if something that it needs is missing.
+
+    threestudio: the folder of a checkout; the report is then about it, and the job is to train there.
+    """
+    if threestudio is not None:
+        from carv_3d.doctor_threestudio import CONFIG
+        from carv_3d.doctor_threestudio import examine as examine_checkout
+
+        findings = examine_checkout(threestudio)
+        next_step = f'python launch.py --config {CONFIG} --train --gpu 0 system.prompt_processor.prompt="a red mug"'
+    else:
+        findings, next_step = examine(), 'carv generate "a red mug"'
     print_line(f"carv_3d {__version__} on {platform.platform()}")
     width = max(len(f.name) for f in findings)
     for one in findings:
@@ -55,7 +65,7 @@ def main(print_line: Callable[[str], None] = print) -> int:
     if missing:
         print_line(f"Not ready: {', '.join(missing)}. The remedies stand above.")
         return 1
-    print_line('Ready. Try: carv generate "a red mug"')
+    print_line(f"Ready. Try: {next_step}")
     return 0
 
 
@@ -176,14 +186,18 @@ def _tcnn() -> Finding:
 
 
 def _threestudio() -> Finding:
-    if importlib.util.find_spec("threestudio") is not None:
-        return Finding(
-            "threestudio", True, "importable: the extension in custom/threestudio-carv can be used"
-        )
-    remedy = (
-        "only for its users: link custom/threestudio-carv into the folder custom/ of a threestudio checkout"
-    )
-    return Finding("threestudio", False, "not on the import path (not needed by carv)", remedy)
+    remedy = "only for its users: ./install.sh --threestudio PATH, then carv doctor --threestudio PATH"
+    named = os.environ.get("CARV_THREESTUDIO")
+    if not named:
+        return Finding("threestudio", False, "CARV_THREESTUDIO names no checkout (not needed by carv)", remedy)
+    from carv_3d.doctor_threestudio import examine as examine_checkout
+
+    try:
+        missing = [f.name for f in examine_checkout(named) if f.needed and not f.found]
+    except CarvError as error:
+        return Finding("threestudio", False, f"CARV_THREESTUDIO: {error}", remedy)
+    told = f"{named} is not ready ({', '.join(missing)})" if missing else f"{named} is ready for threestudio-carv"
+    return Finding("threestudio", not missing, told, f"carv doctor --threestudio {named}")
 
 
 def _disk() -> Finding:

@@ -11,7 +11,8 @@ own (prompt processors, batches, configs) stays in the host.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,9 +85,20 @@ class SDSGuidance:
         )
         self.generator = torch.Generator(device=teacher.device)
         seed = self.options.seed
-        # ranks share the strata, never the noise
-        base = int(torch.randint(2**62, ())) if seed is None else seed
-        self.generator.manual_seed(base + self.estimator.options.rank)
+        self._seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self.generator.manual_seed(self._seed + self.estimator.options.rank)
+
+    def join_ranks(self, rank: int, world_size: int) -> None:
+        """Share the strata out among processes that were not yet there when this was built; the noise is never shared.
+
+        It may be called at every step, on every rank alike; nothing changes unless rank or world_size does.
+        """
+        now = self.estimator.options
+        if (rank, world_size) == (now.rank, now.world_size):
+            return
+        self.estimator.options = replace(now, rank=rank, world_size=world_size)
+        if rank != now.rank:
+            self.generator.manual_seed(self._seed + rank)
 
     def __call__(
         self,
@@ -100,6 +112,8 @@ class SDSGuidance:
         negatives: tuple[Tensor, Tensor] | None = None,
         with_recon: bool | None = None,
         draws: Draws | None = None,
+        against: Callable[..., Tensor] | None = None,
+        against_cond: tuple[Tensor, ...] = (),
     ) -> GuidanceOutput:
         """One step.
 
@@ -112,6 +126,9 @@ class SDSGuidance:
             scale is then guidance_scale itself, as in threestudio, whatever cfg_convention is.
         with_recon: whether to decode for `loss_recon`; options.use_recon_loss unless given.
         draws: explicit draws for the estimator, instead of drawing.
+        against: what the teacher's prediction is held against in place of eps, a model of the renders (variational
+            score distillation); against(z_t (N, ...), t (N,), *rows of against_cond) -> (N, ...).
+        against_cond: tensors with B rows.
         Raises CarvError for shapes that do not fit the teacher.
         """
         options = self.options
@@ -129,21 +146,25 @@ class SDSGuidance:
 
         if options.use_img_loss and rgb_as_latents:
             raise CarvError("use_img_loss needs pictures, and this render is latents: set it to false.")
-        known = (*cond, pictures.detach()) if options.use_img_loss else cond
+        known = (*cond, *against_cond, *((pictures.detach(),) if options.use_img_loss else ()))
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             schedule = self.estimator.schedule
-            rows, shown = (rows[:-1], rows[-1]) if options.use_img_loss else (rows, None)
-            predicted = self.eps_hat(z_t, t, rows, scale)
+            predicted = self.eps_hat(z_t, t, rows[: len(cond)], scale)
+            other = eps if against is None else against(z_t, t, *rows[len(cond) : len(cond) + len(against_cond)])
             w, alpha, sigma = (
                 x.to(eps.dtype).view(-1, 1, 1, 1)
                 for x in (schedule.w(t, options.weighting), schedule.alpha(t), schedule.sigma(t))
             )
-            f = w * (predicted - eps) if options.var_red or not options.use_sjc else predicted
-            if shown is None:
+            f = w * (predicted - other) if options.var_red or not options.use_sjc else predicted
+            if not options.use_img_loss:
                 return f
-            z0_hat = (z_t - sigma * predicted) / alpha
-            return f, w * (shown - self.teacher.decode(z0_hat)) * alpha / sigma
+
+            def picture(noise: Tensor) -> Tensor:
+                return self.teacher.decode((z_t - sigma * noise) / alpha)
+
+            shown = rows[-1] if against is None else picture(other)
+            return f, w * (shown - picture(predicted)) * alpha / sigma
 
         clip = None if options.grad_clip is None else annealed(options.grad_clip, step, epoch)
         estimate = self.estimator.estimate_residual(
@@ -202,14 +223,22 @@ class SDSGuidance:
         return {
             "generator": self.generator.get_state(),
             "generator_device": self.generator.device.type,
+            "rank": self.estimator.options.rank,
             "estimator": self.estimator.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back `state_dict`; a generator of another kind of device starts afresh, which is logged."""
+        """Takes back `state_dict`; a generator of another kind of device starts afresh, which is logged.
+
+        Hosts save the state of one rank: the others go on from a random state derived from it, each its own.
+        """
         self.estimator.load_state_dict(state["estimator"])
         if state["generator_device"] == self.generator.device.type:
             self.generator.set_state(state["generator"].cpu())
+            rank = self.estimator.options.rank
+            if state.get("rank", 0) != rank:
+                base = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
+                self.generator.manual_seed(int(base) + rank)
         else:
             log.warning(
                 "the saved random state is of a %s generator and this one is on %s: the draws start afresh.",

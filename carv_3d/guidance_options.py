@@ -39,8 +39,9 @@ class GuidanceOptions:
     max_step_percent: Annealed = 0.98
     """Annealed. ... to min(int(T max), T - 1), both included."""
     sqrt_anneal: bool = False
-    """One timestep for all draws, from max_step_percent (its first value) to min_step_percent with the
-    square root of progress, over `trainer_max_steps`; it stays at the minimum from there on."""
+    """One timestep for all draws, from max_step_percent to min_step_percent with the square root of progress, over
+    `trainer_max_steps`; it stays at the minimum from there on. As in threestudio, a max_step_percent that is a
+    list gives its second entry: v1 of [v0, v1, end], v0 of [start, v0, v1, end]."""
     trainer_max_steps: int = 25000
     weighting_strategy: str = "sds"
     """w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar)."""
@@ -143,7 +144,8 @@ class GuidanceOptions:
         low = annealed(self.min_step_percent, step, epoch)
         high = annealed(self.max_step_percent, step, epoch)
         if self.sqrt_anneal:
-            top = _values(self.max_step_percent)[0]
+            most = self.max_step_percent
+            top = float(most) if isinstance(most, (int, float)) else float(most[1])
             progress = min(max(step / self.trainer_max_steps, 0.0), 1.0) ** 0.5
             low = high = low + (top - low) * (1.0 - progress)
         if low > high:

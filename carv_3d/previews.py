@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,6 +55,24 @@ def denoised_previews(
         "imgs_1orig": pictures(torch.cat(clean)),
         "imgs_final": pictures(torch.cat(final)),
     }
+
+
+@torch.no_grad()
+def sample_pictures(
+    teacher: Any, eps_hat: Callable[[Tensor, Tensor], Tensor], num: int, num_steps: int = 25, seed: int = 0
+) -> Tensor:
+    """`num` pictures (num, H, W, 3) in [0, 1] from pure noise, by DDIM without noise on the way.
+
+    eps_hat: called as eps_hat(z_t (num, C, h, w), t (num,)), on the teacher's latents and timesteps.
+    """
+    scheduler = _ddim(teacher.schedule.alphas_cumprod, num_steps)
+    generator = torch.Generator(device=teacher.device).manual_seed(seed)
+    shape = (num, teacher.latent_channels, teacher.latent_size, teacher.latent_size)
+    z = torch.randn(shape, generator=generator, device=teacher.device)
+    for t in scheduler.timesteps:
+        z = scheduler.step(eps_hat(z, t.to(z.device).expand(num)), int(t), z).prev_sample
+    pictures: Tensor = teacher.decode(z)
+    return pictures.permute(0, 2, 3, 1)
 
 
 def _ddim(alphas_cumprod: Tensor, num_steps: int) -> Any:

@@ -25,6 +25,12 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd_folder_512(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights with the sizes that threestudio writes out: pictures of 512, latents of 64, 77 tokens."""
+    return build_sd_folder(tmp_path_factory.mktemp("sd512") / "model", latent=64, context=77, levels=4)
+
+
+@pytest.fixture(scope="session")
 def v_prediction_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights, read as a v-prediction model."""
     import shutil
@@ -44,28 +50,39 @@ def sd_teacher(sd_folder: Path) -> Any:
     return StableDiffusionTeacher.load(str(sd_folder), device="cpu")
 
 
-def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
-    """Write the model; loads alike in transformers 4 and 5, whose tokenizers read different files."""
+@pytest.fixture(scope="session")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight Stable Diffusion XL in the diffusers folder format. Read only: copy before you change it."""
+    return build_xl_folder(tmp_path_factory.mktemp("sdxl"))
+
+
+def build_sd_folder(
+    folder: Path, seed: int = 0, width: int = 16, latent: int = LATENT, context: int = CONTEXT, levels: int = 2
+) -> Path:
+    """Write the model; loads alike in transformers 4 and 5, whose tokenizers read different files.
+
+    latent, context: the side of its latents, and its tokens. levels: of the VAE, so pictures are 2^(levels - 1) larger.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    size = _write_tokenizer(folder / "tokenizer")
+    size = _write_tokenizer(folder / "tokenizer", context)
     text_config = CLIPTextConfig(
         vocab_size=size,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         bos_token_id=size - 2,
         eos_token_id=size - 1,
         pad_token_id=size - 1,
     )
     CLIPTextModel(text_config).save_pretrained(folder / "text_encoder", safe_serialization=True)
     UNet2DConditionModel(
-        sample_size=LATENT,
+        sample_size=latent,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(8, 16),
@@ -75,13 +92,13 @@ def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
         cross_attention_dim=width,
     ).save_pretrained(folder / "unet", safe_serialization=True)
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(4, *[8] * (levels - 1)),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=2 * LATENT,
+        sample_size=latent * 2 ** (levels - 1),
         scaling_factor=0.5,
     ).save_pretrained(folder / "vae", safe_serialization=True)
     DDIMScheduler(
@@ -109,7 +126,60 @@ def build_sd_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
     return folder
 
 
-def _write_tokenizer(folder: Path) -> int:
+def build_xl_folder(folder: Path, seed: int = 1, widths: tuple[int, int] = (16, 24), pooled: int = 12) -> Path:
+    """`build_sd_folder` with a second text encoder, and a UNet that takes its pooled embedding and time ids."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    build_sd_folder(folder, seed, widths[0])
+    size = _write_tokenizer(folder / "tokenizer_2", CONTEXT, pad="!")
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    for part, width, kind in (
+        ("text_encoder", widths[0], CLIPTextModel),
+        ("text_encoder_2", widths[1], CLIPTextModelWithProjection),
+    ):
+        config = CLIPTextConfig(
+            vocab_size=size,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=pooled,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=size - 2,
+            eos_token_id=size - 1,
+            pad_token_id=size - 1,
+        )
+        kind(config).save_pretrained(folder / part, safe_serialization=True)
+    UNet2DConditionModel(
+        sample_size=LATENT,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=sum(widths),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=pooled + 6 * 4,
+        use_linear_projection=True,
+    ).save_pretrained(folder / "unet", safe_serialization=True)
+    torch.set_rng_state(state)
+    index = json.loads((folder / "model_index.json").read_text())
+    index.update(
+        _class_name="StableDiffusionXLPipeline",
+        force_zeros_for_empty_prompt=True,
+        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+        tokenizer_2=["transformers", "CLIPTokenizer"],
+    )
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def _write_tokenizer(folder: Path, context: int, pad: str = "<|endoftext|>") -> int:
     """CLIP's byte alphabet with no merges, one token a character; returns the size of the vocabulary."""
     from transformers import CLIPTokenizer
 
@@ -130,8 +200,8 @@ def _write_tokenizer(folder: Path) -> int:
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        model_max_length=CONTEXT,
+        pad_token=pad,
+        model_max_length=context,
     )
     tokenizer.save_pretrained(str(folder))
     write_pair()

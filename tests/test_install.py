@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,6 +177,84 @@ def test_what_cannot_be_is_one_sentence(checkout: Checkout) -> None:
     wrong = checkout.call(CARV_TORCH="gpu")
     assert wrong.returncode == 1
     assert "it must be cpu or cuda" in wrong.stderr
+
+
+HOST_PYTHON = """#!/bin/bash
+# Stands in for the Python of threestudio's environment.
+echo "$*" >>"$FAKE_LOG"
+case "$*" in
+  *"import sys"*) [ -z "${FAKE_REFUSES:-}" ] || { echo "$FAKE_REFUSES" >&2; exit 1; } ;;
+  *"-m pip"*) exit ${FAKE_PIP:-0} ;;
+esac
+"""
+
+
+class Host:
+    """A threestudio checkout beside carv_3d's, and the Python of its environment."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        checkout.program("python", HOST_PYTHON)
+        self.carv, self.root = checkout, checkout.folder.parent / "three studio"
+        for folder in ("threestudio", "custom"):
+            (self.root / folder).mkdir(parents=True)
+        for file in ("launch.py", "threestudio/__init__.py"):
+            (self.root / file).touch()
+        self.link = self.root / "custom" / "threestudio-carv"
+        (checkout.folder / "custom" / "threestudio-carv").mkdir(parents=True)
+
+    def install(self, path: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.carv.call("--threestudio", str(self.root) if path is None else path, **variables)
+
+
+@pytest.fixture
+def host(checkout: Checkout) -> Host:
+    return Host(checkout)
+
+
+def test_the_extension_is_linked_and_the_package_alone_is_installed(host: Host) -> None:
+    done = host.install()
+    assert done.returncode == 0, done.stderr
+    assert host.link.resolve() == host.carv.folder / "custom" / "threestudio-carv"
+    calls = host.carv.pip_calls()
+    assert [call for call in calls if "-m pip" in call] == [
+        f"-m pip --disable-pip-version-check install --no-deps -e {host.carv.folder}"
+    ]
+    assert any(f"doctor --threestudio {host.root}" in call for call in calls)
+    assert not (host.carv.folder / ".venv").exists()
+    assert sorted(p.name for p in host.root.iterdir()) == ["custom", "launch.py", "threestudio"]
+    assert host.install().returncode == 0  # again: the link is there already
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda host: (host.root / "launch.py").unlink(), "is no threestudio checkout"),
+        (lambda host: (host.root / "custom").rmdir(), "older than extensions"),
+        (lambda host: host.link.mkdir(), "is no link of this script's"),
+        (lambda host: host.link.symlink_to(host.root), "leads elsewhere"),
+    ],
+)
+def test_a_checkout_that_cannot_take_it_is_one_sentence(spoil: Any, said: str, host: Host) -> None:
+    spoil(host)
+    done = host.install()
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not any("-m pip" in call for call in host.carv.pip_calls())
+
+
+def test_an_environment_that_cannot_take_it_is_one_sentence(host: Host) -> None:
+    for variables, said in (
+        ({"FAKE_REFUSES": "its torch is 1.13.1, and carv_3d needs 2.0 or newer"}, "its torch is 1.13.1"),
+        ({"PYTHON": "no-such-python"}, "there is no no-such-python"),
+        ({"FAKE_PIP": "1"}, "could not be installed"),
+    ):
+        done = host.install(**variables)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert not host.link.exists()
+    for path in ("", str(host.root / "nowhere")):
+        assert host.install(path).returncode == 1
 
 
 def test_no_script_names_a_registry_of_its_own() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.errors import CarvError
-from carv_3d.teachers.model_folder import BIN_STEMS, COMPONENTS, WAY_OUT, WEIGHT_STEMS, check_folder
+from carv_3d.teachers.families import STABLE_DIFFUSION, Family
+from carv_3d.teachers.model_folder import BIN_STEMS, WAY_OUT, WEIGHT_STEMS, WrongFamily, check_family, check_folder
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,13 @@ GONE = {
 HUB_TIMEOUT_S = 10.0
 
 
-def resolve_model(name_or_path: str, local_files_only: bool = False, cache_dir: str | None = None) -> Path:
-    """The folder of a whole, usable Stable Diffusion model.
+def resolve_model(
+    name_or_path: str,
+    local_files_only: bool = False,
+    cache_dir: str | None = None,
+    family: Family = STABLE_DIFFUSION,
+) -> Path:
+    """The folder of a whole, usable model of the family.
 
     name_or_path: "carv-tiny", a local diffusers folder, or a hub id such as "owner/name".
     local_files_only: never ask the hub.
@@ -39,10 +45,10 @@ def resolve_model(name_or_path: str, local_files_only: bool = False, cache_dir: 
     if not name:
         raise CarvError(f"pretrained_model_name_or_path is empty; {WAY_OUT}.")
     if name in BUILT_IN:
-        return _built_in(name)
+        return _built_in(name, family)
     path = Path(name).expanduser()
     if path.is_dir():
-        check_folder(path)
+        check_folder(path, family)
         return path
     if path.is_file():
         raise CarvError(
@@ -51,17 +57,17 @@ def resolve_model(name_or_path: str, local_files_only: bool = False, cache_dir: 
         )
     if _looks_like_path(name):
         raise CarvError(f"no diffusion model at {path.absolute()}: there is no such folder; {WAY_OUT}.")
-    return _from_hub(name, local_files_only, cache_dir)
+    return _from_hub(name, local_files_only, cache_dir, family)
 
 
-def _built_in(name: str) -> Path:
+def _built_in(name: str, family: Family) -> Path:
     folder = BUILT_IN[name]
     if not (folder / "model_index.json").is_file():
         raise CarvError(
             f"the built-in model {name} is not in this installation ({folder} is missing or empty): "
             "install the package again, or name a local diffusers folder as pretrained_model_name_or_path."
         )
-    check_folder(folder)
+    check_folder(folder, family)
     return folder
 
 
@@ -69,15 +75,17 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1 or name.endswith("/")
 
 
-def _from_hub(name: str, local_files_only: bool, cache_dir: str | None) -> Path:
+def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: Family) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
 
     cache = cache_dir or getattr(constants, "HF_HUB_CACHE", None) or constants.HUGGINGFACE_HUB_CACHE
     try:
         folder = Path(huggingface_hub.snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
-        check_folder(folder)
+        check_folder(folder, family)
         return folder
+    except WrongFamily:
+        raise
     except CarvError as error:  # a download that was broken off
         in_cache = f"its copy in the cache {cache} is not whole ({str(error).split(';')[0]})"
     except Exception as error:
@@ -88,29 +96,33 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None) -> Path:
         raise CarvError(f"{sought}, and this is offline mode, so the hub is not asked; {WAY_OUT}.")
     try:
         info = huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-        files = needed_files(entry.rfilename for entry in info.siblings or [])
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                name, revision=info.sha, cache_dir=cache_dir, allow_patterns=files, etag_timeout=HUB_TIMEOUT_S
+        files = needed_files((entry.rfilename for entry in info.siblings or []), family)
+        for wanted in (["model_index.json"], files):  # the whole only once it is known to be of the family
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    name, revision=info.sha, cache_dir=cache_dir, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S
+                )
             )
-        )
+            check_family(folder, family)
+    except WrongFamily:
+        raise
     except Exception as error:
         raise CarvError(f"{sought}, and {_why(error)}{_mirror(name)}; {WAY_OUT}.") from error
-    check_folder(folder)
+    check_folder(folder, family)
     return folder
 
 
-def needed_files(listing: Iterable[str]) -> list[str]:
+def needed_files(listing: Iterable[str], family: Family = STABLE_DIFFUSION) -> list[str]:
     """Of a hub repository's files, those that are read: configs, tokenizer, and one copy of each weight.
 
     safetensors rather than .bin, the plain variant rather than fp16 or non_ema, no safety checker.
     """
     names = sorted(listing)
     wanted = [name for name in names if name == "model_index.json"]
-    for part in COMPONENTS:
+    for part in family.components:
         inside = [name for name in names if name.startswith(f"{part}/") and name.count("/") == 1]
         wanted += [name for name in inside if name.endswith((".json", ".txt"))]
-        if part in WEIGHT_STEMS:
+        if part in family.classes:
             safe = [
                 name for name in inside if _is_weight(name, f"{part}/{WEIGHT_STEMS[part]}", ".safetensors")
             ]

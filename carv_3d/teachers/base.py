@@ -19,8 +19,16 @@ from carv_3d.errors import CarvError
 CFG_CONVENTIONS = ("standard", "threestudio")
 
 
+class NoisePredictor(Protocol):
+    """What guidance needs of a model."""
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
+        """Noise prediction without guidance: (N, C, h, w), t (N,), (N, L, D) -> (N, C, h, w)."""
+        ...
+
+
 @runtime_checkable
-class Teacher(Protocol):
+class Teacher(NoisePredictor, Protocol):
     """The protocol. `N` rows are free: the estimator lays renders times draws along them.
 
     schedule: alpha_t and sigma_t of the model's own training, on `device`.
@@ -53,10 +61,6 @@ class Teacher(Protocol):
         """B prompts -> (B, L, D), without gradient."""
         ...
 
-    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """Noise prediction without guidance: (N, C, h, w), t (N,), (N, L, D) -> (N, C, h, w)."""
-        ...
-
     def eps_hat_cfg(
         self,
         z_t: Tensor,
@@ -83,7 +87,7 @@ def effective_scale(guidance_scale: float, convention: str) -> float:
 
 
 def classifier_free_eps_hat(
-    teacher: Teacher,
+    teacher: NoisePredictor,
     z_t: Tensor,
     t: Tensor,
     cond: Tensor,

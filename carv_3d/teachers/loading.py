@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,35 +11,60 @@ from typing import Any
 import torch
 
 from carv_3d.errors import CarvError
+from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import WAY_OUT, weight_files
 
+log = logging.getLogger(__name__)
 
-def load_parts(folder: Path, dtype: torch.dtype, with_text: bool = True) -> dict[str, Any]:
-    """unet, vae, text_encoder (on the CPU, in `dtype`), tokenizer and scheduler of a diffusers folder; tokenizer and
-    text encoder are None without `with_text`.
+
+def choose_dtype(device: torch.device, half_precision: bool | None) -> torch.dtype:
+    """float16 on CUDA unless refused; float32 elsewhere, with a note in the log if half was asked for."""
+    if half_precision and device.type != "cuda":
+        log.info("half precision is for CUDA; on %s the teacher runs in float32.", device.type)
+    return torch.float16 if device.type == "cuda" and half_precision in (None, True) else torch.float32
+
+
+def load_parts(
+    folder: Path,
+    dtype: torch.dtype,
+    with_text: bool = True,
+    family: Family = STABLE_DIFFUSION,
+    vae_dtype: torch.dtype | None = None,
+    with_vae: bool = True,
+) -> dict[str, Any]:
+    """The family's parts of a diffusers folder: models (on the CPU, in `dtype`, the VAE in `vae_dtype` if given),
+    tokenizers and the scheduler. Text encoders and tokenizers are None without `with_text`, the VAE without `with_vae`.
 
     Raises CarvError, naming the file, for whatever cannot be read or does not fit its config.
     """
     import diffusers
     import transformers
 
+    parts: dict[str, Any] = dict.fromkeys(family.components)
     with _quiet(diffusers.utils.logging, transformers.utils.logging):
-        parts: dict[str, Any] = {
-            part: _load_weights(library, kind, folder, part, dtype)
-            for library, kind, part in (
-                (diffusers, "UNet2DConditionModel", "unet"),
-                (diffusers, "AutoencoderKL", "vae"),
-                (transformers, "CLIPTextModel", "text_encoder"),
-            )
-            if with_text or part != "text_encoder"
-        }
-        if not with_text:
-            return parts | {"text_encoder": None, "tokenizer": None, "scheduler": _load_scheduler(folder, diffusers)}
-        with _named(folder, "tokenizer", folder / "tokenizer"):
-            parts["tokenizer"] = transformers.CLIPTokenizer.from_pretrained(
-                str(folder), subfolder="tokenizer", local_files_only=True
-            )
+        for part in ("unet", "vae") if with_vae else ("unet",):
+            own = vae_dtype or dtype if part == "vae" else dtype
+            parts[part] = _load_weights(diffusers, family.classes[part], folder, part, own)
+        if with_text:
+            parts.update(load_text_parts(folder, dtype, family))
         parts["scheduler"] = _load_scheduler(folder, diffusers)
+    return parts
+
+
+def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DIFFUSION) -> dict[str, Any]:
+    """The text encoders (on the CPU, in `dtype`) and tokenizers alone. Raises CarvError as `load_parts`."""
+    import diffusers
+    import transformers
+
+    parts: dict[str, Any] = {}
+    with _quiet(diffusers.utils.logging, transformers.utils.logging):
+        for part in family.text_encoders:
+            parts[part] = _load_weights(transformers, family.classes[part], folder, part, dtype)
+        for part in family.tokenizers:
+            with _named(folder, part, folder / part):
+                parts[part] = transformers.CLIPTokenizer.from_pretrained(
+                    str(folder), subfolder=part, local_files_only=True
+                )
     return parts
 
 
@@ -69,7 +95,7 @@ def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch
             **{dtype_argument(library.__name__, library.__version__): dtype},
         )
         missing = [key for key in info["missing_keys"] if not key.endswith("position_ids")]
-        if missing and part == "text_encoder":
+        if missing and part.startswith("text_encoder"):
             missing = _load_renamed(model, file)
     if missing:
         raise CarvError(

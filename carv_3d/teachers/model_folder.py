@@ -1,4 +1,4 @@
-"""Is this folder a Stable Diffusion model that can be used? Answered from its files, before any work.
+"""Is this folder a diffusion model of a family that can be used? Answered from its files, before any work.
 
 Only small files and the heads of the weights are read, so a truncated download, a git-lfs
 pointer or a pipeline of another kind is named at once, in one CarvError.
@@ -11,49 +11,71 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.errors import CarvError
+from carv_3d.teachers.families import FAMILIES, STABLE_DIFFUSION, Family
 
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-"""The parts that are used; a safety checker or feature extractor is left alone."""
-
-_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 WEIGHT_STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+    "text_encoder_2": "model",
 }
-BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model"}
+BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model"}
 WAY_OUT = (
     "name a local diffusers folder (the one that holds model_index.json) as "
     "pretrained_model_name_or_path, or use the built-in carv-tiny"
 )
 
 
-def check_folder(folder: Path) -> None:
-    """Raises CarvError, naming the file, unless `folder` is a whole Stable Diffusion model."""
-    index = read_json(folder / "model_index.json")
-    for part in COMPONENTS:
-        if not isinstance(index.get(part), list) or len(index[part]) != 2 or index[part][1] is None:
-            raise CarvError(_bad(folder / "model_index.json", f"it lists no {part}"))
-    for part, wanted in _CLASSES.items():
-        found = index[part][1]
+class WrongFamily(CarvError):
+    """A whole model, for which another teacher is the right one."""
+
+
+def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
+    """Raises CarvError, naming the file, unless `folder` is a whole model of the family."""
+    index_file = folder / "model_index.json"
+    index = read_json(index_file)
+    check_family(folder, family)
+    for part in family.components:
+        if _class_name(index, part) is None:
+            raise CarvError(_bad(index_file, f"it lists no {part}"))
+    for part, wanted in family.classes.items():
+        found = _class_name(index, part)
         if found != wanted:
-            raise CarvError(
-                _bad(
-                    folder / "model_index.json",
-                    f"it holds a {index.get('_class_name', 'pipeline')} whose {part} is a {found}, "
-                    f"where Stable Diffusion 1.x or 2.x has a {wanted}",
-                )
-            )
-    if index.get("text_encoder_2", [None, None])[1] is not None:
-        raise CarvError(_bad(folder / "model_index.json", "it has two text encoders, so it is SDXL"))
+            pipeline = index.get("_class_name", "pipeline")
+            why = f"it holds a {pipeline} whose {part} is a {found}, where {family.name} has a {wanted}"
+            raise CarvError(_bad(index_file, why))
     unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
-    _check_unet(folder / "unet" / "config.json", unet, vae)
-    read_json(folder / "text_encoder" / "config.json")
+    _check_unet(folder / "unet" / "config.json", unet, vae, family)
+    for part in family.text_encoders:
+        read_json(folder / part / "config.json")
     _check_prediction_type(folder)
-    for part in WEIGHT_STEMS:
+    for part in family.classes:
         for file in weight_files(folder, part):
             check_weight_file(file)
-    _check_tokenizer(folder / "tokenizer")
+    for part in family.tokenizers:
+        _check_tokenizer(folder / part)
+
+
+def _class_name(index: dict[str, Any], part: str) -> Any:
+    entry = index.get(part)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+
+def check_family(folder: Path, family: Family) -> None:
+    """Raises WrongFamily, saying what to use, if model_index.json is that of a model of another family."""
+    index = read_json(folder / "model_index.json")
+    if index.get("unet") is not None and _class_name(index, "text_encoder") is None:
+        if _class_name(index, "text_encoder_2") is not None:
+            raise WrongFamily(
+                f"{folder} holds the refiner of Stable Diffusion XL, which has no text encoder of its own to follow "
+                "a prompt from pure noise: name the base model as pretrained_model_name_or_path."
+            )
+        return
+    for other in FAMILIES:
+        if other is not family and all(_class_name(index, p) == kind for p, kind in other.classes.items()):
+            encoders = {p for p in (*family.classes, *other.classes) if _class_name(index, p) is not None}
+            if encoders == set(other.classes):
+                raise WrongFamily(f"{folder} holds {other.name}, and {family.name} was expected: use {other.use}.")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -106,7 +128,7 @@ def check_weight_file(file: Path) -> None:
         raise CarvError(_bad(file, f"it is cut off: {size} bytes of {whole}"))
 
 
-def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any], family: Family) -> None:
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels != latent:
         raise CarvError(
@@ -116,9 +138,11 @@ def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
                 "(an inpainting, depth or upscaling model is no text-to-image teacher)",
             )
         )
-    for key in ("class_embed_type", "num_class_embeds", "addition_embed_type"):
-        if unet.get(key) is not None:
-            raise CarvError(_bad(file, f"the UNet wants more than text ({key} = {unet[key]!r})"))
+    wanted = {"class_embed_type": None, "num_class_embeds": None, "addition_embed_type": family.addition_embed_type}
+    for key, value in wanted.items():
+        if unet.get(key) != value:
+            why = f"the UNet has {key} = {unet.get(key)!r}, where {family.name} has {value!r}"
+            raise CarvError(_bad(file, why))
 
 
 def _check_prediction_type(folder: Path) -> None:

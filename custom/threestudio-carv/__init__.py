@@ -1,5 +1,13 @@
 """CARV guidance for threestudio: the objective of its own guidance at a lower variance per second."""
 
+import torch as _torch
+
+if int(_torch.__version__.split(".")[0]) < 2:
+    raise ImportError(
+        "threestudio-carv needs torch 2.0 or newer, and threestudio's environment has "
+        + _torch.__version__
+        + ": pip install 'torch>=2.0' there."
+    )
 try:
     import carv_3d as _carv_3d  # noqa: F401
 except ImportError as error:
@@ -8,4 +16,4 @@ except ImportError as error:
         "`bash install.sh --threestudio PATH/TO/threestudio` in the carv_3d repository."
     ) from error
 
-from . import checkpoint, guidance, prompt_processor  # noqa: F401
+from . import checkpoint, guidance, prompt_processor, vsd, xl  # noqa: F401

@@ -1,27 +1,24 @@
 """`guidance_type: carv-stable-diffusion-guidance`: threestudio's calls to `carv_3d`'s guidance, and nothing more."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import threestudio
 import torch
-from omegaconf import OmegaConf
-from threestudio.utils.base import BaseObject
+import torch.nn.functional as F
 
-from carv_3d.core.costs import CostMeter
-from carv_3d.errors import CarvError
 from carv_3d.guidance import GuidanceOptions, SDSGuidance
 from carv_3d.previews import denoised_previews
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 
-MAX_BLIND_STEPS = 20
+from .common import CarvGuidance, embeddings, preview_texts, read_options
 
 
 @threestudio.register("carv-stable-diffusion-guidance")
-class CarvStableDiffusionGuidance(BaseObject):
+class CarvStableDiffusionGuidance(CarvGuidance):
     @dataclass
-    class Config(BaseObject.Config):
+    class Config(CarvGuidance.Config):
         # threestudio's, with its names and defaults
         pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"
         enable_memory_efficient_attention: bool = False
@@ -56,30 +53,28 @@ class CarvStableDiffusionGuidance(BaseObject):
         seed: Any = None
 
     cfg: Config
+    _teacher_class: Any = StableDiffusionTeacher
 
     def configure(self) -> None:
-        cfg = OmegaConf.to_container(self.cfg, resolve=True)
-        names = {one.name for one in fields(GuidanceOptions)}
-        options = GuidanceOptions(**{k: v for k, v in cfg.items() if k in names})  # checked before a model is loaded
-        teacher = StableDiffusionTeacher.load(
+        super().configure()
+        options = read_options(GuidanceOptions, self.cfg)  # checked before a model is loaded
+        if self.cfg.enable_memory_efficient_attention:
+            threestudio.info("PyTorch 2 uses memory efficient attention by default.")
+        teacher = self._load_teacher(options)
+        self._carv = SDSGuidance(TimedTeacher(teacher, self._meter), options)
+
+    def _load_teacher(self, options: GuidanceOptions) -> Any:
+        merging = dict(self.cfg.token_merging_params or {}) if self.cfg.token_merging else None
+        return self._teacher_class.load(
             options.pretrained_model_name_or_path,
             device=self.device,
             half_precision=options.half_precision_weights,
             channels_last=self.cfg.enable_channels_last_format,
             attention_slicing=self.cfg.enable_attention_slicing,
             cpu_offload=self.cfg.enable_sequential_cpu_offload,
-            token_merging=cfg["token_merging_params"] or {} if self.cfg.token_merging else None,
+            token_merging=merging,
             with_text=False,
         )
-        if self.cfg.enable_memory_efficient_attention:
-            threestudio.info("PyTorch 2 uses memory efficient attention by default.")
-        # private, so that threestudio does not search them for modules to update
-        self._meter = CostMeter(self.device)
-        self._carv = SDSGuidance(TimedTeacher(teacher, self._meter), options, **_ranks())
-        self._when, self._blind_steps = (0, 0), 0
-
-    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
-        self._when = (epoch, global_step)
 
     def __call__(
         self,
@@ -92,11 +87,9 @@ class CarvStableDiffusionGuidance(BaseObject):
         guidance_eval: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        epoch, step = self._when
-        self._meter.seconds.clear()
-        self._meter.count(renders=len(rgb))
+        epoch, step = self._begin(len(rgb))
         views = (elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting)
-        text, no_text, negatives = _embeddings(prompt_utils, views)
+        text, no_text, negatives = embeddings(prompt_utils, views)
         out = self._carv(
             rgb, text, no_text, step, epoch=epoch, rgb_as_latents=rgb_as_latents, negatives=negatives
         )
@@ -104,46 +97,29 @@ class CarvStableDiffusionGuidance(BaseObject):
         result: dict[str, Any] = {name: loss for name, loss in losses.items() if loss is not None}
         result.update(out.scalars)
         result["grad_norm"] = float(out.estimate.grad.norm())  # over the batch, as threestudio logs it
-        result.update(self._meter.as_scalars())
+        result.update(self._costs())
         self._count_blind(bool(out.estimate.finite.any()))
         if guidance_eval:
-            result["eval"] = denoised_previews(self._carv, out, self.cfg.max_items_eval)
-            result["eval"]["texts"] = [
-                f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}"
-                for n, e, a, c in zip(
-                    result["eval"]["noise_levels"], elevation.tolist(), azimuth.tolist(), camera_distances.tolist()
-                )
-            ]
+            shown = denoised_previews(self._carv, out, self.cfg.max_items_eval)
+            shown["texts"] = preview_texts(shown["noise_levels"], elevation, azimuth, camera_distances)
+            result["eval"] = shown
         return result
 
-    def _count_blind(self, saw: bool) -> None:
-        self._blind_steps = 0 if saw else self._blind_steps + 1
-        if self._blind_steps >= MAX_BLIND_STEPS:
-            raise CarvError(
-                f"the diffusion model gave no finite prediction for {MAX_BLIND_STEPS} steps: lower the learning rate "
-                "or guidance_scale, or set half_precision_weights=false; the last checkpoint is intact."
-            )
+    def set_min_max_steps(self, min_step_percent: float = 0.02, max_step_percent: float = 0.98) -> None:
+        """The range of timesteps from now on, for systems that set it themselves before each call."""
+        options = self._carv.options
+        if (options.min_step_percent, options.max_step_percent) != (min_step_percent, max_step_percent):
+            given = {"min_step_percent": min_step_percent, "max_step_percent": max_step_percent}
+            self._carv.options = replace(options, sqrt_anneal=False, **given)
 
-    def carv_state(self) -> dict[str, Any]:
-        """For the mixin `carv-checkpoint`: tensors and primitives."""
-        return self._carv.state_dict()
+    @torch.no_grad()
+    def decode_latents(
+        self, latents: torch.Tensor, latent_height: int | None = None, latent_width: int | None = None
+    ) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of latents (B, C, h, w), for systems that show what they render in latents.
 
-    def load_carv_state(self, state: dict[str, Any]) -> None:
-        self._carv.load_state_dict(state)
-
-
-def _embeddings(prompt_utils: Any, views: tuple) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """(text (B, L, D), unconditional (B, L, D), None or Perp-Neg's (negatives (B, 2, L, D), weights (B, 2)))."""
-    n = len(views[0])
-    if not prompt_utils.use_perp_neg:
-        text, no_text = prompt_utils.get_text_embeddings(*views).chunk(2)  # threestudio gives text first
-        return text, no_text, None
-    embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*views)
-    negatives = embeddings[2 * n :].unflatten(0, (n, weights.shape[1]))  # interleaved by item
-    return embeddings[:n], embeddings[n : 2 * n], (negatives, weights)
-
-
-def _ranks() -> dict[str, int]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return {}
-    return {"rank": torch.distributed.get_rank(), "world_size": torch.distributed.get_world_size()}
+        The latents are resized first: to latent_height and latent_width, or to the model's own size.
+        """
+        teacher = self._carv.teacher
+        size = (latent_height or teacher.latent_size, latent_width or teacher.latent_size)
+        return teacher.decode(F.interpolate(latents, size, mode="bilinear", align_corners=False))

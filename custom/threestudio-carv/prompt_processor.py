@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import threestudio
 from threestudio.models.prompt_processors.stable_diffusion_prompt_processor import StableDiffusionPromptProcessor
 
-from carv_3d.teachers.availability import resolve_model
+from carv_3d.teachers.availability import BUILT_IN, resolve_model
 
 
 @threestudio.register("carv-stable-diffusion-prompt-processor")
@@ -19,6 +19,9 @@ class CarvStableDiffusionPromptProcessor(StableDiffusionPromptProcessor):
     cfg: Config
 
     def configure(self, *args, **kwargs) -> None:
+        name = self.cfg.pretrained_model_name_or_path
+        # threestudio's cache goes by path and prompt: it would outlive weights that came with an older release
+        self.cfg.use_cache = self.cfg.use_cache and name not in BUILT_IN
         # a folder in place of the name, checked before a process is spawned to read it
-        self.cfg.pretrained_model_name_or_path = str(resolve_model(self.cfg.pretrained_model_name_or_path))
+        self.cfg.pretrained_model_name_or_path = str(resolve_model(name))
         super().configure(*args, **kwargs)

@@ -6,6 +6,7 @@ by item, `update_step` before each batch); tests against a real checkout run whe
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 import types
@@ -35,14 +36,62 @@ class BaseObject:
         pass
 
 
+class BaseModule(torch.nn.Module):
+    @dataclass
+    class Config:
+        weights: str | None = None
+
+    def __init__(self, cfg: dict | None = None) -> None:
+        super().__init__()
+        self.cfg = OmegaConf.structured(self.Config(**(cfg or {})))
+        self.device = torch.device("cpu")
+        self.configure()
+
+    def configure(self) -> None:
+        pass
+
+
 class PromptProcessor(BaseObject):
     @dataclass
     class Config(BaseObject.Config):
         pretrained_model_name_or_path: str = ""
         prompt: str = "a hamburger"
+        use_cache: bool = True
 
     def configure(self) -> None:
         self.read_from = self.cfg.pretrained_model_name_or_path
+
+
+class BasePromptProcessor(BaseObject):
+    """threestudio's base: a file of embeddings for each prompt, written by `spawn_func`, then read back."""
+
+    @dataclass
+    class Config(BaseObject.Config):
+        pretrained_model_name_or_path: str = ""
+        prompt: str = "a hamburger"
+        negative_prompt: str = ""
+        cache_dir: str = ""
+
+    def configure(self) -> None:
+        self._cache_dir = self.cfg.cache_dir
+        self.prepare_text_embeddings()
+
+    def prepare_text_embeddings(self) -> None:
+        Path(self._cache_dir).mkdir(parents=True, exist_ok=True)
+        prompts = [self.cfg.prompt, self.cfg.negative_prompt]
+        self.spawn_func(self.cfg.pretrained_model_name_or_path, prompts, self._cache_dir)
+
+    @staticmethod
+    def spawn_func(pretrained_model_name_or_path: str, prompts: list[str], cache_dir: str) -> None:
+        raise NotImplementedError
+
+    def load_from_cache(self, prompt: str) -> Tensor:
+        name = hash_prompt(self.cfg.pretrained_model_name_or_path, prompt)
+        return torch.load(Path(self._cache_dir) / f"{name}.pt")
+
+
+def hash_prompt(model: str, prompt: str) -> str:
+    return hashlib.md5(f"{model}-{prompt}".encode()).hexdigest()
 
 
 class System:
@@ -68,14 +117,17 @@ class PromptUtils:
     no_text: Tensor
     negatives: Tensor | None = None
     weights: Tensor | None = None
+    from_all_sides: Tensor | None = None  # text (B, L, D) that says nothing of the view
 
     @property
     def use_perp_neg(self) -> bool:
         return self.negatives is not None
 
     def get_text_embeddings(self, elevation: Tensor, azimuth: Tensor, distances: Tensor, by_view: bool) -> Tensor:
-        assert by_view is True
         assert len(elevation) == len(self.text)
+        if not by_view:
+            assert self.from_all_sides is not None
+            return torch.cat([self.from_all_sides, self.no_text])
         return torch.cat([self.text, self.no_text])
 
     def get_text_embeddings_perp_neg(
@@ -104,14 +156,20 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     host.info = lambda *_: None  # type: ignore[attr-defined]
     base = types.ModuleType("threestudio.utils.base")
     base.BaseObject = BaseObject  # type: ignore[attr-defined]
+    base.BaseModule = BaseModule  # type: ignore[attr-defined]
     own = "threestudio.models.prompt_processors.stable_diffusion_prompt_processor"
     processors = types.ModuleType(own)
     processors.StableDiffusionPromptProcessor = PromptProcessor  # type: ignore[attr-defined]
+    own_base = "threestudio.models.prompt_processors.base"
+    base_processors = types.ModuleType(own_base)
+    base_processors.PromptProcessor = BasePromptProcessor  # type: ignore[attr-defined]
+    base_processors.hash_prompt = hash_prompt  # type: ignore[attr-defined]
     parents = ("threestudio.utils", "threestudio.models", "threestudio.models.prompt_processors")
     for name, module in (
         ("threestudio", host),
         ("threestudio.utils.base", base),
         (own, processors),
+        (own_base, base_processors),
         *((name, types.ModuleType(name)) for name in parents),
     ):
         monkeypatch.setitem(sys.modules, name, module)

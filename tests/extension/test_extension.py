@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,43 @@ def test_every_stock_option_has_its_stock_default(host: Any) -> None:
     assert {name: getattr(config, name) for name in STOCK} == STOCK
 
 
+def test_options_of_the_model_reach_its_loading(host: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    load, seen = StableDiffusionTeacher.load, {}
+    said: list[str] = []
+
+    def record(name: str, **options: Any) -> Any:
+        seen.update(options)
+        return load(name, with_text=False)
+
+    monkeypatch.setattr(StableDiffusionTeacher, "load", record)
+    host.info = said.append
+    make()
+    assert seen == {
+        "device": torch.device("cpu"), "half_precision": True, "channels_last": False, "attention_slicing": False,
+        "cpu_offload": False, "token_merging": None, "with_text": False,
+    }  # fmt: skip
+    assert said == []
+    make(
+        enable_channels_last_format=True, enable_attention_slicing=True, enable_sequential_cpu_offload=True,
+        half_precision_weights=False, token_merging=True, token_merging_params={"ratio": 0.3},
+        enable_memory_efficient_attention=True,
+    )  # fmt: skip
+    assert [seen[one] for one in ("channels_last", "attention_slicing", "cpu_offload")] == [True] * 3
+    assert (seen["half_precision"], seen["token_merging"]) == (False, {"ratio": 0.3})
+    assert said == ["PyTorch 2 uses memory efficient attention by default."]
+
+
+def test_prompts_may_be_the_same_for_all_views(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    utils = prompts(sd_teacher)
+    asked = []
+    utils.get_text_embeddings = lambda *views: asked.append(views[3]) or torch.cat([utils.text, utils.no_text])
+    for by_view in (True, False):
+        make(view_dependent_prompting=by_view)(rgb, utils, **BATCH)
+    assert asked == [True, False]
+
+
 def test_all_that_is_logged_is_a_scalar(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
     out = make(use_img_loss=True)(rgb, prompts(sd_teacher), **BATCH)
     for name, value in out.items():
@@ -223,9 +262,71 @@ def test_what_cannot_be_meant_is_one_sentence(
         make(**cfg)
 
 
-def test_an_unknown_option_is_refused_by_the_host(make: Any) -> None:
-    with pytest.raises(TypeError, match="num_drawz"):
+def test_an_unknown_option_is_refused_with_the_nearest_one(make: Any) -> None:
+    with pytest.raises(CarvError, match="no option 'num_drawz'; did you mean num_draws"):
         make(num_drawz=3)
+
+
+def test_systems_that_render_latents_can_show_them(make: Any, sd_teacher: Any) -> None:
+    z = torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    guidance = make()
+    wanted = sd_teacher.decode(torch.nn.functional.interpolate(z, (8, 8), mode="bilinear", align_corners=False))
+    torch.testing.assert_close(guidance.decode_latents(z), wanted)
+    assert guidance.decode_latents(z, latent_height=16, latent_width=16).shape == (1, 3, 32, 32)
+
+
+def test_a_system_may_set_the_range_of_timesteps_itself(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+    guidance = make(sqrt_anneal=True)
+    guidance.set_min_max_steps(0.3, 0.4)
+    out = guidance(rgb, prompts(sd_teacher), **BATCH)
+    assert (out["min_step"], out["max_step"]) == (300.0, 400.0)
+
+
+def _one_rank(rank: int, folder: str, store: str, answers: Any) -> None:
+    """Build the guidance before the process group exists, as systems do that build it in `configure`; then draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        modules = double.install(patch).modules
+        guidance = modules["carv-stable-diffusion-guidance"](
+            {"pretrained_model_name_or_path": folder, "seed": 5, "num_draws": 2, "proposal": "uniform",
+             "stratify": "global", "min_step_percent": 0.0, "max_step_percent": 1.0}
+        )  # fmt: skip
+        torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+        pictures = torch.full((4, 16, 16, 3), 0.5)
+        batch = {name: torch.zeros(4) for name in ("elevation", "azimuth", "camera_distances")}
+        utils = double.PromptUtils(torch.zeros(4, 20, 16), torch.zeros(4, 20, 16))
+        seen = []
+        teacher = guidance._carv.teacher._teacher
+        teacher.eps_hat = lambda z, t, text: seen.append(t) or torch.zeros_like(z)
+        guidance(pictures, utils, **batch)
+        state = guidance.carv_state() if rank == 0 else None
+        shared = [state]
+        torch.distributed.broadcast_object_list(shared)
+        guidance.load_carv_state(shared[0])  # what rank 0 saved comes back on both
+        noise = torch.randn(3, generator=guidance._carv.generator)
+        answers.put((rank, torch.cat([t[: len(t) // 2] for t in seen]).tolist(), noise.tolist()))
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_strata_and_not_the_noise(sd_folder: Path, tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    both = [
+        context.Process(target=_one_rank, args=(rank, str(sd_folder), str(tmp_path / "store"), answers))
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    try:
+        found = {rank: rest for rank, *rest in (answers.get(timeout=400) for _ in both)}
+    finally:
+        for process in both:
+            process.join(timeout=60)
+            process.kill()
+    timesteps = sorted(found[0][0] + found[1][0])
+    assert len(timesteps) == 16  # 2 ranks x 4 renders x 2 draws
+    assert [int(t / 1000 * 16) for t in timesteps] == list(range(16))
+    assert sorted(found[0][0]) != sorted(found[1][0])
+    assert found[0][1] != found[1][1]
 
 
 def test_the_prompt_processor_reads_a_folder(host: Any, sd_folder: Path) -> None:
@@ -233,6 +334,39 @@ def test_the_prompt_processor_reads_a_folder(host: Any, sd_folder: Path) -> None
         {"pretrained_model_name_or_path": str(sd_folder)}
     )
     assert processor.read_from == str(sd_folder)
+    assert processor.cfg.use_cache
+
+
+def test_the_built_in_model_is_read_from_the_package_and_never_from_a_cache(host: Any) -> None:
+    processor = host.modules["carv-stable-diffusion-prompt-processor"]({"pretrained_model_name_or_path": "carv-tiny"})
+    assert (Path(processor.read_from) / "model_index.json").is_file()
+    assert not processor.cfg.use_cache
+
+
+def test_the_built_in_model_sets_the_sizes(host: Any) -> None:
+    guidance = host.modules["carv-stable-diffusion-guidance"]({"pretrained_model_name_or_path": "carv-tiny"})
+    teacher = guidance._carv.teacher
+    assert (teacher.image_size, teacher.latent_size) == (64, 16)
+    pictures = torch.rand(1, 32, 32, 3).requires_grad_()
+    text = torch.zeros(1, 20, teacher.unet.config.cross_attention_dim)
+    batch = {name: value[:1] if isinstance(value, Tensor) else value for name, value in BATCH.items()}
+    out = guidance(pictures, double.PromptUtils(text, text), **batch)
+    assert guidance._carv.estimator.options.num_draws == 4
+    assert torch.autograd.grad(out["loss_sds"], pictures)[0].abs().max() > 0
+
+
+def test_an_old_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "1.13.1+cu117")
+    with pytest.raises(ImportError, match=r"needs torch 2\.0 or newer, .* has 1\.13\.1"):
+        double.install(monkeypatch)
+
+
+def test_a_model_of_another_prediction_type_is_one_sentence(make: Any, sd_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd_folder, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "sample"}))
+    with pytest.raises(CarvError, match="prediction_type is 'sample', not epsilon or v_prediction"):
+        make(pretrained_model_name_or_path=str(tmp_path / "model"))
 
 
 def test_without_the_package_the_import_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

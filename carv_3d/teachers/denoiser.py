@@ -1,0 +1,112 @@
+"""A frozen UNet with the schedule of its training: eps_hat, whatever it predicts itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
+from carv_3d.teachers.availability import resolve_model
+from carv_3d.teachers.base import classifier_free_eps_hat
+from carv_3d.teachers.loading import choose_dtype, load_parts
+from carv_3d.teachers.memory import can_offload, offload_to_cpu
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+class Denoiser:
+    """What of a teacher predicts noise. No torch module: nothing of it lands in a host's checkpoint or optimizer."""
+
+    def __init__(self, unet: Any, schedule: NoiseSchedule, prediction_type: str = "epsilon", name: str = "") -> None:
+        """Raises CarvError for a prediction type that is not known."""
+        if prediction_type not in PREDICTION_TYPES:
+            raise CarvError(f"prediction_type is {prediction_type!r}, not epsilon or v_prediction.")
+        self.unet: Any = unet.eval().requires_grad_(False)
+        self.prediction_type = prediction_type
+        self.name = name
+        parameter = next(unet.parameters())
+        self.device: torch.device = parameter.device
+        self.dtype: torch.dtype = parameter.dtype
+        self.schedule = schedule.to(self.device)
+
+    def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
+        """What the UNet itself predicts, eps or v, (N, C, h, w) in z_t's dtype; arguments as of `eps_hat`."""
+        with torch.autocast(self.device.type, enabled=False):
+            prediction = self.unet(z_t.to(self.dtype), t, return_dict=False, **self.conditions(text_emb))[0]
+        return prediction.to(z_t.dtype)
+
+    def conditions(self, text_emb: Tensor) -> dict[str, Any]:
+        """The UNet's keyword arguments for text (N, L, D). Raises CarvError for text of another width."""
+        width = self.unet.config.cross_attention_dim
+        if isinstance(width, int) and text_emb.shape[-1] != width:
+            raise CarvError(
+                f"the text embeddings are {text_emb.shape[-1]} wide and {self.name or 'this model'} needs {width}: "
+                "the prompt processor must name the same model as the guidance."
+            )
+        return {"encoder_hidden_states": text_emb.to(self.dtype)}
+
+    def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What `predict` is trained towards: eps, or `v = alpha_t eps - sigma_t z`. z, eps (N, C, h, w), t (N,)."""
+        if self.prediction_type == "epsilon":
+            return eps
+        alpha, sigma = self._alpha_sigma(t, z)
+        return alpha * eps - sigma * z
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
+        """The model's noise prediction: z_t (N, C, h, w), t (N,) integers, text (N, L, D) -> (N, C, h, w).
+
+        A v-prediction is turned into `eps = alpha_t v + sigma_t z_t`. Result in z_t's dtype.
+        """
+        return self.as_eps(self.predict(z_t, t, text_emb), z_t, t)
+
+    def as_eps(self, prediction: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        """A result of `predict` as a noise prediction; all (N, C, h, w), t (N,)."""
+        if self.prediction_type == "epsilon":
+            return prediction
+        alpha, sigma = self._alpha_sigma(t, z_t)
+        return alpha * prediction + sigma * z_t
+
+    def eps_hat_cfg(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        uncond: Tensor,
+        guidance_scale: float,
+        convention: str = "standard",
+    ) -> Tensor:
+        """Classifier-free guidance in one batch of 2N rows; see `base.classifier_free_eps_hat`."""
+        return classifier_free_eps_hat(self, z_t, t, cond, uncond, guidance_scale, convention)
+
+    def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (f(t).to(like).view(-1, 1, 1, 1) for f in (self.schedule.alpha, self.schedule.sigma))
+        return alpha, sigma
+
+
+def load_denoiser(
+    name_or_path: str,
+    device: str | torch.device | None = None,
+    half_precision: bool | None = None,
+    channels_last: bool = False,
+    attention_slicing: bool = False,
+    cpu_offload: bool = False,
+) -> Denoiser:
+    """A Stable Diffusion model's UNet alone; arguments and what is raised as of `LatentDiffusionTeacher.load`."""
+    folder = resolve_model(name_or_path)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parts = load_parts(folder, choose_dtype(device, half_precision), with_text=False, with_vae=False)
+    offload = cpu_offload and can_offload(device)
+    unet, scheduler = parts["unet"] if offload else parts["unet"].to(device), parts["scheduler"]
+    if channels_last:
+        unet = unet.to(memory_format=torch.channels_last)
+    if attention_slicing:
+        unet.set_attention_slice(1)
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    denoiser = Denoiser(unet, NoiseSchedule(scheduler.alphas_cumprod.float()), kind, str(name_or_path))
+    if offload:
+        offload_to_cpu([unet], device)
+        denoiser.device, denoiser.schedule = device, denoiser.schedule.to(device)
+    return denoiser

@@ -1,0 +1,174 @@
+"""What every latent diffusion teacher shares: finding and loading a model, pictures and latents, remembered prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
+from carv_3d.teachers.availability import resolve_model
+from carv_3d.teachers.denoiser import Denoiser
+from carv_3d.teachers.families import Family
+from carv_3d.teachers.loading import choose_dtype, load_parts
+from carv_3d.teachers.memory import can_offload, merge_tokens, offload_to_cpu
+
+SomeTeacher = TypeVar("SomeTeacher", bound="LatentDiffusionTeacher")
+
+
+class LatentDiffusionTeacher(Denoiser):
+    """A `carv_3d.teachers.base.Teacher` over a UNet and a VAE, but for the text, which a subclass encodes.
+
+    It is no torch module on purpose: nothing of it lands in a host's checkpoint, optimizer or
+    `train()` call. Parameters are frozen; gradients pass through `encode` and `decode` to their inputs.
+    """
+
+    family: ClassVar[Family]
+    default_model: ClassVar[str]
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        schedule: NoiseSchedule,
+        prediction_type: str = "epsilon",
+        name: str = "",
+        text_width: int | None = None,
+    ) -> None:
+        """text_width: D of the text embeddings, if the encoders are at hand.
+
+        Raises CarvError if the sizes of the parts do not fit.
+        """
+        super().__init__(unet, schedule, prediction_type, name)
+        self.vae: Any = vae.eval().requires_grad_(False)
+        self.vae_dtype: torch.dtype = next(vae.parameters()).dtype
+        self.vae_factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_channels = int(vae.config.latent_channels)
+        size = unet.config.sample_size
+        if isinstance(size, (list, tuple)):
+            if len(set(size)) != 1:
+                raise CarvError(f"the UNet of {name or 'this model'} is not square (sample_size {size}).")
+            size = size[0]
+        self.latent_size = int(size)
+        self.image_size = self.latent_size * self.vae_factor
+        if text_width is not None and unet.config.cross_attention_dim != text_width:
+            raise CarvError(
+                f"the parts of {name or 'this model'} do not fit: its text encoder gives width {text_width}, "
+                f"its UNet takes {unet.config.cross_attention_dim}."
+            )
+        self._scaling = float(getattr(vae.config, "scaling_factor", None) or 0.18215)
+        self._shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self._embeddings: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(
+        cls: type[SomeTeacher],
+        name_or_path: str | None = None,
+        device: str | torch.device | None = None,
+        half_precision: bool | None = None,
+        channels_last: bool = False,
+        local_files_only: bool = False,
+        cache_dir: str | None = None,
+        with_text: bool = True,
+        attention_slicing: bool = False,
+        cpu_offload: bool = False,
+        token_merging: dict[str, Any] | None = None,
+    ) -> SomeTeacher:
+        """Finds, checks and loads a model.
+
+        name_or_path: "carv-tiny", a local diffusers folder, or a hub id; the family's `default_model` unless given.
+        device: CUDA if there is one, unless named.
+        half_precision: float16, on CUDA only; None takes it there. On the CPU it is float32, with a
+            note in the log (float16 and bfloat16 are slower there).
+        channels_last: the memory format of UNet and VAE; no gain was measured on the CPU.
+        attention_slicing: attention in slices: less memory, slower.
+        cpu_offload: parameters stay in the CPU's memory and visit the GPU layer by layer: least memory, much
+            slower. CUDA only, with a note in the log elsewhere. Needs accelerate.
+        token_merging: arguments of tomesd.apply_patch, {} for its defaults; None for none. Needs tomesd; it
+            changes the prediction.
+        with_text: False leaves the text encoder out, for hosts that bring their own embeddings.
+        Raises CarvError, before anything is loaded, if the model is not to be had, not whole or of another family.
+        """
+        name_or_path = name_or_path or cls.default_model
+        folder = resolve_model(name_or_path, local_files_only, cache_dir, cls.family)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = choose_dtype(device, half_precision)
+        parts = load_parts(folder, dtype, with_text, cls.family, vae_dtype=cls._choose_vae_dtype(folder, dtype))
+        offload = cpu_offload and can_offload(device)
+        modules = [part for part in cls.family.classes if parts[part] is not None]
+        for part in modules:
+            parts[part] = parts[part] if offload else parts[part].to(device)
+            if channels_last and part in ("unet", "vae"):
+                parts[part] = parts[part].to(memory_format=torch.channels_last)
+        scheduler = parts.pop("scheduler")
+        teacher = cls._from_parts(
+            folder,
+            parts,
+            schedule=NoiseSchedule(scheduler.alphas_cumprod.float()),
+            prediction_type=scheduler.config.get("prediction_type", "epsilon"),
+            name=str(name_or_path),
+        )
+        if attention_slicing:
+            teacher.unet.set_attention_slice(1)
+        if token_merging is not None:
+            merge_tokens(teacher.unet, token_merging)
+        if offload:
+            offload_to_cpu([parts[part] for part in modules], device)
+            teacher.device, teacher.schedule = device, teacher.schedule.to(device)
+        return teacher
+
+    @classmethod
+    def _choose_vae_dtype(cls, folder: Path, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    @classmethod
+    def _from_parts(cls: type[SomeTeacher], folder: Path, parts: dict[str, Any], **known: Any) -> SomeTeacher:
+        return cls(**parts, **known)
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, H / factor, W / factor), in images' dtype.
+
+        Differentiable in `images`. `sample` takes one posterior sample per picture from `generator`
+        (the global one if None), else the posterior's mode. H and W are multiples of the VAE's factor
+        (`image_size` is the size that the model was trained at); CarvError otherwise.
+        """
+        if images.dim() != 4 or images.shape[1] != 3 or any(n % self.vae_factor for n in images.shape[2:]):
+            raise CarvError(
+                f"encode takes pictures (B, 3, H, W) with sides that are multiples of {self.vae_factor}, "
+                f"not {tuple(images.shape)}."
+            )
+        with torch.autocast(self.device.type, enabled=False):
+            posterior = self.vae.encode(images.to(self.vae_dtype) * 2 - 1).latent_dist
+            z = posterior.sample(generator) if sample else posterior.mode()
+        return ((z - self._shift) * self._scaling).to(images.dtype)
+
+    def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
+        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1], in latents' dtype.
+
+        Differentiable in `latents`; `clamp` cuts to [0, 1], where the gradient is zero outside.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            pictures = self.vae.decode(latents.to(self.vae_dtype) / self._scaling + self._shift).sample
+        pictures = (pictures * 0.5 + 0.5).to(latents.dtype)
+        return pictures.clamp(0, 1) if clamp else pictures
+
+    @torch.no_grad()
+    def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> (B, L, D) in the model's dtype, each prompt encoded once and then remembered.
+
+        What does not fit the text encoder's context is cut off, with a note in the log. Raises CarvError without
+        a text encoder.
+        """
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+        if new:
+            self._embeddings.update(zip(new, self._encode_text(new)))
+        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    def _encode_text(self, prompts: list[str]) -> Tensor:
+        raise NotImplementedError

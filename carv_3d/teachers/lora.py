@@ -1,0 +1,86 @@
+"""A low-rank, camera-conditioned variant of a frozen UNet, switched on and off (arXiv 2106.09685, 2305.16213).
+
+By forward hooks on the attention's linear layers, so that it works in every diffusers, and leaves the UNet's own
+modules and parameters what they are: one UNet is the frozen teacher and, within `active`, the trained variant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from carv_3d.errors import CarvError
+
+ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class LowRank(nn.Module):
+    """x (..., in) -> up(down(x)) (..., out) in float32; zero until it is trained."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=False)
+        nn.init.normal_(self.down.weight, std=1 / rank)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.up(self.down(x.to(self.down.weight.dtype)))
+        return out
+
+
+class CameraLora(nn.Module):
+    """What is trained: a LowRank beside each attention layer, and an embedding of the camera beside that of time.
+
+    It holds its own parameters only, in float32; the UNet is not a submodule of it.
+    """
+
+    def __init__(self, unet: Any, rank: int = 4, camera_width: int = 16) -> None:
+        """Raises CarvError for a UNet without attention, or a rank that is no whole number of at least 1."""
+        super().__init__()
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise CarvError(f"lora_rank is {rank!r}; it must be a whole number of at least 1.")
+        self._camera: Tensor | None = None
+        self.layers = nn.ModuleDict()
+        for name, module in unet.named_modules():
+            if isinstance(module, nn.Linear) and name.endswith(ATTENTION_LAYERS):
+                low_rank = LowRank(module.in_features, module.out_features, rank)
+                self.layers[name.replace(".", "_")] = low_rank
+                module.register_forward_hook(self._beside(low_rank))
+        if not self.layers:
+            raise CarvError("the UNet has no attention layers (to_q, to_k, to_v, to_out): name another model.")
+        width = int(unet.time_embedding.linear_2.out_features)
+        self.camera_embedding = nn.Sequential(nn.Linear(camera_width, width), nn.SiLU(), nn.Linear(width, width))
+        unet.time_embedding.register_forward_hook(self._with_camera)
+        self.to(next(unet.parameters()).device)
+
+    @contextlib.contextmanager
+    def active(self, camera: Tensor) -> Iterator[None]:
+        """Within, the UNet is the variant, for rows seen from camera (N, camera_width)."""
+        self._camera = camera
+        try:
+            yield
+        finally:
+            self._camera = None
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no training step has reached it yet."""
+        ups = (value for name, value in self.layers.named_parameters() if name.endswith("up.weight"))
+        return not any(bool(value.any()) for value in ups)
+
+    def _beside(self, low_rank: LowRank) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output if self._camera is None else output + low_rank(inputs[0]).to(output.dtype)
+
+        return hook
+
+    def _with_camera(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self._camera is None:
+            return output
+        dtype = next(self.camera_embedding.parameters()).dtype
+        embedded: Tensor = self.camera_embedding(self._camera.to(device=output.device, dtype=dtype))
+        return output + embedded.to(output.dtype)

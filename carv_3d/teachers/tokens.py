@@ -1,0 +1,22 @@
+"""From prompts to CLIP's tokens, padded to the context; what is cut off is said."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def context_length(text_encoder: Any, tokenizer: Any) -> int:
+    """L: how many tokens the encoder reads. A tokenizer without a limit says 1e30."""
+    return min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
+
+
+def tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
+    """B prompts -> input_ids and attention_mask (B, length); prompts that are longer are named in the log."""
+    for prompt in prompts:
+        found = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+        if found > length:
+            log.warning("%r is cut off: %d tokens of %d.", prompt, found, length)
+    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

@@ -1,0 +1,66 @@
+"""The shipped configurations and the extension's README: nothing named that is not there, nothing there that is not."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from carv_3d.guidance import GuidanceOptions
+
+sys.path.insert(0, str(Path(__file__).parent))
+import host_double as double
+
+README = (double.EXTENSION / "README.md").read_text()
+CONFIGS = sorted((double.EXTENSION / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return double.install(monkeypatch)
+
+
+def test_all_configurations_are_there() -> None:
+    assert [file.stem for file in CONFIGS] == [
+        "carv-dreamfusion-sd", "carv-dreamfusion-sdxl", "carv-dreamfusion-tiny", "carv-latentnerf",
+        "carv-magic3d-coarse-sd", "carv-magic3d-refine-sd", "carv-perpneg-sd", "carv-prolificdreamer-vsd", "carv-sjc",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_configuration_says_what_the_guidance_takes(file: Path, host: Any) -> None:
+    cfg = OmegaConf.load(file)
+    kind = host.modules[cfg.system.guidance_type]
+    common = sys.modules["threestudio-carv.common"]
+    common.check_names(kind.Config, cfg.system.guidance)
+    cfg.system.prompt_processor.prompt = "a red mug"  # the one value that a user gives
+    options = common.read_options(GuidanceOptions, OmegaConf.create({"guidance": cfg.system.guidance,
+                                                                     "trainer": cfg.trainer}).guidance)  # fmt: skip
+    assert options.num_draws == 4
+    assert cfg.name == file.stem
+    assert cfg.system_type.endswith("-system:carv-checkpoint")
+    assert cfg.system.prompt_processor_type in host.modules
+    names = {section.pretrained_model_name_or_path for section in (cfg.system.guidance, cfg.system.prompt_processor)}
+    assert len(names) == 1  # both read the same model
+    assert f"`{file.stem}`" in README
+
+
+def test_every_option_of_ours_is_in_the_readme_with_its_default(host: Any) -> None:
+    from test_extension import STOCK
+
+    config = host.modules["carv-stable-diffusion-guidance"].Config()
+    ours = {name: value for name, value in vars(config).items() if name not in STOCK}
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", README, re.MULTILINE))
+    told = {name: OmegaConf.create(f"x: {value.strip('`')}").x for name, value in rows.items()}
+    assert told == ours
+
+
+def test_commands_in_the_readme_name_files_that_exist() -> None:
+    named = re.findall(r"custom/threestudio-carv/(configs/\S+\.yaml)", README)
+    assert named
+    for name in named:
+        assert (double.EXTENSION / name).is_file()
