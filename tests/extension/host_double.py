@@ -41,6 +41,7 @@ class PromptProcessor(BaseObject):
         pretrained_model_name_or_path: str = ""
         prompt: str = "a hamburger"
         use_cache: bool = True
+        spawn: bool = True
 
     def configure(self) -> None:
         self.read_from = self.cfg.pretrained_model_name_or_path
@@ -108,11 +109,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     own = "threestudio.models.prompt_processors.stable_diffusion_prompt_processor"
     processors = types.ModuleType(own)
     processors.StableDiffusionPromptProcessor = PromptProcessor  # type: ignore[attr-defined]
+    prompts = types.ModuleType("threestudio.models.prompt_processors.base")
+    prompts.hash_prompt = lambda model, prompt: f"{len(model)}-{prompt}"  # type: ignore[attr-defined]
     parents = ("threestudio.utils", "threestudio.models", "threestudio.models.prompt_processors")
     for name, module in (
         ("threestudio", host),
         ("threestudio.utils.base", base),
         (own, processors),
+        (prompts.__name__, prompts),
         *((name, types.ModuleType(name)) for name in parents),
     ):
         monkeypatch.setitem(sys.modules, name, module)

@@ -107,7 +107,7 @@ def test_one_uniform_draw_gives_the_stock_gradient(
         assert size > 0
         # threestudio's loss rounds its gradient to the last bits of the latents, which is seen where the clip is small
         assert float((got[name] - gradient).abs().max()) < 1e-4 * size, name
-        assert float((got[name] - gradient).norm() / gradient.norm()) < 2e-5, name
+        assert float((got[name] - gradient).norm() / gradient.norm()) < 5e-5, name
 
 
 def test_the_pictures_of_guidance_eval_start_from_the_same_noise(

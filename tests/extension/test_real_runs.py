@@ -21,18 +21,22 @@ STEPS = 20
 PLAIN = {"K", "ess", "snr", "nonfinite", "grad_norm", "unet_rows", "renders", "seconds_denoise", "min_step", "max_step"}
 
 
-def train(
+def launch(
     checkout: Path, config: str, steps: int, workdir: Path, *overrides: str, **variables: str
-) -> list[dict[str, Any]]:
-    """What every step logged."""
+) -> subprocess.CompletedProcess[str]:
     script, file = Path(__file__).with_name("real_host.py"), CONFIGS / f"{config}.yaml"
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *map(str, (script, checkout, file, steps, workdir)), *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def train(*arguments: Any, **variables: str) -> list[dict[str, Any]]:
+    """What every step logged, of `launch`."""
+    done = launch(*arguments, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -89,11 +93,15 @@ def test_a_resumed_run_goes_on_with_the_state_of_an_adaptive_proposal(checkout: 
     whole = train(checkout, config, 6, tmp_path / "whole", *options)
     # the renders differ (threestudio seeds its cameras anew); timesteps come from the guidance's own generator
     afresh = train(checkout, config, 2, tmp_path / "afresh", *options)
-    assert resumed[0]["logged"]["ess"] == pytest.approx(whole[4]["logged"]["ess"], rel=1e-4)
-    assert resumed[0]["logged"]["ess"] != pytest.approx(afresh[0]["logged"]["ess"], rel=1e-3)
+    assert resumed[0]["logged"]["ess"] == pytest.approx(whole[4]["logged"]["ess"], rel=1e-6)
+    assert resumed[0]["logged"]["ess"] != pytest.approx(afresh[0]["logged"]["ess"], rel=1e-4)
 
 
 def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.__version__.startswith("2.0."):
+        pytest.skip("torch 2.0's gloo cannot send the boolean grid of threestudio's renderer; NCCL can")
     steps = train(
         checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", "system.guidance.stratify=global", CARV_TEST_DEVICES="2"
     )
@@ -109,7 +117,7 @@ def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_ends_the_run_with_a_sentence(override: str, said: str, checkout: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError) as failure:
-        train(checkout, "carv-dreamfusion-tiny", 1, tmp_path / "run", override)
-    last = [line for line in str(failure.value).splitlines() if "CarvError" in line][-1]
-    assert said in last
+    done = launch(checkout, "carv-dreamfusion-tiny", 1, tmp_path / "run", override)
+    assert done.returncode != 0
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("carv_3d.errors.CarvError: ")]
+    assert said in sentence
