@@ -25,6 +25,12 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def build_folder() -> Any:
+    """`build_sd_folder`, for models of other sizes."""
+    return build_sd_folder
+
+
+@pytest.fixture(scope="session")
 def sd_folder_512(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights with the sizes that threestudio writes out: pictures of 512, latents of 64, 77 tokens."""
     return build_sd_folder(tmp_path_factory.mktemp("sd512") / "model", latent=64, context=77, levels=4)

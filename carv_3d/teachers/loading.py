@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from carv_3d.errors import CarvError
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_folder import WAY_OUT, weight_files
+from carv_3d.teachers.model_folder import WAY_OUT, read_json, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ def dtype_argument(library: str, version: str) -> str:
 def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch.dtype) -> Any:
     file = weight_files(folder, part)[0]
     with _named(folder, part, file):
+        if part == "vae" and not _knows_its_attention(getattr(library, kind), folder):
+            return load_vae_without_attention(folder, dtype)
         model, info = getattr(library, kind).from_pretrained(
             str(folder),
             subfolder=part,
@@ -103,6 +106,26 @@ def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch
             f"config.json asks for, such as {min(missing)}; {WAY_OUT}."
         )
     return model
+
+
+def _knows_its_attention(kind: Any, folder: Path) -> bool:
+    """False if the VAE has no attention in its middle and this diffusers (before 0.26) has no option for that."""
+    wanted = read_json(folder / "vae" / "config.json").get("mid_block_add_attention", True)
+    return wanted or "mid_block_add_attention" in inspect.signature(kind.__init__).parameters
+
+
+def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
+    """The AutoencoderKL of a folder, its weights in safetensors, without attention in its middle on any diffusers."""
+    from diffusers import AutoencoderKL
+    from safetensors.torch import load_file
+
+    names = inspect.signature(AutoencoderKL.__init__).parameters
+    config = read_json(folder / "vae" / "config.json")
+    vae = AutoencoderKL(**{k: v for k, v in config.items() if k in names and k != "mid_block_add_attention"})
+    for half in (vae.encoder, vae.decoder):
+        half.mid_block.attentions = torch.nn.ModuleList([None] * len(half.mid_block.attentions))
+    vae.load_state_dict(load_file(str(weight_files(folder, "vae")[0])))
+    return vae.to(dtype)
 
 
 def _load_renamed(model: Any, file: Path) -> list[str]:

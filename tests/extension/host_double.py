@@ -57,6 +57,7 @@ class PromptProcessor(BaseObject):
         pretrained_model_name_or_path: str = ""
         prompt: str = "a hamburger"
         use_cache: bool = True
+        spawn: bool = True
 
     def configure(self) -> None:
         self.read_from = self.cfg.pretrained_model_name_or_path

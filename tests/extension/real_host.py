@@ -195,7 +195,8 @@ def train(checkout: Path, config: Path, steps: int, workdir: Path, overrides: Se
             logged = {k.removeprefix("train/"): float(v) for k, v in trainer.callback_metrics.items()}
             line = {"step": trainer.global_step, "rank": trainer.global_rank, "logged": logged}
             line.update(guidance=type(system.guidance).__name__, seconds=time.perf_counter() - self.start)
-            print(json.dumps(line), file=out, flush=True)
+            out.write(json.dumps(line) + "\n")  # in one piece: ranks share the stream
+            out.flush()
 
     class CpuTrainer(pl.Trainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

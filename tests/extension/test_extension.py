@@ -335,12 +335,17 @@ def test_the_prompt_processor_reads_a_folder(host: Any, sd_folder: Path) -> None
     )
     assert processor.read_from == str(sd_folder)
     assert processor.cfg.use_cache
+    assert processor.cfg.spawn
 
 
-def test_the_built_in_model_is_read_from_the_package_and_never_from_a_cache(host: Any) -> None:
+def test_the_built_in_model_is_read_from_the_package_and_never_from_a_cache(host: Any, tmp_path: Path) -> None:
     processor = host.modules["carv-stable-diffusion-prompt-processor"]({"pretrained_model_name_or_path": "carv-tiny"})
     assert (Path(processor.read_from) / "model_index.json").is_file()
     assert not processor.cfg.use_cache
+    processor.spawn_func(processor.read_from, ["a red mug", ""], str(tmp_path))
+    saved = torch.load(tmp_path / f"{len(processor.read_from)}-a red mug.pt")
+    assert saved.shape == (20, 128)
+    assert not torch.equal(saved, torch.load(tmp_path / f"{len(processor.read_from)}-.pt"))
 
 
 def test_the_built_in_model_sets_the_sizes(host: Any) -> None:

@@ -21,18 +21,22 @@ STEPS = 20
 PLAIN = {"K", "ess", "snr", "nonfinite", "grad_norm", "unet_rows", "renders", "seconds_denoise", "min_step", "max_step"}
 
 
-def train(
+def launch(
     checkout: Path, config: str, steps: int, workdir: Path, *overrides: str, **variables: str
-) -> list[dict[str, Any]]:
-    """What every step logged."""
+) -> subprocess.CompletedProcess[str]:
     script, file = Path(__file__).with_name("real_host.py"), CONFIGS / f"{config}.yaml"
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *map(str, (script, checkout, file, steps, workdir)), *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def train(*arguments: Any, **variables: str) -> list[dict[str, Any]]:
+    """What every step logged, of `launch`."""
+    done = launch(*arguments, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -73,6 +77,14 @@ def test_a_shipped_configuration_trains(config: str, checkout: Path, sd_folder_5
     assert pictures, "threestudio's own test views"
 
 
+def kinds(value: Any) -> set[str]:
+    """The names of the types in nested dicts and lists."""
+    if isinstance(value, (dict, list, tuple)):
+        inner = value.values() if isinstance(value, dict) else value
+        return set().union(*map(kinds, inner))
+    return {type(value).__name__}
+
+
 def test_a_resumed_run_goes_on_with_the_state_of_an_adaptive_proposal(checkout: Path, tmp_path: Path) -> None:
     config = "carv-dreamfusion-tiny"
     options = ["system.guidance.proposal=adaptive", "system.guidance.seed=3", "use_timestamp=false", "tag=one"]
@@ -81,19 +93,24 @@ def test_a_resumed_run_goes_on_with_the_state_of_an_adaptive_proposal(checkout: 
     (saved,) = (tmp_path / "run" / "outputs").rglob("last.ckpt")
     import torch
 
-    state = torch.load(saved, map_location="cpu", weights_only=True)["carv_guidance"]
-    assert state["rank"] == 0
-    assert not any(key.startswith("guidance") for key in torch.load(saved, weights_only=True)["state_dict"])
+    checkpoint = torch.load(saved, map_location="cpu", weights_only=False)
+    assert checkpoint["carv_guidance"]["rank"] == 0
+    assert kinds(checkpoint["carv_guidance"]) <= {"Tensor", "int", "float", "str", "bool", "NoneType"}
+    assert not any(key.startswith("guidance") for key in checkpoint["state_dict"])
     resumed = train(checkout, config, 6, tmp_path / "run", *options, f"resume={saved}")
     assert [one["step"] for one in resumed] == [5, 6]
     whole = train(checkout, config, 6, tmp_path / "whole", *options)
     # the renders differ (threestudio seeds its cameras anew); timesteps come from the guidance's own generator
     afresh = train(checkout, config, 2, tmp_path / "afresh", *options)
-    assert resumed[0]["logged"]["ess"] == pytest.approx(whole[4]["logged"]["ess"], rel=1e-4)
-    assert resumed[0]["logged"]["ess"] != pytest.approx(afresh[0]["logged"]["ess"], rel=1e-3)
+    assert resumed[0]["logged"]["ess"] == pytest.approx(whole[4]["logged"]["ess"], rel=1e-6)
+    assert resumed[0]["logged"]["ess"] != pytest.approx(afresh[0]["logged"]["ess"], rel=1e-4)
 
 
 def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.__version__.startswith("2.0."):
+        pytest.skip("torch 2.0's gloo cannot send the boolean grid of threestudio's renderer; NCCL can")
     steps = train(
         checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", "system.guidance.stratify=global", CARV_TEST_DEVICES="2"
     )
@@ -109,7 +126,7 @@ def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_ends_the_run_with_a_sentence(override: str, said: str, checkout: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError) as failure:
-        train(checkout, "carv-dreamfusion-tiny", 1, tmp_path / "run", override)
-    last = [line for line in str(failure.value).splitlines() if "CarvError" in line][-1]
-    assert said in last
+    done = launch(checkout, "carv-dreamfusion-tiny", 1, tmp_path / "run", override)
+    assert done.returncode != 0
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("carv_3d.errors.CarvError: ")]
+    assert said in sentence

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from carv_3d.errors import CarvError
+from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.base import Teacher
-from carv_3d.teachers.loading import dtype_argument
+from carv_3d.teachers.loading import dtype_argument, load_vae_without_attention
 from carv_3d.teachers.perp_neg import perp_neg_eps_hat, perpendicular
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
@@ -220,3 +221,14 @@ def test_autocast_of_the_host_does_not_reach_the_teacher(sd_teacher: Any) -> Non
 )
 def test_the_name_of_dtype_by_version(library: str, version: str, argument: str) -> None:
     assert dtype_argument(library, version) == argument
+
+
+def test_the_built_in_autoencoder_is_the_same_where_diffusers_has_no_option_for_it() -> None:
+    teacher = StableDiffusionTeacher.load("carv-tiny", device="cpu", with_text=False)
+    folder = resolve_model("carv-tiny")
+    older = load_vae_without_attention(folder, torch.float32)
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        z = older.encode(x).latent_dist.mean
+        torch.testing.assert_close(z, teacher.vae.encode(x).latent_dist.mean)
+        torch.testing.assert_close(older.decode(z).sample, teacher.vae.decode(z).sample)
