@@ -122,8 +122,9 @@ def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
     names = inspect.signature(AutoencoderKL.__init__).parameters
     config = read_json(folder / "vae" / "config.json")
     vae = AutoencoderKL(**{k: v for k, v in config.items() if k in names and k != "mid_block_add_attention"})
+    none: Any = [None]  # as diffusers itself says that there is none
     for half in (vae.encoder, vae.decoder):
-        half.mid_block.attentions = torch.nn.ModuleList([None] * len(half.mid_block.attentions))
+        half.mid_block.attentions = torch.nn.ModuleList(none * len(half.mid_block.attentions))
     vae.load_state_dict(load_file(str(weight_files(folder, "vae")[0])))
     return vae.to(dtype)
 

@@ -85,7 +85,9 @@ def kinds(value: Any) -> set[str]:
     return {type(value).__name__}
 
 
-def test_a_resumed_run_goes_on_with_the_state_of_an_adaptive_proposal(checkout: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_with_the_state_of_an_adaptive_proposal(
+    threestudio: Any, checkout: Path, tmp_path: Path
+) -> None:
     config = "carv-dreamfusion-tiny"
     options = ["system.guidance.proposal=adaptive", "system.guidance.seed=3", "use_timestamp=false", "tag=one"]
     options += ["checkpoint.every_n_train_steps=4", "system.guidance.max_step_percent=0.98"]
