@@ -11,7 +11,7 @@ class Family:
 
     classes: of each part with weights, what model_index.json names for it.
     tokenizers: the folders of tokenizers.
-    addition_embed_type: what the UNet's config names for conditions beside text.
+    addition_embed_types: what the UNet's config may name for more than cross-attention ("text" pools the same text).
     use: what loads it, for the sentence that a model of another family gets.
     """
 
@@ -19,7 +19,7 @@ class Family:
     classes: dict[str, str]
     tokenizers: tuple[str, ...]
     use: str
-    addition_embed_type: str | None = None
+    addition_embed_types: tuple[str | None, ...] = (None, "text")
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -43,6 +43,6 @@ STABLE_DIFFUSION_XL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     use="StableDiffusionXLTeacher, in threestudio carv-stable-diffusion-xl-guidance with "
     "carv-stable-diffusion-xl-prompt-processor",
-    addition_embed_type="text_time",
+    addition_embed_types=("text_time",),
 )
 FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)

@@ -138,10 +138,13 @@ def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any], family: F
                 "(an inpainting, depth or upscaling model is no text-to-image teacher)",
             )
         )
-    wanted = {"class_embed_type": None, "num_class_embeds": None, "addition_embed_type": family.addition_embed_type}
-    for key, value in wanted.items():
-        if unet.get(key) != value:
-            why = f"the UNet has {key} = {unet.get(key)!r}, where {family.name} has {value!r}"
+    wanted = {
+        "class_embed_type": (None,), "num_class_embeds": (None,), "addition_embed_type": family.addition_embed_types,
+    }  # fmt: skip
+    for key, values in wanted.items():
+        if unet.get(key) not in values:
+            these = " or ".join(map(repr, values))
+            why = f"the UNet has {key} = {unet.get(key)!r}, where {family.name} has {these}"
             raise CarvError(_bad(file, why))
 
 

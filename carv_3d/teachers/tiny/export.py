@@ -37,7 +37,7 @@ def export(
     averaged.load_state_dict(weights)
     averaged.unet.set_attn_processor(AttnProcessor2_0())
     half_vae = copy.deepcopy(vae).half()
-    half_vae.register_to_config(scaling_factor=scaling)
+    half_vae.register_to_config(scaling_factor=scaling, _name_or_path="")  # a folder of this machine says nothing
     scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
         clip_sample=False, set_alpha_to_one=False, steps_offset=1,

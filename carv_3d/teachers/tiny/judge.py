@@ -50,7 +50,10 @@ class Judge(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 24, 5, stride=2, padding=2)
         self.blocks = nn.Sequential(_Block(24, 48), _Block(48, 96), _Block(96, 160))
-        self.heads = nn.ModuleDict({k: nn.Linear(160 * 4, n) for k, n in CLASSES.items()})
+        # a hidden layer, since where an object's left side shows depends on the object
+        self.heads = nn.ModuleDict(
+            {k: nn.Sequential(nn.Linear(160 * 4, 256), nn.ReLU(), nn.Linear(256, n)) for k, n in CLASSES.items()}
+        )
 
     def features(self, images: Tensor) -> Tensor:
         """``(B, 640)``: the last map pooled to 2×2, for the distances between sets of pictures."""
@@ -97,7 +100,7 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return ((x - 0.5) * gain + 0.5 + bias + noise).clamp(0, 1)
 
 
-def train(work: Path, out: Path = WEIGHTS, pictures: int = 14_000, steps: int = 2_500, seed: int = 0) -> None:
+def train(work: Path, out: Path = WEIGHTS, pictures: int = 14_000, steps: int = 5_000, seed: int = 0) -> None:
     """Render other pictures than the teacher's, train the judge on them, write ``out`` in half precision."""
     from safetensors.torch import save_file
 
@@ -112,13 +115,13 @@ def train(work: Path, out: Path = WEIGHTS, pictures: int = 14_000, steps: int = 
         for s in data.shots
     ])  # fmt: skip
     torch.manual_seed(seed)
-    judge = Judge()
+    judge = Judge().to(memory_format=torch.channels_last)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(pictures, (64,), generator=generator)
         background = light_backgrounds(64, generator).numpy().astype(np.float32)
         x = torch.from_numpy(data.on(index.numpy(), background)).permute(0, 3, 1, 2).contiguous()
-        logits = judge(augment(x, generator))
+        logits = judge(augment(x, generator).contiguous(memory_format=torch.channels_last))
         terms = [
             F.cross_entropy(logits[k], labels[index, i], ignore_index=IGNORE, label_smoothing=0.05)
             for i, k in enumerate(CLASSES)
@@ -152,7 +155,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m carv_3d.teachers.tiny.judge", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "carv_3d" / "tiny")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     train(arguments.work, arguments.out, steps=arguments.steps)

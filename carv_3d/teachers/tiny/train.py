@@ -125,7 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
 
-        model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(o.init / "unet").float().state_dict())
+        unet = UNet2DConditionModel.from_pretrained(o.init / "unet").float()
+        model.unet.load_state_dict(unet.state_dict(), strict=False)  # older weights lack add_embedding
         model.text.load_state_dict(CLIPTextModel.from_pretrained(o.init / "text_encoder").float().state_dict())
     model.unet.to(memory_format=torch.channels_last)  # a third quicker on a CPU
     schedule = NoiseSchedule.scaled_linear()

@@ -107,7 +107,10 @@ def unseen_pairs() -> frozenset[tuple[str, str]]:
 
 
 def caption(rng: random.Random, obj: str, colour: str, finish: str, elevation: float, azimuth: float) -> str:
-    """A caption in natural wording, with synonyms, half of the time without a word on a plain finish."""
+    """A caption in natural wording, with synonyms, half of the time without a word on a plain finish.
+
+    Few are in threestudio's four coarse view phrases: two of them share their words with a sector half as wide.
+    """
     noun = OBJECTS[obj][0] if rng.random() < 0.7 else rng.choice(OBJECTS[obj])
     tint = COLOUR_WORDS[colour][0] if rng.random() < 0.8 else rng.choice(COLOUR_WORDS[colour])
     if FINISH_NOUNS[finish] and rng.random() < 0.3:
@@ -119,9 +122,9 @@ def caption(rng: random.Random, obj: str, colour: str, finish: str, elevation: f
     text = rng.choice(TEMPLATES).format(x=phrase)
     text = re.sub(r"\ba (?=[aeiou])", "an ", text)
     kind = rng.random()
-    if kind < 0.12:
+    if kind < 0.08:
         return text
-    return f"{text}, {view_phrase(elevation, azimuth, fine=kind < 0.8)}"
+    return f"{text}, {view_phrase(elevation, azimuth, fine=kind < 0.94)}"
 
 
 def all_words() -> list[str]:

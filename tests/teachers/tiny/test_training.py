@@ -61,7 +61,7 @@ def test_a_stage_learns(tmp_path) -> None:
     torch.testing.assert_close(weights["weight"], torch.ones(1, 3), atol=0.05, rtol=0)
 
 
-def test_the_loss_is_min_snr_weighted_error_of_the_noise() -> None:
+def test_the_loss_is_the_error_of_the_noise_with_more_weight_on_high_noise() -> None:
     schedule = NoiseSchedule.scaled_linear()
     z, ids = torch.randn(4, 4, 16, 16), torch.zeros(4, LENGTH, dtype=torch.long)
     seen = {}
@@ -75,10 +75,24 @@ def test_the_loss_is_min_snr_weighted_error_of_the_noise() -> None:
     torch.rand(4, generator=g)
     eps = torch.randn(z.shape, generator=g)
     a = schedule.alpha(seen["t"]) ** 2
-    weight = torch.minimum(a / (1 - a), torch.tensor(5.0)) * (1 - a) / a
+    snr = a / (1 - a)
+    weight = (snr.clamp_max(5.0).sqrt() / snr).clamp_max(6.0)
     torch.testing.assert_close(value, (eps.square().mean((1, 2, 3)) * weight).mean())
     assert (seen["t"].sort().values == seen["t"]).all()  # one timestep from each quarter
     assert [int(t) // 250 for t in seen["t"]] == [0, 1, 2, 3]
+
+
+def test_the_weight_is_known_at_known_noise_levels() -> None:
+    snr = torch.tensor([80.0, 5.0, 1.0, 0.25, 1e-3])
+    torch.testing.assert_close(denoiser.weight_of(snr), torch.tensor([5**0.5 / 80, 5**-0.5, 1.0, 2.0, 6.0]))
+
+
+def test_the_pooled_caption_is_silent_until_it_is_trained() -> None:
+    torch.manual_seed(0)
+    model = denoiser.Denoiser(30, 0, 1).eval()
+    ids = torch.arange(2 * LENGTH).view(2, LENGTH) % 30
+    pooled = model.unet.add_embedding(model.text(ids).last_hidden_state)
+    assert torch.equal(pooled, torch.zeros_like(pooled))
 
 
 def test_exported_folder_loads_as_any_other_and_gives_the_same_noise(tmp_path, words) -> None:
