@@ -115,7 +115,8 @@ def train(work: Path, out: Path = WEIGHTS, pictures: int = 14_000, steps: int = 
         for s in data.shots
     ])  # fmt: skip
     torch.manual_seed(seed)
-    judge = Judge().to(memory_format=torch.channels_last)
+    judge = Judge()
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves this form out
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(pictures, (64,), generator=generator)
