@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -16,11 +17,12 @@ from carv_3d.errors import CarvError
 HOSTS = ("pytorch_lightning", "omegaconf", "nerfacc", "tinycudann", "nvdiffrast", "jaxtyping", "typeguard", "trimesh")
 LINK = "threestudio-carv"
 PACKAGES = {"diffusers": "loads the models", "transformers": "reads prompts", "carv_3d": "this package"}
+LOADED = {"diffusers": "UNet2DConditionModel", "transformers": "CLIPTextModel"}  # which bring much else along
 CONFIG = f"custom/{LINK}/configs/carv-dreamfusion-tiny.yaml"
 
 
 def examine(path: str) -> list[Finding]:
-    """All findings, in the order in which they are shown; of the packages, torch alone is loaded.
+    """All findings, in the order in which they are shown; torch, diffusers and transformers are loaded.
 
     Raises CarvError if `path` is no threestudio checkout.
     """
@@ -29,12 +31,12 @@ def examine(path: str) -> list[Finding]:
     link_line = f"in carv_3d's repository, with threestudio's environment active: ./install.sh --threestudio {root}"
     findings = [Finding("checkout", True, f"threestudio {_version_of(root)} in {root}", "", True)]
     findings.append(_python())
-    findings.append(_torch())
+    findings += _torch()
     for module, why in PACKAGES.items():
-        found = importlib.util.find_spec(module) is not None
-        detail = f"{_installed(module)} ({why})" if found else f"not installed ({why})"
-        remedy = link_line if module == "carv_3d" else f"pip install {module}"
-        findings.append(Finding(module, found, detail, remedy, True))
+        problem = _problem(module)
+        detail = f"{problem} ({why})" if problem else f"{_installed(module)} ({why})"
+        remedy = link_line if module == "carv_3d" else f"pip install {module}, in a version that fits the others"
+        findings.append(Finding(module, not problem, detail, remedy, True))
     missing = [module for module in HOSTS if importlib.util.find_spec(module) is None]
     told = f"lacks {', '.join(missing)}" if missing else "has what it imports"
     remedy = "install threestudio first, as its own README says, or activate the environment where it is installed"
@@ -60,19 +62,34 @@ def _python() -> Finding:
     return Finding("python", good, f"{version} ({sys.executable})", remedy, True)
 
 
-def _torch() -> Finding:
+def _problem(module: str) -> str:
+    """Why the module cannot be used; empty if it can."""
+    if importlib.util.find_spec(module) is None:
+        return "not installed"
+    try:
+        if module in LOADED:
+            getattr(importlib.import_module(module), LOADED[module])
+    except Exception as error:  # whatever a package that does not fit the others raises
+        return f"{_installed(module)} does not load: {str(error).strip().splitlines()[0][:160]}"
+    return ""
+
+
+def _torch() -> list[Finding]:
     if importlib.util.find_spec("torch") is None:
-        return Finding("torch", False, "not installed", "install threestudio first, as its own README says", True)
+        return [Finding("torch", False, "not installed", "install threestudio first, as its own README says", True)]
     version = _installed("torch")
     good = int(version.split(".")[0]) >= 2 if version[:1].isdigit() else True
     if not good:
         remedy = "pip install 'torch>=2.0' in threestudio's environment"
-        return Finding("torch", False, f"{version}, older than 2.0", remedy, True)
+        return [Finding("torch", False, f"{version}, older than 2.0", remedy, True)]
     import torch
 
     found = torch.cuda.is_available()
-    gpu = torch.cuda.get_device_name() if found else "no GPU, which threestudio itself needs"
-    return Finding("torch", found, f"{version}, {gpu}", "run it on a machine with an NVIDIA GPU")
+    gpu = torch.cuda.get_device_name() if found else "none, and threestudio itself needs one"
+    return [
+        Finding("torch", True, version, "", True),
+        Finding("GPU", found, gpu, "run it on a machine with an NVIDIA GPU"),
+    ]
 
 
 def _link(root: Path, remedy: str) -> Finding:

@@ -100,3 +100,25 @@ def test_the_environment_variable_is_told_in_the_usual_report(checkout: Path, mo
     assert told().found
     monkeypatch.setenv("CARV_THREESTUDIO", str(checkout / "custom"))
     assert "is no threestudio checkout" in told().detail
+
+
+def test_a_package_that_is_there_and_does_not_load_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = importlib.import_module
+
+    def broken(name: str) -> object:
+        if name == "diffusers":
+            raise RuntimeError("operator torchvision::nms does not exist\nmore")
+        return load(name)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    diffusers = found(checkout)["diffusers"]
+    assert (diffusers.found, diffusers.needed) == (False, True)
+    assert "does not load: operator torchvision::nms does not exist" in diffusers.detail
+    assert "more" not in diffusers.detail
+    assert found(checkout)["transformers"].found
+
+
+def test_a_machine_without_a_gpu_has_torch_all_the_same(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert found(checkout)["torch"].found
+    assert not found(checkout)["GPU"].found

@@ -53,6 +53,15 @@ class CostMeter:
         for name, amount in amounts.items():
             self.counts[name] = self.counts.get(name, 0) + int(amount)
 
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What happens within (previews, say) leaves seconds and counters as they were."""
+        seconds, counts = dict(self.seconds), dict(self.counts)
+        try:
+            yield
+        finally:
+            self.seconds, self.counts = seconds, counts
+
     @property
     def unet_rows(self) -> int:
         """Rows that went through the UNet: 2 per draw under classifier-free guidance."""

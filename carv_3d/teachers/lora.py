@@ -55,7 +55,6 @@ class CameraLora(nn.Module):
         width = int(unet.time_embedding.linear_2.out_features)
         self.camera_embedding = nn.Sequential(nn.Linear(camera_width, width), nn.SiLU(), nn.Linear(width, width))
         unet.time_embedding.register_forward_hook(self._with_camera)
-        self.to(next(unet.parameters()).device)
 
     @contextlib.contextmanager
     def active(self, camera: Tensor) -> Iterator[None]:

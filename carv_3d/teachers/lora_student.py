@@ -19,7 +19,8 @@ class LoraStudent:
     def __init__(self, denoiser: Denoiser, rank: int = 4) -> None:
         """denoiser: it may be the teacher itself, which is left as it is outside of this object's calls."""
         self.denoiser = denoiser
-        self.lora = CameraLora(denoiser.unet, rank)
+        # an offloaded UNet's own parameters have no place
+        self.lora = CameraLora(denoiser.unet, rank).to(denoiser.device)
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -57,16 +57,17 @@ class CarvCalls:
         if self._blind_steps >= MAX_BLIND_STEPS:
             raise CarvError(
                 f"the diffusion model gave no finite prediction for {MAX_BLIND_STEPS} steps: lower the learning rate "
-                "or guidance_scale, or set half_precision_weights=false; the last checkpoint is intact."
+                "or guidance_scale, or set half_precision_weights=false, and resume from a checkpoint of before."
             )
 
     def carv_state(self) -> dict[str, Any]:
         """For the mixin `carv-checkpoint`: tensors and primitives."""
-        return self._carv.state_dict()
+        return {**self._carv.state_dict(), "costs": self._meter.state_dict()}
 
     def load_carv_state(self, state: dict[str, Any]) -> None:
         self._carv.join_ranks(**ranks())  # first: each rank goes on with noise of its own
         self._carv.load_state_dict(state)
+        self._meter.load_state_dict(state["costs"])
 
 
 class CarvGuidance(CarvCalls, BaseObject):

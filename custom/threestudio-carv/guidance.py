@@ -100,7 +100,8 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         result.update(self._costs())
         self._count_blind(bool(out.estimate.finite.any()))
         if guidance_eval:
-            shown = denoised_previews(self._carv, out, self.cfg.max_items_eval)
+            with self._meter.uncounted():
+                shown = denoised_previews(self._carv, out, self.cfg.max_items_eval)
             shown["texts"] = preview_texts(shown["noise_levels"], elevation, azimuth, camera_distances)
             result["eval"] = shown
         return result

@@ -143,9 +143,10 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         views = (elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting)
         text, no_text = prompt_utils.get_text_embeddings(*views).chunk(2)
         scale = annealed(self._carv.options.guidance_scale, step, epoch)
-        return sample_pictures(
-            carv.teacher, lambda z, t: carv.eps_hat(z, t, (text, no_text), scale), len(elevation), seed=seed
-        )
+        with self._meter.uncounted():
+            return sample_pictures(
+                carv.teacher, lambda z, t: carv.eps_hat(z, t, (text, no_text), scale), len(elevation), seed=seed
+            )
 
     def sample_lora(
         self,
@@ -163,6 +164,9 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         camera = self._camera(mvp_mtx, c2w).flatten(1).float()
         carv, (epoch, step) = self._carv, self._when
         scale = annealed(carv.options.guidance_scale_lora, step, epoch)
-        return sample_pictures(
-            carv.sds.teacher, lambda z, t: carv.student_eps_hat(z, t, text, camera, scale), len(elevation), seed=seed
-        )
+
+        def eps_hat(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return carv.student_eps_hat(z, t, text, camera, scale)
+
+        with self._meter.uncounted():
+            return sample_pictures(carv.sds.teacher, eps_hat, len(elevation), seed=seed)

@@ -178,3 +178,14 @@ def test_cost_meter_splits_the_seconds_and_counts() -> None:
     again.count(renders=1)
     assert again.as_scalars()["renders"] == 3
     assert meter.renders == 2
+
+
+def test_what_happens_uncounted_leaves_the_meter_as_it_was() -> None:
+    meter = CostMeter()
+    meter.count(unet_rows=3)
+    with meter.phase("render"):
+        pass
+    before = meter.state_dict()
+    with meter.uncounted(), meter.phase("denoise"):
+        meter.count(unet_rows=50)
+    assert meter.state_dict() == before

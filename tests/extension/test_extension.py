@@ -205,6 +205,9 @@ def test_previews_are_pictures_and_leave_the_draws_alone(make: Any, sd_teacher: 
     for name in ("imgs_noisy", "imgs_1step", "imgs_1orig", "imgs_final"):
         assert found[name].shape == (1, 16, 16, 3)
         assert 0 <= float(found[name].min()) <= float(found[name].max()) <= 1
+    plain = other(rgb, prompts(sd_teacher, True), **BATCH)
+    again = guidance(rgb, prompts(sd_teacher, True), **BATCH)
+    assert again["unet_rows"] == 2 * plain["unet_rows"]  # previews are not counted
     other(rgb, prompts(sd_teacher, True), **BATCH)
     assert torch.equal(guidance._carv.generator.get_state(), other._carv.generator.get_state())
 
@@ -221,8 +224,11 @@ def test_state_survives_the_hosts_checkpoint(host: Any, make: Any, sd_teacher: A
     second.guidance = make(proposal="adaptive", seed=9)
     second.on_fit_start()
     assert second.own == 1
-    losses = [s.guidance(rgb, prompts(sd_teacher), **BATCH)["loss_sds"] for s in (first, second)]
-    assert torch.equal(losses[0], losses[1])
+    found = [s.guidance(rgb, prompts(sd_teacher), **BATCH) for s in (first, second)]
+    assert torch.equal(found[0]["loss_sds"], found[1]["loss_sds"])
+    for counted in ("unet_rows", "renders"):
+        assert found[0][counted] == found[1][counted]
+    assert found[1]["renders"] == 4 * B
 
 
 def test_a_system_with_another_guidance_is_left_alone(host: Any) -> None:

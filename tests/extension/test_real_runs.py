@@ -48,18 +48,25 @@ def model(folder: Path) -> list[str]:
 
 RUNS = {
     "carv-dreamfusion-tiny": 1, "carv-dreamfusion-sd": 1, "carv-perpneg-sd": 2, "carv-magic3d-coarse-sd": 1,
-    "carv-sjc": 1, "carv-latentnerf": 1,
+    "carv-sjc": 1, "carv-latentnerf": 1, "carv-dreamfusion-sdxl": 1, "carv-prolificdreamer-vsd": 1,
 }  # fmt: skip
 """Configurations that run without CUDA, and the renders of a step."""
 
 
 @pytest.mark.parametrize("config", RUNS)
-def test_a_shipped_configuration_trains(config: str, checkout: Path, sd_folder_512: Path, tmp_path: Path) -> None:
+def test_a_shipped_configuration_trains(
+    config: str, checkout: Path, sd_folder_512: Path, xl_folder: Path, tmp_path: Path
+) -> None:
     given = [] if config == "carv-dreamfusion-tiny" else model(sd_folder_512)
+    if config == "carv-dreamfusion-sdxl":
+        given = model(xl_folder)
+    if config == "carv-prolificdreamer-vsd":  # one UNet is both, so 8 rows and 4 of the LoRA, and 4 to train it
+        given.append(f"system.guidance.pretrained_model_name_or_path_lora={sd_folder_512}")
     small = ["system.geometry.grid_size=[16,16,16]"] if config == "carv-sjc" else []
     steps = train(checkout, config, STEPS, tmp_path / "run", *given, *small)
     assert [one["step"] for one in steps] == list(range(1, STEPS + 1))
-    renders, per_draw = RUNS[config], 4 if config == "carv-perpneg-sd" else 2
+    renders = RUNS[config]
+    per_draw = {"carv-perpneg-sd": 4, "carv-prolificdreamer-vsd": 4}.get(config, 2)
     for i, one in enumerate(steps, start=1):
         logged = one["logged"]
         assert set(logged) >= PLAIN
