@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,18 @@ def cached_latents(o: TrainOptions, vae: Any, pictures: Pictures) -> list[tuple[
     return torch.load(path, weights_only=True)
 
 
+def tokenizer_of(o: TrainOptions) -> Any:
+    """That of ``init``, whose text encoder knows its numbers (those of pieces of words differ from one build to the
+    next), or a new one."""
+    words = o.work / "tokenizer"
+    if o.init is None or not (o.init / "tokenizer" / "vocab.json").exists():
+        return build_tokenizer(words)
+    from transformers import CLIPTokenizer
+
+    shutil.copytree(o.init / "tokenizer", words, dirs_exist_ok=True)
+    return CLIPTokenizer.from_pretrained(words)
+
+
 def main(argv: list[str] | None = None) -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(prog="python -m carv_3d.teachers.tiny.train", description=__doc__)
@@ -118,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     vae = train_autoencoder(o, pictures)
     posteriors = cached_latents(o, vae, pictures)
     scaling = float(1 / posteriors[0][0].float().std()) if o.init is None else float(vae.config.scaling_factor)
-    tokenizer = build_tokenizer(o.work / "tokenizer")
+    tokenizer = tokenizer_of(o)
     torch.manual_seed(o.seed)
     model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END]))
     if o.init is not None and (o.init / "unet" / "config.json").exists():

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,16 @@ def test_bad_options_end_in_one_sentence(arguments, capsys) -> None:
         train.main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_training_further_keeps_the_tokenizer_that_the_model_came_with(tmp_path, words) -> None:
+    init, numbers = tmp_path / "init", json.loads((words[1] / "vocab.json").read_text())
+    (init / "vae").mkdir(parents=True)
+    (init / "vae" / "config.json").write_text("{}")
+    shutil.copytree(words[1], init / "tokenizer")
+    numbers["es</w>"], numbers["en</w>"] = numbers["en</w>"], numbers["es</w>"]
+    (init / "tokenizer" / "vocab.json").write_text(json.dumps(numbers))
+    options = train.TrainOptions(work=tmp_path / "work", out=tmp_path / "out", init=init)
+    tokenizer = train.tokenizer_of(options)
+    assert tokenizer("a red mug").input_ids == words[0]("a red mug").input_ids
+    assert json.loads((options.work / "tokenizer" / "vocab.json").read_text()) == numbers
