@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import threestudio
 import torch
 from omegaconf import OmegaConf
 from threestudio.utils.base import BaseObject
@@ -36,6 +37,18 @@ class CarvCalls:
         self._meter = CostMeter(self.device)
         self._when = (0, 0)  # epoch, step
         self._blind_steps = 0
+
+    def _loading(self) -> dict[str, Any]:
+        """threestudio's options of loading, as `StableDiffusionTeacher.load` and `load_denoiser` take them."""
+        if self.cfg.enable_memory_efficient_attention:
+            threestudio.info("PyTorch 2 uses memory efficient attention by default.")
+        return {
+            "device": self.device,
+            "half_precision": self.cfg.half_precision_weights,
+            "channels_last": self.cfg.enable_channels_last_format,
+            "attention_slicing": self.cfg.enable_attention_slicing,
+            "cpu_offload": self.cfg.enable_sequential_cpu_offload,
+        }
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self._when = (epoch, global_step)

@@ -58,8 +58,6 @@ class CarvStableDiffusionGuidance(CarvGuidance):
     def configure(self) -> None:
         super().configure()
         options = read_options(GuidanceOptions, self.cfg)  # checked before a model is loaded
-        if self.cfg.enable_memory_efficient_attention:
-            threestudio.info("PyTorch 2 uses memory efficient attention by default.")
         teacher = self._load_teacher(options)
         self._carv = SDSGuidance(TimedTeacher(teacher, self._meter), options)
 
@@ -67,13 +65,9 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         merging = dict(self.cfg.token_merging_params or {}) if self.cfg.token_merging else None
         return self._teacher_class.load(
             options.pretrained_model_name_or_path,
-            device=self.device,
-            half_precision=options.half_precision_weights,
-            channels_last=self.cfg.enable_channels_last_format,
-            attention_slicing=self.cfg.enable_attention_slicing,
-            cpu_offload=self.cfg.enable_sequential_cpu_offload,
             token_merging=merging,
             with_text=False,
+            **self._loading(),
         )
 
     def __call__(

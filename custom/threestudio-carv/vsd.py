@@ -69,15 +69,7 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
     def configure(self) -> None:
         super().configure()
         options = read_options(VSDOptions, self.cfg)  # checked before a model is loaded
-        if self.cfg.enable_memory_efficient_attention:
-            threestudio.info("PyTorch 2 uses memory efficient attention by default.")
-        how = {
-            "device": self.device,
-            "half_precision": options.half_precision_weights,
-            "channels_last": self.cfg.enable_channels_last_format,
-            "attention_slicing": self.cfg.enable_attention_slicing,
-            "cpu_offload": self.cfg.enable_sequential_cpu_offload,
-        }
+        how = self._loading()
         names = (options.pretrained_model_name_or_path, options.pretrained_model_name_or_path_lora)
         teacher = StableDiffusionTeacher.load(names[0], with_text=False, **how)
         denoiser = teacher if names[1] in ("", names[0]) else load_denoiser(names[1], **how)
