@@ -40,7 +40,7 @@ def export(
     half_vae.register_to_config(scaling_factor=scaling, _name_or_path="")  # a folder of this machine says nothing
     scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
     )  # fmt: skip
     pipeline = StableDiffusionPipeline(
         vae=half_vae, text_encoder=averaged.text.half(), tokenizer=tokenizer, unet=averaged.unet.half(),

@@ -44,6 +44,7 @@ def run_stage(
     made_with: dict[str, Any],
     ema: float = 0.999,
     weight_decay: float = 1e-2,
+    slower: dict[str, float] | None = None,
     save_every: float = 120.0,
     on_save: Callable[[dict[str, Tensor], int], None] | None = None,
     log: Callable[[str], None] = print,
@@ -52,11 +53,18 @@ def run_stage(
 
     Killed at any moment, a later call goes on from the last checkpoint in ``folder`` (every ``save_every`` seconds).
     A checkpoint whose ``made_with`` differs raises :class:`CarvError`.
-    The learning rate warms up over 200 steps and falls along a cosine to a hundredth.
+    The learning rate warms up over 200 steps and falls along a cosine to a hundredth; parameters whose name begins with
+    a key of ``slower`` get that share of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter_name, parameter in module.named_parameters():
+        share = next((f for k, f in (slower or {}).items() if parameter_name.startswith(k)), 1.0)
+        groups.setdefault(share, []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": p, "share": f} for f, p in groups.items()], lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay
+    )
     average, first = Average(module, ema), 0
     if path.exists():
         state, _ = load_checkpoint(path)
@@ -75,7 +83,7 @@ def run_stage(
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         for group in optimizer.param_groups:
             fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))
-            group["lr"] = lr * min(1.0, (step + 1) / 200) * fall
+            group["lr"] = group["share"] * lr * min(1.0, (step + 1) / 200) * fall
         loss = loss_of(step, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -8,7 +8,9 @@ from typing import Any
 
 from .vocabulary import all_words
 
-LENGTH = 20  # tokens, with start and end
+WORDS = 20  # tokens for a caption, with start and end
+CELLS = 16  # tokens after it for the layout of the picture, see layout.py
+LENGTH = WORDS + CELLS
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 

@@ -1,7 +1,8 @@
 """``python -m carv_3d.teachers.tiny.train``: carv-tiny again from nothing, seeded, resumable at any moment.
 
-Stages: pictures, autoencoder, latents, text encoder and UNet, export. Each leaves its result in the working folder
-and is skipped when it stands there. Random numbers come from (seed, step): a resumed run equals an uninterrupted one.
+Stages: pictures, autoencoder, latents, the layout that the text encoder foretells, text encoder and UNet, export. Each
+leaves its result in the working folder and is skipped when it stands there. Random numbers come from (seed, step): a
+resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ import torch
 
 from ...core.schedule import NoiseSchedule
 from ...errors import CarvError
-from . import autoencoder, denoiser
+from . import autoencoder, denoiser, layout
 from .dataset import Pictures, build, source_hash
 from .export import export
 from .stage import run_stage
-from .tokens import END, START, build_tokenizer
+from .tokens import END, LENGTH, START, build_tokenizer
 from .vocabulary import COLOURS, all_words
+
+COUNTS = ("pictures", "vae_steps", "vae_batch", "text_steps", "text_batch", "unet_steps", "unet_batch")
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """``work`` holds pictures and checkpoints; ``out`` gets the model folder; ``vae_steps`` and ``unet_steps`` of
-    ``vae_batch`` and ``unet_batch`` pictures; ``init`` is a model folder to start from: its autoencoder is kept as it
-    is, its text encoder and UNet, where it has them, are trained further."""
+    """``work`` holds pictures and checkpoints; ``out`` gets the model folder; ``vae_steps``, ``text_steps`` and
+    ``unet_steps`` of ``vae_batch``, ``text_batch`` and ``unet_batch`` pictures; ``init`` is a model folder to start
+    from: its autoencoder is kept as it is, its text encoder and UNet, where it has them, are trained further."""
 
     work: Path
     out: Path
@@ -38,6 +41,9 @@ class TrainOptions:
     vae_steps: int = 1_800
     vae_batch: int = 24
     vae_lr: float = 3e-3
+    text_steps: int = 6_000
+    text_batch: int = 64
+    text_lr: float = 1e-3
     unet_steps: int = 4_500
     unet_batch: int = 48
     unet_lr: float = 8e-4
@@ -46,7 +52,7 @@ class TrainOptions:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "vae_steps", "vae_batch", "unet_steps", "unet_batch", "threads"):
+        for name in (*COUNTS, "threads"):
             if getattr(self, name) < 1:
                 raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1.")
         if self.init is not None and not (self.init / "vae" / "config.json").exists():
@@ -100,6 +106,22 @@ def cached_latents(o: TrainOptions, vae: Any, pictures: Pictures) -> list[tuple[
     return torch.load(path, weights_only=True)
 
 
+def train_text(o: TrainOptions, model: denoiser.Denoiser, data: denoiser.Latents, older: Any) -> None:
+    """The first lessons of the text encoder, skipped where the model that is trained further has had them."""
+    if older is not None and older.config.max_position_embeddings == LENGTH:
+        return
+    torch.manual_seed(o.seed)
+    foreteller = layout.Layout(model.text)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        return layout.loss(foreteller, *data.batch(o.text_batch, generator), older)
+
+    weights = run_stage("text", foreteller, loss_of, steps=o.text_steps, lr=o.text_lr, folder=o.work, seed=o.seed + 9,
+                        made_with=made_with(o, "text"),
+                        ema=0.995, log=log)  # fmt: skip
+    foreteller.load_state_dict(weights)
+
+
 def tokenizer_of(o: TrainOptions) -> Any:
     """That of ``init``, whose text encoder knows its numbers (those of pieces of words differ from one build to the
     next), or a new one."""
@@ -109,7 +131,7 @@ def tokenizer_of(o: TrainOptions) -> Any:
     from transformers import CLIPTokenizer
 
     shutil.copytree(o.init / "tokenizer", words, dirs_exist_ok=True)
-    return CLIPTokenizer.from_pretrained(words)
+    return CLIPTokenizer.from_pretrained(words, model_max_length=LENGTH)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -119,8 +141,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=here / "weights")
     parser.add_argument("--init", type=Path, default=None)
     parser.add_argument("--vae-lr", type=float, default=TrainOptions.vae_lr)
+    parser.add_argument("--text-lr", type=float, default=TrainOptions.text_lr)
     parser.add_argument("--unet-lr", type=float, default=TrainOptions.unet_lr)
-    for name in ("pictures", "vae_steps", "vae_batch", "unet_steps", "unet_batch", "seed", "threads"):
+    for name in (*COUNTS, "seed", "threads"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TrainOptions, name))
     try:
         o = TrainOptions(**vars(parser.parse_args(argv)))
@@ -134,16 +157,19 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = tokenizer_of(o)
     torch.manual_seed(o.seed)
     model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END]))
+    older = None
     if o.init is not None and (o.init / "unet" / "config.json").exists():
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
 
         unet = UNet2DConditionModel.from_pretrained(o.init / "unet").float()
         model.unet.load_state_dict(unet.state_dict(), strict=False)  # older weights lack add_embedding
-        model.text.load_state_dict(CLIPTextModel.from_pretrained(o.init / "text_encoder").float().state_dict())
+        older = CLIPTextModel.from_pretrained(o.init / "text_encoder").float().eval().requires_grad_(False)
+        layout.grow(model.text, older)
     model.unet.to(memory_format=torch.channels_last)  # a third quicker on a CPU
     schedule = NoiseSchedule.scaled_linear()
     data = denoiser.Latents(posteriors, scaling, pictures, tokenizer)
+    train_text(o, model, data, older)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         z, ids = data.batch(o.unet_batch, generator)
@@ -155,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
 
     weights = run_stage("denoiser", model, loss_of, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
               made_with=made_with(o, "unet"),
-              ema=0.9985, on_save=save, log=log)  # fmt: skip
+              slower={"text.": 0.2}, ema=0.9985, on_save=save, log=log)  # fmt: skip
     save(weights, o.unet_steps)
     log(f"carv-tiny is in {o.out}")
 
