@@ -87,14 +87,21 @@ def weight_of(snr: Tensor) -> Tensor:
     return (snr + 1).clamp_max(CAP) / (snr + 1)
 
 
+def timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Stratified timesteps ``(count,)``, seven in ten from the upper four tenths: there the layout is learnt, and
+    slowest."""
+    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    share = torch.where(u < 0.3, 2 * u, 0.6 + (u - 0.3) * 4 / 7)
+    return (share * steps).long().clamp_max(steps - 1)
+
+
 def loss(model: Denoiser, schedule: NoiseSchedule, z: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Error of ``v = alpha_t eps - sigma_t z``, weighted by :func:`weight_of`; timesteps stratified over the batch.
+    """Error of ``v = alpha_t eps - sigma_t z``, weighted by :func:`weight_of`, at :func:`timesteps`.
 
     Not of the noise: near t = 1000 that is all but the input itself, and copying it took up the UNet's whole accuracy.
     """
     count, steps = len(z), schedule.num_train_timesteps
-    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    t = (u * steps).long().clamp_max(steps - 1)
+    t = timesteps(count, steps, generator)
     eps = torch.randn(z.shape, generator=generator)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     v = alpha.view(-1, 1, 1, 1) * eps - sigma.view(-1, 1, 1, 1) * z
