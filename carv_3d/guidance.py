@@ -43,7 +43,8 @@ class GuidanceOutput:
     loss_recon: scalar, MSE(rgb, decode(encode(rgb))), or None if not asked for.
     loss_sds_img: scalar, see `GuidanceOptions.use_img_loss`, or None.
     scalars: for the log: the estimator's (see Estimate) and the annealed guidance_scale (as in
-        uncond + s (text - uncond)), min_step, max_step and grad_clip of this step.
+        uncond + s (text - uncond)), min_step, max_step and grad_clip of this step; with num_draws "auto" those of
+        `AutoDraws.scalars` (K is then 16 or 32 in the steps that are measured).
     estimate: every draw, unreduced, for accounting.
     latents: (B, C, h, w), what the estimate is of, with autograd. With vae_sample "draw" each draw has its own: (B K,
         C, h, w), and the estimate is laid out as of B K renders with one draw each.

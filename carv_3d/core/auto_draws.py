@@ -114,7 +114,7 @@ class AutoDraws:
         self._last = halves
         self._burst_in2.append(torch.stack(found).tolist())
         if self.left == 0:
-            self._last = None
+            self._last, self.next_burst = None, self.calls + LEAST_GAP  # at least: `_time` knows better
             self._choose()
         self._spent = self.meter.now() - begin
 

@@ -23,7 +23,7 @@ WORDS: dict[str, tuple[str, str, Any, str]] = {
     "vae": ("guidance", "vae_sample", "draw", "a posterior sample of the encoder for each draw"),
     "cameras": ("data", "camera_sampling", "low_discrepancy", "cameras spread evenly over R and over steps"),
 }
-PLAIN = {
+PLAIN: dict[str, dict[str, Any]] = {
     "guidance": {"proposal": "uniform", "stratify": "none", "antithetic": False, "control_variate": False},
     "data": {"camera_sampling": "random"},
 }
