@@ -24,6 +24,7 @@ from carv_3d.variance.study import Block, Entry, Study
 
 BASELINE = Entry(2, 1, method("uniform"))
 FORMAT = 1
+TABLE_WIDTH = 108  # the table's, also where a pipe says 80
 
 
 @dataclass
@@ -149,7 +150,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
             new = rows(step, entries, mine, BASELINE)
             found += new
             by_t[step] = by_timestep(host, mine, step)
-            display.console.print(table(new, new[0]))
+            display.console.print(table(new, new[0]), width=max(TABLE_WIDTH, display.console.width), crop=False)
             for line in summary(new, new[0], by_t[step]):
                 display.say(line)
             write_csv(folder / "variance.csv", found)

@@ -60,6 +60,11 @@ def table(found: Sequence[Row], baseline: Row) -> Any:
     return out
 
 
+def plain_number(value: float, _: Any = None) -> str:
+    """A tick's label without powers of ten: "200"."""
+    return f"{value:g}"
+
+
 def with_ends(x: Interval) -> str:
     """ "1.68 [1.52, 1.80]"."""
     return f"{x.value:.2f} [{x.low:.2f}, {x.high:.2f}]"
@@ -70,13 +75,16 @@ def summary(found: Sequence[Row], baseline: Row, by_t: Timesteps) -> list[str]:
     best = max(found, key=lambda row: row.ecm.value)
     phases = baseline.phases
     rest = phases["step"] - phases["denoise"]
+    limits = f"(the paper: {PAPER_ORACLE[0]:.0%} to {PAPER_ORACLE[1]:.0%})"
+    reached = f"reaches {by_t.share:.0%} of the oracle's reduction {limits}"
+    if by_t.share <= 0:
+        reached = f"gains nothing over uniform timesteps here, where an oracle would {limits}"
     return [
         f"Baseline: (2, 1) uniform, {baseline.seconds * 1e3:.0f} ms; upstream is {baseline.upstream_share:.0%} of its "
         f"variance, and {phases['denoise'] / rest:.2f} of the rest's seconds go to denoising.",
         f"Best: {best.entry.method.name} at ({best.entry.R}, {best.entry.K}), ECM {with_ends(best.ecm)}; free draws "
         f"without noise would have {best.bound:.2f}.",
-        f"The weight proposal reaches {by_t.share:.0%} of the oracle's reduction (the paper: {PAPER_ORACLE[0]:.0%} to "
-        f"{PAPER_ORACLE[1]:.0%}).",
+        f"The weight proposal {reached}.",
     ]
 
 
@@ -95,10 +103,18 @@ def write_figures(folder: Path, found: Sequence[Row], by_t: dict[int, Timesteps]
                 x, y = [r.seconds * 1e3 for r in mine], [r.variance.value for r in mine]
                 axes.plot(x, y, marker="o", markersize=3, color=colours[name], linestyle="-" if R == 1 else ":",
                           label=f"{name}, R = {R}")  # fmt: skip
-                for r in mine:
-                    axes.annotate(f"({r.entry.R}, {r.entry.K})", (r.seconds * 1e3, r.variance.value), fontsize=6,
-                                  xytext=(3, 3), textcoords="offset points")  # fmt: skip
+        lowest: dict[tuple[int, int], Row] = {}
+        for r in (r for r in found if r.step == step):
+            place = (r.entry.R, r.entry.K)
+            lowest[place] = min(lowest.get(place, r), r, key=lambda one: one.variance.value)
+        for place, r in lowest.items():
+            axes.annotate(str(place), (r.seconds * 1e3, r.variance.value), fontsize=6, xytext=(0, -9), ha="center",
+                          textcoords="offset points")  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="ms a step", ylabel="variance of the gradient")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(plain_number)
+            axis.set_minor_formatter(plain_number)
+            axis.set_tick_params(which="both", labelsize=7)
 
     def against_k(which: str) -> Any:
         def draw(axes: Any, step: int) -> None:
