@@ -19,12 +19,11 @@ from carv_3d.progress import Display, StopSignals
 from carv_3d.text_to_3d import TextTo3D, check_prompt
 from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps
 from carv_3d.variance.methods import DEFAULT, WORDS, method
-from carv_3d.variance.show import summary, table, write_csv, write_figures
+from carv_3d.variance.show import print_table, summary, table, write_csv, write_figures
 from carv_3d.variance.study import Block, Entry, Study
 
 BASELINE = Entry(2, 1, method("uniform"))
 FORMAT = 1
-TABLE_WIDTH = 108  # the table's, also where a pipe says 80
 
 
 @dataclass
@@ -150,7 +149,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
             new = rows(step, entries, mine, BASELINE)
             found += new
             by_t[step] = by_timestep(host, mine, step)
-            display.console.print(table(new, new[0]), width=max(TABLE_WIDTH, display.console.width), crop=False)
+            print_table(table(new, new[0]), display.console)
             for line in summary(new, new[0], by_t[step]):
                 display.say(line)
             write_csv(folder / "variance.csv", found)

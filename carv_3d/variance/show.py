@@ -13,6 +13,7 @@ from carv_3d.core.accounting import Interval
 from carv_3d.files import write_atomic, write_via
 from carv_3d.variance.figures import PAPER_ECM, PAPER_ORACLE, Row, Timesteps
 
+TABLE_WIDTH = 116
 COLUMNS = (
     "step", "method", "R", "K", "variance", "variance_low", "variance_high", "s_out2", "v_in", "upstream_share",
     "seconds", "ecm", "ecm_low", "ecm_high", "ecm_bound", "re", "re_low", "re_high", "paper_ecm", "paper_re",
@@ -58,6 +59,15 @@ def table(found: Sequence[Row], baseline: Row) -> Any:
             f"{row.bound:.2f}", "" if row.re is None else with_ends(row.re), paper_re(row),
         )  # fmt: skip
     return out
+
+
+def print_table(one: Any, console: Any) -> None:
+    """On a console that may be narrower than the table, as a pipe is: whole, not cut."""
+    from rich.console import Console
+
+    if console.width < TABLE_WIDTH:
+        console = Console(width=TABLE_WIDTH, file=console.file)
+    console.print(one)
 
 
 def plain_number(value: float, _: Any = None) -> str:

@@ -21,7 +21,7 @@ from carv_3d.text_to_3d import TextTo3D
 from carv_3d.variance.command import BASELINE, VarianceRequest, read_grid, run
 from carv_3d.variance.figures import rows, tight, timesteps
 from carv_3d.variance.methods import WORDS, method
-from carv_3d.variance.show import csv_text, write_figures
+from carv_3d.variance.show import csv_text, print_table, table, write_figures
 from carv_3d.variance.study import Block, Entry, Study
 
 SMALL = [
@@ -127,6 +127,18 @@ def test_the_papers_figures_stand_beside_ours_where_they_are_comparable() -> Non
     ]  # fmt: skip
     assert float(lines[1]["ecm"]) == found[1].ecm.value == 1
     assert float(lines[1]["seconds_denoise"]) == 0.5
+
+
+def test_a_narrow_console_gets_the_whole_table() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    narrow = Console(width=40, file=(shown := StringIO()))
+    found = rows(7, ENTRIES, made_up((7.0, 3.0), (9.0, 5.0)), BASELINE)
+    print_table(table(found, found[0]), narrow)
+    assert "2.25 [1.93, 2.70]" in shown.getvalue()  # the ECM by hand, above
+    assert "…" not in shown.getvalue()
 
 
 def test_the_oracle_by_timestep_by_hand() -> None:
