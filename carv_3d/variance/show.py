@@ -160,14 +160,15 @@ def write_figures(folder: Path, found: Sequence[Row], by_t: dict[int, Timesteps]
         axes.set(xlabel="timestep", ylabel="relative", ylim=(0, 1.1))
 
     pictures = {
-        "variance.png": variance, "ecm.png": against_k("ecm"), "re.png": against_k("re"), "timesteps.png": by_timestep,
+        "variance.png": (variance, "upper right"), "ecm.png": (against_k("ecm"), "upper left"),
+        "re.png": (against_k("re"), "upper right"), "timesteps.png": (by_timestep, "lower right"),
     }  # fmt: skip
-    for name, draw in pictures.items():
-        _panels(folder / name, points, draw)
+    for name, (draw, corner) in pictures.items():
+        _panels(folder / name, points, draw, corner)
     return list(pictures)
 
 
-def _panels(path: Path, points: Sequence[int], draw: Any) -> None:
+def _panels(path: Path, points: Sequence[int], draw: Any, corner: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -181,7 +182,7 @@ def _panels(path: Path, points: Sequence[int], draw: Any) -> None:
         if one is not axes[0]:
             one.set_ylabel("")
     if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(fontsize=6)
+        axes[0].legend(fontsize=6, loc=corner)
 
     def write(temporary: Path) -> None:
         figure.savefig(temporary, dpi=130)
