@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.annealing import annealed
+from carv_3d.core.auto_draws import FIRST_K, AutoDraws
+from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
 from carv_3d.errors import CarvError
-from carv_3d.guidance_options import GuidanceOptions
+from carv_3d.guidance_options import AUTO, GuidanceOptions
 from carv_3d.teachers.base import Teacher, effective_scale
 from carv_3d.teachers.perp_neg import perp_neg_eps_hat
 
@@ -41,10 +43,12 @@ class GuidanceOutput:
     loss_recon: scalar, MSE(rgb, decode(encode(rgb))), or None if not asked for.
     loss_sds_img: scalar, see `GuidanceOptions.use_img_loss`, or None.
     scalars: for the log: the estimator's (see Estimate) and the annealed guidance_scale (as in
-        uncond + s (text - uncond)), min_step, max_step and grad_clip of this step.
+        uncond + s (text - uncond)), min_step, max_step and grad_clip of this step; with num_draws "auto" those of
+        `AutoDraws.scalars` (K is then 16 or 32 in the steps that are measured).
     estimate: every draw, unreduced, for accounting.
-    latents: (B, C, h, w), what the estimate is of, with autograd.
-    cond, scale: what `SDSGuidance.eps_hat` was told, of each render: text and no text (B, L, D), and
+    latents: (B, C, h, w), what the estimate is of, with autograd. With vae_sample "draw" each draw has its own: (B K,
+        C, h, w), and the estimate is laid out as of B K renders with one draw each.
+    cond, scale: what `SDSGuidance.eps_hat` was told, of each of these: text and no text (B, L, D), and
         Perp-Neg's; and the annealed option guidance_scale.
     """
 
@@ -69,13 +73,15 @@ class SDSGuidance:
         self.teacher = teacher
         self.options = options or GuidanceOptions()
         low, high = self.options.timestep_range(teacher.schedule.num_train_timesteps, 0)
+        K = self.options.num_draws
         self.estimator = CarvEstimator(
             teacher.schedule,
             EstimatorOptions(
-                num_draws=self.options.num_draws,
+                num_draws=FIRST_K if isinstance(K, str) else K,
                 proposal=self.options.proposal,
                 stratify=self.options.stratify,
                 antithetic=self.options.antithetic,
+                control_variate=self.options.control_variate,
                 max_batch=self.options.max_batch,
                 weighting=self.options.weighting,
                 min_step=low,
@@ -87,6 +93,12 @@ class SDSGuidance:
         seed = self.options.seed
         self._seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.generator.manual_seed(self._seed + self.estimator.options.rank)
+        self.auto: AutoDraws | None = None
+        if K == AUTO:
+            self._refuse_ranks(self.estimator.options.world_size)
+            self.estimator.meter = meter = CostMeter(teacher.device)
+            design = self.estimator.design
+            self.auto = AutoDraws(meter, design.group_size, design.stratify != "none", self._seed)
 
     def join_ranks(self, rank: int, world_size: int) -> None:
         """Share the strata out among processes that were not yet there when this was built; the noise is never shared.
@@ -96,9 +108,19 @@ class SDSGuidance:
         now = self.estimator.options
         if (rank, world_size) == (now.rank, now.world_size):
             return
+        if self.auto is not None:
+            self._refuse_ranks(world_size)
         self.estimator.options = replace(now, rank=rank, world_size=world_size)
         if rank != now.rank:
             self.generator.manual_seed(self._seed + rank)
+
+    @staticmethod
+    def _refuse_ranks(world_size: int) -> None:
+        if world_size > 1:
+            raise CarvError(
+                f"num_draws is {AUTO}, which measures one process, and there are {world_size}: set num_draws to a "
+                "number."
+            )
 
     def __call__(
         self,
@@ -137,12 +159,16 @@ class SDSGuidance:
         low, high = options.timestep_range(self.teacher.schedule.num_train_timesteps, step, epoch)
         self.estimator.set_range(low, high)
         latents, pictures = self._latents(rgb, generator, rgb_as_latents)
-        n = latents.shape[0]
+        n, each = pictures.shape[0], 1
+        if options.vae_sample == "draw" and not rgb_as_latents:
+            latents, draws, each = self._sample_each_draw(pictures, generator, draws)
         cond: tuple[Tensor, ...] = (_per_render("prompts_cond", prompts_cond, n, 3),)
         cond += (_per_render("prompts_uncond", prompts_uncond, n, 3),)
         if negatives is not None:
             cond += (_per_render("negatives", negatives[0], n, 4),)
             cond += (_per_render("the weights of negatives", negatives[1], n, 2),)
+        cond = tuple(c.repeat_interleave(each, 0) for c in cond) if each > 1 else cond
+        against_cond = tuple(c.repeat_interleave(each, 0) for c in against_cond) if each > 1 else against_cond
 
         if options.use_img_loss and rgb_as_latents:
             raise CarvError("use_img_loss needs pictures, and this render is latents: set it to false.")
@@ -167,14 +193,22 @@ class SDSGuidance:
             return f, w * (shown - picture(predicted)) * alpha / sigma
 
         clip = None if options.grad_clip is None else annealed(options.grad_clip, step, epoch)
+        K, auto = None, self.auto if draws is None else None
+        if auto is not None:
+            draws, K = auto.plan(self.estimator, latents, generator)
         estimate = self.estimator.estimate_residual(
-            latents, residual, cond=known, generator=generator, draws=draws, grad_clip=clip
+            latents, residual, cond=known, generator=generator, draws=draws, num_draws=K, grad_clip=clip
         )
         scalars = dict(estimate.scalars)
+        if auto is not None:
+            auto.learn(latents, estimate)
+            scalars.update(auto.scalars)
         scalars["guidance_scale"] = (
             scale if negatives is not None else effective_scale(scale, options.cfg_convention)
         )
         scalars.update(min_step=float(low), max_step=float(high))
+        if each > 1:
+            scalars["K"] = float(each)
         if clip is not None:
             scalars["grad_clip"] = clip
         output = GuidanceOutput(estimate.loss, scalars, estimate, latents, cond, scale)
@@ -187,7 +221,7 @@ class SDSGuidance:
                 raise CarvError(
                     "loss_recon needs pictures, and this render is latents: set lambda_recon to 0."
                 )
-            output.loss_recon = F.mse_loss(pictures, self.teacher.decode(latents, clamp=False))
+            output.loss_recon = F.mse_loss(pictures, self.teacher.decode(latents[::each], clamp=False))
         return output
 
     def eps_hat(self, z_t: Tensor, t: Tensor, cond: tuple[Tensor, ...], scale: float) -> Tensor:
@@ -215,16 +249,32 @@ class SDSGuidance:
             pictures = F.interpolate(pictures, (size, size), mode="bilinear", align_corners=False)
         if rgb_as_latents:
             return pictures, pictures
+        if self.options.vae_sample == "draw":
+            return pictures, pictures  # encoded once the draws are known
         sample = self.options.vae_sample == "sample"
         return self.teacher.encode(pictures, generator=generator, sample=sample), pictures
 
+    def _sample_each_draw(
+        self, pictures: Tensor, generator: torch.Generator, draws: Draws | None
+    ) -> tuple[Tensor, Draws, int]:
+        """(latents (B K, C, h, w), their draws (B K, 1, ...), K) of pictures (B, 3, H, W): one encoding, K samples."""
+        mean, std = self.teacher.posterior(pictures)
+        draws = self.estimator.draw(mean, generator) if draws is None else draws
+        K = draws.t.shape[1]
+        mean, std = mean.repeat_interleave(K, 0), std.repeat_interleave(K, 0)
+        xi = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype).to(mean.device)
+        weights = None if draws.weights is None else draws.weights.reshape(-1, 1)
+        return mean + std * xi, Draws(draws.t.reshape(-1, 1), draws.eps.flatten(0, 1)[:, None], weights), K
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if it had not stopped: tensors and primitives only."""
+        auto = {} if self.auto is None else {"auto": self.auto.state_dict()}
         return {
             "generator": self.generator.get_state(),
             "generator_device": self.generator.device.type,
             "rank": self.estimator.options.rank,
             "estimator": self.estimator.state_dict(),
+            **auto,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,6 +283,8 @@ class SDSGuidance:
         Hosts save the state of one rank: the others go on from a random state derived from it, each its own.
         """
         self.estimator.load_state_dict(state["estimator"])
+        if self.auto is not None and "auto" in state:  # absent where K was a number until now
+            self.auto.load_state_dict(state["auto"])
         if state["generator_device"] == self.generator.device.type:
             self.generator.set_state(state["generator"].cpu())
             rank = self.estimator.options.rank

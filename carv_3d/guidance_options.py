@@ -11,9 +11,11 @@ from carv_3d.core.schedule import WEIGHTINGS
 from carv_3d.errors import CarvError
 from carv_3d.teachers.base import CFG_CONVENTIONS
 
-VAE_SAMPLES = ("sample", "mode")
+AUTO = "auto"
+VAE_SAMPLES = ("sample", "mode", "draw")
 FLAGS = (
-    "antithetic", "sqrt_anneal", "half_precision_weights", "use_recon_loss", "use_sjc", "var_red", "use_img_loss",
+    "antithetic", "control_variate", "sqrt_anneal", "half_precision_weights", "use_recon_loss", "use_sjc", "var_red",
+    "use_img_loss",
 )  # fmt: skip
 ANNEALED = ("guidance_scale", "min_step_percent", "max_step_percent", "grad_clip")
 
@@ -56,18 +58,22 @@ class GuidanceOptions:
     """Annealed. Elementwise limit of each draw's w(t) (eps_hat - eps), before the weights p/q and the mean,
     so that the objective is threestudio's whatever K is. (Clipping the mean would change it with K.)"""
 
-    num_draws: int = 4
-    """K, draws of (t, eps) per render."""
+    num_draws: int | str = 4
+    """K, draws of (t, eps) per render. auto: the K with the least variance times seconds, measured as the run goes
+    (see `carv_3d.core.auto_draws`); runs of one seed may then differ, since seconds do."""
     proposal: str = "weight"
     """Where timesteps are drawn: uniform | weight (in proportion to w) | adaptive (to w RMS|residual|)."""
     stratify: str = "render"
     """none | render (K strata in each render) | global (strata over all renders of the step)."""
     antithetic: bool = False
     """Draws in pairs with the same t and opposite noise; K is even."""
+    control_variate: bool = False
+    """Subtract from each draw what it takes from its own noise, learnt on earlier steps; the same in expectation."""
     max_batch: int = 16
     """Draws denoised at once; halved by itself when memory runs out."""
     vae_sample: str | bool = True
-    """True or "sample": one posterior sample per render. False or "mode": the posterior's mode."""
+    """True or "sample": one posterior sample per render. False or "mode": the posterior's mode. "draw": one posterior
+    sample per draw, from the one encoding of its render; the same in expectation as "sample"."""
     use_recon_loss: bool = False
     """Also return loss_recon = MSE(rgb, decode(encode(rgb))); nothing is decoded otherwise."""
     seed: int | None = None
@@ -82,12 +88,15 @@ class GuidanceOptions:
             raise CarvError(f"grad_clip is {self.grad_clip}; it must be above 0, or null for no clipping.")
         for name in ("num_draws", "max_batch", "trainer_max_steps"):
             value = getattr(self, name)
+            if name == "num_draws" and value == AUTO:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CarvError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+                choice = f", or {AUTO}" if name == "num_draws" else ""
+                raise CarvError(f"{name} is {value!r}; it must be a whole number of at least 1{choice}.")
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise CarvError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
-        if self.antithetic and self.num_draws % 2:
+        if self.antithetic and isinstance(self.num_draws, int) and self.num_draws % 2:
             raise CarvError(
                 f"num_draws is {self.num_draws}, and antithetic draws come in pairs: "
                 f"set num_draws to {self.num_draws + 1} or antithetic to false."
@@ -109,8 +118,18 @@ class GuidanceOptions:
             )
         if self.use_sjc and self.use_img_loss:
             raise CarvError("use_img_loss belongs to score distillation: set use_sjc or use_img_loss to false.")
+        self._check_per_draw_sample()
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise CarvError(f"seed is {self.seed!r}; it must be a whole number or null.")
+
+    def _check_per_draw_sample(self) -> None:
+        if self.vae_sample != "draw":
+            return
+        refused = {"num_draws": AUTO, "proposal": "adaptive", "use_img_loss": True, "control_variate": True}
+        for name, bad in refused.items():
+            if getattr(self, name) == bad:
+                shown = str(bad).lower()
+                raise CarvError(f"vae_sample is draw, which does not go with {name}: {shown}; change one of the two.")
 
     def _check_percents(self) -> None:
         low, high = self.min_step_percent, self.max_step_percent

@@ -40,6 +40,9 @@ COLUMNS = (
     "min_step",
     "max_step",
     "K",
+    "K_auto",
+    "upstream_share",
+    "seconds_auto",
     "rows",
     "nonfinite",
     "skipped",
@@ -197,7 +200,7 @@ class Run:
             "teacher": config.system.guidance.pretrained_model_name_or_path.rstrip("/").rpartition("/")[2],
             "steps": str(self.host.step),
             "of training": duration(sum(r["seconds"] for r in rows)),
-            "draws per render (K)": str(config.system.guidance.num_draws),
+            "draws per render (K)": self._draws(),
             "denoised latents": f"{self.host.meter.unet_rows:,}",
             "seed": str(config.seed),
         }
@@ -205,6 +208,11 @@ class Run:
         if scores:
             facts["the judge: it is the object"] = f"{scores[-1]:.0%}"
         return facts
+
+    def _draws(self) -> str:
+        auto = self.host.guidance.auto
+        given = str(self.host.config.system.guidance.num_draws)
+        return given if auto is None else f"{given}, {auto.num_draws} at the end"
 
     def _append(self, row: dict[str, float]) -> None:
         try:

@@ -171,6 +171,12 @@ class TextTo3D:
         """A step's renders and guidance, before any backward (for accounts of variance, say)."""
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         self.renderer.update(self.step)
+        out, text, no_text = self.upstream()
+        recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.step)["recon"] != 0
+        return out, self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
+
+    def upstream(self) -> tuple[RenderOutput, Tensor, Tensor]:
+        """A step's renders, and the embeddings of text (B, L, D) and no text (1, L, D) that go with their cameras."""
         data = self.config.data
         cameras = sample_cameras(data, generator=self.generators["cameras"], step=self.step)
         with self.meter.phase("render"):
@@ -178,8 +184,7 @@ class TextTo3D:
             out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])
         self.meter.count(renders=len(cameras))
         text, no_text = self.embeddings(cameras)
-        recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.step)["recon"] != 0
-        return out, self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
+        return out, text, no_text
 
     def _apply(self, guided: GuidanceOutput) -> bool:
         """The optimizer's step, left out where a gradient is not finite or the teacher gave no finite draw at all

@@ -48,6 +48,8 @@ class VSDOptions(GuidanceOptions):
                 f"camera_condition_type is {self.camera_condition_type!r}; "
                 f"it must be one of {', '.join(CAMERA_CONDITIONS)}."
             )
+        if self.vae_sample == "draw":
+            raise CarvError("vae_sample is draw, and the LoRA trains on one sample per render: take sample or mode.")
         for name in ("use_sjc", "use_recon_loss"):
             if getattr(self, name):
                 raise CarvError(f"{name} is no part of variational score distillation: leave it out.")

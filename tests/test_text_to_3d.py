@@ -76,6 +76,7 @@ OPTIONS_WITH_AN_EFFECT = [
     "data.center_perturb=0.1",
     "data.up_perturb=0.1",
     "data.progressive_until=100",
+    "data.camera_sampling=low_discrepancy",
     "data.eval_width=12",
     "data.eval_height=12",
     "data.eval_elevation_deg=50",
@@ -110,6 +111,7 @@ OPTIONS_WITH_AN_EFFECT = [
     "system.guidance.stratify=none",
     "system.guidance.antithetic=true",
     "system.guidance.vae_sample=mode",
+    "system.guidance.vae_sample=draw",
     "system.guidance.use_recon_loss=false",
     "system.guidance.seed=5",
     "system.guidance.sqrt_anneal=true",
@@ -145,6 +147,7 @@ def test_the_option_has_an_effect(
     assert not same(baseline, fingerprint(config, sd_teacher))
 
 
+ONE_TIMESTEP = "system.guidance.min_step_percent=0.5 & system.guidance.max_step_percent=0.5"  # something to learn from
 HASH = "system.geometry_type=hash & system.geometry.log2_hashmap_size=10"
 
 
@@ -161,6 +164,7 @@ HASH = "system.geometry_type=hash & system.geometry.log2_hashmap_size=10"
         ("data.batch_size=2", "data.batch_uniform_azimuth=false"),
         ("data.batch_size=2", "system.guidance.stratify=global"),
         ("system.guidance.use_sjc=true", "system.guidance.var_red=false"),
+        (ONE_TIMESTEP, "system.guidance.control_variate=true"),
         ("system.guidance.use_img_loss=true", "system.loss.lambda_sds_img=1"),
         ("system.guidance.sqrt_anneal=true", "system.guidance.trainer_max_steps=2"),
     ],
@@ -219,6 +223,26 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert {k: v for k, v in last.items() if k not in timings} == pytest.approx(
         {k: v for k, v in resumed.items() if k not in timings}, rel=0, abs=0, nan_ok=True
     )
+
+
+def test_num_draws_auto_measures_the_run_and_is_logged(sd_folder: Path, sd_teacher: Any) -> None:
+    config = tiny_config(sd_folder, "system.guidance.num_draws=auto", "trainer.max_steps=20")
+    host = TextTo3D(config, sd_teacher)
+    metrics = [host.train_step() for _ in range(12)]
+    auto = host.guidance.auto
+    assert auto is not None
+    assert [m["K"] for m in metrics[5:10]] == [4, 16, 16, 16, 16]
+    assert metrics[11]["K"] == metrics[10]["K_auto"] == auto.num_draws
+    assert 0 <= metrics[11]["upstream_share"] <= 1
+    assert metrics[7]["seconds_auto"] > 0 == metrics[11]["seconds_auto"]
+    assert auto.variance(1) > auto.variance(16) > 0
+    again = TextTo3D(config, sd_teacher)
+    again.load_state_dict(host.state_dict())
+    assert again.guidance.auto is not None
+    assert again.guidance.auto.num_draws == auto.num_draws
+    plain = TextTo3D(tiny_config(sd_folder), sd_teacher)
+    assert plain.guidance.auto is None
+    assert plain.guidance.estimator.meter is None
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(sd_folder: Path, sd_teacher: Any) -> None:

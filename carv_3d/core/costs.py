@@ -37,12 +37,12 @@ class CostMeter:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the seconds within to `seconds[name]`, also where the block raises."""
-        start = self._now()
+        start = self.now()
         self._inner.append(0.0)
         try:
             yield
         finally:
-            took = self._now() - start
+            took = self.now() - start
             own = took - self._inner.pop()
             self.seconds[name] = self.seconds.get(name, 0.0) + own
             if self._inner:
@@ -87,7 +87,8 @@ class CostMeter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds, self.counts = dict(state["seconds"]), dict(state["counts"])
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """The clock's reading in seconds; on CUDA once the device has caught up."""
         if self._wait:
             torch.cuda.synchronize(self._device)
         return time.perf_counter()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from carv_3d.core.accounting import CostMeter
 from carv_3d.core.batching import run_in_batches
+from carv_3d.core.control import EpsControl
 from carv_3d.core.designs import STRATIFY, Design
 from carv_3d.core.proposals import PROPOSALS, check_range, make_proposal
 from carv_3d.core.reduction import per_draw, reduce_draws, surrogate_loss
@@ -50,6 +51,8 @@ class EstimatorOptions:
     grad_clip: float | None = None
     """Elementwise limit of each draw's f, before p/q and the mean, so that the objective is the same for
     every K; None for none."""
+    control_variate: bool = False
+    """Subtract from each draw what it takes from its own noise, see EpsControl."""
     adaptive_bins: int = 50
     adaptive_floor: float = 0.1
     adaptive_decay: float = 0.99
@@ -68,6 +71,8 @@ class EstimatorOptions:
             if getattr(self, name) not in allowed:
                 raise CarvError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
         Design(self.stratify, self.antithetic).check(self.num_draws)
+        if not isinstance(self.control_variate, bool):
+            raise CarvError(f"control_variate is {self.control_variate!r}; it must be true or false.")
         for name in ("max_batch", "world_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -97,7 +102,7 @@ class Estimate:
 
     loss: scalar; its gradient w.r.t. the latents is exactly grad / R. Its value, |grad|^2 / 2R, is that of
         threestudio's loss and means nothing by itself.
-    residual: (R, K, ...) f of each draw, without p/q; 0 where the draw was dropped.
+    residual: (R, K, ...) f of each draw, without p/q; 0 where the draw was dropped. With a control variate, less that.
     weights: (R, K) p/q. t: (R, K). eps: (R, K, ...).
     finite: (R, K), False for a draw that was dropped because f held an inf or a NaN.
     grad: (R, ...) mean_k (p/q) f, of each render.
@@ -145,6 +150,7 @@ class CarvEstimator:
         if o.proposal != "adaptive":
             adaptive = {}
         self.proposal = make_proposal(o.proposal, schedule, o.weighting, o.min_step, o.max_step, **adaptive)
+        self.control = EpsControl(self.proposal.weights) if o.control_variate else None
         self.max_batch = o.max_batch
         self._shared = torch.Generator().manual_seed(o.shared_seed)
 
@@ -242,6 +248,12 @@ class CarvEstimator:
             else:
                 weights = draws.weights.to(device=f.device, dtype=dtype)
             f, finite, grad = reduce_draws(f, weights, clip)
+            if self.control is not None:
+                t, eps = draws.t.to(f.device), draws.eps.to(f)
+                plain, f = f, f - self.control.noise(t, eps)
+                grad = (per_draw(weights, f) * f).mean(1)
+                if own:
+                    self.control.update(t, plain, eps, finite)
             weighted = per_draw(weights, f) * f
             if own:
                 self._teach(f, finite, draws)
@@ -252,11 +264,14 @@ class CarvEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if it had not stopped (the caller's generator apart)."""
-        return {"proposal": self.proposal.state_dict(), "shared_generator": self._shared.get_state()}
+        control = {} if self.control is None else {"control": self.control.state_dict()}
+        return {"proposal": self.proposal.state_dict(), "shared_generator": self._shared.get_state(), **control}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CarvError for the state of another proposal."""
         self.proposal.load_state_dict(state["proposal"])
+        if self.control is not None and "control" in state:
+            self.control.load_state_dict(state["control"])
         self._shared.set_state(state["shared_generator"].cpu())
 
     def _move(self, device: torch.device) -> None:

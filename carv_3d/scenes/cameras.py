@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.errors import CarvError
+from carv_3d.scenes.camera_sequence import low_discrepancy
 from carv_3d.views import view_phrase
 
 __all__ = ["CameraOptions", "Cameras", "Rays", "look_at", "orbit", "sample_cameras", "view_phrase"]
 
 Range = tuple[float, float]
+SAMPLING = ("random", "low_discrepancy")
 
 
 @dataclass
@@ -42,6 +44,7 @@ class CameraOptions:
     center_perturb: float = 0.0  # of the point looked at,
     up_perturb: float = 0.0  # and of the up vector
     batch_uniform_azimuth: bool = True
+    camera_sampling: str = "random"  # or low_discrepancy: spread evenly over renders and steps, each one still random
     progressive_until: int = 0  # the ranges grow from the evaluation view to their full width by this step
     eval_height: int = 64
     eval_width: int = 64
@@ -51,6 +54,8 @@ class CameraOptions:
     n_test_views: int = 120
 
     def __post_init__(self) -> None:
+        if self.camera_sampling not in SAMPLING:
+            raise CarvError(f"camera_sampling is {self.camera_sampling!r}: it must be one of {', '.join(SAMPLING)}.")
         limits = {
             "elevation_range": (-90.0, 90.0),
             "azimuth_range": (-math.inf, math.inf),
@@ -187,23 +192,36 @@ def sample_cameras(
 
     Elevation: with probability 1/2 for the whole batch uniform in degrees, otherwise uniform on the sphere's
     area. Azimuth: uniform; with `batch_uniform_azimuth` one draw in each of B equal parts of the range.
-    Distance and field of view: uniform. `step` matters only with `progressive_until`.
-    All draws come from `generator`, on the CPU.
+    Distance and field of view: uniform. `step` matters only with `progressive_until` and `camera_sampling`.
+    With the camera_sampling "low_discrepancy" each camera is so distributed, and they are spread evenly over the batch
+    and the steps (see `camera_sequence`); the coin for the elevation is each camera's own, and `batch_uniform_azimuth`
+    has nothing to add. All draws come from `generator`, on the CPU; the sequence's shift from the generator's seed.
+    Raises CarvError for a sequence without a step.
     """
     o = options if step is None else options.at_step(step)
     B = o.batch_size if batch_size is None else batch_size
+    rows: list[Tensor] = []
+    if o.camera_sampling == "low_discrepancy":
+        if step is None:
+            raise CarvError("camera_sampling is low_discrepancy, which needs the number of the step: pass `step`.")
+        seed = torch.initial_seed() if generator is None else generator.initial_seed()
+        rows = list(low_discrepancy(step, B, 5, seed).float().clamp(max=1 - 2**-24).unbind(1))
+
+    def rand() -> Tensor:
+        return rows.pop() if rows else torch.rand(B, generator=generator)
 
     def uniform(pair: Range) -> Tensor:
-        return pair[0] + (pair[1] - pair[0]) * torch.rand(B, generator=generator)
+        return pair[0] + (pair[1] - pair[0]) * rand()
 
     low, high = o.elevation_range
-    if torch.rand((), generator=generator) < 0.5:
-        elevation = uniform((low, high))
-    else:
-        heights = uniform((math.sin(math.radians(low)), math.sin(math.radians(high))))
-        elevation = torch.rad2deg(torch.asin(heights)).clamp(low, high)
-    fraction = torch.rand(B, generator=generator)
-    if o.batch_uniform_azimuth:
+    coin = rows.pop() if rows else torch.rand((), generator=generator).expand(B)
+    u = rand()
+    heights = [math.sin(math.radians(end)) for end in (low, high)]
+    by_area = torch.rad2deg(torch.asin(heights[0] + (heights[1] - heights[0]) * u)).clamp(low, high)
+    elevation = torch.where(coin < 0.5, low + (high - low) * u, by_area)
+    spread = o.batch_uniform_azimuth and not rows
+    fraction = rand()
+    if spread:
         fraction = (fraction + torch.arange(B)) / B
     azimuth = o.azimuth_range[0] + (o.azimuth_range[1] - o.azimuth_range[0]) * fraction
     distance = uniform(o.camera_distance_range)

@@ -53,6 +53,10 @@ class Teacher(NoisePredictor, Protocol):
         """
         ...
 
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution that `encode` samples: mean and standard deviation (B, C, h, w), both differentiable."""
+        ...
+
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), differentiable in `latents`."""
         ...

@@ -65,6 +65,11 @@ class GaussianTeacher:
         small = F.adaptive_avg_pool2d(images, self.latent_size) * 2 - 1
         return small[:, torch.arange(self.latent_channels, device=small.device) % 3]
 
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`encode`, and a standard deviation of 0."""
+        z = self.encode(images)
+        return z, torch.zeros_like(z)
+
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """(B, C, n, n) -> (B, 3, H, W): the first channels (repeated to three) as blocks of colour."""
         channels = torch.arange(3, device=latents.device) % self.latent_channels

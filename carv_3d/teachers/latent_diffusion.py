@@ -136,15 +136,25 @@ class LatentDiffusionTeacher(Denoiser):
         (the global one if None), else the posterior's mode. H and W are multiples of the VAE's factor
         (`image_size` is the size that the model was trained at); CarvError otherwise.
         """
+        posterior = self._posterior(images)
+        z = posterior.sample(generator) if sample else posterior.mode()
+        return ((z - self._shift) * self._scaling).to(images.dtype)
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution that `encode` samples: mean and standard deviation of scaled latents (B, C, h, w), both
+        differentiable in `images`; raises as `encode` does."""
+        posterior = self._posterior(images)
+        mean = ((posterior.mean - self._shift) * self._scaling).to(images.dtype)
+        return mean, (posterior.std * self._scaling).to(images.dtype)
+
+    def _posterior(self, images: Tensor) -> Any:
         if images.dim() != 4 or images.shape[1] != 3 or any(n % self.vae_factor for n in images.shape[2:]):
             raise CarvError(
                 f"encode takes pictures (B, 3, H, W) with sides that are multiples of {self.vae_factor}, "
                 f"not {tuple(images.shape)}."
             )
         with torch.autocast(self.device.type, enabled=False):
-            posterior = self.vae.encode(images.to(self.vae_dtype) * 2 - 1).latent_dist
-            z = posterior.sample(generator) if sample else posterior.mode()
-        return ((z - self._shift) * self._scaling).to(images.dtype)
+            return self.vae.encode(images.to(self.vae_dtype) * 2 - 1).latent_dist
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1], in latents' dtype.

@@ -24,6 +24,11 @@ class TimedTeacher:
             latents: Tensor = self._teacher.encode(*args, **kwargs)
         return latents
 
+    def posterior(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        with self._meter.phase("encode"):
+            mean, std = self._teacher.posterior(*args, **kwargs)
+        return mean, std
+
     def decode(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._meter.phase("decode"):
             pictures: Tensor = self._teacher.decode(*args, **kwargs)

@@ -42,7 +42,7 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         max_items_eval: int = 4
 
         # carv_3d's; each is explained in carv_3d/guidance_options.py
-        num_draws: int = 4
+        num_draws: Any = 4
         proposal: str = "weight"
         stratify: str = "render"
         antithetic: bool = False

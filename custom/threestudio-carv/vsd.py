@@ -53,7 +53,7 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
 
         # carv_3d's; each is explained in carv_3d/guidance_options.py and carv_3d/vsd_options.py
         weighting_strategy: str = "sds"
-        num_draws: int = 4
+        num_draws: Any = 4
         proposal: str = "weight"
         stratify: str = "render"
         antithetic: bool = False

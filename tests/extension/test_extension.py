@@ -171,6 +171,22 @@ def test_all_that_is_logged_is_a_scalar(make: Any, sd_teacher: Any, rgb: Tensor)
     assert (out["K"], out["renders"], out["unet_rows"]) == (4.0, float(B), 2.0 * 4 * B)
 
 
+def test_num_draws_auto_is_measured_on_the_hosts_parameters(make: Any, sd_teacher: Any) -> None:
+    guidance = make(num_draws="auto")
+    theta = torch.rand(B, 16, 16, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for step in range(12):
+        guidance.update_step(0, step)
+        out = guidance(theta.sigmoid(), prompts(sd_teacher), **BATCH)
+        out["loss_sds"].backward()  # the measuring leaves the graph whole
+    assert out["K_auto"] == out["K"] == guidance._carv.auto.num_draws
+    assert out["upstream_share"] >= 0
+    assert guidance._carv.state_dict()["auto"]["means"][0] == 1  # one burst
+    with pytest.raises(CarvError, match="num_draws is auto, which measures one process, and there are 2"):
+        guidance._carv.join_ranks(1, 2)
+    with pytest.raises(CarvError, match="num_draws is 'some'"):
+        make(num_draws="some")
+
+
 def test_nothing_is_decoded_unless_the_image_loss_asks_for_it(
     make: Any, sd_teacher: Any, rgb: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

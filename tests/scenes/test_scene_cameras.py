@@ -143,3 +143,41 @@ def test_coarse_phrases_follow_threestudio() -> None:
     assert [view_phrase(0.0, a) for a in azimuths] == ["front view", "left view", "back view", "right view"]
     with pytest.raises(CarvError, match="elevation"):
         view_phrase(91.0, 0.0)
+
+
+def spread(n_steps: int, batch: int, seed: int, sampling: str = "low_discrepancy") -> torch.Tensor:
+    """(n_steps, batch, 4): elevation, azimuth, distance and field of view of a run's cameras."""
+    options = CameraOptions(camera_sampling=sampling)
+    g = torch.Generator().manual_seed(seed)
+    rows = [sample_cameras(options, batch, g, step) for step in range(n_steps)]
+    return torch.stack([torch.stack([c.elevation, c.azimuth, c.distance, c.fovy], 1) for c in rows])
+
+
+def test_each_camera_of_a_sequence_has_the_distribution_of_a_random_one() -> None:
+    for step, place in ((0, 0), (2, 1)):
+        found = torch.stack([spread(step + 1, 2, seed)[step, place] for seed in range(400)])
+        wanted = spread(3000, 2, 0, "random").flatten(0, 1)
+        for power in (1, 2):
+            a, b = (found / 50) ** power, (wanted / 50) ** power
+            error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+            assert float(((a.mean(0) - b.mean(0)) / error).abs().max()) < 4
+
+
+def test_a_sequence_lies_more_evenly_and_is_the_same_again() -> None:
+    def brightness(c: torch.Tensor) -> torch.Tensor:  # any smooth function of the camera
+        return (c[..., 1].deg2rad().sin() + 0.3 * c[..., 0].deg2rad().sin() * c[..., 2]).mean((0, 1))
+
+    variance = {
+        sampling: torch.stack([brightness(spread(16, 2, seed, sampling)) for seed in range(60)]).var()
+        for sampling in ("random", "low_discrepancy")
+    }
+    assert variance["low_discrepancy"] < 0.3 * variance["random"]
+    assert torch.equal(spread(4, 2, 5), spread(8, 2, 5)[:4])  # without a state to resume
+    assert not torch.equal(spread(4, 2, 5), spread(4, 2, 6))
+
+
+def test_a_sequence_needs_its_step() -> None:
+    with pytest.raises(CarvError, match="number of the step"):
+        sample_cameras(CameraOptions(camera_sampling="low_discrepancy"), 1)
+    with pytest.raises(CarvError, match="camera_sampling is 'sobol'"):
+        CameraOptions(camera_sampling="sobol")

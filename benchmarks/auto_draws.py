@@ -1,0 +1,58 @@
+"""`num_draws: auto` against the grid: what it chose at points of a run, and what the best fixed K would have been.
+
+    ./install.sh python benchmarks/auto_draws.py [--prompt "a red mug"] [--at 60,150,270] [--budget S] [KEY=VALUE ...]
+
+One run with `auto`. At each point its scene is frozen and every K of auto's grid measured on it as `carv variance`
+does; "excess" is Var · seconds of the chosen K over that of the best K, and "measuring" the share of the run's seconds
+so far that auto spent on looking (without the further draws, which its measured steps use as well).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+
+from carv_3d.config import load_config
+from carv_3d.core.auto_draws import GRID
+from carv_3d.progress import Display
+from carv_3d.text_to_3d import TextTo3D
+from carv_3d.variance.command import BASELINE, measure
+from carv_3d.variance.figures import rows
+from carv_3d.variance.methods import method
+from carv_3d.variance.study import Block, Entry, Study
+
+METHOD = "is+strat"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", default="a red mug")
+    parser.add_argument("--at", type=lambda text: [int(n) for n in text.split(",")], default=[60, 150, 270])
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds of measuring the grid, in all")
+    parser.add_argument("--tolerance", type=float, default=0.05)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")
+    o = parser.parse_args()
+    given = ["system.guidance.num_draws=auto", "system.guidance.proposal=weight", "system.guidance.stratify=render"]
+    host = TextTo3D(load_config(overrides=[*given, *o.overrides], prompt=o.prompt))
+    entries = [BASELINE, *(Entry(1, K, method(METHOD)) for K in GRID)]
+    display, total, looking, lines = Display(), 0.0, 0.0, []
+    for step in sorted(o.at):
+        while host.step < step:
+            metrics = host.train_step()
+            total, looking = total + metrics["seconds"], looking + metrics["seconds_auto"]
+        state, blocks = copy.deepcopy(host.state_dict()), list[Block]()
+        measure(Study(host, entries), blocks, step, o.tolerance, o.budget / len(o.at), lambda: None, display)
+        host.load_state_dict(state)
+        found = {row.entry.K: row for row in rows(step, entries, blocks, BASELINE)[1:]}
+        work = {K: row.variance.value * row.seconds for K, row in found.items()}
+        chosen, best = int(metrics["K_auto"]), min(work, key=lambda K: work[K])
+        of_grid = " | ".join(f"{work[K] / work[best]:.2f}" for K in GRID)
+        excess, share = work[chosen] / work[best] - 1, looking / total
+        lines.append(f"| {step} | {chosen} | {best} | {excess:.1%} | {share:.1%} | {of_grid} |")
+    print(f"| step | auto | best | excess | measuring | {' | '.join(f'K = {K}' for K in GRID)} |")
+    print("|" + "---|" * (5 + len(GRID)))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

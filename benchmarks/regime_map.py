@@ -1,0 +1,166 @@
+"""The regime map: ECM over the cost of upstream work and over its share of the variance, on the embedded host.
+
+    ./install.sh python benchmarks/regime_map.py [--prompt "a red mug"] [--scales 1,3.5,7.5,20] [--at 30,150,270]
+        [--upstream 0.25,1,4,16] [--methods uniform,is+strat] [--budget SECONDS] [--out DIR]
+
+For each guidance scale a scene is trained and frozen at each point, and measured as `carv variance` does. What its
+steps cost outside of denoising is then multiplied by each factor of --upstream: a simulated upstream cost, as in Figure
+21 of arXiv 2605.21489. A line of regimes.csv has the two ratios that decide (the denoising of a draw over the upstream
+seconds of a render; the upstream share of one uniform draw's variance), the best (R, K) and method there, its ECM with
+its interval, and the bound: upstream variance alone at free draws. regimes.png marks the paper's regime, a tenth and a
+tenth. Measured blocks are kept in --out, and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from carv_3d.config import load_config
+from carv_3d.errors import CarvError
+from carv_3d.files import make_folder, write_atomic, write_via
+from carv_3d.progress import Display
+from carv_3d.text_to_3d import TextTo3D, load_teacher
+from carv_3d.variance.command import BASELINE, VarianceRequest, go_to, measure, spent
+from carv_3d.variance.figures import phases_of, rows
+from carv_3d.variance.methods import method
+from carv_3d.variance.study import Block, Entry, Study
+
+PAPER = (0.1, 0.1)  # draws at a tenth of the upstream cost, a tenth of the variance upstream
+ONE_DRAW = Entry(1, 1, method("uniform"))  # whose upstream share places a regime on the map
+
+
+@dataclass
+class Regime:
+    """A line of regimes.csv."""
+
+    guidance_scale: float
+    step: int
+    upstream: float
+    cost_ratio: float
+    upstream_share: float
+    method: str
+    R: int
+    K: int
+    ecm: float
+    ecm_low: float
+    ecm_high: float
+    bound: float
+
+
+def regimes(
+    scale: float, step: int, entries: list[Entry], blocks: list[Block], factors: list[float]
+) -> list[Regime]:
+    """The best of each simulated upstream cost, from one scene's blocks."""
+    phases = phases_of(max((e for e in entries if e.R == 1), key=lambda e: e.K), blocks)
+    draws = max(e.K for e in entries if e.R == 1)
+    out = []
+    for factor in factors:
+        found = rows(step, entries, blocks, BASELINE, upstream=factor)
+        share = next(row.upstream_share for row in found if row.entry.key == ONE_DRAW.key)
+        best = max(found, key=lambda row: row.ecm.value)
+        ratio = phases["denoise"] / draws / (factor * (phases["step"] - phases["denoise"]))
+        e = best.entry
+        ecm = best.ecm
+        place = (scale, step, factor, ratio, share, e.method.name, e.R, e.K)
+        out.append(Regime(*place, ecm.value, ecm.low, ecm.high, best.bound))
+    return out
+
+
+def picture(found: list[Regime], path: Path) -> None:
+    """Both ratios on logarithmic axes, the best ECM as colour and number."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    x, y = [r.cost_ratio for r in found], [max(r.upstream_share, 1e-3) for r in found]
+    dots = axes.scatter(x, y, c=[r.ecm for r in found], cmap="viridis", s=60, zorder=2)
+    for r, a, b in zip(found, x, y):
+        axes.annotate(f"{r.ecm:.1f}", (a, b), fontsize=6, xytext=(5, 3), textcoords="offset points")
+    axes.plot(*PAPER, marker="*", markersize=16, color="none", markeredgecolor="#c8553d", label="the paper's regime")
+    axes.set(xscale="log", yscale="log", xlabel="seconds of a draw / seconds of a render's upstream work",
+             ylabel="upstream share of one uniform draw's variance")  # fmt: skip
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7)
+    figure.colorbar(dots, label="ECM of the best (R, K) and method against (2, 1) uniform")
+
+    def write(temporary: Path) -> None:
+        figure.savefig(temporary, dpi=130)
+
+    write_via(path, write)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", default="a red mug")
+    parser.add_argument("--scales", type=numbers, default=[1.0, 3.5, 7.5, 20.0])
+    parser.add_argument("--at", type=lambda text: [int(n) for n in text.split(",")], default=[30, 150, 270])
+    parser.add_argument("--upstream", type=numbers, default=[0.25, 1.0, 4.0, 16.0])
+    parser.add_argument("--methods", type=lambda text: tuple(text.split(",")), default=("uniform", "is+strat"))
+    parser.add_argument("--draws", type=lambda text: tuple(int(n) for n in text.split(",")), default=(1, 2, 4, 8, 16))
+    parser.add_argument("--budget", type=float, default=1800.0, help="seconds of measuring, in all")
+    parser.add_argument("--tolerance", type=float, default=0.1)
+    parser.add_argument("--out", type=Path, default=Path("outputs/regime-map"))
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")
+    o = parser.parse_args()
+    request = VarianceRequest(Path(), methods=o.methods, K=o.draws, budget=o.budget, tolerance=o.tolerance)
+    entries = list({e.key: e for e in [*request.entries(), ONE_DRAW]}.values())
+    display, teacher = Display(), load_teacher(load_config(overrides=o.overrides, prompt=o.prompt))
+    make_folder(o.out)
+    each = o.budget / (len(o.scales) * len(o.at))
+    found: list[Regime] = []
+    for scale in o.scales:
+        overrides = [*o.overrides, f"system.guidance.guidance_scale={scale}"]
+        host = TextTo3D(load_config(overrides=overrides, prompt=o.prompt), teacher)
+        for step in sorted(o.at):
+            here = o.out / f"scale-{scale:g}-step-{step}"
+            go_to(host, step, None, here.with_suffix(".scene"), display)
+            kept = here.with_suffix(".json")
+            asked: dict[str, Any] = {"prompt": o.prompt, "overrides": overrides, "entries": [e.key for e in entries]}
+            blocks = read(kept, asked)
+
+            def save(kept: Path = kept, asked: dict = asked, blocks: list[Block] = blocks) -> None:
+                write_atomic(kept, json.dumps({**asked, "blocks": [asdict(b) for b in blocks]}))
+
+            left = each - spent({step: blocks})
+            measure(Study(host, entries), blocks, step, o.tolerance, left, save, display)
+            found += regimes(scale, step, entries, blocks, o.upstream)
+            for r in found[-len(o.upstream) :]:
+                display.say(
+                    f"scale {scale:g}, step {step}, upstream x {r.upstream:g}: a draw costs {r.cost_ratio:.2f} of it, "
+                    f"upstream share {r.upstream_share:.0%}; {r.method} at ({r.R}, {r.K}): ECM {r.ecm:.2f} "
+                    f"[{r.ecm_low:.2f}, {r.ecm_high:.2f}], bound {r.bound:.2f}"
+                )
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, list(asdict(found[0])))
+    writer.writeheader()
+    writer.writerows(asdict(r) for r in found)
+    write_atomic(o.out / "regimes.csv", buffer.getvalue())
+    picture(found, o.out / "regimes.png")
+    display.say(f"Done: regimes.csv and regimes.png are in {o.out}")
+
+
+def read(path: Path, asked: dict[str, Any]) -> list[Block]:
+    """What an earlier call measured; CarvError where that was something else."""
+    if not path.exists():
+        return []
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    blocks = [Block(**b) for b in kept.pop("blocks")]
+    if kept != asked:
+        raise CarvError(f"{path} holds figures of other settings; choose another --out.")
+    return blocks
+
+
+if __name__ == "__main__":
+    main()

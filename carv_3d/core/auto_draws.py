@@ -1,0 +1,272 @@
+"""`num_draws: auto`: K from the seconds and the parameter-gradient variances of the run itself.
+
+Now and then a few steps in a row are *measured*. Such a step draws twice, independently, from S strata, and uses the
+mean of all. Let x_c and x'_c be the two contributions from stratum c, and a, b = J^T mean_c x_c, J^T mean_c x'_c, with
+J^T through encoder and renderer. Then, of the step's gradient,
+
+    s_out^2 = E <a_i - a_(i+1), b_i - b_(i+1)> / 2          over measured steps in a row,
+    V_in(S) = E |a - b|^2 / 2,
+    V_in(k) = E |J^T d_k|^2,   d_k = 1/sqrt(2 S k) sum_c ± (x_c - x'_c')      for k < S strata, c' at random in c's.
+
+One backward for each k, and for a and b. K is then the one of a grid with the least (s_out^2 + V_in(K)) · seconds(K)
+(`core.allocation`), from the next step on.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.core.allocation import Measurement, best_measured
+from carv_3d.core.costs import CostMeter
+from carv_3d.core.estimator import CarvEstimator, Draws, Estimate
+from carv_3d.core.reduction import per_draw
+
+GRID = (1, 2, 4, 8, 16)  # K that may be chosen; the even ones for pairs
+FIRST_K = 4  # until something is measured
+STRATA = 8  # S above; a measured step takes 16 draws per render (32 in pairs)
+LEVELS = (1, 2, 4, STRATA)
+BURST = 4  # measured steps in a row: three differences of gradients
+FIRST_STEP = 6  # calls before the first burst: the seconds of the first are no one's habit
+SHARE = 0.04  # of the run's seconds, at most, for measuring
+LEAST_GAP = 20  # steps between two bursts
+HYSTERESIS = 0.02  # a new K must promise as much less Var · seconds
+RECENT = 15  # steps over which seconds are a median
+
+
+class AutoDraws:
+    """The K of `num_draws: auto`, for one estimator on one process.
+
+        draws, K = auto.plan(estimator, latents, generator)         # once a step
+        estimate = estimator.estimate(latents, eps_hat, draws=draws, num_draws=K)
+        auto.learn(latents, estimate)
+
+    The gradient is that of all leaves of the latents' graph that require one: a host's parameters. What is chosen is
+    used from the next step on, so the estimate stays unbiased. Strata over renders are measured as strata in each.
+    Since K follows measured seconds, two runs of one seed may differ. Seconds are counted from one call to the next,
+    so whatever a host does in a step counts; its median leaves previews and checkpoints out.
+    """
+
+    def __init__(self, meter: CostMeter, group_size: int = 1, stratified: bool = True, seed: int = 0) -> None:
+        """meter: the estimator's own, told its phase "denoise"; its clock is this one's. seed: of signs and shifts."""
+        self.meter, self.group_size, self.stratified = meter, group_size, stratified
+        self.grid = [K for K in GRID if K % group_size == 0]
+        self.num_draws = FIRST_K
+        self.calls, self.next_burst, self.left = 0, FIRST_STEP, 0
+        self.bursts = 0  # seen so far; means over them in which the n-th counts n times: a scene changes with its age
+        self.out2, self.in2 = 0.0, [0.0] * len(self._levels)
+        self._burst_in2, self._burst_out2 = self._nothing()
+        self._last: Tensor | None = None  # a and b of the measured step before, (2, P)
+        self._others: deque[float] = deque(maxlen=RECENT)  # seconds of a step without its denoising
+        self._denoise: dict[int, deque[float]] = {}  # draws of a step -> seconds of denoising them
+        self._extra: deque[float] = deque(maxlen=RECENT)  # seconds of a measured step beyond a usual one's
+        self._before: tuple[float, bool] | None = None  # when the last call began, and whether it was measured
+        self._spent = self._last_denoise = 0.0
+        self._renders = 1
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def plan(
+        self, estimator: CarvEstimator, latents: Tensor, generator: torch.Generator | None
+    ) -> tuple[Draws | None, int]:
+        """(draws of a measured step, or None; K), for latents (R, ...). Call it once at every step."""
+        self._time()
+        if self.left == 0 and self.calls >= self.next_burst and latents.requires_grad:
+            self.left, self._last = BURST, None
+            self._burst_in2, self._burst_out2 = self._nothing()
+        self.calls += 1
+        measured = self.left > 0
+        self._before = (self.meter.now(), measured)
+        self._renders = latents.shape[0]
+        if not measured:
+            return None, self.num_draws
+        n = STRATA * self.group_size
+        one, two = (estimator.draw(latents, generator, n) for _ in range(2))
+        weights = None
+        if one.weights is not None and two.weights is not None:
+            weights = torch.cat([one.weights, two.weights], 1)
+        both = Draws(torch.cat([one.t, two.t], 1), torch.cat([one.eps, two.eps], 1), weights, self.group_size)
+        return both, 2 * n
+
+    def learn(self, latents: Tensor, estimate: Estimate) -> None:
+        """After the estimate and before its backward: look at a measured step, and choose after the last of a burst."""
+        self._count_denoising(estimate)
+        self._spent = 0.0
+        if self.left == 0:
+            return
+        begin = self.meter.now()
+        self.left -= 1
+        parameters = leaves(latents)
+        x = per_draw(estimate.weights, estimate.residual) * estimate.residual
+        x = x.unflatten(1, (2, STRATA, self.group_size)).mean(3)  # (R, 2, S, ...)
+        found = [
+            _pull(latents, parameters, difference(x, k, self._generator)).double().square().sum()
+            for k in self._levels[:-1]
+        ]
+        halves = torch.stack([_pull(latents, parameters, x[:, i].mean(1) / len(x)) for i in range(2)])
+        found.append((halves[0] - halves[1]).double().square().sum() / 2)
+        if self._last is not None and self._last.shape == halves.shape:
+            apart = (halves - self._last.to(halves)).double()
+            self._burst_out2.append(float((apart[0] * apart[1]).sum()) / 2)
+        self._last = halves
+        self._burst_in2.append(torch.stack(found).tolist())
+        if self.left == 0:
+            self._last, self.next_burst = None, self.calls + LEAST_GAP  # at least: `_time` knows better
+            self._choose()
+        self._spent = self.meter.now() - begin
+
+    def variance(self, K: int) -> float:
+        """tr Cov of a step's gradient with K draws per render, as measured so far.
+
+        Beyond the finest strata measured it falls as 1/K, as it does without any; strata do at least as well.
+        """
+        k = K // self.group_size
+        level = self._levels[0] if k < self._levels[0] else max(one for one in self._levels if one <= k)
+        v_in = self.in2[self._levels.index(level)] * level / k
+        return v_in + self.s_out2
+
+    def seconds(self, K: int) -> float:
+        """Seconds of a step with K draws per render: measured where it was run, else on the line between such K."""
+        return statistics.median(self._others) + self._denoising(K * self._renders)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """For the log: K_auto, what was chosen; upstream_share, of one draw's (or pair's) variance; seconds_auto, of
+        measuring in this step, without its further draws."""
+        out = {"K_auto": float(self.num_draws), "seconds_auto": self._spent}
+        one = self.variance(self.grid[0])
+        if one > 0:
+            out["upstream_share"] = self.s_out2 / one
+        return out
+
+    @property
+    def s_out2(self) -> float:
+        """Of a step, not below 0."""
+        return max(self.out2, 0.0)
+
+    @property
+    def _levels(self) -> tuple[int, ...]:
+        return LEVELS if self.stratified else LEVELS[-1:]  # independent groups: as 1 / k
+
+    @staticmethod
+    def _nothing() -> tuple[list[list[float]], list[float]]:
+        return [], []
+
+    def _choose(self) -> None:
+        outs = torch.tensor(self._burst_out2, dtype=torch.float64)
+        ins = torch.tensor(self._burst_in2, dtype=torch.float64)
+        if not len(outs) or not bool(torch.isfinite(outs).all() & torch.isfinite(ins).all()):
+            return
+        self.bursts += 1
+        part = 2 / (self.bursts + 1)
+        self.out2 += part * (float(outs.mean()) - self.out2)
+        self.in2 = [old + part * (float(new) - old) for old, new in zip(self.in2, ins.mean(0))]
+        if not self._others:
+            return
+        best = best_measured(self._measurement(K) for K in self.grid)
+        now = self._measurement(self.num_draws)
+        if best.work < (1 - HYSTERESIS) * now.work:
+            self.num_draws = best.draws
+
+    def _measurement(self, K: int) -> Measurement:
+        return Measurement(self._renders, K, self.variance(K), self.seconds(K))
+
+    def _time(self) -> None:
+        """The seconds of the step before, now that the next one begins."""
+        if self._before is None:
+            return
+        begin, measured = self._before
+        took = self.meter.now() - begin
+        if not measured:
+            self._others.append(max(took - self._last_denoise, 1e-9))
+            return
+        usual = self.seconds(self.num_draws) if self._others else took
+        self._extra.append(max(took - usual, 0.0))
+        if self.left == 0:
+            due = BURST * statistics.median(self._extra) / (SHARE * usual)
+            self.next_burst = self.calls + max(LEAST_GAP, int(due) + 1)
+
+    def _count_denoising(self, estimate: Estimate) -> None:
+        total = self.meter.seconds.get("denoise", 0.0)
+        self._last_denoise, self.meter.seconds["denoise"] = total, 0.0
+        seen = self._denoise.setdefault(estimate.t.numel(), deque(maxlen=RECENT))
+        seen.append(total)
+
+    def _denoising(self, draws: int) -> float:
+        points = sorted((n, statistics.median(s)) for n, s in self._denoise.items())
+        if len(points) == 1:
+            return points[0][1] * draws / points[0][0]
+        right = next((i for i, (n, _) in enumerate(points) if n >= draws), len(points) - 1)
+        (n0, s0), (n1, s1) = points[max(right - 1, 0)], points[max(right, 1)]
+        slope = max(s1 - s0, 0.0) / (n1 - n0)
+        return max(s0 + slope * (draws - n0), 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives. A step that a stop cut off is not timed."""
+        return {
+            "num_draws": self.num_draws,
+            "when": [self.calls, self.next_burst, self.left],
+            "means": [self.bursts, self.out2, *self.in2],
+            "burst": [[list(row) for row in self._burst_in2], list(self._burst_out2)],
+            "last": self._last,
+            "others": list(self._others),
+            "extra": list(self._extra),
+            "denoise": {n: list(s) for n, s in self._denoise.items()},
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back `state_dict`."""
+        self.num_draws = int(state["num_draws"])
+        self.calls, self.next_burst, self.left = state["when"]
+        self.bursts, self.out2, *self.in2 = state["means"]
+        self._burst_in2, self._burst_out2 = [list(row) for row in state["burst"][0]], list(state["burst"][1])
+        self._last = state["last"]  # on the CPU if need be: `learn` moves it
+        self._others = deque(state["others"], maxlen=RECENT)
+        self._extra = deque(state["extra"], maxlen=RECENT)
+        self._denoise = {int(n): deque(s, maxlen=RECENT) for n, s in state["denoise"].items()}
+        self._generator.set_state(state["generator"].cpu())
+        self._before = None
+
+
+def difference(x: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+    """A cotangent (R, ...) whose pullback's squared norm is, in expectation, the variance of the mean over R renders of
+    k groups of draws in k strata, given the renders.
+
+    x: (R, 2, S, ...), two independent groups of contributions, one from each of S strata; k divides S. Group c of the
+    first is held against c' of the second, c' uniform on c's coarse stratum, so the two are as two independent draws
+    from that; with a random sign for each, the differences' cross terms vanish in expectation.
+    """
+    R, _, S = x.shape[:3]
+    fine = S // k
+    shift = int(torch.randint(fine, (), generator=generator))
+    first, second = x[:, 0].unflatten(1, (k, fine)), x[:, 1].unflatten(1, (k, fine)).roll(shift, 2)
+    signs = torch.randint(2, (R, k, fine), generator=generator).to(x) * 2 - 1
+    d = per_draw(signs, first) * (first - second)
+    return d.sum((1, 2)) / ((2 * S * k) ** 0.5 * R)
+
+
+def leaves(of: Tensor) -> list[Tensor]:
+    """The leaves of a tensor's graph that require a gradient, in the order in which a walk finds them."""
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    todo: list[Any] = [of.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        todo.extend(following for following, _ in node.next_functions)
+    return found if of.grad_fn is not None else [of]
+
+
+def _pull(latents: Tensor, parameters: list[Tensor], cotangent: Tensor) -> Tensor:
+    """J^T v: (P,), float32 at least."""
+    grads = torch.autograd.grad(latents, parameters, cotangent.to(latents), retain_graph=True, allow_unused=True)
+    flat = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters)]
+    return torch.cat([g.reshape(-1).to(torch.promote_types(g.dtype, torch.float32)) for g in flat])

@@ -1,0 +1,69 @@
+"""A control variate on eps: what a draw's contribution takes from its own noise, subtracted.
+
+    f' = f - w(t) beta(t) eps,      beta = <f / w, eps> / |eps|^2 regressed on earlier steps, by bins of timesteps
+
+It keeps the objective: E[eps | t] = 0 whatever t, and beta comes from earlier draws than those it is used on. (One
+fitted to the draws at hand would take some of their gradient away with the noise.) Beyond arXiv 2605.21489. On top of
+antithetic pairs it changes nothing: there eps cancels by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv_3d.core.reduction import per_draw
+from carv_3d.errors import CarvError
+
+
+class EpsControl:
+    """beta over `bins` equal parts of the timesteps; nothing is subtracted until something is learnt.
+
+    Old steps fade with `decay`; a bin with few draws leans towards 0 (`prior` draws' worth).
+    """
+
+    def __init__(self, weights: Tensor, bins: int = 50, decay: float = 0.99, prior: float = 2.0) -> None:
+        """weights: (T,) w(t), as in f."""
+        self.weights, self.decay, self.prior = weights, decay, prior
+        self._products, self._squares = weights.new_zeros(bins), weights.new_zeros(bins)
+
+    def noise(self, t: Tensor, eps: Tensor) -> Tensor:
+        """w beta eps of each draw, of expectation 0: t (R, K), eps (R, K, ...) -> (R, K, ...)."""
+        self._move(eps.device)
+        beta = self._products / (self._squares + self.prior * eps[0, 0].numel())
+        return per_draw((self.weights[t] * beta[self._bins(t)]).to(eps), eps) * eps
+
+    def update(self, t: Tensor, f: Tensor, eps: Tensor, finite: Tensor) -> None:
+        """t, finite (R, K); f without the control, eps (R, K, ...). Draws that are not finite teach nothing."""
+        self._move(eps.device)
+        known = (finite & (self.weights[t] > 0)).to(self.weights)
+        scale = torch.where(known > 0, self.weights[t], torch.ones_like(known))
+        products = (f * eps).flatten(2).sum(2).to(self.weights) / scale * known
+        squares = eps.square().flatten(2).sum(2).to(self.weights) * known
+        rows = F.one_hot(self._bins(t).flatten(), len(self._products)).to(self.weights)
+        self._products = self.decay * self._products + products.flatten() @ rows
+        self._squares = self.decay * self._squares + squares.flatten() @ rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors."""
+        return {"products": self._products.cpu(), "squares": self._squares.cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CarvError for another number of bins."""
+        if state["products"].shape != self._products.shape:
+            raise CarvError(
+                f"the saved control variate has {len(state['products'])} bins and this one {len(self._products)}: "
+                "start from a state without it."
+            )
+        self._products, self._squares = state["products"].to(self.weights), state["squares"].to(self.weights)
+
+    def _bins(self, t: Tensor) -> Tensor:
+        return torch.div(t * len(self._products), len(self.weights), rounding_mode="floor")
+
+    def _move(self, device: torch.device) -> None:
+        if self.weights.device != device:
+            self.weights = self.weights.to(device)
+            self._products, self._squares = self._products.to(device), self._squares.to(device)

@@ -1,0 +1,291 @@
+"""`carv variance`: from a configuration or a run to tables and pictures of its estimators' variance."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from carv_3d.checkpoint import load_checkpoint, save_checkpoint
+from carv_3d.cli import Parser
+from carv_3d.config import Config, load_config
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error, make_folder, slug, write_atomic
+from carv_3d.options import to_mapping
+from carv_3d.progress import Display, StopSignals
+from carv_3d.text_to_3d import TextTo3D, check_prompt
+from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps
+from carv_3d.variance.methods import DEFAULT, WORDS, method
+from carv_3d.variance.show import print_table, summary, table, write_csv, write_figures
+from carv_3d.variance.study import Block, Entry, Study
+
+BASELINE = Entry(2, 1, method("uniform"))
+FORMAT = 1
+
+
+@dataclass
+class VarianceRequest:
+    """What `carv variance` was asked for. Raises CarvError, naming the option, for a value that cannot be meant."""
+
+    source: Path
+    prompt: str | None = None
+    at: Sequence[int] = ()
+    R: Sequence[int] = (1,)
+    K: Sequence[int] = (1, 2, 4, 8)
+    methods: Sequence[str] = DEFAULT
+    budget: float = 600.0
+    tolerance: float = 0.1
+    seed: int | None = None
+    out: Path | None = None
+    resume: bool = False
+    overrides: Sequence[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, values in (("R", self.R), ("K", self.K)):
+            if not values or min(values) < 1 or max(values) > 1024:
+                raise CarvError(f"--grid {name} is {list(values)}; give whole numbers from 1 to 1024.")
+        if any(step < 0 for step in self.at):
+            raise CarvError(f"--at is {list(self.at)}; steps are at least 0.")
+        if not 0 < self.budget < float("inf"):
+            raise CarvError(f"--budget is {self.budget:g}; give seconds above 0.")
+        if not 0 < self.tolerance < 1:
+            raise CarvError(f"--tolerance is {self.tolerance:g}; it is a share, such as 0.1.")
+
+    def entries(self) -> list[Entry]:
+        """The baseline first; odd K are left out for pairs. Raises CarvError where a method is left with none."""
+        out = [BASELINE]
+        for one in map(method, dict.fromkeys(self.methods)):
+            places = [(R, K) for R in self.R for K in self.K if not (one.antithetic and K % 2)]
+            if not places:
+                raise CarvError(f"the method {one.name} draws in pairs: give --grid an even K.")
+            out += [Entry(R, K, one) for R, K in places]
+        return list({e.key: e for e in out}.values())
+
+
+def parser() -> Parser:
+    """Of `carv variance`'s arguments."""
+    words = "\n".join(f"  {name:<11} {text}" for name, (_, _, _, text) in WORDS.items())
+    p = Parser(
+        prog="carv variance",
+        allow_abbrev=False,
+        formatter_class=_raw(),
+        description="The variance of each estimator's gradient by its sources, its seconds by phase, and the ECM and\n"
+        "RE that follow, at points of a run: tables, variance.csv and pictures.",
+        epilog=f"methods, joined by + (such as is+strat+antithetic):\n{words}\n"
+        "The baseline is (R, K) = (2, 1), uniform. Ctrl-C ends after the block at hand; --resume goes on.",
+    )
+    p.add_argument("source", type=Path, metavar="CONFIG_OR_RUN", help="a YAML file, or the folder of a run")
+    p.add_argument("--prompt", help="where the configuration has none")
+    p.add_argument("--at", type=int, nargs="+", default=(), metavar="STEP",
+                   help="points of the run (default: early, middle, late; for a run's folder, its end)")  # fmt: skip
+    p.add_argument("--grid", nargs="+", default=(), metavar="R=1,2 K=1,4", help="(default: R=1 K=1,2,4,8)")
+    p.add_argument("--methods", type=lambda text: tuple(text.split(",")), default=DEFAULT, metavar="A,B",
+                   help=f"(default: {','.join(DEFAULT)})")  # fmt: skip
+    p.add_argument("--tolerance", type=float, default=0.1, help="half of each ECM's interval, relative (default: 0.1)")
+    p.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="of measuring, in all (default: 600)")
+    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/variance-<prompt>)")
+    p.add_argument("--resume", action="store_true", help="go on with what is in the folder")
+    p.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value", help="options of the run")
+    return p
+
+
+def main(words: list[str]) -> int:
+    """`carv variance`: see its --help."""
+    p = parser()
+    try:
+        args, rest = p.parse_known_args(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    p.refuse_unknown(rest)
+    given = {k: v for k, v in vars(args).items() if k != "grid"} | read_grid(args.grid)
+    return run(VarianceRequest(**given))
+
+
+def read_grid(parts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """["R=1,2", "K=4"] as {"R": (1, 2), "K": (4,)}."""
+    out: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        name, _, numbers = part.partition("=")
+        if name not in ("R", "K") or not all(n.isdigit() for n in numbers.split(",")):
+            raise CarvError(f"--grid does not take {part!r}; write it as R=1,2 K=1,2,4,8.")
+        out[name] = tuple(sorted({int(n) for n in numbers.split(",")}))
+    return out
+
+
+def run(request: VarianceRequest, teacher: Any = None, display: Display | None = None) -> int:
+    """Measure, show and write; returns 0, or 128 and the number of the signal that stopped it."""
+    display = display or Display()
+    entries = request.entries()
+    config, state = read_source(request)
+    points = sorted(set(request.at)) or ([state["step"]] if state else early_middle_late(config))
+    check_prompt(config)
+    folder = request.out or Path("outputs") / f"variance-{slug(config.prompt)}"
+    asked = {"format": FORMAT, "config": to_mapping(config), "entries": [e.key for e in entries], "points": points}
+    blocks = open_folder(folder, asked, request.resume)
+    with display.status("loading the model"):
+        host = TextTo3D(config, teacher, log=display.say)
+    found: list[Row] = []
+    by_t: dict[int, Timesteps] = {}
+    with StopSignals() as stop:
+        for i, step in enumerate(points):
+            go_to(host, step, state, folder / f"scene-{step}", display, lambda: bool(stop.number))
+            if stop.number:
+                break
+            study = Study(host, entries, seed=config.seed)
+            mine = blocks.setdefault(step, [])
+
+            def save() -> None:
+                kept = {str(k): [asdict(b) for b in v] for k, v in blocks.items()}
+                write_atomic(folder / "blocks.json", json.dumps({**asked, "blocks": kept}))
+
+            left = request.budget * (i + 1) / len(points) - spent(blocks)
+            measure(study, mine, step, request.tolerance, left, save, display, lambda: bool(stop.number))
+            if len(mine) < 2:
+                break
+            new = rows(step, entries, mine, BASELINE)
+            found += new
+            by_t[step] = by_timestep(host, mine, step)
+            print_table(table(new, new[0]), display.console)
+            for line in summary(new, new[0], by_t[step]):
+                display.say(line)
+            write_csv(folder / "variance.csv", found)
+            if stop.number:
+                break
+        if found:
+            write_figures(folder, found, by_t)
+    if stop.number:
+        display.say(f"Stopped. Go on with the same command and --resume; what was measured is in {folder}")
+        return 128 + stop.number
+    display.say(f"Done: variance.csv and the pictures are in {folder}")
+    return 0
+
+
+def measure(
+    study: Study,
+    blocks: list[Block],
+    step: int,
+    tolerance: float,
+    seconds: float,
+    save: Callable[[], None],
+    display: Display,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[Row]:
+    """Append blocks until every ECM's interval is within the tolerance or `seconds` are spent; at least two."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shown = (TextColumn("step {task.fields[step]}"), BarColumn(), TimeRemainingColumn())
+    columns = (*shown, TextColumn("{task.fields[text]}"))
+    found: list[Row] = []
+    with Progress(*columns, console=display.console, disable=not display.console.is_terminal) as bar:
+        task = bar.add_task("", total=max(seconds, 1e-9), step=step, text="first block")
+        begin = time.perf_counter()
+        while not stopped():
+            enough = len(blocks) >= 2 and time.perf_counter() - begin >= seconds
+            if len(blocks) >= 2:
+                found = rows(step, study.entries, blocks, BASELINE)
+                worst = max(row.precision for row in found)
+                text = f"{len(blocks)} blocks, widest ECM ± {worst:.0%} (wanted {tolerance:.0%})"
+                bar.update(task, completed=time.perf_counter() - begin, text=text)
+                if enough or tight(found, tolerance, len(blocks)):
+                    display.say(f"step {step}: {text}" + (", the time is up" if enough else ""))
+                    break
+            blocks.append(study.block(len(blocks)))
+            save()
+    return found
+
+
+def spent(blocks: dict[int, list[Block]]) -> float:
+    """Seconds that the blocks took."""
+    return sum(b.seconds["all"]["step"] for of_point in blocks.values() for b in of_point)
+
+
+def by_timestep(host: TextTo3D, blocks: Sequence[Block], step: int) -> Timesteps:
+    """The gradient's size by timestep at the host's step."""
+    schedule, options = host.teacher.schedule, host.guidance.options
+    low, high = options.timestep_range(schedule.num_train_timesteps, step)
+    return timesteps(blocks, schedule.weights(options.weighting), low, high)
+
+
+def early_middle_late(config: Config) -> list[int]:
+    """A tenth of the run, its half, and nine tenths."""
+    return sorted({max(1, round(config.trainer.max_steps * share)) for share in (0.1, 0.5, 0.9)})
+
+
+def read_source(request: VarianceRequest) -> tuple[Config, dict[str, Any] | None]:
+    """(the configuration, and the newest checkpoint where the source is a run). CarvError for what is not there."""
+    source = request.source
+    if not source.exists():
+        raise CarvError(f"there is no {source}; give a YAML file or the folder of a run.")
+    path, state = source, None
+    if source.is_dir():
+        path = source / "config.yaml"
+        if not path.exists():
+            raise CarvError(f"{source} is no run of carv generate: it holds no config.yaml.")
+        if request.prompt is not None:
+            raise CarvError("--prompt is for a configuration; a run has its own.")
+        if request.overrides or request.seed is not None:
+            raise CarvError("--set and --seed are for a configuration; a run has its own.")
+        state = load_checkpoint(source / "checkpoint")[0]
+    config = load_config(path, request.overrides, request.prompt, request.seed)
+    if not config.prompt.strip():
+        raise CarvError(f'{source} has no prompt; give one, such as --prompt "a red mug".')
+    return config, state
+
+
+def open_folder(folder: Path, asked: dict[str, Any], resume: bool) -> dict[int, list[Block]]:
+    """The blocks that are in the folder already; CarvError where it is in use, or what is there is of other figures."""
+    path = folder / "blocks.json"
+    if not resume:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CarvError(f"{folder} is not an empty folder; choose another --out, or go on in it with --resume.")
+        make_folder(folder)
+        return {}
+    if not path.exists():
+        make_folder(folder)
+        return {}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        stored = kept.pop("blocks")
+        out = {int(step): [Block(**b) for b in of_point] for step, of_point in stored.items()}
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CarvError(f"{path} is damaged; choose another --out.") from error
+    if kept != json.loads(json.dumps(asked)):
+        raise CarvError(f"{folder} holds figures of other settings; choose another --out, or give the same ones.")
+    return out
+
+
+def go_to(
+    host: TextTo3D,
+    step: int,
+    state: dict[str, Any] | None,
+    kept: Path,
+    display: Display,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Bring the host to a step: from what is kept there, the run's checkpoint if it is not past it, or by training."""
+    from rich.progress import Progress
+
+    if kept.exists():
+        host.load_state_dict(load_checkpoint(kept)[0])
+        return
+    if state is not None and host.step < state["step"] <= step:
+        host.load_state_dict(state)
+    with Progress(console=display.console, disable=not display.console.is_terminal) as bar:
+        task = bar.add_task(f"training to step {step}", total=step, completed=host.step)
+        while host.step < step and not stopped():
+            host.train_step()
+            bar.update(task, completed=host.step)
+    if host.step == step:
+        save_checkpoint(kept, host.state_dict())
+
+
+def _raw() -> Any:
+    import argparse
+
+    return argparse.RawDescriptionHelpFormatter

@@ -1,0 +1,195 @@
+"""The figures as a table on the terminal, as CSV and as pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from carv_3d.charts import COLOURS
+from carv_3d.core.accounting import Interval
+from carv_3d.files import write_atomic, write_via
+from carv_3d.variance.figures import PAPER_ECM, PAPER_ORACLE, Row, Timesteps
+
+TABLE_WIDTH = 116
+COLUMNS = (
+    "step", "method", "R", "K", "variance", "variance_low", "variance_high", "s_out2", "v_in", "upstream_share",
+    "seconds", "ecm", "ecm_low", "ecm_high", "ecm_bound", "re", "re_low", "re_high", "paper_ecm", "paper_re",
+)  # fmt: skip
+
+
+def csv_text(found: Sequence[Row]) -> str:
+    """One line an entry and point; seconds by phase in columns of their own."""
+    phases = sorted({name for row in found for name in row.phases} - {"step"})
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow([*COLUMNS, *(f"seconds_{name}" for name in phases)])
+    for row in found:
+        e, re = row.entry, row.re
+        numbers: list[Any] = [row.variance.value, row.variance.low, row.variance.high, row.s_out2, row.v_in]
+        numbers += [row.upstream_share, row.seconds, row.ecm.value, row.ecm.low, row.ecm.high, row.bound]
+        numbers += ["", "", ""] if re is None else [re.value, re.low, re.high]
+        cells = [f"{x:.6g}" if isinstance(x, float) else x for x in numbers]
+        paper = ["" if row.paper_ecm is None else f"{row.paper_ecm:g}", paper_re(row)]
+        seconds = [f"{row.phases.get(name, 0.0):.6g}" for name in phases]
+        writer.writerow([row.step, e.method.name, e.R, e.K, *cells, *paper, *seconds])
+    return buffer.getvalue()
+
+
+def paper_re(row: Row) -> str:
+    """The paper's range at the same place, "1.25-1.31", or nothing."""
+    return "" if row.paper_re is None else "-".join(f"{x:.2f}" for x in row.paper_re)
+
+
+def table(found: Sequence[Row], baseline: Row) -> Any:
+    """A rich table of one point: variances over the baseline's."""
+    from rich.table import Table
+
+    out = Table(title=f"step {baseline.step}", title_justify="left")
+    for name in ("method", "R", "K", "variance", "upstream", "ms", "ECM", "paper", "bound", "RE", "paper"):
+        out.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    base = baseline.variance.value
+    for row in found:
+        e = row.entry
+        out.add_row(
+            e.method.name, str(e.R), str(e.K), f"{row.variance.value / base:.3f}", f"{row.upstream_share:.0%}",
+            f"{row.seconds * 1e3:.0f}", with_ends(row.ecm), "" if row.paper_ecm is None else f"{row.paper_ecm:g}",
+            f"{row.bound:.2f}", "" if row.re is None else with_ends(row.re), paper_re(row),
+        )  # fmt: skip
+    return out
+
+
+def print_table(one: Any, console: Any) -> None:
+    """On a console that may be narrower than the table, as a pipe is: whole, not cut."""
+    from rich.console import Console
+
+    if console.width < TABLE_WIDTH:
+        console = Console(width=TABLE_WIDTH, file=console.file)
+    console.print(one)
+
+
+def plain_number(value: float, _: Any = None) -> str:
+    """A tick's label without powers of ten: "200"."""
+    return f"{value:g}"
+
+
+def with_ends(x: Interval) -> str:
+    """ "1.68 [1.52, 1.80]"."""
+    return f"{x.value:.2f} [{x.low:.2f}, {x.high:.2f}]"
+
+
+def summary(found: Sequence[Row], baseline: Row, by_t: Timesteps) -> list[str]:
+    """What a point comes to, in sentences."""
+    best = max(found, key=lambda row: row.ecm.value)
+    phases = baseline.phases
+    rest = phases["step"] - phases["denoise"]
+    limits = f"(the paper: {PAPER_ORACLE[0]:.0%} to {PAPER_ORACLE[1]:.0%})"
+    reached = f"reaches {by_t.share:.0%} of the oracle's reduction {limits}"
+    if by_t.share <= 0:
+        reached = f"gains nothing over uniform timesteps here, where an oracle would {limits}"
+    return [
+        f"Baseline: (2, 1) uniform, {baseline.seconds * 1e3:.0f} ms; upstream is {baseline.upstream_share:.0%} of its "
+        f"variance, and {phases['denoise'] / rest:.2f} of the rest's seconds go to denoising.",
+        f"Best: {best.entry.method.name} at ({best.entry.R}, {best.entry.K}), ECM {with_ends(best.ecm)}; free draws "
+        f"without noise would have {best.bound:.2f}.",
+        f"The weight proposal {reached}.",
+    ]
+
+
+def write_figures(folder: Path, found: Sequence[Row], by_t: dict[int, Timesteps]) -> list[str]:
+    """The pictures, in `folder`; their names."""
+    points = list(dict.fromkeys(row.step for row in found))
+    names = list(dict.fromkeys(row.entry.method.name for row in found))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+    def variance(axes: Any, step: int) -> None:
+        for name in names:
+            for R in dict.fromkeys(row.entry.R for row in found):
+                mine = [r for r in found if (r.step, r.entry.method.name, r.entry.R) == (step, name, R)]
+                if not mine:
+                    continue
+                x, y = [r.seconds * 1e3 for r in mine], [r.variance.value for r in mine]
+                axes.plot(x, y, marker="o", markersize=3, color=colours[name], linestyle="-" if R == 1 else ":",
+                          label=f"{name}, R = {R}")  # fmt: skip
+        lowest: dict[tuple[int, int], Row] = {}
+        for r in (r for r in found if r.step == step):
+            place = (r.entry.R, r.entry.K)
+            lowest[place] = min(lowest.get(place, r), r, key=lambda one: one.variance.value)
+        for place, r in lowest.items():
+            axes.annotate(str(place), (r.seconds * 1e3, r.variance.value), fontsize=6, xytext=(0, -9), ha="center",
+                          textcoords="offset points")  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel="ms a step", ylabel="variance of the gradient")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(plain_number)
+            axis.set_minor_formatter(plain_number)
+            axis.set_tick_params(which="both", labelsize=7)
+
+    def against_k(which: str) -> Any:
+        def draw(axes: Any, step: int) -> None:
+            for name in names:
+                for R in dict.fromkeys(row.entry.R for row in found):
+                    mine = [r for r in found if (r.step, r.entry.method.name, r.entry.R) == (step, name, R)]
+                    values = [(r.entry.K, getattr(r, which)) for r in mine if getattr(r, which) is not None]
+                    if not values or (which == "re" and name == "uniform"):
+                        continue
+                    x, y = [k for k, _ in values], [v.value for _, v in values]
+                    low, high = [v.value - v.low for _, v in values], [v.high - v.value for _, v in values]
+                    axes.errorbar(x, y, [low, high], marker="o", markersize=3, capsize=2, color=colours[name],
+                                  linestyle="-" if R == 1 else ":", label=f"{name}, R = {R}")  # fmt: skip
+            if which == "ecm" and any(r.entry.K == 8 for r in found):
+                for name in names:
+                    if name in PAPER_ECM:
+                        axes.plot([8], [PAPER_ECM[name]], "x", color=colours[name])
+                axes.plot([], [], "kx", label="the paper, (1, 8)")
+            axes.axhline(1.0, color="0.6", linewidth=0.8)
+            axes.set(xscale="log", xlabel="K", ylabel="ECM against (2, 1) uniform" if which == "ecm" else "RE")
+            axes.set_xticks(sorted({r.entry.K for r in found}), [str(k) for k in sorted({r.entry.K for r in found})])
+            axes.minorticks_off()
+
+        return draw
+
+    def by_timestep(axes: Any, step: int) -> None:
+        one = by_t[step]
+        top = max(one.norm)
+        axes.bar(one.t, [x / top for x in one.norm], width=0.8 * (one.t[-1] - one.t[0]) / max(len(one.t) - 1, 1),
+                 color="0.85", label="RMS |J^T f|, one draw")  # fmt: skip
+        for values, name, style in ((one.weight, "proposal w(t)", "-"), (one.oracle, "oracle", "--")):
+            axes.plot(one.t, [x / max(values) for x in values], style, color=COLOURS[0], label=name)
+        axes.set(xlabel="timestep", ylabel="relative", ylim=(0, 1.1))
+
+    pictures = {
+        "variance.png": (variance, "upper right"), "ecm.png": (against_k("ecm"), "upper left"),
+        "re.png": (against_k("re"), "upper right"), "timesteps.png": (by_timestep, "lower right"),
+    }  # fmt: skip
+    for name, (draw, corner) in pictures.items():
+        _panels(folder / name, points, draw, corner)
+    return list(pictures)
+
+
+def _panels(path: Path, points: Sequence[int], draw: Any, corner: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(points) + 0.4, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(points), squeeze=False, sharey=True)[0]
+    for one, step in zip(axes, points):
+        draw(one, step)
+        one.set_title(f"step {step}", fontsize=9)
+        one.grid(alpha=0.25)
+        if one is not axes[0]:
+            one.set_ylabel("")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=6, loc=corner)
+
+    def write(temporary: Path) -> None:
+        figure.savefig(temporary, dpi=130)
+
+    write_via(path, write)
+
+
+def write_csv(path: Path, found: Sequence[Row]) -> None:
+    """All points' rows."""
+    write_atomic(path, csv_text(found))

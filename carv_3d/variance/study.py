@@ -1,0 +1,202 @@
+"""Measuring one frozen scene, in blocks that are independent of each other: variances by source, seconds by phase.
+
+In a round, for each R, the renders of one step are made once. For every (K, method) two gradients a, b are drawn on
+them, independent given the renders. With A and B the means of a and b over all methods with the same upstream sample,
+
+    V_in = E |a - b|^2 / 2        s_out^2 = Cov(A, B), over rounds        Var = s_out^2 + V_in,
+
+of the gradient of the distillation loss of a step, with respect to all of the field's parameters: one backward for each
+method and two for the upstream part, and every method is measured on the same renders. (arXiv 2605.21489, "variance
+accounting".) Nothing is assumed of how strata or cameras tie draws or renders together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.core.accounting import parameter_gradients
+from carv_3d.core.estimator import Draws
+from carv_3d.guidance import SDSGuidance
+from carv_3d.text_to_3d import TextTo3D
+from carv_3d.variance.methods import LEARNING, PLAIN, Method
+
+ROUNDS = 4  # in a block
+WARM_UP = 8  # steps for methods that learn
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One allocation of one method: R renders with K draws each."""
+
+    R: int
+    K: int
+    method: Method
+
+    @property
+    def key(self) -> str:
+        return f"{self.R},{self.K},{self.method.name}"
+
+    @property
+    def pool(self) -> str:
+        """Entries of one pool have the same upstream sample."""
+        cameras, vae = self.method.upstream
+        return f"{self.R},{int(cameras)},{int(vae)}"
+
+
+@dataclass
+class Block:
+    """What one block measured. Keys: of entries, pools, and "R,K"; primitives only.
+
+    inside: V_in of a step. outside: s_out^2 of a step. seconds: of one step by phase, "step" the whole of it, without
+    the optimizer's; of "all", the block's own. norms: (t, |J^T f|^2) of single draws.
+    """
+
+    inside: dict[str, float]
+    outside: dict[str, float]
+    seconds: dict[str, dict[str, float]]
+    norms: list[tuple[int, float]]
+
+
+class Study:
+    """The entries on one scene; the host's field is left as it is, its guidance and cameras are not."""
+
+    def __init__(self, host: TextTo3D, entries: Sequence[Entry], seed: int = 0) -> None:
+        self.host, self.entries, self.seed = host, list(entries), seed
+        self.parameters = list(host.field.parameters())
+        self.config, self.original = host.config, host.guidance
+        options = host.guidance.options
+        sample = "sample" if options.vae_sample == "draw" else options.vae_sample
+        plain = replace(options, num_draws=1, vae_sample=sample, **PLAIN["guidance"])
+        self._single = SDSGuidance(host.teacher, plain)  # only ever given its draws
+        self.guidances = {
+            e.key: SDSGuidance(host.teacher, replace(plain, num_draws=e.K, **e.method.guidance)) for e in self.entries
+        }
+        self._learn()
+
+    def block(self, number: int) -> Block:
+        """The block of that number: the same number gives the same draws."""
+        begin = time.perf_counter()
+        for i, e in enumerate(self.entries):
+            self.guidances[e.key].generator.manual_seed(self._seed(number, 10 + i))
+        inside: dict[str, list[float]] = {e.key: [] for e in self.entries}
+        halves: dict[str, list[tuple[Tensor, Tensor]]] = {e.pool: [] for e in self.entries}
+        norms: list[tuple[int, float]] = []
+        for turn in range(ROUNDS):
+            for R, cameras in dict.fromkeys((e.R, e.method.upstream[0]) for e in self.entries):
+                mine = [e for e in self.entries if (e.R, e.method.upstream[0]) == (R, cameras)]
+                self._round(number * ROUNDS + turn, mine, inside, halves, norms)
+        outside = {pool: _cross_covariance(pairs) for pool, pairs in halves.items()}
+        means = {key: sum(values) / len(values) for key, values in inside.items()}
+        seconds = {f"{e.R},{e.K}": self._seconds(e) for e in {(e.R, e.K): e for e in self.entries}.values()}
+        self.host.config, self.host.guidance = self.config, self.original
+        seconds["all"] = {"step": time.perf_counter() - begin}
+        return Block(means, outside, seconds, norms)
+
+    def _round(
+        self,
+        turn: int,
+        entries: list[Entry],
+        inside: dict[str, list[float]],
+        halves: dict[str, list[tuple[Tensor, Tensor]]],
+        norms: list[tuple[int, float]],
+    ) -> None:
+        host, step = self.host, self.host.step
+        self._look(entries[0], turn)
+        out, text, no_text = host.upstream()
+        z: Tensor = host.teacher.encode(
+            self._pictures(out.comp_rgb), torch.Generator(host.device).manual_seed(self._seed(turn, 1)),
+            self._single.options.vae_sample != "mode",
+        )  # fmt: skip
+        latents = z.permute(0, 2, 3, 1)
+        sums: dict[str, list[Tensor]] = {}
+        for e in entries:
+            guidance = self.guidances[e.key]
+            given = (out.comp_rgb, False) if e.method.upstream[1] else (latents, True)
+            one, two = (
+                guidance(given[0], text, no_text, step, rgb_as_latents=given[1], with_recon=False).loss_sds
+                for _ in range(2)
+            )
+            inside[e.key].append(float(self._gradient(one - two).double().square().sum()) / 2)
+            sums.setdefault(e.pool, []).append(e.K * torch.stack([one, two]))
+        for pool, losses in sums.items():
+            total = sum(e.K for e in entries if e.pool == pool)
+            both = torch.stack(losses).sum(0) / total
+            halves[pool].append((self._gradient(both[0]), self._gradient(both[1])))
+        if entries[0] is self.entries[0]:
+            norms += self._norms(turn, latents, text, no_text)
+
+    def _norms(self, turn: int, latents: Tensor, text: Tensor, no_text: Tensor, n: int = 2) -> list[tuple[int, float]]:
+        """|J^T f|^2 of n single draws of the first render, their timesteps spread evenly over the range."""
+        step = self.host.step
+        low, high = self.original.options.timestep_range(self.host.teacher.schedule.num_train_timesteps, step)
+        places = [((turn * n + i) * GOLDEN + 0.5) % 1 for i in range(n)]
+        t = torch.tensor([[min(high, low + int(u * (high - low + 1))) for u in places]])
+        g = torch.Generator().manual_seed(self._seed(turn, 2))
+        eps = torch.randn(1, n, *latents.permute(0, 3, 1, 2).shape[1:], generator=g)
+        draws = Draws(t.to(latents.device), eps.to(latents))
+        guided = self._single(
+            latents[:1], text[:1], no_text[:1], step, rgb_as_latents=True, with_recon=False, draws=draws
+        )
+        grads = parameter_gradients(guided.latents, self.parameters, guided.estimate.residual)[0]
+        return [(int(one), float(g.double().square().sum())) for one, g in zip(t[0], grads)]
+
+    def _seconds(self, e: Entry) -> dict[str, float]:
+        """Of one whole step with all its losses, by phase."""
+        self._look(e, 0)
+        self.host.guidance = self.guidances[e.key]
+        begin = time.perf_counter()
+        self.host.backward()
+        if self.host.device.type == "cuda":
+            torch.cuda.synchronize(self.host.device)
+        took = time.perf_counter() - begin
+        self.host.optimizer.zero_grad(set_to_none=True)
+        phases = dict(self.host.meter.seconds)
+        return {**phases, "other": max(took - sum(phases.values()), 0.0), "step": took}
+
+    def _look(self, e: Entry, turn: int) -> None:
+        """Cameras of a turn: a sequence begins anew in each, so that a turn is a step like any other."""
+        data = replace(self.config.data, batch_size=e.R, **e.method.data)
+        self.host.config = replace(self.config, data=data)
+        for i, name in enumerate(("cameras", "background", "samples")):
+            self.host.generators[name].manual_seed(self._seed(turn, 3 + i))
+
+    def _learn(self) -> None:
+        for e in self.entries:
+            if not set(LEARNING) & set(e.method.words):
+                continue
+            for i in range(WARM_UP):
+                self._look(e, -1 - i)
+                with torch.no_grad():
+                    out, text, no_text = self.host.upstream()
+                    self.guidances[e.key](out.comp_rgb, text, no_text, self.host.step, with_recon=False)
+        self.host.config = self.config
+
+    def _pictures(self, rgb: Tensor) -> Tensor:
+        size = self.host.teacher.image_size
+        pictures = rgb.permute(0, 3, 1, 2)
+        if pictures.shape[-2:] == (size, size):
+            return pictures
+        return torch.nn.functional.interpolate(pictures, (size, size), mode="bilinear", align_corners=False)
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        grads: Any = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        whole = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, self.parameters)]
+        return torch.cat([g.reshape(-1) for g in whole])
+
+    def _seed(self, number: int, purpose: int) -> int:
+        return (self.seed * 1_000_003 + (number + 1000) * 1009 + purpose) % 2**62
+
+
+def _cross_covariance(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """tr Cov(A, B), unbiased, of n pairs of gradients."""
+    first, second = (torch.stack(side).double() for side in zip(*pairs))
+    centred = (first - first.mean(0)) * (second - second.mean(0))
+    return float(centred.sum()) / (len(pairs) - 1)

@@ -1,0 +1,186 @@
+"""K by measurement on the exact Gaussian teacher: as good as the best fixed K, unbiased, lagged, resumed alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d.core.auto_draws import BURST, FIRST_STEP, GRID, LEAST_GAP, SHARE, STRATA, AutoDraws, difference, leaves
+from carv_3d.core.costs import CostMeter
+from carv_3d.core.estimator import CarvEstimator, Estimate, EstimatorOptions
+from carv_3d.teachers.gaussian import GaussianTeacher
+
+SHAPE, D = (1, 4, 4), 16
+MEANS = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+TEACHER = GaussianTeacher(MEANS, std=0.4)
+COND, UNCOND = TEACHER.text_embeddings(["0"]), TEACHER.text_embeddings([""])
+LOW, HIGH, SCALE = 20, 980, 4.0
+
+
+class SimulatedMeter(CostMeter):
+    """A clock that stands still unless it is told to move."""
+
+    time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+
+class Loop:
+    """A scene of D numbers seen by cameras that turn and stretch it: z_r = A_r theta."""
+
+    def __init__(
+        self, c_up: float, c_den: float, spread: float, seed: int = 0, batched: float = 0.0, **options: Any
+    ) -> None:
+        """spread: of the cameras, which is what makes upstream variance. batched: seconds of a batch, however small."""
+        self.meter = SimulatedMeter()
+        o = EstimatorOptions(**{"min_step": LOW, "max_step": HIGH, "max_batch": 10**6, **options})
+        self.estimator = CarvEstimator(TEACHER.schedule, o, self.meter)
+        design = self.estimator.design
+        self.auto = AutoDraws(self.meter, design.group_size, design.stratify != "none", seed)
+        self.theta = torch.linspace(-1, 1, D, dtype=torch.float64).requires_grad_()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.c_up, self.c_den, self.spread, self.batched = c_up, c_den, spread, batched
+
+    def eps_hat(self, z_t: Tensor, t: Tensor) -> Tensor:
+        n = len(z_t)
+        self.meter.time += self.batched + self.c_den * n
+        return TEACHER.eps_hat_cfg(z_t, t, COND.expand(n, 1, 3), UNCOND.expand(n, 1, 3), SCALE)
+
+    def render(self, R: int) -> Tensor:
+        return (self.cameras(R) @ self.theta).view(R, *SHAPE)
+
+    def cameras(self, n: int) -> Tensor:
+        turned = torch.randn(n, D, D, generator=self.generator, dtype=torch.float64) / D**0.5
+        return torch.eye(D).double() + self.spread * turned
+
+    def step(self, R: int = 1) -> tuple[Estimate, Tensor]:
+        """An estimate, and the gradient of the scene."""
+        self.meter.time += self.c_up * R
+        z = self.render(R)
+        draws, K = self.auto.plan(self.estimator, z, self.generator)
+        estimate = self.estimator.estimate(z, self.eps_hat, None, self.generator, draws, K)
+        self.auto.learn(z, estimate)
+        (g,) = torch.autograd.grad(estimate.loss, self.theta)
+        return estimate, g
+
+    def fixed(self, K: int, n: int) -> Tensor:
+        """n gradients of steps with one render and K draws: (n, D)."""
+        A = self.cameras(n)
+        z = (A @ self.theta.detach()).view(n, *SHAPE)
+        grad = self.estimator.estimate(z, self.eps_hat, None, self.generator, num_draws=K).grad.flatten(1)
+        return torch.einsum("nij,ni->nj", A, grad)
+
+    def cost(self, K: int) -> float:
+        return self.c_up + self.batched + self.c_den * K
+
+
+CASES = [  # what a render costs in draws, the cameras' spread, and the design
+    ({"c_up": 10.0, "c_den": 1.0, "spread": 0.1}, {"proposal": "weight"}),  # upstream dear, little of the variance
+    ({"c_up": 0.1, "c_den": 1.0, "spread": 0.3}, {"proposal": "uniform", "stratify": "none"}),  # renders almost free
+    ({"c_up": 10.0, "c_den": 1.0, "spread": 1.0}, {"proposal": "uniform", "stratify": "none"}),
+    ({"c_up": 3.0, "c_den": 0.2, "spread": 0.3, "batched": 4.0}, {"proposal": "uniform", "antithetic": True}),
+]
+
+
+@pytest.mark.parametrize(("regime", "options"), CASES)
+def test_the_chosen_K_is_within_a_twentieth_of_the_best_fixed_one(regime: dict[str, float], options: Any) -> None:
+    loop = Loop(**regime, **options)
+    for _ in range(400):
+        loop.step()
+    work = {K: float(loop.fixed(K, 3000).var(0).sum()) * loop.cost(K) for K in loop.auto.grid}
+    best = min(work.values())
+    assert work[loop.auto.num_draws] <= 1.05 * best, (loop.auto.num_draws, work)
+    assert max(work.values()) > 1.5 * best  # it matters which
+    for K in loop.auto.grid:
+        assert loop.auto.seconds(K) == pytest.approx(loop.cost(K))
+
+
+def test_unbiased_while_K_is_sought() -> None:
+    cameras = torch.stack([torch.eye(D).double(), torch.eye(D).double().flip(0) * 0.5])
+
+    class TwoCameras(Loop):
+        def cameras(self, n: int) -> Tensor:
+            return cameras[torch.randint(2, (n,), generator=self.generator)]
+
+    means, seen = [], set()
+    for seed in range(30):
+        loop = TwoCameras(3.0, 1.0, 0.0, seed, proposal="weight")
+        steps = [loop.step() for _ in range(30)]
+        means.append(torch.stack([g for _, g in steps]).mean(0))
+        seen |= {estimate.scalars["K"] for estimate, _ in steps}
+    z = (cameras @ loop.theta.detach()).view(2, *SHAPE)
+    exact = TEACHER.sds_gradient(z, COND.expand(2, 1, 3), UNCOND.expand(2, 1, 3), SCALE, "sds", LOW, HIGH)
+    wanted = torch.einsum("nij,ni->j", cameras, exact.flatten(1)) / 2
+    found = torch.stack(means)
+    error = found.std(0) / len(found) ** 0.5
+    assert float(((found.mean(0) - wanted) / error).abs().max()) < 4
+    assert float(error.norm() / wanted.norm()) < 0.1  # a bias of a tenth would show
+    assert len(seen) > 2  # K changed, and measured steps are among them
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+def test_a_difference_is_worth_the_variance_in_that_many_strata(k: int) -> None:
+    S, R, D2, calls = 8, 20, 3, 300
+    g = torch.Generator().manual_seed(k)
+    mean = torch.arange(S * D2, dtype=torch.float64).view(S, D2).sin() * 3
+    noise = torch.arange(1.0, S + 1).double() / 4  # the standard deviation in each stratum
+    found = []
+    for _ in range(calls):
+        x = mean + noise[:, None] * torch.randn(R, 2, S, D2, generator=g, dtype=torch.float64)
+        found.append(R * difference(x, k, g).square().sum())
+    coarse = mean.unflatten(0, (k, S // k))
+    in_stratum = coarse.var(1, correction=0).sum(1) + D2 * noise.square().view(k, -1).mean(1)
+    wanted = float(in_stratum.sum()) / k**2
+    values = torch.stack(found)
+    assert abs(float(values.mean()) - wanted) < 4 * float(values.std()) / calls**0.5
+    assert float(values.std()) / calls**0.5 < 0.1 * wanted
+
+
+def test_a_resumed_loop_goes_on_alike(tmp_path: Any) -> None:
+    from carv_3d.checkpoint import load_checkpoint, save_checkpoint
+
+    whole, first, second = (Loop(3.0, 1.0, 0.3, proposal="weight") for _ in range(3))
+    rest = [(whole.step(), whole.auto.num_draws) for _ in range(70)]
+    for _ in range(8):  # within the first burst
+        first.step()
+    assert 0 < first.auto.left < BURST
+    save_checkpoint(tmp_path / "c", {"auto": first.auto.state_dict(), "generator": first.generator.get_state()})
+    state = load_checkpoint(tmp_path / "c")[0]
+    second.auto.load_state_dict(state["auto"])
+    second.generator.set_state(state["generator"])
+    for (_, g), K in rest[8:]:
+        assert torch.equal(second.step()[1], g)
+        assert second.auto.num_draws == K
+    assert len({K for _, K in rest}) > 1
+
+
+def test_K_is_chosen_before_the_draws_that_it_is_used_on_and_measuring_is_rare() -> None:
+    loop = Loop(0.3, 1.0, 0.3, proposal="weight")
+    used = []
+    for _ in range(12):
+        before = loop.auto.num_draws
+        estimate, _ = loop.step()
+        used.append((int(estimate.scalars["K"]), before))
+    measured = [i for i, (K, _) in enumerate(used) if K == 2 * STRATA]
+    assert measured == list(range(FIRST_STEP, FIRST_STEP + BURST))
+    assert all(before == K for i, (K, before) in enumerate(used) if i not in measured)
+    assert [before for _, before in used[: FIRST_STEP + BURST]] == [4] * 10
+    assert used[-1][0] == loop.auto.num_draws < 4  # draws are dear here
+    gap = loop.auto.next_burst - (FIRST_STEP + BURST)
+    assert gap > LEAST_GAP
+    extra = BURST * (loop.cost(2 * STRATA) - loop.cost(4))
+    assert extra / (gap * loop.cost(loop.auto.num_draws)) <= SHARE
+
+
+def test_leaves_are_the_parameters() -> None:
+    a, b, other = (torch.ones(2, requires_grad=True) for _ in range(3))
+    fixed = torch.ones(2)
+    out = (a * fixed).exp() + (b + a) * b.detach()
+    assert {id(x) for x in leaves(out)} == {id(a), id(b)}
+    assert [id(x) for x in leaves(other)] == [id(other)]
+    assert all(K in GRID for K in AutoDraws(CostMeter(), 2).grid)
+    assert 1 not in AutoDraws(CostMeter(), 2).grid

@@ -1,0 +1,75 @@
+"""The control variate on eps: unbiased while it learns, and what is linear in the noise gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_unbiased import COND, HIGH, LOW, REFERENCE, SHAPE, SINGLE, Z, eps_hat, make, single_eps_hat, theory
+
+from carv_3d.core.control import EpsControl
+from carv_3d.core.designs import Design
+from carv_3d.core.estimator import Draws
+from carv_3d.errors import CarvError
+
+
+@pytest.mark.parametrize(
+    ("proposal", "stratify", "pairs", "K"),
+    [("uniform", "none", False, 1), ("weight", "render", False, 4), ("adaptive", "render", True, 4)],
+)
+def test_unbiased_while_it_learns(proposal: str, stratify: str, pairs: bool, K: int) -> None:
+    g, runs = torch.Generator().manual_seed(0), []
+    for _ in range(40):  # from nothing, a few steps each: here a lag of no step would show
+        estimator = make(proposal, stratify, pairs, K, control_variate=True)
+        steps = [estimator.estimate(Z.expand(4, *SHAPE), eps_hat, generator=g).grad for _ in range(6)]
+        runs.append(torch.stack(steps).mean((0, 1)).flatten())
+    means = torch.stack(runs)
+    error = means.std(0) / len(means) ** 0.5
+    assert float(((means.mean(0) - REFERENCE) / error).abs().max()) < 4
+    assert float(error.norm() / REFERENCE.norm()) < 0.1
+
+
+def test_what_is_linear_in_the_noise_goes() -> None:
+    # one component: f = m(t) + c(t) eps, so what is left is the variance of m, as with antithetic pairs
+    g, found = torch.Generator().manual_seed(0), {}
+    for control in (False, True):
+        estimator = make("uniform", "none", False, 1, control_variate=control)
+        for _ in range(40):
+            estimator.estimate(Z.expand(200, *SHAPE), single_eps_hat, generator=g)
+        grad = estimator.estimate(Z.expand(8000, *SHAPE), single_eps_hat, generator=g).grad.flatten(1)
+        found[control] = float(grad.var(0).sum())
+    assert found[False] == pytest.approx(theory(estimator.proposal, Design("none"), 1, 1), rel=0.1)
+    assert found[True] == pytest.approx(theory(estimator.proposal, Design("none", True), 1, 2), rel=0.1)
+    assert found[True] < 0.7 * found[False]
+
+
+def test_beta_by_hand_and_its_state() -> None:
+    weights = torch.full((10,), 2.0, dtype=torch.float64)
+    control = EpsControl(weights, bins=2, decay=0.5, prior=0.0)
+    t, eps = torch.tensor([[1, 7]]), torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]).double()
+    f = 2.0 * torch.tensor([0.25, -1.0]).double()[None, :, None] * eps  # w beta eps
+    control.update(t, f, eps, torch.tensor([[True, True]]))
+    torch.testing.assert_close(control.noise(t, eps), f)
+    control.update(t, 9 * f, eps, torch.tensor([[False, True]]))  # what was dropped teaches nothing
+    expected = torch.stack([f[0, 0], f[0, 1] * (0.5 + 9) / 1.5])[None]
+    torch.testing.assert_close(control.noise(t, eps), expected)
+    again = EpsControl(weights, bins=2, prior=0.0)
+    again.load_state_dict(control.state_dict())
+    torch.testing.assert_close(again.noise(t, eps), expected)
+    with pytest.raises(CarvError, match="has 2 bins and this one 3"):
+        EpsControl(weights, bins=3).load_state_dict(control.state_dict())
+
+
+def test_explicit_draws_teach_nothing_and_its_state_is_the_estimators() -> None:
+    g = torch.Generator().manual_seed(0)
+    one, two = (make("weight", "render", False, 4, control_variate=True) for _ in range(2))
+    one.estimate(Z, eps_hat, generator=g)
+    before: Any = one.state_dict()["control"]["products"].clone()
+    given = Draws(torch.tensor([[LOW, HIGH]]), torch.randn(1, 2, *SHAPE, generator=g, dtype=torch.float64))
+    one.estimate(Z, eps_hat, draws=given)
+    assert torch.equal(before, one.state_dict()["control"]["products"])
+    two.load_state_dict(one.state_dict())
+    same = [e.estimate(Z, eps_hat, draws=given).grad for e in (one, two)]
+    assert torch.equal(same[0], same[1])
+    assert len(COND) == len(SINGLE.means)
