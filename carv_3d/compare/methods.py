@@ -55,7 +55,7 @@ def parse_methods(words: Sequence[str]) -> list[Method]:
 
 
 def parse_method(word: str) -> Method:
-    """`NAME`, `NAME=FILE.yaml`, `NAME=key=value,key=value` (a key's last part is enough where it is the only one).
+    """`NAME`, `NAME=FILE.yaml`, `NAME=key=value,key=value` (the last parts of a key are enough where it is the only one).
 
     >>> parse_method("ours=num_draws=8,max_step_percent=[0.98,0.4,100]").overrides
     ['system.guidance.num_draws=8', 'system.guidance.max_step_percent=[0.98,0.4,100]']
@@ -91,7 +91,7 @@ def split_outside_brackets(text: str) -> list[str]:
 def full_key(key: str, where: str) -> str:
     """The dotted name of `key`; CarvError where there is none, with the nearest, or where several are meant."""
     every = _keys(Config())
-    found = [k for k in every if k == key or ("." not in key and k.rpartition(".")[2] == key)]
+    found = [key] if key in every else [k for k in every if k.endswith("." + key)]
     if len(found) == 1:
         if found[0] in NOT_HERE:
             raise CarvError(f"{where}: {key} is no part of a method; use {NOT_HERE[found[0]]}")

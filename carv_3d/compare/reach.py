@@ -22,6 +22,7 @@ class Reach:
     """One ratio. `ratio` is inf where the method never reached the target: then it is above `tried`.
 
     prompt: "" for the mean over all of them. baseline_at, method_at: in units of the axis; inf where never reached.
+    ratio: NaN where the baseline did not improve at all: nothing was to be reached.
     low, high: of the bootstrap, inf where that end is censored, NaN without one (a single run).
     reached: the share of resamples in which the method reached the target.
     """
@@ -89,14 +90,14 @@ def reach(
     ratio = _ratio(at_m, at_b)
     low = high = math.nan
     share = float(np.isfinite(at_m[0]))
-    if len(baseline) > 1 and len(method) > 1:
+    if len(baseline) > 1 and len(method) > 1 and not math.isnan(ratio[0]):
         means = [bootstrap.means(runs, y) for runs, y in ((baseline, yb), (method, ym))]
         drawn = np.isfinite(means[0]).all(1) & np.isfinite(means[1]).all(1)
         _, rb, rm = _need(xb, means[0][drawn], xm, means[1][drawn])
-        ratios = np.sort(_ratio(rm, rb))
-        ratios = ratios[~np.isnan(ratios)]
+        # An order statistic at either end: a censored resample counts as the largest, and is never averaged. So does
+        # one in which the baseline did not improve, which has no ratio: at the end that is worse for the method.
+        ratios = np.sort(np.nan_to_num(_ratio(rm, rb), nan=np.inf, posinf=np.inf))
         share = float(np.isfinite(rm).mean())
-        # an order statistic at either end: a censored resample counts as the largest, and is never averaged
         low = float(ratios[math.floor((1 - LEVEL) / 2 * (len(ratios) - 1))])
         high = float(ratios[math.ceil((1 + LEVEL) / 2 * (len(ratios) - 1))])
     tried = float(xm[-1] / at_b[0]) if at_b[0] > 0 else math.inf

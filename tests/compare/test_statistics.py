@@ -104,3 +104,13 @@ def test_one_run_has_no_band_and_a_curve_ends_with_its_shortest_run() -> None:
     assert found is not None
     assert found[0][-1] == 6.0
     assert sampled([run("m", 0.1)], "iou", "renders") is None
+
+
+def test_a_baseline_that_does_not_improve_leaves_nothing_to_reach() -> None:
+    worse = [run("base", -0.1, seed=s) for s in range(2)]  # it falls from its beginning on
+    ours = [run("ours", 0.1, seed=s) for s in range(2)]
+    found = reach(worse, ours, "iou", "seconds", Bootstrap([*worse, *ours]))
+    assert found is not None
+    assert math.isnan(found.ratio)
+    assert math.isnan(found.low)
+    assert found.words() == "—"
