@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Teachers:
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, str, bool], Any] = {}
+        self.warm = False
 
     def of(self, config: Any) -> Any:
         options = config.system.guidance
@@ -31,6 +33,22 @@ class Teachers:
         if key not in self._loaded:
             self._loaded[key] = load_teacher(config)
         return self._loaded[key]
+
+
+@functools.lru_cache(maxsize=1)
+def _process_teachers() -> Teachers:
+    return Teachers()
+
+
+def warm_teachers(sweep: Sweep) -> Teachers:
+    """This process's models, kept from one group to the next, after a first step of every method."""
+    teachers = _process_teachers()
+    if not teachers.warm:
+        for method in sweep.methods:
+            config = sweep.configuration(method, 0, 0)
+            TextTo3D(config, teachers.of(config)).train_step()
+        teachers.warm = True
+    return teachers
 
 
 def run_here(sweep: Sweep, out: Path, display: Display) -> int:

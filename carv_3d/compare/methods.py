@@ -55,7 +55,7 @@ def parse_methods(words: Sequence[str]) -> list[Method]:
 
 
 def parse_method(word: str) -> Method:
-    """`NAME`, `NAME=FILE.yaml`, `NAME=key=value,key=value` (the last parts of a key are enough where it is the only one).
+    """`NAME`, `NAME=FILE.yaml`, `NAME=key=value,key=value` (of a key its last parts are enough).
 
     >>> parse_method("ours=num_draws=8,max_step_percent=[0.98,0.4,100]").overrides
     ['system.guidance.num_draws=8', 'system.guidance.max_step_percent=[0.98,0.4,100]']

@@ -27,7 +27,9 @@ def _plot(path: Path, comparison: Comparison, name: str) -> None:
 
     axes = [axis for axis in AXES if (name, axis) in comparison.curves]
     what = metric(name)
-    figure = Figure(figsize=(4.6 * len(axes), 3.9), layout="constrained")
+    width = 4.2 * len(axes) + 0.8
+    figure = Figure(figsize=(width, 3.9))
+    figure.subplots_adjust(left=0.75 / width, right=1 - 0.2 / width, bottom=0.14, top=0.87, wspace=0.08)
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for plot, axis in zip(grid, axes):

@@ -70,11 +70,9 @@ def read_carv(folder: Path, method: str = "") -> RunRecord:
     path = folder / "metrics.csv"
     rows, notes = checked_rows(path)
     values = columns(rows)
-    axes = {
-        "steps": values["step"],
-        "seconds": np.nancumsum(values["seconds"]),  # its own seconds: each step's are counted as it is done
-        **{name: values[name] for name in ("unet_rows", "renders") if name in values},
-    }
+    # its own seconds: each step's are counted as it is done
+    axes = {"steps": values["step"], "seconds": np.nancumsum(values["seconds"])}
+    axes.update({name: values[name] for name in ("unet_rows", "renders") if name in values})
     metrics = {name: y for name, y in values.items() if name not in NOT_METRICS}
     metrics["seconds_per_step"] = np.where(values["step"] > 0, values["seconds"], np.nan)
     config = folder / "config.yaml"

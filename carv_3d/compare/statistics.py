@@ -15,7 +15,7 @@ from carv_3d.compare.records import Array, RunRecord
 
 RESAMPLES = 2000
 LEVEL = 0.95
-POINTS = 200  # of a curve
+POINTS = 100  # of a curve
 DENSE = 60  # a series of more points is smoothed before the mean over runs, over a twentieth of it
 
 
@@ -81,8 +81,9 @@ def sampled(runs: Sequence[RunRecord], metric: str, axis: str, smoothed: bool = 
 
 
 def interval(values: Array, level: float = LEVEL) -> tuple[Array, Array]:
-    """The ends of the central `level` of the values (B, ...), whatever resamples were empty."""
-    ends = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    """The ends of the central `level` of the values (B, G); resamples that were empty (NaN) are left out."""
+    values = values[np.isfinite(values).all(1)]
+    ends = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return ends[0], ends[1]
 
 

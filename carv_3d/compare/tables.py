@@ -93,8 +93,8 @@ def _reaches(
     """The ratio over all prompts, and that of each where there are several."""
     found = [reach(baseline, method, score, axis, bootstrap)]
     for prompt in prompts if len(prompts) > 1 else ():
-        sides = [[run for run in runs if run.prompt == prompt] for runs in (baseline, method)]
-        found.append(reach(*sides, score, axis, Bootstrap(sides[0] + sides[1]), prompt))
+        base, other = ([run for run in runs if run.prompt == prompt] for runs in (baseline, method))
+        found.append(reach(base, other, score, axis, Bootstrap([*base, *other]), prompt))
     return [one for one in found if one]
 
 

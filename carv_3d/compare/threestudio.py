@@ -37,20 +37,19 @@ def read_trial(folder: Path, method: str = "") -> RunRecord:
     if not merged:
         raise CarvError(f"the logs in {folder} are empty or truncated: no whole row is left; leave the run out")
     rows = [{"step": float(step), **merged[step]} for step in sorted(merged)]
-    values = columns(rows)
+    metrics = columns(rows)
     config = _config(folder)
-    steps = values.pop("step") + 1  # Lightning counts from 0
-    axes = {"steps": steps}
+    axes = {"steps": metrics.pop("step") + 1}  # Lightning counts from 0
     for name in ("seconds", "unet_rows", "renders"):
-        if name in values:
-            axes[name] = values.pop(name)
+        if name in metrics:
+            axes[name] = metrics.pop(name)
     _fill_counts(axes, config, notes)
     if "seconds" not in axes:
         notes.append(f"{folder.name}: no clock in its logs, so it has no curve against seconds")
     prompt = str((config.get("system", {}).get("prompt_processor") or {}).get("prompt", ""))
     seed = config.get("seed", 0)
     settings = method_settings(flatten(config))
-    return RunRecord(method, prompt, seed if isinstance(seed, int) else 0, folder, axes, values, settings, notes)
+    return RunRecord(method, prompt, seed if isinstance(seed, int) else 0, folder, axes, metrics, settings, notes)
 
 
 def _csv_rows(folder: Path, notes: list[str]) -> Rows:
