@@ -85,6 +85,12 @@ def words(row: dict[str, str]) -> str:
     ).words()  # fmt: skip
 
 
+def mean_of(row: dict[str, str]) -> str:
+    """A row of final.csv as text, with its interval where there is one."""
+    interval = f" [{float(row['low']):.3f}, {float(row['high']):.3f}]" if row["low"] else ""
+    return f"{float(row['mean']):.3f}{interval}"
+
+
 def table(folder: Path, scene: str, budget: float, sides: list[Method]) -> str:
     """The table in Markdown."""
     with (folder / "reach.csv").open(newline="", encoding="utf-8") as handle:
@@ -102,7 +108,7 @@ def table(folder: Path, scene: str, budget: float, sides: list[Method]) -> str:
     for score in ("iou", "judge_object", "psnr"):
         ratios = {r["axis"]: words(r) for r in reached if r["metric"] == score}
         ends = [finals[score, m.name] for m in sides]
-        shown = " | ".join(f"{float(e['mean']):.3f} [{float(e['low']):.3f}, {float(e['high']):.3f}]" for e in ends)
+        shown = " | ".join(mean_of(e) for e in ends)
         lines.append(
             f"| {score} | {ends[0]['runs']} + {ends[1]['runs']} | {shown} | "
             + " | ".join(ratios.get(axis, "—") for axis in ("seconds", "steps", "unet_rows"))

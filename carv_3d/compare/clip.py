@@ -23,7 +23,8 @@ class ClipScore:
         except (ImportError, OSError) as error:
             raise CarvError(f"a CLIP score needs torchmetrics: {INSTALL} ({error})") from error
         try:
-            self.metric: Any = CLIPScore(model_name_or_path=model).to(device)
+            # as a callable: torchmetrics knows names on the hub alone, and transformers below 5
+            self.metric: Any = CLIPScore(model_name_or_path=lambda: _load(model)).to(device)
         except Exception as error:  # the hub's and transformers' kinds are many
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise CarvError(
@@ -39,6 +40,31 @@ class ClipScore:
         self.metric.reset()
         self.metric.update(list(pictures), [prompt] * len(pictures))
         return float(self.metric.compute())
+
+
+class _Features(torch.nn.Module):
+    """A CLIP whose features are tensors on every release of transformers; from 5 on it returns them in an object."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return _tensor(self.model.get_image_features(pixel_values))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return _tensor(self.model.get_text_features(input_ids, attention_mask))
+
+
+def _tensor(features: Any) -> Tensor:
+    found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return found
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    from transformers import CLIPModel, CLIPProcessor
+
+    return _Features(CLIPModel.from_pretrained(model)), CLIPProcessor.from_pretrained(model)
 
 
 def usual_clip(device: torch.device) -> tuple[ClipScore | None, str]:
