@@ -99,6 +99,7 @@ def _read(args: argparse.Namespace, command: str) -> int:
 def _run(args: argparse.Namespace, command: str) -> int:
     """Make the runs, then compare them."""
     from carv_3d.compare.methods import parse_methods
+    from carv_3d.compare.scored_run import ScoredRun
     from carv_3d.compare.sweep import Sweep, run_sweep
 
     if not args.prompt:
@@ -120,6 +121,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
     methods = parse_methods(args.methods)
     if args.baseline is not None and args.baseline not in [m.name for m in methods]:
         raise CarvError(f"--baseline is {args.baseline!r}, and the methods are: {', '.join(m.name for m in methods)}")
+    _check_scores(args.score, set(ScoredRun.columns))
     sweep = Sweep(
         prompts=list(dict.fromkeys(args.prompt)),
         methods=methods,

@@ -43,9 +43,10 @@ def parse_methods(words: Sequence[str]) -> list[Method]:
     methods = [parse_method(word) for word in words]
     seen: dict[str, str] = {}
     for method in methods:
-        other = seen.setdefault(method.folder, method.name)
-        if other is not method.name:
+        if method.folder in seen:
+            other = seen[method.folder]
             raise CarvError(f"the methods {other!r} and {method.name!r} would share a folder; rename one")
+        seen[method.folder] = method.name
     if len(methods) < 2:
         raise CarvError(
             "a comparison needs two methods at least: --methods NAME=key=value,... NAME=key=value,... "

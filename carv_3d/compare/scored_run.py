@@ -46,13 +46,13 @@ class ScoredRun(Run):
     def __init__(
         self, host: TextTo3D, folder: Path, display: Display, length: Length, clip: ClipScore | None = None
     ) -> None:
+        self.rng = rng_state()  # the global generators' as the host left them: this run alone goes on with them
         super().__init__(host, folder, display)
         self.length, self.clip = length, clip
         self.clock = 0.0
         config = host.config
         known = self.judge is not None and config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny"
         self.truth = TrueShape.of_prompt(config.prompt, config.data) if known else None
-        self.rng = rng_state()  # the global generators', which this run alone goes on with
 
     @property
     def result(self) -> dict[str, Any] | None:

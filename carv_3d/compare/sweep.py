@@ -120,6 +120,9 @@ def check(sweep: Sweep) -> None:
     """Read every method's configuration for every prompt; CarvError for the first mistake."""
     from carv_3d.text_to_3d import check_prompt
 
+    for word in sweep.common:
+        if "=" not in word:
+            raise CarvError(f"--set {word!r} is no option; write key=value, such as --set data.width=128")
     sweep.common = [f"{full_key(w.partition('=')[0].strip(), '--set')}={w.partition('=')[2]}" for w in sweep.common]
     for word in [*sweep.common, *(w for method in sweep.methods for w in method.overrides)]:
         key = word.partition("=")[0]
