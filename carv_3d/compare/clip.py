@@ -10,7 +10,7 @@ from torch import Tensor
 from carv_3d.errors import CarvError
 
 DEFAULT = "openai/clip-vit-base-patch16"
-INSTALL = "pip install 'carv-3d[clip]'"
+INSTALL = "pip install 'torchmetrics>=1.9,<2'"
 
 
 class ClipScore:

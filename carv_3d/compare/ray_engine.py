@@ -20,7 +20,7 @@ from carv_3d.files import write_atomic
 from carv_3d.progress import Display, StopSignals
 from carv_3d.run import locked
 
-INSTALL = "pip install 'carv-3d[ray]'"
+INSTALL = "pip install 'ray>=2.60,<3'"
 RETRIES = 5  # of a task whose worker died
 TOKEN = ".token"  # in OUT while it runs: a worker that does not see it writes elsewhere
 

@@ -93,11 +93,11 @@ def _event_rows(folder: Path, notes: list[str]) -> Rows:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     except ImportError:
         if (folder / "csv_logs").is_dir():
-            sentence = "its seconds are in TensorBoard's files, which need: pip install 'carv-3d[tensorboard]'"
+            sentence = "its seconds are in TensorBoard's files, which need: pip install 'tensorboard>=2.21,<3'"
             notes.append(f"{folder.name}: {sentence}")
             return {}
         raise CarvError(
-            f"{folder} has TensorBoard logs alone, and tensorboard is not installed: pip install 'carv-3d[tensorboard]'"
+            f"{folder} has TensorBoard logs alone, and tensorboard is not installed: pip install 'tensorboard>=2.21,<3'"
         ) from None
     rows: Rows = {}
     for path in files:
