@@ -82,7 +82,8 @@ def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[N
     here: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers}
     try:
         ray.init(log_to_driver=False, configure_logging=False, **({"address": address} if address else here))
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # a node that does not come up in time is a bare Exception of Ray's
+        ray.shutdown()
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         where = f"at {address}" if address else "here"
         raise CarvError(f"Ray {where} cannot be reached or begun ({reason}); see ray status") from error
