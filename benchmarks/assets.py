@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import multiprocessing
 import random
 import time
@@ -25,19 +24,11 @@ import torch
 from rich.progress import track
 
 from carv_3d.config import Config, load_config
-from carv_3d.scenes.cameras import Cameras, orbit
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.tiny.judge import Judge
-from carv_3d.teachers.tiny.render import Shot, render
 from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS, unseen_pairs
 from carv_3d.text_to_3d import TextTo3D
-
-SIZE, VIEWS, ELEVATIONS = 64, 16, (5.0, 30.0)
-
-
-def cameras(config: Config) -> Cameras:
-    data = config.data
-    return orbit(VIEWS, elevation=ELEVATIONS, distance=data.eval_camera_distance, fovy=data.eval_fovy_deg)
+from carv_3d.truth import iou, psnr, scoring_views, true_views
 
 
 def jobs(pairs: str, seeds: int) -> list[tuple[str, str, int]]:
@@ -55,21 +46,12 @@ def true_shapes(colour: str, config: Config, folder: Path) -> tuple[np.ndarray, 
     """Every object in that colour: ``rgb (40, 16, 64, 64, 3)`` and ``alpha (40, 16, 64, 64)``, uint8, kept on disk."""
     path = folder / f"true-{colour}.npz"
     if not path.exists():
-        views = cameras(config)
-        shots = [
-            Shot(o, colour, "plain", e, a, config.data.eval_camera_distance, config.data.eval_fovy_deg)
-            for o in OBJECTS for e, a in zip(views.elevation.tolist(), views.azimuth.tolist())
-        ]  # fmt: skip
-        rgb, alpha = render(shots, SIZE, threads=1)
+        rgb, alpha = true_views(list(OBJECTS), colour, config.data)
         part = path.with_suffix(f".{multiprocessing.current_process().pid}.npz")
-        np.savez(part, rgb=rgb.reshape(len(OBJECTS), VIEWS, SIZE, SIZE, 3), alpha=alpha.reshape(-1, VIEWS, SIZE, SIZE))
+        np.savez(part, rgb=rgb, alpha=alpha)
         part.replace(path)
     found = np.load(path)
     return found["rgb"], found["alpha"]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(-10 * math.log10(max(np.square(a - b).mean(), 1e-10)))
 
 
 def measure(obj: str, colour: str, seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
@@ -77,16 +59,15 @@ def measure(obj: str, colour: str, seed: int, overrides: list[str], folder: Path
     config = load_config(overrides=[*overrides, f"seed={seed}"], prompt=f"a {colour} {OBJECTS[obj][0]}")
     truth, silhouettes = true_shapes(colour, config, folder)
     host = TextTo3D(config, teacher(config.system.guidance.pretrained_model_name_or_path))
-    white = torch.ones(3)
-    before = host.renderer.render(cameras(config), SIZE, SIZE, white)[0].numpy()
+    before = scoring_views(host)[0].numpy()
     begin = time.perf_counter()
     while host.step < config.trainer.max_steps:
         host.train_step()
     seconds = time.perf_counter() - begin
-    pictures, opacity, _ = host.renderer.render(cameras(config), SIZE, SIZE, white)
+    pictures, opacity = scoring_views(host)
     own = list(OBJECTS).index(obj)
     distances = [psnr(pictures.numpy(), t / 255.0) for t in truth]
-    solid, true_solid = opacity[..., 0].numpy() > 0.5, silhouettes[own] > 127
+    solid, true_solid = opacity.numpy() > 0.5, silhouettes[own] > 127
     logits = Judge.load()(pictures.permute(0, 3, 1, 2))
     right = (logits["object"].argmax(1) == own) & (logits["colour"].argmax(1) == list(COLOURS).index(colour))
     rows = [np.concatenate(list(x[0:8:2]), 1) for x in (pictures.numpy(), truth[own] / 255.0)]
@@ -95,7 +76,7 @@ def measure(obj: str, colour: str, seed: int, overrides: list[str], folder: Path
     return {
         "object": obj, "colour": colour, "seed": seed, "seconds": seconds, "psnr": distances[own],
         "gain": distances[own] - psnr(before, truth[own] / 255.0), "nearest": list(OBJECTS)[int(np.argmax(distances))],
-        "iou": float((solid & true_solid).sum() / max(1, (solid | true_solid).sum())),
+        "iou": iou(solid, true_solid),
         "judge": right.float().mean().item(),
         "judge_object": (logits["object"].argmax(1) == own).float().mean().item(),
     }  # fmt: skip

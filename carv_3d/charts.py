@@ -16,15 +16,22 @@ COLOURS = ("#2f6f9f", "#c8553d", "#5a8f4e", "#8a6bb1", "#b08a2e", "#4d8f8b")
 
 @dataclass
 class Series:
-    """One line: `y` over `x` (equal lengths; points with a y that is not finite are left out)."""
+    """One line: `y` over `x` (equal lengths; points with a y that is not finite are left out).
+
+    low, high: the ends of a band around it, drawn where both are finite.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
     points: list[tuple[float, float]] = field(init=False)
+    band: list[tuple[float, float, float]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.points = [(a, b) for a, b in zip(self.x, self.y) if math.isfinite(a) and math.isfinite(b)]
+        self.band = [row for row in zip(self.x, self.low, self.high) if all(map(math.isfinite, row))]
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -66,6 +73,7 @@ def line_chart(
     """An SVG of `series` with axes, grid and, for more than one line, a legend; '' where there is no point.
 
     With `window` > 1 each line is drawn faint as it is, and its running mean over `window` points on top.
+    A series without points takes no place in the legend, and keeps its colour from the others.
     With `robust` the y axis ends a little above the 98th percentile, what lies higher is cut off at
     it, and running medians take the place of means.
     Names and labels are escaped.
@@ -74,7 +82,7 @@ def line_chart(
     if not drawn:
         return ""
     xs = [p[0] for s in drawn for p in s.points]
-    ys = [p[1] for s in drawn for p in s.points]
+    ys = [p[1] for s in drawn for p in s.points] + [end for s in drawn for row in s.band for end in row[1:]]
     x0, x1 = min(xs), max(xs)
     y0, y1 = min(ys), max(ys)
     if robust:
@@ -111,9 +119,13 @@ def line_chart(
         f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
     )
-    for index, one in enumerate(drawn):
-        colour = COLOURS[index % len(COLOURS)]
+    colours = {id(one): COLOURS[index % len(COLOURS)] for index, one in enumerate(series)}
+    for one in drawn:
+        colour = colours[id(one)]
         shown = one.points
+        if one.band:
+            around = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in reversed(one.band)]
+            parts.append(f'<path d="{path(around)}Z" fill="{colour}" fill-opacity=".16"/>')
         if window > 1 and len(shown) > window:
             parts.append(f'<path d="{path(shown)}" fill="none" stroke="{colour}" stroke-opacity=".25"/>')
             shown = list(zip([p[0] for p in shown], smooth([p[1] for p in shown], window, robust)))
@@ -123,8 +135,8 @@ def line_chart(
         parts.append(f'<path d="{path(shown)}" fill="none" stroke="{colour}" stroke-width="2"/>')
     if len(drawn) > 1:
         x = float(LEFT + 8)
-        for index, one in enumerate(drawn):
-            colour = COLOURS[index % len(COLOURS)]
+        for one in drawn:
+            colour = colours[id(one)]
             parts.append(f'<rect x="{x:.0f}" y="{TOP}" width="12" height="3" fill="{colour}"/>')
             parts.append(f'<text class="tick" x="{x + 17:.0f}" y="{TOP + 6}">{escape(one.name)}</text>')
             x += 30 + 6.6 * len(one.name)

@@ -64,15 +64,18 @@ class Display:
             yield
 
     @contextmanager
-    def progress(self, done: int, total: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """Yield `show(step, figures)`; figures: seconds, snr, judge_object, each shown where it is there."""
+    def progress(
+        self, done: int, total: int, unit: str = "step"
+    ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+        """Yield `show(step, figures)`; figures: seconds, snr, iou, judge_object, each shown where it is there.
+        `unit` says what is counted."""
         if not self.console.is_terminal:
-            yield self._plain_lines(done, total)
+            yield self._plain_lines(done, total, unit)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (
-            TextColumn("step"),
+            TextColumn(unit),
             MofNCompleteColumn(),
             BarColumn(),
             TimeElapsedColumn(),
@@ -88,13 +91,16 @@ class Display:
 
             yield show
 
-    def _plain_lines(self, done: int, total: int) -> Callable[[int, Mapping[str, float]], None]:
+    def _plain_lines(self, done: int, total: int, unit: str) -> Callable[[int, Mapping[str, float]], None]:
         every = max(1, total // 12)
         clock = _Eta(done, total)
+        shown = done // every
 
         def show(step: int, figures: Mapping[str, float]) -> None:
-            if step % every == 0 or step == total:
-                self.say(f"step {step}/{total}  left {clock.left(step)}  {describe(figures)}")
+            nonlocal shown
+            if step // every > shown or step == total:
+                shown = step // every
+                self.say(f"{unit} {step}/{total}  left {clock.left(step)}  {describe(figures)}")
 
         return show
 
@@ -110,6 +116,8 @@ def describe(figures: Mapping[str, float]) -> str:
         parts.append(f"{figures['seconds']:.2f} s/step")
     if "snr" in figures:
         parts.append(f"SNR {figures['snr']:.3f}")
+    if "iou" in figures:
+        parts.append(f"IoU {figures['iou']:.2f}")
     if "judge_object" in figures:
         parts.append(f"judge {figures['judge_object']:.2f}")
     return "  ".join(parts)

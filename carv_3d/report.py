@@ -62,18 +62,21 @@ def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, flo
 
     With `last_step`, only rows whose `step` is at most that.
     """
-    if not path.exists():
-        return []
+    rows = read_table(path)[0] if path.exists() else []
+    return [row for row in rows if last_step is None or row.get("step", math.inf) <= last_step]
+
+
+def read_table(path: Path) -> tuple[list[dict[str, float]], int]:
+    """The rows of a CSV of numbers (an empty cell becomes NaN), and how many lines a kill left torn or garbled."""
     rows: list[dict[str, float]] = []
+    damaged = 0
     with path.open(newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
             try:
-                numbers = {k: float(v) if v != "" else math.nan for k, v in row.items()}
+                rows.append({k: float(v) if v != "" else math.nan for k, v in row.items()})
             except (TypeError, ValueError):  # a line that a kill cut short has missing or garbled cells
-                continue
-            if last_step is None or numbers.get("step", math.inf) <= last_step:
-                rows.append(numbers)
-    return rows
+                damaged += 1
+    return rows, damaged
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -109,24 +112,12 @@ def render_report(folder: Path, config: Mapping[str, Any], facts: Mapping[str, s
     settings = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in flatten(config))
     figures = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts.items())
     command = f"carv generate {shlex.quote(prompt)} --config config.yaml"
-    asset = _data(folder / "asset.glb", "model/gltf-binary")
-    viewer = _asset("model-viewer/model-viewer.min.js").split("//# sourceMappingURL=")[0] if asset else ""
-    views = _data(folder / "preview.png", "image/png")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(prompt)} · carv_3d</title>
-<style>{_asset("report.css")}</style>
-</head>
-<body>
-<main>
-<h1>{escape(prompt)}</h1>
+    asset = data_uri(folder / "asset.glb", "model/gltf-binary")
+    views = data_uri(folder / "preview.png", "image/png")
+    body = f"""<h1>{escape(prompt)}</h1>
 <p class="sub">A 3D asset from a text prompt, made by carv_3d {escape(__version__)}.</p>
 <section class="hero">
-{_model(asset, views)}
+{_model(asset)}
 {_turntable(folder)}
 </section>
 <section class="facts">{figures}</section>
@@ -138,24 +129,52 @@ def render_report(folder: Path, config: Mapping[str, Any], facts: Mapping[str, s
 <p class="note">The same run again, from the folder of this page:</p>
 <pre>{escape(command)}</pre>
 <details><summary>All settings</summary><table>{settings}</table></details>
-</section>
-<footer>This page needs no network. 3D viewer: &lt;model-viewer&gt; 4.4.0, © Google LLC, Apache-2.0.</footer>
+</section>"""
+    return page(prompt, body, viewer=bool(asset))
+
+
+def page(title: str, body: str, viewer: bool, style: str = "") -> str:
+    """A whole offline page around `body` (HTML), with the 3D viewer's code where `viewer` is set.
+
+    `title` is escaped; `style` is CSS that is added to the report's.
+    """
+    code = asset_text("model-viewer/model-viewer.min.js").split("//# sourceMappingURL=")[0] if viewer else ""
+    credit = " 3D viewer: &lt;model-viewer&gt; 4.4.0, © Google LLC, Apache-2.0." if viewer else ""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)} · carv_3d</title>
+<style>{asset_text("report.css")}{style}</style>
+</head>
+<body>
+<main>
+{body}
+<footer>This page needs no network.{credit}</footer>
 </main>
-{f'<script type="module">{viewer}</script>' if viewer else ""}
+{f'<script type="module">{code}</script>' if viewer else ""}
 </body>
 </html>
 """
 
 
-def _model(asset: str, poster: str) -> str:
-    if not asset:
-        return '<div class="card"><p class="note">No mesh was made: the run had not ended.</p></div>'
+def model_viewer(asset: str) -> str:
+    """The element that shows a model (a data URI) and lets it be turned."""
     return (
-        '<div class="card">'
         f'<model-viewer src="{asset}" alt="The 3D model" camera-controls auto-rotate '
         'rotation-per-second="24deg" interaction-prompt="none" shadow-intensity="0.6" exposure="1.1" '
         'camera-orbit="30deg 72deg auto" tone-mapping="neutral">'
         '<div slot="progress-bar"></div></model-viewer>'
+    )
+
+
+def _model(asset: str) -> str:
+    if not asset:
+        return '<div class="card"><p class="note">No mesh was made: the run had not ended.</p></div>'
+    return (
+        f'<div class="card">{model_viewer(asset)}'
         '<p class="caption"><span>Drag to turn, scroll to come nearer.</span>'
         f'<a download="asset.glb" href="{asset}">asset.glb</a></p></div>'
     )
@@ -169,11 +188,11 @@ def _views(picture: str) -> str:
 
 
 def _turntable(folder: Path) -> str:
-    video = _data(folder / "turntable.mp4", "video/mp4")
+    video = data_uri(folder / "turntable.mp4", "video/mp4")
     if video:
         media = f'<video src="{video}" autoplay loop muted playsinline controls></video>'
     else:
-        picture = _data(folder / "turntable.gif", "image/gif")
+        picture = data_uri(folder / "turntable.gif", "image/gif")
         if not picture:
             return '<div class="card"><p class="note">No turntable was made: the run had not ended.</p></div>'
         media = f'<img src="{picture}" alt="The object turning">'
@@ -201,12 +220,13 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> str:
     return f'<section class="grid">{"".join(cards)}</section>'
 
 
-def _data(path: Path, kind: str) -> str:
-    """The file as a data URI, '' where it is missing."""
+def data_uri(path: Path, kind: str) -> str:
+    """The file as a data URI of MIME type `kind`, '' where it is missing."""
     if not path.exists():
         return ""
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-def _asset(name: str) -> str:
+def asset_text(name: str) -> str:
+    """A text file of the package's assets."""
     return (resources.files("carv_3d") / "assets" / name).read_text(encoding="utf-8")

@@ -69,7 +69,7 @@ def generate(request: Request) -> int:
         host = TextTo3D(config, log=display.say)
     run = Run(host, folder, display)
     make_folder(folder)
-    with _locked(folder):
+    with locked(folder):
         run.open(request.resume)
         try:
             signal_number = run.train()
@@ -90,6 +90,8 @@ def resume_command(folder: Path) -> str:
 
 class Run:
     """A host, its folder, and what is shown of it."""
+
+    columns: Sequence[str] = COLUMNS  # of metrics.csv
 
     def __init__(self, host: TextTo3D, folder: Path, display: Display) -> None:
         self.host, self.folder, self.display = host, folder, display
@@ -127,7 +129,7 @@ class Run:
                 ended = host.step == total or bool(stop.number)
                 if ended or host.step % config.trainer.val_check_interval == 0:
                     row |= self.preview()
-                self._append(row)
+                self.append(row)
                 if ended or host.step % config.checkpoint.every_n_train_steps == 0:
                     self.save()
                 self.last |= {k: v for k, v in row.items() if math.isfinite(v)}
@@ -174,14 +176,15 @@ class Run:
                 self.display.say(f"Note: {error}")
         with self.display.status("extracting the mesh"):
             try:
-                facts |= self._export_mesh()
+                facts |= self.export_mesh()
             except CarvError as error:
                 problem = error
         write_report(folder, to_mapping(config), self._facts() | facts)
         if problem:
             raise CarvError(f"{str(problem).rstrip('.')}; the pictures and the report are in {folder}")
 
-    def _export_mesh(self) -> dict[str, str]:
+    def export_mesh(self) -> dict[str, str]:
+        """Write asset.glb and return its counts; CarvError where there is no surface."""
         from carv_3d.scenes.mesh import extract_mesh, save_mesh
 
         options = self.host.config.system.exporter
@@ -214,23 +217,24 @@ class Run:
         given = str(self.host.config.system.guidance.num_draws)
         return given if auto is None else f"{given}, {auto.num_draws} at the end"
 
-    def _append(self, row: dict[str, float]) -> None:
+    def append(self, row: dict[str, float]) -> None:
+        """Add a row to metrics.csv."""
         try:
             with self.metrics.open("a", newline="", encoding="utf-8") as handle:
-                csv.writer(handle).writerow(_cells(row))
+                csv.writer(handle).writerow(_cells(row, self.columns))
         except OSError as error:
             raise explain_os_error(error, self.metrics) from error
 
     def _write_metrics(self, rows: Sequence[dict[str, float]]) -> None:
         buffer = io.StringIO(newline="")
         writer = csv.writer(buffer)
-        writer.writerow(COLUMNS)
-        writer.writerows(_cells(row) for row in rows)
+        writer.writerow(self.columns)
+        writer.writerows(_cells(row, self.columns) for row in rows)
         write_atomic(self.metrics, buffer.getvalue())
 
 
-def _cells(row: dict[str, float]) -> list[str]:
-    values = [row.get(name, math.nan) for name in COLUMNS]
+def _cells(row: dict[str, float], columns: Sequence[str]) -> list[str]:
+    values = [row.get(name, math.nan) for name in columns]
     return ["" if math.isnan(v) else f"{v:.6g}" for v in values]
 
 
@@ -245,7 +249,7 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it."""
     try:
         import fcntl

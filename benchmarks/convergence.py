@@ -1,0 +1,155 @@
+"""The convergence table of docs/RESULTS.md: ten prompts, three seeds, both sides at equal wall-clock.
+
+    ./install.sh python benchmarks/convergence.py [--scene light|heavy] [--seeds 3] [--budget SECONDS] [--work DIR]
+
+Both sides are tuned with the same effort first: six variants each (two allocations at three learning rates), on two
+prompts that are not among the ten, for the same seconds; of each side the variant with the best final IoU is taken.
+Then both run on the ten prompts, in turns, and the table tells the seconds and steps to the baseline's final score.
+Hours of work: stop it whenever you like, the same command goes on. --engine ray spreads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import torch
+
+from carv_3d.compare.command import ENGINES
+from carv_3d.compare.methods import Method
+from carv_3d.compare.reach import Reach
+from carv_3d.compare.sweep import Sweep, run_sweep
+from carv_3d.errors import CarvError
+
+PROMPTS = (
+    "a red mug", "a green tree", "a blue bottle", "a yellow duck", "a white snowman", "a brown chair",
+    "an orange mushroom", "a purple vase", "a gray rocket", "a pink donut",
+)  # fmt: skip
+TUNING = ("a turquoise teapot", "a black hat")
+BASELINE = ("proposal=uniform", "stratify=none")  # the usual estimator, at R renders of one draw
+CARV = ("proposal=weight", "stratify=render")
+# side -> allocation -> its options; two allocations each
+SIDES: dict[str, dict[str, tuple[str, ...]]] = {
+    "baseline": {
+        "R1K1": ("data.batch_size=1", "num_draws=1", *BASELINE),
+        "R2K1": ("data.batch_size=2", "num_draws=1", *BASELINE),
+    },
+    "carv": {
+        "R1K4": ("data.batch_size=1", "num_draws=4", *CARV),
+        "R1K8": ("data.batch_size=1", "num_draws=8", *CARV),
+    },
+}
+# scene -> options of both sides, learning rates, seconds of a run on two CPU cores
+SCENES: dict[str, tuple[tuple[str, ...], tuple[float, ...], float]] = {
+    "light": ((), (0.03, 0.06, 0.12), 60.0),
+    "heavy": (  # upstream is dear: a hash grid at 128 by 128 with normals
+        ("geometry_type=hash", "data.width=128", "data.height=128", "lambda_orient=10"),
+        (0.005, 0.01, 0.02),
+        240.0,
+    ),
+}
+
+
+def variants(side: str, rates: tuple[float, ...]) -> list[Method]:
+    """What is tried for one side, the same number for each."""
+    return [
+        method(f"{side}-{allocation}-lr{rate:g}", options, rate)
+        for allocation, options in SIDES[side].items()
+        for rate in rates
+    ]
+
+
+def method(name: str, options: tuple[str, ...], rate: float) -> Method:
+    from carv_3d.compare.methods import parse_method
+
+    return parse_method(f"{name}={','.join((*options, f'lr={rate:g}'))}")
+
+
+def best(folder: Path, side: str, candidates: list[Method]) -> Method:
+    """The variant of a side with the best final IoU over the tuning prompts."""
+    with (folder / "final.csv").open(newline="", encoding="utf-8") as handle:
+        scores = {r["method"]: float(r["mean"]) for r in csv.DictReader(handle) if r["metric"] == "iou"}
+    chosen = max((m for m in candidates if m.name.startswith(f"{side}-")), key=lambda m: scores[m.name])
+    print(f"{side}: {chosen.name} (final IoU {scores[chosen.name]:.3f} on the tuning prompts)")
+    return chosen
+
+
+def words(row: dict[str, str]) -> str:
+    """A row of reach.csv as text."""
+    numbers = {k: float(row[k] or "nan") for k in ("ratio", "low", "high", "tried")}
+    return Reach(
+        row["metric"], row["axis"], row["method"], "", 0, 0, 0, numbers["ratio"], numbers["low"], numbers["high"],
+        numbers["tried"], 0, 0,
+    ).words()  # fmt: skip
+
+
+def mean_of(row: dict[str, str]) -> str:
+    """A row of final.csv as text, with its interval where there is one."""
+    interval = f" [{float(row['low']):.3f}, {float(row['high']):.3f}]" if row["low"] else ""
+    return f"{float(row['mean']):.3f}{interval}"
+
+
+def table(folder: Path, scene: str, budget: float, sides: list[Method]) -> str:
+    """The table in Markdown."""
+    with (folder / "reach.csv").open(newline="", encoding="utf-8") as handle:
+        reached = [r for r in csv.DictReader(handle) if not r["prompt"]]
+    with (folder / "final.csv").open(newline="", encoding="utf-8") as handle:
+        finals = {(r["metric"], r["method"]): r for r in csv.DictReader(handle)}
+    lines = [
+        f"\n{scene} scene, {budget:g} s of each run's own clock, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}. Ratios: what {sides[1].name} needs until its mean reaches the final mean of "
+        f"{sides[0].name}, over what that needed, with the 95 % bootstrap interval over prompts and seeds.\n",
+        f"| score | runs | {sides[0].name}, final | {sides[1].name}, final | seconds, ratio | steps, ratio "
+        "| UNet rows, ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for score in ("iou", "judge_object", "psnr"):
+        ratios = {r["axis"]: words(r) for r in reached if r["metric"] == score}
+        ends = [finals[score, m.name] for m in sides]
+        shown = " | ".join(mean_of(e) for e in ends)
+        lines.append(
+            f"| {score} | {ends[0]['runs']} + {ends[1]['runs']} | {shown} | "
+            + " | ".join(ratios.get(axis, "—") for axis in ("seconds", "steps", "unet_rows"))
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scene", choices=list(SCENES), default="light")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the ten")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=float, help="seconds of each run's own clock (60 light, 240 heavy)")
+    parser.add_argument("--points", type=int, default=20, help="evaluations of each run")
+    parser.add_argument("--work", type=Path, default=Path("outputs/convergence"))
+    parser.add_argument("--engine", choices=ENGINES, default="local")
+    parser.add_argument("--address", help="of a Ray cluster")
+    parser.add_argument("--workers", type=int, help="of a Ray that is begun here")
+    o = parser.parse_args()
+    common, rates, usual = SCENES[o.scene]
+    budget = usual if o.budget is None else o.budget
+    if not budget > 0 or o.seeds < 1 or not 1 <= o.prompts <= len(PROMPTS) or o.points < 1:
+        raise CarvError(f"--budget must be above 0, --seeds and --points at least 1, --prompts 1 to {len(PROMPTS)}")
+    work = o.work / o.scene
+    candidates = [m for side in SIDES for m in variants(side, rates)]
+    where = {"engine": o.engine, "address": o.address, "workers": o.workers}
+    settings = {"budget": budget, "points": o.points, "common": list(common)}
+    status = run_sweep(Sweep(list(TUNING), candidates, **settings), work / "tuning", **where)
+    if status:
+        return status
+    sides = [best(work / "tuning", side, candidates) for side in SIDES]
+    final = Sweep(list(PROMPTS[: o.prompts]), sides, seeds=o.seeds, **{**settings, "common": list(common)})
+    status = run_sweep(final, work / "runs", **where)
+    if status == 0:
+        print(table(work / "runs", o.scene, budget, sides))
+    return status
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except CarvError as error:
+        sys.exit(str(error))

@@ -1,0 +1,84 @@
+"""CLIP score of an asset's views, where torchmetrics and a CLIP's weights are to be had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+
+DEFAULT = "openai/clip-vit-base-patch16"
+INSTALL = "pip install 'torchmetrics>=1.9,<2'"
+
+
+class ClipScore:
+    """100 times the cosine between CLIP's embeddings of picture and prompt, not below 0, as torchmetrics has it."""
+
+    def __init__(self, model: str, device: torch.device) -> None:
+        """Raises CarvError where torchmetrics or the weights are missing."""
+        try:
+            from torchmetrics.multimodal.clip_score import CLIPScore
+        except (ImportError, OSError) as error:
+            raise CarvError(f"a CLIP score needs torchmetrics: {INSTALL} ({error})") from error
+        try:
+            # as a callable: torchmetrics knows names on the hub alone, and transformers below 5
+            self.metric: Any = CLIPScore(model_name_or_path=lambda: _load(model)).to(device)
+        except Exception as error:  # the hub's and transformers' kinds are many
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise CarvError(
+                f"no CLIP could be loaded from {model} ({reason}); give a folder or a hub id that is here, or leave "
+                "--clip out"
+            ) from error
+        self.device = device
+
+    @torch.no_grad()
+    def score(self, views: Tensor, prompt: str) -> float:
+        """The mean over `views` (B, H, W, 3) in [0, 1]."""
+        pictures = (views.permute(0, 3, 1, 2).clamp(0, 1) * 255).round().to(torch.uint8).to(self.device)
+        self.metric.reset()
+        self.metric.update(list(pictures), [prompt] * len(pictures))
+        return float(self.metric.compute())
+
+
+class _Features(torch.nn.Module):
+    """A CLIP whose features are tensors on every release of transformers; from 5 on it returns them in an object."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return _tensor(self.model.get_image_features(pixel_values))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return _tensor(self.model.get_text_features(input_ids, attention_mask))
+
+
+def _tensor(features: Any) -> Tensor:
+    found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return found
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    from transformers import CLIPModel, CLIPProcessor
+
+    return _Features(CLIPModel.from_pretrained(model)), CLIPProcessor.from_pretrained(model)
+
+
+def usual_clip(device: torch.device) -> tuple[ClipScore | None, str]:
+    """The usual CLIP where all is on this machine already, and otherwise one sentence that says why there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        import torchmetrics  # noqa: F401
+    except (ImportError, OSError):
+        return None, f"no CLIP score: torchmetrics is not installed ({INSTALL})"
+    names = ("model.safetensors", "pytorch_model.bin")
+    if not any(isinstance(try_to_load_from_cache(DEFAULT, name), str) for name in names):
+        return None, f"no CLIP score: {DEFAULT} is not on this machine (--clip MODEL takes another, or fetches it)"
+    try:
+        return ClipScore(DEFAULT, device), ""
+    except CarvError as error:
+        return None, f"no CLIP score: {error}"

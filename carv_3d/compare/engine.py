@@ -1,0 +1,148 @@
+"""Runs in turns, in one process: whatever slows the machine down slows all methods alike."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from carv_3d.compare.clip import ClipScore, usual_clip
+from carv_3d.compare.scored_run import ScoredRun
+from carv_3d.compare.sweep import Sweep, plan_steps, save
+from carv_3d.files import make_folder
+from carv_3d.progress import Display, StopSignals
+from carv_3d.run import locked
+from carv_3d.text_to_3d import TextTo3D, choose_device, load_teacher
+
+SLICE = 2.0  # seconds of a run's own clock before the next one's turn
+CALIBRATION = 10  # steps of each method that are timed, in turns, after one that warms up
+
+
+class Teachers:
+    """Each model once, however many runs follow it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[str, str, bool], Any] = {}
+        self.warm = False
+
+    def of(self, config: Any) -> Any:
+        options = config.system.guidance
+        key = (options.pretrained_model_name_or_path, config.device, options.half_precision_weights)
+        if key not in self._loaded:
+            self._loaded[key] = load_teacher(config)
+        return self._loaded[key]
+
+
+@functools.lru_cache(maxsize=1)
+def _process_teachers() -> Teachers:
+    return Teachers()
+
+
+def warm_teachers(sweep: Sweep) -> Teachers:
+    """This process's models, kept from one group to the next, after a first step of every method."""
+    teachers = _process_teachers()
+    if not teachers.warm:
+        for method in sweep.methods:
+            config = sweep.configuration(method, 0, 0)
+            TextTo3D(config, teachers.of(config)).train_step()
+        teachers.warm = True
+    return teachers
+
+
+def run_here(sweep: Sweep, out: Path, display: Display) -> int:
+    """All groups that are left, one after the other; returns 0, or the number of the signal that stopped it."""
+    teachers = Teachers()
+    with locked(out), StopSignals() as stop:
+        with display.status("loading the model"):
+            clip = clip_of(sweep, display)
+            for method in sweep.methods:
+                teachers.of(sweep.configuration(method, 0, 0))
+        with display.status("timing the methods"):
+            calibrate(sweep, teachers)
+        save(sweep, out)
+        groups, length = sweep.groups, sweep.length
+        each = length.total * len(sweep.methods)
+        before = (len(groups) - len(sweep.left(out))) * each
+        unit = "second" if length.seconds is not None else "step"
+        with display.progress(round(before), round(len(groups) * each), unit) as show:
+            for group in sweep.left(out):
+                start = before
+
+                def shown(done: float, figures: dict[str, float], start: float = start) -> None:
+                    show(round(start + done), figures)
+
+                run_group(sweep, out, group, teachers, clip, display, shown, lambda: bool(stop.number))
+                if stop.number:
+                    return stop.number
+                before += each
+    return 0
+
+
+def calibrate(sweep: Sweep, teachers: Teachers) -> None:
+    """Fill in `planned_steps` where the schedules are to end with the budget. It warms the process up as well: the
+    first steps of all load and compile things, and would be on the clock of whoever comes first."""
+    hosts = {}
+    for method in sweep.methods:
+        config = sweep.configuration(method, 0, 0)
+        hosts[method.name] = TextTo3D(config, teachers.of(config))
+        hosts[method.name].train_step()
+    missing = [m for m in sweep.methods if not sweep.steps and m.name not in sweep.planned_steps]
+    if missing:
+        seconds: dict[str, list[float]] = {name: [] for name in hosts}
+        for _ in range(CALIBRATION):
+            for name, host in hosts.items():
+                seconds[name].append(host.train_step()["seconds"])
+        sweep.planned_steps = plan_steps(sweep, seconds) | sweep.planned_steps
+
+
+def run_group(
+    sweep: Sweep,
+    out: Path,
+    group: tuple[int, int],
+    teachers: Teachers,
+    clip: ClipScore | None,
+    display: Display,
+    show: Callable[[float, dict[str, float]], None] = lambda done, figures: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """All methods of one prompt and seed, in turns: always the one whose clock is the least advanced. Runs that are
+    done are left alone, others are begun or taken up at their last point."""
+    with contextlib.ExitStack() as held:
+        runs: list[ScoredRun] = []
+        done_before = 0.0
+        for method in sweep.methods:
+            folder = sweep.folder(out, method, *group)
+            make_folder(folder)
+            held.enter_context(locked(folder))
+            config = sweep.configuration(method, *group)
+            run = ScoredRun(TextTo3D(config, teachers.of(config)), folder, display, sweep.length, clip)
+            if run.result is not None:
+                done_before += sweep.length.total
+                continue
+            run.begin(method.name)
+            runs.append(run)
+        turn = {id(run): i for i, run in enumerate(runs)}
+        while going := [run for run in runs if not run.finished]:
+            run = min(going, key=lambda r: (r.clock, turn[id(r)]))
+            run.advance(SLICE)
+            figures = {k: v for k, v in run.last.items() if k in ("iou", "judge_object")}
+            show(done_before + sum(min(r.done, r.length.total) for r in runs), figures)
+            if stopped():
+                for one in runs:
+                    one.pause()
+                return
+        for run in runs:
+            run.finish()
+
+
+def clip_of(sweep: Sweep, display: Display) -> ClipScore | None:
+    """The CLIP that was asked for, or the usual one where it is here; one sentence where there is none."""
+    device = choose_device(sweep.configuration(sweep.methods[0], 0, 0).device)
+    if sweep.clip is not None:
+        return ClipScore(sweep.clip, device)
+    clip, note = usual_clip(device)
+    if note:
+        display.say(note[0].upper() + note[1:] + ".")
+    return clip

@@ -1,0 +1,90 @@
+"""The metrics by name: what they are called, which are scores, and plainly what each one tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from carv_3d.report import CURVES
+
+AXIS_LABELS = {"seconds": "seconds", "steps": "steps", "unet_rows": "UNet rows", "renders": "renders"}
+AXIS_NOTES = {
+    "seconds": "Each run's own seconds: those of its steps alone, without evaluation, files or other runs.",
+    "steps": "Steps of the optimizer.",
+    "unet_rows": "Rows through the UNet: two for each draw under classifier-free guidance.",
+    "renders": "Pictures that were rendered, encoded and differentiated.",
+}
+# Columns that are settings or counters, and no result of a run.
+SETTINGS = frozenset({
+    "lr", "guidance_scale", "guidance_scale_lora", "min_step", "max_step", "K", "K_lora", "rows", "max_batch",
+    "nonfinite", "nonfinite_lora", "skipped",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metric:
+    """title and y label of its charts, and what it tells; `score`: higher is better, so one can be reached."""
+
+    title: str
+    label: str
+    tells: str
+    score: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "iou": Metric(
+        "Silhouette IoU with the true shape",
+        "IoU",
+        "Overlap of the asset's silhouettes with those of the object that carv-tiny was trained on, in the same "
+        "colour and pose, over 16 views of 64 by 64. It knows nothing of what is inside a silhouette, and exists "
+        "for the built-in teacher alone.",
+        True,
+    ),
+    "psnr": Metric(
+        "PSNR against the true shape",
+        "dB",
+        "Of the same 16 views against true renders on white. A blurred mean scores well, and a good asset that is "
+        "turned or differently proportioned scores badly.",
+        True,
+    ),
+    "judge_object": Metric(
+        "The judge: it is the object",
+        "probability",
+        "How sure a small classifier, trained on renders of the same 40 objects and with no part in the runs, is of "
+        "the prompt's object, over the views. It knows no other objects and says nothing of beauty.",
+        True,
+    ),
+    "judge_colour": Metric(
+        "The judge: it has the colour", "probability", "As above, of the prompt's colour among twelve.", True
+    ),
+    "judge_finish": Metric(
+        "The judge: it has the finish", "probability", "As above, of plain, striped or spotted.", True
+    ),
+    "clip_score": Metric(
+        "CLIP score",
+        "100 x cosine",
+        "Cosine between CLIP's embeddings of the views and of the prompt (torchmetrics). The paper's measure of "
+        "convergence; it was made for photographs and is coarse on untextured shapes.",
+        True,
+    ),
+    "seconds_per_step": Metric("Seconds per step", "seconds", "Of a whole step, by the clock of the machine."),
+}  # fmt: skip
+SCORES = tuple(name for name, metric in METRICS.items() if metric.score)
+
+
+def metric(name: str) -> Metric:
+    """What is known of a column, at least its name."""
+    if name in METRICS:
+        return METRICS[name]
+    for columns, title, label, tells in CURVES:
+        if name in columns:
+            part = name.split("_", 1)[-1]
+            return Metric(f"{title}: {part}" if len(columns) > 1 else title, label, tells)
+    return Metric(name, name, "As the run logged it.")
+
+
+def order(names: list[str]) -> list[str]:
+    """Scores first, then what a report shows, then the rest by name; settings and counters are left out."""
+    shown = [column for columns, *_ in CURVES for column in columns]
+    first = [*METRICS, *(name for name in shown if name not in METRICS)]
+    rest = sorted(set(names) - set(first) - SETTINGS)
+    return [name for name in [*first, *rest] if name in names]

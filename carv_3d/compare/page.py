@@ -1,0 +1,216 @@
+"""`compare.html`: ratios, curves and the assets side by side to turn, in one page that needs no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from carv_3d import __version__
+from carv_3d.charts import COLOURS, Series, line_chart
+from carv_3d.compare.metrics import AXIS_LABELS, AXIS_NOTES, metric
+from carv_3d.compare.records import AXES, RunRecord
+from carv_3d.compare.tables import Comparison
+from carv_3d.files import write_atomic
+from carv_3d.report import data_uri, model_viewer, page
+
+MAX_MODELS = 24  # models in the page, of about 2 MB each
+STYLE = """
+.tabs { margin: 14px 0; display: flex; flex-wrap: wrap; gap: 8px 18px; align-items: baseline; }
+.axis { display: none; }
+.models { display: grid; gap: 18px; margin-top: 18px; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); }
+.models .caption { margin-top: 8px; }
+.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
+.figures { table-layout: auto; }
+.figures th { text-align: left; font-weight: 620; padding: 5px 10px 5px 0; border-bottom: 1px solid var(--line); }
+.figures td, .figures td:first-child { width: auto; color: inherit; font-family: inherit; font-size: 14px;
+  font-variant-numeric: tabular-nums; }
+section.card + section.card, h2 + .card + .card { margin-top: 18px; }
+.wide { overflow-x: auto; }
+"""
+
+
+def write_page(folder: Path, comparison: Comparison, command: str = "", facts: Sequence[tuple[str, str]] = ()) -> Path:
+    """Write `folder/compare.html`; `command` makes it again, `facts` are label -> value for its head."""
+    path = folder / "compare.html"
+    write_atomic(path, render_page(comparison, command, facts))
+    return path
+
+
+def render_page(comparison: Comparison, command: str = "", facts: Sequence[tuple[str, str]] = ()) -> str:
+    """The page of `write_page` as a string. Whatever came from a user is escaped."""
+    c = comparison
+    title = f"{' · '.join(c.methods)}"
+    models, has_models = _models(c)
+    counts = [
+        ("methods", str(len(c.methods))), ("prompts", str(len(c.prompts))), ("runs", str(len(c.runs))), *facts
+    ]  # fmt: skip
+    figures = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in counts)
+    again = f'<section class="card"><p class="note">This page again:</p><pre>{escape(command)}</pre></section>'
+    body = f"""<h1>{escape(title)}</h1>
+<p class="sub">A comparison of runs, made by carv_3d {escape(__version__)}. The baseline is
+<b>{escape(c.methods[0])}</b>.</p>
+<section class="facts">{figures}</section>
+{_reach_tables(c)}
+<h2>Curves</h2>
+{_curves(c)}
+<h2>The assets</h2>
+{models}
+<h2>Runs and settings</h2>
+{_settings(c)}
+{again if command else ""}"""
+    return page(title, body, has_models, STYLE + _tab_rules(c))
+
+
+def _swatch(c: Comparison, method: str) -> str:
+    colour = COLOURS[c.methods.index(method) % len(COLOURS)]
+    return f'<span class="swatch" style="background:{colour}"></span>{escape(method)}'
+
+
+def _reach_tables(c: Comparison) -> str:
+    """The ratios to reach the baseline's final score, and the final scores."""
+    if not c.finals:
+        return (
+            '<p class="note">These runs logged no score of which higher is better (IoU, the judge, CLIP), so there '
+            "is nothing to be reached; --score NAME names a logged metric that is one.</p>"
+        )
+    axes = [axis for axis in AXES if any(r.axis == axis for r in c.reached)]
+    parts = []
+    if axes:
+        rows = [
+            f"<tr><td>{escape(metric(name).title)}</td><td>{_swatch(c, method)}</td>"
+            + "".join(f"<td>{_ratio(c, name, method, axis)}</td>" for axis in axes)
+            + "</tr>"
+            for name in dict.fromkeys(r.metric for r in c.reached)
+            for method in c.methods[1:]
+        ]
+        head = "".join(f"<th>{AXIS_LABELS[axis]}</th>" for axis in axes)
+        parts.append(
+            f'<h2>To reach the final score of {escape(c.methods[0])}</h2><section class="card wide">'
+            '<p class="note">What a method needs, divided by what the baseline needs, until the mean over prompts '
+            "and seeds first comes to the baseline's mean at its end: 0.5 is half. In brackets the 95 % bootstrap "
+            "interval, prompts and seeds resampled together for both sides. A method that never came there is said "
+            "so, with the ratio up to which it was tried.</p>"
+            f'<table class="figures"><tr><th>Score</th><th>Method</th>{head}</tr>{"".join(rows)}</table></section>'
+        )
+    finals = "".join(
+        f"<tr><td>{escape(metric(f.metric).title)}</td><td>{_swatch(c, f.method)}</td>"
+        f"<td>{f.mean:.3f}{_interval(f.low, f.high)}</td><td>{f.runs}</td><td>{f.steps:.0f}</td>"
+        f"<td>{'—' if math.isnan(f.seconds) else f'{f.seconds:.0f}'}</td></tr>"
+        for f in c.finals
+    )
+    parts.append(
+        '<h2>At the end</h2><section class="card wide"><table class="figures"><tr><th>Score</th><th>Method</th>'
+        f"<th>Mean</th><th>Runs</th><th>Steps</th><th>Seconds</th></tr>{finals}</table></section>"
+    )
+    return "".join(parts)
+
+
+def _ratio(c: Comparison, name: str, method: str, axis: str) -> str:
+    for r in c.reached:
+        if (r.metric, r.method, r.axis, r.prompt) == (name, method, axis, ""):
+            return escape(r.words())
+    return "—"
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+
+
+def _axes(c: Comparison) -> list[str]:
+    """The axes that there are curves against, seconds first."""
+    found = [axis for axis in AXES if any(a == axis for _, a in c.curves)]
+    return sorted(found, key=lambda axis: axis != "seconds")
+
+
+def _tab_rules(c: Comparison) -> str:
+    return "".join(f"#by-{axis}:checked ~ .axis-{axis} {{ display: block; }}\n" for axis in _axes(c))
+
+
+def _curves(c: Comparison) -> str:
+    axes = _axes(c)
+    if not axes:
+        return '<p class="note">No metric was recorded more than once.</p>'
+    buttons, sections = [], []
+    for axis in axes:
+        checked = " checked" if axis == axes[0] else ""
+        buttons.append(
+            f'<input type="radio" name="axis" id="by-{axis}"{checked}>'
+            f'<label for="by-{axis}"> against {AXIS_LABELS[axis]}</label> '
+        )
+        cards = []
+        for name in c.metrics:
+            curves = {curve.method: curve for curve in c.curves.get((name, axis), ())}
+            series = [
+                Series(m, *(v.tolist() for v in (curve.x, curve.mean, curve.low, curve.high)))
+                if (curve := curves.get(m))
+                else Series(m, [], [])
+                for m in c.methods
+            ]
+            what = metric(name)
+            chart = line_chart(series, AXIS_LABELS[axis], what.label)
+            if chart:
+                head = f'<h3>{escape(what.title)}</h3><p class="note">{escape(what.tells)}</p>'
+                cards.append(f'<div class="card">{head}{chart}</div>')
+        note = f'<p class="note">{AXIS_NOTES[axis]} Lines are means over prompts and seeds, each as far as its '
+        note += "shortest run; bands are 95 % bootstrap intervals of the mean, which one run alone does not have.</p>"
+        sections.append(f'<div class="axis axis-{axis}">{note}<section class="grid">{"".join(cards)}</section></div>')
+    return f'<div class="tabs-and-curves">{"".join(buttons)}{"".join(sections)}</div>'
+
+
+def _models(c: Comparison) -> tuple[str, bool]:
+    """The assets, prompt by prompt with the methods beside each other, and whether there is any model to turn."""
+    parts, shown, left_out = [], 0, 0
+    for prompt in c.prompts:
+        seeds = sorted({run.seed for run in c.runs if run.prompt == prompt})
+        cards = []
+        for method in c.methods:
+            runs = sorted(c.of(method, prompt), key=lambda run: run.seed)
+            chosen = next((run for run in runs if (run.folder / "asset.glb").exists()), runs[0])
+            left_out += len(runs) - 1
+            card, model = _model(c, chosen, shown < MAX_MODELS)
+            shown += model
+            cards.append(card)
+        words = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+        parts.append(
+            f"<h3>{escape(prompt or 'unknown prompt')}</h3>"
+            f'<p class="note">{words}</p><section class="models">{"".join(cards)}</section>'
+        )
+    note = "Drag to turn, scroll to come nearer. Of each prompt and method the first seed is shown"
+    note += f"; {left_out} further run(s) are in the tables." if left_out else "."
+    return f'<p class="note">{note}</p>{"".join(parts)}', shown > 0
+
+
+def _model(c: Comparison, run: RunRecord, room: bool) -> tuple[str, bool]:
+    asset = data_uri(run.folder / "asset.glb", "model/gltf-binary") if room else ""
+    picture = data_uri(run.folder / "preview.png", "image/png")
+    if asset:
+        inside = model_viewer(asset)
+    elif picture:
+        inside = f'<img class="views" src="{picture}" alt="The object from all around">'
+    else:
+        inside = '<p class="note">This run left neither a mesh nor a picture.</p>'
+    scores = [f"{metric(n).label} {y[-1]:.2f}" for n in ("iou", "judge_object") if len(y := run.series(n, "steps")[1])]
+    figures = escape(", ".join(scores).replace("probability", "judge"))
+    caption = f'<p class="caption"><span>{_swatch(c, run.method)}</span><span>{figures}</span></p>'
+    return f'<div class="card">{inside}{caption}</div>', bool(asset)
+
+
+def _settings(c: Comparison) -> str:
+    """Where the methods' settings differ, and what must be known of some runs."""
+    first = {method: c.of(method)[0].settings for method in c.methods}
+    keys = sorted({key for settings in first.values() for key in settings})
+    differing = [key for key in keys if len({settings.get(key) for settings in first.values()}) > 1]
+    rows = "".join(
+        f"<tr><td>{escape(key)}</td>"
+        + "".join(f"<td>{escape(first[method].get(key, '—'))}</td>" for method in c.methods)
+        + "</tr>"
+        for key in differing
+    )
+    head = "".join(f"<th>{_swatch(c, method)}</th>" for method in c.methods)
+    table = f'<table class="figures"><tr><th>Where they differ</th>{head}</tr>{rows}</table>'
+    notes = "".join(f"<li>{escape(note)}</li>" for note in c.notes)
+    notes = f'<section class="card"><p class="note">To be known:</p><ul class="note">{notes}</ul></section>'
+    same = '<p class="note">Their settings are the same.</p>'
+    return f'<section class="card wide">{table if rows else same}</section>{notes if c.notes else ""}'

@@ -1,0 +1,165 @@
+"""The same runs on Ray: every (prompt, seed) is a task, in which its methods take turns on one worker.
+
+A worker that dies loses nothing but the steps since its runs' last points: Ray gives its task to another one, which
+takes each run up there; runs that are done are left alone, and a lock on each run's folder keeps two workers apart.
+On several machines --out must lie where all of them see it.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from carv_3d.compare.sweep import Sweep, save
+from carv_3d.errors import CarvError
+from carv_3d.files import write_atomic
+from carv_3d.progress import Display, StopSignals
+from carv_3d.run import locked
+
+INSTALL = "pip install 'ray>=2.60,<3'"
+RETRIES = 5  # of a task whose worker died
+TOKEN = ".token"  # in OUT while it runs: a worker that does not see it writes elsewhere
+
+
+def check_ray() -> None:
+    """CarvError where Ray is not installed."""
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise CarvError(f"--engine ray needs Ray, which is not installed: {INSTALL}") from error
+
+
+def run_on_ray(
+    sweep: Sweep, out: Path, display: Display, address: str | None = None, workers: int | None = None
+) -> int:
+    """All groups that are left, several at once; returns 0, or the number of the signal that stopped it.
+
+    address: of a cluster that is there; without one it is begun here with `workers` cores (default: all of them).
+    """
+    import ray
+
+    out = out.resolve()
+    token = secrets.token_hex(8)
+    with locked(out), _connected(ray, address, workers), _written(out / TOKEN, token):
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        resources = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES}
+        timed = ray.remote(**resources)(_calibrate)
+        task = ray.remote(**resources)(_group)
+        from carv_3d.compare.engine import clip_of
+
+        clip_of(sweep, display)  # says where there is none, once
+        with display.status("timing the methods on a worker"):
+            sweep.planned_steps = _value(ray, timed.remote(sweep, str(out), token))
+        save(sweep, out)
+        left = sweep.left(out)
+        waiting = {task.remote(sweep, str(out), group, token): group for group in left}
+        total = len(sweep.groups)
+        with StopSignals() as stop, display.progress(total - len(left), total, "prompts x seeds") as show:
+            while waiting and not stop.number:
+                ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+                for reference in ready:
+                    figures, said = _value(ray, reference)
+                    del waiting[reference]
+                    for line in said:
+                        display.say(line)
+                    show(total - len(waiting), figures)
+            if stop.number:
+                for reference in waiting:
+                    ray.cancel(reference, force=True)  # each run is taken up at its last point
+    return stop.number
+
+
+@contextmanager
+def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
+    """Ray within the block; one that was there before is left as it was."""
+    if ray.is_initialized():
+        yield
+        return
+    here: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers}
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, **({"address": address} if address else here))
+    except Exception as error:  # a node that does not come up in time is a bare Exception of Ray's
+        ray.shutdown()
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        where = f"at {address}" if address else "here"
+        raise CarvError(f"Ray {where} cannot be reached or begun ({reason}); see ray status") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _written(path: Path, text: str) -> Iterator[None]:
+    write_atomic(path, text)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _value(ray: Any, reference: Any) -> Any:
+    """A task's result; what it raised as CarvError where a user can mend it."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, CarvError):
+            raise CarvError(str(error.cause)) from error
+        raise
+    except ray.exceptions.WorkerCrashedError as error:
+        raise CarvError(
+            f"a worker died {RETRIES + 1} times over the same runs (memory, mostly); give fewer --workers, then the "
+            "same command goes on"
+        ) from error
+
+
+class _Lines(Display):
+    """A display whose lines are kept for the driver."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.lines: list[str] = []
+        self.console = Console(file=io.StringIO())
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def _prepare(out: str, token: str) -> Path:
+    """What a worker sees to first: that it sees this folder, and keeps to its one core."""
+    import torch
+
+    folder = Path(out)
+    path = folder / TOKEN
+    if not path.exists() or path.read_text(encoding="utf-8") != token:
+        raise CarvError(f"a worker does not see {folder}; put --out on a file system that all machines share")
+    torch.set_num_threads(1)
+    return folder
+
+
+def _calibrate(sweep: Sweep, out: str, token: str) -> dict[str, int]:
+    from carv_3d.compare.engine import Teachers, calibrate
+
+    _prepare(out, token)
+    calibrate(sweep, Teachers())
+    return sweep.planned_steps
+
+
+def _group(sweep: Sweep, out: str, group: tuple[int, int], token: str) -> tuple[dict[str, float], list[str]]:
+    """One task: the runs of a group; returns their last figures and what there was to say."""
+    from carv_3d.compare.engine import clip_of, run_group, warm_teachers
+
+    folder = _prepare(out, token)
+    display = _Lines()
+    last: dict[str, float] = {}
+
+    def show(done: float, figures: dict[str, float]) -> None:
+        last.update(figures)
+
+    run_group(sweep, folder, group, warm_teachers(sweep), clip_of(sweep, _Lines()), display, show)
+    return last, display.lines

@@ -1,0 +1,119 @@
+"""What a method needs to reach the baseline's final score, as a ratio to what the baseline itself needed.
+
+Both sides are read alike: the target is the baseline's mean score at its end, and each side's need is where its mean
+curve first comes to the target. (A baseline that had been there before its end is given the earlier point.) A curve
+that never comes to the target is censored: all that is known is that the ratio is above what was tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from carv_3d.compare.records import Array, RunRecord
+from carv_3d.compare.statistics import LEVEL, Bootstrap, sampled
+
+
+@dataclass(frozen=True)
+class Reach:
+    """One ratio. `ratio` is inf where the method never reached the target: then it is above `tried`.
+
+    prompt: "" for the mean over all of them. baseline_at, method_at: in units of the axis; inf where never reached.
+    ratio: NaN where the baseline did not improve at all: nothing was to be reached.
+    low, high: of the bootstrap, inf where that end is censored, NaN without one (a single run).
+    reached: the share of resamples in which the method reached the target.
+    """
+
+    metric: str
+    axis: str
+    method: str
+    prompt: str
+    target: float
+    baseline_at: float
+    method_at: float
+    ratio: float
+    low: float
+    high: float
+    tried: float
+    reached: float
+    runs: int
+
+    def words(self) -> str:
+        """The ratio as text: "0.62 [0.50, 0.80]", "not reached (above 1.00)"."""
+        if math.isnan(self.ratio):
+            return "—"
+        if math.isinf(self.ratio):
+            text = f"not reached (above {self.tried:.2f})"
+            return text if math.isnan(self.low) or math.isinf(self.low) else f"{text} [from {self.low:.2f}]"
+        if math.isnan(self.low):
+            return f"{self.ratio:.2f}"
+        high = "not reached" if math.isinf(self.high) else f"{self.high:.2f}"
+        return f"{self.ratio:.2f} [{self.low:.2f}, {high}]"
+
+
+def first_crossing(x: Array, y: Array, target: Array) -> Array:
+    """Where each row of `y` (B, G) over `x` (G,) first is at its target (B,), inf where it never is.
+
+    Between grid points it is linear; a row that begins at or above its target crosses at x[0].
+    """
+    above = y >= target[:, None]
+    ever = above.any(1)
+    i = above.argmax(1)
+    rows = np.arange(len(y))
+    before = np.maximum(i - 1, 0)
+    rise = y[rows, i] - y[rows, before]
+    part = np.divide(target - y[rows, before], rise, out=np.ones_like(rise), where=rise > 0)
+    at = np.where(i == 0, x[0], x[before] + part.clip(0, 1) * (x[i] - x[before]))
+    return np.where(ever, at, np.inf)
+
+
+def reach(
+    baseline: Sequence[RunRecord],
+    method: Sequence[RunRecord],
+    metric: str,
+    axis: str,
+    bootstrap: Bootstrap,
+    prompt: str = "",
+) -> Reach | None:
+    """The ratio for one method, axis and score; None where one side has no such curve.
+
+    baseline, method: the runs of either side; of one prompt alone where `prompt` is given.
+    """
+    base, other = (sampled(runs, metric, axis, smoothed=False) for runs in (baseline, method))
+    if base is None or other is None:
+        return None
+    (xb, yb), (xm, ym) = base, other
+    target, at_b, at_m = _need(xb, yb.mean(0)[None], xm, ym.mean(0)[None])
+    ratio = _ratio(at_m, at_b)
+    low = high = math.nan
+    share = float(np.isfinite(at_m[0]))
+    if len(baseline) > 1 and len(method) > 1 and not math.isnan(ratio[0]):
+        means = [bootstrap.means(runs, y) for runs, y in ((baseline, yb), (method, ym))]
+        drawn = np.isfinite(means[0]).all(1) & np.isfinite(means[1]).all(1)
+        _, rb, rm = _need(xb, means[0][drawn], xm, means[1][drawn])
+        # An order statistic at either end: a censored resample counts as the largest, and is never averaged. So does
+        # one in which the baseline did not improve, which has no ratio: at the end that is worse for the method.
+        ratios = np.sort(np.nan_to_num(_ratio(rm, rb), nan=np.inf, posinf=np.inf))
+        share = float(np.isfinite(rm).mean())
+        low = float(ratios[math.floor((1 - LEVEL) / 2 * (len(ratios) - 1))])
+        high = float(ratios[math.ceil((1 + LEVEL) / 2 * (len(ratios) - 1))])
+    tried = float(xm[-1] / at_b[0]) if at_b[0] > 0 else math.inf
+    return Reach(
+        metric, axis, method[0].method, prompt, float(target[0]), float(at_b[0]), float(at_m[0]), float(ratio[0]),
+        low, high, tried, share, len(method),
+    )  # fmt: skip
+
+
+def _need(xb: Array, yb: Array, xm: Array, ym: Array) -> tuple[Array, Array, Array]:
+    """Targets and where either side reaches them, for each row."""
+    target = yb[:, -1]
+    return target, first_crossing(xb, yb, target), first_crossing(xm, ym, target)
+
+
+def _ratio(method_at: Array, baseline_at: Array) -> Array:
+    """method / baseline; NaN where the baseline needed nothing: it did not improve at all."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(baseline_at > 0, method_at / baseline_at, np.nan)

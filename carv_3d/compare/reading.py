@@ -1,0 +1,116 @@
+"""Run folders -> `RunRecord`s: those of `carv generate` and `carv compare`, and threestudio's trials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carv_3d.compare import threestudio
+from carv_3d.compare.records import RunRecord, columns, method_settings, name_methods
+from carv_3d.config import load_config
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error
+from carv_3d.options import to_mapping
+from carv_3d.report import flatten, read_table
+
+LABEL = "method.json"  # in a run's folder: which method of a comparison it is of
+NOT_METRICS = {"step", "seconds", "unet_rows", "renders"}
+
+
+def read_runs(words: Sequence[str]) -> list[RunRecord]:
+    """The runs of `[NAME=]FOLDER` words, each with its method's name; a comparison's folder gives all of its runs.
+
+    Raises:
+        CarvError: a folder is missing, is no run, or its metrics cannot be read; in one sentence.
+    """
+    runs = []
+    for word in words:
+        name, equals, rest = word.partition("=")
+        if not equals or Path(word).exists():
+            name, rest = "", word
+        for folder in _folders(Path(rest)):
+            runs.append(read_run(folder, name))
+    return name_methods(runs)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """A run's folder itself, or the runs of a comparison's folder."""
+    if (folder / "metrics.csv").exists() or not (folder / "runs").is_dir():
+        return [folder]
+    found = sorted(path.parent for path in (folder / "runs").glob("*/*/metrics.csv"))
+    if not found:
+        raise CarvError(f"the comparison in {folder} has no run with metrics yet; let it run first")
+    return found
+
+
+def read_run(folder: Path, method: str = "") -> RunRecord:
+    """The run in `folder`; `method` names it, otherwise its own label does, if it has one."""
+    try:
+        if not folder.exists():
+            raise CarvError(f"there is no folder {folder}; name the folder of a run")
+        if not folder.is_dir():
+            raise CarvError(f"{folder} is a file; name the folder of a run that it belongs to")
+        if (folder / "metrics.csv").exists():
+            return read_carv(folder, method)
+        if threestudio.is_trial(folder):
+            return threestudio.read_trial(folder, method)
+    except OSError as error:
+        raise explain_os_error(error, folder, "read") from error
+    raise CarvError(
+        f"{folder} is no run: it has neither metrics.csv (carv generate) nor csv_logs or tb_logs (threestudio)"
+    )
+
+
+def read_carv(folder: Path, method: str = "") -> RunRecord:
+    """A run of `carv generate` or `carv compare`."""
+    path = folder / "metrics.csv"
+    rows, notes = checked_rows(path)
+    values = columns(rows)
+    # its own seconds: each step's are counted as it is done
+    axes = {"steps": values["step"], "seconds": np.nancumsum(values["seconds"])}
+    axes.update({name: values[name] for name in ("unet_rows", "renders") if name in values})
+    metrics = {name: y for name, y in values.items() if name not in NOT_METRICS}
+    metrics["seconds_per_step"] = np.where(values["step"] > 0, values["seconds"], np.nan)
+    config = folder / "config.yaml"
+    if not config.exists():
+        raise CarvError(f"{folder} has metrics.csv but no config.yaml, which says what it is a run of; restore it")
+    read = load_config(config)
+    settings = method_settings(flatten(to_mapping(read)))
+    label = method or str(_label(folder).get("method", ""))
+    return RunRecord(label, read.prompt, read.seed, folder, axes, metrics, settings, notes)
+
+
+def checked_rows(path: Path, needed: Sequence[str] = ("step", "seconds")) -> tuple[list[dict[str, float]], list[str]]:
+    """The rows of a run's CSV, and a note where some were damaged.
+
+    Raises:
+        CarvError: not one whole row, or a column of `needed` is missing.
+    """
+    try:
+        rows, damaged = read_table(path)
+        torn = not path.read_bytes().endswith(b"\n")
+    except UnicodeDecodeError as error:
+        raise CarvError(f"{path} is damaged: it is no text; restore it or leave the run out") from error
+    if torn and not damaged and rows:  # the last number may have lost its end
+        rows, damaged = rows[:-1], 1
+    if not rows:
+        raise CarvError(f"{path} is empty or truncated: no whole row is left; leave the run out, or run it again")
+    for name in needed:
+        if name not in rows[0]:
+            raise CarvError(f"{path} has no column {name!r}; it is truncated, or no metrics of a run")
+    notes = [f"{path}: {damaged} damaged line(s) left out"] if damaged else []
+    return rows, notes
+
+
+def _label(folder: Path) -> dict[str, Any]:
+    try:
+        label = json.loads((folder / LABEL).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CarvError(f"{folder / LABEL} is damaged; name the method yourself: NAME={folder}") from error
+    return label if isinstance(label, dict) else {}

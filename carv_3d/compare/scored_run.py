@@ -1,0 +1,159 @@
+"""A run of a comparison: by its own clock, scored at even points of it, to be stopped and taken up at any moment."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carv_3d.checkpoint import previous_path, rng_state, set_rng_state
+from carv_3d.compare.clip import ClipScore
+from carv_3d.compare.reading import LABEL
+from carv_3d.errors import CarvError
+from carv_3d.files import make_folder, write_atomic
+from carv_3d.outputs import contact_sheet, to_uint8, write_png
+from carv_3d.progress import Display
+from carv_3d.report import read_metrics
+from carv_3d.run import COLUMNS, Run
+from carv_3d.text_to_3d import TextTo3D
+from carv_3d.truth import TrueShape, scoring_views
+
+RESULT = "result.json"  # written last: a run that has one is done
+
+
+@dataclass
+class Length:
+    """How long a run is: `seconds` of its own clock, or `steps` where that is given; scored `points` times."""
+
+    seconds: float | None
+    steps: int | None
+    points: int
+
+    @property
+    def total(self) -> float:
+        """In its own unit."""
+        return float(self.seconds if self.seconds is not None else self.steps or 0)
+
+
+class ScoredRun(Run):
+    """A `Run` that is advanced in slices. What evaluation and files take is not on its clock."""
+
+    columns = (*COLUMNS, "iou", "psnr", "clip_score")
+
+    def __init__(
+        self, host: TextTo3D, folder: Path, display: Display, length: Length, clip: ClipScore | None = None
+    ) -> None:
+        self.rng = rng_state()  # the global generators' as the host left them: this run alone goes on with them
+        super().__init__(host, folder, display)
+        self.length, self.clip = length, clip
+        self.clock = 0.0
+        config = host.config
+        known = self.judge is not None and config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny"
+        self.truth = TrueShape.of_prompt(config.prompt, config.data) if known else None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the run came to, once it is done."""
+        path = self.folder / RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @property
+    def done(self) -> float:
+        """How much of its length is behind it, in the length's unit."""
+        return self.clock if self.length.seconds is not None else float(self.host.step)
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.length.total
+
+    def begin(self, method: str) -> None:
+        """Open the folder: begin in it, or take up the run in it at its last point."""
+        make_folder(self.folder)
+        write_atomic(self.folder / LABEL, json.dumps({"method": method}, ensure_ascii=False) + "\n")
+        with self._own_rng():
+            self.open(resume=self.checkpoint.exists() or previous_path(self.checkpoint).exists())
+            rows = read_metrics(self.metrics)
+            if not rows:
+                self.append({"step": 0.0, "seconds": 0.0, "unet_rows": 0.0, "renders": 0.0} | self.scores())
+                self.save()
+        self.clock = sum(row["seconds"] for row in rows)
+
+    def advance(self, slice_seconds: float) -> None:
+        """Steps until the slice is used up, a point is reached (then it is scored and saved), or the run is done."""
+        until = self.clock + slice_seconds
+        with self._own_rng():
+            while not self.finished and self.clock < until:
+                point = self._points_passed()
+                row = self.host.train_step()
+                self.clock += row["seconds"]
+                due = self.finished or self._points_passed() > point
+                if due:
+                    row |= self.scores()
+                self.append(row)
+                self.last |= {name: value for name, value in row.items() if math.isfinite(value)}
+                if due:
+                    self.save()
+                    return
+
+    def pause(self) -> None:
+        """Save where it stands, between two points, to go on from here."""
+        if self.host.step != self.saved_step:
+            with self._own_rng():
+                self.save()
+
+    def finish(self) -> None:
+        """Pictures, mesh, and the result, which says that the run is done."""
+        data, config = self.host.config.data, self.host.config
+        views = to_uint8(self.host.views(self.host.orbit(8), data.eval_height, data.eval_width))
+        write_png(self.folder / "preview.png", contact_sheet(views, 4))
+        note = ""
+        try:
+            self.export_mesh()
+        except CarvError as error:
+            note = str(error)
+        scored = [row for row in read_metrics(self.metrics) if any(_known(row, name) for name in self._score_names)]
+        last = {name: scored[-1][name] for name in self._score_names if scored and _known(scored[-1], name)}
+        result = {"prompt": config.prompt, "seed": config.seed, "steps": self.host.step, "seconds": self.clock}
+        write_atomic(self.folder / RESULT, json.dumps(result | last | ({"note": note} if note else {})) + "\n")
+
+    def scores(self) -> dict[str, float]:
+        """The judge's, IoU and PSNR for carv-tiny's objects, and CLIP's where there is one; all of the same views."""
+        rgb, opacity = scoring_views(self.host)
+        found = self.judge.score(rgb) if self.judge else {}
+        if self.truth:
+            found |= self.truth.score(rgb, opacity)
+        if self.clip:
+            found["clip_score"] = self.clip.score(rgb, self.host.config.prompt)
+        return found
+
+    @property
+    def _score_names(self) -> tuple[str, ...]:
+        return ("iou", "psnr", "judge_object", "judge_colour", "judge_finish", "clip_score")
+
+    def _points_passed(self) -> int:
+        return math.floor(self.done / self.length.total * self.length.points + 1e-9)
+
+    def _own_rng(self) -> _Swapped:
+        return _Swapped(self)
+
+
+class _Swapped:
+    """Within it the global random generators are one run's own, so that runs in turns are what each would be alone."""
+
+    def __init__(self, run: ScoredRun) -> None:
+        self.run = run
+
+    def __enter__(self) -> None:
+        self.outside = rng_state()
+        set_rng_state(self.run.rng)
+
+    def __exit__(self, *_: object) -> None:
+        self.run.rng = rng_state()
+        set_rng_state(self.outside)
+
+
+def _known(row: Mapping[str, float], name: str) -> bool:
+    return math.isfinite(row.get(name, math.nan))

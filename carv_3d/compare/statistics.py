@@ -1,0 +1,101 @@
+"""Mean curves over seeds and prompts, and their bands, by a bootstrap in two levels: prompts, then seeds.
+
+All methods are resampled alike: what a resample says of two methods it says of the same prompts and seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from carv_3d.charts import smooth
+from carv_3d.compare.records import Array, RunRecord
+
+RESAMPLES = 2000
+LEVEL = 0.95
+POINTS = 100  # of a curve
+DENSE = 60  # a series of more points is smoothed before the mean over runs, over a twentieth of it
+
+
+@dataclass
+class Curve:
+    """A method's mean over its runs at `x`, and the ends of its band (NaN for a single run)."""
+
+    method: str
+    x: Array
+    mean: Array
+    low: Array
+    high: Array
+    runs: int
+
+
+class Bootstrap:
+    """How often each (prompt, seed) is drawn in each of B resamples, the same for every method."""
+
+    def __init__(self, runs: Sequence[RunRecord], resamples: int = RESAMPLES, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        seeds: dict[str, list[int]] = {}
+        for run in runs:
+            if run.seed not in seeds.setdefault(run.prompt, []):
+                seeds[run.prompt].append(run.seed)
+        self.keys = [(prompt, seed) for prompt in seeds for seed in sorted(seeds[prompt])]
+        drawn = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=resamples)
+        parts = []
+        for p, own in enumerate(seeds.values()):  # each time a prompt is drawn, as many seeds as it has
+            parts.append(rng.multinomial(drawn[:, p] * len(own), [1 / len(own)] * len(own)))
+        self.counts = np.concatenate(parts, axis=1).astype(float)
+
+    def weights(self, runs: Sequence[RunRecord]) -> Array:
+        """(B, runs): what each run weighs in the mean of each resample; a row of zeros where none was drawn."""
+        index = {key: i for i, key in enumerate(self.keys)}
+        picked = self.counts[:, [index[run.prompt, run.seed] for run in runs]]
+        total = picked.sum(1, keepdims=True)
+        return np.divide(picked, total, out=np.zeros_like(picked), where=total > 0)
+
+    def means(self, runs: Sequence[RunRecord], values: Array) -> Array:
+        """(B, G): the mean of `values` (runs, G) in each resample, NaN where none of the runs was drawn."""
+        weights = self.weights(runs)
+        means = weights @ values
+        means[weights.sum(1) == 0] = np.nan
+        return np.asarray(means)
+
+
+def sampled(runs: Sequence[RunRecord], metric: str, axis: str, smoothed: bool = True) -> tuple[Array, Array] | None:
+    """`(x (G,), y (runs, G))`: every run's curve on one grid, from where the last of them begins to where the first
+    ends; None where a run has no such curve, or they do not overlap."""
+    series = [run.series(metric, axis) for run in runs]
+    if not series or any(len(x) == 0 for x, _ in series):
+        return None
+    begin, end = max(x[0] for x, _ in series), min(x[-1] for x, _ in series)
+    if begin > end:
+        return None
+    grid = np.linspace(begin, end, POINTS if end > begin else 1)
+    rows = []
+    for x, y in series:
+        if smoothed and len(x) > DENSE:
+            y = np.array(smooth(y.tolist(), max(1, len(y) // 20)))
+        rows.append(np.interp(grid, x, y))
+    return grid, np.array(rows)
+
+
+def interval(values: Array, level: float = LEVEL) -> tuple[Array, Array]:
+    """The ends of the central `level` of the values (B, G); resamples that were empty (NaN) are left out."""
+    values = values[np.isfinite(values).all(1)]
+    ends = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends[0], ends[1]
+
+
+def mean_curve(runs: Sequence[RunRecord], metric: str, axis: str, bootstrap: Bootstrap) -> Curve | None:
+    """The mean curve of one method's runs, with its band; None where they have none."""
+    found = sampled(runs, metric, axis)
+    if found is None:
+        return None
+    x, y = found
+    mean = y.mean(0)
+    if len(runs) < 2:
+        none = np.full_like(mean, np.nan)
+        return Curve(runs[0].method, x, mean, none, none, 1)
+    low, high = interval(bootstrap.means(runs, y))
+    return Curve(runs[0].method, x, mean, low, high, len(runs))

@@ -1,0 +1,228 @@
+"""A comparison that makes its runs: prompts x methods x seeds, each for the same seconds of its own clock.
+
+    OUT/sweep.yaml                       what was asked for, and the steps that each method's schedules are laid over
+    OUT/runs/METHOD/NN-PROMPT-SEED/      a run's folder, as `carv generate` leaves one; result.json says it is done
+    OUT/compare.html, *.csv, *.png       made from the runs, at the end
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from carv_3d.compare.methods import Method, full_key
+from carv_3d.compare.scored_run import RESULT, Length
+from carv_3d.config import Config
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error, make_folder, slug, write_atomic
+from carv_3d.progress import Display
+
+FORMAT = 1
+SPEC = "sweep.yaml"
+GROWING = ("prompts", "seeds", "planned_steps")  # what may be added to a sweep that is there
+
+
+@dataclass
+class Sweep:
+    """What is run. budget: seconds of each run's own clock, or None where `steps` is given instead.
+
+    common: overrides of all methods, under their own; `config` lies under both. planned_steps: by method, over which
+    its schedules (timesteps, learning rate) are laid, so that at its own pace they end with the budget.
+    """
+
+    prompts: list[str]
+    methods: list[Method]
+    seeds: int = 1
+    budget: float | None = None
+    steps: int | None = None
+    points: int = 20
+    config: Path | None = None
+    common: list[str] = field(default_factory=list)
+    clip: str | None = None
+    planned_steps: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def length(self) -> Length:
+        return Length(self.budget, self.steps, self.points)
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """(index of the prompt, seed): what is run in turns, all methods of each."""
+        return [(p, seed) for seed in range(self.seeds) for p in range(len(self.prompts))]
+
+    def folder(self, out: Path, method: Method, prompt: int, seed: int) -> Path:
+        return out / "runs" / method.folder / f"{prompt:02d}-{slug(self.prompts[prompt])}-{seed}"
+
+    def left(self, out: Path) -> list[tuple[int, int]]:
+        """The groups with a run that is not done."""
+        return [g for g in self.groups if any(not (self.folder(out, m, *g) / RESULT).exists() for m in self.methods)]
+
+    def configuration(self, method: Method, prompt: int, seed: int) -> Config:
+        """Of one run: its schedules end with the budget, unless the method or --set lay them otherwise."""
+        planned = self.steps or self.planned_steps.get(method.name)
+        own = [f"trainer.max_steps={planned}"] if planned and not self.fixes_steps(method) else []
+        return method.load(self.prompts[prompt], seed, [*self.common, *own], self.config)
+
+    def fixes_steps(self, method: Method) -> bool:
+        """Whether trainer.max_steps was given as an option (a file's does not count)."""
+        return any(word.startswith("trainer.max_steps=") for word in [*self.common, *method.overrides])
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: Path | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    baseline: str | None = None,
+    scores: Sequence[str] = (),
+    command: str = "",
+    display: Display | None = None,
+) -> int:
+    """Make the runs that are left, then compare all; returns the exit status (130 or 143 where a signal stopped it).
+
+    Raises:
+        CarvError: before any work, for a bad option, an unknown prompt, or a folder that holds something else.
+    """
+    display = display or Display()
+    check(sweep)
+    if engine == "ray":
+        from carv_3d.compare.ray_engine import check_ray
+
+        check_ray()
+    out = out or Path("outputs") / f"compare-{slug(sweep.prompts[0], 24)}-{_digest(sweep)}"
+    sweep = open_folder(sweep, out)
+    count = len(sweep.prompts) * len(sweep.methods) * sweep.seeds
+    length = f"{sweep.budget:g} s of its own clock" if sweep.budget else f"{sweep.steps} steps"
+    display.say(f"{count} runs of {length} each -> {out}")
+    if sweep.left(out):
+        if engine == "ray":
+            from carv_3d.compare.ray_engine import run_on_ray
+
+            stopped = run_on_ray(sweep, out, display, address, workers)
+        else:
+            from carv_3d.compare.engine import run_here
+
+            stopped = run_here(sweep, out, display)
+        if stopped:
+            display.say(f"Stopped. Go on with the same command{f': {command}' if command else ''}")
+            return 128 + stopped
+    _write(sweep, out, display, baseline, scores, command)
+    return 0
+
+
+def check(sweep: Sweep) -> None:
+    """Read every method's configuration for every prompt; CarvError for the first mistake."""
+    from carv_3d.text_to_3d import check_prompt
+
+    for word in sweep.common:
+        if "=" not in word:
+            raise CarvError(f"--set {word!r} is no option; write key=value, such as --set data.width=128")
+    sweep.common = [f"{full_key(w.partition('=')[0].strip(), '--set')}={w.partition('=')[2]}" for w in sweep.common]
+    for word in [*sweep.common, *(w for method in sweep.methods for w in method.overrides)]:
+        key = word.partition("=")[0]
+        if key.startswith(("checkpoint.", "trainer.val_check")):
+            raise CarvError(f"{key} has no part in a comparison, whose runs are scored and saved --points times")
+    for prompt in range(len(sweep.prompts)):
+        for method in sweep.methods:
+            check_prompt(sweep.configuration(method, prompt, 0))
+
+
+def open_folder(sweep: Sweep, out: Path) -> Sweep:
+    """Begin a sweep's folder, or take up the one in it: prompts and seeds may be added, nothing else may change.
+
+    Raises:
+        CarvError: the folder holds something else, or another sweep.
+    """
+    path = out / SPEC
+    try:
+        if not path.exists():
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise CarvError(f"{out} is not an empty folder; choose another --out")
+            make_folder(out)
+            save(sweep, out)
+            return sweep
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except ValueError as error:
+        raise CarvError(f"{path} is damaged, so its runs cannot be gone on with; choose another --out") from error
+    asked = describe(sweep)
+    for key, value in asked.items():
+        if key not in GROWING and stored.get(key) != value:
+            raise CarvError(
+                f"the comparison in {out} has {key} = {_short(stored.get(key))}, and not {_short(value)}; "
+                "leave it as it was, or choose another --out"
+            )
+    sweep.planned_steps = dict(stored["planned_steps"])
+    sweep.prompts = list(dict.fromkeys([*stored["prompts"], *sweep.prompts]))
+    sweep.seeds = max(sweep.seeds, int(stored["seeds"]))
+    save(sweep, out)
+    return sweep
+
+
+def save(sweep: Sweep, out: Path) -> None:
+    """Write OUT/sweep.yaml (JSON, which YAML reads)."""
+    write_atomic(out / SPEC, json.dumps(describe(sweep), indent=2, ensure_ascii=False) + "\n")
+
+
+def describe(sweep: Sweep) -> dict[str, Any]:
+    """A sweep as plain data. Files are read in, so that a change to one does not go unseen."""
+    files = {m.name: m.config or sweep.config for m in sweep.methods}
+    return {
+        "format": FORMAT,
+        "prompts": sweep.prompts,
+        "seeds": sweep.seeds,
+        "budget": sweep.budget,
+        "steps": sweep.steps,
+        "points": sweep.points,
+        "methods": {m.name: m.overrides for m in sweep.methods},
+        "files": {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()},
+        "common": sweep.common,
+        "clip": sweep.clip,
+        "planned_steps": sweep.planned_steps,
+    }
+
+
+def plan_steps(sweep: Sweep, seconds: dict[str, list[float]]) -> dict[str, int]:
+    """How many steps each method does in the budget, from measured seconds of some of its steps."""
+    assert sweep.budget is not None
+    return {name: max(1, round(sweep.budget / statistics.median(each))) for name, each in seconds.items()}
+
+
+def _write(
+    sweep: Sweep, out: Path, display: Display, baseline: str | None, scores: Sequence[str], command: str
+) -> None:
+    from carv_3d.compare.reading import read_run
+    from carv_3d.compare.write import terminal_table, write_comparison
+
+    folders = [sweep.folder(out, m, *group) for m in sweep.methods for group in sweep.groups]
+    runs = [read_run(folder) for folder in folders]
+    results = [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
+    for run, result in zip(runs, results):
+        if "note" in result:
+            run.notes.append(f"{run.method}, {run.prompt}, seed {run.seed}: no mesh ({result['note']})")
+    length = f"{sweep.budget:g} s" if sweep.budget else f"{sweep.steps} steps"
+    facts = [("each run's own clock" if sweep.budget else "each run", length)]
+    with display.status("writing tables, pictures and the page"):
+        comparison = write_comparison(out, runs, baseline, scores, command, facts)
+    for line in [*(f"Note: {note}." for note in comparison.notes), *terminal_table(comparison)]:
+        display.say(line)
+    display.say(f"Done: open {out / 'compare.html'}")
+
+
+def _digest(sweep: Sweep) -> str:
+    """Of what makes it this sweep, so that the same command finds its folder again."""
+    what = describe(sweep)
+    what.pop("planned_steps")
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."

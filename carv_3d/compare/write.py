@@ -1,0 +1,38 @@
+"""What a comparison leaves in its folder: CSV, PNG and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from carv_3d.compare.page import write_page
+from carv_3d.compare.plots import write_plots
+from carv_3d.compare.records import RunRecord, check_comparable
+from carv_3d.compare.tables import Comparison, compare, write_tables
+from carv_3d.files import make_folder
+
+
+def write_comparison(
+    folder: Path,
+    runs: Sequence[RunRecord],
+    baseline: str | None = None,
+    scores: Sequence[str] = (),
+    command: str = "",
+    facts: Sequence[tuple[str, str]] = (),
+) -> Comparison:
+    """Compare `runs` and write tables, pictures and compare.html to `folder`; see `compare` for the rest."""
+    comparison = compare(runs, check_comparable(runs, baseline), scores)
+    make_folder(folder)
+    write_tables(folder, comparison)
+    write_plots(folder, comparison)
+    write_page(folder, comparison, command, facts)
+    return comparison
+
+
+def terminal_table(comparison: Comparison) -> list[str]:
+    """The ratios over all prompts as lines of text."""
+    lines = []
+    for r in comparison.reached:
+        if r.prompt == "" and r.axis in ("seconds", "steps"):
+            lines.append(f"{r.method}: {r.metric}, {r.axis} to the baseline's final {r.target:.3g}: {r.words()}")
+    return lines

@@ -1,0 +1,234 @@
+"""Run folders, carv's and threestudio's, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carv_3d import cli
+from carv_3d.compare.reading import read_run, read_runs
+from carv_3d.config import config_to_yaml, load_config
+from carv_3d.report import page
+
+NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>$\\frac"""
+PARSED = """seed: 7
+data: {batch_size: 2}
+system:
+  guidance_type: stable-diffusion-guidance
+  guidance: {guidance_scale: 100}
+  prompt_processor: {prompt: a hamburger}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def carv_run(
+    folder: str, prompt: str = "a red mug", seed: int = 0, draws: int = 4, speed: float = 0.1, steps: int = 20
+) -> Path:
+    """A folder as `carv generate` leaves it; the judge's score rises as 1 - exp(-speed seconds)."""
+    path = Path(folder)
+    path.mkdir(parents=True)
+    config = load_config(overrides=[f"system.guidance.num_draws={draws}"], prompt=prompt, seed=seed)
+    (path / "config.yaml").write_text(config_to_yaml(config))
+    (path / "asset.glb").write_bytes(b"glTF-" + folder.encode())
+    with (path / "metrics.csv").open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["step", "seconds", "snr", "judge_object", "unet_rows", "renders"])
+        for i in range(1, steps + 1):
+            judged = 1 - np.exp(-speed * 0.5 * i) if i % 5 == 0 else ""
+            writer.writerow([i, 0.5, 1 / i, judged, 2 * draws * i, i])
+    return path
+
+
+def trial(folder: str = "trial") -> Path:
+    """A threestudio trial that was resumed at step 4, as Lightning's CSV logger writes it."""
+    path = Path(folder)
+    for version, steps in ((0, range(6)), (1, range(4, 8))):
+        logs = path / "csv_logs" / f"version_{version}"
+        logs.mkdir(parents=True)
+        lines = ["epoch,lr-Adam/geometry,step,train/grad_norm,train_params/lambda_sds"]
+        for step in steps:
+            lines += [f",0.01,{step},,", f"0,,{step},{10 * version + step},1.0"]
+        (logs / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (path / "configs").mkdir()
+    (path / "configs" / "parsed.yaml").write_text(PARSED)
+    return path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence with which `carv compare` refuses; nothing may have been written."""
+    before = sorted(os.listdir())
+    assert cli.main(["compare", *arguments]) == 2
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("carv: ")]
+    assert "Traceback" not in out + err
+    assert sorted(os.listdir()) == before
+    return line
+
+
+def test_a_run_of_carv_is_read_with_its_own_clock() -> None:
+    run = read_run(carv_run("x", seed=3))
+    assert (run.prompt, run.seed, run.method) == ("a red mug", 3, "")
+    assert run.axes["seconds"].tolist() == [0.5 * i for i in range(1, 21)]
+    assert run.axes["unet_rows"][-1] == 160
+    x, y = run.series("judge_object", "seconds")
+    assert x.tolist() == [2.5, 5.0, 7.5, 10.0]
+    assert y[-1] == pytest.approx(1 - np.exp(-1))
+
+
+def test_a_trial_of_threestudio_is_read_over_its_parts() -> None:
+    run = read_run(trial())
+    assert (run.prompt, run.seed) == ("a hamburger", 7)
+    x, y = run.series("grad_norm", "steps")
+    assert x.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert y.tolist() == [0, 1, 2, 3, 14, 15, 16, 17]  # what was done again replaces what was done before
+    assert run.axes["renders"].tolist() == (2 * x).tolist()
+    assert run.axes["unet_rows"].tolist() == (4 * x).tolist()  # text and no text
+    assert sorted(run.metrics) == ["grad_norm"]
+    assert any("no clock" in note for note in run.notes)
+
+
+def fake_tensorboard(monkeypatch: pytest.MonkeyPatch, parts: dict[str, list[tuple[int, float, float]]]) -> None:
+    """A reader of event files that gives (step, wall time, value) by the folder's name."""
+
+    class Loader:
+        def __init__(self, path: str) -> None:
+            self.rows = parts[Path(path).parent.name]
+
+        def Load(self) -> Any:
+            for step, wall, number in self.rows:
+                value = types.SimpleNamespace(tag="train/snr", simple_value=number, HasField=lambda _: False)
+                summary = types.SimpleNamespace(value=[value])
+                yield types.SimpleNamespace(step=step, wall_time=wall, summary=summary)
+
+    name = "tensorboard.backend.event_processing.event_file_loader"
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(EventFileLoader=Loader))
+
+
+def test_tensorboard_gives_the_clock_without_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = trial()
+    for version in (0, 1):
+        (path / "tb_logs" / f"version_{version}").mkdir(parents=True)
+        (path / "tb_logs" / f"version_{version}" / "events.out.tfevents.1").touch()
+    parts = {
+        "version_0": [(s, 1000.0 + 2 * s, 1.0) for s in range(6)],
+        "version_1": [(s, 9000.0 + 3 * (s - 4), 2.0) for s in range(4, 8)],  # resumed an hour later
+    }
+    fake_tensorboard(monkeypatch, parts)
+    run = read_run(path)
+    assert run.axes["seconds"].tolist() == [2, 4, 6, 8, 11, 14, 17, 20]
+    assert run.metrics["snr"].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert run.metrics["grad_norm"].tolist() == [0, 1, 2, 3, 14, 15, 16, 17]  # the CSV's
+
+
+def test_event_files_of_tensorboard_itself() -> None:
+    writer = pytest.importorskip("tensorboard.summary").Writer
+    path = Path("only")
+    logs = writer(str(path / "tb_logs" / "version_0"))
+    for step in range(3):
+        logs.add_scalar("train/snr", 0.5 * step, step)
+        logs.add_scalar("lr-Adam/geometry", 0.01, step)
+    logs.close()
+    run = read_run(path)
+    assert run.metrics["snr"].tolist() == [0.0, 0.5, 1.0]
+    assert list(run.metrics) == ["snr"]
+    assert np.isfinite(run.axes["seconds"]).all()
+
+
+def test_methods_are_named_by_what_differs() -> None:
+    folders = [carv_run("a", draws=1), carv_run("b", draws=1, seed=1), carv_run("c", draws=8)]
+    runs = read_runs([str(f) for f in folders])
+    assert [run.method for run in runs] == ["num_draws=1", "num_draws=1", "num_draws=8"]
+    named = read_runs(["mine=a", "b", "c"])
+    assert [run.method for run in named] == ["mine", "num_draws=1", "num_draws=8"]
+
+
+def test_a_comparison_of_folders_leaves_tables_pictures_and_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        carv_run(f"slow{i}", seed=i, speed=0.1)
+        carv_run(f"quick{i}", seed=i, speed=0.2)
+    words = [f"{name}={name}{i}" for name in ("slow", "quick") for i in range(3)]
+    assert cli.main(["compare", *words, "--out", "out"]) == 0
+    assert "quick: judge_object, seconds to the baseline's final 0.632: 0.5" in capsys.readouterr().out
+    with Path("out/reach.csv").open() as handle:
+        (row,) = [r for r in csv.DictReader(handle) if r["axis"] == "seconds"]
+    assert row["method"] == "quick"
+    assert float(row["ratio"]) == pytest.approx(0.5, abs=0.05)  # five seconds of ten, linear between readings
+    assert float(row["reached"]) == 1.0
+    from PIL import Image
+
+    assert min(Image.open("out/curves-judge-object.png").size) > 300
+    text = Path("out/compare.html").read_text()
+    assert text.count("<model-viewer ") == 2  # of three seeds the first
+    assert "4 further run(s)" in text
+    with Path("out/curves.csv").open() as handle:
+        last = [r for r in csv.DictReader(handle) if (r["metric"], r["axis"]) == ("judge_object", "seconds")][-1]
+    assert (last["method"], float(last["x"])) == ("quick", 10.0)
+    assert float(last["mean"]) == pytest.approx(1 - np.exp(-2), abs=1e-4)
+    assert refusal(capsys, *words, "--out", "out").endswith("choose another --out")
+
+
+def test_the_page_is_offline_and_whatever_a_user_wrote_is_text() -> None:
+    for name in ("a", "b"):
+        carv_run(name, prompt=NASTY)
+    assert cli.main(["compare", f"{NASTY.replace('=', '')}=a", "b=b", "--out", "out", "--score", "snr"]) == 0
+    text = re.sub(r'<script type="module">.*?</script>', "", Path("out/compare.html").read_text(), flags=re.DOTALL)
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert re.findall(r'(?:src|href|url|poster)\s*[=(]\s*["\']?(?!data:)[^"\'\s>]+', text.replace("src=x", "")) == []
+    assert re.findall(r"https?://", text) == []
+    assert "default-src 'none'" in page("t", "b", viewer=False)
+
+
+def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    good = str(carv_run("good"))
+    Path("empty").mkdir()
+    carv_run("tree", prompt="a green tree")
+    (carv_run("headless") / "metrics.csv").write_text("snr,ess\n1,2\n")
+    (carv_run("hollow") / "metrics.csv").write_text("")
+    (carv_run("cut") / "metrics.csv").write_text("step,seconds,snr\n1,0.5")
+    (carv_run("binary") / "metrics.csv").write_bytes(b"\xff\xfe\x00\x81")
+    (carv_run("unknown") / "config.yaml").unlink()
+    (trial("torn") / "configs" / "parsed.yaml").write_text("a: [")
+    (Path("lost") / "csv_logs").mkdir(parents=True)
+    for words, expected in (
+        (["nowhere"], "there is no folder nowhere"),
+        ([f"{good}/metrics.csv"], "is a file"),
+        (["empty"], "empty is no run"),
+        (["headless"], "no column 'step'"),
+        (["hollow"], "empty or truncated"),
+        (["cut"], "empty or truncated"),
+        (["binary"], "it is no text"),
+        (["unknown"], "no config.yaml"),
+        (["torn"], "not readable YAML"),
+        (["lost"], "empty or truncated"),
+        ([f"a={good}", "b=tree"], "a comparison is of the same prompts"),
+        ([f"a={good}", f"a={good}", "b=tree"], "a has no run of 'a green tree'"),
+        ([good, "--baseline", "x"], "the methods are: runs"),
+        ([good, "--score", "beauty"], "no run has logged"),
+        ([good, "--budget", "3"], "--budget is for runs that are made here"),
+        ([], "there is nothing to compare"),
+    ):
+        assert expected in refusal(capsys, *words), words
+
+
+def test_a_torn_last_line_is_left_out_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    path = carv_run("x") / "metrics.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])  # "20,0.5,0.05,0.63,160,20": the renders lost a digit
+    run = read_run(Path("x"))
+    assert run.axes["renders"].tolist() == list(range(1, 20))
+    path.write_bytes(whole[:-12])
+    assert cli.main(["compare", "x", "--out", "out"]) == 0
+    assert "1 damaged line(s) left out" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,266 @@
+"""Runs in turns: each the run that it would be alone, by a clock of its own, stopped and taken up at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from carv_3d import cli
+from carv_3d.checkpoint import load_checkpoint
+from carv_3d.compare import engine
+from carv_3d.compare.methods import Method, parse_method
+from carv_3d.compare.scored_run import ScoredRun
+from carv_3d.compare.sweep import Sweep, open_folder, run_sweep
+from carv_3d.progress import Display
+from carv_3d.report import read_metrics
+from carv_3d.text_to_3d import TextTo3D
+from carv_3d.truth import TrueShape, iou
+
+SMALL = [
+    "device=cpu", "geometry.resolution=8", "num_samples_per_ray=8", "system.exporter.resolution=12",
+    "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16",
+]  # fmt: skip
+PROMPT = "a red mug"
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("carv_3d.compare.write.write_plots", lambda *_: [])  # tried in test_reading.py
+    torch.set_num_threads(1)  # sums over other numbers of threads differ in the last bit
+
+
+@pytest.fixture
+def common(sd_folder: Path) -> list[str]:
+    return [*SMALL, f"pretrained_model_name_or_path={sd_folder}"]
+
+
+def two_methods() -> list[Method]:
+    return [Method("one", ["system.guidance.num_draws=1"]), Method("two", ["system.guidance.num_draws=2"])]
+
+
+def sweep_of(common: list[str], **more: Any) -> Sweep:
+    return Sweep(**({"prompts": [PROMPT], "methods": two_methods(), "steps": 4, "points": 2, "common": common} | more))
+
+
+def field_of(folder: Path) -> torch.Tensor:
+    grid: torch.Tensor = load_checkpoint(folder / "checkpoint")[0]["field"]["grid"]
+    return grid
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def test_runs_in_turns_are_the_runs_that_they_would_be_alone(common: list[str]) -> None:
+    sweep = sweep_of(common)
+    assert run_sweep(sweep, Path("out")) == 0
+    for method in sweep.methods:
+        folder = sweep.folder(Path("out"), method, 0, 0)
+        rows = read_metrics(folder / "metrics.csv")
+        assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
+        assert [r["step"] for r in rows if r["judge_object"] == r["judge_object"]] == [0, 2, 4]
+        host = TextTo3D(sweep.configuration(method, 0, 0))
+        for _ in range(4):
+            host.train_step()
+        assert torch.equal(host.field.state_dict()["grid"], field_of(folder))
+        assert result_of(folder)["steps"] == 4
+    assert Path("out/compare.html").exists()
+    written = {p: p.stat().st_mtime_ns for p in Path("out/runs").rglob("*")}
+    again = sweep_of(common, prompts=[PROMPT], seeds=2)  # seeds may be added: what is done stays as it is
+    assert run_sweep(again, Path("out")) == 0
+    assert {p: p.stat().st_mtime_ns for p in written if p.is_file()}.items() <= written.items()
+    assert len(list(Path("out/runs").glob("*/*/result.json"))) == 4
+
+
+def test_equal_seconds_by_each_run_s_own_clock(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of "one" is said to take half a second, one of "two" a quarter; evaluation is slow and does not count."""
+    turns: list[tuple[int, float]] = []
+    step, scores = TextTo3D.train_step, ScoredRun.scores
+
+    def timed(self: TextTo3D) -> dict[str, float]:
+        return step(self) | {"seconds": 0.5 / self.config.system.guidance.num_draws}
+
+    def slow(self: ScoredRun) -> dict[str, float]:
+        turns.append((self.host.config.system.guidance.num_draws, self.clock))
+        time.sleep(0.05)
+        return scores(self)
+
+    monkeypatch.setattr(TextTo3D, "train_step", timed)
+    monkeypatch.setattr(ScoredRun, "scores", slow)
+    monkeypatch.setattr(engine, "SLICE", 0.5)
+    sweep = sweep_of(common, steps=None, budget=2.0, points=4)
+    assert run_sweep(sweep, Path("out")) == 0
+    results = {m.name: result_of(sweep.folder(Path("out"), m, 0, 0)) for m in sweep.methods}
+    assert {name: (r["steps"], r["seconds"]) for name, r in results.items()} == {"one": (4, 2.0), "two": (8, 2.0)}
+    assert sweep.planned_steps == {"one": 4, "two": 8}  # their schedules end with the budget
+    assert sweep.configuration(sweep.methods[1], 0, 0).trainer.max_steps == 8
+    assert turns == [(k, clock) for clock in (0.0, 0.5, 1.0, 1.5, 2.0) for k in (1, 2)]  # alternating
+
+
+def test_stopped_in_the_middle_and_taken_up_is_the_same(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_sweep(sweep_of(common, points=1), Path("whole")) == 0
+    step = TextTo3D.train_step
+    done = {"steps": 0}
+
+    def interrupted(self: TextTo3D) -> dict[str, float]:
+        row = step(self)
+        done["steps"] += 1
+        if done["steps"] == 5:  # two steps warm up, one per method; the third of "one" that counts
+            os.kill(os.getpid(), signal.SIGINT)
+        return row
+
+    monkeypatch.setattr(engine, "SLICE", 1e-9)  # a step each
+    with monkeypatch.context() as patch:
+        patch.setattr(TextTo3D, "train_step", interrupted)
+        assert run_sweep(sweep_of(common, points=1), Path("cut")) == 130
+    assert not list(Path("cut").rglob("result.json"))
+    assert run_sweep(sweep_of(common, points=1), Path("cut")) == 0
+    for method in two_methods():
+        folders = [sweep_of(common).folder(Path(out), method, 0, 0) for out in ("whole", "cut")]
+        assert torch.equal(*map(field_of, folders))
+        assert [r["step"] for r in read_metrics(folders[1] / "metrics.csv")] == [0, 1, 2, 3, 4]
+
+
+def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
+    open_folder(sweep_of(common), Path("out"))
+    for changed, key in (({"points": 3}, "points"), ({"methods": two_methods()[::-1][:1]}, "methods")):
+        with pytest.raises(ValueError, match=f"has {key} = "):
+            open_folder(sweep_of(common, **changed), Path("out"))
+    Path("out/sweep.yaml").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        open_folder(sweep_of(common), Path("out"))
+
+
+def test_the_true_shape_is_itself() -> None:
+    from carv_3d.config import Config
+
+    shape = TrueShape.of_prompt(PROMPT, Config().data)
+    assert shape.rgb is not None
+    perfect = shape.score(torch.tensor(shape.rgb), torch.tensor(shape.solid).float())
+    assert perfect == {"iou": 1.0, "psnr": 100.0}
+    nothing = shape.score(torch.ones(16, 64, 64, 3), torch.zeros(16, 64, 64))
+    assert nothing["iou"] == 0.0
+    assert nothing["psnr"] < 15
+    half = shape.solid.copy()
+    half[:8] = False
+    assert iou(half, shape.solid) == pytest.approx(shape.solid[8:].sum() / shape.solid.sum())
+    assert TrueShape.of_prompt("a mug", Config().data).rgb is None  # no colour: a silhouette alone
+
+
+def test_short_keys_find_their_group() -> None:
+    assert parse_method("m=lr=0.1,batch_size=2").overrides == ["system.optimizer.args.lr=0.1", "data.batch_size=2"]
+    assert parse_method("m=a.yaml,num_draws=8").config == Path("a.yaml")
+
+
+def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--prompt", PROMPT, "--budget", "5"]
+    two = ["--methods", "a", "b=num_draws=8"]
+    for words, expected in (
+        (["--prompt", PROMPT, *two, "--budget", "0"], "--budget is 0"),
+        (["--prompt", PROMPT, *two, "--budget", "-1"], "--budget is -1"),
+        (["--prompt", PROMPT, *two, "--budget", "nan"], "--budget is nan"),
+        (["--prompt", PROMPT, *two], "--budget SECONDS of its own clock, or --steps N"),
+        (["--prompt", PROMPT, *two, "--budget", "5", "--steps", "3"], "or --steps N"),
+        ([*run, "--methods", "a", "b=num_drawz=8"], "did you mean 'system.guidance.num_draws'?"),
+        ([*run, "--methods", "a", "b=resolution=8"], "system.geometry.resolution or system.exporter.resolution"),
+        ([*run, "--methods", "a", "b=num_draws=0"], "num_draws is 0"),
+        ([*run, "--methods", "a", "b=nothing.yaml"], "there is no config file nothing.yaml"),
+        ([*run, "--methods", "a", "b=8"], "'8' is no option"),
+        ([*run, "--methods", "a", "b=seed=3"], "use --seeds"),
+        ([*run, "--methods", "a", "A"], "would share a folder"),
+        ([*run, "--methods", "a", "a"], "would share a folder"),
+        ([*run, "--methods", "a"], "needs two methods"),
+        (run, "--methods NAME"),
+        ([*two, "--budget", "5"], "--methods needs a prompt"),
+        (["--prompt", "a red zeppelin", *two, "--budget", "5"], "zeppelin"),
+        (["--prompt", " ", *two, "--budget", "5"], "the prompt is empty"),
+        ([*run, *two, "--seeds", "0"], "--seeds is 0"),
+        ([*run, *two, "--baseline", "c"], "the methods are: a, b"),
+        ([*run, *two, "--address", "x:1"], "add --engine ray"),
+        ([*run, *two, "--set", "lr"], "is no option"),
+        ([*run, *two, "--set", "points=3"], "unknown option 'points'"),
+        ([*run, *two, "--score", "beauty"], "no run has logged"),
+        (["x", *run, *two], "x is a run that is there"),
+    ):
+        assert cli.main(["compare", *words]) == 2, words
+        err = capsys.readouterr().err
+        (line,) = [line for line in err.splitlines() if line.startswith("carv: ")]
+        assert expected in line, (words, line)
+        assert os.listdir() == [], words
+
+
+class Lines(Display):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def kill_a_worker(out: Path, killed: list[int]) -> None:
+    """Kill one of this process's own Ray workers once a run of its is under way (five rows, no result)."""
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and not killed:
+        time.sleep(0.005)
+        going = [p for p in out.glob("runs/*/*/metrics.csv") if len(read_metrics(p)) >= 5]
+        if any(not (p.parent / "result.json").exists() for p in going):
+            for pid in own_workers():
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                break
+
+
+def own_workers() -> list[int]:
+    """Processes at work on a group that descend from this one."""
+    parents, workers = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if (path / "cmdline").read_bytes().startswith(b"ray::_group"):
+                workers.append(int(path.name))
+        except (OSError, ValueError):
+            continue
+
+    def ours(pid: int) -> bool:
+        while pid > 1:
+            if pid == os.getpid():
+                return True
+            pid = parents.get(pid, 0)
+        return False
+
+    return [pid for pid in workers if ours(pid)]
+
+
+def test_on_ray_a_worker_that_is_killed_loses_nothing_and_repeats_nothing(common: list[str]) -> None:
+    pytest.importorskip("ray")
+    long: dict[str, Any] = {"seeds": 2, "steps": 40, "points": 20}
+    out, display = Path("ray").resolve(), Lines()
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_a_worker, args=(out, killed), daemon=True)
+    thread.start()
+    assert run_sweep(sweep_of(common, **long), out, engine="ray", workers=2, display=display) == 0
+    thread.join()
+    assert len(killed) == 1
+    resumed = [line for line in display.said if line.startswith("Resumed after step")]
+    assert resumed, "the runs of the killed worker began again"
+    assert all("step 0." not in line for line in resumed[:1])
+    assert run_sweep(sweep_of(common, **long), Path("here")) == 0
+    for method in two_methods():
+        for seed in range(2):
+            ray, here = (sweep_of(common).folder(o, method, 0, seed) for o in (out, Path("here")))
+            rows = read_metrics(ray / "metrics.csv")
+            assert [r["step"] for r in rows] == list(range(41))
+            assert rows[-1]["unet_rows"] == read_metrics(here / "metrics.csv")[-1]["unet_rows"]
+            assert torch.equal(field_of(ray), field_of(here))
+    assert not (out / ".token").exists()
