@@ -17,6 +17,7 @@ from carv_3d.errors import CarvError
 # name -> (module, function taking the remaining arguments and returning the exit status, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("carv_3d.cli", "generate", "a prompt becomes a textured mesh, a turntable and a report"),
+    "attribute": ("carv_3d.attribution.cli", "main", "which training pictures made a picture, a prompt or an asset"),
     "doctor": ("carv_3d.cli", "doctor", "what is on this machine, what is not, and the remedy"),
 }
 

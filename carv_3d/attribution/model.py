@@ -73,10 +73,14 @@ class GradientModel:
             self.module.train(training)
 
     def fingerprint(self) -> str:
-        """Of all parameters, to the bit: a store of other weights is told by it."""
-        digest = hashlib.sha256()
-        for name, p in self.module.named_parameters():
-            digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-            digest.update(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
-        digest.update(self.schedule.alphas_cumprod.float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Of all parameters, to the bit, and of the schedule: a store of other weights is told by it."""
+        return fingerprint_of(self.module, self.schedule.alphas_cumprod.float())
+
+
+def fingerprint_of(module: nn.Module, *more: Tensor) -> str:
+    """A short hash of a module's parameters with their names, and of further tensors."""
+    digest = hashlib.sha256()
+    for name, p in [*module.named_parameters(), *((str(i), x) for i, x in enumerate(more))]:
+        digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
+        digest.update(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -11,6 +11,7 @@ over it in chunks, and nothing but (Q, N) numbers and (d, d) matrices is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,15 @@ class Scores:
         """The items with the highest scores for a query (`least`: the lowest), best first."""
         order = torch.argsort(self.values[query], descending=not least, stable=True)
         return order[:count].tolist()
+
+    def moderated_errors(self, degrees: int = 1, prior: int = 8) -> Tensor:
+        """(Q, N) errors drawn towards their root mean square over a query's items, for intervals.
+
+        Two groups give a variance with one degree of freedom, under which an interval is far too short for every third
+        item; here the mean over all items counts as `prior` more.
+        """
+        mean = self.errors.square().mean(1, keepdim=True)
+        return ((degrees * self.errors.square() + prior * mean) / (degrees + prior)).sqrt()
 
 
 def bilinear(queries: Tensor, items: Rows, left: Tensor | None = None) -> Scores:
@@ -141,12 +151,16 @@ def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int 
     totals = torch.zeros(len(ridges), dtype=torch.float64)
     for fold in range(folds):
         held = torch.arange(len(f)) % folds == fold
-        values, vectors = torch.linalg.eigh(f[~held].T @ f[~held] / int((~held).sum()))
-        values = values.clamp_min(0.0)
-        energy = (f[held] @ vectors).square().mean(0)
+        rest, d = f[~held], f.shape[1]
+        # through the smaller of the two Gram matrices; in the directions that the rest does not reach lies the ridge
+        _, singular, vectors = torch.linalg.svd(rest / len(rest) ** 0.5, full_matrices=False)
+        values, scale = singular.square(), float(singular.square().sum() / d)
+        energy = (f[held] @ vectors.T).square().mean(0)
+        outside, beyond = d - len(values), f[held].square().sum(1).mean() - energy.sum()
         for i, ridge in enumerate(ridges):
-            eigen = values + ridge * values.mean()
-            totals[i] -= (eigen.log() + energy / eigen).sum()
+            eigen = values + ridge * scale
+            totals[i] -= (eigen.log() + energy / eigen).sum() + outside * math.log(ridge * scale)
+            totals[i] -= beyond.clamp_min(0.0) / (ridge * scale) if outside else 0.0
     return float(ridges[int(totals.argmax())])
 
 

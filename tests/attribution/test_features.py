@@ -135,7 +135,9 @@ def test_a_projection_is_its_hash_written_out() -> None:
     for j in range(1000):
         wanted[(j % 8 + shift[j // 8 % 64]) % 8] += project.signs[j] * x[j]
     assert torch.allclose(project([x], [1000]), wanted, atol=1e-5)
-    assert torch.allclose(project([None, x[400:]], [400, 600]) + project([x[:400], None], [400, 600]), wanted, atol=1e-5)
+    assert torch.allclose(
+        project([None, x[400:]], [400, 600]) + project([x[:400], None], [400, 600]), wanted, atol=1e-5
+    )
     whole = Projection(10, 64)
     assert torch.equal(whole([x[:4], None], [4, 6]), torch.cat([x[:4], torch.zeros(6)]))
 

@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from carv_3d.attribution import bilinear, choose_ridge, cosine, cross_fitted, kernel, tracin, trak
-from carv_3d.attribution.metrics import jackknife_ratio, linear_datamodelling_score, mean_interval, rank, shares_among
+from carv_3d.attribution.metrics import (
+    jackknife_ratio,
+    linear_datamodelling_score,
+    mean_interval,
+    rank,
+    shares_among,
+    variance_of_features,
+)
 from carv_3d.attribution.metrics import spearman as spearman_of
-from carv_3d.attribution.metrics import variance_of_features
 from carv_3d.errors import CarvError
 
 D = 7
@@ -112,7 +118,7 @@ def test_tracin_adds_checkpoints_up(means, generator) -> None:
     total = tracin(steps)
     parts = [bilinear(q, f) for q, f, _ in steps]
     assert torch.allclose(total.values, 0.1 * parts[0].values + 0.3 * parts[1].values)
-    assert torch.allclose(total.errors, (0.01 * parts[0].errors**2 + 0.09 * parts[1].errors**2).sqrt())
+    assert torch.allclose(total.errors, (0.01 * parts[0].errors ** 2 + 0.09 * parts[1].errors ** 2).sqrt())
     with pytest.raises(CarvError, match="one checkpoint"):
         tracin([])
 
