@@ -170,7 +170,7 @@ def test_folders_of_pictures_with_captions_of_either_kind(tmp_path) -> None:
     (tmp_path / "1.txt").write_text("a bird")
     assert FolderPictures(tmp_path, SIZE, resize=True).fingerprint() != first
     (tmp_path / "metadata.jsonl").write_text("{}")
-    with pytest.raises(CarvError, match="line 1 of .* needs file_name"):
+    with pytest.raises(CarvError, match=r"line 1 of .* needs file_name"):
         FolderPictures(tmp_path, SIZE, resize=True)
 
 
