@@ -35,6 +35,9 @@ def _parser() -> Parser:
     parser.add_argument("--dim", type=int, default=2048, metavar="D", help="of the projection (default: 2048)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
     parser.add_argument("--store", type=Path, metavar="DIR", help="where gradients are kept (default: the cache)")
+    parser.add_argument(
+        "--shard", default="", metavar="I/N", help="make this share of the gradients alone, for several processes"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder (default: outputs/attribution-<query>)")
     return parser
 

@@ -7,9 +7,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,8 @@ class AttributeOptions:
     store: Path | None = None
     """Where latents and features are kept for the next query."""
     out: Path | None = None
+    shard: str = ""
+    """"I/N": make this share of the gradients, from 0, and stop; processes or machines with one --store share them."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -83,8 +87,17 @@ class AttributeOptions:
         for name, value, groups in (("draws", self.draws, 2), ("query_draws", self.query_draws, QUERY_GROUPS)):
             if value % (2 * groups):
                 raise CarvError(f"{name} is {value}; it must be a multiple of {2 * groups} ({groups} groups of pairs).")
+        if self.shard and not re.fullmatch(r"\d+/\d+", self.shard):
+            raise CarvError(f"shard is {self.shard!r}; it must be I/N, such as 0/2 for the first of two.")
+        if not 0 <= self.share[0] < self.share[1]:
+            raise CarvError(f"shard is {self.shard!r}; shares count from 0, so the last is {self.share[1] - 1}.")
         if self.data == "tiny" and self.model not in (None, "carv-tiny") and not Path(self.model or "").exists():
             raise CarvError(f"the pictures of carv-tiny did not train {self.model}: name its own with --data FOLDER.")
+
+    @property
+    def share(self) -> tuple[int, int]:
+        first, _, count = (self.shard or "0/1").partition("/")
+        return int(first), int(count)
 
     @property
     def features(self) -> FeatureOptions:
@@ -125,15 +138,20 @@ def attribute(options: AttributeOptions) -> int:
     store = _store_folder(options, maker, pictures)
     items = EncodedPictures(pictures, teacher, store / "latents")
     rows = maker.open_store(store / options.features.loss, items)
-    make_folder(out)
     with StopSignals() as stop:
-        for name, work in (("encoding the training pictures", items.encode), ("their gradients", None)):
-            display.say(name)
-            done = _with_progress(display, len(items), stop, work or (lambda show: maker.fill(rows, items, show=show)))
-            if not done:
-                out.rmdir()
+        for words, work in (
+            ("encoding the training pictures", items.encode),
+            ("their gradients", partial(maker.fill, rows, items, *options.share)),
+        ):
+            display.say(words)
+            if not _with_progress(display, len(items), stop, work):
                 display.say(f"Stopped; what is finished is in {store}, and the same command goes on from there.")
                 return 128 + stop.number
+    if not rows.complete:
+        left = int((~rows.finished).sum())
+        display.say(f"This share is done; {left} training pictures are left for the others. It is all in {store}.")
+        return 0
+    make_folder(out)
     with display.status("gradients of the query"):
         asked = _query_features(query, teacher, model, options, maker)
     with display.status("scores"):
@@ -221,9 +239,7 @@ def _new_folder(options: AttributeOptions) -> Path:
     return folder
 
 
-def _with_progress(
-    display: Display, total: int, stop: StopSignals, work: Callable[[Callable[[int, int], bool]], bool]
-) -> bool:
+def _with_progress(display: Display, total: int, stop: StopSignals, work: Callable[..., bool]) -> bool:
     begin = time.perf_counter()
     with display.progress(0, total) as tell:
         made = 0
@@ -234,7 +250,7 @@ def _with_progress(
             tell(done, {"seconds": (time.perf_counter() - begin) / made})
             return bool(stop.number)
 
-        return work(show)
+        return work(show=show)
 
 
 def _facts(

@@ -81,6 +81,18 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
     assert cli.main(arguments(data / "3.png", data, sd_folder, "--method", "cosine", "--out", "b")) == 0
     assert Path("b/scores.csv").read_text() == Path("a/scores.csv").read_text()
     assert "pictures a second" not in Path("b/report.html").read_text()
+    # in two shares, of which the first alone makes no page
+    shares = [
+        *arguments(data / "3.png", data, sd_folder, "--method", "cosine", "--out", "c"),
+        "--store",
+        "s",
+        "--shard",
+    ]
+    assert cli.main([*shares, "1/2"]) == 0
+    assert "3 training pictures are left" in capsys.readouterr().out
+    assert not Path("c").exists()
+    assert cli.main([*shares, "0/2"]) == 0
+    assert Path("c/scores.csv").read_text() == Path("a/scores.csv").read_text()
 
 
 def test_a_prompt_is_asked_about_by_pictures_of_it(data, sd_folder, place) -> None:
@@ -136,6 +148,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
         (["attribute", "a red mug", "--draws", "6"], "draws is 6; it must be a multiple of 4"),
         (["attribute", "a red mug", "--method", "x"], "method is 'x'"),
         (["attribute", "a red mug", "--items", "0"], "items is 0"),
+        (["attribute", "a red mug", "--shard", "1"], "shard is '1'; it must be I/N"),
+        (["attribute", "a red mug", "--shard", "2/2"], "the last is 1"),
         (arguments("a red mug", tmp_path / "empty", sd_folder), "holds no pictures"),
         (arguments("a red mug", tmp_path / "none", sd_folder), "there is no folder"),
         (arguments(tmp_path / "large.png", data, sd_folder), "is 40×40 pixels and the model's pictures are 16×16"),
