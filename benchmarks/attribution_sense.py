@@ -20,7 +20,7 @@ import time
 import torch
 
 from carv_3d.attribution import FeatureMaker, GradientModel
-from carv_3d.attribution.command import METHODS, AttributeOptions, cache_folder, score
+from carv_3d.attribution.command import METHODS, AttributeOptions, cache_folder, kept_kernel, score
 from carv_3d.attribution.encoded import EncodedPictures, embed, encode_images
 from carv_3d.attribution.metrics import shares_among
 from carv_3d.attribution.pictures import TinyPictures
@@ -78,6 +78,7 @@ def main() -> None:
             print(f"{method}: {count / maker.meter.total_seconds:.2f} items a second ({words}), {memory():.0f} MiB")
         query_maker = FeatureMaker(model, a.query_features, "query", projection=maker.projection)
         found = []
+        gram = kept_kernel(store) if method != "cosine" else None
         begin = time.perf_counter()
         for (wanted, tint), query in zip(asked, made):
             latents = encode_images(query.images, teacher)
@@ -85,7 +86,7 @@ def main() -> None:
             rows = [
                 query_maker.feature(f"{query.prompt} {v}", z, c) for v, (z, c) in enumerate(zip(latents, conditions))
             ]
-            scores, ridge = score(method, torch.stack(rows), store.rows)
+            scores, ridge = score(method, torch.stack(rows), store.rows, gram)
             top = scores.top(0, TOP)
             found.append((*shares_among(objects, wanted, top), *shares_among(colours, tint, top)))
         per_query = (time.perf_counter() - begin) / len(asked)

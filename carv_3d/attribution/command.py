@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,12 +10,14 @@ import json
 import os
 import re
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,9 +35,10 @@ from carv_3d.attribution.queries import (
     prompt_query,
     run_query,
 )
-from carv_3d.attribution.scores import Scores, choose_ridge, cosine, trak
+from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, trak
+from carv_3d.attribution.store import RowStore
 from carv_3d.errors import CarvError
-from carv_3d.files import make_folder, slug, write_atomic
+from carv_3d.files import make_folder, slug, write_atomic, write_via
 from carv_3d.options import to_mapping
 from carv_3d.progress import Display, StopSignals
 
@@ -135,9 +139,9 @@ def attribute(options: AttributeOptions) -> int:
     query = _query(kind, options, teacher, display)
     model = GradientModel.of_teacher(teacher)
     maker = FeatureMaker(model, options.features)
-    store = _store_folder(options, maker, pictures)
-    items = EncodedPictures(pictures, teacher, store / "latents")
-    rows = maker.open_store(store / options.features.loss, items)
+    base = _store_folder(options, maker, pictures)
+    items = EncodedPictures(pictures, teacher, base / "latents")
+    rows = maker.open_store(base / _features_name(options), items)
     with StopSignals() as stop:
         for words, work in (
             ("encoding the training pictures", items.encode),
@@ -145,23 +149,24 @@ def attribute(options: AttributeOptions) -> int:
         ):
             display.say(words)
             if not _with_progress(display, len(items), stop, work):
-                display.say(f"Stopped; what is finished is in {store}, and the same command goes on from there.")
+                display.say(f"Stopped; what is finished is in {base}, and the same command goes on from there.")
                 return 128 + stop.number
     if not rows.complete:
         left = int((~rows.finished).sum())
-        display.say(f"This share is done; {left} training pictures are left for the others. It is all in {store}.")
+        display.say(f"This share is done; {left} training pictures are left for the others. It is all in {base}.")
         return 0
     make_folder(out)
     with display.status("gradients of the query"):
         asked = _query_features(query, teacher, model, options, maker)
     with display.status("scores"):
-        scores, ridge = score(options.method, asked, rows.rows)
+        gram = None if options.method == "cosine" else kept_kernel(rows)
+        scores, ridge = score(options.method, asked, rows.rows, gram)
     facts = _facts(options, model_name, pictures, maker, ridge, time.perf_counter() - begin)
     from carv_3d.attribution.page import write_page
 
     write_atomic(out / "scores.csv", scores_csv(scores, pictures))
     write_page(out, query, pictures, scores, METHODS[options.method][1], facts)
-    settings = {**to_mapping(options), "model": model_name, "store": str(store), "out": str(out), "ridge": ridge}
+    settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": ridge}
     write_atomic(out / "settings.json", json.dumps(settings, indent=2))
     best = scores.top(0, 3)
     display.say("Most influential: " + "; ".join(pictures.caption(i) or pictures.key(i) for i in best))
@@ -169,13 +174,28 @@ def attribute(options: AttributeOptions) -> int:
     return 0
 
 
-def score(method: str, queries: Tensor, items: Any) -> tuple[Scores, float | None]:
-    """Scores (1, N) of the mean over the query's pictures (V, H, d), and TRAK's ridge."""
+def score(method: str, queries: Tensor, items: Any, gram: Tensor | None = None) -> tuple[Scores, float | None]:
+    """Scores (1, N) of the mean over the query's pictures (V, H, d), and TRAK's ridge.
+
+    gram: `kernel(items)`, if it is known.
+    """
     whole = queries.mean(0, keepdim=True)
     if method == "cosine":
         return cosine(whole, items), None
     ridge = choose_ridge(items) if len(items) >= 4 else 1.0
-    return trak(whole, items, ridge), ridge
+    return trak(whole, items, ridge, gram), ridge
+
+
+def kept_kernel(store: RowStore) -> Tensor:
+    """The kernel of a complete store's rows, kept beside them for the next query."""
+    path, key = store.folder / "kernel.npz", store.checksum()
+    missing_or_damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    with contextlib.suppress(*missing_or_damaged), np.load(path) as stored:
+        if int(stored["rows"]) == key:
+            return torch.from_numpy(stored["kernel"])
+    gram = kernel(store.rows)
+    write_via(path, lambda temporary: np.savez(temporary, kernel=gram.numpy(), rows=key))
+    return gram
 
 
 def scores_csv(scores: Scores, pictures: TrainingPictures) -> str:
@@ -220,11 +240,20 @@ def _query_features(
 
 
 def _store_folder(options: AttributeOptions, maker: FeatureMaker, pictures: TrainingPictures) -> Path:
-    """A folder for this model, these pictures and these draws, unless one is named (and then checked)."""
+    """A folder for this model and these pictures, unless one is named (and then checked)."""
     if options.store is not None:
         return options.store
-    key = [maker.model.fingerprint(), pictures.fingerprint(), json.dumps(to_mapping(maker.options))]
-    return cache_folder() / "attribution" / hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
+    key = f"{maker.model.fingerprint()} {pictures.fingerprint()}"
+    return cache_folder() / "attribution" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _features_name(options: AttributeOptions) -> str:
+    """In a folder that was named, other draws are refused; in the cache each have their own."""
+    loss = options.features.loss
+    if options.store is not None:
+        return loss
+    words = json.dumps(to_mapping(options.features), sort_keys=True)
+    return f"{loss}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
 def _new_folder(options: AttributeOptions) -> Path:

@@ -134,7 +134,7 @@ def solve(gram: Tensor, rows: Tensor, ridge: float) -> Tensor:
     return torch.cholesky_solve(rows.T.to(gram), factor).T
 
 
-def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int = 2, limit: int = 4096) -> float:
+def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int = 2, limit: int = 2048) -> float:
     """The ridge under which the kernel of some items describes the others best.
 
     Score: the Gaussian log likelihood of a fold's features under the regularised kernel of the rest, summed over
@@ -153,9 +153,16 @@ def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int 
         held = torch.arange(len(f)) % folds == fold
         rest, d = f[~held], f.shape[1]
         # through the smaller of the two Gram matrices; in the directions that the rest does not reach lies the ridge
-        _, singular, vectors = torch.linalg.svd(rest / len(rest) ** 0.5, full_matrices=False)
-        values, scale = singular.square(), float(singular.square().sum() / d)
-        energy = (f[held] @ vectors.T).square().mean(0)
+        if len(rest) < d:
+            values, sides = torch.linalg.eigh(rest @ rest.T / len(rest))
+            kept = values > 1e-10 * values[-1]
+            values = values[kept]
+            vectors = rest.T @ sides[:, kept] / (len(rest) * values).sqrt()
+        else:
+            values, vectors = torch.linalg.eigh(rest.T @ rest / len(rest))
+            values = values.clamp_min(1e-10 * float(values[-1]))
+        scale = float(values.sum() / d)
+        energy = (f[held] @ vectors).square().mean(0)
         outside, beyond = d - len(values), f[held].square().sum(1).mean() - energy.sum()
         for i, ridge in enumerate(ridges):
             eigen = values + ridge * scale

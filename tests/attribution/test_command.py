@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from carv_3d import cli
-from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel, cosine
-from carv_3d.attribution.command import AttributeOptions, score
+from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel, cosine, kernel
+from carv_3d.attribution.command import AttributeOptions, kept_kernel, score
 from carv_3d.attribution.encoded import EncodedPictures, encode_images
 from carv_3d.attribution.page import render_page
 from carv_3d.attribution.pictures import FolderPictures, TinyPictures
 from carv_3d.attribution.queries import Query, kind_of
 from carv_3d.attribution.scores import Scores
+from carv_3d.attribution.store import RowStore
 from carv_3d.errors import CarvError
 
 NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>"""
@@ -237,6 +238,22 @@ def test_scores_of_several_pictures_are_their_mean() -> None:
 
     assert ridge is not None
     assert torch.allclose(found.values[0], trak(queries, items, ridge).values.mean(0))
+
+
+def test_a_kernel_is_kept_until_the_rows_change(tmp_path, monkeypatch) -> None:
+    store = RowStore(tmp_path, {}, 3, (2, 4))
+    rows = np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32)
+    for i in range(3):
+        store.write(i, rows[i])
+    first = kept_kernel(store)
+    assert torch.allclose(first, kernel(rows))
+    monkeypatch.setattr("carv_3d.attribution.command.kernel", lambda rows: pytest.fail("made again"))
+    assert torch.equal(kept_kernel(store), first)
+    monkeypatch.setattr("carv_3d.attribution.command.kernel", kernel)
+    store.write(1, 2 * rows[1])
+    assert torch.allclose(kept_kernel(store), kernel(store.rows))
+    (tmp_path / "kernel.npz").write_bytes(b"damaged")
+    assert torch.allclose(kept_kernel(store), kernel(store.rows))
 
 
 class OnePicture:
