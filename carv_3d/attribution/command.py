@@ -43,9 +43,9 @@ from carv_3d.options import to_mapping
 from carv_3d.progress import Display, StopSignals
 
 METHODS = {  # name -> the loss of its features, what the page says
+    "cosine": ("loss", "the cosine between gradients of the loss"),
     "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularised kernel"),
     "d-trak": ("mean-squared-l2-norm", "D-TRAK: as TRAK, with gradients of the output's squared norm"),
-    "cosine": ("loss", "the cosine between gradients of the loss"),
 }
 QUERY_GROUPS = 8
 
@@ -67,7 +67,7 @@ class AttributeOptions:
     """Draws per picture of the query."""
     views: int = 4
     """Pictures that stand for a prompt or an asset."""
-    method: str = "trak"
+    method: str = "cosine"
     prompt: str = ""
     """Of a picture."""
     resize: bool = False

@@ -55,7 +55,7 @@ def arguments(query: Path | str, data: Path, model: Path, *more: str) -> list[st
 
 
 def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, place, capsys) -> None:
-    assert cli.main(arguments(data / "3.png", data, sd_folder, "--method", "cosine", "--out", "a")) == 0
+    assert cli.main(arguments(data / "3.png", data, sd_folder, "--out", "a")) == 0
     with open("a/scores.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     values = [float(r["score"]) for r in rows]
@@ -77,14 +77,14 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
     assert page.count("data:image/png;base64,") == 7  # the query, and every training picture once
     assert "Done: open" in capsys.readouterr().out
     # again: nothing is computed anew, and nothing is written over
-    assert cli.main(arguments(data / "3.png", data, sd_folder, "--method", "cosine", "--out", "a")) == 2
+    assert cli.main(arguments(data / "3.png", data, sd_folder, "--out", "a")) == 2
     assert "not an empty folder" in capsys.readouterr().err
-    assert cli.main(arguments(data / "3.png", data, sd_folder, "--method", "cosine", "--out", "b")) == 0
+    assert cli.main(arguments(data / "3.png", data, sd_folder, "--out", "b")) == 0
     assert Path("b/scores.csv").read_text() == Path("a/scores.csv").read_text()
     assert "pictures a second" not in Path("b/report.html").read_text()
     # in two shares, of which the first alone makes no page
     shares = [
-        *arguments(data / "3.png", data, sd_folder, "--method", "cosine", "--out", "c"),
+        *arguments(data / "3.png", data, sd_folder, "--out", "c"),
         "--store",
         "s",
         "--shard",
@@ -97,7 +97,7 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
 
 
 def test_a_prompt_is_asked_about_by_pictures_of_it(data, sd_folder, place) -> None:
-    assert cli.main(arguments("a red mug", data, sd_folder, "--views", "2")) == 0
+    assert cli.main(arguments("a red mug", data, sd_folder, "--views", "2", "--method", "trak")) == 0
     page = Path("outputs/attribution-a-red-mug/report.html").read_text()
     assert page.count("data:image/png;base64,") == 8
     assert "TRAK" in page
