@@ -92,7 +92,15 @@ def _feature(maker: FeatureMaker, items: EncodedPictures, i: int, repeat: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("items", 16), ("repeats", 6), ("truth", 512), ("queries", 4), ("dim", 2048), ("threads", 2)):
+    for name, value in (
+        ("items", 16),
+        ("repeats", 6),
+        ("truth", 512),
+        ("queries", 4),
+        ("pilot", 8),
+        ("dim", 2048),
+        ("threads", 2),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--model", default="carv-tiny")
     parser.add_argument("--loss", default="loss")
@@ -102,7 +110,7 @@ def main() -> None:
     begin = time.perf_counter()
     teacher = StableDiffusionTeacher.load(o.model)
     model = GradientModel.of_teacher(teacher)
-    count = o.items + o.queries + 8
+    count = o.items + o.queries + o.pilot
     folder = cache_folder() / "attribution" / "benchmark"
     # neighbours in the training set are colourings of one view: take every third picture
     pictures = TinyPictures(folder / f"pictures-{3 * count}", 3 * count)
