@@ -157,7 +157,7 @@ def read_picture(path: Path, size: int, resize: bool) -> Image:
         left, top = (flat.width - side) // 2, (flat.height - side) // 2
         box = (left, top, left + side, top + side)
         flat = flat.resize((size, size), Pillow.Resampling.LANCZOS, box=box)
-    return np.asarray(flat)
+    return np.array(flat)
 
 
 def _open(path: Path) -> Any:
