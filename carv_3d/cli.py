@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("carv_3d.cli", "generate", "a prompt becomes a textured mesh, a turntable and a report"),
     "variance": ("carv_3d.variance.command", "main", "what each estimator's gradient varies and what its seconds buy"),
     "compare": ("carv_3d.compare.command", "main", "runs side by side: curves, tables, assets to turn"),
+    "attribute": ("carv_3d.attribution.cli", "main", "which training pictures made a picture, a prompt or an asset"),
     "doctor": ("carv_3d.cli", "doctor", "what is on this machine, what is not, and the remedy"),
 }
 

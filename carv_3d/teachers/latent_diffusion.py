@@ -180,5 +180,9 @@ class LatentDiffusionTeacher(Denoiser):
             self._embeddings.update(zip(new, self._encode_text(new)))
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
 
+    def forget_texts(self) -> None:
+        """Lets go of the prompts that `text_embeddings` remembers, for work on more captions than memory holds."""
+        self._embeddings.clear()
+
     def _encode_text(self, prompts: list[str]) -> Tensor:
         raise NotImplementedError

@@ -1,0 +1,181 @@
+"""The form of the paper's Table 4: what a design of the draws is worth in attribution, by evaluations per item.
+
+carv-tiny and pictures of its own training. For each item, repeated features of K evaluations; the variance of a design
+is the mean over items of tr Cov of the (projected) gradient. At equal evaluations cost is equal, so the ECM against
+independent uniform draws is the quotient of the variances; intervals by the jackknife over items. Beside it the rank
+correlation over items between cosine scores at K evaluations and those of --truth evaluations, the mean over repeats
+and queries (queries have the truth's draws).
+
+    ./install.sh python benchmarks/attribution_ecm.py [--items 16] [--repeats 6] [--truth 512] [--model FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel
+from carv_3d.attribution.command import cache_folder
+from carv_3d.attribution.encoded import EncodedPictures
+from carv_3d.attribution.metrics import jackknife_ratio, spearman
+from carv_3d.attribution.pictures import TinyPictures
+from carv_3d.core.accounting import total_variance
+from carv_3d.core.proposals import TimestepProposal, make_proposal
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+KS = (4, 8, 16, 32, 64)
+BINS = 20  # of the pilot
+DESIGNS = {  # title -> stratify, antithetic, importance sampling
+    "uniform": ("none", False, False),
+    "importance": ("none", False, True),
+    "antithetic": ("none", True, False),
+    "stratified": ("render", False, False),
+    "stratified + importance": ("render", False, True),
+    "stratified + antithetic": ("render", True, False),
+}
+
+
+def options(draws: DrawOptions, o: argparse.Namespace) -> FeatureOptions:
+    return FeatureOptions(draws, o.loss, dim=o.dim)
+
+
+def pilot(model: GradientModel, items: EncodedPictures, index: range, o: argparse.Namespace) -> TimestepProposal:
+    """q proportional to the root mean square of the gradient, by bins of timesteps, on items that are not measured,
+    mixed with a tenth of the uniform one."""
+    steps = model.schedule.num_train_timesteps
+    table = torch.zeros(steps)
+    edges = torch.linspace(0, steps, BINS + 1).long().tolist()
+    projection = None
+    for low, high in itertools.pairwise(edges):
+        draws = DrawOptions(1, 1, "none", False, low, high - 1)
+        maker = FeatureMaker(model, options(draws, o), f"pilot-{low}", projection=projection)
+        projection = maker.projection
+        squares = [
+            float(maker.feature(items.key(i), items.latents(i), items.condition(i)).square().sum()) for i in index
+        ]
+        table[low:high] = (sum(squares) / len(squares)) ** 0.5
+    return make_proposal("weight", model.schedule, 0.9 * table / table.mean() + 0.1)
+
+
+def repeated(
+    make: Callable[[int], FeatureMaker], items: EncodedPictures, index: range, repeats: int
+) -> dict[int, Tensor]:
+    """(repeats, N, dim) for each K, of a design whose draws hang together: made anew for each K."""
+    out = {}
+    for K in KS:
+        maker = make(K)
+        out[K] = torch.stack(
+            [torch.stack([_feature(maker, items, i, r).mean(0) for i in index]) for r in range(repeats)]
+        )
+    return out
+
+
+def shared(
+    maker: FeatureMaker, items: EncodedPictures, index: range, repeats: int
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The same of independent draws, where K draws are the first K of the most, and the variance per item (N,) at
+    each K: that of all groups of KS[0], which falls as 1/K."""
+    groups = torch.stack([torch.stack([_feature(maker, items, i, r) for i in index]) for r in range(repeats)])
+    one = _per_item(groups.transpose(1, 2).flatten(0, 1))
+    return {K: groups[:, :, : K // KS[0]].mean(2) for K in KS}, {K: one * KS[0] / K for K in KS}
+
+
+def _feature(maker: FeatureMaker, items: EncodedPictures, i: int, repeat: int) -> Tensor:
+    return maker.feature(f"{items.key(i)} {repeat}", items.latents(i), items.condition(i))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (
+        ("items", 16),
+        ("repeats", 6),
+        ("truth", 512),
+        ("queries", 4),
+        ("pilot", 8),
+        ("dim", 2048),
+        ("threads", 2),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--model", default="carv-tiny")
+    parser.add_argument("--loss", default="loss")
+    parser.add_argument("--designs", nargs="*", default=list(DESIGNS), choices=list(DESIGNS))
+    o = parser.parse_args()
+    torch.set_num_threads(o.threads)
+    begin = time.perf_counter()
+    teacher = StableDiffusionTeacher.load(o.model)
+    model = GradientModel.of_teacher(teacher)
+    count = o.items + o.queries + o.pilot
+    folder = cache_folder() / "attribution" / "benchmark"
+    # neighbours in the training set are colourings of one view: take every third picture
+    pictures = TinyPictures(folder / f"pictures-{3 * count}", 3 * count)
+    items = EncodedPictures(pictures, teacher, folder / f"latents-{3 * count}-{Path(o.model).name}")
+    items.encode()
+    index = range(0, 3 * o.items, 3)
+    queries = range(3 * o.items, 3 * (o.items + o.queries), 3)
+    proposal = pilot(model, items, range(3 * (o.items + o.queries), 3 * count, 3), o)
+
+    many = FeatureMaker(model, options(DrawOptions(o.truth, o.truth // 16), o), "truth")
+    projection = many.projection
+    truth = torch.stack([many.feature(items.key(i), items.latents(i), items.condition(i)).mean(0) for i in index])
+    asked = torch.stack([many.feature(items.key(i), items.latents(i), items.condition(i)).mean(0) for i in queries])
+    asked = asked / asked.norm(dim=1, keepdim=True)
+
+    def cosines(f: Tensor) -> Tensor:
+        return asked @ (f / f.norm(dim=1, keepdim=True)).T
+
+    variances: dict[str, dict[int, Tensor]] = {}
+    ranks: dict[str, dict[int, float]] = {}
+    for title in o.designs:
+        stratify, antithetic, importance = DESIGNS[title]
+        independent = stratify == "none"
+
+        def make(
+            K: int,
+            t: str = title,
+            s: str = stratify,
+            a: bool = antithetic,
+            q: TimestepProposal | None = proposal if importance else None,
+            groups: int = 1,
+        ) -> FeatureMaker:
+            return FeatureMaker(model, options(DrawOptions(K, groups, s, a), o), f"{t} {K}", q, projection=projection)
+
+        if independent:
+            most = make(KS[-1], groups=KS[-1] // KS[0])
+            by_k, variances[title] = shared(most, items, index, o.repeats)
+        else:
+            by_k = repeated(make, items, index, o.repeats)
+            variances[title] = {K: _per_item(f) for K, f in by_k.items()}
+        ranks[title] = {
+            K: float(torch.stack([spearman(cosines(x), cosines(truth)) for x in f]).mean()) for K, f in by_k.items()
+        }
+        print(f"{title}: {time.perf_counter() - begin:.0f} s", flush=True)
+    parameters = model.num_parameters
+    print(
+        f"\n{o.items} items, {o.repeats} repeats, {parameters:,} parameters projected to {o.dim}, {o.model}, {o.loss}\n"
+    )
+    head = "| evaluations per item | " + " | ".join(map(str, KS)) + " |\n|---" + "|---" * len(KS) + "|"
+    print("ECM against uniform (95 %)\n\n" + head)
+    for title in o.designs[1:]:
+        cells = []
+        for K in KS:
+            r = jackknife_ratio(variances[o.designs[0]][K], variances[title][K])
+            cells.append(f"{r.value:.2f} ({r.low:.2f}–{r.high:.2f})")
+        print(f"| {title} | " + " | ".join(cells) + " |")
+    print("\nSpearman correlation with the scores of many draws\n\n" + head)
+    for title in o.designs:
+        print(f"| {title} | " + " | ".join(f"{ranks[title][K]:.2f}" for K in KS) + " |")
+
+
+def _per_item(f: Tensor) -> Tensor:
+    """(N,) tr Cov over repeats of (repeats, N, dim)."""
+    return torch.tensor([total_variance(f[:, i]) for i in range(f.shape[1])], dtype=torch.float64)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""`carv attribute`: a picture, a prompt or an asset, and the training pictures that made it what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carv_3d.attribution.encoded import EncodedPictures, embed, encode_images
+from carv_3d.attribution.features import FeatureMaker
+from carv_3d.attribution.model import GradientModel
+from carv_3d.attribution.options import DrawOptions, FeatureOptions
+from carv_3d.attribution.pictures import FolderPictures, TinyPictures, TrainingPictures
+from carv_3d.attribution.queries import (
+    Query,
+    check_words,
+    kind_of,
+    model_of_run,
+    picture_query,
+    prompt_query,
+    run_query,
+)
+from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, trak
+from carv_3d.attribution.store import RowStore
+from carv_3d.errors import CarvError
+from carv_3d.files import make_folder, slug, write_atomic, write_via
+from carv_3d.options import to_mapping
+from carv_3d.progress import Display, StopSignals
+
+METHODS = {  # name -> the loss of its features, what the page says
+    "cosine": ("loss", "the cosine between gradients of the loss"),
+    "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularised kernel"),
+    "d-trak": ("mean-squared-l2-norm", "D-TRAK: as TRAK, with gradients of the output's squared norm"),
+}
+QUERY_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class AttributeOptions:
+    """What `carv attribute` is told. Raises CarvError, naming the option, for a value that cannot be meant."""
+
+    query: str
+    model: str | None = None
+    """"carv-tiny", a diffusers folder or a hub id; a run's own model, or else carv-tiny, unless given."""
+    data: str = "tiny"
+    """"tiny", or a folder of the training pictures."""
+    items: int | None = None
+    """How many of them, the first ones; 2000 of carv-tiny's, all of a folder."""
+    draws: int = 8
+    """Draws of (t, eps) per training picture."""
+    query_draws: int = 64
+    """Draws per picture of the query."""
+    views: int = 4
+    """Pictures that stand for a prompt or an asset."""
+    method: str = "cosine"
+    prompt: str = ""
+    """Of a picture."""
+    resize: bool = False
+    dim: int = 2048
+    seed: int = 0
+    store: Path | None = None
+    """Where latents and features are kept for the next query."""
+    out: Path | None = None
+    shard: str = ""
+    """"I/N": make this share of the gradients, from 0, and stop; processes or machines with one --store share them."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise CarvError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}.")
+        for name in ("items", "draws", "query_draws", "views", "dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CarvError(f"{name} is {value}; it must be at least 1.")
+        if self.seed < 0:
+            raise CarvError(f"seed is {self.seed}; it must be at least 0.")
+        for name, value, groups in (("draws", self.draws, 2), ("query_draws", self.query_draws, QUERY_GROUPS)):
+            if value % (2 * groups):
+                raise CarvError(f"{name} is {value}; it must be a multiple of {2 * groups} ({groups} groups of pairs).")
+        if self.shard and not re.fullmatch(r"\d+/\d+", self.shard):
+            raise CarvError(f"shard is {self.shard!r}; it must be I/N, such as 0/2 for the first of two.")
+        if not 0 <= self.share[0] < self.share[1]:
+            raise CarvError(f"shard is {self.shard!r}; shares count from 0, so the last is {self.share[1] - 1}.")
+        if self.data == "tiny" and self.model not in (None, "carv-tiny") and not Path(self.model or "").exists():
+            raise CarvError(f"the pictures of carv-tiny did not train {self.model}: name its own with --data FOLDER.")
+
+    @property
+    def share(self) -> tuple[int, int]:
+        first, _, count = (self.shard or "0/1").partition("/")
+        return int(first), int(count)
+
+    @property
+    def features(self) -> FeatureOptions:
+        return FeatureOptions(DrawOptions(self.draws, 2), METHODS[self.method][0], dim=self.dim, seed=self.seed)
+
+    @property
+    def query_features(self) -> FeatureOptions:
+        draws = DrawOptions(self.query_draws, QUERY_GROUPS)
+        return FeatureOptions(draws, METHODS[self.method][0], dim=self.dim, seed=self.seed)
+
+
+def cache_folder() -> Path:
+    """Where stores lie unless --store names a place: CARV_CACHE, or carv_3d in the user's cache."""
+    named = os.environ.get("CARV_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(base) / "carv_3d"
+
+
+def attribute(options: AttributeOptions) -> int:
+    """Do it and return the exit status: 0 done, 130 or 143 stopped by a signal, with everything finished kept.
+
+    Raises:
+        CarvError: whatever the user can mend, before any work where it can be told; nothing is written over.
+    """
+    display, begin = Display(), time.perf_counter()
+    kind = kind_of(options.query)
+    model_name = options.model or (model_of_run(Path(options.query).expanduser()) if kind == "run" else "carv-tiny")
+    check_words(options.query if kind == "prompt" else options.prompt, model_name)
+    out = _new_folder(options)
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    with display.status("loading the model"):
+        teacher = StableDiffusionTeacher.load(model_name)
+    pictures = _pictures(options, teacher.image_size, display)
+    query = _query(kind, options, teacher, display)
+    model = GradientModel.of_teacher(teacher)
+    maker = FeatureMaker(model, options.features)
+    base = _store_folder(options, maker, pictures)
+    items = EncodedPictures(pictures, teacher, base / "latents")
+    rows = maker.open_store(base / _features_name(options), items)
+    with StopSignals() as stop:
+        for words, work in (
+            ("encoding the training pictures", items.encode),
+            ("their gradients", partial(maker.fill, rows, items, *options.share)),
+        ):
+            display.say(words)
+            if not _with_progress(display, len(items), stop, work):
+                display.say(f"Stopped; what is finished is in {base}, and the same command goes on from there.")
+                return 128 + stop.number
+    if not rows.complete:
+        left = int((~rows.finished).sum())
+        display.say(f"This share is done; {left} training pictures are left for the others. It is all in {base}.")
+        return 0
+    make_folder(out)
+    with display.status("gradients of the query"):
+        asked = _query_features(query, teacher, model, options, maker)
+    with display.status("scores"):
+        gram = None if options.method == "cosine" else kept_kernel(rows)
+        scores, ridge = score(options.method, asked, rows.rows, gram)
+    facts = _facts(options, model_name, pictures, maker, ridge, time.perf_counter() - begin)
+    from carv_3d.attribution.page import write_page
+
+    write_atomic(out / "scores.csv", scores_csv(scores, pictures))
+    write_page(out, query, pictures, scores, METHODS[options.method][1], facts)
+    settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": ridge}
+    write_atomic(out / "settings.json", json.dumps(settings, indent=2))
+    best = scores.top(0, 3)
+    display.say("Most influential: " + "; ".join(pictures.caption(i) or pictures.key(i) for i in best))
+    display.say(f"Done: open {out / 'report.html'}")
+    return 0
+
+
+def score(method: str, queries: Tensor, items: Any, gram: Tensor | None = None) -> tuple[Scores, float | None]:
+    """Scores (1, N) of the mean over the query's pictures (V, H, d), and TRAK's ridge.
+
+    gram: `kernel(items)`, if it is known.
+    """
+    whole = queries.mean(0, keepdim=True)
+    if method == "cosine":
+        return cosine(whole, items), None
+    ridge = choose_ridge(items) if len(items) >= 4 else 1.0
+    return trak(whole, items, ridge, gram), ridge
+
+
+def kept_kernel(store: RowStore) -> Tensor:
+    """The kernel of a complete store's rows, kept beside them for the next query."""
+    path, key = store.folder / "kernel.npz", store.checksum()
+    missing_or_damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    with contextlib.suppress(*missing_or_damaged), np.load(path) as stored:
+        if int(stored["rows"]) == key:
+            return torch.from_numpy(stored["kernel"])
+    gram = kernel(store.rows)
+    write_via(path, lambda temporary: np.savez(temporary, kernel=gram.numpy(), rows=key))
+    return gram
+
+
+def scores_csv(scores: Scores, pictures: TrainingPictures) -> str:
+    """Every training picture with its score and standard error, best first."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(["rank", "picture", "caption", "score", "standard_error"])
+    for rank, i in enumerate(scores.top(0, len(pictures)), 1):
+        value, error = float(scores.values[0, i]), float(scores.errors[0, i])
+        writer.writerow([rank, pictures.key(i), pictures.caption(i), f"{value:.6g}", f"{error:.3g}"])
+    return buffer.getvalue()
+
+
+def _pictures(options: AttributeOptions, size: int, display: Display) -> TrainingPictures:
+    if options.data != "tiny":
+        return FolderPictures(Path(options.data).expanduser(), size, options.resize, options.items)
+    count = options.items or 2000
+    folder = cache_folder() / "attribution" / f"tiny-pictures-{count}"
+    make_folder(folder)
+    return TinyPictures(folder, count, display.say)
+
+
+def _query(kind: str, options: AttributeOptions, teacher: Any, display: Display) -> Query:
+    if kind == "picture":
+        return picture_query(Path(options.query).expanduser(), options.prompt, teacher.image_size, options.resize)
+    with display.status("the query's pictures"):
+        if kind == "run":
+            return run_query(Path(options.query).expanduser(), teacher, options.views)
+        return prompt_query(options.query, teacher, options.views, options.seed)
+
+
+def _query_features(
+    query: Query, teacher: Any, model: GradientModel, options: AttributeOptions, trained: FeatureMaker
+) -> Tensor:
+    """(V, H, dim)."""
+    maker = FeatureMaker(model, options.query_features, "query", projection=trained.projection)
+    latents = encode_images(query.images, teacher)
+    rows = [
+        maker.feature(f"{v}", z, embed(caption, teacher)) for v, (z, caption) in enumerate(zip(latents, query.captions))
+    ]
+    return torch.stack(rows).cpu()
+
+
+def _store_folder(options: AttributeOptions, maker: FeatureMaker, pictures: TrainingPictures) -> Path:
+    """A folder for this model and these pictures, unless one is named (and then checked)."""
+    if options.store is not None:
+        return options.store
+    key = f"{maker.model.fingerprint()} {pictures.fingerprint()}"
+    return cache_folder() / "attribution" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _features_name(options: AttributeOptions) -> str:
+    """In a folder that was named, other draws are refused; in the cache each have their own."""
+    loss = options.features.loss
+    if options.store is not None:
+        return loss
+    words = json.dumps(to_mapping(options.features), sort_keys=True)
+    return f"{loss}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+
+def _new_folder(options: AttributeOptions) -> Path:
+    if options.out is not None:
+        if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+            raise CarvError(f"{options.out} is not an empty folder; choose another --out.")
+        return options.out
+    first = Path("outputs") / f"attribution-{slug(Path(options.query).name or options.query)}"
+    folder, number = first, 2
+    while folder.exists():
+        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+    return folder
+
+
+def _with_progress(display: Display, total: int, stop: StopSignals, work: Callable[..., bool]) -> bool:
+    begin = time.perf_counter()
+    with display.progress(0, total) as tell:
+        made = 0
+
+        def show(done: int, of: int) -> bool:
+            nonlocal made
+            made += 1
+            tell(done, {"seconds": (time.perf_counter() - begin) / made})
+            return bool(stop.number)
+
+        return work(show=show)
+
+
+def _facts(
+    options: AttributeOptions,
+    model_name: str,
+    pictures: TrainingPictures,
+    maker: FeatureMaker,
+    ridge: float | None,
+    seconds: float,
+) -> dict[str, str]:
+    from carv_3d.run import duration
+
+    made, spent = maker.meter.counts.get("items", 0), maker.meter.total_seconds
+    facts = {
+        "model": model_name.rstrip("/").rpartition("/")[2],
+        "training pictures": f"{len(pictures):,}",
+        "draws of each (K)": str(options.draws),
+        "draws of a query's picture": str(options.query_draws),
+        "in all": duration(seconds),
+    }
+    if made:
+        facts["pictures a second (gradients)"] = f"{made / spent:.2f}"
+    if ridge is not None:
+        facts["ridge, of the mean eigenvalue"] = f"{ridge:.2g}"
+    return facts

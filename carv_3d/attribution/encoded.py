@@ -1,0 +1,83 @@
+"""Pictures as latents: each encoded once, kept on the disk, with its caption embedded when it is asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carv_3d.attribution.model import fingerprint_of
+from carv_3d.attribution.pictures import Image, TrainingPictures
+from carv_3d.attribution.store import RowStore
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+CHUNK = 16  # pictures encoded together, always the same ones, so that resuming changes no bit
+CAPTIONS = 512  # embedded captions that are remembered
+
+
+class EncodedPictures:
+    """`LatentItems` of training pictures: the posterior's mode of each, and the embedding of its caption."""
+
+    def __init__(self, pictures: TrainingPictures, teacher: StableDiffusionTeacher, folder: Path) -> None:
+        """folder: of the latents' store, which is refused where it was made with other pictures or another encoder."""
+        self.pictures, self.teacher = pictures, teacher
+        shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
+        meta = {"items": pictures.fingerprint(), "vae": fingerprint_of(teacher.vae)}
+        self.store = RowStore(folder, meta, len(pictures), shape)
+        encoder = teacher.text_encoder
+        text = "" if encoder is None else fingerprint_of(encoder)
+        self._fingerprint = "-".join([*meta.values(), text])
+        self._captions: OrderedDict[str, Tensor] = OrderedDict()
+
+    def encode(self, show: Callable[[int, int], bool] | None = None) -> bool:
+        """Encodes what is missing; True when nothing is. show: as of FeatureMaker.fill."""
+        n = len(self.pictures)
+        pending = sorted({int(i) // CHUNK for i in self.store.pending()})
+        for count, chunk in enumerate(pending):
+            index = range(chunk * CHUNK, min((chunk + 1) * CHUNK, n))
+            latents = encode_images([self.pictures.image(i) for i in index], self.teacher)
+            for i, row in zip(index, latents.cpu().numpy()):
+                self.store.write(i, row.astype(np.float32))
+            if show is not None and show(index[-1] + 1, n) and count + 1 < len(pending):
+                self.store.flush()
+                return False
+        self.store.flush()
+        return True
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def key(self, index: int) -> str:
+        return self.pictures.key(index)
+
+    def latents(self, index: int) -> Tensor:
+        return torch.from_numpy(np.array(self.store.rows[index]))
+
+    def condition(self, index: int) -> Tensor:
+        caption = self.pictures.caption(index)
+        if caption not in self._captions:
+            self._captions[caption] = embed(caption, self.teacher)
+            if len(self._captions) > CAPTIONS:
+                self._captions.popitem(last=False)
+        return self._captions[caption]
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+@torch.no_grad()
+def encode_images(images: list[Image], teacher: StableDiffusionTeacher) -> Tensor:
+    """(N, C, h, w), the posterior's mode, of pictures (S, S, 3)."""
+    x = torch.from_numpy(np.stack(images)).to(teacher.device).permute(0, 3, 1, 2).float() / 255
+    return teacher.encode(x.contiguous(), sample=False)
+
+
+def embed(caption: str, teacher: StableDiffusionTeacher) -> Tensor:
+    """(L, D) of a caption; the teacher forgets it again, so that memory does not grow with the captions."""
+    row = teacher.text_embeddings([caption])[0]
+    teacher.forget_texts()
+    return row

@@ -1,0 +1,86 @@
+"""A model as attribution needs it: what it predicts, what it was trained towards, and its parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.teachers.denoiser import Denoiser
+
+
+@dataclass
+class GradientModel:
+    """Any denoiser. `module` holds the parameters that gradients are taken of, all of them.
+
+    predict: (z_t (N, ...), t (N,), cond (N, ...) or None) -> (N, ...), through `module`, with autograd.
+    target: (z, eps, t) -> (N, ...), what `predict` is trained towards.
+    """
+
+    module: nn.Module
+    schedule: NoiseSchedule
+    predict: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    target: Callable[[Tensor, Tensor, Tensor], Tensor]
+    name: str = ""
+
+    @classmethod
+    def of_teacher(cls, teacher: Denoiser) -> GradientModel:
+        """A Stable Diffusion teacher's UNet, whatever it predicts."""
+        predict: Any = teacher.predict
+        return cls(teacher.unet, teacher.schedule, predict, teacher.target, teacher.name)
+
+    @classmethod
+    def of_module(cls, module: nn.Module, schedule: NoiseSchedule, name: str = "") -> GradientModel:
+        """A module that predicts the noise: module(z_t, t), or module(z_t, t, cond) where items have a condition."""
+
+        def predict(z_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+            prediction: Tensor = module(z_t, t) if cond is None else module(z_t, t, cond)
+            return prediction
+
+        return cls(module, schedule, predict, lambda z, eps, t: eps, name)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return list(self.module.parameters())
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @contextlib.contextmanager
+    def trainable(self) -> Iterator[list[Tensor]]:
+        """The parameters with gradients switched on; they and the module's mode are put back afterwards."""
+        parameters, training = self.parameters, self.module.training
+        before = [p.requires_grad for p in parameters]
+        try:
+            self.module.eval()
+            for p in parameters:
+                p.requires_grad_(True)
+            yield parameters
+        finally:
+            for p, flag in zip(parameters, before):
+                p.requires_grad_(flag)
+            self.module.train(training)
+
+    def fingerprint(self) -> str:
+        """Of all parameters, to the bit, and of the schedule: a store of other weights is told by it."""
+        return fingerprint_of(self.module, self.schedule.alphas_cumprod.float())
+
+
+def fingerprint_of(module: nn.Module, *more: Tensor) -> str:
+    """A short hash of a module's parameters with their names, and of further tensors."""
+    digest = hashlib.sha256()
+    for name, p in [*module.named_parameters(), *((str(i), x) for i, x in enumerate(more))]:
+        digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
+        digest.update(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

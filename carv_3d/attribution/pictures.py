@@ -1,0 +1,188 @@
+"""Training pictures: a folder of them, or carv-tiny's own training set, known to the last pixel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+TINY_SEED = 1  # of the pictures that carv-tiny was trained on, see teachers.tiny.train
+TINY_COUNT = 30_000
+Image = NDArray[np.uint8]
+
+
+class TrainingPictures(Protocol):
+    """Pictures (S, S, 3) with their captions. `key` names a picture for good; `labels` is {} or what is known of it."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+    def key(self, index: int) -> str: ...
+    def image(self, index: int) -> Image: ...
+    def caption(self, index: int) -> str: ...
+    def labels(self, index: int) -> dict[str, str]: ...
+    def fingerprint(self) -> str: ...
+
+
+class TinyPictures:
+    """The first `count` pictures of carv-tiny's training set, rendered into `folder` unless they are there."""
+
+    name = "tiny"
+
+    def __init__(self, folder: Path, count: int = TINY_COUNT, log: Callable[[str], None] = print) -> None:
+        from carv_3d.teachers.tiny.dataset import build, source_hash
+
+        if not 1 <= count <= TINY_COUNT:
+            raise CarvError(f"carv-tiny was trained on {TINY_COUNT} pictures: items must be 1 .. {TINY_COUNT}.")
+        try:
+            self._pictures = build(folder, count, TINY_SEED, log=log)
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        self._source = source_hash()
+
+    def __len__(self) -> int:
+        return len(self._pictures.shots)
+
+    def key(self, index: int) -> str:
+        return f"tiny-{index}"
+
+    def image(self, index: int) -> Image:
+        return np.asarray(self._pictures.rgb[index])
+
+    def caption(self, index: int) -> str:
+        """As a caption of the training, without its synonyms: "a striped red mug, left view"."""
+        from carv_3d.teachers.tiny.vocabulary import OBJECTS
+        from carv_3d.views import view_phrase
+
+        shot = self._pictures.shots[index]
+        finish = "" if shot.finish == "plain" else f"{shot.finish} "
+        text = f"a {finish}{shot.colour} {OBJECTS[shot.obj][0]}, {view_phrase(shot.elevation, shot.azimuth)}"
+        return re.sub(r"\ba (?=[aeiou])", "an ", text)
+
+    def labels(self, index: int) -> dict[str, str]:
+        shot = self._pictures.shots[index]
+        return {"object": shot.obj, "colour": shot.colour, "finish": shot.finish}
+
+    def fingerprint(self) -> str:
+        return f"tiny-{self._source}-{len(self)}"
+
+
+class FolderPictures:
+    """The pictures in a folder and below, by name. Captions from `metadata.jsonl` (file_name, text), or from a
+    text file beside each; "" where there is none."""
+
+    def __init__(self, folder: Path, size: int, resize: bool = False, limit: int | None = None) -> None:
+        """size: the model's. resize: cut the middle square of others and scale it.
+
+        Raises CarvError for a folder that is missing or holds no picture, and for one that is no picture or of
+        another size, before any of them is read whole.
+        """
+        if not folder.is_dir():
+            raise CarvError(f"there is no folder {folder} of training pictures; name one with --data, or --data tiny.")
+        self.name, self._folder, self._size, self._resize = str(folder), folder, size, resize
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        self._paths = found[:limit]
+        if not self._paths:
+            raise CarvError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); name another folder, or --data tiny.")
+        for path in self._paths:
+            check_size(path, size, resize)
+        self._captions = _read_metadata(folder)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def key(self, index: int) -> str:
+        return self._paths[index].relative_to(self._folder).as_posix()
+
+    def image(self, index: int) -> Image:
+        return read_picture(self._paths[index], self._size, self._resize)
+
+    def caption(self, index: int) -> str:
+        key = self.key(index)
+        if key in self._captions:
+            return self._captions[key]
+        text = self._paths[index].with_suffix(".txt")
+        return text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else ""
+
+    def labels(self, index: int) -> dict[str, str]:
+        return {}
+
+    def fingerprint(self) -> str:
+        """Of every picture's bytes and caption."""
+        digest = hashlib.sha256(f"{self._size} {self._resize}".encode())
+        for index, path in enumerate(self._paths):
+            try:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            except OSError as error:
+                raise explain_os_error(error, path, "read") from error
+            digest.update(f"{self.key(index)}\0{self.caption(index)}\0".encode())
+        return digest.hexdigest()[:16]
+
+
+def check_size(path: Path, size: int, resize: bool) -> None:
+    """Raises CarvError unless `path` is a picture of size × size, or of any size where it may be resized."""
+    width, height = _open(path).size
+    if (width, height) != (size, size) and not resize:
+        raise CarvError(
+            f"{path} is {width}×{height} pixels and the model's pictures are {size}×{size}: pass --resize to cut the "
+            "middle square and scale it, as long as its training did the same."
+        )
+
+
+def read_picture(path: Path, size: int, resize: bool) -> Image:
+    """(size, size, 3); what is transparent is white."""
+    from PIL import Image as Pillow
+
+    check_size(path, size, resize)
+    try:
+        picture = _open(path).convert("RGBA")
+    except OSError as error:
+        raise CarvError(
+            f"{path} is cut short or damaged ({error}): replace it, or take it out of the folder."
+        ) from error
+    white = Pillow.new("RGBA", picture.size, (255, 255, 255, 255))
+    flat = Pillow.alpha_composite(white, picture).convert("RGB")
+    if flat.size != (size, size):
+        side = min(flat.size)
+        left, top = (flat.width - side) // 2, (flat.height - side) // 2
+        box = (left, top, left + side, top + side)
+        flat = flat.resize((size, size), Pillow.Resampling.LANCZOS, box=box)
+    return np.array(flat)
+
+
+def _open(path: Path) -> Any:
+    from PIL import Image as Pillow
+
+    try:
+        return Pillow.open(path)
+    except Pillow.UnidentifiedImageError:
+        raise CarvError(f"{path} is no picture that can be read: convert it to PNG, or take it away.") from None
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+
+
+def _read_metadata(folder: Path) -> dict[str, str]:
+    path = folder / "metadata.jsonl"
+    if not path.exists():
+        return {}
+    captions = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line) if line.strip() else None
+            if entry is not None:
+                captions[str(entry["file_name"])] = str(entry.get("text", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CarvError(
+                f"line {number} of {path} needs file_name and text in JSON: mend it or delete it."
+            ) from None
+    return captions

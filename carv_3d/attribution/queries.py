@@ -1,0 +1,111 @@
+"""What `carv attribute` is asked about: a picture, a prompt, or the folder of a run, made into pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carv_3d.attribution.pictures import SUFFIXES, Image, read_picture
+from carv_3d.errors import CarvError
+from carv_3d.outputs import to_uint8
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+GUIDANCE_SCALE = 3.5  # of the pictures that a prompt stands for
+SAMPLE_STEPS = 30
+
+
+@dataclass
+class Query:
+    """The pictures that are asked about, whose scores are averaged, and the caption of each.
+
+    title: for the page. prompt: "" where none is known.
+    """
+
+    title: str
+    prompt: str
+    images: list[Image] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+def kind_of(word: str) -> str:
+    """ "picture", "run" or "prompt". Raises CarvError for a path at which there is nothing, or the wrong thing."""
+    path = Path(word).expanduser()
+    try:
+        if path.is_dir():
+            if not (path / "config.yaml").exists():
+                raise CarvError(
+                    f"{path} is no run of carv generate (it holds no config.yaml): name such a folder, a picture, "
+                    "or a prompt."
+                )
+            return "run"
+        if path.is_file():
+            return "picture"
+    except OSError:  # a prompt longer than a name may be
+        return "prompt"
+    if word.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES:
+        raise CarvError(f"there is no {path}: name a picture, the folder of a run, or a prompt.")
+    if not word.strip():
+        raise CarvError('the query is empty: name a picture, the folder of a run, or a prompt such as "a red mug".')
+    return "prompt"
+
+
+def model_of_run(folder: Path) -> str:
+    """The model that a run was made with."""
+    from carv_3d.config import load_config
+
+    return load_config(folder / "config.yaml").system.guidance.pretrained_model_name_or_path
+
+
+def check_words(prompt: str, model: str) -> None:
+    """Raises CarvError for a prompt that carv-tiny, if it is the model, cannot know."""
+    if model == "carv-tiny" and prompt:
+        from carv_3d.teachers.tiny.vocabulary import check_prompt
+
+        check_prompt(prompt)
+
+
+def picture_query(path: Path, prompt: str, size: int, resize: bool) -> Query:
+    """One picture, with the prompt that it was made from where that is known."""
+    note = "" if prompt else "No prompt was given with the picture, so the model was asked about it without one."
+    return Query(path.name, prompt, [read_picture(path, size, resize)], [prompt], note)
+
+
+def prompt_query(prompt: str, teacher: StableDiffusionTeacher, count: int, seed: int) -> Query:
+    """`count` pictures that the model makes from a prompt."""
+    from carv_3d.previews import sample_pictures
+
+    cond, uncond = (teacher.text_embeddings([p]).expand(count, -1, -1) for p in (prompt, ""))
+
+    def eps_hat(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return teacher.eps_hat_cfg(z_t, t, cond, uncond, GUIDANCE_SCALE)
+
+    pictures = to_uint8(sample_pictures(teacher, eps_hat, count, SAMPLE_STEPS, seed))
+    note = f"The model made these pictures from the prompt (guidance {GUIDANCE_SCALE}, seed {seed})."
+    return Query(prompt, prompt, list(pictures), [prompt] * count, note)
+
+
+def run_query(folder: Path, teacher: Any, count: int) -> Query:
+    """`count` views around the asset of a run, at the size that the model sees."""
+    from carv_3d.checkpoint import load_checkpoint
+    from carv_3d.config import load_config
+    from carv_3d.text_to_3d import TextTo3D
+    from carv_3d.views import view_phrase
+
+    config = load_config(folder / "config.yaml")
+    state, _ = load_checkpoint(folder / "checkpoint")
+    host = TextTo3D(config, teacher, log=lambda text: None)
+    host.load_state_dict(state)
+    cameras = host.orbit(count)
+    with torch.no_grad():
+        views = to_uint8(host.views(cameras, teacher.image_size, teacher.image_size))
+    options, prompt = config.system.prompt_processor, config.prompt
+    captions = [prompt] * count
+    if options.view_dependent_prompting:
+        angles = zip(cameras.elevation.tolist(), cameras.azimuth.tolist())
+        captions = [f"{prompt}, {view_phrase(e, a, options.fine_views)}" for e, a in angles]
+    note = f"Views of the asset after {host.step} steps; a training picture's score is the mean over them."
+    return Query(f"{prompt} (the run in {folder.name})", prompt, list(views), captions, note)

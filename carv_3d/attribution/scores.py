@@ -1,0 +1,266 @@
+"""Influence scores from features, each with its standard error over the draws.
+
+A positive score says: training on this item lowered the query's loss. Features come in groups of independent draws,
+queries (Q, H, d) and items (N, G, d), so a bilinear score is the mean of a two-way table s_hg = q_h A f_g, of variance
+
+    Var = V_q / H + V_f / G + V_qf / (H G)
+
+of which the mean squares of rows, columns and rest give an unbiased estimate. `items` may be memory-mapped: scores go
+over it in chunks, and nothing but (Q, N) numbers and (d, d) matrices is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+
+CHUNK = 512  # items at a time
+Rows = Any  # a tensor or a (memory-mapped) array
+
+
+@dataclass
+class Scores:
+    """values, errors: (Q, N) float64, the score of each item for each query and its standard error; NaN where both
+    have one group alone."""
+
+    values: Tensor
+    errors: Tensor
+
+    def top(self, query: int, count: int, least: bool = False) -> list[int]:
+        """The items with the highest scores for a query (`least`: the lowest), best first."""
+        order = torch.argsort(self.values[query], descending=not least, stable=True)
+        return order[:count].tolist()
+
+    def moderated_errors(self, degrees: int = 1, prior: int = 8) -> Tensor:
+        """(Q, N) errors drawn towards their root mean square over a query's items, for intervals.
+
+        Two groups give a variance with one degree of freedom, under which an interval is far too short for every third
+        item; here the mean over all items counts as `prior` more.
+        """
+        mean = self.errors.square().mean(1, keepdim=True)
+        return ((degrees * self.errors.square() + prior * mean) / (degrees + prior)).sqrt()
+
+
+def bilinear(queries: Tensor, items: Rows, left: Tensor | None = None) -> Scores:
+    """`q A f`: queries (Q, H, d), items (N, G, d), left (Q, H, d) = q A where A is not the identity."""
+    _check(queries, items)
+    queries = (queries if left is None else left).double()
+    values, errors = [], []
+    for f in _chunks(items):
+        table = torch.einsum("qhd,ngd->qnhg", queries, f)
+        mean, variance = mean_and_variance(table)
+        values.append(mean)
+        errors.append(variance.sqrt())
+    return Scores(torch.cat(values, 1), torch.cat(errors, 1))
+
+
+def cosine(queries: Tensor, items: Rows) -> Scores:
+    """The cosine between the mean gradients (the paper's score).
+
+    Errors to first order, norms included: of s = q f / |q| |f| the part along q/|q| - s f/|f|, over groups.
+    """
+    _check(queries, items)
+    q = queries.double()
+    q_mean = q.mean(1)
+    q_norm = q_mean.norm(dim=1).clamp_min(1e-300)
+    values, errors = [], []
+    for f in _chunks(items):
+        f_mean = f.mean(1)
+        f_norm = f_mean.norm(dim=1).clamp_min(1e-300)
+        s = (q_mean @ f_mean.T) / q_norm[:, None] / f_norm
+        toward = torch.einsum("qd,ngd->qng", q_mean, f) / q_norm[:, None, None]
+        own = torch.einsum("nd,ngd->ng", f_mean, f) / f_norm[:, None]
+        by_items = (toward - s[:, :, None] * own) / f_norm[:, None]
+        toward = torch.einsum("nd,qhd->qnh", f_mean, q) / f_norm[:, None]
+        own = torch.einsum("qd,qhd->qh", q_mean, q) / q_norm[:, None]
+        by_queries = (toward - s[:, :, None] * own[:, None]) / q_norm[:, None, None]
+        values.append(s)
+        errors.append((_of_mean(by_items) + _of_mean(by_queries)).sqrt())
+    return Scores(torch.cat(values, 1), torch.cat(errors, 1))
+
+
+def kernel(items: Rows, cross: bool = False) -> Tensor:
+    """(d, d) float64 `1/N sum_i f_i f_i^T`, of the mean features, or with `cross` of different groups alone.
+
+    Draws add their own covariance to the plain kernel; between different groups they add none, in expectation, so
+    that it is unbiased for exact features (and may have eigenvalues below 0: mind the ridge).
+    """
+    d, total = items.shape[-1], torch.zeros(items.shape[-1], items.shape[-1], dtype=torch.float64)
+    groups = items.shape[1]
+    if cross and groups < 2:
+        raise CarvError("the cross-fitted kernel needs two groups of draws at least: make the features with groups=2.")
+    for f in _chunks(items):
+        whole = f.sum(1)
+        total += whole.T @ whole
+        if cross:
+            flat = f.reshape(-1, d)
+            total -= flat.T @ flat
+    pairs = groups * (groups - 1) if cross else groups**2
+    return total / (pairs * len(items))
+
+
+def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
+    """TRAK (arXiv 2303.14186) with one model: `q (K + ridge tr(K)/d I)^-1 f`, K the kernel of the items.
+
+    On features of "mean-squared-l2-norm" and its like this is D-TRAK (arXiv 2311.00500).
+
+    ridge: relative to the kernel's mean eigenvalue, see `choose_ridge`. gram: the kernel, if it is at hand. Errors
+        take the kernel as given.
+    Raises CarvError for a ridge that is not above 0, and where the kernel is not positive even so.
+    """
+    _check(queries, items)
+    gram = kernel(items) if gram is None else gram
+    left = solve(gram, queries.double().reshape(-1, queries.shape[-1]), ridge).view(queries.shape)
+    return bilinear(queries, items, left)
+
+
+def solve(gram: Tensor, rows: Tensor, ridge: float) -> Tensor:
+    """(M, d) rows times `(K + ridge tr(K)/d I)^-1`."""
+    if not ridge > 0:
+        raise CarvError(f"ridge is {ridge}; it must be above 0 (without it, noise in the draws is amplified at will).")
+    d = len(gram)
+    scale = float(gram.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(d, dtype=gram.dtype))
+    if not scale > 0 or int(failed):
+        raise CarvError(f"the kernel is not positive at ridge {ridge}: take a larger one, or the plain kernel.")
+    return torch.cholesky_solve(rows.T.to(gram), factor).T
+
+
+def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int = 2, limit: int = 2048) -> float:
+    """The ridge under which the kernel of some items describes the others best.
+
+    Score: the Gaussian log likelihood of a fold's features under the regularised kernel of the rest, summed over
+    folds. That is how well the inverse, which TRAK multiplies by, holds beyond the items it is made of; it asks for no
+    retrained model. Of a large set, `limit` items spread over it are enough.
+    Raises CarvError with fewer than two items in a fold.
+    """
+    ridges = list(ridges) if ridges is not None else [10.0**e for e in np.arange(-4, 2.01, 0.5)]
+    n = len(items)
+    if n < 2 * folds:
+        raise CarvError(f"choosing the ridge needs {2 * folds} items at least, and there are {n}: name a ridge.")
+    picked = np.unique(np.linspace(0, n - 1, min(n, limit)).astype(int))
+    f = torch.cat([c.mean(1) for c in _chunks(items, picked)])
+    totals = torch.zeros(len(ridges), dtype=torch.float64)
+    for fold in range(folds):
+        held = torch.arange(len(f)) % folds == fold
+        rest, d = f[~held], f.shape[1]
+        # through the smaller of the two Gram matrices; in the directions that the rest does not reach lies the ridge
+        if len(rest) < d:
+            values, sides = torch.linalg.eigh(rest @ rest.T / len(rest))
+            kept = values > 1e-10 * values[-1]
+            values = values[kept]
+            vectors = rest.T @ sides[:, kept] / (len(rest) * values).sqrt()
+        else:
+            values, vectors = torch.linalg.eigh(rest.T @ rest / len(rest))
+            values = values.clamp_min(1e-10 * float(values[-1]))
+        scale = float(values.sum() / d)
+        energy = (f[held] @ vectors).square().mean(0)
+        outside, beyond = d - len(values), f[held].square().sum(1).mean() - energy.sum()
+        for i, ridge in enumerate(ridges):
+            eigen = values + ridge * scale
+            totals[i] -= (eigen.log() + energy / eigen).sum() + outside * math.log(ridge * scale)
+            totals[i] -= beyond.clamp_min(0.0) / (ridge * scale) if outside else 0.0
+    return float(ridges[int(totals.argmax())])
+
+
+def tracin(steps: Iterable[tuple[Tensor, Rows, float]]) -> Scores:
+    """TracIn (arXiv 2002.08484): `sum_c eta_c q_c f_c` over checkpoints; (queries, items, learning rate) of each.
+
+    Draws of different checkpoints are taken for independent: give their features different seeds.
+    """
+    total: Scores | None = None
+    for queries, items, rate in steps:
+        one = bilinear(queries, items)
+        if total is None:
+            total = Scores(rate * one.values, abs(rate) * one.errors)
+        elif total.values.shape != one.values.shape:
+            raise CarvError("the checkpoints have features of different queries or items; make them of the same.")
+        else:
+            total = Scores(total.values + rate * one.values, torch.hypot(total.errors, rate * one.errors))
+    if total is None:
+        raise CarvError("TracIn needs one checkpoint at least.")
+    return total
+
+
+def cross_fitted(queries: Tensor, items: Rows) -> Scores:
+    """`E q . E f` where group g of a query and of an item share their draws: over pairs of different groups alone.
+
+    Shared draws put `Cov(q_g, f_g)` into the plain inner product of means, which G more draws lessen and nothing
+    removes; a feature with itself is the plainest case (its squared norm). Errors by the jackknife over groups, NaN
+    where there are two, of which none can be left out.
+    queries (Q, G, d), items (N, G, d). Raises CarvError with fewer than two groups.
+    """
+    _check(queries, items)
+    G = queries.shape[1]
+    if G < 2 or items.shape[1] != G:
+        raise CarvError(f"cross-fitting needs the same two or more groups on both sides, not {G} and {items.shape[1]}.")
+    values, errors = [], []
+    for f in _chunks(items):
+        table = torch.einsum("qhd,ngd->qnhg", queries.double(), f)
+        diagonal = table.diagonal(dim1=-2, dim2=-1)
+        both = table.sum((-1, -2))
+        value = (both - diagonal.sum(-1)) / (G * (G - 1))
+        values.append(value)
+        if G == 2:
+            errors.append(torch.full_like(value, float("nan")))
+            continue
+        rest = both[..., None] - table.sum(-1) - table.sum(-2) + diagonal
+        left_out = (rest - (diagonal.sum(-1, keepdim=True) - diagonal)) / ((G - 1) * (G - 2))
+        spread = (left_out - left_out.mean(-1, keepdim=True)).square().sum(-1)
+        errors.append((spread * (G - 1) / G).sqrt())
+    return Scores(torch.cat(values, 1), torch.cat(errors, 1))
+
+
+def mean_and_variance(table: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., H, G) -> the mean over both, and an unbiased estimate of its variance (0 where that comes out below).
+
+    Rows and columns are independent draws of a query and of an item. With one row (column) the variance is that over
+    columns (rows), the other source unseen; with one of both it is NaN.
+    """
+    H, G = table.shape[-2:]
+    mean = table.mean((-1, -2))
+    if H == 1 and G == 1:
+        return mean, torch.full_like(mean, float("nan"))
+    rows, columns = table.mean(-1), table.mean(-2)
+    variance = torch.zeros_like(mean)
+    if H > 1:
+        variance = variance + _of_mean(rows)
+    if G > 1:
+        variance = variance + _of_mean(columns)
+    if H > 1 and G > 1:
+        rest = table - rows[..., None] - columns[..., None, :] + mean[..., None, None]
+        variance = variance - rest.square().sum((-1, -2)) / ((H - 1) * (G - 1) * H * G)
+    return mean, variance.clamp_min(0.0)
+
+
+def _of_mean(x: Tensor) -> Tensor:
+    """Unbiased variance of the mean over the last axis; 0 where there is one alone."""
+    n = x.shape[-1]
+    return x.var(-1) / n if n > 1 else torch.zeros(x.shape[:-1], dtype=x.dtype)
+
+
+def _chunks(items: Rows, picked: Any = None) -> Iterator[Tensor]:
+    """(chunk, G, d) float64 of the items, or of those picked, in order."""
+    order = range(len(items)) if picked is None else picked
+    for begin in range(0, len(order), CHUNK):
+        if picked is None:
+            part = items[begin : begin + CHUNK]
+        else:
+            part = items[order[begin : begin + CHUNK]]
+        yield torch.as_tensor(np.asarray(part)).double()
+
+
+def _check(queries: Tensor, items: Rows) -> None:
+    if queries.dim() != 3 or len(items.shape) != 3 or queries.shape[-1] != items.shape[-1]:
+        raise CarvError(
+            f"queries have shape {tuple(queries.shape)} and items {tuple(items.shape)}; they need (Q, H, d) and "
+            "(N, G, d) with the same d, from the same projection."
+        )

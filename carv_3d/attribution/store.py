@@ -1,0 +1,165 @@
+"""Rows of numbers on the disk, one for each item: memory-mapped, resumable row by row, shared by processes.
+
+A folder holds `meta.json` (what the rows are made with), `rows.npy` and `done.npy`, a checksum for each row that is
+finished. A row that a kill or a power cut left torn does not match its checksum and is made again. Processes write
+disjoint rows of the same file, so shards need no merging and give what one process gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error, make_folder, write_atomic, write_via
+from carv_3d.options import differing_keys, look_up
+
+FORMAT = 1
+
+
+class RowStore:
+    """`count` rows of float32 of one shape, in a folder of their own."""
+
+    def __init__(self, folder: Path, meta: Mapping[str, Any], count: int, shape: tuple[int, ...]) -> None:
+        """Opens the store, or makes an empty one; finished rows are kept.
+
+        meta: plain data (as JSON gives it back) that says what a row depends on.
+        Raises CarvError for a store made with anything else, naming what differs, for one that is damaged, and where
+        the disk refuses; nothing is written over.
+        """
+        self.folder, self.count, self.shape = folder, count, tuple(shape)
+        wanted = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
+        make_folder(folder)
+        with _locked(folder):
+            if not (folder / "meta.json").exists():
+                self._create(wanted)
+            self._check(wanted)
+        try:
+            self._rows = np.load(folder / "rows.npy", mmap_mode="r+")
+            self._done = np.load(folder / "done.npy", mmap_mode="r+")
+            whole = self._rows.shape == (count, *shape) and self._done.shape == (count,)
+        except OSError as error:
+            raise explain_os_error(error, folder, "read") from error
+        except ValueError:  # numpy's word for a file that is cut short or no array
+            whole = False
+        if not whole:
+            raise CarvError(f"the store in {folder} is damaged: delete that folder, and it is made again.")
+        self._verify()
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """(count, *shape), memory-mapped; rows that are not finished are zero."""
+        return self._rows
+
+    @property
+    def finished(self) -> NDArray[np.bool_]:
+        """(count,) which rows are there."""
+        return np.asarray(self._done) != 0
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.finished.all())
+
+    def checksum(self) -> int:
+        """Of all rows, by their own checksums."""
+        return zlib.crc32(np.asarray(self._done).tobytes())
+
+    def pending(self, shard: int = 0, shards: int = 1) -> NDArray[np.int64]:
+        """The rows that this shard has still to make: those whose number is `shard` modulo `shards`."""
+        if not 0 <= shard < shards:
+            raise CarvError(f"shard {shard} of {shards} does not exist; shards count from 0.")
+        mine = np.arange(shard, self.count, shards)
+        return mine[~self.finished[mine]]
+
+    def write(self, index: int, row: NDArray[np.float32]) -> None:
+        """Puts a row in its place, then its checksum."""
+        if row.shape != self.shape:
+            raise CarvError(f"a row of shape {row.shape} came to a store of rows {self.shape}.")
+        row = np.ascontiguousarray(row, dtype=np.float32)
+        self._rows[index] = row
+        self._done[index] = _checksum(row)
+
+    def flush(self) -> None:
+        """Hands everything to the disk, rows before checksums."""
+        try:
+            self._rows.flush()
+            self._done.flush()
+        except OSError as error:
+            raise explain_os_error(error, self.folder) from error
+
+    def _create(self, meta: dict[str, Any]) -> None:
+        need = 4 * self.count * int(np.prod(self.shape))
+        free = _free_bytes(self.folder)
+        if free is not None and need > free:
+            raise CarvError(
+                f"{self.folder} needs {need / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB left: "
+                "free some space, take fewer items or a smaller projection."
+            )
+        for name, shape, dtype in (
+            ("rows.npy", (self.count, *self.shape), np.float32),
+            ("done.npy", (self.count,), np.uint32),
+        ):
+            write_via(self.folder / name, lambda path, s=shape, d=dtype: _empty(path, s, d))  # type: ignore[misc]
+        write_atomic(self.folder / "meta.json", json.dumps(meta, indent=2))  # last: it says that the rest is whole
+
+    def _check(self, wanted: dict[str, Any]) -> None:
+        path = self.folder / "meta.json"
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise explain_os_error(error, path, "read") from error
+        except ValueError:
+            raise CarvError(f"{path} is damaged: delete {self.folder}, and it is made again.") from None
+        for key in differing_keys(stored, wanted):
+            raise CarvError(
+                f"the store in {self.folder} was made with {key} = {look_up(stored, key)!r}, and now it is "
+                f"{look_up(wanted, key)!r}: set it back, or name another folder."
+            )
+
+    def _verify(self) -> None:
+        """Takes back the checksum of rows that do not match it."""
+        for index in np.flatnonzero(self.finished):
+            if self._done[index] != _checksum(self._rows[index]):
+                self._done[index] = 0
+
+
+def _checksum(row: NDArray[np.float32]) -> int:
+    return zlib.crc32(row.tobytes()) or 1
+
+
+def _empty(path: Path, shape: tuple[int, ...], dtype: Any) -> None:
+    np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
+
+
+def _free_bytes(folder: Path) -> int | None:
+    import shutil
+
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits for other processes that are making the same store; no lock where the platform has none."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks goes without
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,310 @@
+"""`carv attribute` from end to end on a model small enough, its bad input, and its page."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from carv_3d import cli
+from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel, cosine, kernel
+from carv_3d.attribution.command import AttributeOptions, kept_kernel, score
+from carv_3d.attribution.encoded import EncodedPictures, encode_images
+from carv_3d.attribution.page import render_page
+from carv_3d.attribution.pictures import FolderPictures, TinyPictures
+from carv_3d.attribution.queries import Query, kind_of
+from carv_3d.attribution.scores import Scores
+from carv_3d.attribution.store import RowStore
+from carv_3d.errors import CarvError
+
+NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>"""
+SIZE = 16  # of the pictures of `sd_folder`
+
+
+def save(path: Path, seed: int, size: int = SIZE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for i in range(6):
+        save(tmp_path / "data" / f"{i}.png", i)
+    (tmp_path / "data" / "0.txt").write_text("a red mug\n")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("CARV_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "here"
+
+
+def arguments(query: Path | str, data: Path, model: Path, *more: str) -> list[str]:
+    small = ["--draws", "4", "--query-draws", "16", "--dim", "64"]
+    return ["attribute", str(query), "--model", str(model), "--data", str(data), *small, *more]
+
+
+def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, place, capsys) -> None:
+    assert cli.main(arguments(data / "3.png", data, sd_folder, "--out", "a")) == 0
+    with open("a/scores.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    values = [float(r["score"]) for r in rows]
+    assert values == sorted(values, reverse=True)
+    assert {r["caption"] for r in rows if r["picture"] == "0.png"} == {"a red mug"}
+
+    def feature(index: int, draws: DrawOptions, role: str, key: str, caption: str) -> torch.Tensor:
+        maker = FeatureMaker(GradientModel.of_teacher(sd_teacher), FeatureOptions(draws, dim=64), role)
+        z = encode_images([FolderPictures(data, SIZE).image(index)], sd_teacher)[0]
+        return maker.feature(key, z, sd_teacher.text_embeddings([caption])[0])
+
+    items = [feature(i, DrawOptions(4, 2), "train", f"{i}.png", "a red mug" if i == 0 else "") for i in (0, 4)]
+    wanted = cosine(feature(3, DrawOptions(16, 8), "query", "0", "")[None], torch.stack(items))
+    found = {r["picture"]: r for r in rows}
+    for name, value, error in zip(("0.png", "4.png"), wanted.values[0], wanted.errors[0]):
+        assert float(found[name]["score"]) == pytest.approx(float(value), rel=1e-3)
+        assert float(found[name]["standard_error"]) == pytest.approx(float(error), rel=1e-2)
+    page = Path("a/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 7  # the query, and every training picture once
+    assert "Done: open" in capsys.readouterr().out
+    # again: nothing is computed anew, and nothing is written over
+    assert cli.main(arguments(data / "3.png", data, sd_folder, "--out", "a")) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert cli.main(arguments(data / "3.png", data, sd_folder, "--out", "b")) == 0
+    assert Path("b/scores.csv").read_text() == Path("a/scores.csv").read_text()
+    assert "pictures a second" not in Path("b/report.html").read_text()
+    # in two shares, of which the first alone makes no page
+    shares = [
+        *arguments(data / "3.png", data, sd_folder, "--out", "c"),
+        "--store",
+        "s",
+        "--shard",
+    ]
+    assert cli.main([*shares, "1/2"]) == 0
+    assert "3 training pictures are left" in capsys.readouterr().out
+    assert not Path("c").exists()
+    assert cli.main([*shares, "0/2"]) == 0
+    assert Path("c/scores.csv").read_text() == Path("a/scores.csv").read_text()
+
+
+def test_a_prompt_is_asked_about_by_pictures_of_it(data, sd_folder, place) -> None:
+    assert cli.main(arguments("a red mug", data, sd_folder, "--views", "2", "--method", "trak")) == 0
+    page = Path("outputs/attribution-a-red-mug/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 8
+    assert "TRAK" in page
+
+
+def test_an_interrupted_run_goes_on_to_the_same_scores(data, sd_folder, place, monkeypatch, capsys) -> None:
+    assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "whole")) == 0
+    monkeypatch.setenv("CARV_CACHE", str(place.parent / "cache 2"))
+    feature, made = FeatureMaker.feature, []
+
+    def interrupt(self, key, z, condition=None):
+        if len(made) == 2:
+            os.kill(os.getpid(), 2)  # Ctrl-C, during the third picture
+        made.append(key)
+        return feature(self, key, z, condition)
+
+    monkeypatch.setattr(FeatureMaker, "feature", interrupt)
+    assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "cut")) == 130
+    assert "the same command goes on from there" in capsys.readouterr().out
+    assert made == ["0.png", "1.png", "2.png"]
+    assert not Path("cut").exists()
+    assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "cut")) == 0
+    assert made[3:] == ["3.png", "4.png", "5.png", "0"]
+    assert Path("cut/scores.csv").read_text() == Path("whole/scores.csv").read_text()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("carv: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in out + err
+    assert os.listdir() == []
+    return lines[0]
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place, capsys, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    save(tmp_path / "large.png", 0, 40)
+    (tmp_path / "text.png").write_text("no picture")
+    cases = [
+        (["attribute"], "the query is missing"),
+        (["attribute", "a", "mug"], "2 queries were given"),
+        (["attribute", "a red mug", "--drws", "4"], "did you mean --draws?"),
+        (["attribute", "  "], "the query is empty"),
+        (["attribute", "nothing.png"], "there is no nothing.png"),
+        (["attribute", str(tmp_path / "empty")], "is no run of carv generate"),
+        (["attribute", "a red zeppelin"], "zeppelin"),
+        (["attribute", "a red mug", "--draws", "6"], "draws is 6; it must be a multiple of 4"),
+        (["attribute", "a red mug", "--method", "x"], "method is 'x'"),
+        (["attribute", "a red mug", "--items", "0"], "items is 0"),
+        (["attribute", "a red mug", "--shard", "1"], "shard is '1'; it must be I/N"),
+        (["attribute", "a red mug", "--shard", "2/2"], "the last is 1"),
+        (arguments("a red mug", tmp_path / "empty", sd_folder), "holds no pictures"),
+        (arguments("a red mug", tmp_path / "none", sd_folder), "there is no folder"),
+        (arguments(tmp_path / "large.png", data, sd_folder), "is 40×40 pixels and the model's pictures are 16×16"),
+        (arguments(tmp_path / "text.png", data, sd_folder), "is no picture that can be read"),
+        (arguments("a red mug", data, tmp_path / "none"), "no diffusion model at"),
+    ]
+    for words, message in cases:
+        assert message in refusal(capsys, words)
+
+
+def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp_path, build_folder) -> None:
+    other = build_folder(tmp_path / "other", seed=3)
+    store = str(tmp_path / "store")
+    assert cli.main(arguments(data / "0.png", data, sd_folder, "--store", store, "--out", str(tmp_path / "a"))) == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "store" / "loss").iterdir()}
+    capsys.readouterr()
+    words = refusal(capsys, arguments(data / "0.png", data, other, "--store", store, "--out", str(tmp_path / "b")))
+    assert "was made with" in words
+    assert {p.name: p.read_bytes() for p in (tmp_path / "store" / "loss").iterdir()} == before
+
+
+def test_folders_of_pictures_with_captions_of_either_kind(tmp_path) -> None:
+    save(tmp_path / "b" / "2.jpg", 0)
+    save(tmp_path / "1.png", 1, 40)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b/2.jpg", "text": "a dog"}\n\n')
+    (tmp_path / "1.txt").write_text("a cat")
+    pictures = FolderPictures(tmp_path, SIZE, resize=True)
+    assert [pictures.key(i) for i in range(2)] == ["1.png", "b/2.jpg"]
+    assert [pictures.caption(i) for i in range(2)] == ["a cat", "a dog"]
+    assert pictures.image(0).shape == (SIZE, SIZE, 3)
+    first = pictures.fingerprint()
+    (tmp_path / "1.txt").write_text("a bird")
+    assert FolderPictures(tmp_path, SIZE, resize=True).fingerprint() != first
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    with pytest.raises(CarvError, match=r"line 1 of .* needs file_name"):
+        FolderPictures(tmp_path, SIZE, resize=True)
+
+
+def test_what_is_transparent_is_white(tmp_path) -> None:
+    array = np.zeros((SIZE, SIZE, 4), np.uint8)
+    array[:8, :, 3] = 255
+    Image.fromarray(array).save(tmp_path / "a.png")
+    image = FolderPictures(tmp_path, SIZE).image(0)
+    assert (image[:8] == 0).all()
+    assert (image[8:] == 255).all()
+
+
+def test_carv_tinys_pictures_are_the_first_of_its_training(tmp_path) -> None:
+    from carv_3d.teachers.tiny.dataset import build
+
+    few = TinyPictures(tmp_path / "few", 4, log=lambda text: None)
+    more = build(tmp_path / "more", 7, seed=1, log=lambda text: None)
+    assert all(np.array_equal(few.image(i), more.rgb[i]) for i in range(4))
+    shot = more.shots[2]
+    assert few.labels(2) == {"object": shot.obj, "colour": shot.colour, "finish": shot.finish}
+    assert shot.colour in few.caption(2)
+    assert few.caption(2).endswith("view")
+    with pytest.raises(CarvError, match="items must be 1"):
+        TinyPictures(tmp_path / "no", 30_001)
+
+
+def test_pictures_are_encoded_once_and_alike_however_the_work_is_cut(data, sd_teacher, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("carv_3d.attribution.encoded.CHUNK", 2)
+    pictures = FolderPictures(data, SIZE)
+    whole = EncodedPictures(pictures, sd_teacher, tmp_path / "whole")
+    assert whole.encode()
+    cut = EncodedPictures(pictures, sd_teacher, tmp_path / "cut")
+    assert not cut.encode(lambda done, total: done == 2)
+    again = EncodedPictures(pictures, sd_teacher, tmp_path / "cut")
+    seen = []
+    assert again.encode(lambda done, total: seen.append(done))
+    assert seen == [4, 6]
+    assert np.array_equal(whole.store.rows, again.store.rows)
+    x = torch.from_numpy(pictures.image(5)).permute(2, 0, 1).float()[None] / 255
+    assert torch.allclose(again.latents(5), sd_teacher.encode(x, sample=False)[0], atol=1e-5)
+    assert torch.equal(again.condition(0), sd_teacher.text_embeddings(["a red mug"])[0])
+
+
+def test_scores_of_several_pictures_are_their_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(3, 4, 5, generator=generator)
+    items = torch.randn(8, 2, 5, generator=generator)
+    found, ridge = score("trak", queries, items)
+    from carv_3d.attribution import trak
+
+    assert ridge is not None
+    assert torch.allclose(found.values[0], trak(queries, items, ridge).values.mean(0))
+
+
+def test_a_kernel_is_kept_until_the_rows_change(tmp_path, monkeypatch) -> None:
+    store = RowStore(tmp_path, {}, 3, (2, 4))
+    rows = np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32)
+    for i in range(3):
+        store.write(i, rows[i])
+    first = kept_kernel(store)
+    assert torch.allclose(first, kernel(rows))
+    monkeypatch.setattr("carv_3d.attribution.command.kernel", lambda rows: pytest.fail("made again"))
+    assert torch.equal(kept_kernel(store), first)
+    monkeypatch.setattr("carv_3d.attribution.command.kernel", kernel)
+    store.write(1, 2 * rows[1])
+    assert torch.allclose(kept_kernel(store), kernel(store.rows))
+    (tmp_path / "kernel.npz").write_bytes(b"damaged")
+    assert torch.allclose(kept_kernel(store), kernel(store.rows))
+
+
+class OnePicture:
+    name = "one"
+
+    def __len__(self) -> int:
+        return 2
+
+    def key(self, index: int) -> str:
+        return NASTY
+
+    def caption(self, index: int) -> str:
+        return NASTY
+
+    def image(self, index: int) -> np.ndarray:
+        return np.zeros((4, 4, 3), np.uint8)
+
+    def labels(self, index: int) -> dict[str, str]:
+        return {}
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def test_the_page_loads_nothing_and_escapes_everything() -> None:
+    scores = Scores(torch.tensor([[1.0, -1.0]]), torch.tensor([[0.1, float("nan")]]))
+    query = Query(NASTY, NASTY, [np.zeros((4, 4, 3), np.uint8)], [NASTY], NASTY)
+    page = render_page(query, OnePicture(), scores, NASTY, {NASTY: NASTY})
+    assert "<script" not in page
+    assert "onerror=alert(1)>" not in page.replace("&gt;", "")
+    assert re.findall(r'(?:src|href|url|poster)\s*[=(]\s*["\']?(?!data:)[^"\'\s>&]+', page.replace("src=x", "")) == []
+    assert re.findall(r"https?://", page) == []
+    assert "default-src 'none'" in page
+
+
+def test_moderated_errors_lie_between_their_own_and_the_common_one() -> None:
+    scores = Scores(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
+    assert scores.moderated_errors(1, 1).tolist()[0] == pytest.approx([3.0**0.5, 7.0**0.5])  # (1 + 5)/2, (9 + 5)/2
+
+
+def test_words_are_told_from_places(tmp_path) -> None:
+    assert kind_of("a red mug") == "prompt"
+    assert kind_of("mug " * 200) == "prompt"
+    save(tmp_path / "x.png", 0)
+    assert kind_of(str(tmp_path / "x.png")) == "picture"
+    (tmp_path / "config.yaml").write_text("")
+    assert kind_of(str(tmp_path)) == "run"
+
+
+def test_options_know_their_limits() -> None:
+    with pytest.raises(CarvError, match="did not train owner/model: name its own with --data"):
+        AttributeOptions("a red mug", model="owner/model")
+    with pytest.raises(CarvError, match="query_draws is 8; it must be a multiple of 16"):
+        AttributeOptions("a red mug", query_draws=8)
