@@ -308,3 +308,29 @@ def test_options_know_their_limits() -> None:
         AttributeOptions("a red mug", model="owner/model")
     with pytest.raises(CarvError, match="query_draws is 8; it must be a multiple of 16"):
         AttributeOptions("a red mug", query_draws=8)
+
+
+def test_a_run_is_asked_about_by_views_of_its_asset(sd_folder, sd_teacher, tmp_path) -> None:
+    from carv_3d.attribution.queries import model_of_run, run_query
+    from carv_3d.checkpoint import save_checkpoint
+    from carv_3d.config import config_to_yaml, load_config
+    from carv_3d.outputs import to_uint8
+    from carv_3d.text_to_3d import TextTo3D
+
+    small = ["system.geometry_type=voxel", "system.geometry.resolution=8", "system.renderer.num_samples_per_ray=8"]
+    model = f"system.guidance.pretrained_model_name_or_path={sd_folder}"
+    config = load_config(overrides=[*small, model, "seed=3"], prompt="a red mug")
+    host = TextTo3D(config, sd_teacher)
+    with torch.no_grad():
+        for p in host.field.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    save_checkpoint(tmp_path / "checkpoint", host.state_dict())
+    assert kind_of(str(tmp_path)) == "run"
+    assert model_of_run(tmp_path) == str(sd_folder)
+    query = run_query(tmp_path, sd_teacher, 4)
+    host.renderer.eval()
+    with torch.no_grad():
+        views = to_uint8(host.views(host.orbit(4), SIZE, SIZE))
+    assert np.array_equal(np.stack(query.images), views)
+    assert query.captions == [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
