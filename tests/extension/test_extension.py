@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.errors import CarvError
+from carv_3d.teachers.tiny.tokens import LENGTH
 
 sys.path.insert(0, str(Path(__file__).parent))
 import host_double as double
@@ -367,7 +368,7 @@ def test_the_built_in_model_is_read_from_the_package_and_never_from_a_cache(host
     processor.spawn_func(processor.read_from, ["a red mug", ""], str(tmp_path))
     names = [tmp_path / f"{double.hash_prompt(processor.read_from, prompt)}.pt" for prompt in ("a red mug", "")]
     saved, empty = map(torch.load, names)
-    assert saved.shape == (20, 128)
+    assert saved.shape == (LENGTH, 128)
     assert not torch.equal(saved, empty)
 
 
