@@ -13,7 +13,6 @@ from carv_3d.core.accounting import Interval
 from carv_3d.files import write_atomic, write_via
 from carv_3d.variance.figures import PAPER_ECM, PAPER_ORACLE, Row, Timesteps
 
-TABLE_WIDTH = 116
 COLUMNS = (
     "step", "method", "R", "K", "variance", "variance_low", "variance_high", "s_out2", "v_in", "upstream_share",
     "seconds", "ecm", "ecm_low", "ecm_high", "ecm_bound", "re", "re_low", "re_high", "paper_ecm", "paper_re",
@@ -64,9 +63,12 @@ def table(found: Sequence[Row], baseline: Row) -> Any:
 def print_table(one: Any, console: Any) -> None:
     """On a console that may be narrower than the table, as a pipe is: whole, not cut."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    if console.width < TABLE_WIDTH:
-        console = Console(width=TABLE_WIDTH, file=console.file)
+    wide = Console(width=1000, file=console.file)
+    needed = Measurement.get(wide, wide.options, one).maximum
+    if console.width < needed:
+        console = Console(width=needed, file=console.file)
     console.print(one)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ def test_a_narrow_console_gets_the_whole_table() -> None:
 
     narrow = Console(width=40, file=(shown := StringIO()))
     found = rows(7, ENTRIES, made_up((7.0, 3.0), (9.0, 5.0)), BASELINE)
-    print_table(table(found, found[0]), narrow)
+    long = replace(found[1], entry=replace(found[1].entry, method=method("is+strat+antithetic")))
+    print_table(table([*found, long], found[0]), narrow)
+    assert "┃ R ┃ K ┃" in shown.getvalue()
+    assert "is+strat+antithetic" in shown.getvalue()
     assert "2.25 [1.93, 2.70]" in shown.getvalue()  # the ECM by hand, above
     assert "…" not in shown.getvalue()
 
