@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scaling_double import Scaling, TensorItems
 
 from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel
 from carv_3d.attribution.draws import draws_of
@@ -174,8 +175,6 @@ def test_a_row_that_was_torn_is_made_again(model, items, tmp_path) -> None:
 
 
 def test_a_store_of_anything_else_is_refused_and_kept(model, items, tmp_path, schedule) -> None:
-    from tests.attribution.conftest import Scaling, TensorItems
-
     maker = FeatureMaker(model, options())
     maker.fill(maker.open_store(tmp_path / "s", items), items)
     before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
