@@ -21,7 +21,7 @@ from carv_3d.core.batching import run_in_batches
 from carv_3d.core.control import EpsControl
 from carv_3d.core.designs import STRATIFY, Design
 from carv_3d.core.proposals import PROPOSALS, check_range, make_proposal
-from carv_3d.core.reduction import per_draw, reduce_draws, surrogate_loss
+from carv_3d.core.reduction import finite_draws, per_draw, surrogate_loss
 from carv_3d.core.schedule import WEIGHTINGS, NoiseSchedule
 from carv_3d.errors import CarvError
 
@@ -247,14 +247,14 @@ class CarvEstimator:
                 weights = torch.ones(R, K, device=f.device, dtype=dtype)
             else:
                 weights = draws.weights.to(device=f.device, dtype=dtype)
-            f, finite, grad = reduce_draws(f, weights, clip)
+            f, finite = finite_draws(f, clip)
             if self.control is not None:
                 t, eps = draws.t.to(f.device), draws.eps.to(f)
                 plain, f = f, f - self.control.noise(t, eps)
-                grad = (per_draw(weights, f) * f).mean(1)
                 if own:
                     self.control.update(t, plain, eps, finite)
             weighted = per_draw(weights, f) * f
+            grad = weighted.mean(1)
             if own:
                 self._teach(f, finite, draws)
             scalars = self._scalars(weighted, weights, finite, grad, draws.group_size)

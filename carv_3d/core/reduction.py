@@ -6,15 +6,22 @@ import torch
 from torch import Tensor
 
 
-def reduce_draws(f: Tensor, weights: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(f as used, finite (R, K), mean_k (p/q) f (R, ...)) of f (R, K, ...) and weights p/q (R, K).
+def finite_draws(f: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor]:
+    """(f as used, finite (R, K)) of f (R, K, ...).
 
     A draw that is not finite counts as 0; `clip` limits each draw elementwise, before p/q and the mean.
     """
     finite = torch.isfinite(f.flatten(2)).all(-1)
     f = torch.where(per_draw(finite, f), f, torch.zeros_like(f))
-    if clip is not None:
-        f = f.clamp(-clip, clip)
+    return (f if clip is None else f.clamp(-clip, clip)), finite
+
+
+def reduce_draws(f: Tensor, weights: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(f as used, finite (R, K), mean_k (p/q) f (R, ...)) of f (R, K, ...) and weights p/q (R, K).
+
+    See `finite_draws` for what becomes of draws that are not finite, and for `clip`.
+    """
+    f, finite = finite_draws(f, clip)
     return f, finite, (per_draw(weights, f) * f).mean(1)
 
 
