@@ -111,3 +111,19 @@ def classifier_free_eps_hat(
     both = teacher.eps_hat(torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([cond, uncond]))
     eps_text, eps_uncond = both.chunk(2)
     return eps_uncond + s * (eps_text - eps_uncond)
+
+
+class ClassifierFree:
+    """Gives a class with `eps_hat` its guidance."""
+
+    def eps_hat_cfg(
+        self: NoisePredictor,
+        z_t: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        uncond: Tensor,
+        guidance_scale: float,
+        convention: str = "standard",
+    ) -> Tensor:
+        """See `classifier_free_eps_hat`."""
+        return classifier_free_eps_hat(self, z_t, t, cond, uncond, guidance_scale, convention)

@@ -10,14 +10,14 @@ from torch import Tensor
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.teachers.availability import resolve_model
-from carv_3d.teachers.base import classifier_free_eps_hat
+from carv_3d.teachers.base import ClassifierFree
 from carv_3d.teachers.loading import choose_dtype, load_parts
 from carv_3d.teachers.memory import can_offload, offload_to_cpu
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
-class Denoiser:
+class Denoiser(ClassifierFree):
     """What of a teacher predicts noise. No torch module: nothing of it lands in a host's checkpoint or optimizer."""
 
     def __init__(self, unet: Any, schedule: NoiseSchedule, prediction_type: str = "epsilon", name: str = "") -> None:
@@ -68,18 +68,6 @@ class Denoiser:
             return prediction
         alpha, sigma = self._alpha_sigma(t, z_t)
         return alpha * prediction + sigma * z_t
-
-    def eps_hat_cfg(
-        self,
-        z_t: Tensor,
-        t: Tensor,
-        cond: Tensor,
-        uncond: Tensor,
-        guidance_scale: float,
-        convention: str = "standard",
-    ) -> Tensor:
-        """Classifier-free guidance in one batch of 2N rows; see `base.classifier_free_eps_hat`."""
-        return classifier_free_eps_hat(self, z_t, t, cond, uncond, guidance_scale, convention)
 
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = (f(t).to(like).view(-1, 1, 1, 1) for f in (self.schedule.alpha, self.schedule.sigma))

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
-from carv_3d.teachers.base import classifier_free_eps_hat, effective_scale
+from carv_3d.teachers.base import ClassifierFree, effective_scale
 
 NAMED = 0.98  # how much of the mixture a prompt's own component gets
 
 
-class GaussianTeacher:
+class GaussianTeacher(ClassifierFree):
     """The protocol of `carv_3d.teachers.base.Teacher`, with a component of the mixture for each name.
 
     A text embedding (B, 1, M) is log pi: for "" all components are equally likely, for a prompt that holds
@@ -100,18 +100,6 @@ class GaussianTeacher:
         away = (flat[:, None] - alpha[:, None, None] * means).square().sum(-1)
         r = torch.softmax(text_emb[:, 0].to(z_t) - away / (2 * v[:, None]), dim=1)
         return (sigma / v)[:, None, None, None] * (z_t - (alpha[:, None] * (r @ means)).view_as(z_t))
-
-    def eps_hat_cfg(
-        self,
-        z_t: Tensor,
-        t: Tensor,
-        cond: Tensor,
-        uncond: Tensor,
-        guidance_scale: float,
-        convention: str = "standard",
-    ) -> Tensor:
-        """See `carv_3d.teachers.base.classifier_free_eps_hat`."""
-        return classifier_free_eps_hat(self, z_t, t, cond, uncond, guidance_scale, convention)
 
     def expected_eps_hat(self, z: Tensor, t: Tensor, text_emb: Tensor, nodes: int = 40) -> Tensor:
         """E[eps_hat(alpha_t z + sigma_t eps, t)] over eps ~ N(0, I), for z (N, C, n, n), t (N,), (N, 1, M).

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from carv_3d.core.costs import CostMeter
-from carv_3d.teachers.base import classifier_free_eps_hat
+from carv_3d.teachers.base import ClassifierFree
 
 
-class TimedTeacher:
+class TimedTeacher(ClassifierFree):
     """A teacher whose calls are timed by phase and counted; everything else passes through."""
 
     def __init__(self, teacher: Any, meter: CostMeter) -> None:
@@ -39,6 +39,3 @@ class TimedTeacher:
             eps: Tensor = self._teacher.eps_hat(z_t, t, text_emb)
         self._meter.count(unet_rows=z_t.shape[0])  # after it succeeded: a batch that ran out of memory is tried again
         return eps
-
-    def eps_hat_cfg(self, *args: Any, **kwargs: Any) -> Tensor:
-        return classifier_free_eps_hat(self, *args, **kwargs)
