@@ -30,6 +30,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise CarvError(f"{message[0].lower()}{message[1:]}; see {self.prog} --help")
 
+    def read(self, words: Sequence[str], intermixed: bool = False) -> argparse.Namespace | None:
+        """The arguments; None where --help was asked for and shown. Raises CarvError for an unknown option.
+
+        intermixed: options may stand between the positional words.
+        """
+        try:
+            parse = self.parse_known_intermixed_args if intermixed else self.parse_known_args
+            args, rest = parse(list(words))
+        except SystemExit:  # --help; mistakes are CarvErrors
+            return None
+        self.refuse_unknown(rest)
+        return args
+
     def refuse_unknown(self, words: Sequence[str]) -> None:
         """Raise for leftover words that look like options."""
         known = [option for action in self._actions for option in action.option_strings]
@@ -117,12 +130,9 @@ def _generate_parser() -> Parser:
 
 def generate(words: list[str]) -> int:
     """`carv generate`: see its --help."""
-    parser = _generate_parser()
-    try:
-        args, rest = parser.parse_known_intermixed_args(words)
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    parser.refuse_unknown(rest)
+    args = _generate_parser().read(words, intermixed=True)
+    if args is None:
+        return 0
     overrides = [w for w in args.words if re.match(r"[A-Za-z_][\w.]*=", w)]
     prompts = [w for w in args.words if w not in overrides]
     if len(prompts) > 1:
@@ -165,11 +175,9 @@ def doctor(words: list[str]) -> int:
     parser.add_argument(
         "--threestudio", metavar="PATH", help="whether this checkout and this Python are ready for threestudio-carv"
     )
-    try:
-        args, rest = parser.parse_known_args(words)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    parser.refuse_unknown(rest)
+    args = parser.read(words)
+    if args is None:
+        return 0
 
     from carv_3d import doctor as examination
 

@@ -61,6 +61,23 @@ def slug(text: str, limit: int = 48) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain)[:limit].strip("-") or "prompt"
 
 
+def unused(path: Path) -> Path:
+    """`path`, or the first of `path`-2, `path`-3 ... that is not there."""
+    found, number = path, 2
+    while found.exists():
+        found, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return found
+
+
+def check_unused(path: Path, way_out: str = "choose another --out") -> None:
+    """Raises CarvError, ending in `way_out`, where `path` is a file, a folder with something in it, or unreadable."""
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise CarvError(f"{path} is not an empty folder; {way_out}")
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+
+
 def make_folder(path: Path) -> None:
     """Make `path` and its parents, and see that files can be made in it; raises CarvError in one sentence."""
     try:

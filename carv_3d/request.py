@@ -8,7 +8,7 @@ from pathlib import Path
 
 from carv_3d.config import Config, load_config
 from carv_3d.errors import CarvError
-from carv_3d.files import explain_os_error, slug
+from carv_3d.files import check_unused, slug, unused
 from carv_3d.options import differing_keys, look_up, to_mapping
 
 # What --resume may change: how long, what is shown and where, but not what is being computed.
@@ -72,20 +72,9 @@ def _default_folder(prompt: str, seed: int) -> Path:
 
 def _new_folder(request: Request, config: Config) -> Path:
     if request.out is not None:
-        try:
-            if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
-                raise CarvError(
-                    f"{request.out} is not an empty folder; choose another --out, or go on with the run in "
-                    "it with --resume"
-                )
-        except OSError as error:
-            raise explain_os_error(error, request.out, "read") from error
+        check_unused(request.out, "choose another --out, or go on with the run in it with --resume")
         return request.out
-    first = _default_folder(config.prompt, config.seed)
-    folder, number = first, 2
-    while folder.exists():
-        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    return folder
+    return unused(_default_folder(config.prompt, config.seed))
 
 
 def _latest_folder(request: Request) -> Path:

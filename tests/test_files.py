@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from carv_3d.errors import CarvError
-from carv_3d.files import make_folder, slug, write_atomic, write_via
+from carv_3d.files import check_unused, make_folder, slug, unused, write_atomic, write_via
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,18 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CarvError, match=r"cannot write .*file") as caught:
         make_folder(tmp_path / "file" / "x")
     assert "\n" not in str(caught.value)
+
+
+def test_the_first_name_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("run", "run-2", "run-4"):
+        assert unused(tmp_path / "run").name == {"run": "run", "run-2": "run-2", "run-4": "run-3"}[name]
+        (tmp_path / name).mkdir()
+
+
+def test_a_folder_in_use_or_a_file_is_refused_and_an_empty_folder_is_not(tmp_path: Path) -> None:
+    check_unused(tmp_path)
+    check_unused(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(CarvError, match=f"{re.escape(str(path))} is not an empty folder; choose another --out$"):
+            check_unused(path)

@@ -44,12 +44,9 @@ def _parser() -> Parser:
 
 def main(words: list[str]) -> int:
     """`carv attribute`: see its --help."""
-    parser = _parser()
-    try:
-        args, rest = parser.parse_known_intermixed_args(words)
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    parser.refuse_unknown(rest)
+    args = _parser().read(words, intermixed=True)
+    if args is None:
+        return 0
     if not args.query:
         raise CarvError("the query is missing; name a picture, a prompt, or the folder of a run of carv generate.")
     if len(args.query) > 1:

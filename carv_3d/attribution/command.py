@@ -38,7 +38,7 @@ from carv_3d.attribution.queries import (
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, trak
 from carv_3d.attribution.store import RowStore
 from carv_3d.errors import CarvError
-from carv_3d.files import make_folder, slug, write_atomic, write_via
+from carv_3d.files import check_unused, make_folder, slug, unused, write_atomic, write_via
 from carv_3d.options import to_mapping
 from carv_3d.progress import Display, StopSignals
 
@@ -258,14 +258,9 @@ def _features_name(options: AttributeOptions) -> str:
 
 def _new_folder(options: AttributeOptions) -> Path:
     if options.out is not None:
-        if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-            raise CarvError(f"{options.out} is not an empty folder; choose another --out.")
+        check_unused(options.out)
         return options.out
-    first = Path("outputs") / f"attribution-{slug(Path(options.query).name or options.query)}"
-    folder, number = first, 2
-    while folder.exists():
-        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
-    return folder
+    return unused(Path("outputs") / f"attribution-{slug(Path(options.query).name or options.query)}")
 
 
 def _with_progress(display: Display, total: int, stop: StopSignals, work: Callable[..., bool]) -> bool:

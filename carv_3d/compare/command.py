@@ -10,6 +10,7 @@ from pathlib import Path
 
 from carv_3d.cli import Parser
 from carv_3d.errors import CarvError
+from carv_3d.files import check_unused, unused
 
 ENGINES = ("local", "ray")
 EPILOG = """examples:
@@ -55,12 +56,9 @@ def _parser() -> Parser:
 
 def main(words: Sequence[str]) -> int:
     """`carv compare`: see its --help. Returns the exit status."""
-    parser = _parser()
-    try:
-        args, rest = parser.parse_known_args(list(words))
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    parser.refuse_unknown(rest)
+    args = _parser().read(words)
+    if args is None:
+        return 0
     to_run = args.prompt is not None or args.methods is not None
     if args.runs and to_run:
         raise CarvError(
@@ -84,9 +82,8 @@ def _read(args: argparse.Namespace, command: str) -> int:
     from carv_3d.progress import Display
 
     display = Display()
-    folder = args.out or _fresh(Path("outputs") / "compare")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CarvError(f"{folder} is not an empty folder; choose another --out")
+    folder = args.out or unused(Path("outputs") / "compare")
+    check_unused(folder)
     runs = read_runs(args.runs)
     _check_scores(args.score, {name for run in runs for name in run.metrics})
     comparison = write_comparison(folder, runs, args.baseline, args.score or (), command)
@@ -149,11 +146,3 @@ def _check_scores(scores: Sequence[str] | None, known: set[str]) -> None:
     for score in scores or ():
         if score not in known:
             raise CarvError(f"--score is {score!r}, which no run has logged; there are: {', '.join(sorted(known))}")
-
-
-def _fresh(path: Path) -> Path:
-    """`path`, or the first of `path`-2, `path`-3 ... that is not there."""
-    found, number = path, 2
-    while found.exists():
-        found, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return found

@@ -19,7 +19,7 @@ from carv_3d.compare.methods import Method, full_key
 from carv_3d.compare.scored_run import RESULT, Length
 from carv_3d.config import Config
 from carv_3d.errors import CarvError
-from carv_3d.files import explain_os_error, make_folder, slug, write_atomic
+from carv_3d.files import check_unused, explain_os_error, make_folder, slug, write_atomic
 from carv_3d.progress import Display
 
 FORMAT = 1
@@ -142,8 +142,7 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
     path = out / SPEC
     try:
         if not path.exists():
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise CarvError(f"{out} is not an empty folder; choose another --out")
+            check_unused(out)
             make_folder(out)
             save(sweep, out)
             return sweep

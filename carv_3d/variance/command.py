@@ -13,7 +13,7 @@ from carv_3d.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.cli import Parser
 from carv_3d.config import Config, load_config
 from carv_3d.errors import CarvError
-from carv_3d.files import explain_os_error, make_folder, slug, write_atomic
+from carv_3d.files import check_unused, explain_os_error, make_folder, slug, write_atomic
 from carv_3d.options import to_mapping
 from carv_3d.progress import Display, StopSignals
 from carv_3d.text_to_3d import TextTo3D, check_prompt
@@ -95,12 +95,9 @@ def parser() -> Parser:
 
 def main(words: list[str]) -> int:
     """`carv variance`: see its --help."""
-    p = parser()
-    try:
-        args, rest = p.parse_known_args(words)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    p.refuse_unknown(rest)
+    args = parser().read(words)
+    if args is None:
+        return 0
     given = {k: v for k, v in vars(args).items() if k != "grid"} | read_grid(args.grid)
     return run(VarianceRequest(**given))
 
@@ -240,11 +237,8 @@ def open_folder(folder: Path, asked: dict[str, Any], resume: bool) -> dict[int, 
     """The blocks that are in the folder already; CarvError where it is in use, or what is there is of other figures."""
     path = folder / "blocks.json"
     if not resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise CarvError(f"{folder} is not an empty folder; choose another --out, or go on in it with --resume.")
-        make_folder(folder)
-        return {}
-    if not path.exists():
+        check_unused(folder, "choose another --out, or go on in it with --resume")
+    if not resume or not path.exists():
         make_folder(folder)
         return {}
     try:
