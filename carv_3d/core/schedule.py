@@ -63,6 +63,11 @@ class NoiseSchedule:
         shape = (-1, *[1] * (z.dim() - 1))
         return self._alpha[t].to(z.dtype).view(shape) * z + self._sigma[t].to(z.dtype).view(shape) * eps
 
+    def v(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """`alpha_t eps - sigma_t z`, what a v-prediction is trained towards; shapes as of `add_noise`."""
+        shape = (-1, *[1] * (z.dim() - 1))
+        return self._alpha[t].to(z.dtype).view(shape) * eps - self._sigma[t].to(z.dtype).view(shape) * z
+
     def w(self, t: Tensor, strategy: str | Tensor = "sds") -> Tensor:
         """The weight that multiplies the residual at t, of t's shape.
 

@@ -52,8 +52,7 @@ class Denoiser(ClassifierFree):
         """What `predict` is trained towards: eps, or `v = alpha_t eps - sigma_t z`. z, eps (N, C, h, w), t (N,)."""
         if self.prediction_type == "epsilon":
             return eps
-        alpha, sigma = self._alpha_sigma(t, z)
-        return alpha * eps - sigma * z
+        return self.schedule.v(z, eps, t)
 
     def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
         """The model's noise prediction: z_t (N, C, h, w), t (N,) integers, text (N, L, D) -> (N, C, h, w).

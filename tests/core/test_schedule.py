@@ -54,3 +54,13 @@ def test_add_noise_is_differentiable_and_keeps_the_type() -> None:
 def test_mistakes_are_named(make: object, said: str) -> None:
     with pytest.raises(CarvError, match=said):
         make()  # type: ignore[operator]
+
+
+def test_v_and_z_t_turn_into_picture_and_noise() -> None:
+    schedule, g = NoiseSchedule.scaled_linear(), torch.Generator().manual_seed(3)
+    z, eps = torch.randn(2, 3, 4, 4, generator=g), torch.randn(2, 3, 4, 4, generator=g)
+    t = torch.tensor([10, 900])
+    z_t, v = schedule.add_noise(z, eps, t), schedule.v(z, eps, t)
+    alpha, sigma = (x.view(2, 1, 1, 1) for x in (schedule.alpha(t), schedule.sigma(t)))
+    torch.testing.assert_close(alpha * z_t - sigma * v, z)
+    torch.testing.assert_close(alpha * v + sigma * z_t, eps)

@@ -104,6 +104,5 @@ def loss(model: Denoiser, schedule: NoiseSchedule, z: Tensor, ids: Tensor, gener
     t = timesteps(count, steps, generator)
     eps = torch.randn(z.shape, generator=generator)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    v = alpha.view(-1, 1, 1, 1) * eps - sigma.view(-1, 1, 1, 1) * z
-    error = (model(schedule.add_noise(z, eps, t), t, ids) - v).square().mean(dim=(1, 2, 3))
+    error = (model(schedule.add_noise(z, eps, t), t, ids) - schedule.v(z, eps, t)).square().mean(dim=(1, 2, 3))
     return (error * weight_of((alpha / sigma).square())).mean()
