@@ -29,7 +29,8 @@ from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, Gradi
 from carv_3d.attribution.metrics import linear_datamodelling_score, mean_interval
 from carv_3d.core.schedule import NoiseSchedule
 
-RIDGES = [10.0**e for e in np.arange(-4, 2.01, 0.5)]
+RIDGES = [10.0**e for e in np.arange(-4, 4.01, 0.5)]  # of the mean eigenvalue
+PORT_RIDGES = [10.0**e for e in range(-3, 5)]
 BATCH = 100  # of the ports, by whose slots their noise is shared
 DIM = 1024
 
@@ -232,6 +233,7 @@ def main() -> None:
 
     steps = schedule.num_train_timesteps
     plain = DrawOptions(o.draws, 1, "none", False)
+    strata, pairs = DrawOptions(o.draws, 2, "render", False), DrawOptions(o.draws, 2, "none", True)
     grouped = DrawOptions(o.draws, 2, "render", True)
     many = DrawOptions(8 * o.draws, 4, "render", True)
     made: dict[Any, Tensor] = {}
@@ -245,6 +247,8 @@ def main() -> None:
     for title, loss in (("TRAK", "loss"), ("D-TRAK", "mean-squared-l2-norm")):
         for words, draws, query_draws in (
             ("independent draws", plain, plain),
+            ("strata", strata, strata),
+            ("pairs", pairs, pairs),
             ("strata and pairs", grouped, grouped),
             (f"strata and pairs, {many.num_draws} draws a query", grouped, many),
         ):
@@ -265,7 +269,7 @@ def main() -> None:
         ("dattri", lambda r: dattri_scores(model, schedule, train, asked, r), energy / DIM),
     ):
         try:
-            ridge, scores = best(lambda r: scored(r * scale), [1e-3, 1e-2, 0.1, 1.0, 10.0])  # noqa: B023
+            ridge, scores = best(lambda r: scored(r * scale), PORT_RIDGES)  # noqa: B023
         except ValueError:
             print(f"| {name}, any ridge | failed | |")
             continue

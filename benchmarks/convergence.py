@@ -28,8 +28,8 @@ PROMPTS = (
     "an orange mushroom", "a purple vase", "a gray rocket", "a pink donut",
 )  # fmt: skip
 TUNING = ("a turquoise teapot", "a black hat")
-BASELINE = ("proposal=uniform", "stratify=none")  # the usual estimator, at R renders of one draw
-CARV = ("proposal=weight", "stratify=render")
+BASELINE = ("proposal=uniform", "stratify=none", "antithetic=false")  # the usual estimator, at R renders of one draw
+CARV = ("proposal=weight", "stratify=render", "antithetic=true")
 # side -> allocation -> its options; two allocations each
 SIDES: dict[str, dict[str, tuple[str, ...]]] = {
     "baseline": {
@@ -37,7 +37,7 @@ SIDES: dict[str, dict[str, tuple[str, ...]]] = {
         "R2K1": ("data.batch_size=2", "num_draws=1", *BASELINE),
     },
     "carv": {
-        "R1K4": ("data.batch_size=1", "num_draws=4", *CARV),
+        "R1K2": ("data.batch_size=1", "num_draws=2", *CARV),
         "R1K8": ("data.batch_size=1", "num_draws=8", *CARV),
     },
 }

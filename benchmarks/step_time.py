@@ -49,6 +49,7 @@ def main() -> None:
         runs = {}
         for renders, draws in ((1, 1), (1, 2), (1, 4), (1, options.draws), (2, 1)):
             overrides = [f"data.batch_size={renders}", f"system.guidance.num_draws={draws}"]
+            overrides += ["system.guidance.antithetic=false"]  # as K = 1 needs
             overrides += [f"system.guidance.pretrained_model_name_or_path={name}"]
             runs[renders, draws] = TextTo3D(load_config(overrides=overrides, prompt="a red mug"), teacher)
         for run in runs.values():  # caches, lazy initialisation

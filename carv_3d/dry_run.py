@@ -40,9 +40,10 @@ def dry_run(request: Request, steps: int = 2) -> int:
     for _ in range(steps):
         host.train_step()
     each = (time.perf_counter() - begin) / steps
+    count = config.data.n_test_views
     begin = time.perf_counter()
     host.views(host.orbit(1), config.data.eval_height, config.data.eval_width)
-    export = (time.perf_counter() - begin) * (config.data.n_test_views + N_VIEWS) + 5.0
+    export = (time.perf_counter() - begin) * (count + (N_VIEWS if count % N_VIEWS else 0)) + 5.0
     total = each * config.trainer.max_steps
     print(f"# time: about {duration(total)} for {config.trainer.max_steps} steps of {each:.2f} s", end="")
     print(f", then {duration(export)} for the outputs")

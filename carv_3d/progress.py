@@ -67,7 +67,7 @@ class Display:
     def progress(
         self, done: int, total: int, unit: str = "step"
     ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """Yield `show(step, figures)`; figures: seconds, snr, iou, judge_object, each shown where it is there.
+        """Yield `show(step, figures)`; figures: seconds, snr_step, iou, judge_object, each shown where it is there.
         `unit` says what is counted."""
         if not self.console.is_terminal:
             yield self._plain_lines(done, total, unit)
@@ -108,14 +108,14 @@ class Display:
 def describe(figures: Mapping[str, float]) -> str:
     """The figures of a step in a few words: "0.31 s/step  SNR 0.42  judge 0.87".
 
-    >>> describe({"seconds": 0.3, "snr": 0.5})
+    >>> describe({"seconds": 0.3, "snr_step": 0.5})
     '0.30 s/step  SNR 0.500'
     """
     parts = []
     if "seconds" in figures:
         parts.append(f"{figures['seconds']:.2f} s/step")
-    if "snr" in figures:
-        parts.append(f"SNR {figures['snr']:.3f}")
+    if "snr_step" in figures:
+        parts.append(f"SNR {figures['snr_step']:.3f}")
     if "iou" in figures:
         parts.append(f"IoU {figures['iou']:.2f}")
     if "judge_object" in figures:

@@ -35,10 +35,10 @@ CURVES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "How sure a classifier with no part in the run is of the prompt's object, colour and finish.",
     ),
     (
-        ("snr",),
+        ("snr_step",),
         "Signal-to-noise ratio of the gradient",
         "SNR",
-        "Of the latent gradient, over the K noise draws of a render: higher means less noise in a step.",
+        "Of a step's gradient, cameras and noise draws together, over some 30 steps: higher means less noise.",
     ),
     (
         ("ess",),

@@ -25,12 +25,13 @@ from carv_3d.scoring import PromptJudge
 from carv_3d.text_to_3d import PHASES, TextTo3D, check_prompt
 
 N_VIEWS = 8  # in preview.png and progress.png, and what the judge sees
-FPS = 20
+FPS = 16
 # metrics.csv; an empty cell means that the step has no such figure.
 COLUMNS = (
     "step",
     "seconds",
     *(f"seconds_{name}" for name in PHASES),
+    "snr_step",
     "snr",
     "ess",
     "grad_norm",
@@ -167,7 +168,10 @@ class Run:
         facts: dict[str, str] = {}
         with self.display.status("rendering the turntable"):
             turntable = to_uint8(host.views(host.orbit(data.n_test_views), data.eval_height, data.eval_width))
-            views = to_uint8(host.views(host.orbit(N_VIEWS), data.eval_height, data.eval_width))
+            if data.n_test_views % N_VIEWS:
+                views = to_uint8(host.views(host.orbit(N_VIEWS), data.eval_height, data.eval_width))
+            else:  # they are among the turntable's
+                views = turntable[:: data.n_test_views // N_VIEWS]
             write_png(folder / "preview.png", contact_sheet(views, 4))
             write_gif(folder / "turntable.gif", turntable, FPS)
             try:

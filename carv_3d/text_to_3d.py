@@ -24,6 +24,7 @@ from carv_3d.backgrounds import light_colours
 from carv_3d.checkpoint import rng_state, set_rng_state
 from carv_3d.config import Config
 from carv_3d.core.costs import CostMeter
+from carv_3d.core.signal import SignalToNoise
 from carv_3d.errors import CarvError
 from carv_3d.guidance import GuidanceOutput, SDSGuidance
 from carv_3d.scenes import regularisers
@@ -109,6 +110,7 @@ class TextTo3D:
             name: torch.Generator().manual_seed(_seed(config.seed, name))
             for name in ("cameras", "background", "samples")
         }
+        self.signal = SignalToNoise()
         self.step = 0
         self.bad_steps = 0
 
@@ -140,6 +142,7 @@ class TextTo3D:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         out, guided, losses = self.backward()
+        signal = self.signal.update(p.grad for p in self.field.parameters() if p.grad is not None)
         finite = self._apply(guided)
         self.step += 1
         metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name[:3] != "sds"}
@@ -148,6 +151,7 @@ class TextTo3D:
         metrics |= {
             "step": float(self.step),
             "seconds": time.perf_counter() - begin,
+            "snr_step": signal,
             "lr": self.optimizer.param_groups[0]["lr"],
             "opacity": float(out.opacity.detach().mean()),
             "skipped": 0.0 if finite else 1.0,
@@ -278,6 +282,7 @@ class TextTo3D:
             "renderer": _without_field(self.renderer.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "guidance": self.guidance.state_dict(),
+            "signal": self.signal.state_dict(),
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             "rng": rng_state(),
         }
@@ -289,6 +294,7 @@ class TextTo3D:
             self.renderer.load_state_dict(state["renderer"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
             self.guidance.load_state_dict(state["guidance"])
+            self.signal.load_state_dict(state["signal"])
             for name, generator in self.generators.items():
                 generator.set_state(state["generators"][name].cpu())
             set_rng_state(state["rng"])

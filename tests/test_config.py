@@ -42,6 +42,7 @@ def test_the_baseline_differs_in_the_estimator_alone() -> None:
     ours, baseline = to_mapping(load_config()), to_mapping(load_config(CONFIGS / "carv-tiny-baseline.yaml"))
     assert set(differing_keys(ours, baseline)) == {
         "data.batch_size",
+        "system.guidance.antithetic",
         "system.guidance.num_draws",
         "system.guidance.proposal",
         "system.guidance.stratify",

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "turntable.gif").write_bytes(b"GIF89a")
     (tmp_path / "preview.png").write_bytes(b"png")
     (tmp_path / "metrics.csv").write_text(
-        "step,seconds,snr,ess,judge_object\n1,0.5,0.25,3.9,\n2,0.4,0.5,3.8,0.7\n3,0.4,nan,3.9,\n4,0.4"
+        "step,seconds,snr_step,ess,judge_object\n1,0.5,0.25,3.9,\n2,0.4,0.5,3.8,0.7\n3,0.4,nan,3.9,\n4,0.4"
     )
     return tmp_path
 
@@ -44,7 +44,7 @@ def test_it_shows_model_film_views_curves_and_settings(folder: Path) -> None:
     assert "data:video/mp4;base64,ZmlsbQ==" in page
     assert "data:image/png;base64,cG5n" in page
     assert without_viewer(page).count("<svg") == 3  # the judge's score, SNR and the effective sample size
-    assert "<td>system.guidance.num_draws</td><td>4</td>" in page
+    assert "<td>system.guidance.num_draws</td><td>2</td>" in page
     assert "customElements" in page  # the viewer's own code
 
 

@@ -39,7 +39,8 @@ def carv_run(
     """A folder as `carv generate` leaves it; the judge's score rises as 1 - exp(-speed seconds)."""
     path = Path(folder)
     path.mkdir(parents=True)
-    config = load_config(overrides=[f"system.guidance.num_draws={draws}"], prompt=prompt, seed=seed)
+    overrides = [f"system.guidance.num_draws={draws}", "system.guidance.antithetic=false"]
+    config = load_config(overrides=overrides, prompt=prompt, seed=seed)
     (path / "config.yaml").write_text(config_to_yaml(config))
     (path / "asset.glb").write_bytes(b"glTF-" + folder.encode())
     with (path / "metrics.csv").open("w", newline="") as handle:
