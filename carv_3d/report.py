@@ -53,7 +53,12 @@ CURVES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "Where a step's time goes: rendering, encoding, the K denoisings and the one backward pass.",
     ),
     (("opacity",), "Mean opacity", "opacity", "The share of the picture that the object covers."),
-    (("grad_norm",), "Norm of the latent gradient", "norm", "Per render, after the mean over the draws."),
+    (
+        ("grad_norm",),
+        "Norm of the latent gradient",
+        "norm",
+        "Of the loss, after the mean over draws and renders; threestudio's own guidance logs R times that.",
+    ),
 )
 
 
