@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from carv_3d.scenes import regularisers
 from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
+from carv_3d.seeds import seed_for
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.views import view_phrase
@@ -102,11 +102,11 @@ class TextTo3D:
         self.renderer.train()
         options = system.guidance
         if options.seed is None:
-            options = replace(options, seed=_seed(config.seed, "guidance"))
+            options = replace(options, seed=seed_for(config.seed, "guidance"))
         self.guidance = SDSGuidance(self.teacher, options)
         self.optimizer = self._optimizer()
         self.generators = {
-            name: torch.Generator().manual_seed(_seed(config.seed, name))
+            name: torch.Generator().manual_seed(seed_for(config.seed, name))
             for name in ("cameras", "background", "samples")
         }
         self.step = 0
@@ -306,9 +306,3 @@ def _without_field(state: dict[str, Any]) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-
-
-def _seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that one more draw for one does not shift the others."""
-    state = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
-    return int(state[0]) % 2**63
