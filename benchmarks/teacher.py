@@ -16,25 +16,13 @@ from torch import Tensor
 from carv_3d.outputs import contact_sheet, to_uint8, write_png
 from carv_3d.teachers.sampling import prompt_pictures
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.teachers.tiny.agreement import Wanted, agreement, draw_wanted, pairs, prompts_of
-from carv_3d.teachers.tiny.judge import VIEWS, WEIGHTS, Judge
-from carv_3d.teachers.tiny.render import DISTANCE, FOVY, Shot, render
+from carv_3d.teachers.tiny.agreement import Wanted, agreement, draw_wanted, pairs, prompts_of, true_renders
+from carv_3d.teachers.tiny.judge import WEIGHTS, Judge
 
 
 def row(title: str, judge: Judge, pictures: Tensor, wanted: list[Wanted]) -> None:
     found = agreement(judge, pictures, wanted)
     print(f"| {title} | {len(wanted)} | " + " | ".join(f"{v:.1%}" for v in found.values()) + " |", flush=True)
-
-
-def true_renders(wanted: list[Wanted], rng: random.Random) -> Tensor:
-    """Pictures ``(N, 3, 64, 64)`` of what was asked for, from anywhere within the side that was asked for."""
-    shots = []
-    for obj, colour, view in wanted:
-        overhead = view == "overhead view"
-        elevation = rng.uniform(60, 90) if overhead else rng.uniform(-10, 45)
-        azimuth = rng.uniform(0, 360) if overhead else 45 * VIEWS.index(view) + rng.uniform(-22.5, 22.5)
-        shots.append(Shot(obj, colour, "plain", elevation, azimuth, rng.uniform(*DISTANCE), rng.uniform(*FOVY)))
-    return torch.from_numpy(render(shots)[0]).permute(0, 3, 1, 2).float() / 255
 
 
 def main() -> None:

@@ -39,8 +39,7 @@ def kernel_distance(
     Raises CarvError for fewer than two rows a side, or rows of different lengths.
     """
     values = resampled_kernel_distances(x, y, resamples, seed)
-    finite = values[1:][values[1:].isfinite()]  # a resample of one picture alone, at tiny sizes, holds no pair
-    low, high = torch.quantile(finite, finite.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
+    low, high = _ends(values[1:], level)
     return Interval(float(values[0]), low, high)
 
 
@@ -52,6 +51,13 @@ def resampled_kernel_distances(x: Tensor, y: Tensor, resamples: int = RESAMPLES,
     generator = torch.Generator().manual_seed(seed)
     a, b = (_counts(size, resamples, generator).to(kxy.device) for size in (m, n))
     return _pairs(a, kxx) + _pairs(b, kyy) - 2 * ((a @ kxy) * b).sum(1) / (m * n)
+
+
+def _ends(resampled: Tensor, level: float) -> tuple[float, float]:
+    """Of the central `level`; at tiny sizes a resample may hold no pair, or nothing to divide by, and is left out."""
+    finite = resampled[resampled.isfinite()]
+    low, high = torch.quantile(finite, finite.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
+    return low, high
 
 
 def _counts(size: int, resamples: int, generator: torch.Generator) -> Tensor:
@@ -103,6 +109,23 @@ def frechet_floor(real: Tensor, n: int, repeats: int = FLOORS, seed: int = 0) ->
         order = torch.randperm(len(real), generator=generator)[: 2 * n].to(real.device)
         found.append(frechet_distance(real[order[:n]], real[order[n:]]))
     return torch.tensor(found, dtype=torch.float64)
+
+
+def ratio_of_means(
+    ours: Tensor, theirs: Tensor, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+) -> Interval:
+    """mean(ours) / mean(theirs) for two rows of (n,) values of the same n items, with its bootstrap interval.
+
+    The items are resampled, both values of one together. Raises CarvError for rows that do not fit or a zero mean.
+    """
+    if ours.dim() != 1 or ours.shape != theirs.shape or len(ours) < 2:
+        raise CarvError(f"{tuple(ours.shape)} values are set against {tuple(theirs.shape)}; both need the same items.")
+    if float(theirs.double().mean()) == 0:
+        raise CarvError("the ratio is to a mean of zero: nothing can be set against it.")
+    counts = _counts(len(ours), resamples, torch.Generator().manual_seed(seed)).to(ours.device)
+    values = (counts @ ours.double()) / (counts @ theirs.double())
+    low, high = _ends(values[1:], level)
+    return Interval(float(values[0]), low, high)
 
 
 def wasserstein(x: Tensor, y: Tensor, p: int = 2) -> float:

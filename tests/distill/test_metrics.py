@@ -10,6 +10,7 @@ from carv_3d.distill.metrics import (
     frechet_floor,
     kernel_distance,
     polynomial_kernel,
+    ratio_of_means,
     resampled_kernel_distances,
     wasserstein,
 )
@@ -117,6 +118,25 @@ def test_the_floor_is_what_sampling_alone_gives_and_falls_with_n() -> None:
     assert len({round(v, 9) for v in halves.tolist()}) == 3
     with pytest.raises(CarvError, match="2 n real pictures"):
         frechet_floor(real, 601)
+
+
+def test_the_ratio_of_paired_shares_and_its_interval() -> None:
+    g = torch.Generator().manual_seed(0)
+    truth, covered, widths = 0.6 / 0.8, 0, []
+    for _ in range(200):
+        theirs = torch.rand(200, generator=g) < 0.8
+        ours = theirs & (torch.rand(200, generator=g) < 0.75)  # a share 0.6, of the same items
+        found = ratio_of_means(ours.double(), theirs.double(), 200)
+        assert found.value == pytest.approx(float(ours.sum()) / float(theirs.sum()))
+        covered += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
+    assert 0.89 * 200 <= covered <= 0.99 * 200
+    # binomial among those that the other has: 2 * 1.96 * sqrt(0.75 * 0.25 / 160)
+    assert sum(widths) / 200 == pytest.approx(0.134, rel=0.1)
+    with pytest.raises(CarvError, match="mean of zero"):
+        ratio_of_means(torch.ones(3), torch.zeros(3))
+    with pytest.raises(CarvError, match="same items"):
+        ratio_of_means(torch.ones(3), torch.ones(4))
 
 
 @pytest.mark.parametrize("p", [1, 2])

@@ -3,7 +3,7 @@ import torch
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.teachers.gaussian import GaussianTeacher
-from carv_3d.teachers.sampling import ddim, prompt_pictures, sample_pictures
+from carv_3d.teachers.sampling import ddim, prompt_pictures, pure_noise, sample_pictures
 
 
 def teacher() -> GaussianTeacher:
@@ -46,3 +46,11 @@ def test_ddim_knows_any_schedule() -> None:
     scheduler = ddim(abar, 100)  # no more steps than timesteps
     assert len(scheduler.timesteps) == 40
     assert scheduler.alphas_cumprod.tolist() == pytest.approx(abar.tolist(), rel=1e-4)
+
+
+def test_noise_that_is_given_is_begun_from() -> None:
+    gauss = teacher()
+    z = pure_noise(gauss, 2, 5)
+    own, given = (prompt_pictures(gauss, ["light", "dark"], 2.0, 4, seed=5, noise=x) for x in (None, z))
+    assert torch.equal(own, given)
+    assert not torch.allclose(own, prompt_pictures(gauss, ["light", "dark"], 2.0, 4, noise=z.flip(0)))

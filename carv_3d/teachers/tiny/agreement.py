@@ -30,6 +30,19 @@ def prompts_of(wanted: Iterable[Wanted]) -> list[str]:
     return [f"a {colour} {OBJECTS[obj][0]}, {view}" for obj, colour, view in wanted]
 
 
+def true_renders(wanted: Sequence[Wanted], rng: random.Random) -> Tensor:
+    """Pictures (N, 3, 64, 64) in [0, 1] of what was asked for, from anywhere within the side that was asked for."""
+    from .render import DISTANCE, FOVY, Shot, render
+
+    shots = []
+    for obj, colour, view in wanted:
+        overhead = view == "overhead view"
+        elevation = rng.uniform(60, 90) if overhead else rng.uniform(-10, 45)
+        azimuth = rng.uniform(0, 360) if overhead else 45 * VIEWS.index(view) + rng.uniform(-22.5, 22.5)
+        shots.append(Shot(obj, colour, "plain", elevation, azimuth, rng.uniform(*DISTANCE), rng.uniform(*FOVY)))
+    return torch.from_numpy(render(shots)[0]).permute(0, 3, 1, 2).float() / 255
+
+
 @torch.no_grad()
 def verdicts(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted], batch: int = 256) -> dict[str, Tensor]:
     """Whether the judge names what was asked for: "object", "colour", "both", "view" (one of nine), each (N,) bool.
