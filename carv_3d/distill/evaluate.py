@@ -80,8 +80,9 @@ class Scores:
         return ratio_of_means(self.verdicts["both"].double(), teacher.verdicts["both"].double())
 
     def figures(self) -> dict[str, float]:
-        """By name, for a row of a curve."""
-        return {"object": self.object, "colour": self.colour, "both": self.both, "kernel": self.kernel.value}
+        """By the names of `compare.metrics`, for a row of a curve."""
+        shares = {"agreement_object": self.object, "agreement_colour": self.colour, "agreement_both": self.both}
+        return {**shares, "kernel_distance": self.kernel.value}
 
 
 def score_pictures(judge: Any, pictures: Tensor, wanted: Sequence[Any], reference: Tensor) -> Scores:

@@ -73,7 +73,10 @@ def test_scores_are_of_the_pictures_against_what_was_asked() -> None:
     assert found.kernel.value == pytest.approx(kernel_distance(features, reference).value, rel=1e-4)
     better = score_pictures(judge, pictures, [wanted[0], ("bed", "red", VIEWS[0]), wanted[2], wanted[3]], reference)
     assert found.ratio(better).value == found.both / better.both
-    assert found.figures() == {"object": 0.75, "colour": 0.75, "both": 0.5, "kernel": found.kernel.value}
+    assert found.figures() == {
+        "agreement_object": 0.75, "agreement_colour": 0.75, "agreement_both": 0.5,
+        "kernel_distance": found.kernel.value,
+    }  # fmt: skip
 
 
 def test_features_do_not_depend_on_the_batches_and_larger_pictures_are_made_smaller() -> None:
