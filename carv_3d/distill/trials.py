@@ -7,21 +7,29 @@ off is `carv_3d.compare`'s: curves with bands over seeds, against steps, UNet ro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from carv_3d.checkpoint import load_checkpoint, save_checkpoint
+from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord, columns
-from carv_3d.compare.tables import Comparison
+from carv_3d.compare.tables import Comparison, compare, write_tables
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.errors import CarvError
 from carv_3d.files import make_folder
 
 AXES = ("steps", "unet_rows", "seconds")
+#: What is compared by name: one independent draw a sample, as DMD has it, and sixteen.
+METHODS: dict[str, dict[str, Any]] = {
+    "K1": {"num_draws": 1, "stratify": "none"},
+    "K16-independent": {"num_draws": 16, "stratify": "none"},
+    "K16": {"num_draws": 16, "stratify": "render"},
+    "K16-pairs": {"num_draws": 16, "stratify": "render", "antithetic": True},
+}
 
 
 class Trial:
@@ -83,6 +91,42 @@ class Trial:
         found = columns(self.rows)
         axes = {name: found.pop(name) for name in AXES}
         return RunRecord(self.method, "", self.options.seed, self.folder, axes, found)
+
+
+def make_trials(
+    work: Path,
+    methods: Sequence[str],
+    seeds: int,
+    base: DistillOptions,
+    build: Callable[[DistillOptions], Distillation],
+    evaluate: Callable[[Distillation], dict[str, float]],
+    made_with: str = "",
+) -> list[Trial]:
+    """A trial of each method (a name of METHODS) for each seed from 0, in `work`/<method>-<seed>; `base` is the rest.
+
+    Raises CarvError for an unknown method or no seed, and as `Trial`.
+    """
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods or seeds < 1:
+        which = f"the methods are {', '.join(methods) or 'none'} and the seeds {seeds}"
+        raise CarvError(f"{which}; take at least one seed, and of the methods {', '.join(METHODS)}")
+    return [
+        Trial(work / f"{name}-{seed}", name, replace(base, seed=seed, **METHODS[name]), build, evaluate, made_with)
+        for seed in range(seeds)
+        for name in methods
+    ]
+
+
+def read_off(work: Path, trials: Sequence[Trial], score: str | None = None) -> Comparison:
+    """The comparison of all trials, the first one's method the baseline; its tables and curves are written to `work`.
+
+    score: a figure of which higher is better, for the ratios to reach the baseline's final one.
+    """
+    methods = list(dict.fromkeys(trial.method for trial in trials))
+    comparison = compare([trial.record() for trial in trials], methods, [] if score is None else [score])
+    write_tables(work, comparison)
+    write_plots(work, comparison)
+    return comparison
 
 
 def run_trials(trials: Sequence[Trial], readings: Sequence[float], log: Callable[[str], None] = print) -> None:

@@ -11,7 +11,7 @@ from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord
 from carv_3d.compare.tables import compare
 from carv_3d.distill.options import DistillOptions
-from carv_3d.distill.trials import Trial, equal_table, run_trials, start_from
+from carv_3d.distill.trials import Trial, equal_table, make_trials, read_off, run_trials, start_from
 from carv_3d.errors import CarvError
 
 OPTIONS = DistillOptions(
@@ -77,6 +77,22 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_rows(tmp_path) -> Non
     run_trials(again, READINGS, log=lambda line: None)
     assert [t.rows for t in again] == [t.rows for t in whole]
     assert 0 < len(counted) < len(READINGS) * len(again)  # what was done is not done again
+
+
+def test_methods_by_name_differ_in_their_draws_alone(tmp_path) -> None:
+    made = make_trials(tmp_path, ["K1", "K16"], 2, OPTIONS, build, weight)
+    assert [(t.method, t.options.seed) for t in made] == [("K1", 0), ("K16", 0), ("K1", 1), ("K16", 1)]
+    assert [t.folder.name for t in made] == ["K1-0", "K16-0", "K1-1", "K16-1"]
+    assert (made[0].options.num_draws, made[0].options.stratify) == (1, "none")
+    assert (made[1].options.num_draws, made[1].options.stratify) == (16, "render")
+    assert replace(made[0].options, num_draws=16, stratify="render") == made[1].options
+    run_trials(made, (0.0, 16.0), log=lambda line: None)
+    comparison = read_off(tmp_path, made)
+    assert comparison.methods == ["K1", "K16"]
+    assert {"curves.csv", "final.csv", "curves-weight.png"} <= {p.name for p in tmp_path.iterdir()}
+    for methods, seeds in ((["K1", "K3"], 1), ([], 1), (["K1"], 0)):
+        with pytest.raises(CarvError, match="K16-pairs"):
+            make_trials(tmp_path, methods, seeds, OPTIONS, build, weight)
 
 
 def test_another_run_is_not_gone_on_with(tmp_path) -> None:
