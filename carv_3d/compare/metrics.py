@@ -62,7 +62,7 @@ METRICS: dict[str, Metric] = {
     "agreement_both": Metric(
         "The judge names object and colour",
         "share of pictures",
-        "Of one-step pictures of held-out prompts, the share in which the judge names both the object and the colour "
+        "Of one-step pictures of fixed prompts, the share in which the judge names both the object and the colour "
         "that were asked for. It says nothing of beauty or variety: a generator that makes one good picture of each "
         "prompt has all of it.",
         True,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def ddim_pictures(
 def _batches(teacher: Any, prompts: Sequence[str], seed: int, batch: int) -> list[tuple[Tensor, list[str]]]:
     eps = pure_noise(teacher, len(prompts), seed)
     return [(eps[i : i + batch], list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
+
+
+@contextlib.contextmanager
+def counted_rows(unet: nn.Module) -> Iterator[list[int]]:
+    """Within, the list gets the rows of each evaluation of `unet`."""
+    rows: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    try:
+        yield rows
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

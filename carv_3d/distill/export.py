@@ -36,10 +36,13 @@ encoder and tokenizer lie beside it here, by distribution matching (arXiv 2311.1
 arXiv 2605.21489. Made by carv_3d. What its teacher may be used for holds for it as well.
 
 ```python
+import torch
 from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained("this folder")
+pipeline = StableDiffusionPipeline.from_pretrained("this folder", torch_dtype=torch.float32)
 pipeline("a red mug", num_inference_steps=1, guidance_scale=1.0).images[0].save("picture.png")
 ```
+
+On a GPU, take torch.float16 and `.to("cuda")`. Without a type, some releases load the parts in different ones.
 
 One step and no guidance: the teacher's guidance is trained into it, and other numbers of steps mean nothing for it.
 """

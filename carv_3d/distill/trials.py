@@ -6,6 +6,7 @@ off is `carv_3d.compare`'s: curves with bands over seeds, against steps, UNet ro
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -90,6 +91,7 @@ class Trial:
         """For `carv_3d.compare`; of no prompt, since a distillation is of many."""
         found = columns(self.rows)
         axes = {name: found.pop(name) for name in AXES}
+        axes["steps"] = axes["steps"] - axes["steps"][0]  # of a run that it was started from
         return RunRecord(self.method, "", self.options.seed, self.folder, axes, found)
 
 
@@ -141,16 +143,10 @@ def run_trials(trials: Sequence[Trial], readings: Sequence[float], log: Callable
 
 
 def start_from(distillation: Distillation, state: dict[str, Any]) -> None:
-    """Take the networks of another distillation's `state_dict`, and nothing else: optimizers and clocks begin afresh.
+    """Take the networks of another distillation's `state_dict`, and nothing else: optimizers and draws begin afresh.
     Raises CarvError where they do not fit."""
-    try:
-        distillation.generator.load_state_dict(state["generator"])
-        distillation.fake.load_state_dict(state["fake"])
-        average = distillation.average.state
-        distillation.average.state = {k: state["average"][k].to(v).clone() for k, v in average.items()}
-    except (KeyError, RuntimeError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise CarvError(f"the checkpoint to start from is of another model ({why})") from error
+    own = copy.deepcopy({k: state.get(k) for k in ("generator", "fake", "average", "step")})  # it is used again
+    distillation.load_networks(own)
 
 
 def equal_table(comparison: Comparison, metrics: Sequence[str], digits: int = 3) -> str:

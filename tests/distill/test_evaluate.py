@@ -7,6 +7,7 @@ from PIL import Image
 from small import SCHEDULE, CountingTeacher, LinearUNet
 
 from carv_3d.distill.evaluate import (
+    counted_rows,
     ddim_pictures,
     judge_features,
     one_step_pictures,
@@ -47,6 +48,15 @@ def test_the_teachers_own_begin_from_the_same_noise_and_cost_two_rows_a_step() -
     assert sum(teacher.rows) == 2 * 4 * len(PROMPTS)
     whole = prompt_pictures(teacher, PROMPTS, 2.0, 4, noise=pure_noise(teacher, 5, 3)).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, whole)
+
+
+def test_rows_of_the_unet_are_counted_within_alone(sd_teacher) -> None:
+    with counted_rows(sd_teacher.unet) as one:
+        one_step_pictures(sd_teacher.unet, sd_teacher, ["a", "b", "c"], batch=2)
+    with counted_rows(sd_teacher.unet) as many:
+        ddim_pictures(sd_teacher, ["a", "b", "c"], 2.0, steps=2)
+    assert one == [2, 1]
+    assert many == [6, 6]
 
 
 class PaintedJudge(Judge):

@@ -114,14 +114,34 @@ def test_a_start_takes_the_networks_and_nothing_else() -> None:
         for a, b in zip(mine.parameters(), its.parameters()):
             assert torch.equal(a, b)
     assert torch.equal(second.average.state["unet.A"], first.average.state["unet.A"])
-    assert second.step == 0
+    assert second.step == 3  # the average's warm-up is over where that was
+    assert not second.generator_updates.state_dict()["optimizer"]["state"]
     before = first.average.state["unet.A"].clone()
     second.train_step()
     assert torch.equal(first.average.state["unet.A"], before)  # a copy
     state = first.state_dict()
     state["generator"] = LinearUNet(size=9).state_dict()
-    with pytest.raises(CarvError, match="another model"):
+    with pytest.raises(CarvError, match="does not fit"):
         start_from(second, state)
+
+
+def test_a_started_trials_steps_count_from_its_own_beginning(tmp_path) -> None:
+    first = build(OPTIONS)
+    for _ in range(3):
+        first.train_step()
+    state = first.state_dict()
+
+    def started(options):
+        d = build(options)
+        start_from(d, state)
+        return d
+
+    trial = Trial(tmp_path, "a", OPTIONS, started, weight)
+    run_trials([trial], READINGS, log=lambda line: None)
+    assert trial.record().axes["steps"].tolist() == [0.0, 2.0, 5.0]
+    again = Trial(tmp_path / "again", "a", OPTIONS, started, weight)
+    run_trials([again], READINGS, log=lambda line: None)
+    assert again.rows == trial.rows  # the state that both began with was left as it was
 
 
 def test_the_table_is_read_at_what_all_reached(tmp_path) -> None:
