@@ -6,7 +6,8 @@ import errno
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from carv_3d.errors import CarvError
@@ -87,3 +88,25 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it."""
+    try:
+        import fcntl
+    except ImportError:  # a platform without flock goes without the check
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another run is at work in {folder}; wait for it, or choose another --out"
+            raise CarvError(message) from None
+        except OSError:  # a file system without locks goes without the check too
+            pass
+        yield
+    finally:
+        os.close(handle)

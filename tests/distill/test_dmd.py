@@ -16,7 +16,7 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 REAL = GaussianTeacher(MEANS.double(), std=0.4)
-M = torch.tensor([0.2, 0.4, 1.1, -1.0], dtype=torch.float64).view(1, *SHAPE)  # the generator's distribution, N(M, 0.7^2)
+M = torch.tensor([0.2, 0.4, 1.1, -1.0], dtype=torch.float64).view(1, *SHAPE)  # the generator's: N(M, 0.7^2)
 FAKE = GaussianTeacher(M, std=0.7)
 Z = torch.tensor([0.5, -1.0, 0.8, 0.1], dtype=torch.float64).view(1, *SHAPE)
 SCALE, LOW, HIGH = 3.0, 20, 980
