@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.annealing import Annealed, check_annealed, counts_steps
+from carv_3d.devices import DEVICES
 from carv_3d.errors import CarvError
 from carv_3d.files import explain_os_error
 from carv_3d.guidance_options import GuidanceOptions
@@ -22,7 +23,6 @@ from carv_3d.scenes.rendering import RenderOptions
 
 OPTIMIZERS = ("Adam", "AdamW")
 SCHEDULERS = ("exponential", "constant")
-DEVICES = ("auto", "cpu", "cuda")
 MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
 
 

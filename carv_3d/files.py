@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from carv_3d.errors import CarvError
@@ -53,7 +53,7 @@ def _write_bytes(path: Path, payload: bytes) -> None:
     path.write_bytes(payload)
 
 
-@contextlib.contextmanager
+@contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` to fill, which takes `folder`'s place, with all that was in it, at the end.
 
@@ -128,3 +128,25 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it."""
+    try:
+        import fcntl
+    except ImportError:  # a platform without flock goes without the check
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another run is at work in {folder}; wait for it, or choose another --out"
+            raise CarvError(message) from None
+        except OSError:  # a file system without locks goes without the check too
+            pass
+        yield
+    finally:
+        os.close(handle)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from carv_3d.checkpoint import load_checkpoint, previous_path, save_checkpoint
 from carv_3d.config import config_to_yaml
 from carv_3d.errors import CarvError
-from carv_3d.files import make_folder, write_atomic, write_via
+from carv_3d.files import locked, make_folder, write_atomic, write_via
 from carv_3d.metrics import append_row, write_rows
 from carv_3d.options import to_mapping
 from carv_3d.outputs import contact_sheet, to_uint8, write_gif, write_mp4, write_png
-from carv_3d.progress import Display, StopSignals
+from carv_3d.progress import Display, StopSignals, duration
 from carv_3d.report import read_metrics, write_report
 from carv_3d.request import Request, resolve
 from carv_3d.scoring import PromptJudge
@@ -223,31 +221,3 @@ class Run:
 
 def _none(_: Any) -> None:
     return None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "2 min 05 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it."""
-    try:
-        import fcntl
-    except ImportError:  # a platform without flock goes without the check
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"another run is at work in {folder}; wait for it, or choose another --out"
-            raise CarvError(message) from None
-        except OSError:  # a file system without locks goes without the check too
-            pass
-        yield
-    finally:
-        os.close(handle)

@@ -23,6 +23,7 @@ from carv_3d.backgrounds import light_colours
 from carv_3d.checkpoint import rng_state, set_rng_state
 from carv_3d.config import Config
 from carv_3d.core.costs import CostMeter
+from carv_3d.devices import choose_device
 from carv_3d.errors import CarvError
 from carv_3d.guidance import GuidanceOutput, SDSGuidance
 from carv_3d.scenes import regularisers
@@ -36,13 +37,6 @@ from carv_3d.views import view_phrase
 
 MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
 PHASES = ("render", "encode", "denoise", "decode", "backward")
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one; CarvError where CUDA is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise CarvError("device is cuda, but torch sees no GPU here; set device=cpu, or see carv doctor")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:

@@ -108,8 +108,11 @@ class Distillation:
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         z, text, estimate = self.backward()
         with self.meter.phase("update"):
+            if not bool(estimate.finite.any()):  # nothing was seen: Adam would go on along what it remembers
+                self.generator_updates.spoil()
             norm = self.generator_updates.apply()
-            self.average.update(self.generator, self.step)
+            if self.generator_updates.skipped == 0:
+                self.average.update(self.generator, self.step)
         loss_fake, norm_fake = self._train_fake(z.detach(), text)
         self.step += 1
         skipped = max(self.generator_updates.skipped, self.fake_updates.skipped)
@@ -207,7 +210,7 @@ class Distillation:
                 )
             self.meter.count(unet_rows=len(z) * self.options.fake_draws)
             if found.finite < 1.0:  # part of the batch is missing: no mean over it
-                next(self.fake.parameters()).grad.fill_(math.nan)  # type: ignore[union-attr]
+                self.fake_updates.spoil()
             with self.meter.phase("update"):
                 norms.append(self.fake_updates.apply())
             losses.append(found.loss)
@@ -243,9 +246,7 @@ class Distillation:
                     f"the checkpoint is of {len(state['ranks'])} processes and this is {self.ranks.world_size}: "
                     "start as many as before"
                 )
-            self.generator.load_state_dict(state["generator"])
-            self.fake.load_state_dict(state["fake"])
-            self.average.state = {k: v.to(self.average.state[k]) for k, v in state["average"].items()}
+            self.load_networks(state)
             self.generator_updates.load_state_dict(state["generator_updates"])
             self.fake_updates.load_state_dict(state["fake_updates"])
             own = state["ranks"][self.ranks.rank]
@@ -253,10 +254,23 @@ class Distillation:
                 generator.set_state(own["generators"][name].cpu())
             self.matching.estimator.load_state_dict(own["matching"])
             self.fake_training.draws.load_state_dict(own["fake_training"])
-            self.step = int(state["step"])
             self.meter.counts.update(unet_rows=state["unet_rows"])
         except CarvError:
             raise
         except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise CarvError(f"the checkpoint does not fit these options ({why})") from error
+            raise _unfit(error) from error
+
+    def load_networks(self, state: dict[str, Any]) -> None:
+        """Of `state_dict`, what the run has learnt, and its step: for accounts of it, whatever the processes."""
+        try:
+            self.generator.load_state_dict(state["generator"])
+            self.fake.load_state_dict(state["fake"])
+            self.average.state = {k: v.to(self.average.state[k]) for k, v in state["average"].items()}
+            self.step = int(state["step"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise _unfit(error) from error
+
+
+def _unfit(error: BaseException) -> CarvError:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return CarvError(f"the checkpoint does not fit these options ({why})")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from carv_3d.core.designs import STRATIFY, Design
 from carv_3d.core.estimator import EstimatorOptions
 from carv_3d.core.proposals import PROPOSALS
+from carv_3d.devices import DEVICES
 from carv_3d.distill.dmd import OBJECTIVES
 from carv_3d.errors import CarvError
 from carv_3d.options import at_least, one_of
 
 PRECISIONS = ("float32", "bf16", "fp16")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class DistillOptions:
     fake_lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     grad_clip: float = 10.0
-    """Of the norm of a step's whole gradient, for the generator and for the fake score; it clips the mean, which changes
-    large steps and not the objective's estimate."""
+    """Largest norm of an update's whole gradient, the generator's and the fake score's: after the mean over draws, it
+    shortens the step."""
     ema: float = 0.99
     """Decay of the average of the generator's weights, which previews and the finished model have."""
     precision: str = "float32"

@@ -32,9 +32,8 @@ class Ranks:
         """Plain data of every process, on each of them, in the order of ranks."""
         return [value]
 
-    def any(self, flag: bool) -> bool:
-        """Whether it holds on one of them."""
-        return any(self.gather(flag))
+    def close(self) -> None:
+        """Leave the group."""
 
 
 class AccelerateRanks(Ranks):
@@ -64,7 +63,6 @@ class AccelerateRanks(Ranks):
         return out
 
     def close(self) -> None:
-        """Leave the group."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -25,11 +25,11 @@ class Updates:
         ranks: Ranks,
         scaled: bool = False,
     ) -> None:
-        """scaled: for fp16 on CUDA."""
+        """scaled: for fp16."""
         self.parameters = list(module.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=0.0)
         self.grad_clip, self.ranks = grad_clip, ranks
-        self.scaler: Any = _scaler() if scaled else None
+        self.scaler: Any = _scaler(self.parameters[0].device.type) if scaled else None
         self.skipped = 0
         """Updates in a row that were left out, because a gradient was not finite."""
 
@@ -42,6 +42,10 @@ class Updates:
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+    def spoil(self) -> None:
+        """Let the next `apply` be left out, on all processes."""
+        self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
 
     def apply(self) -> float:
         """A step along what is in the parameters' grad; returns its norm before clipping, NaN where it was left out."""
@@ -74,6 +78,6 @@ class Updates:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _scaler() -> Any:
+def _scaler(device: str) -> Any:
     new: Any = getattr(torch.amp, "GradScaler", None)  # since torch 2.3
-    return new("cuda") if new is not None else torch.cuda.amp.GradScaler()
+    return torch.cuda.amp.GradScaler() if new is None else new(device)
