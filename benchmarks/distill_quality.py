@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 import torch
-from carv_3d.distill.request import read_distill_options
 
 from carv_3d.checkpoint import load_checkpoint
 from carv_3d.distill.evaluate import judge_features, one_step_pictures, score_pictures
@@ -25,6 +24,7 @@ from carv_3d.distill.loop import Distillation
 from carv_3d.distill.metrics import kernel_distance
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import TinyCaptions
+from carv_3d.distill.request import read_distill_options
 from carv_3d.distill.trials import METHODS, equal_table, make_trials, read_off, run_trials, start_from
 from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -78,9 +78,10 @@ def main() -> int:
         f"[{floor.low:.3g}, {floor.high:.3g}]. Bands: 95 % bootstrap over seeds. Curves: {o.work}/curves-*.png\n"
     )
     print(equal_table(comparison, FIGURES))
-    print("\nWhat each method needs to reach the first one's final agreement, over what that needed:")
+    print("\nWhat each method needs to reach the first one's final agreement on both, over what that needed:")
     for one in comparison.reached:
-        print(f"{one.method}, {one.axis}: {one.words()}")
+        if one.metric == "agreement_both":
+            print(f"{one.method}, {one.axis}: {one.words()}")
     return 0
 
 

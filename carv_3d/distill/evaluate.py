@@ -129,7 +129,7 @@ def _captioned(picture: np.ndarray, caption: str, scale: int) -> np.ndarray:
     cell = Image.new("RGB", (width, height + CAPTION_HEIGHT), "white")
     cell.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default()
-    text = caption
+    text = " ".join(caption.split()).encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text.rstrip(".")[:-1].rstrip() + ".."
     draw.text((1, height + 1), text, fill="black", font=font)

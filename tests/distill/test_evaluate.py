@@ -102,7 +102,7 @@ def test_a_sheet_shows_each_picture_over_its_caption(tmp_path) -> None:
     colours = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
     pictures = colours[:, :, None, None].expand(-1, -1, 64, 64)
     path = tmp_path / "sheet.png"
-    preview_sheet(pictures, path, ["a red mug", "a green hat", "a blue " + "very " * 30 + "long caption"], columns=2)
+    preview_sheet(pictures, path, ["a red mug", "a 緑\nhat", "a blue " + "very " * 30 + "long caption"], columns=2)
     sheet = np.asarray(Image.open(path))
     height = 128 + 14
     assert sheet.shape == (2 * height + 4, 2 * 128 + 4, 3)
