@@ -265,7 +265,7 @@ class Distillation:
         try:
             self.generator.load_state_dict(state["generator"])
             self.fake.load_state_dict(state["fake"])
-            self.average.state = {k: v.to(self.average.state[k]) for k, v in state["average"].items()}
+            self.average.state = {k: v.to(self.average.state[k], copy=True) for k, v in state["average"].items()}
             self.step = int(state["step"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise _unfit(error) from error

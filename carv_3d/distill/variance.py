@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,11 @@ from carv_3d.errors import CarvError
 from carv_3d.seeds import seed_for
 
 RESAMPLES = 2000
-WORDS = {"strat": {"stratify": "render"}, "global": {"stratify": "global"}, "antithetic": {"antithetic": True}}
+WORDS: dict[str, dict[str, Any]] = {
+    "strat": {"stratify": "render"},
+    "global": {"stratify": "global"},
+    "antithetic": {"antithetic": True},
+}
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ def read_setting(text: str) -> Setting:
     B, K = int(numbers[1]), int(numbers[2])
     if B < 1 or K < 1:
         raise CarvError(f"the setting {text!r} has no samples or no draws; both are at least 1")
-    options: dict[str, object] = {"stratify": "none"}
+    options: dict[str, Any] = {"stratify": "none"}
     for word in words:
         options |= WORDS[word]
-    design = Design(**options)  # type: ignore[arg-type]
+    design = Design(**options)
     design.check(K)
     return Setting(B, K, design)
 
