@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "variance": ("carv_3d.variance.command", "main", "what each estimator's gradient varies and what its seconds buy"),
     "compare": ("carv_3d.compare.command", "main", "runs side by side: curves, tables, assets to turn"),
     "attribute": ("carv_3d.attribution.cli", "main", "which training pictures made a picture, a prompt or an asset"),
+    "distill": ("carv_3d.distill.cli", "main", "a diffusion model becomes a one-step generator"),
     "doctor": ("carv_3d.cli", "doctor", "what is on this machine, what is not, and the remedy"),
 }
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.annealing import Annealed, check_annealed, counts_steps
+from carv_3d.devices import DEVICES
 from carv_3d.errors import CarvError
 from carv_3d.files import explain_os_error
 from carv_3d.guidance_options import GuidanceOptions
-from carv_3d.options import read_options, to_mapping
+from carv_3d.options import at_least, one_of, read_options, read_override, to_mapping
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions
@@ -22,22 +23,7 @@ from carv_3d.scenes.rendering import RenderOptions
 
 OPTIMIZERS = ("Adam", "AdamW")
 SCHEDULERS = ("exponential", "constant")
-DEVICES = ("auto", "cpu", "cuda")
 MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
-
-
-def _at_least(options: Any, low: float, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) < low:
-            raise CarvError(f"{name} is {getattr(options, name)}; it must be at least {low:g}")
-
-
-def _one_of(options: Any, name: str, allowed: Sequence[str]) -> None:
-    value = getattr(options, name)
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(allowed)}"
-        raise CarvError(f"{name} is {value!r}; {hint}")
 
 
 @dataclass
@@ -111,7 +97,7 @@ class OptimizerArgs:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise CarvError(f"lr is {self.lr}; it must be above 0")
-        _at_least(self, 0, "eps", "weight_decay")
+        at_least(self, 0, "eps", "weight_decay")
         if not all(0 <= b < 1 for b in self.betas):
             raise CarvError(f"betas are {list(self.betas)}; each must be at least 0 and below 1")
 
@@ -124,7 +110,7 @@ class OptimizerOptions:
     args: OptimizerArgs = field(default_factory=OptimizerArgs)
 
     def __post_init__(self) -> None:
-        _one_of(self, "name", OPTIMIZERS)
+        one_of(self, "name", OPTIMIZERS)
 
 
 @dataclass
@@ -135,7 +121,7 @@ class SchedulerOptions:
     final_factor: float = 0.2
 
     def __post_init__(self) -> None:
-        _one_of(self, "name", SCHEDULERS)
+        one_of(self, "name", SCHEDULERS)
         if not 0 < self.final_factor <= 1:
             raise CarvError(f"final_factor is {self.final_factor}; it must be above 0 and at most 1")
 
@@ -148,7 +134,7 @@ class TrainerOptions:
     val_check_interval: int = 25  # steps between two previews (progress.png) and two readings of the judge
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "max_steps", "val_check_interval")
+        at_least(self, 1, "max_steps", "val_check_interval")
 
 
 def _default_guidance() -> GuidanceOptions:
@@ -179,7 +165,7 @@ class SystemOptions:
     exporter: MeshOptions = field(default_factory=MeshOptions)
 
     def __post_init__(self) -> None:
-        _one_of(self, "geometry_type", ("auto", *FIELDS))
+        one_of(self, "geometry_type", ("auto", *FIELDS))
         for group in (self.guidance, self.loss):
             for name, value in vars(group).items():
                 if isinstance(value, list) and not counts_steps(value):
@@ -196,7 +182,7 @@ class CheckpointOptions:
     every_n_train_steps: int = 25
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "every_n_train_steps")
+        at_least(self, 1, "every_n_train_steps")
 
 
 def _default_data() -> CameraOptions:
@@ -228,7 +214,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise CarvError(f"seed is {self.seed}; it must be at least 0 and below 2^63")
-        _one_of(self, "device", DEVICES)
+        one_of(self, "device", DEVICES)
 
     @property
     def prompt(self) -> str:
@@ -273,7 +259,7 @@ def load_config(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    parts = [BASE, *([_read_yaml(path)] if path else []), *map(_read_override, overrides)]
+    parts = [BASE, *([_read_yaml(path)] if path else []), *map(read_override, overrides)]
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(*parts), resolve=True)
     except (OmegaConfBaseException, ValueError, TypeError) as error:  # TypeError: a list where a group is
@@ -307,21 +293,6 @@ def _read_yaml(path: Path) -> Any:
     if not isinstance(loaded, DictConfig):
         raise CarvError(f"{path} must hold groups of options (key: value), not a list")
     return loaded
-
-
-def _read_override(override: str) -> Any:
-    """The override `a.b=1` as an OmegaConf group; CarvError without "=" or where the value is no YAML."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    key, equals, _ = override.partition("=")
-    if not equals or not all(part.isidentifier() for part in key.split(".")):
-        raise CarvError(f"{override!r} is no option: write key=value, such as system.guidance.num_draws=8")
-    try:
-        return OmegaConf.from_dotlist([override])
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise CarvError(f"the value of {override!r} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def config_to_yaml(config: Config) -> str:

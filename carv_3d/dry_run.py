@@ -10,8 +10,9 @@ import torch
 
 from carv_3d.config import config_to_yaml
 from carv_3d.errors import CarvError
+from carv_3d.progress import duration
 from carv_3d.request import Request, resolve
-from carv_3d.run import N_VIEWS, duration
+from carv_3d.run import N_VIEWS
 from carv_3d.text_to_3d import TextTo3D, check_prompt
 
 
@@ -47,12 +48,12 @@ def dry_run(request: Request, steps: int = 2) -> int:
     total = each * config.trainer.max_steps
     print(f"# time: about {duration(total)} for {config.trainer.max_steps} steps of {each:.2f} s", end="")
     print(f", then {duration(export)} for the outputs")
-    print(f"# memory: about {_peak_memory(host.device)}")
+    print(f"# memory: about {peak_memory(host.device)}")
     print("# nothing was written")
     return 0
 
 
-def _peak_memory(device: torch.device) -> str:
+def peak_memory(device: torch.device) -> str:
     """This process's peak so far, of the GPU and of the machine."""
     parts = []
     if device.type == "cuda":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from carv_3d.errors import CarvError
@@ -51,6 +53,45 @@ def _write_bytes(path: Path, payload: bytes) -> None:
     path.write_bytes(payload)
 
 
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to fill, which takes `folder`'s place, with all that was in it, at the end.
+
+    If the block raises or is killed, `folder` holds what it held. (A kill in the instant between the two renames leaves
+    it whole as `.<name>-old`; the next call puts it back first.)
+
+    Raises:
+        CarvError: the disk is full or the place cannot be written.
+    """
+    folder = Path(os.path.abspath(folder))
+    new, old = (folder.with_name(f".{folder.name}-{word}") for word in ("new", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(old, folder)
+        shutil.rmtree(new, ignore_errors=True)  # a kill may have left it
+        new.mkdir()
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as handle:
+                    os.fsync(handle.fileno())
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    finally:
+        _put_back(old, folder)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
 def slug(text: str, limit: int = 48) -> str:
     """`text` as a folder name of [a-z0-9-] alone, never empty.
 
@@ -87,3 +128,25 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it."""
+    try:
+        import fcntl
+    except ImportError:  # a platform without flock goes without the check
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another run is at work in {folder}; wait for it, or choose another --out"
+            raise CarvError(message) from None
+        except OSError:  # a file system without locks goes without the check too
+            pass
+        yield
+    finally:
+        os.close(handle)

@@ -53,6 +53,37 @@ def _read(defaults: T, values: Mapping[str, Any], path: str, every_key: list[str
         raise CarvError(f"in {path}: {error}" if path else str(error)) from None
 
 
+def at_least(options: Any, low: float, *names: str) -> None:
+    """CarvError where one of the fields is below `low`."""
+    for name in names:
+        if getattr(options, name) < low:
+            raise CarvError(f"{name} is {getattr(options, name)}; it must be at least {low:g}")
+
+
+def one_of(options: Any, name: str, allowed: Sequence[str]) -> None:
+    """CarvError, with the nearest that is allowed, where the field holds another word."""
+    value = getattr(options, name)
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(allowed)}"
+        raise CarvError(f"{name} is {value!r}; {hint}")
+
+
+def read_override(override: str, example: str = "system.guidance.num_draws=8") -> Any:
+    """The override `a.b=1` as an OmegaConf group; CarvError without "=" or where the value is no YAML."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, equals, _ = override.partition("=")
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
+        raise CarvError(f"{override!r} is no option: write key=value, such as {example}")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise CarvError(f"the value of {override!r} cannot be read: {str(error).splitlines()[0]}") from error
+
+
 def to_mapping(options: Any) -> dict[str, Any]:
     """The dataclass as nested plain data (tuples as lists), as YAML and checkpoints hold it."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from carv_3d.guidance import GuidanceOutput, SDSGuidance
+from carv_3d.teachers.sampling import ddim
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def denoised_previews(
     estimate, teacher = output.estimate, guidance.teacher
     n = min(max_items, len(estimate.t)) if max_items > 0 else len(estimate.t)
     cond = tuple(c[:n] for c in output.cond)
-    scheduler = _ddim(teacher.schedule.alphas_cumprod, num_steps)
+    scheduler = ddim(teacher.schedule.alphas_cumprod, num_steps)
     timesteps = scheduler.timesteps.to(teacher.device)
     t = estimate.t[:n, 0].to(teacher.device)
     z_t = teacher.schedule.add_noise(output.latents[:n].detach(), estimate.eps[:n, 0], t)
@@ -55,33 +55,3 @@ def denoised_previews(
         "imgs_1orig": pictures(torch.cat(clean)),
         "imgs_final": pictures(torch.cat(final)),
     }
-
-
-@torch.no_grad()
-def sample_pictures(
-    teacher: Any, eps_hat: Callable[[Tensor, Tensor], Tensor], num: int, num_steps: int = 25, seed: int = 0
-) -> Tensor:
-    """`num` pictures (num, H, W, 3) in [0, 1] from pure noise, by DDIM without noise on the way.
-
-    eps_hat: called as eps_hat(z_t (num, C, h, w), t (num,)), on the teacher's latents and timesteps.
-    """
-    scheduler = _ddim(teacher.schedule.alphas_cumprod, num_steps)
-    generator = torch.Generator(device=teacher.device).manual_seed(seed)
-    shape = (num, teacher.latent_channels, teacher.latent_size, teacher.latent_size)
-    z = torch.randn(shape, generator=generator, device=teacher.device)
-    for t in scheduler.timesteps:
-        z = scheduler.step(eps_hat(z, t.to(z.device).expand(num)), int(t), z).prev_sample
-    pictures: Tensor = teacher.decode(z)
-    return pictures.permute(0, 2, 3, 1)
-
-
-def _ddim(alphas_cumprod: Tensor, num_steps: int) -> Any:
-    from diffusers import DDIMScheduler
-
-    abar = alphas_cumprod.double().cpu()
-    betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
-    scheduler = DDIMScheduler(
-        num_train_timesteps=len(abar), trained_betas=betas.tolist(), clip_sample=False, set_alpha_to_one=False
-    )
-    scheduler.set_timesteps(min(num_steps, len(abar)))
-    return scheduler

@@ -44,10 +44,11 @@ class StopSignals:
 class Display:
     """A live line on a terminal, plain lines elsewhere (logs, pipes)."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        """quiet: show nothing at all."""
         from rich.console import Console
 
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, text: str) -> None:
         """One line of text, taken literally."""
@@ -121,6 +122,12 @@ def describe(figures: Mapping[str, float]) -> str:
     if "judge_object" in figures:
         parts.append(f"judge {figures['judge_object']:.2f}")
     return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "2 min 05 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 class _Eta:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from carv_3d.checkpoint import load_checkpoint, previous_path, save_checkpoint
 from carv_3d.config import config_to_yaml
 from carv_3d.errors import CarvError
-from carv_3d.files import explain_os_error, make_folder, write_atomic, write_via
+from carv_3d.files import locked, make_folder, write_atomic, write_via
+from carv_3d.metrics import append_row, write_rows
 from carv_3d.options import to_mapping
 from carv_3d.outputs import contact_sheet, to_uint8, write_gif, write_mp4, write_png
-from carv_3d.progress import Display, StopSignals
+from carv_3d.progress import Display, StopSignals, duration
 from carv_3d.report import read_metrics, write_report
 from carv_3d.request import Request, resolve
 from carv_3d.scoring import PromptJudge
@@ -116,7 +113,7 @@ class Run:
         elif resume:
             self.display.say("The run had not come to a checkpoint: it begins again.")
         write_atomic(self.folder / "config.yaml", config_to_yaml(self.host.config))
-        self._write_metrics(read_metrics(self.metrics, self.host.step))
+        write_rows(self.metrics, self.columns, read_metrics(self.metrics, self.host.step))
 
     def train(self) -> int:
         """All steps that are left; returns 0, or the number of the signal that stopped it after a step."""
@@ -223,52 +220,8 @@ class Run:
 
     def append(self, row: dict[str, float]) -> None:
         """Add a row to metrics.csv."""
-        try:
-            with self.metrics.open("a", newline="", encoding="utf-8") as handle:
-                csv.writer(handle).writerow(_cells(row, self.columns))
-        except OSError as error:
-            raise explain_os_error(error, self.metrics) from error
-
-    def _write_metrics(self, rows: Sequence[dict[str, float]]) -> None:
-        buffer = io.StringIO(newline="")
-        writer = csv.writer(buffer)
-        writer.writerow(self.columns)
-        writer.writerows(_cells(row, self.columns) for row in rows)
-        write_atomic(self.metrics, buffer.getvalue())
-
-
-def _cells(row: dict[str, float], columns: Sequence[str]) -> list[str]:
-    values = [row.get(name, math.nan) for name in columns]
-    return ["" if math.isnan(v) else f"{v:.6g}" for v in values]
+        append_row(self.metrics, self.columns, row)
 
 
 def _none(_: Any) -> None:
     return None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "2 min 05 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it."""
-    try:
-        import fcntl
-    except ImportError:  # a platform without flock goes without the check
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"another run is at work in {folder}; wait for it, or choose another --out"
-            raise CarvError(message) from None
-        except OSError:  # a file system without locks goes without the check too
-            pass
-        yield
-    finally:
-        os.close(handle)

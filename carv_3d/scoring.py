@@ -13,6 +13,14 @@ from carv_3d.errors import CarvError
 JUDGED_SIZE = 64  # pixels; the judge's pictures
 
 
+def at_judged_size(pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) as the judge takes them, (B, 3, 64, 64) float32 on the CPU."""
+    pictures = pictures.float().cpu()
+    if pictures.shape[-2:] == (JUDGED_SIZE, JUDGED_SIZE):
+        return pictures
+    return F.interpolate(pictures, (JUDGED_SIZE, JUDGED_SIZE), mode="bilinear", align_corners=False, antialias=True)
+
+
 class PromptJudge:
     """The built-in judge and what it should see for one prompt."""
 
@@ -40,12 +48,7 @@ class PromptJudge:
     @torch.no_grad()
     def score(self, views: Tensor) -> dict[str, float]:
         """Mean probability of the right answers over `views` (B, H, W, 3) in [0, 1], as judge_<name>."""
-        pictures = views.permute(0, 3, 1, 2).float().cpu()
-        if pictures.shape[-2:] != (JUDGED_SIZE, JUDGED_SIZE):
-            pictures = F.interpolate(
-                pictures, (JUDGED_SIZE, JUDGED_SIZE), mode="bilinear", align_corners=False, antialias=True
-            )
-        logits = self.judge(pictures)
+        logits = self.judge(at_judged_size(views.permute(0, 3, 1, 2)))
         return {
             f"judge_{name}": float(logits[name].softmax(dim=-1)[:, target].mean())
             for name, target in self.targets.items()

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,25 +24,20 @@ from carv_3d.checkpoint import rng_state, set_rng_state
 from carv_3d.config import Config
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.signal import SignalToNoise
+from carv_3d.devices import choose_device
 from carv_3d.errors import CarvError
 from carv_3d.guidance import GuidanceOutput, SDSGuidance
 from carv_3d.scenes import regularisers
 from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
+from carv_3d.seeds import seed_for
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.views import view_phrase
 
 MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
 PHASES = ("render", "encode", "denoise", "decode", "backward")
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one; CarvError where CUDA is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise CarvError("device is cuda, but torch sees no GPU here; set device=cpu, or see carv doctor")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
@@ -103,11 +97,11 @@ class TextTo3D:
         self.renderer.train()
         options = system.guidance
         if options.seed is None:
-            options = replace(options, seed=_seed(config.seed, "guidance"))
+            options = replace(options, seed=seed_for(config.seed, "guidance"))
         self.guidance = SDSGuidance(self.teacher, options)
         self.optimizer = self._optimizer()
         self.generators = {
-            name: torch.Generator().manual_seed(_seed(config.seed, name))
+            name: torch.Generator().manual_seed(seed_for(config.seed, name))
             for name in ("cameras", "background", "samples")
         }
         self.signal = SignalToNoise()
@@ -312,9 +306,3 @@ def _without_field(state: dict[str, Any]) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-
-
-def _seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that one more draw for one does not shift the others."""
-    state = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
-    return int(state[0]) % 2**63

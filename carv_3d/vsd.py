@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.annealing import annealed
-from carv_3d.core.batching import run_in_batches
+from carv_3d.core.batching import summed_gradients
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
@@ -181,26 +181,17 @@ class VSDGuidance:
             without = torch.rand(len(t), generator=generator, device=generator.device) < NO_CAMERA
             camera = camera.masked_fill(without.to(camera.device)[:, None], 0.0)
         parameters = self.student.parameters()
-        sums = [torch.zeros_like(p) for p in parameters]
-        finite = torch.ones(len(t), dtype=torch.bool, device=latents.device)
 
-        def batch(begin: int, end: int) -> Tensor:
-            rows = slice(begin, end)
-            with torch.enable_grad(), self._timed("train_lora", end - begin):
-                errors = self.student.squared_errors(z[rows], t[rows], eps[rows], text[rows], camera[rows])
-                grads = torch.autograd.grad(errors.sum(), parameters)
-            good = torch.stack([torch.isfinite(g).all() for g in grads]).all()
-            for total, g in zip(sums, grads):
-                total += torch.where(good, g, torch.zeros_like(g))
-            finite[rows] = good
-            return torch.where(good, errors.detach(), torch.zeros_like(errors))
+        def losses(rows: slice) -> Tensor:
+            return self.student.squared_errors(z[rows], t[rows], eps[rows], text[rows], camera[rows])
 
-        errors = torch.zeros(len(t), device=latents.device)
-        self._max_batch = run_in_batches(batch, errors, self._max_batch)
-        # a loss of this value whose gradient w.r.t. the parameters is `sums`, averaged as the value is
-        inner = torch.stack([(p * total).sum() for p, total in zip(parameters, sums)]).sum()
-        loss = (inner - inner.detach() + errors.sum()) / eps.numel()
-        return loss, float((~finite).sum())
+        with self._timed("train_lora", len(t)):
+            found = summed_gradients(losses, len(t), parameters, self._max_batch)
+        self._max_batch = found.max_batch
+        # a loss of this value whose gradient w.r.t. the parameters is that sum, averaged as the value is
+        inner = torch.stack([(p * total).sum() for p, total in zip(parameters, found.gradients)]).sum()
+        loss = (inner - inner.detach() + found.losses.sum()) / eps.numel()
+        return loss, float((~found.finite).sum())
 
     @contextlib.contextmanager
     def _timed(self, phase: str, rows: int) -> Iterator[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, make_folder, slug, unused, write_atomic, write_via
+from carv_3d.files import check_unused, make_folder, replaced_folder, slug, unused, write_atomic, write_via
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,71 @@ def test_a_folder_in_use_or_a_file_is_refused_and_an_empty_folder_is_not(tmp_pat
     for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(CarvError, match=f"{re.escape(str(path))} is not an empty folder; choose another --out$"):
             check_unused(path)
+
+
+def fill(folder: Path, text: str, stop: type[BaseException] | None = None) -> None:
+    with replaced_folder(folder) as new:
+        (new / "part").mkdir()
+        (new / "part" / "a.txt").write_text(text)
+        if stop is not None:
+            raise stop
+        (new / "b.txt").write_text(text)
+
+
+def held(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_is_replaced_with_all_that_is_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "model"
+    fill(folder, "old")
+    (folder / "stray.txt").write_text("x")
+    fill(folder, "new")
+    assert held(folder) == {str(Path("part", "a.txt")): "new", "b.txt": "new"}
+    assert os.listdir(folder.parent) == ["model"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_a_folder_is_left_whole_when_its_successor_is_cut_off(stop: type[BaseException], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    fill(folder, "old")
+    before = held(folder)
+    with pytest.raises(stop):
+        fill(folder, "new", stop)
+    assert held(folder) == before
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("fails_at", ["old", "new"])
+def test_a_folder_comes_back_when_a_rename_fails(
+    fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "model", Path.rename
+    fill(folder, "old")
+    before = held(folder)
+
+    def refuse(self: Path, target: Path) -> Path:
+        if (fails_at == "old") == (self == folder) and self.name != ".model-old":
+            raise OSError(errno.EACCES, "no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CarvError, match="cannot write"):
+        fill(folder, "new")
+    assert held(folder) == before
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_kill_between_the_renames_is_mended_by_the_next_call(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    fill(folder, "old")
+    before = held(folder)
+    folder.rename(tmp_path / ".model-old")
+    (tmp_path / ".model-new").mkdir()
+    (tmp_path / ".model-new" / "half").write_text("h")
+    with pytest.raises(ValueError):  # noqa: PT011 -- the block's own
+        fill(folder, "new", ValueError)
+    assert held(folder) == before
+    fill(folder, "new")
+    assert set(held(folder).values()) == {"new"}
+    assert os.listdir(tmp_path) == ["model"]

@@ -40,7 +40,7 @@ from carv_3d.attribution.store import RowStore
 from carv_3d.errors import CarvError
 from carv_3d.files import check_unused, make_folder, slug, unused, write_atomic, write_via
 from carv_3d.options import to_mapping
-from carv_3d.progress import Display, StopSignals
+from carv_3d.progress import Display, StopSignals, duration
 
 METHODS = {  # name -> the loss of its features, what the page says
     "cosine": ("loss", "the cosine between gradients of the loss"),
@@ -285,8 +285,6 @@ def _facts(
     ridge: float | None,
     seconds: float,
 ) -> dict[str, str]:
-    from carv_3d.run import duration
-
     made, spent = maker.meter.counts.get("items", 0), maker.meter.total_seconds
     facts = {
         "model": model_name.rstrip("/").rpartition("/")[2],

@@ -76,14 +76,9 @@ def picture_query(path: Path, prompt: str, size: int, resize: bool) -> Query:
 
 def prompt_query(prompt: str, teacher: StableDiffusionTeacher, count: int, seed: int) -> Query:
     """`count` pictures that the model makes from a prompt."""
-    from carv_3d.previews import sample_pictures
+    from carv_3d.teachers.sampling import prompt_pictures
 
-    cond, uncond = (teacher.text_embeddings([p]).expand(count, -1, -1) for p in (prompt, ""))
-
-    def eps_hat(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return teacher.eps_hat_cfg(z_t, t, cond, uncond, GUIDANCE_SCALE)
-
-    pictures = to_uint8(sample_pictures(teacher, eps_hat, count, SAMPLE_STEPS, seed))
+    pictures = to_uint8(prompt_pictures(teacher, [prompt] * count, GUIDANCE_SCALE, SAMPLE_STEPS, seed))
     note = f"The model made these pictures from the prompt (guidance {GUIDANCE_SCALE}, seed {seed})."
     return Query(prompt, prompt, list(pictures), [prompt] * count, note)
 

@@ -11,10 +11,10 @@ from typing import Any
 from carv_3d.compare.clip import ClipScore, usual_clip
 from carv_3d.compare.scored_run import ScoredRun
 from carv_3d.compare.sweep import Sweep, plan_steps, save
-from carv_3d.files import make_folder
+from carv_3d.devices import choose_device
+from carv_3d.files import locked, make_folder
 from carv_3d.progress import Display, StopSignals
-from carv_3d.run import locked
-from carv_3d.text_to_3d import TextTo3D, choose_device, load_teacher
+from carv_3d.text_to_3d import TextTo3D, load_teacher
 
 SLICE = 2.0  # seconds of a run's own clock before the next one's turn
 CALIBRATION = 10  # steps of each method that are timed, in turns, after one that warms up

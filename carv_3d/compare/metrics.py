@@ -59,6 +59,29 @@ METRICS: dict[str, Metric] = {
     "judge_finish": Metric(
         "The judge: it has the finish", "probability", "As above, of plain, striped or spotted.", True
     ),
+    "agreement_both": Metric(
+        "The judge names object and colour",
+        "share of pictures",
+        "Of one-step pictures of fixed prompts, the share in which the judge names both the object and the colour "
+        "that were asked for. It says nothing of beauty or variety: a generator that makes one good picture of each "
+        "prompt has all of it.",
+        True,
+    ),
+    "agreement_object": Metric("The judge names the object", "share of pictures", "As above, the object alone.", True),
+    "agreement_colour": Metric("The judge names the colour", "share of pictures", "As above, the colour alone.", True),
+    "kernel_distance": Metric(
+        "Kernel distance to true renders",
+        "squared MMD",
+        "The unbiased squared MMD with KID's kernel between the judge's features of one-step pictures and of true "
+        "renders of the same prompts, lower is better, 0 in expectation for true renders. The features are not "
+        "Inception's: it compares with no published KID.",
+    ),
+    "w2": Metric(
+        "Exact W2 to the teacher's distribution",
+        "W2",
+        "Between equally many samples of the generator and of the exact mixture, by optimal assignment, lower is "
+        "better. Two samples of the mixture itself are not at 0: that floor is stated beside it.",
+    ),
     "clip_score": Metric(
         "CLIP score",
         "100 x cosine",

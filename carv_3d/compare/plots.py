@@ -42,13 +42,13 @@ def _plot(path: Path, comparison: Comparison, name: str) -> None:
         plot.grid(alpha=0.3)
     grid[0].set_ylabel(_plain(what.label))
     grid[0].legend(loc="best", fontsize=9)
-    prompts = len(comparison.prompts)
+    of_prompts = any(comparison.prompts)  # a run that has none is of many
     counts = sorted({curve.runs for axis in axes for curve in comparison.curves[name, axis]})
     each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    band = "band: 95 % bootstrap over prompts and seeds" if counts[-1] > 1 else "one run each: no band"
-    figure.suptitle(
-        f"{_plain(what.title)}: mean of {each} run(s) each, {prompts} prompt(s); {band}", fontsize=11
-    )
+    what_of = f"{each} run(s) each" + (f", {len(comparison.prompts)} prompt(s)" if of_prompts else "")
+    over = "prompts and seeds" if of_prompts else "seeds"
+    band = f"band: 95 % bootstrap over {over}" if counts[-1] > 1 else "one run each: no band"
+    figure.suptitle(f"{_plain(what.title)}: mean of {what_of}; {band}", fontsize=11)
     figure.savefig(path, dpi=110, format="png")
 
 

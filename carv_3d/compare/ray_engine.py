@@ -16,9 +16,8 @@ from typing import Any
 
 from carv_3d.compare.sweep import Sweep, save
 from carv_3d.errors import CarvError
-from carv_3d.files import write_atomic
+from carv_3d.files import locked, write_atomic
 from carv_3d.progress import Display, StopSignals
-from carv_3d.run import locked
 
 INSTALL = "pip install 'ray>=2.60,<3'"
 RETRIES = 5  # of a task whose worker died

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,3 +48,45 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that memory ran out, on any device."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(w in str(error).lower() for w in words)
+
+
+@dataclass
+class RowGradients:
+    """What `summed_gradients` found.
+
+    gradients: the gradient of the sum of all rows' losses, in each parameter's shape.
+    losses: (N,), 0 where a row was left out. finite: (N,) bool, False where it was.
+    max_batch: what held, to start from next time.
+    """
+
+    gradients: list[Tensor]
+    losses: Tensor
+    finite: Tensor
+    max_batch: int
+
+
+def summed_gradients(
+    losses: Callable[[slice], Tensor], n: int, parameters: Sequence[Tensor], max_batch: int, scale: float = 1.0
+) -> RowGradients:
+    """The gradient of `losses(rows).sum()` over all n rows, batch by batch: memory holds one batch's graph.
+
+    losses: the losses (rows,) of some rows, with autograd. scale: multiplies the gradients as they are taken, for
+    half precision. A batch whose gradient is not finite counts as 0. Raises as `run_in_batches` does.
+    """
+    sums = [torch.zeros_like(p) for p in parameters]
+    out = torch.zeros(n, device=parameters[0].device)
+    finite = torch.ones(n, dtype=torch.bool, device=out.device)
+
+    def batch(begin: int, end: int) -> Tensor:
+        rows = slice(begin, end)
+        with torch.enable_grad():
+            values = losses(rows)
+            grads = torch.autograd.grad(values.sum() * scale, parameters)
+        good = torch.stack([torch.isfinite(g).all() for g in grads]).all()
+        for total, g in zip(sums, grads):
+            total += torch.where(good, g, torch.zeros_like(g))
+        finite[rows] = good
+        return torch.where(good, values.detach(), torch.zeros_like(values))
+
+    held = run_in_batches(batch, out, max_batch)
+    return RowGradients(sums, out, finite, held)

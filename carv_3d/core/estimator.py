@@ -141,15 +141,21 @@ class CarvEstimator:
         schedule: NoiseSchedule,
         options: EstimatorOptions | None = None,
         meter: CostMeter | None = None,
+        weights: Tensor | None = None,
     ) -> None:
-        """meter: if given, is told the seconds of the phase "denoise" and the count "draws"."""
+        """meter: if given, is told the seconds of the phase "denoise" and the count "draws".
+
+        weights: (T,), what multiplies the residual of `estimate_residual` where `options.weighting` has no name for
+            it; proposals are built on it.
+        """
         self.options = o = options or EstimatorOptions()
         self.schedule, self.meter = schedule, meter
         self.design = Design(o.stratify, o.antithetic)
         adaptive = {"bins": o.adaptive_bins, "floor": o.adaptive_floor, "decay": o.adaptive_decay}
         if o.proposal != "adaptive":
             adaptive = {}
-        self.proposal = make_proposal(o.proposal, schedule, o.weighting, o.min_step, o.max_step, **adaptive)
+        weighting = o.weighting if weights is None else weights
+        self.proposal = make_proposal(o.proposal, schedule, weighting, o.min_step, o.max_step, **adaptive)
         self.control = EpsControl(self.proposal.weights) if o.control_variate else None
         self.max_batch = o.max_batch
         self._shared = torch.Generator().manual_seed(o.shared_seed)

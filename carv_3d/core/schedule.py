@@ -68,6 +68,26 @@ class NoiseSchedule:
         shape = (-1, *[1] * (z.dim() - 1))
         return self._alpha[t].to(z.dtype).view(shape) * eps - self._sigma[t].to(z.dtype).view(shape) * z
 
+    def eps_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """`eps = alpha_t v + sigma_t z_t`, a v-prediction as a noise prediction; shapes as of `add_noise`."""
+        alpha, sigma = self._rows(t, z_t)
+        return alpha * v + sigma * z_t
+
+    def z_from_eps(self, z_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """`z = (z_t - sigma_t eps) / alpha_t`, the clean latents that a noise prediction stands for."""
+        alpha, sigma = self._rows(t, z_t)
+        return (z_t - sigma * eps) / alpha
+
+    def z_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """`z = alpha_t z_t - sigma_t v`, the clean latents that a v-prediction stands for."""
+        alpha, sigma = self._rows(t, z_t)
+        return alpha * z_t - sigma * v
+
+    def _rows(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t, sigma_t (N, 1, ...) in the type and place of like (N, ...)."""
+        shape = (-1, *[1] * (like.dim() - 1))
+        return self._alpha[t].to(like).view(shape), self._sigma[t].to(like).view(shape)
+
     def w(self, t: Tensor, strategy: str | Tensor = "sds") -> Tensor:
         """The weight that multiplies the residual at t, of t's shape.
 

@@ -65,12 +65,7 @@ class Denoiser(ClassifierFree):
         """A result of `predict` as a noise prediction; all (N, C, h, w), t (N,)."""
         if self.prediction_type == "epsilon":
             return prediction
-        alpha, sigma = self._alpha_sigma(t, z_t)
-        return alpha * prediction + sigma * z_t
-
-    def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = (f(t).to(like).view(-1, 1, 1, 1) for f in (self.schedule.alpha, self.schedule.sigma))
-        return alpha, sigma
+        return self.schedule.eps_from_v(z_t, prediction, t)
 
 
 def load_denoiser(

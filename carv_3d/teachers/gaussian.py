@@ -92,6 +92,12 @@ class GaussianTeacher(ClassifierFree):
             rows.append(pi.log())
         return torch.stack(rows)[:, None]
 
+    def sample(self, text_emb: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(N, 1, M) -> (N, C, n, n), exact samples of each row's mixture."""
+        m = torch.multinomial(text_emb[:, 0].exp(), 1, generator=generator)[:, 0]
+        noise = torch.randn(self.means[m].shape, generator=generator, device=self.device, dtype=self.dtype)
+        return self.means[m] + self.std * noise
+
     def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
         """(N, C, n, n), t (N,), (N, 1, M) -> (N, C, n, n); differentiable in z_t."""
         alpha, sigma, v = (x.to(z_t.dtype) for x in self._at(t))

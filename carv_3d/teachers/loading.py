@@ -48,7 +48,7 @@ def load_parts(
             parts[part] = _load_weights(diffusers, family.classes[part], folder, part, own)
         if with_text:
             parts.update(load_text_parts(folder, dtype, family))
-        parts["scheduler"] = _load_scheduler(folder, diffusers)
+        parts["scheduler"] = load_scheduler(folder)
     return parts
 
 
@@ -69,8 +69,11 @@ def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DI
     return parts
 
 
-def _load_scheduler(folder: Path, diffusers: Any) -> Any:
-    with _named(folder, "scheduler", folder / "scheduler" / "scheduler_config.json"):
+def load_scheduler(folder: Path) -> Any:
+    """The scheduler of a diffusers folder, of whatever kind, as a DDIMScheduler. Raises CarvError as `load_parts`."""
+    import diffusers
+
+    with _quiet(diffusers.utils.logging), _named(folder, "scheduler", folder / "scheduler" / "scheduler_config.json"):
         return diffusers.DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler")
 
 

@@ -14,9 +14,9 @@ from threestudio.utils.base import BaseModule
 
 from carv_3d.annealing import annealed
 from carv_3d.errors import CarvError
-from carv_3d.previews import sample_pictures
 from carv_3d.teachers.denoiser import load_denoiser
 from carv_3d.teachers.lora_student import LoraStudent, check_pair
+from carv_3d.teachers.sampling import sample_pictures
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.vsd import VSDGuidance, VSDOptions

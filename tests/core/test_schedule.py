@@ -64,3 +64,6 @@ def test_v_and_z_t_turn_into_picture_and_noise() -> None:
     alpha, sigma = (x.view(2, 1, 1, 1) for x in (schedule.alpha(t), schedule.sigma(t)))
     torch.testing.assert_close(alpha * z_t - sigma * v, z)
     torch.testing.assert_close(alpha * v + sigma * z_t, eps)
+    torch.testing.assert_close(schedule.z_from_v(z_t, v, t), z)
+    torch.testing.assert_close(schedule.eps_from_v(z_t, v, t), eps)
+    torch.testing.assert_close(schedule.z_from_eps(z_t, eps, t), z, rtol=1e-4, atol=1e-5)

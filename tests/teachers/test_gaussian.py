@@ -97,3 +97,15 @@ def test_mistakes_are_named(teacher: GaussianTeacher) -> None:
         GaussianTeacher(torch.randn(5, 3, 2, 2, dtype=torch.float64)).expected_eps_hat(
             Z[:1], torch.tensor([5]), torch.zeros(1, 1, 5)
         )
+
+
+def test_samples_have_the_mixtures_moments() -> None:
+    means = torch.tensor([[1.0, 0.0], [-3.0, 2.0]]).view(2, 2, 1, 1)
+    teacher = GaussianTeacher(means, std=0.5, names=["a", "b"])
+    n, pi = 20_000, torch.tensor([0.98, 0.02])
+    text = teacher.text_embeddings(["a"]).expand(n, -1, -1)
+    z = teacher.sample(text, torch.Generator().manual_seed(0)).flatten(1)
+    mu = pi @ means.flatten(1)
+    cov = (means.flatten(1) - mu).T @ (pi[:, None] * (means.flatten(1) - mu)) + 0.25 * torch.eye(2)
+    assert ((z.mean(0) - mu).abs() < 4 * (cov.diagonal() / n).sqrt()).all()
+    torch.testing.assert_close(torch.cov(z.T), cov, atol=0.03, rtol=0)

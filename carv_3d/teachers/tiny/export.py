@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ...files import replaced_folder
 from .denoiser import Denoiser
 
 
@@ -46,24 +45,16 @@ def export(
         vae=half_vae, text_encoder=averaged.text.half(), tokenizer=tokenizer, unet=averaged.unet.half(),
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    pipeline.save_pretrained(part, safe_serialization=True)
-    text = part / "text_encoder" / "model.safetensors"
-    tensors = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(text).items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, text, metadata={"format": "pt"})
-    for name in (
-        "vocab.json",
-        "merges.txt",
-        "tokenizer.json",
-    ):  # transformers 4 reads the first two, 5 the last
-        shutil.copy(words / name, part / "tokenizer" / name)
-    if (folder / "README.md").exists():
-        shutil.copy(folder / "README.md", part / "README.md")
-    os.chmod(part, 0o755)
-    old = folder.with_name(f".{folder.name}-old")
-    shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(folder) as part:
+        pipeline.save_pretrained(part, safe_serialization=True)
+        text = part / "text_encoder" / "model.safetensors"
+        tensors = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(text).items()}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, text, metadata={"format": "pt"})
+        for name in (
+            "vocab.json",
+            "merges.txt",
+            "tokenizer.json",
+        ):  # transformers 4 reads the first two, 5 the last
+            shutil.copy(words / name, part / "tokenizer" / name)
+        if (folder / "README.md").exists():
+            shutil.copy(folder / "README.md", part / "README.md")

@@ -11,25 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...average import Average
 from ...checkpoint import load_checkpoint, save_checkpoint
 from ...errors import CarvError
-
-
-class Average:
-    """Exponential moving average of a module's parameters and buffers, with a warm-up of the decay."""
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
-        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for k, v in module.state_dict().items():
-            if v.is_floating_point():
-                self.state[k].lerp_(v, 1 - decay)
-            else:
-                self.state[k].copy_(v)
 
 
 def run_stage(

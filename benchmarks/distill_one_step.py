@@ -1,0 +1,110 @@
+"""A one-step generator against its teacher at 30 steps of DDIM with guidance: the judge's word, and what each costs.
+
+    ./install.sh python benchmarks/distill_one_step.py MODEL [--samples 400] [--scale 3.5] [--steps 30] [--sheet FILE]
+
+MODEL is the folder that carv distill leaves (outputs/.../model). Both sides begin from the same noise and are asked
+the same, the pairs that training showed and those that it never did apart. Distances are between the judge's features
+of pictures and of true renders of the same prompts, beside what two sets of true renders give: none of them is an FID.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from carv_3d.distill.evaluate import (
+    Scores,
+    counted_rows,
+    ddim_pictures,
+    judge_features,
+    one_step_pictures,
+    preview_sheet,
+    score_pictures,
+)
+from carv_3d.distill.metrics import frechet_distance, frechet_floor, kernel_distance
+from carv_3d.errors import CarvError
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.teachers.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
+from carv_3d.teachers.tiny.judge import Judge
+
+HEAD = "| pictures | n | UNet rows each | s each | object | colour | both | over the teacher's | kernel | Fréchet |"
+
+
+def row(title: str, cost: tuple[float, float] | None, found: Scores, teacher: Scores | None, frechet: str) -> str:
+    """A line of the table; `teacher`, where the share of both is set over its."""
+    ratio, k = None if teacher is None else found.ratio(teacher), found.kernel
+    over = "—" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+    spent = "— | —" if cost is None else f"{cost[0]:g} | {cost[1]:.3f}"
+    return (
+        f"| {title} | {len(found.features)} | {spent} | {found.object:.1%} | {found.colour:.1%} | {found.both:.1%} "
+        f"| {over} | {k.value:.3g} [{k.low:.3g}, {k.high:.3g}] | {frechet} |"
+    )
+
+
+def timed(unet: torch.nn.Module, make: Callable[[], Tensor]) -> tuple[Tensor, tuple[float, float]]:
+    """The pictures, and UNet rows and seconds (decoding among them) for each."""
+    begin = time.perf_counter()
+    with counted_rows(unet) as rows:
+        pictures = make()
+    return pictures, (sum(rows) / len(pictures), (time.perf_counter() - begin) / len(pictures))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--teacher", default="carv-tiny")
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--scale", type=float, default=3.5)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--sheet", type=Path, default=Path("outputs/one-step.png"))
+    parser.add_argument("--shown", type=int, default=12, help="prompts on the sheet")
+    parser.add_argument("--seed", type=int, default=0)
+    o = parser.parse_args()
+    if o.samples < 2 or not 1 <= o.shown <= o.samples:
+        raise CarvError("--samples must be at least 2, and --shown from 1 to that")
+    one, teacher = (StableDiffusionTeacher.load(name, half_precision=False) for name in (o.model, o.teacher))
+    judge, rng, lines, apart = Judge.load(), random.Random(o.seed), [HEAD, "|" + "---|" * 10], []
+    for title, of in (("seen pairs", pairs(seen=True)), ("unseen pairs", pairs(seen=False))):
+        wanted = draw_wanted(of, o.samples, rng)
+        prompts = prompts_of(wanted)
+        renders = [true_renders(wanted, rng) for _ in range(2)]
+        real = judge_features(judge, renders[0])
+        made, cost = timed(one.unet, partial(one_step_pictures, one.unet, one, prompts, o.seed))
+        theirs, dear = timed(teacher.unet, partial(ddim_pictures, teacher, prompts, o.scale, o.steps, o.seed))
+        found, best, ceiling = (score_pictures(judge, p, wanted, real) for p in (made, theirs, renders[1]))
+        floor = frechet_floor(torch.cat([real, ceiling.features]), o.samples)
+        between = f"{frechet_distance(ceiling.features, real):.3g} (halves: {floor.min():.3g} to {floor.max():.3g})"
+        lines += [
+            row(f"{title}, one step", cost, found, best, f"{frechet_distance(found.features, real):.3g}"),
+            row(f"{title}, teacher", dear, best, None, f"{frechet_distance(best.features, real):.3g}"),
+            row(f"{title}, true renders", None, ceiling, best, between),
+        ]
+        k = kernel_distance(found.features, best.features)
+        apart.append(
+            f"{title}: one step and teacher are apart by {k.value:.3g} [{k.low:.3g}, {k.high:.3g}] (kernel), "
+            f"{frechet_distance(found.features, best.features):.3g} (Fréchet)."
+        )
+        if title == "seen pairs":
+            sides = torch.stack([made[: o.shown], theirs[: o.shown]], 1).flatten(0, 1)
+            captions = [f"{n}: {p}" for p in prompts[: o.shown] for n in ("1 step", f"{o.steps} steps")]
+            o.sheet.parent.mkdir(parents=True, exist_ok=True)
+            preview_sheet(sides, o.sheet, captions, columns=6)
+    threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{o.model} against {o.teacher}, {o.steps} DDIM steps at scale {o.scale:g}, {threads}\n")
+    print("\n".join([*lines, "", *apart, f"Side by side: {o.sheet}"]))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except CarvError as error:
+        sys.exit(str(error))

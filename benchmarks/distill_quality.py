@@ -1,0 +1,92 @@
+"""Does a lower variance make a better one-step generator? One draw a sample against sixteen, with carv-tiny.
+
+    ./install.sh python benchmarks/distill_quality.py [--methods K1 K16] [--seeds 3] [--budget 1800] [--batch 8]
+        [--lr 2e-5] [--start-from RUN] [--work DIR] [KEY=VALUE ...]
+
+All runs go in turns, for the same seconds of their own steps, and are read at the same points: the judge's agreement
+on fixed prompts, and the kernel distance of its features to those of true renders. The paper found no change of FID
+with the variance; --batch, --lr, --start-from and further options of carv distill (KEY=VALUE) are for looking where
+there might be one. Hours of work: stop it whenever you like, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+import torch
+
+from carv_3d.checkpoint import load_checkpoint
+from carv_3d.distill.evaluate import judge_features, one_step_pictures, score_pictures
+from carv_3d.distill.loop import Distillation
+from carv_3d.distill.metrics import kernel_distance
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.prompts import TinyCaptions
+from carv_3d.distill.request import read_distill_options
+from carv_3d.distill.trials import METHODS, equal_table, make_trials, read_off, run_trials, start_from
+from carv_3d.errors import CarvError
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.teachers.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
+from carv_3d.teachers.tiny.judge import Judge
+
+FIGURES = ("agreement_both", "agreement_object", "agreement_colour", "kernel_distance")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=["K1", "K16"], help=f"of {', '.join(METHODS)}; baseline first")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=1800.0, help="seconds of each run's own steps")
+    parser.add_argument("--points", type=int, default=12, help="evaluations of each run after the first")
+    parser.add_argument("--batch", type=int, default=DistillOptions.batch_size)
+    parser.add_argument("--lr", type=float, default=DistillOptions.lr)
+    parser.add_argument("--start-from", type=Path, metavar="RUN", help="a run of carv distill to go on from")
+    parser.add_argument("--samples", type=int, default=400, help="prompts, a picture of each, the same at each reading")
+    parser.add_argument("--work", type=Path, default=Path("outputs/distill-quality"))
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of carv distill")
+    o = parser.parse_args()
+    if not o.budget > 0 or o.points < 1 or o.samples < 2:
+        raise CarvError("--budget must be above 0, --points at least 1, --samples at least 2")
+    base = read_distill_options([f"batch_size={o.batch}", f"lr={o.lr!r}", *o.overrides])
+    start = None if o.start_from is None else load_checkpoint(o.start_from / "checkpoint")[0]
+    teacher, judge, rng = StableDiffusionTeacher.load("carv-tiny", half_precision=False), Judge.load(), random.Random(0)
+    wanted = draw_wanted(pairs(seen=True), o.samples, rng)
+    prompts = prompts_of(wanted)
+    real, other = (judge_features(judge, true_renders(wanted, rng)) for _ in range(2))
+
+    def build(options: DistillOptions) -> Distillation:
+        distillation = Distillation(teacher, options, TinyCaptions())
+        if start is not None:
+            start_from(distillation, start)
+        return distillation
+
+    def evaluate(distillation: Distillation) -> dict[str, float]:
+        pictures = one_step_pictures(distillation.averaged(), teacher, prompts)
+        return score_pictures(judge, pictures, wanted, real).figures()
+
+    made_with = f"{o.samples} prompts, started from {o.start_from}"
+    trials = make_trials(o.work, o.methods, o.seeds, base, build, evaluate, made_with)
+    run_trials(trials, [o.budget * i / o.points for i in range(o.points + 1)])
+    comparison = read_off(o.work, trials, score="agreement_both")
+    floor = kernel_distance(other, real)
+    print(
+        f"\ncarv-tiny, batch {base.batch_size}, lr {base.lr:g}, {o.budget:g} s of each run's own clock, {o.seeds} "
+        f"seeds, from {o.start_from or 'the teacher'}, {torch.get_num_threads()} threads, torch {torch.__version__}. "
+        f"{o.samples} prompts, the judge's features; kernel distance between true renders: {floor.value:.3g} "
+        f"[{floor.low:.3g}, {floor.high:.3g}]. Bands: 95 % bootstrap over seeds. Curves: {o.work}/curves-*.png\n"
+    )
+    print(equal_table(comparison, FIGURES))
+    print("\nWhat each method needs to reach the first one's final agreement on both, over what that needed:")
+    for one in comparison.reached:
+        if one.metric == "agreement_both":
+            print(f"{one.method}, {one.axis}: {one.words()}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except CarvError as error:
+        sys.exit(str(error))

@@ -1,0 +1,94 @@
+"""Table 3 of arXiv 2605.21489 with carv-tiny: the variance of the generator's gradient by samples, draws and design.
+
+    ./install.sh python benchmarks/distill_variance.py [--from RUN] [--pairs 40] [--budget 1800] [--settings 8x1 ...]
+
+A new generator and a new fake score are the teacher's own copies, so that the two scores differ by guidance alone; a
+run of carv distill (--from) is measured where it stands. The paper's figures are of another model and of its own
+scale: what compares is the ratio to (8, 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, read_setting, variance_table
+
+from carv_3d.checkpoint import load_checkpoint
+from carv_3d.core.accounting import Interval
+from carv_3d.distill.loop import Distillation
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.prompts import read_prompts
+from carv_3d.errors import CarvError
+from carv_3d.progress import Display
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+
+def shown(found: Interval, digits: int) -> str:
+    return f"{found.value:.{digits}g} [{found.low:.{digits}g}, {found.high:.{digits}g}]"
+
+
+def markdown(rows: Sequence[VarianceRow]) -> str:
+    """The table, with the paper's figures where it has them."""
+    lines = [
+        "| samples x draws | variance | of it upstream | first over this | s a gradient | the paper's | its ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        paper = PAPER.get(row.setting.name)
+        theirs = "— | —" if paper is None else f"{paper:g} | {PAPER['8x1'] / paper:.3g}"
+        lines.append(
+            f"| {row.setting.name} | {shown(row.variance, 3)} | {shown(row.upstream, 2)} | {shown(row.reduction, 3)} "
+            f"| {row.seconds:.2f} | {theirs} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="carv-tiny")
+    parser.add_argument("--prompts", help="a text file with a prompt on each line; carv-tiny has its own")
+    parser.add_argument("--from", dest="start", type=Path, metavar="RUN", help="measure a run of carv distill")
+    parser.add_argument("--settings", nargs="+", default=list(DEFAULT), help="the first is what the others are over")
+    parser.add_argument("--pairs", type=int, default=40, help="of gradients, for each setting")
+    parser.add_argument("--budget", type=float, default=1800.0, help="seconds, if that comes first")
+    parser.add_argument("--scale", type=float, default=DistillOptions.guidance_scale, help="of the real score")
+    parser.add_argument("--objective", default=DistillOptions.objective, choices=("dmd", "kl"))
+    parser.add_argument("--max-batch", type=int, default=DistillOptions.max_batch)
+    parser.add_argument("--seed", type=int, default=0)
+    o = parser.parse_args()
+    settings = [read_setting(text) for text in o.settings]
+    options = DistillOptions(
+        guidance_scale=o.scale, objective=o.objective, max_batch=o.max_batch, prompts=o.prompts, seed=o.seed
+    )
+    if o.start is not None:  # the run's own objective and teacher
+        from carv_3d.distill.request import read_settings
+
+        run = read_settings(o.start)
+        o.model, options = run.model, replace(run.options, max_batch=o.max_batch, seed=o.seed)
+    teacher = StableDiffusionTeacher.load(o.model, half_precision=False)
+    distillation = Distillation(teacher, options, read_prompts(options.prompts, o.model))
+    if o.start is not None:
+        distillation.load_networks(load_checkpoint(o.start / "checkpoint")[0])
+    display = Display()
+    with display.progress(0, o.pairs, "pair") as show:
+        rows = variance_table(distillation, settings, o.pairs, o.budget, o.seed, show=lambda done: show(done, {}))
+    count = sum(p.numel() for p in distillation.generator.parameters())
+    print(
+        f"\n{o.model}, step {distillation.step}, tr Cov over {count:,} parameters, {rows[0].pairs} pairs of gradients "
+        f"each, guidance {options.guidance_scale:g}, objective {options.objective}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}; 95 % bootstrap over pairs.\n"
+    )
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except CarvError as error:
+        sys.exit(str(error))

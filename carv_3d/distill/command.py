@@ -1,0 +1,226 @@
+"""`carv distill`: a run in its folder: steps, previews, checkpoints, and the finished model."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carv_3d.checkpoint import load_checkpoint, previous_path, save_checkpoint
+from carv_3d.devices import choose_device
+from carv_3d.distill.loop import PHASES, Distillation
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.prompts import Prompts, read_prompts
+from carv_3d.distill.ranks import Ranks, join
+from carv_3d.distill.request import (
+    DistillRequest,
+    Settings,
+    hash_of,
+    read_distill_options,
+    read_settings,
+    resolve,
+)
+from carv_3d.errors import CarvError
+from carv_3d.files import locked, make_folder, write_atomic
+from carv_3d.metrics import append_row, write_rows
+from carv_3d.progress import Display, StopSignals
+from carv_3d.report import read_metrics
+from carv_3d.scoring import PromptJudge
+from carv_3d.seeds import seed_for
+
+# metrics.csv; an empty cell means that the step has no such figure.
+COLUMNS = (
+    "step", "seconds", *(f"seconds_{name}" for name in PHASES), "snr", "ess", "grad_norm", "latent_grad_norm",
+    "grad_norm_fake", "loss_fake", "K", "rows", "max_batch", "nonfinite", "skipped", "unet_rows",
+    "judge_object", "judge_colour", "judge_finish",
+)  # fmt: skip
+
+
+def distill(request: DistillRequest) -> int:
+    """Do the run and return the exit status: 0 done, 130 or 143 stopped (and saved) by a signal.
+
+    Among several processes the first alone writes and speaks.
+
+    Raises:
+        CarvError: whatever the user can mend; nothing that was there is written over.
+    """
+    ranks = join(_on_cpu(request))
+    try:
+        return _distill(request, ranks)
+    finally:
+        ranks.close()
+
+
+def _on_cpu(request: DistillRequest) -> bool:
+    """Whether the request says so, before the processes join."""
+    base = read_settings(request.out).options if request.resume and request.out else None
+    return read_distill_options(request.overrides, request.seed, base).device == "cpu"
+
+
+def _distill(request: DistillRequest, ranks: Ranks) -> int:
+    asked = [resolve(request)] if ranks.first else []
+    settings, folder = ranks.gather(asked)[0][0]
+    display = Display(quiet=not ranks.first)
+    prompts = check_prompts(settings)
+    display.say(f"{settings.model} -> {folder}")
+    with display.status("loading the model"):
+        teacher = load_teacher(settings, ranks)
+    run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
+    if ranks.first:
+        make_folder(folder)
+    with locked(folder) if ranks.first else nullcontext():
+        run.open(request.resume)
+        try:
+            signal_number = run.train()
+        except CarvError as error:
+            raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
+        if signal_number:
+            display.say(f"Stopped after step {run.one.step}. Go on with: {resume_command(folder)}")
+            return 128 + signal_number
+        if ranks.first:
+            with display.status("writing the model"):
+                run.export()
+        ranks.gather(None)  # nobody leaves before it is written
+    display.say(f"Done: the one-step model is in {folder / 'model'}")
+    return 0
+
+
+def check_prompts(settings: Settings) -> Prompts:
+    """The prompts of a run; CarvError where there are none, or others than it began with."""
+    from carv_3d.teachers.availability import BUILT_IN
+
+    prompts = read_prompts(settings.options.prompts, settings.model)
+    found = hash_of(prompts)
+    if settings.prompts_hash not in ("", found):
+        raise CarvError(
+            f"{settings.options.prompts} holds other prompts than the run began with; put them back, or begin a new "
+            "run with another --out"
+        )
+    settings.prompts_hash = found
+    if settings.model not in BUILT_IN:  # said before anything is loaded
+        from carv_3d.teachers.availability import resolve_model
+
+        resolve_model(settings.model)
+    return prompts
+
+
+def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:
+    """The teacher on its device; in half precision on CUDA, unless float32 is asked for. CarvError as `load` raises."""
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    options = settings.options
+    own = None if ranks is None else ranks.device
+    return StableDiffusionTeacher.load(
+        settings.model,
+        device=own or choose_device(options.device),
+        half_precision=False if options.precision == "float32" else None,
+    )
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with the run in `folder`."""
+    return f"carv distill --resume --out {shlex.quote(str(folder))}"
+
+
+class DistillRun:
+    """A distillation, its folder, and what is shown of it."""
+
+    def __init__(self, one: Distillation, settings: Settings, folder: Path, display: Display) -> None:
+        self.one, self.settings, self.folder, self.display = one, settings, folder, display
+        self.checkpoint = folder / "checkpoint"
+        self.metrics = folder / "metrics.csv"
+        seed = torch.Generator().manual_seed(seed_for(self.options.seed, "preview prompts"))
+        self.captions = one.prompts.first(self.options.preview_prompts, seed)
+        self.judges = [PromptJudge.for_prompt(caption, one.device) for caption in dict.fromkeys(self.captions)]
+        self.saved_step: int | None = None
+        self.last: dict[str, float] = {}
+
+    @property
+    def options(self) -> DistillOptions:
+        return self.settings.options
+
+    def open(self, resume: bool) -> None:
+        """Begin in the folder, or take up the run in it (and clear what a kill left half written)."""
+        one, first = self.one, self.one.ranks.first
+        if first:
+            for half in self.folder.glob(".*.tmp*"):
+                half.unlink(missing_ok=True)
+        if resume and (self.checkpoint.exists() or previous_path(self.checkpoint).exists()):
+            state, note = load_checkpoint(self.checkpoint)
+            if note:
+                self.display.say(f"Note: {note}.")
+            one.load_state_dict(state)
+            self.saved_step = one.step
+            self.display.say(f"Resumed after step {one.step}.")
+        elif resume:
+            self.display.say("The run had not come to a checkpoint: it begins again.")
+        one.ranks.gather(None)  # all have read before one writes
+        if first:
+            write_atomic(self.folder / "config.yaml", self.settings.to_yaml())
+            write_rows(self.metrics, COLUMNS, read_metrics(self.metrics, one.step))
+
+    def train(self) -> int:
+        """All steps that are left; returns 0, or the number of the signal that stopped it after a step."""
+        one, options, first = self.one, self.options, self.one.ranks.first
+        if one.step >= options.steps:
+            return 0
+        saved = time.monotonic()
+        with StopSignals() as stop, self.display.progress(one.step, options.steps) as show:
+            while one.step < options.steps:
+                row = one.train_step()
+                due = first and time.monotonic() - saved >= options.save_every
+                heard = one.ranks.gather([stop.number, due])  # all stop after the same step, and save together
+                number = max(h[0] for h in heard)
+                ended = one.step >= options.steps or bool(number)
+                if first and (ended or one.step % options.preview_every == 0):
+                    row |= self.preview()
+                if first:
+                    append_row(self.metrics, COLUMNS, row)
+                if ended or any(h[1] for h in heard):
+                    self.save()
+                    saved = time.monotonic()
+                self.last |= {k: v for k, v in row.items() if math.isfinite(v)}
+                show(one.step, self.last)
+                if number:
+                    return int(number)
+        return 0
+
+    def preview(self) -> dict[str, float]:
+        """Write previews/step-*.png, of the same prompts and noise every time; returns what the judges say of them."""
+        from carv_3d.distill.evaluate import preview_sheet
+
+        pictures = self.one.pictures(self.captions, seed=0)
+        make_folder(self.folder / "previews")
+        preview_sheet(pictures.cpu(), self.folder / "previews" / f"step-{self.one.step:05d}.png", self.captions)
+        scores: dict[str, list[float]] = {}
+        for judge, caption in zip(self.judges, dict.fromkeys(self.captions)):
+            mine = [i for i, other in enumerate(self.captions) if other == caption]
+            found = {} if judge is None else judge.score(pictures[mine].permute(0, 2, 3, 1))
+            for name, value in found.items():
+                scores.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in scores.items()}
+
+    def save(self) -> None:
+        """Write the checkpoint; CarvError where it cannot be written, and then the one before is intact."""
+        state = self.one.state_dict()  # of all processes
+        if self.one.ranks.first:
+            save_checkpoint(self.checkpoint, state)
+        self.saved_step = self.one.step
+
+    def kept(self) -> str:
+        """What is safe after a failure, and how to go on, for the end of a sentence."""
+        if self.saved_step is None:
+            return f"no checkpoint was written yet in {self.folder}"
+        return f"the checkpoint of step {self.saved_step} is intact, go on with: {resume_command(self.folder)}"
+
+    def export(self) -> None:
+        """The averaged generator as a diffusers folder."""
+        from carv_3d.distill.export import save_one_step
+        from carv_3d.teachers.availability import resolve_model
+
+        save_one_step(self.folder / "model", resolve_model(self.settings.model), self.one.averaged().unet)

@@ -1,0 +1,31 @@
+"""`carv distill --dry-run`: settings, model, time and memory of a run, measured; nothing is written."""
+
+from __future__ import annotations
+
+import time
+
+from carv_3d.distill.command import check_prompts, load_teacher
+from carv_3d.distill.loop import Distillation
+from carv_3d.distill.request import DistillRequest, resolve
+from carv_3d.dry_run import peak_memory
+from carv_3d.progress import duration
+
+
+def dry_run(request: DistillRequest, steps: int = 2) -> int:
+    """Tell settings, model, time and memory of a run, measured over `steps` steps; write nothing."""
+    settings, folder = resolve(request)
+    prompts = check_prompts(settings)
+    print(settings.to_yaml(), end="")
+    print(f"# folder: {folder}")
+    one = Distillation(load_teacher(settings), settings.options, prompts)
+    print(f"# device: {one.device}; generator: {sum(p.numel() for p in one.generator.parameters()):,} parameters")
+    one.train_step()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        one.train_step()
+    each = (time.perf_counter() - begin) / steps
+    total = each * settings.options.steps
+    print(f"# time: about {duration(total)} for {settings.options.steps} steps of {each:.2f} s, and the previews")
+    print(f"# memory: about {peak_memory(one.device)}")
+    print("# nothing was written")
+    return 0

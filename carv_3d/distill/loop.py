@@ -1,0 +1,276 @@
+"""The distillation itself: a frozen teacher in, a one-step generator out.
+
+    distillation = Distillation(StableDiffusionTeacher.load("carv-tiny"), DistillOptions(), TinyCaptions())
+    while distillation.step < distillation.options.steps:
+        figures = distillation.train_step()
+    pictures = distillation.pictures(["a red mug"], seed=0)
+
+It knows nothing of folders and files; `carv_3d.distill.command` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.average import Average
+from carv_3d.core.costs import CostMeter
+from carv_3d.core.estimator import Estimate
+from carv_3d.distill.dmd import DistributionMatching
+from carv_3d.distill.fake import FakeScore, FakeTraining
+from carv_3d.distill.generator import OneStepGenerator
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.prompts import Prompts
+from carv_3d.distill.ranks import Ranks
+from carv_3d.distill.updates import Updates
+from carv_3d.errors import CarvError
+from carv_3d.seeds import seed_for
+from carv_3d.teachers.timed import TimedTeacher
+
+MAX_BAD_STEPS = 20  # updates in a row without a finite gradient before a run gives up
+PHASES = ("text", "generate", "denoise", "backward", "train_fake", "update")
+STREAMS = ("noise", "prompts", "draws", "fake_draws")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Distillation:
+    """One generator that is distilled from one teacher.
+
+    Attributes:
+        step: updates of the generator so far.
+        generator, fake, average, teacher, matching, fake_training, meter: the parts.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        options: DistillOptions,
+        prompts: Prompts,
+        ranks: Ranks | None = None,
+        generator: OneStepGenerator | None = None,
+        fake: FakeScore | None = None,
+    ) -> None:
+        """teacher: a `carv_3d.teachers.base.Teacher`; of a Stable Diffusion model unless the networks are given.
+
+        generator, fake: copies of the teacher's UNet unless given.
+        Raises CarvError for fp16 without CUDA.
+        """
+        self.options, self.prompts, self.ranks = options, prompts, ranks or Ranks()
+        self.device: torch.device = teacher.device
+        if options.precision == "fp16" and self.device.type != "cuda":
+            raise CarvError("precision is fp16, which needs CUDA; take bf16 or float32 on this device")
+        self.meter = CostMeter(self.device)
+        self.teacher: Any = TimedTeacher(teacher, self.meter)
+        self.generator = OneStepGenerator.of_teacher(teacher) if generator is None else generator
+        self.fake = FakeScore.of_teacher(teacher) if fake is None else fake
+        self.average = Average(self.generator, options.ema)
+        place = {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
+        T = teacher.schedule.num_train_timesteps
+        self.matching = DistributionMatching(
+            self.teacher,
+            self._fake_eps_hat,
+            options.estimator(T, **place),
+            options.guidance_scale,
+            options.objective,
+            self.meter,
+        )
+        self.fake_training = FakeTraining(
+            self.fake, options.fake_draws, options.stratify, options.antithetic, options.max_batch, **place
+        )
+        fp16 = options.precision == "fp16"
+        rules: tuple[Any, ...] = (options.betas, options.grad_clip, self.ranks, fp16)
+        self.generator_updates = Updates(self.generator, options.lr, *rules)
+        self.fake_updates = Updates(self.fake, options.fake_lr, *rules)
+        self.generators = {
+            name: torch.Generator().manual_seed(seed_for(options.seed, f"{name} {self.ranks.rank}"))
+            for name in STREAMS
+        }
+        self.no_text = self.teacher.text_embeddings([""]).float()
+        self.step = 0
+
+    def train_step(self) -> dict[str, float]:
+        """R samples, K noised copies of each, both scores on all of them in one batch, one backward, one update; then
+        the fake score's updates, the first on the same samples.
+
+        Returns the step's figures by name: those of `Estimate.scalars` (latent_grad_norm for its grad_norm),
+        grad_norm and grad_norm_fake before clipping, loss_fake, skipped, seconds and seconds_<phase>, unet_rows so far.
+
+        Raises:
+            CarvError: a gradient has not been finite for many updates.
+        """
+        begin = time.perf_counter()
+        self.meter.seconds = dict.fromkeys(PHASES, 0.0)
+        z, text, estimate = self.backward()
+        with self.meter.phase("update"):
+            if not bool(estimate.finite.any()):  # nothing was seen: Adam would go on along what it remembers
+                self.generator_updates.spoil()
+            norm = self.generator_updates.apply()
+            if self.generator_updates.skipped == 0:
+                self.average.update(self.generator, self.step)
+        loss_fake, norm_fake = self._train_fake(z.detach(), text)
+        self.step += 1
+        skipped = max(self.generator_updates.skipped, self.fake_updates.skipped)
+        if skipped >= MAX_BAD_STEPS:
+            raise CarvError(
+                f"a gradient has not been finite for {MAX_BAD_STEPS} updates; lower lr, fake_lr or guidance_scale, or "
+                "set precision=float32"
+            )
+        figures = {name: value for name, value in estimate.scalars.items() if name != "grad_norm"}
+        figures |= {f"seconds_{name}": seconds for name, seconds in self.meter.seconds.items()}
+        figures |= {
+            "step": float(self.step),
+            "seconds": time.perf_counter() - begin,
+            "latent_grad_norm": estimate.scalars.get("grad_norm", math.nan),
+            "grad_norm": norm,
+            "grad_norm_fake": norm_fake,
+            "loss_fake": loss_fake,
+            "skipped": float(skipped > 0),
+            "unet_rows": float(self.meter.unet_rows),
+        }
+        return figures
+
+    def backward(self) -> tuple[Tensor, Tensor, Estimate]:
+        """The generator's part of a step, without its update: the gradient is left in the parameters' grad.
+
+        Returns z (R, C, h, w), its text (R, L, D) and the estimate.
+        """
+        z, text = self.generate(self.options.batch_size)
+        estimate = self.matching.estimate(z, text, self.no_text, self.generators["draws"])
+        self.generator_updates.zero_grad()
+        with self.meter.phase("backward"):
+            self.generator_updates.scaled(self.loss(estimate, z)).backward()
+        return z, text, estimate
+
+    @staticmethod
+    def loss(estimate: Estimate, z: Tensor) -> Tensor:
+        """The estimate's loss as a mean over the latent's elements, as DMD has it."""
+        return estimate.loss / z[0].numel()
+
+    def generate(self, n: int, generators: dict[str, torch.Generator] | None = None) -> tuple[Tensor, Tensor]:
+        """n samples of the generator (n, C, h, w), with autograd, and their prompts' embeddings (n, L, D).
+
+        generators: "noise" and "prompts", in place of the run's own.
+        """
+        of = self.generators if generators is None else generators
+        text = self.embed(self.prompts.draw(n, of["prompts"]))
+        eps = self._noise(n, of["noise"])
+        with self.meter.phase("generate"), self.autocast():
+            z = self.generator(eps, text)
+        self.meter.count(unet_rows=n)
+        return z, text
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        """(n, L, D), float32."""
+        with self.meter.phase("text"):
+            text: Tensor = self.teacher.text_embeddings(prompts).float()
+            if not self.prompts.bounded:
+                self.teacher.forget_texts()
+        return text
+
+    @torch.no_grad()
+    def pictures(self, prompts: list[str], seed: int) -> Tensor:
+        """(n, 3, H, W) in [0, 1] of the averaged generator: the same noise for the same seed. Not counted."""
+        noise = torch.Generator().manual_seed(seed_for(self.options.seed, f"previews {seed}"))
+        with self.meter.uncounted():
+            z = self.averaged()(self._noise(len(prompts), noise), self.embed(prompts))
+            found: Tensor = self.teacher.decode(z)
+        return found
+
+    def averaged(self) -> OneStepGenerator:
+        """A frozen generator with the averaged weights."""
+        out = copy.deepcopy(self.generator).requires_grad_(False)
+        out.load_state_dict(self.average.state)
+        return out
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Within, generator and fake score compute in `precision`."""
+        dtype = DTYPES.get(self.options.precision)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+
+    def _fake_eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        with self.autocast():
+            return self.fake.eps_hat(z_t, t, text)
+
+    def _train_fake(self, z: Tensor, text: Tensor) -> tuple[float, float]:
+        """(mean loss, mean norm of the gradient) of the fake score's updates."""
+        losses, norms = [], []
+        for update in range(self.options.fake_updates):
+            if update > 0:  # samples of their own
+                with torch.no_grad():
+                    z, text = self.generate(self.options.batch_size)
+            with self.meter.phase("train_fake"), self.autocast():
+                found = self.fake_training.backward(
+                    z, text, self.generators["fake_draws"], scale=self.fake_updates.scale
+                )
+            self.meter.count(unet_rows=len(z) * self.options.fake_draws)
+            if found.finite < 1.0:  # part of the batch is missing: no mean over it
+                self.fake_updates.spoil()
+            with self.meter.phase("update"):
+                norms.append(self.fake_updates.apply())
+            losses.append(found.loss)
+        return sum(losses) / len(losses), sum(norms) / len(norms)
+
+    def _noise(self, n: int, generator: torch.Generator) -> Tensor:
+        size = self.teacher.latent_size
+        return torch.randn(n, self.teacher.latent_channels, size, size, generator=generator).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on as if it had not stopped: tensors and primitives. Every rank must call it."""
+        own = {
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "matching": self.matching.estimator.state_dict(),
+            "fake_training": self.fake_training.draws.state_dict(),
+        }
+        return {
+            "step": self.step,
+            "unet_rows": self.meter.unet_rows,
+            "generator": self.generator.state_dict(),
+            "fake": self.fake.state_dict(),
+            "average": self.average.state,
+            "generator_updates": self.generator_updates.state_dict(),
+            "fake_updates": self.fake_updates.state_dict(),
+            "ranks": self.ranks.gather(own),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back `state_dict`; CarvError where it belongs to other options or another number of processes."""
+        try:
+            if len(state["ranks"]) != self.ranks.world_size:
+                raise CarvError(
+                    f"the checkpoint is of {len(state['ranks'])} processes and this is {self.ranks.world_size}: "
+                    "start as many as before"
+                )
+            self.load_networks(state)
+            self.generator_updates.load_state_dict(state["generator_updates"])
+            self.fake_updates.load_state_dict(state["fake_updates"])
+            own = state["ranks"][self.ranks.rank]
+            for name, generator in self.generators.items():
+                generator.set_state(own["generators"][name].cpu())
+            self.matching.estimator.load_state_dict(own["matching"])
+            self.fake_training.draws.load_state_dict(own["fake_training"])
+            self.meter.counts.update(unet_rows=state["unet_rows"])
+        except CarvError:
+            raise
+        except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
+            raise _unfit(error) from error
+
+    def load_networks(self, state: dict[str, Any]) -> None:
+        """Of `state_dict`, what the run has learnt, and its step: for accounts of it, whatever the processes."""
+        try:
+            self.generator.load_state_dict(state["generator"])
+            self.fake.load_state_dict(state["fake"])
+            self.average.state = {k: v.to(self.average.state[k], copy=True) for k, v in state["average"].items()}
+            self.step = int(state["step"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise _unfit(error) from error
+
+
+def _unfit(error: BaseException) -> CarvError:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return CarvError(f"the checkpoint does not fit these options ({why})")

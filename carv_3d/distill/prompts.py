@@ -1,0 +1,95 @@
+"""The prompts that a generator is distilled on."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error
+
+
+class Prompts(Protocol):
+    """Where prompts come from. bounded: whether there are few enough to remember each one's embedding."""
+
+    bounded: bool
+
+    def draw(self, n: int, generator: torch.Generator) -> list[str]:
+        """n prompts, independent of each other; every random number comes from `generator`."""
+        ...
+
+    def first(self, n: int, generator: torch.Generator) -> list[str]:
+        """n prompts for previews."""
+        ...
+
+
+class ListedPrompts:
+    """Some prompts, each as likely as any other."""
+
+    bounded = True
+
+    def __init__(self, prompts: list[str]) -> None:
+        self.prompts = prompts
+
+    @classmethod
+    def read(cls, path: Path) -> ListedPrompts:
+        """One on each line of a text file, empty lines left out. CarvError where there is none."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CarvError(f"{path} is no text file in UTF-8; write one prompt on each line") from error
+        except FileNotFoundError:
+            raise CarvError(f"there is no prompts file {path}; write one prompt on each line of a text file") from None
+        except OSError as error:
+            raise explain_os_error(error, path, "read") from error
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        if not prompts:
+            raise CarvError(f"{path} holds no prompts; write one on each line")
+        return cls(prompts)
+
+    def draw(self, n: int, generator: torch.Generator) -> list[str]:
+        return [self.prompts[i] for i in torch.randint(len(self.prompts), (n,), generator=generator).tolist()]
+
+    def first(self, n: int, generator: torch.Generator) -> list[str]:
+        """The first n of the file, from the start again where it has fewer."""
+        return [self.prompts[i % len(self.prompts)] for i in range(n)]
+
+
+class TinyCaptions:
+    """Captions as in carv-tiny's training: its objects in the colours, finishes and views that it was shown."""
+
+    bounded = False
+
+    def __init__(self) -> None:
+        from carv_3d.teachers.tiny.dataset import colours_of
+
+        self._colours = colours_of()
+
+    def draw(self, n: int, generator: torch.Generator) -> list[str]:
+        from carv_3d.teachers.tiny.dataset import draw_view
+        from carv_3d.teachers.tiny.vocabulary import caption
+
+        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        shots = [draw_view(rng, self._colours)[0] for _ in range(n)]
+        return [caption(rng, s.obj, s.colour, s.finish, s.elevation, s.azimuth) for s in shots]
+
+    def first(self, n: int, generator: torch.Generator) -> list[str]:
+        return self.draw(n, generator)
+
+
+def read_prompts(path: str | None, model: str) -> Prompts:
+    """The prompts of a file, or of carv-tiny without one; CarvError where another model has none."""
+    if path is not None:
+        listed = ListedPrompts.read(Path(path).expanduser())
+        if model == "carv-tiny":
+            from carv_3d.teachers.tiny.vocabulary import check_prompt
+
+            for prompt in listed.prompts:
+                check_prompt(prompt)
+        return listed
+    if model != "carv-tiny":
+        raise CarvError(f"{model} has no prompts of its own: name a text file with one on each line, prompts=FILE")
+    return TinyCaptions()

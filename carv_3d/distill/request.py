@@ -1,0 +1,139 @@
+"""What `carv distill` was asked for, made into options and a folder; nothing is written here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.prompts import ListedPrompts, Prompts
+from carv_3d.errors import CarvError
+from carv_3d.files import check_unused, explain_os_error, slug, unused
+from carv_3d.options import differing_keys, look_up, read_options, read_override, to_mapping
+
+EXAMPLE = "num_draws=8"
+# What --resume may change: how long, what is shown and where, but not what is being computed.
+CHANGEABLE = ("steps", "preview_every", "preview_prompts", "save_every", "max_batch", "device")
+
+
+@dataclass
+class DistillRequest:
+    """What `carv distill` was asked for."""
+
+    model: str | None = None
+    out: Path | None = None
+    seed: int | None = None
+    resume: bool = False
+    overrides: Sequence[str] = field(default_factory=list)
+
+
+@dataclass
+class Settings:
+    """A run's model and options, as config.yaml holds them. `prompts_hash` tells another file of prompts."""
+
+    model: str
+    options: DistillOptions
+    prompts_hash: str = ""
+
+    def to_yaml(self) -> str:
+        import yaml
+
+        whole = {"model": self.model, "prompts_hash": self.prompts_hash, **to_mapping(self.options)}
+        return str(yaml.safe_dump(whole, sort_keys=False))
+
+
+def read_distill_options(
+    overrides: Sequence[str], seed: int | None = None, base: DistillOptions | None = None
+) -> DistillOptions:
+    """The options of key=value words over `base` (the defaults); CarvError names what is unknown or out of range."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        groups = OmegaConf.merge({}, *(read_override(o, EXAMPLE) for o in overrides))
+        values: Any = OmegaConf.to_container(groups, resolve=True)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        if isinstance(error, CarvError):
+            raise
+        raise CarvError(f"the options cannot be resolved: {str(error).splitlines()[0]}") from error
+    if seed is not None:
+        values["seed"] = seed
+    return read_options(base or DistillOptions(), values)
+
+
+def read_settings(folder: Path) -> Settings:
+    """Of the run in the folder; CarvError where there is none that can be read."""
+    import yaml
+
+    path = folder / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CarvError(f"there is no run to resume in {folder}; begin one without --resume") from None
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CarvError(f"{path} is not readable YAML; begin again with another --out") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model"), str):
+        raise CarvError(f"{path} is of no run of carv distill; name another folder")
+    model, prompts_hash = values.pop("model"), str(values.pop("prompts_hash", ""))
+    return Settings(model, read_options(DistillOptions(), values), prompts_hash)
+
+
+def hash_of(prompts: Prompts) -> str:
+    """Of the listed prompts; "" where there is no list."""
+    if not isinstance(prompts, ListedPrompts):
+        return ""
+    return hashlib.sha256("\n".join(prompts.prompts).encode()).hexdigest()[:16]
+
+
+def resolve(request: DistillRequest) -> tuple[Settings, Path]:
+    """The settings and the folder of a request; nothing is written.
+
+    Raises:
+        CarvError: a bad option, a folder that is in use, nothing to resume, or a resume that would change what is
+            computed.
+    """
+    if not request.resume:
+        assert request.model is not None  # seen to by the parser
+        settings = Settings(request.model, read_distill_options(request.overrides, request.seed))
+        if request.out is not None:
+            check_unused(request.out, "choose another --out, or go on with the run in it with --resume")
+            return settings, request.out
+        return settings, unused(_default_folder(settings))
+    folder = request.out or _latest_folder(request)
+    stored = read_settings(folder)
+    options = read_distill_options(request.overrides, request.seed, stored.options)
+    old = {"model": stored.model, **asdict(stored.options)}
+    new = {"model": request.model or stored.model, **asdict(options)}
+    for key in differing_keys(old, new):
+        if key not in CHANGEABLE:
+            raise CarvError(
+                f"the run in {folder} has {key} = {look_up(old, key)!r}, and --resume cannot change it to "
+                f"{look_up(new, key)!r}; leave it, or begin a new run with another --out"
+            )
+    return Settings(stored.model, options, stored.prompts_hash), folder
+
+
+def model_name(model: str) -> str:
+    """The model's name without the folders that it lies in."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def _default_folder(settings: Settings) -> Path:
+    return Path("outputs") / f"distill-{slug(model_name(settings.model))}-{settings.options.seed}"
+
+
+def _latest_folder(request: DistillRequest) -> Path:
+    """The newest of this model's default folders: the one with the highest number behind it."""
+    if request.model is None:
+        raise CarvError("which run to resume is not said; name its folder with --out, or its model")
+    settings = Settings(request.model, read_distill_options(request.overrides, request.seed))
+    first = _default_folder(settings)
+    folder, number = first, 2
+    while (later := first.with_name(f"{first.name}-{number}")).exists():
+        folder, number = later, number + 1
+    return folder

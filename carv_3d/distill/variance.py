@@ -1,0 +1,250 @@
+"""The variance of the generator's gradient at (B, K), as in Table 3 of arXiv 2605.21489: 982, 59.9, 30.7.
+
+It is tr Cov of one step's gradient w.r.t. all of the generator's parameters, from independent pairs of steps:
+E[|g_a - g_b|^2] / 2, so that two gradients are in memory at a time, whatever their size. A second set of draws on the
+samples of g_a tells the draws' part alike; the rest is upstream, what would be left if draws cost nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.core.accounting import Interval
+from carv_3d.core.designs import Design
+from carv_3d.core.estimator import CarvEstimator
+from carv_3d.distill.loop import Distillation
+from carv_3d.errors import CarvError
+from carv_3d.seeds import seed_for
+
+RESAMPLES = 2000
+WORDS: dict[str, dict[str, Any]] = {
+    "strat": {"stratify": "render"},
+    "global": {"stratify": "global"},
+    "antithetic": {"antithetic": True},
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """B samples with K draws each, timesteps uniform; draws independent unless the design says else."""
+
+    B: int
+    K: int
+    design: Design = field(default_factory=lambda: Design("none"))
+
+    @property
+    def name(self) -> str:
+        """As `read_setting` takes it."""
+        words = [f"{self.B}x{self.K}", *(["strat"] if self.design.stratify == "render" else [])]
+        words += ["global"] if self.design.stratify == "global" else []
+        return "+".join(words + (["antithetic"] if self.design.antithetic else []))
+
+
+DEFAULT = ("8x1", "8x4", "8x16", "8x16+strat", "8x16+strat+antithetic")
+PAPER = {"8x1": 982.0, "8x16": 59.9, "8x16+strat": 30.7}
+
+
+def read_setting(text: str) -> Setting:
+    """ "8x16+strat" and the like; CarvError in one sentence for what is none."""
+    size, *words = text.split("+")
+    numbers = re.fullmatch(r"(\d+)x(\d+)", size)
+    if numbers is None or any(w not in WORDS for w in words):
+        raise CarvError(f"the setting {text!r} cannot be read; write it as 8x16 or 8x16+strat+antithetic")
+    B, K = int(numbers[1]), int(numbers[2])
+    if B < 1 or K < 1:
+        raise CarvError(f"the setting {text!r} has no samples or no draws; both are at least 1")
+    options: dict[str, Any] = {"stratify": "none"}
+    for word in words:
+        options |= WORDS[word]
+    design = Design(**options)
+    design.check(K)
+    return Setting(B, K, design)
+
+
+@dataclass
+class VarianceRow:
+    """One setting. variance: of a step's gradient. upstream: the part of it that more draws do not lower; unbiased, so
+    it may come out below 0. seconds: of a step's gradient. pairs: how many were measured. reduction: the first
+    setting's variance over this one's."""
+
+    setting: Setting
+    variance: Interval
+    upstream: Interval
+    reduction: Interval
+    seconds: float
+    pairs: int
+
+
+@dataclass
+class Samples:
+    """What the pairs gave: unbiased samples of the variance and of its inner part, and seconds of one gradient."""
+
+    total: list[float] = field(default_factory=list)
+    inner: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+class VarianceStudy:
+    """Pairs of steps of a distillation as it stands; nothing of it moves on but the meter."""
+
+    def __init__(self, distillation: Distillation, settings: Sequence[Setting], seed: int = 0) -> None:
+        """Raises CarvError for fewer settings than one, or one that is named twice."""
+        if not settings or len(set(settings)) < len(settings):
+            raise CarvError("the settings are none, or one of them is named twice; name different ones")
+        self.distillation, self.settings = distillation, list(settings)
+        self.samples = [Samples() for _ in settings]
+        self.seed = seed
+        self.rounds = 0
+        T = distillation.teacher.schedule.num_train_timesteps
+        plain = distillation.options.estimator(T)
+        self._estimators = [
+            CarvEstimator(
+                distillation.teacher.schedule,
+                replace(
+                    plain, num_draws=s.K, proposal="uniform", stratify=s.design.stratify, antithetic=s.design.antithetic
+                ),
+            )
+            for s in self.settings
+        ]
+
+    def round(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """One more pair of each setting, in turns, so that a noisy machine hurts all alike; False if it was stopped."""
+        found = []
+        for number, setting in enumerate(self.settings):
+            if stopped():
+                return False
+            found.append(self._pair(setting, self._estimators[number], f"{setting.name} {self.rounds}"))
+        for samples, (total, inner, seconds) in zip(self.samples, found):
+            samples.total.append(total)
+            samples.inner.append(inner)
+            samples.seconds.append(seconds)
+        self.rounds += 1
+        return True
+
+    def _pair(self, setting: Setting, estimator: CarvEstimator, purpose: str) -> tuple[float, float, float]:
+        """(|g_a - g_b|^2 / 2 in the mean over both of g_a's sets of draws, |g_a - g_a'|^2 / 2, seconds of g_b)."""
+        streams = {
+            name: torch.Generator().manual_seed(seed_for(self.seed, f"variance {purpose} {name}"))
+            for name in ("noise", "prompts", "draws")
+        }
+        first = self._gradients(setting, estimator, streams, 2)
+        a, again = next(first), next(first)
+        inner = _half_square(a, again)
+        begin = time.perf_counter()
+        b = next(self._gradients(setting, estimator, streams, 1))
+        seconds = time.perf_counter() - begin
+        return (_half_square(a, b) + _half_square(again, b)) / 2, inner, seconds
+
+    def _gradients(
+        self, setting: Setting, estimator: CarvEstimator, streams: dict[str, torch.Generator], sets: int
+    ) -> Iterator[list[Tensor]]:
+        """The gradient of a step, from each of several sets of draws on the same samples."""
+        one = self.distillation
+        parameters = list(one.generator.parameters())
+        z, text = one.generate(setting.B, streams)
+        cond = (z.detach(), text, one.no_text.expand_as(text))
+        for left in range(sets, 0, -1):
+            estimate = estimator.estimate_residual(z, one.matching.residual, cond, streams["draws"])
+            loss = one.loss(estimate, z)
+            found = torch.autograd.grad(loss, parameters, retain_graph=left > 1, allow_unused=True)
+            yield [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
+
+    def rows(self) -> list[VarianceRow]:
+        """The figures so far, with 95 % intervals by resampling pairs; CarvError with fewer than two rounds."""
+        if self.rounds < 2:
+            raise CarvError(f"a variance needs two pairs of each setting at least, and there are {self.rounds}")
+        g = torch.Generator().manual_seed(self.seed)
+        picked = torch.randint(self.rounds, (RESAMPLES, self.rounds), generator=g)
+        base = torch.tensor(self.samples[0].total, dtype=torch.float64)
+        out = []
+        for setting, s in zip(self.settings, self.samples):
+            total, inner = (torch.tensor(x, dtype=torch.float64) for x in (s.total, s.inner))
+            out.append(
+                VarianceRow(
+                    setting,
+                    _interval(total.mean(), total[picked].mean(1)),
+                    _interval((total - inner).mean(), (total - inner)[picked].mean(1)),
+                    _interval(base.mean() / total.mean(), base[picked].mean(1) / total[picked].mean(1)),
+                    sum(s.seconds) / len(s.seconds),
+                    self.rounds,
+                )
+            )
+        return out
+
+
+def variance_table(
+    distillation: Distillation,
+    settings: Sequence[Setting],
+    repeats: int = 20,
+    seconds: float = float("inf"),
+    seed: int = 0,
+    show: Callable[[int], None] = lambda done: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[VarianceRow]:
+    """Each setting's variance from `repeats` pairs of gradients, or as many as `seconds` allow, two at least.
+
+    show: told how many rounds are done after each. stopped: asked before each pair; then what is done counts, [] where
+    that is too little.
+    """
+    study, begin = VarianceStudy(distillation, settings, seed), time.perf_counter()
+    while study.rounds < repeats and (study.rounds < 2 or time.perf_counter() - begin < seconds):
+        if not study.round(stopped):
+            return study.rows() if study.rounds >= 2 else []
+        show(study.rounds)
+    return study.rows()
+
+
+COLUMNS = (
+    "setting", "B", "K", "variance", "variance_low", "variance_high", "upstream", "upstream_low", "upstream_high",
+    "reduction", "reduction_low", "reduction_high", "seconds", "pairs", "paper_variance", "paper_reduction",
+)  # fmt: skip
+
+
+def csv_text(rows: Sequence[VarianceRow]) -> str:
+    """One line a setting, with the paper's figures where it has them."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(COLUMNS)
+    for row in rows:
+        ends = [x for i in (row.variance, row.upstream, row.reduction) for x in (i.value, i.low, i.high)]
+        numbers = [f"{x:.6g}" for x in (*ends, row.seconds)]
+        writer.writerow([row.setting.name, row.setting.B, row.setting.K, *numbers, row.pairs, *_paper(row.setting)])
+    return buffer.getvalue()
+
+
+def table_text(rows: Sequence[VarianceRow]) -> list[str]:
+    """The same as lines of a table."""
+    head = f"{'setting':<24}{'variance':>26}{'upstream':>12}{'reduction':>24}{'s/step':>9}{'the paper':>20}"
+    lines = [head]
+    for row in rows:
+        v, r = row.variance, row.reduction
+        variance, absolute = f"{v.value:.4g} [{v.low:.4g}, {v.high:.4g}]", _paper(row.setting)
+        reduction = f"{r.value:.3g} [{r.low:.3g}, {r.high:.3g}]"
+        paper = f"{absolute[0]} ({absolute[1]}x)" if absolute[0] else "-"
+        lines.append(
+            f"{row.setting.name:<24}{variance:>26}{row.upstream.value:>12.4g}{reduction:>24}{row.seconds:>9.3g}{paper:>20}"
+        )
+    return lines
+
+
+def _paper(setting: Setting) -> tuple[str, str]:
+    value = PAPER.get(setting.name)
+    return ("", "") if value is None else (f"{value:g}", f"{PAPER['8x1'] / value:.3g}")
+
+
+def _half_square(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return float(torch.stack([(x - y).double().square().sum() for x, y in zip(a, b)]).sum()) / 2
+
+
+def _interval(value: Tensor, resampled: Tensor) -> Interval:
+    ends = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Interval(float(value), float(ends[0]), float(ends[1]))

@@ -1,0 +1,90 @@
+"""`carv distill variance`: the variance of the generator's gradient, of a model or of a run, beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from carv_3d.checkpoint import load_checkpoint
+from carv_3d.distill.command import check_prompts, load_teacher
+from carv_3d.distill.loop import Distillation
+from carv_3d.distill.request import Settings, model_name, read_distill_options, read_settings
+from carv_3d.distill.variance import DEFAULT, csv_text, read_setting, table_text, variance_table
+from carv_3d.errors import CarvError
+from carv_3d.files import check_unused, make_folder, slug, unused, write_atomic
+from carv_3d.progress import Display, StopSignals
+
+
+@dataclass
+class VarianceRequest:
+    """What was asked for. Raises CarvError, naming the option, for a value that cannot be meant."""
+
+    source: str
+    settings: Sequence[str] = DEFAULT
+    pairs: int = 40
+    budget: float = 600.0
+    seed: int | None = None
+    out: Path | None = None
+    overrides: Sequence[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.pairs < 2:
+            raise CarvError(f"--pairs is {self.pairs}; give 2 at least")
+        if not 0 < self.budget < float("inf"):
+            raise CarvError(f"--budget is {self.budget:g}; give seconds above 0")
+
+    @property
+    def is_run(self) -> bool:
+        return (Path(self.source).expanduser() / "config.yaml").exists()
+
+
+def measure(request: VarianceRequest) -> int:
+    """Measure, show and write variance.csv; returns 0, or 128 and the number of the signal that stopped it."""
+    display = Display()
+    wanted = [read_setting(text) for text in request.settings]
+    settings = _settings(request)
+    prompts = check_prompts(settings)
+    name = model_name(request.source)
+    folder = request.out or unused(Path("outputs") / f"distill-variance-{slug(name)}")
+    check_unused(folder)
+    state = None
+    if request.is_run:
+        state, note = load_checkpoint(Path(request.source).expanduser() / "checkpoint")
+        if note:
+            display.say(f"Note: {note}.")
+    with display.status("loading the model"):
+        one = Distillation(load_teacher(settings), settings.options, prompts)
+    if state is not None:
+        one.load_networks(state)
+    count = sum(p.numel() for p in one.generator.parameters())
+    display.say(f"{name} at step {one.step}: gradients of {count:,} numbers")
+    with StopSignals() as stop, display.progress(0, request.pairs, "pair") as show:
+        rows = variance_table(
+            one,
+            wanted,
+            request.pairs,
+            request.budget,
+            settings.options.seed,
+            show=lambda done: show(done, {}),
+            stopped=lambda: bool(stop.number),
+        )
+    if rows:
+        make_folder(folder)
+        write_atomic(folder / "variance.csv", csv_text(rows))
+        for line in table_text(rows):
+            display.say(line)
+    if stop.number:
+        kept = f"what was measured is in {folder}" if rows else "too little was measured for a figure"
+        display.say(f"Stopped; {kept}.")
+        return 128 + stop.number
+    display.say(f"Done: {folder / 'variance.csv'}")
+    return 0
+
+
+def _settings(request: VarianceRequest) -> Settings:
+    if not request.is_run:
+        return Settings(request.source, read_distill_options(request.overrides, request.seed))
+    if request.overrides or request.seed is not None:
+        raise CarvError("key=value and --seed are for a model; a run has its own")
+    return read_settings(Path(request.source).expanduser())

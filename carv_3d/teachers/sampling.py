@@ -1,0 +1,69 @@
+"""Pictures from a teacher alone: DDIM from pure noise, with or without guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def sample_pictures(
+    teacher: Any,
+    eps_hat: Callable[[Tensor, Tensor], Tensor],
+    num: int,
+    num_steps: int = 25,
+    seed: int = 0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """`num` pictures (num, H, W, 3) in [0, 1] from pure noise, by DDIM without noise on the way.
+
+    eps_hat: called as eps_hat(z_t (num, C, h, w), t (num,)), on the teacher's latents and timesteps.
+    noise: (num, C, h, w) to begin from, in place of the seed's.
+    """
+    scheduler = ddim(teacher.schedule.alphas_cumprod, num_steps)
+    z = pure_noise(teacher, num, seed) if noise is None else noise
+    for t in scheduler.timesteps:
+        z = scheduler.step(eps_hat(z, t.to(z.device).expand(num)), int(t), z).prev_sample
+    pictures: Tensor = teacher.decode(z)
+    return pictures.permute(0, 2, 3, 1)
+
+
+def prompt_pictures(
+    teacher: Any,
+    prompts: Sequence[str],
+    guidance_scale: float,
+    num_steps: int = 25,
+    seed: int = 0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """A picture of each of N prompts, (N, H, W, 3), by `sample_pictures` with classifier-free guidance."""
+    cond, uncond = teacher.text_embeddings(prompts), teacher.text_embeddings([""] * len(prompts))
+
+    def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:
+        guided: Tensor = teacher.eps_hat_cfg(z_t, t, cond, uncond, guidance_scale)
+        return guided
+
+    return sample_pictures(teacher, eps_hat, len(prompts), num_steps, seed, noise)
+
+
+def pure_noise(teacher: Any, num: int, seed: int) -> Tensor:
+    """(num, C, h, w) standard normal, the teacher's latents at T - 1, drawn on its device."""
+    generator = torch.Generator(device=teacher.device).manual_seed(seed)
+    shape = (num, teacher.latent_channels, teacher.latent_size, teacher.latent_size)
+    return torch.randn(shape, generator=generator, device=teacher.device)
+
+
+def ddim(alphas_cumprod: Tensor, num_steps: int) -> Any:
+    """diffusers' DDIM over `num_steps` timesteps of a schedule of one's own, (T,)."""
+    from diffusers import DDIMScheduler
+
+    abar = alphas_cumprod.double().cpu()
+    betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
+    scheduler = DDIMScheduler(
+        num_train_timesteps=len(abar), trained_betas=betas.tolist(), clip_sample=False, set_alpha_to_one=False
+    )
+    scheduler.set_timesteps(min(num_steps, len(abar)))
+    return scheduler

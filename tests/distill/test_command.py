@@ -1,0 +1,249 @@
+"""`carv distill` from end to end on a model small enough: folder, resuming, a kill, bad input, the variance table."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d import cli
+from carv_3d.checkpoint import load_checkpoint
+from carv_3d.distill.loop import Distillation
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
+from carv_3d.distill.request import read_distill_options, read_settings
+from carv_3d.errors import CarvError
+from carv_3d.files import locked
+
+SMALL = ["batch_size=2", "num_draws=2", "preview_prompts=2", "preview_every=2", "fake_updates=1", "device=cpu"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in, prompts beside it; sheets and models are noted instead of written."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "prompts.txt").write_text("a red mug\n\n  a blue tree \n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    seen: dict[str, Any] = {"sheets": []}
+
+    def preview_sheet(pictures: Tensor, path: Path, captions: list[str]) -> None:
+        seen["sheets"].append((pictures, path.name, captions))
+
+    def save_one_step(folder: Path, teacher_folder: Path, unet: Any) -> None:
+        seen["model"] = (folder, teacher_folder, {k: v.clone() for k, v in unet.state_dict().items()})
+
+    for name, function in (("evaluate", preview_sheet), ("export", save_one_step)):
+        module: Any = types.ModuleType(f"carv_3d.distill.{name}")
+        setattr(module, function.__name__, function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return seen
+
+
+def words(place: Path, model: Path | str, *more: str) -> list[str]:
+    return ["distill", str(model), *SMALL, f"prompts={place / 'prompts.txt'}", *more]
+
+
+def rows(folder: str) -> list[dict[str, str]]:
+    with open(f"{folder}/metrics.csv", newline="") as handle:
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(handle)]
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
+def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
+    sd_folder: Path, place: Path, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert cli.main(words(place, sd_folder, "steps=4", "--out", "whole")) == 0
+    assert "Done: the one-step model is in whole/model" in capsys.readouterr().out
+    assert sorted(os.listdir("whole")) == ["checkpoint", "config.yaml", "metrics.csv", "previews"]
+    whole = load_checkpoint(Path("whole/checkpoint"))[0]
+    folder, teacher_folder, weights = made["model"]
+    assert (folder, teacher_folder) == (Path("whole/model"), sd_folder)
+    assert same(weights, {k.removeprefix("unet."): v for k, v in whole["average"].items()})
+    assert [name for _, name, _ in made["sheets"]] == ["step-00002.png", "step-00004.png"]
+    assert made["sheets"][0][2] == ["a red mug", "a blue tree"]
+    assert made["sheets"][0][0].shape == (2, 3, 16, 16)
+    found = rows("whole")
+    assert [r["step"] for r in found] == ["1", "2", "3", "4"]
+    assert found[0]["unet_rows"] == str(2 + 3 * 2 * 2 + 2 * 2)
+    assert found[0]["snr"] != ""
+    assert found[1]["judge_object"] != ""
+    settings = read_settings(Path("whole"))
+    assert (settings.model, settings.options.num_draws, settings.options.steps) == (str(sd_folder), 2, 4)
+
+    step, done = Distillation.train_step, []
+
+    def interrupted(self: Distillation) -> dict[str, float]:
+        done.append(1)
+        if len(done) == 2:
+            os.kill(os.getpid(), 2)  # Ctrl-C, during the second step
+        return step(self)
+
+    monkeypatch.setattr(Distillation, "train_step", interrupted)
+    assert cli.main(words(place, sd_folder, "steps=4", "--out", "cut")) == 130
+    assert "Go on with: carv distill --resume --out cut" in capsys.readouterr().out
+    assert len(rows("cut")) == 2
+    with open("cut/metrics.csv", "a") as handle:
+        handle.write("3,0.1,")  # a line that a kill cut short
+    assert cli.main(["distill", "--resume", "--out", "cut"]) == 0
+    assert len(done) == 4
+    assert rows("cut") == found
+    assert same(load_checkpoint(Path("cut/checkpoint"))[0], whole)
+    # a finished run that is resumed writes its model again, and may be made longer
+    assert cli.main(["distill", "--resume", "--out", "cut", "steps=5"]) == 0
+    assert len(rows("cut")) == 5
+
+    # a checkpoint that a kill cut short: the one before it is taken
+    good = Path("cut/checkpoint").read_bytes()
+    Path("cut/checkpoint").write_bytes(good[: len(good) // 2])
+    assert cli.main(["distill", "--resume", "--out", "cut"]) == 0
+    assert "truncated or damaged" in capsys.readouterr().out
+    Path("cut/checkpoint").write_bytes(b"")
+    Path("cut/checkpoint.previous").write_bytes(b"x")
+    assert cli.main(["distill", "--resume", "--out", "cut"]) == 2
+    assert "no checkpoint in cut can be read" in capsys.readouterr().err
+
+    # resumed with other options, another model or other prompts
+    before = {p: p.read_bytes() for p in Path("whole").iterdir() if p.is_file()}
+    for more, message in (
+        (["num_draws=4"], "num_draws = 2, and --resume cannot change it to 4"),
+        (["--seed", "3"], "seed = 0, and --resume cannot change it to 3"),
+        (["carv-tiny"], "and --resume cannot change it to 'carv-tiny'"),
+    ):
+        assert message in refusal(capsys, ["distill", "--resume", "--out", "whole", *more])
+    with locked(Path("whole")):
+        message = refusal(capsys, ["distill", "--resume", "--out", "whole"])
+    assert "another run is at work in whole" in message
+    (place / "prompts.txt").write_text("a green house\n")
+    assert "holds other prompts" in refusal(capsys, ["distill", "--resume", "--out", "whole"])
+    assert "is not an empty folder" in refusal(capsys, words(place, sd_folder, "--out", "whole"))
+    assert {p: p.read_bytes() for p in Path("whole").iterdir() if p.is_file()} == before
+
+
+def refusal(capsys: Any, arguments: list[str]) -> str:
+    before = sorted(os.listdir())
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("carv: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in out + err
+    assert sorted(os.listdir()) == before
+    return str(lines[0])
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_written(sd_folder: Path, place: Path, capsys: Any) -> None:
+    (place / "empty.txt").write_text("\n \n")
+    (place / "odd.txt").write_text("a red zeppelin\n")
+    (place / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    broken = place / "broken"
+    shutil.copytree(sd_folder, broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"short")
+    cases = [
+        (["distill"], "the model is missing"),
+        (["distill", "a", "b"], "2 models were given"),
+        (["distill", "carv-tiny", "num_drws=4"], "unknown option 'num_drws'; did you mean 'num_draws'?"),
+        (["distill", "carv-tiny", "num_draws=0"], "num_draws is 0"),
+        (["distill", "carv-tiny", "num_draws=x"], "num_draws is 'x', but it must be a whole number"),
+        (["distill", "carv-tiny", "num_draws=3", "antithetic=true"], "draws come in pairs"),
+        (["distill", "carv-tiny", "--sed", "4"], "did you mean --seed?"),
+        (["distill", "carv-tiny", "precision=fp16", "device=cpu"], "precision is fp16, which needs CUDA"),
+        (["distill", str(place / "none"), f"prompts={place / 'prompts.txt'}"], "no diffusion model at"),
+        (["distill", str(broken), f"prompts={place / 'prompts.txt'}"], "it is cut off at 5 bytes"),
+        (["distill", str(sd_folder)], "has no prompts of its own: name a text file"),
+        (["distill", str(sd_folder), "prompts=none.txt"], "there is no prompts file none.txt"),
+        (["distill", str(sd_folder), f"prompts={place / 'empty.txt'}"], "holds no prompts"),
+        (["distill", str(sd_folder), f"prompts={place / 'bytes.txt'}"], "is no text file in UTF-8"),
+        (["distill", "carv-tiny", f"prompts={place / 'odd.txt'}"], "zeppelin"),
+        (["distill", "--resume", "--out", "nothing"], "there is no run to resume in nothing"),
+        (["distill", "--resume"], "which run to resume is not said"),
+        (["distill", "--resume", "carv-tiny"], "there is no run to resume in outputs/distill-carv-tiny-0"),
+        (words(place, sd_folder, "--out", str(place / "prompts.txt" / "x")), "cannot"),
+        (["distill", "variance"], "the model or run is missing"),
+        (["distill", "variance", "carv-tiny", "--settings", "8by4"], "the setting '8by4' cannot be read"),
+        (["distill", "variance", "carv-tiny", "--settings", "8x3+antithetic"], "come in pairs"),
+        (["distill", "variance", "carv-tiny", "--pairs", "1"], "--pairs is 1"),
+        (["distill", "variance", "carv-tiny", "--budget", "0"], "--budget is 0"),
+    ]
+    for arguments, message in cases:
+        assert message in refusal(capsys, arguments)
+    (place / "other").mkdir()
+    (place / "other" / "config.yaml").write_text("seed: 1\n")
+    message = refusal(capsys, ["distill", "--resume", "--out", str(place / "other")])
+    assert "is of no run of carv distill" in message
+
+
+def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, capsys: Any) -> None:
+    assert cli.main(words(place, sd_folder, "--dry-run")) == 0
+    out = capsys.readouterr().out
+    assert "num_draws: 2" in out
+    assert "# time: about" in out
+    assert "# folder: outputs/distill-" in out
+    assert os.listdir() == []
+
+
+def test_the_variance_of_a_model_and_of_a_run(sd_folder: Path, place: Path, made: dict[str, Any], capsys: Any) -> None:
+    few = ["--settings", "2x1,2x2+strat", "--pairs", "2"]
+    model = [str(sd_folder), f"prompts={place / 'prompts.txt'}", "device=cpu"]
+    assert cli.main(["distill", "variance", *model, *few, "--out", "v"]) == 0
+    out = capsys.readouterr().out
+    assert "at step 0: gradients of" in out
+    with open("v/variance.csv", newline="") as handle:
+        table = list(csv.DictReader(handle))
+    assert [row["setting"] for row in table] == ["2x1", "2x2+strat"]
+    assert all(float(row["variance"]) > 0 and row["pairs"] == "2" for row in table)
+    assert "2x2+strat" in out
+    assert "is not an empty folder" in refusal(capsys, ["distill", "variance", *model, *few, "--out", "v"])
+    assert cli.main(words(place, sd_folder, "steps=1", "--out", "run")) == 0
+    assert cli.main(["distill", "variance", "run", *few, "--out", "w"]) == 0
+    assert "run at step 1" in capsys.readouterr().out
+    assert Path("w/variance.csv").read_text() != Path("v/variance.csv").read_text()
+    assert "a run has its own" in refusal(capsys, ["distill", "variance", "run", "num_draws=2"])
+
+
+def test_prompts_of_a_list_and_of_carv_tiny() -> None:
+    listed = ListedPrompts(["a", "b", "c"])
+    drawn = listed.draw(3000, torch.Generator().manual_seed(0))
+    assert all(abs(drawn.count(x) - 1000) < 4 * (3000 * 2 / 9) ** 0.5 for x in "abc")
+    assert listed.first(5, torch.Generator()) == ["a", "b", "c", "a", "b"]
+    tiny = read_prompts(None, "carv-tiny")
+    assert isinstance(tiny, TinyCaptions)
+    from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS, parse, unseen_pairs
+
+    generator = torch.Generator().manual_seed(0)
+    captions = tiny.draw(400, generator)
+    assert captions == tiny.draw(400, torch.Generator().manual_seed(0))
+    pairs = {parse(c)[:2] for c in captions}
+    assert not pairs & unseen_pairs()
+    assert len({p[0] for p in pairs}) == len(OBJECTS)
+    assert len({p[1] for p in pairs}) == len(COLOURS)
+    assert tiny.draw(400, generator) != captions
+
+
+def test_options_are_read_over_a_base() -> None:
+    base = DistillOptions(num_draws=8)
+    found = read_distill_options(["lr=1e-3", "betas=[0.5, 0.9]", "antithetic=true"], 7, base)
+    assert (found.num_draws, found.lr, found.betas, found.antithetic, found.seed) == (8, 1e-3, (0.5, 0.9), True, 7)
+    with pytest.raises(CarvError, match="the options cannot be resolved"):
+        read_distill_options(["lr=${nothing}"])
+    with pytest.raises(CarvError, match="'=3' is no option: write key=value, such as num_draws=8"):
+        read_distill_options(["=3"])

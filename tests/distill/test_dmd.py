@@ -1,0 +1,152 @@
+"""The gradient of distribution matching against the exact Gaussian teacher: formula, expectation, normaliser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small import MEANS, SCHEDULE, SHAPE
+from torch import Tensor
+
+from carv_3d.core.costs import CostMeter
+from carv_3d.core.estimator import EstimatorOptions
+from carv_3d.distill.dmd import DistributionMatching, dmd_residual
+from carv_3d.errors import CarvError
+from carv_3d.teachers.gaussian import GaussianTeacher
+
+REAL = GaussianTeacher(MEANS.double(), std=0.4)
+M = torch.tensor([0.2, 0.4, 1.1, -1.0], dtype=torch.float64).view(1, *SHAPE)  # the generator's: N(M, 0.7^2)
+FAKE = GaussianTeacher(M, std=0.7)
+Z = torch.tensor([0.5, -1.0, 0.8, 0.1], dtype=torch.float64).view(1, *SHAPE)
+SCALE, LOW, HIGH = 3.0, 20, 980
+TEXT, NO_TEXT = REAL.text_embeddings(["0"]), REAL.text_embeddings([""])
+
+LAYOUTS = [
+    (stratify, pairs, K)
+    for stratify in ("none", "render", "global")
+    for pairs in (False, True)
+    for K in (1, 2, 4, 8)
+    if not (pairs and K % 2)
+]
+
+
+def fake_eps_hat(z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    return FAKE.eps_hat(z_t, t, torch.zeros(len(z_t), 1, 1))
+
+
+def matching(objective: str, meter: CostMeter | None = None, **options: Any) -> DistributionMatching:
+    chosen = {"proposal": "uniform", "weighting": "uniform", "min_step": LOW, "max_step": HIGH, "max_batch": 100_000}
+    return DistributionMatching(
+        REAL, fake_eps_hat, EstimatorOptions(**{**chosen, **options}), SCALE, objective, meter
+    )
+
+
+def repeated(one: DistributionMatching, n: int, seed: int) -> Tensor:
+    """Independent repeats of the latent gradient, (about n, D); one sample of a step of three where strata lie over
+    samples."""
+    g = torch.Generator().manual_seed(seed)
+
+    def step(R: int) -> Tensor:
+        return one.estimate(Z.expand(R, *SHAPE), TEXT.expand(R, 1, 2), NO_TEXT, g).grad.flatten(1)
+
+    if one.estimator.proposal.adapts:
+        for _ in range(10):  # something to adapt to
+            step(32)
+    design, K = one.estimator.design, one.estimator.options.num_draws
+    if design.stratify == "none" or (design.stratify == "render" and design.group_size < K):
+        return step(n)
+    return torch.stack([step(3)[1] for _ in range(n // 10)])
+
+
+def exact_kl() -> Tensor:
+    """E[alpha_t (s_fake - s_real)] over t and eps: closed form for one Gaussian, quadrature for the guided mixture."""
+    t = torch.arange(LOW, HIGH + 1)
+    n = len(t)
+    z = Z.expand(n, *SHAPE)
+    text, null = (REAL.expected_eps_hat(z, t, e.expand(n, 1, 2)) for e in (TEXT, NO_TEXT))
+    alpha, sigma = (x.double().view(-1, 1, 1, 1) for x in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
+    s_real = -(null + SCALE * (text - null)) / sigma
+    s_fake = -alpha * (Z - M) / ((alpha * 0.7) ** 2 + sigma**2)
+    return (alpha * (s_fake - s_real)).mean(0).flatten()
+
+
+@pytest.mark.parametrize("proposal", ["uniform", "weight", "adaptive"])
+@pytest.mark.parametrize(("stratify", "pairs", "K"), LAYOUTS)
+def test_unbiased_for_the_closed_form(proposal: str, stratify: str, pairs: bool, K: int) -> None:
+    wanted = exact_kl()
+    one = matching("kl", num_draws=K, proposal=proposal, stratify=stratify, antithetic=pairs)
+    grad = repeated(one, 1600, seed=K)
+    error = grad.std(0) / len(grad) ** 0.5
+    assert float(((grad.mean(0) - wanted) / error).abs().max()) < 4
+    assert float(error.norm() / wanted.norm()) < 0.15  # narrow enough to see a bias
+
+
+def test_towards_the_teacher_and_of_known_size() -> None:
+    # two Gaussians of one width: f = alpha_t^2 (m - mu) / v whatever the draw
+    real, fake = GaussianTeacher(MEANS[:1].double(), std=0.4), GaussianTeacher(M, std=0.4)
+    g = torch.Generator().manual_seed(0)
+    t = torch.tensor([30, 500, 970])
+    z, eps = (torch.randn(3, *SHAPE, generator=g, dtype=torch.float64) for _ in range(2))
+    z_t, none = SCHEDULE.add_noise(z, eps, t), torch.zeros(3, 1, 1)
+    hats = [model.eps_hat(z_t, t, none) for model in (real, fake)]
+    alpha2 = SCHEDULE.alphas_cumprod[t].double().view(3, 1, 1, 1)
+    wanted = alpha2 / (alpha2 * 0.16 + 1 - alpha2) * (M - MEANS[:1].double())
+    torch.testing.assert_close(dmd_residual(z, z_t, t, *hats, SCHEDULE, "kl"), wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_the_objective_dmd_is_that_of_its_reference_code() -> None:
+    g = torch.Generator().manual_seed(0)
+    t = torch.tensor([30, 500, 970])
+    z, eps, eps_real, eps_fake = (torch.randn(3, *SHAPE, generator=g, dtype=torch.float64) for _ in range(4))
+    z_t = SCHEDULE.add_noise(z, eps, t)
+    alpha, sigma = (x.double().view(3, 1, 1, 1) for x in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
+    p_real, p_fake = (z - (z_t - sigma * e) / alpha for e in (eps_real, eps_fake))
+    wanted = (p_real - p_fake) / p_real.abs().mean(dim=[1, 2, 3], keepdim=True)
+    torch.testing.assert_close(dmd_residual(z, z_t, t, eps_real, eps_fake, SCHEDULE, "dmd"), wanted)
+    # and DMD's equation: w alpha_t (s_fake - s_real) with its w, but for the alpha_t that the code leaves out
+    s_real, s_fake = -eps_real / sigma, -eps_fake / sigma
+    w = sigma**2 / (alpha**2 * p_real.abs().mean(dim=[1, 2, 3], keepdim=True))
+    torch.testing.assert_close(w * alpha * (s_fake - s_real), wanted)
+
+
+def test_the_normaliser_of_each_draw_keeps_the_objective_and_a_pooled_one_does_not() -> None:
+    n, K = 24_000, 4
+    one = repeated(matching("dmd", num_draws=1, stratify="none"), n, seed=0)
+    four = repeated(matching("dmd", num_draws=K, stratify="none"), n // K, seed=1)
+
+    def apart(found: Tensor) -> float:
+        error = (found.var(0) / len(found) + one.var(0) / len(one)).sqrt()
+        return float(((found.mean(0) - one.mean(0)) / error).abs().max())
+
+    assert apart(four) < 4
+
+    def parts(z_t: Tensor, t: Tensor, eps: Tensor, z: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
+        eps_real, eps_fake = REAL.eps_hat_cfg(z_t, t, *text, SCALE), fake_eps_hat(z_t, t, text[0])
+        z_real, z_fake = (SCHEDULE.z_from_eps(z_t, e, t) for e in (eps_real, eps_fake))
+        return z_fake - z_real, (z - z_real).abs().flatten(1).mean(1)
+
+    R = n // K
+    z, text, none = Z.expand(R, *SHAPE), TEXT.expand(R, 1, 2), NO_TEXT.expand(R, 1, 2)
+    estimator = matching("dmd", num_draws=K, stratify="none").estimator
+    pooled = estimator.estimate_residual(z, parts, (z, text, none), torch.Generator().manual_seed(2))
+    assert pooled.extra is not None
+    found = pooled.grad.flatten(1) / pooled.extra.mean(1)[:, None]
+    assert apart(found) > 6
+
+
+def test_the_rows_that_are_counted() -> None:
+    meter = CostMeter()
+    one = matching("dmd", meter, num_draws=8)
+    z = Z.expand(3, *SHAPE).clone().requires_grad_()
+    out = one.estimate(z, TEXT.expand(3, 1, 2), NO_TEXT, torch.Generator().manual_seed(0))
+    assert meter.counts == {"unet_rows": 24, "renders": 0, "draws": 24}  # the teacher's are TimedTeacher's to count
+    out.loss.backward()
+    torch.testing.assert_close(z.grad, out.grad / 3)
+
+
+def test_an_objective_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(CarvError, match="objective is 'x'; it must be one of dmd, kl"):
+        matching("x")
+    with pytest.raises(CarvError, match="objective is 'x'"):
+        dmd_residual(Z, Z, torch.tensor([5]), Z, Z, SCHEDULE, "x")

@@ -1,0 +1,272 @@
+"""A distillation: the work of a step, its gradient against a slow reference, what it finds, resuming, trouble."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import MEANS, SCHEDULE, SHAPE, LinearUNet, small
+from torch import Tensor, nn
+
+import carv_3d
+from carv_3d.checkpoint import load_checkpoint, save_checkpoint
+from carv_3d.core.estimator import Draws, EstimatorOptions
+from carv_3d.distill.dmd import DistributionMatching
+from carv_3d.distill.fake import FakeScore
+from carv_3d.distill.generator import OneStepGenerator
+from carv_3d.distill.loop import Distillation
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.prompts import ListedPrompts
+from carv_3d.distill.ranks import Ranks
+from carv_3d.distill.updates import Updates
+from carv_3d.errors import CarvError
+from carv_3d.teachers.gaussian import GaussianTeacher
+
+
+def weights(one: Distillation) -> list[Tensor]:
+    return [p.detach().clone() for module in (one.generator, one.fake) for p in module.parameters()]
+
+
+def test_the_work_of_a_step() -> None:
+    one = small(batch_size=3, num_draws=8, fake_updates=2, fake_draws=2, max_batch=100)
+    backwards = []
+    one.generator.unet.b.register_hook(lambda g: backwards.append(1))
+    figures = one.train_step()
+    teacher = one.teacher._teacher
+    assert teacher.rows == [2 * 3 * 8]  # guided: text and no text
+    # the generator: once for its update, once more for the fake score's second
+    assert one.generator.unet.rows == [3, 3]
+    assert one.fake.unet.rows == [3 * 8, 3 * 2, 3 * 2]
+    assert backwards == [1]
+    assert figures["unet_rows"] == 48 + 6 + 24 + 12
+    assert figures["K"] == 8
+    assert figures["rows"] == 24
+    assert {name for name in figures if name.startswith("seconds_")} == {
+        f"seconds_{name}" for name in ("text", "generate", "denoise", "backward", "train_fake", "update")
+    }
+    assert sum(v for k, v in figures.items() if k.startswith("seconds_")) <= figures["seconds"]
+
+
+def test_the_gradient_is_that_of_a_loop_over_samples_and_draws() -> None:
+    one = small(batch_size=2, num_draws=4)
+    before = {name: g.get_state() for name, g in one.generators.items()}
+    z, text, estimate = one.backward()
+    got = [p.grad.clone() for p in one.generator.parameters()]
+    for name, g in one.generators.items():
+        g.set_state(before[name])
+    z2, _ = one.generate(2)
+    torch.testing.assert_close(z, z2)
+    teacher, none = one.teacher._teacher, one.no_text
+    inner = torch.zeros(())
+    for r in range(2):
+        for k in range(4):
+            t, eps, row = estimate.t[r, k].view(1), estimate.eps[r, k][None], z2[r : r + 1].detach()
+            z_t = SCHEDULE.add_noise(row, eps, t)
+            hats = [teacher.eps_hat(z_t, t, e) for e in (text[r : r + 1], none)]
+            real = SCHEDULE.z_from_eps(z_t, hats[1] + 2.0 * (hats[0] - hats[1]), t)
+            fake = SCHEDULE.z_from_eps(z_t, one.fake.eps_hat(z_t, t, text[r : r + 1]), t)
+            f = ((fake - real) / (row - real).abs().mean()).detach()
+            inner = inner + (f * z2[r : r + 1]).mean() / (2 * 4)
+    wanted = torch.autograd.grad(inner, list(one.generator.parameters()))
+    for mine, theirs in zip(got, wanted):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+class GaussianUNet(nn.Module):
+    """The exact score of N(m, L L^T), m and L trained: eps_hat = sigma (alpha^2 L L^T + sigma^2)^-1 (z_t - alpha m)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m, self.L = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.eye(4))
+
+    def forward(self, z_t: Tensor, t: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True) -> Any:
+        alpha, sigma = (x.view(-1, 1, 1) for x in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
+        v = alpha**2 * (self.L @ self.L.T) + sigma**2 * torch.eye(4)
+        away = z_t.flatten(1)[:, :, None] - alpha * self.m[:, None]
+        return ((sigma * torch.linalg.solve(v, away)).view_as(z_t),)
+
+
+def test_a_generator_finds_the_teachers_distribution() -> None:
+    teacher = GaussianTeacher(MEANS[:1], std=0.4)
+    options = DistillOptions(
+        batch_size=32, guidance_scale=1.0, lr=0.02, fake_lr=0.02, fake_draws=8, ema=0.98,
+        antithetic=True, max_batch=1000,
+    )  # fmt: skip
+    generator = OneStepGenerator(LinearUNet(text=1), SCHEDULE, "v_prediction")
+    fake = FakeScore(GaussianUNet(), SCHEDULE)
+    one = Distillation(teacher, options, ListedPrompts(["0"]), generator=generator, fake=fake)
+
+    def moments() -> tuple[Tensor, Tensor]:
+        eps = torch.randn(4000, *SHAPE, generator=torch.Generator().manual_seed(5))
+        with torch.no_grad():
+            z = one.averaged()(eps, teacher.text_embeddings(["0"]).expand(4000, 1, 1)).flatten(1)
+        return z.mean(0), torch.cov(z.T)
+
+    mean, cov = moments()
+    assert float((mean - MEANS[0].flatten()).norm()) > 0.5
+    for _ in range(200):
+        one.train_step()
+    mean, cov = moments()
+    assert float((mean - MEANS[0].flatten()).abs().max()) < 0.05
+    assert float((cov - 0.16 * torch.eye(4)).abs().max()) < 0.04
+
+
+@pytest.mark.parametrize("options", [{}, {"proposal": "adaptive", "stratify": "global", "antithetic": True}])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole = small(**options)
+    figures = [whole.train_step() for _ in range(6)]
+    first = small(**options)
+    for _ in range(3):
+        first.train_step()
+    save_checkpoint(tmp_path / "checkpoint", first.state_dict())
+    again = small(**options)
+    again.load_state_dict(load_checkpoint(tmp_path / "checkpoint")[0])
+    assert again.step == 3
+    for k in range(3, 6):
+        row = again.train_step()
+        assert {n: v for n, v in row.items() if "seconds" not in n} == {
+            n: v for n, v in figures[k].items() if "seconds" not in n
+        }
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again)))
+    assert all(torch.equal(v, again.average.state[k]) for k, v in whole.average.state.items())
+    assert torch.equal(whole.pictures(["0"], 1), again.pictures(["0"], 1))
+    assert not torch.equal(whole.pictures(["0"], 1), whole.pictures(["0"], 2))
+
+
+def test_a_state_of_other_options_or_processes_is_refused() -> None:
+    state = small().state_dict()
+    with pytest.raises(CarvError, match="is of the proposal 'uniform' and this one is 'adaptive'"):
+        small(proposal="adaptive").load_state_dict(state)
+    with pytest.raises(CarvError, match="the checkpoint is of 2 processes and this is 1"):
+        small().load_state_dict({**state, "ranks": state["ranks"] * 2})
+    with pytest.raises(CarvError, match="does not fit these options"):
+        small().load_state_dict({**state, "generator": {}})
+
+
+def test_previews_come_from_the_average() -> None:
+    one = small(ema=0.5)
+    start = {k: v.clone() for k, v in one.average.state.items()}
+    one.train_step()
+    for name, value in one.generator.state_dict().items():
+        torch.testing.assert_close(one.average.state[name], start[name] + 0.9 * (value - start[name]))  # (1 + 0)/10
+    assert torch.equal(one.averaged().unet.A, one.average.state["unet.A"])
+    rows = one.meter.unet_rows
+    one.pictures(["0", "1"], 0)
+    assert one.meter.unet_rows == rows
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
+    seen = []
+
+    class Watched(LinearUNet):
+        def forward(self, z_t: Tensor, t: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True) -> Any:
+            seen.append((z_t.flatten(1) @ self.A).dtype)
+            return super().forward(z_t, t, encoder_hidden_states, return_dict)
+
+    norms = {}
+    for precision in ("float32", "bf16"):
+        seen.clear()
+        one = small(precision=precision, batch_size=16)
+        one.generator.unet = Watched()
+        z, _, _ = one.backward()
+        assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
+        assert z.dtype == torch.float32
+        norms[precision] = float(one.generator.unet.b.grad.norm())
+        assert all(p.dtype == torch.float32 for p in one.generator.parameters())
+    assert norms["bf16"] == pytest.approx(norms["float32"], rel=0.1)
+    with pytest.raises(CarvError, match="fp16, which needs CUDA"):
+        small(precision="fp16")
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="a scaler for the CPU is since torch 2.3")
+def test_a_scaled_gradient_makes_the_same_step_and_an_infinite_one_none() -> None:
+    nets = [nn.Linear(2, 1, bias=False) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    plain, scaled = (Updates(n, 0.1, (0.9, 0.99), 1.0, Ranks(), s) for n, s in zip(nets, (False, True)))
+    x = torch.tensor([[3.0, -4.0]])
+    for net, one in zip(nets, (plain, scaled)):
+        one.scaled(net(x).sum()).backward()
+    assert plain.apply() == pytest.approx(5.0)
+    assert scaled.apply() == pytest.approx(5.0)
+    torch.testing.assert_close(nets[0].weight, nets[1].weight)
+    before, scale = nets[1].weight.detach().clone(), scaled.scale
+    scaled.zero_grad()
+    scaled.scaled((nets[1](x) * float("inf")).sum()).backward()
+    assert scaled.apply() != scaled.apply()  # NaN
+    assert torch.equal(before, nets[1].weight)
+    assert scaled.scale < scale
+    again = Updates(nets[1], 0.1, (0.9, 0.99), 1.0, Ranks(), True)
+    again.load_state_dict(scaled.state_dict())
+    assert (again.scale, again.skipped) == (scaled.scale, 2)
+
+
+def test_clipping_is_of_the_whole_gradients_norm() -> None:
+    net = nn.Linear(2, 1, bias=False)
+    one = Updates(net, 0.1, (0.9, 0.99), 1.0, Ranks())
+    net(torch.tensor([[3.0, -4.0]])).sum().backward()
+    assert one.apply() == pytest.approx(5.0)
+    torch.testing.assert_close(net.weight.grad, torch.tensor([[0.6, -0.8]]))
+
+
+def test_gradients_that_are_not_finite_are_left_out_and_then_reported() -> None:
+    one = small()
+    one.train_step()
+    with torch.no_grad():
+        one.generator.unet.b.fill_(float("nan"))
+    before = weights(one)
+    assert one.train_step()["skipped"] == 1.0
+    for a, b in zip(before, weights(one)):
+        torch.testing.assert_close(a, b, equal_nan=True)
+    for _ in range(18):
+        one.train_step()
+    with pytest.raises(CarvError, match="not been finite for 20 updates"):
+        one.train_step()
+
+
+def test_draws_of_the_options_are_the_estimators() -> None:
+    options = DistillOptions(num_draws=6, proposal="adaptive", stratify="global", antithetic=True, max_batch=7)
+    assert options.estimator(1000, 1, 2) == EstimatorOptions(
+        num_draws=6, proposal="adaptive", stratify="global", antithetic=True, max_batch=7, weighting="uniform",
+        min_step=20, max_step=980, rank=1, world_size=2,
+    )  # fmt: skip
+    one = small(objective="kl", guidance_scale=5.0)
+    assert isinstance(one.matching, DistributionMatching)
+    assert (one.matching.objective, one.matching.guidance_scale) == ("kl", 5.0)
+    assert isinstance(one.matching.estimator.draw(torch.zeros(1, *SHAPE)), Draws)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_draws": 0}, "num_draws is 0; it must be a whole number of at least 1"),
+        ({"num_draws": 3, "antithetic": True}, "set num_draws to 4 or antithetic to false"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"stratify": "rendr"}, "stratify is 'rendr'; did you mean render"),
+        ({"precision": "half"}, "precision is 'half'; it must be one of float32, bf16, fp16"),
+        ({"objective": "sds"}, "objective is 'sds'"),
+        ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
+        ({"grad_clip": -1.0}, "grad_clip is -1.0; it must be above 0"),
+        ({"betas": (0.9, 1.0)}, "each must be at least 0 and below 1"),
+        ({"ema": 1.0}, "each must be at least 0 and below 1"),
+        ({"min_step_percent": 0.9, "max_step_percent": 0.5}, "the first not above the second"),
+        ({"seed": 2**63}, "seed is"),
+    ],
+)
+def test_options_know_their_limits(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CarvError, match=message):
+        DistillOptions(**options)
+
+
+def test_every_option_is_read_by_something() -> None:
+    read = set()
+    for file in (Path(carv_3d.__file__).parent / "distill").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, (ast.Name, ast.Attribute)):
+                owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+                if owner == "options" or (owner == "self" and file.name == "options.py"):
+                    read.add(node.attr)
+    assert {f.name for f in dataclasses.fields(DistillOptions)} - read == set()

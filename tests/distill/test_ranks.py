@@ -1,0 +1,81 @@
+"""Two processes on one machine by accelerate (gloo): one gradient, one set of strata, the same weights."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import carv_3d
+from carv_3d.distill.ranks import Ranks, join
+from carv_3d.errors import CarvError
+
+HERE = Path(__file__).parent
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([str(Path(carv_3d.__file__).parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")])
+    processes = []
+    for rank in range(2):
+        launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        environment |= {name: str(value) for name, value in launched.items()}
+        words = [sys.executable, str(HERE / "rank_worker.py"), str(tmp_path)]
+        processes.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        for process in processes:
+            _, error = process.communicate(timeout=300)
+            assert process.returncode == 0, error
+    finally:
+        for process in processes:
+            process.kill()
+    ranks = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in range(2)]
+    assert [(one["rank"], one["world_size"]) for one in ranks] == [(0, 2), (1, 2)]
+    assert ranks[0]["gathered"] == [{"rank": 0}, {"rank": 1}] == ranks[1]["gathered"]
+    for name in ("generator", "fake"):
+        assert all(torch.equal(v, ranks[1][name][k]) for k, v in ranks[0][name].items())
+    for one in ranks:  # each went on from the checkpoint as if it had not stopped
+        assert all(torch.equal(v, one["again"][k]) for k, v in one["generator"].items())
+    for (mine, mean), (theirs, same) in zip(*(one["averaged"] for one in ranks)):
+        assert any(not torch.equal(a, b) for a, b in zip(mine, theirs))  # samples and draws of their own
+        for a, b, c, d in zip(mine, theirs, mean, same):
+            torch.testing.assert_close(c, (a + b) / 2)
+            assert torch.equal(c, d)
+
+
+def test_strata_are_shared_out_among_the_processes() -> None:
+    from small import small
+
+    places = [Ranks() for _ in range(2)]
+    for rank, one in enumerate(places):
+        one.rank, one.world_size = rank, 2
+    both: list[Any] = [small(one, stratify="global", num_draws=4, batch_size=2) for one in places]
+    draws = [one.matching.estimator.draw(torch.zeros(2, 1, 2, 2), one.generators["draws"]) for one in both]
+    t = torch.cat([d.t for d in draws]).flatten().sort().values
+    edges = 20 + 961 * torch.arange(17) / 16  # 2 processes, 2 samples, 4 draws: one in each of 16 strata
+    assert bool((t >= edges[:-1].floor()).all())
+    assert bool((t <= edges[1:].ceil()).all())
+    assert not torch.equal(draws[0].eps, draws[1].eps)
+    assert not torch.equal(both[0].generate(2)[0], both[1].generate(2)[0])
+
+
+def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # not to be had
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    one = join()
+    gradient = torch.ones(2)
+    one.average([gradient])
+    assert (one.first, one.world_size, one.gather("x"), gradient.tolist()) == (True, 1, ["x"], [1.0, 1.0])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CarvError, match=r'several processes need accelerate: pip install "carv-3d\[distributed\]"'):
+        join()

@@ -1,0 +1,177 @@
+"""Runs in turns: the same readings however often they were stopped, and read off at equal seconds and equal steps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small import LinearUNet, small
+
+from carv_3d.compare.plots import write_plots
+from carv_3d.compare.records import RunRecord
+from carv_3d.compare.tables import compare
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.trials import Trial, equal_table, make_trials, read_off, run_trials, start_from
+from carv_3d.errors import CarvError
+
+OPTIONS = DistillOptions(
+    batch_size=2, num_draws=2, fake_updates=1, fake_draws=1, lr=1e-2, fake_lr=1e-2, guidance_scale=2.0
+)
+READINGS = (0.0, 4.0, 10.0)
+
+
+def build(options):
+    """With a clock of its own: a step takes K seconds."""
+    d = small(**{k: getattr(options, k) for k in ("batch_size", "num_draws", "fake_updates", "fake_draws", "seed")})
+    step = d.train_step
+    d.train_step = lambda: {**step(), "seconds": float(options.num_draws)}
+    return d
+
+
+def weight(d):
+    return {"weight": float(d.generator.unet.A.detach().sum())}
+
+
+def trials(folder, evaluate=weight):
+    return [
+        Trial(folder / f"K{K}-{seed}", f"K = {K}", replace(OPTIONS, num_draws=K, seed=seed), build, evaluate)
+        for seed in (0, 1)
+        for K in (1, 2)
+    ]
+
+
+def test_every_trial_is_read_at_the_same_seconds_of_its_own(tmp_path) -> None:
+    made = trials(tmp_path)
+    order = []
+    run_trials(made, READINGS, log=order.append)
+    for trial in made:
+        K = trial.options.num_draws
+        assert [row["seconds"] for row in trial.rows] == [0.0, 4.0, 10.0]
+        assert [row["steps"] for row in trial.rows] == [0.0, 4.0 / K, 10.0 / K]
+        rows_of_a_step = 2 + 3 * 2 * K + 2  # generator; teacher's pair and fake on K draws each; the fake's training
+        assert [row["unet_rows"] for row in trial.rows] == [rows_of_a_step * s / K for s in READINGS]
+    names = [line.split(":")[0] for line in order]
+    assert names[4:8] == names[:4][::-1]  # in turns, there and back
+    alone = build(made[0].options)
+    for _ in range(10):
+        alone.train_step()
+    assert made[0].rows[-1]["weight"] == weight(alone)["weight"]
+
+
+def test_a_comparison_that_was_stopped_goes_on_to_the_same_rows(tmp_path) -> None:
+    whole = trials(tmp_path / "whole")
+    run_trials(whole, READINGS, log=lambda line: None)
+    for stop_at in (1, 3, 7):
+        calls = []
+
+        def stopping(d, calls=calls, stop_at=stop_at):
+            calls.append(d)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            return weight(d)
+
+        with pytest.raises(KeyboardInterrupt):
+            run_trials(trials(tmp_path / "cut", stopping), READINGS, log=lambda line: None)
+    counted = []
+    again = trials(tmp_path / "cut", lambda d: counted.append(d) or weight(d))
+    run_trials(again, READINGS, log=lambda line: None)
+    assert [t.rows for t in again] == [t.rows for t in whole]
+    assert 0 < len(counted) < len(READINGS) * len(again)  # what was done is not done again
+
+
+def test_methods_by_name_differ_in_their_draws_alone(tmp_path) -> None:
+    made = make_trials(tmp_path, ["K1", "K16"], 2, OPTIONS, build, weight)
+    assert [(t.method, t.options.seed) for t in made] == [("K1", 0), ("K16", 0), ("K1", 1), ("K16", 1)]
+    assert [t.folder.name for t in made] == ["K1-0", "K16-0", "K1-1", "K16-1"]
+    assert (made[0].options.num_draws, made[0].options.stratify) == (1, "none")
+    assert (made[1].options.num_draws, made[1].options.stratify) == (16, "render")
+    assert replace(made[0].options, num_draws=16, stratify="render") == made[1].options
+    run_trials(made, (0.0, 16.0), log=lambda line: None)
+    comparison = read_off(tmp_path, made)
+    assert comparison.methods == ["K1", "K16"]
+    assert {"curves.csv", "final.csv", "curves-weight.png"} <= {p.name for p in tmp_path.iterdir()}
+    for methods, seeds in ((["K1", "K3"], 1), ([], 1), (["K1"], 0)):
+        with pytest.raises(CarvError, match="K16-pairs"):
+            make_trials(tmp_path, methods, seeds, OPTIONS, build, weight)
+
+
+def test_another_run_is_not_gone_on_with(tmp_path) -> None:
+    trial = Trial(tmp_path, "a", OPTIONS, build, weight)
+    trial.advance(0, 2.0)
+    assert Trial(tmp_path, "a", OPTIONS, build, weight).rows == trial.rows
+    with pytest.raises(CarvError, match="other options"):
+        Trial(tmp_path, "a", replace(OPTIONS, lr=0.1), build, weight)
+    with pytest.raises(CarvError, match="other options"):
+        Trial(tmp_path, "a", OPTIONS, build, weight, made_with="400 pictures")
+
+
+def test_a_start_takes_the_networks_and_nothing_else() -> None:
+    first, second = build(OPTIONS), build(replace(OPTIONS, seed=5))
+    for _ in range(3):
+        first.train_step()
+    start_from(second, first.state_dict())
+    for mine, its in ((second.generator, first.generator), (second.fake, first.fake)):
+        for a, b in zip(mine.parameters(), its.parameters()):
+            assert torch.equal(a, b)
+    assert torch.equal(second.average.state["unet.A"], first.average.state["unet.A"])
+    assert second.step == 3  # the average's warm-up is over where that was
+    assert not second.generator_updates.state_dict()["optimizer"]["state"]
+    before = first.average.state["unet.A"].clone()
+    second.train_step()
+    assert torch.equal(first.average.state["unet.A"], before)  # a copy
+    state = first.state_dict()
+    state["generator"] = LinearUNet(size=9).state_dict()
+    with pytest.raises(CarvError, match="does not fit"):
+        start_from(second, state)
+
+
+def test_a_started_trials_steps_count_from_its_own_beginning(tmp_path) -> None:
+    first = build(OPTIONS)
+    for _ in range(3):
+        first.train_step()
+    state = first.state_dict()
+
+    def started(options):
+        d = build(options)
+        start_from(d, state)
+        return d
+
+    trial = Trial(tmp_path, "a", OPTIONS, started, weight)
+    run_trials([trial], READINGS, log=lambda line: None)
+    assert trial.record().axes["steps"].tolist() == [0.0, 2.0, 5.0]
+    again = Trial(tmp_path / "again", "a", OPTIONS, started, weight)
+    run_trials([again], READINGS, log=lambda line: None)
+    assert again.rows == trial.rows  # the state that both began with was left as it was
+
+
+def test_the_table_is_read_at_what_all_reached(tmp_path) -> None:
+    def record(method, seed, steps, offset):
+        x = np.array([0.0, 1.0, 2.0])
+        return RunRecord(method, "", seed, tmp_path, {"steps": steps * x, "seconds": 10 * x}, {"w2": offset + x})
+
+    runs = [record("K = 1", s, 100.0, 0.1 * s) for s in (0, 1)] + [record("K = 16", s, 20.0, 1.0) for s in (0, 1)]
+    text = equal_table(compare(runs, ["K = 1", "K = 16"]), ["w2"]).splitlines()
+    assert text[0] == "| | at | K = 1 | K = 16 |"
+    assert text[2] == "| w2 | 20 seconds | 2.050 [2.000, 2.100] | 3.000 [3.000, 3.000] |"
+    # at 40 steps K = 1 is at 0.4, K = 16 at its end
+    assert text[3] == "| w2 | 40 steps | 0.450 [0.400, 0.500] | 3.000 [3.000, 3.000] |"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "2 run(s) each; band: 95 % bootstrap over seeds"),
+        ("a mug", "2 run(s) each, 1 prompt(s); band: 95 % bootstrap over prompts and seeds"),
+    ],
+)
+def test_curves_say_what_their_band_is_over(prompt, words, tmp_path, monkeypatch) -> None:
+    from matplotlib.figure import Figure
+
+    titles = []
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **more: titles.append(text))
+    axes, x = {"steps": np.array([0.0, 1.0])}, np.array([1.0, 2.0])
+    runs = [RunRecord("K = 1", prompt, seed, tmp_path, axes, {"w2": x + seed}) for seed in (0, 1)]
+    paths = write_plots(tmp_path, compare(runs, ["K = 1"]))
+    assert [p.name for p in paths] == ["curves-w2.png"]
+    assert paths[0].stat().st_size > 1000
+    assert words in titles[0]

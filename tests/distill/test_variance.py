@@ -1,0 +1,160 @@
+"""The variance of the generator's gradient against theory, its intervals, its table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import pytest
+import torch
+from small import SCHEDULE, SHAPE, LinearUNet
+from torch import Tensor
+
+from carv_3d.core.accounting import Interval
+from carv_3d.core.designs import Design
+from carv_3d.distill.fake import FakeScore
+from carv_3d.distill.generator import OneStepGenerator
+from carv_3d.distill.loop import Distillation
+from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.prompts import ListedPrompts
+from carv_3d.distill.variance import (
+    DEFAULT,
+    Setting,
+    VarianceRow,
+    VarianceStudy,
+    csv_text,
+    read_setting,
+    table_text,
+    variance_table,
+)
+from carv_3d.errors import CarvError
+from carv_3d.teachers.gaussian import GaussianTeacher
+
+MU, S_REAL, S_FAKE = 0.7, 0.4, 0.7
+
+
+class Shift(torch.nn.Module):
+    """v such that z = alpha eps + theta at T - 1: the generator's gradient w.r.t. theta is the mean latent gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = torch.nn.Parameter(torch.zeros(4))
+
+    def forward(self, z_t: Tensor, t: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True) -> Any:
+        sigma = SCHEDULE.sigma(t).view(-1, 1)
+        return ((-self.theta.expand(len(z_t), 4) / sigma).view_as(z_t),)
+
+
+class KnownFake(FakeScore):
+    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
+        none = torch.zeros(len(z_t), 1, 1)
+        return GaussianTeacher(torch.zeros(1, *SHAPE), std=S_FAKE).eps_hat(z_t, t, none)
+
+
+@pytest.fixture(scope="module")
+def one() -> Distillation:
+    return Distillation(
+        GaussianTeacher(torch.full((1, *SHAPE), MU), std=S_REAL),
+        DistillOptions(objective="kl", guidance_scale=1.0, max_batch=10_000),
+        ListedPrompts(["0"]),
+        generator=OneStepGenerator(Shift(), SCHEDULE, "v_prediction"),
+        fake=KnownFake(LinearUNet(), SCHEDULE),
+    )
+
+
+def theory() -> tuple[float, float, float]:
+    """(s_out^2, s_in^2, s_in^2 of a pair) of the gradient w.r.t. theta, of one sample and one draw.
+
+    f = alpha (s_fake - s_real) = a z + b + c eps for each t, with z = alpha_T eps_T; the loss is a mean over four
+    elements, so its gradient is f / 4.
+    """
+    t = torch.arange(20, 981)
+    alpha, sigma = SCHEDULE.alpha(t).double(), SCHEDULE.sigma(t).double()
+    real, fake = ((alpha * s) ** 2 + sigma**2 for s in (S_REAL, S_FAKE))
+    slope = alpha * (1 / real - 1 / fake)
+    a, b, c = slope * alpha, -(alpha**2) * MU / real, slope * sigma
+    z2 = float(SCHEDULE.alphas_cumprod[999])
+    outer = 4 * float(a.mean()) ** 2 * z2
+    whole = 4 * float((a**2).mean() * z2 + (c**2).mean() + (b**2).mean() - b.mean() ** 2)
+    noise = 4 * float((c**2).mean())
+    return outer / 16, (whole - outer) / 16, (whole - outer - noise) / 16
+
+
+def test_the_variance_falls_as_theory_says(one: Distillation) -> None:
+    s_out2, s_in2, _ = theory()
+    settings = [Setting(B, K) for B, K in ((1, 1), (2, 4), (8, 1), (8, 16))]
+    study = VarianceStudy(one, settings)
+    for _ in range(200):
+        study.round()
+    for setting, samples in zip(settings, study.samples):
+        for values, wanted in (
+            (samples.total, s_out2 / setting.B + s_in2 / (setting.B * setting.K)),
+            (samples.inner, s_in2 / (setting.B * setting.K)),
+        ):
+            x = torch.tensor(values, dtype=torch.float64)
+            assert abs(float(x.mean()) - wanted) < 4 * float(x.std()) / len(x) ** 0.5
+            assert float(x.std()) / len(x) ** 0.5 < 0.2 * wanted
+    rows = study.rows()
+    assert rows[0].reduction.value == 1.0
+    assert rows[3].variance.low < s_out2 / 8 + s_in2 / 128 < rows[3].variance.high
+    assert rows[3].upstream.low < s_out2 / 8 < rows[3].upstream.high
+    assert rows[3].pairs == 200
+
+
+def test_strata_and_pairs_lower_it_and_nothing_of_the_run_moves(one: Distillation) -> None:
+    before = {name: g.get_state() for name, g in one.generators.items()}
+    settings = [read_setting(s) for s in ("4x8", "4x8+strat", "4x8+antithetic")]
+    rows = variance_table(one, settings, repeats=100, seed=3)
+    values = [row.variance.value for row in rows]
+    assert values[1] < 0.6 * values[0]
+    assert rows[1].reduction.low > 1
+    s_out2, s_in2, s_pair2 = theory()  # four pairs, in which the noise cancels: f is linear in eps here
+    assert rows[0].variance.low < s_out2 / 4 + s_in2 / 32 < rows[0].variance.high
+    assert rows[2].variance.low < s_out2 / 4 + s_pair2 / 16 < rows[2].variance.high
+    assert all(torch.equal(g.get_state(), before[name]) for name, g in one.generators.items())
+    assert all(p.grad is None for p in one.generator.parameters())
+    assert one.step == 0
+    again = variance_table(one, settings[:2], repeats=100, seed=3)
+    assert again[1].variance.value == values[1]  # a setting's figures are its own, whatever is measured beside it
+
+
+def test_it_stops_when_the_time_is_up_or_it_is_told(one: Distillation) -> None:
+    told: list[int] = []
+    assert variance_table(one, [Setting(1, 1)], 50, seconds=0.0)[0].pairs == 2
+    rows = variance_table(one, [Setting(1, 1)], 50, show=told.append, stopped=lambda: len(told) == 3)
+    assert (told, rows[0].pairs) == ([1, 2, 3], 3)
+    assert variance_table(one, [Setting(1, 1)], stopped=lambda: True) == []
+    study = VarianceStudy(one, [Setting(1, 1)])
+    assert not study.round(lambda: True)
+    with pytest.raises(CarvError, match="needs two pairs"):
+        study.rows()
+
+
+def test_settings_are_read_and_named() -> None:
+    assert [read_setting(s).name for s in DEFAULT] == list(DEFAULT)
+    assert read_setting("2x4+antithetic") == Setting(2, 4, Design("none", True))
+    assert read_setting("2x4+global").name == "2x4+global"
+    for text, message in (
+        ("8", "cannot be read"),
+        ("8x4+stratt", "cannot be read"),
+        ("0x4", "no samples or no draws"),
+        ("8x3+antithetic", "come in pairs"),
+    ):
+        with pytest.raises(CarvError, match=message):
+            read_setting(text)
+    with pytest.raises(CarvError, match="named twice"):
+        VarianceStudy(None, [Setting(1, 1), Setting(1, 1)])  # type: ignore[arg-type]
+
+
+def test_the_table_has_the_papers_figures_beside() -> None:
+    row = VarianceRow(
+        read_setting("8x16+strat"), Interval(2.0, 1.5, 2.5), Interval(1.0, 0.5, 1.5), Interval(31.0, 30.0, 33.0), 0.5, 9
+    )
+    found = next(csv.DictReader(io.StringIO(csv_text([row]))))
+    assert (found["setting"], found["B"], found["K"], found["variance"], found["pairs"]) == (
+        "8x16+strat", "8", "16", "2", "9",
+    )  # fmt: skip
+    assert (found["paper_variance"], found["paper_reduction"]) == ("30.7", "32")
+    assert "30.7 (32x)" in table_text([row])[1]
+    assert "2 [1.5, 2.5]" in table_text([row])[1]

@@ -1,0 +1,53 @@
+import random
+
+import pytest
+import torch
+
+from carv_3d.teachers.tiny.agreement import agreement, draw_wanted, pairs, prompts_of, verdicts
+from carv_3d.teachers.tiny.judge import VIEWS
+from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS, check_prompt, parse
+
+
+def test_seen_and_unseen_pairs_are_all_pairs_once() -> None:
+    seen, unseen = pairs(seen=True), pairs(seen=False)
+    assert len(seen) == 432
+    assert len(unseen) == 48
+    assert {*seen, *unseen} == {(o, c) for o in OBJECTS for c in COLOURS}
+
+
+def test_prompts_ask_for_what_is_wanted() -> None:
+    wanted = draw_wanted(pairs(seen=False), 60, random.Random(3))
+    prompts = prompts_of(wanted)
+    for (obj, colour, view), prompt in zip(wanted, prompts):
+        check_prompt(prompt)
+        assert parse(prompt)[:2] == (obj, colour)
+        assert prompt.endswith(view)
+    assert {w[:2] for w in wanted} <= set(pairs(seen=False))
+    assert len({w[2] for w in wanted}) > 5
+    assert wanted == draw_wanted(pairs(seen=False), 60, random.Random(3))
+
+
+class Reader(torch.nn.Module):
+    """Names the classes that a picture's first three values hold."""
+
+    def forward(self, pictures):
+        told = pictures[:, :, 0, 0].long()
+        sizes = {"object": len(OBJECTS), "colour": len(COLOURS), "view": len(VIEWS)}
+        return {k: torch.nn.functional.one_hot(told[:, i], n).float() for i, (k, n) in enumerate(sizes.items())}
+
+
+def test_the_share_of_pictures_that_show_what_was_asked() -> None:
+    bottles = [("bottle", "blue", "front view"), ("bottle", "blue", "overhead view")]
+    wanted = [("mug", "red", "front view")] * 3 + bottles
+    rows = [[list(OBJECTS).index(o), list(COLOURS).index(c), VIEWS.index(v)] for o, c, v in wanted]
+    rows[0][0] += 1  # another object
+    rows[1][1] += 1  # another colour
+    rows[2][2] += 1  # another view
+    rows[3][2] += 1  # a bottle has no front to tell, so this is not counted
+    pictures = torch.tensor(rows, dtype=torch.float32)[:, :, None, None].expand(-1, -1, 4, 4)
+    found = verdicts(Reader(), pictures, wanted, batch=2)
+    assert found["object"].tolist() == [False, True, True, True, True]
+    assert found["colour"].tolist() == [True, False, True, True, True]
+    assert found["both"].tolist() == [False, False, True, True, True]
+    shares = agreement(Reader(), pictures, wanted)
+    assert shares == pytest.approx({"object": 0.8, "colour": 0.8, "both": 0.6, "view": 3 / 4})
