@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, read_setting, variance_table
 
 from carv_3d.checkpoint import load_checkpoint
 from carv_3d.core.accounting import Interval
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import read_prompts
+from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, read_setting, variance_table
 from carv_3d.errors import CarvError
 from carv_3d.progress import Display
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher

@@ -68,7 +68,7 @@ class Display:
     def progress(
         self, done: int, total: int, unit: str = "step"
     ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """Yield `show(step, figures)`; figures: seconds, snr_step, iou, judge_object, each shown where it is there.
+        """Yield `show(step, figures)`; figures: seconds, snr_step (or snr), iou, judge_object, each shown where it is there.
         `unit` says what is counted."""
         if not self.console.is_terminal:
             yield self._plain_lines(done, total, unit)
@@ -115,8 +115,9 @@ def describe(figures: Mapping[str, float]) -> str:
     parts = []
     if "seconds" in figures:
         parts.append(f"{figures['seconds']:.2f} s/step")
-    if "snr_step" in figures:
-        parts.append(f"SNR {figures['snr_step']:.3f}")
+    snr = figures.get("snr_step", figures.get("snr"))  # of the whole step, or else among a render's draws
+    if snr is not None:
+        parts.append(f"SNR {snr:.3f}")
     if "iou" in figures:
         parts.append(f"IoU {figures['iou']:.2f}")
     if "judge_object" in figures:
