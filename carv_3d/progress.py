@@ -68,8 +68,8 @@ class Display:
     def progress(
         self, done: int, total: int, unit: str = "step"
     ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """Yield `show(step, figures)`; figures: seconds, snr_step (or snr), iou, judge_object, each shown where it is there.
-        `unit` says what is counted."""
+        """Yield `show(step, figures)`; figures: seconds, snr_step (or snr), iou, judge_object, each shown where
+        it is there. `unit` says what is counted."""
         if not self.console.is_terminal:
             yield self._plain_lines(done, total, unit)
             return
