@@ -100,7 +100,7 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return ((x - 0.5) * gain + 0.5 + bias + noise).clamp(0, 1)
 
 
-def train(work: Path, out: Path = WEIGHTS, pictures: int = 14_000, steps: int = 5_000, seed: int = 0) -> None:
+def train(work: Path, out: Path = WEIGHTS, pictures: int = 45_000, steps: int = 5_000, seed: int = 0) -> None:
     """Render other pictures than the teacher's, train the judge on them, write ``out`` in half precision."""
     from safetensors.torch import save_file
 
