@@ -70,7 +70,7 @@ def main() -> int:
     trials = make_trials(o.work, o.methods, o.seeds, base, build, evaluate, made_with)
     run_trials(trials, [o.budget * i / o.points for i in range(o.points + 1)])
     comparison = read_off(o.work, trials, score="agreement_both")
-    floor = kernel_distance(other, real)
+    floor = kernel_distance(other, real, paired=True)
     print(
         f"\ncarv-tiny, batch {base.batch_size}, lr {base.lr:g}, {o.budget:g} s of each run's own clock, {o.seeds} "
         f"seeds, from {o.start_from or 'the teacher'}, {torch.get_num_threads()} threads, torch {torch.__version__}. "

@@ -288,7 +288,8 @@ class TextTo3D:
             self.renderer.load_state_dict(state["renderer"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
             self.guidance.load_state_dict(state["guidance"])
-            self.signal.load_state_dict(state["signal"])
+            if "signal" in state:  # older checkpoints have none
+                self.signal.load_state_dict(state["signal"])
             for name, generator in self.generators.items():
                 generator.set_state(state["generators"][name].cpu())
             set_rng_state(state["rng"])

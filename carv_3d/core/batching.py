@@ -82,11 +82,14 @@ def summed_gradients(
         with torch.enable_grad():
             values = losses(rows)
             grads = torch.autograd.grad(values.sum() * scale, parameters)
-        good = torch.stack([torch.isfinite(g).all() for g in grads]).all()
-        for total, g in zip(sums, grads):
-            total += torch.where(good, g, torch.zeros_like(g))
-        finite[rows] = good
-        return torch.where(good, values.detach(), torch.zeros_like(values))
+        good = bool(torch.stack([torch.isfinite(g).all() for g in grads]).all())
+        found = values.detach() if good else torch.zeros_like(values)
+        if good:  # nothing from here on takes memory: a batch that ran out of it half added would be added again
+            for total, g in zip(sums, grads):
+                total.add_(g)
+        else:
+            finite[rows] = False
+        return found
 
     held = run_in_batches(batch, out, max_batch)
     return RowGradients(sums, out, finite, held)

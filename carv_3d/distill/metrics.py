@@ -24,7 +24,7 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def kernel_distance(
-    x: Tensor, y: Tensor, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    x: Tensor, y: Tensor, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0, paired: bool = False
 ) -> Interval:
     """The unbiased squared MMD under `polynomial_kernel` (arXiv 1801.01401, equation 4), with a bootstrap interval.
 
@@ -36,19 +36,29 @@ def kernel_distance(
     pair: their kernel would count the diagonal that the estimate leaves out and lift every resample. Each mean over
     pairs is therefore taken over the pairs of different pictures that the resample holds. Where the two distributions
     are the same, the interval is wider than it need be (the estimate is degenerate there).
+    paired: row i of both sets was made for one prompt (or from one noise). Rows are then no independent draws across
+    the sets: the terms k(x_i, y_i) would pull the estimate below 0 by 2/n of what prompts differ by. They are left out,
+    the last mean is over i != j, and pairs are resampled together.
     Raises CarvError for fewer than two rows a side, or rows of different lengths.
     """
-    values = resampled_kernel_distances(x, y, resamples, seed)
+    values = resampled_kernel_distances(x, y, resamples, seed, paired)
     low, high = _ends(values[1:], level)
     return Interval(float(values[0]), low, high)
 
 
-def resampled_kernel_distances(x: Tensor, y: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
+def resampled_kernel_distances(
+    x: Tensor, y: Tensor, resamples: int = RESAMPLES, seed: int = 0, paired: bool = False
+) -> Tensor:
     """(1 + resamples,) float64: the value of `kernel_distance`, then that of every resample."""
     _check(x, y)
+    if paired and len(x) != len(y):
+        raise CarvError(f"{len(x)} and {len(y)} rows cannot be paired: row i of both must belong together.")
     kxx, kyy, kxy = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
     m, n = kxy.shape
     generator = torch.Generator().manual_seed(seed)
+    if paired:
+        a = _counts(m, resamples, generator).to(kxy.device)
+        return _pairs(a, kxx) + _pairs(a, kyy) - 2 * _pairs(a, kxy)
     a, b = (_counts(size, resamples, generator).to(kxy.device) for size in (m, n))
     return _pairs(a, kxx) + _pairs(b, kyy) - 2 * ((a @ kxy) * b).sum(1) / (m * n)
 

@@ -59,6 +59,22 @@ def test_kernel_distance_has_mean_zero_and_a_covering_interval_where_nothing_dif
     assert sum(f.low <= 0 <= f.high for f in found) >= 0.93 * len(found)
 
 
+def test_sets_that_share_their_prompts_are_apart_by_nothing_when_paired() -> None:
+    # row i of both sets has the mean of prompt i: x_i and y_i are the same in distribution, and depend on each other
+    found, naive = [], []
+    for s in range(150):
+        prompts = normal(30, 4, 3 * s, scale=2.0)
+        x, y = prompts + normal(30, 4, 3 * s + 1), prompts + normal(30, 4, 3 * s + 2)
+        found.append(kernel_distance(x, y, 200, paired=True))
+        naive.append(kernel_distance(x, y, 2).value)
+    values, naive_values = torch.tensor([f.value for f in found]), torch.tensor(naive)
+    assert abs(values.mean()) < 4 * values.std() / len(found) ** 0.5
+    assert naive_values.mean() < -4 * naive_values.std() / len(found) ** 0.5
+    assert sum(f.low <= 0 <= f.high for f in found) >= 0.85 * len(found)
+    with pytest.raises(CarvError, match="cannot be paired"):
+        kernel_distance(x, y[:-1], paired=True)
+
+
 def test_the_interval_covers_the_true_distance() -> None:
     def moment(a, b):  # E k(x, y) with x ~ N(a, 1), y ~ N(b, 1), d = 1: E (xy + 1)^3
         m = [(1, a, a * a + 1, a**3 + 3 * a), (1, b, b * b + 1, b**3 + 3 * b)]

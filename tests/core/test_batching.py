@@ -1,0 +1,67 @@
+"""Gradients summed over batches of rows, also where memory runs out or a row is not finite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d.core.batching import summed_gradients
+
+X = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0], [2.0, 2.0], [-1.0, 4.0]])
+
+
+def losses_of(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    return (x * a).sum(1).square() + (x * b).sum(1)
+
+
+def parameters() -> list[Tensor]:
+    return [torch.tensor([0.3, -0.2]).requires_grad_(), torch.tensor([1.0, 0.5]).requires_grad_()]
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 5, 9])
+def test_the_sum_is_that_of_all_rows_at_once(max_batch: int) -> None:
+    a, b = parameters()
+    whole = torch.autograd.grad(losses_of(a, b, X).sum() * 8.0, [a, b])
+    found = summed_gradients(lambda rows: losses_of(a, b, X[rows]), len(X), [a, b], max_batch, scale=8.0)
+    for got, wanted in zip(found.gradients, whole):
+        torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(found.losses, losses_of(a, b, X).detach())
+    assert bool(found.finite.all())
+    assert found.max_batch == max_batch
+
+
+@pytest.mark.parametrize("where", ["zeros_like", "isfinite", "stack", "where"])
+def test_memory_that_runs_out_anywhere_counts_no_row_twice(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = parameters()
+    whole = torch.autograd.grad(losses_of(a, b, X).sum(), [a, b])
+    real, calls, armed = getattr(torch, where), [], []
+
+    def failing(*given: object, **more: object) -> object:
+        if armed:
+            calls.append(1)
+            if len(calls) == 2:
+                raise RuntimeError("out of memory")
+        return real(*given, **more)
+
+    def losses(rows: slice) -> Tensor:
+        armed.append(1)
+        return losses_of(a, b, X[rows])
+
+    monkeypatch.setattr(torch, where, failing)
+    found = summed_gradients(losses, len(X), [a, b], 4)
+    monkeypatch.undo()
+    for got, wanted in zip(found.gradients, whole):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_a_batch_that_is_not_finite_is_left_out_and_told() -> None:
+    a, b = parameters()
+    x = X.clone()
+    x[3, 0] = float("nan")
+    found = summed_gradients(lambda rows: losses_of(a, b, x[rows]), len(x), [a, b], 1)
+    assert found.finite.tolist() == [True, True, True, False, True]
+    kept = x[[0, 1, 2, 4]]
+    for got, wanted in zip(found.gradients, torch.autograd.grad(losses_of(a, b, kept).sum(), [a, b])):
+        torch.testing.assert_close(got, wanted)
+    assert found.losses[3] == 0
