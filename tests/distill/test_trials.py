@@ -11,7 +11,7 @@ from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord
 from carv_3d.compare.tables import compare
 from carv_3d.distill.options import DistillOptions
-from carv_3d.distill.trials import Trial, equal_table, make_trials, read_off, run_trials, start_from
+from carv_3d.distill.trials import Trial, equal_table, make_trials, origin, read_off, run_trials, start_from
 from carv_3d.errors import CarvError
 
 OPTIONS = DistillOptions(
@@ -103,6 +103,42 @@ def test_another_run_is_not_gone_on_with(tmp_path) -> None:
         Trial(tmp_path, "a", replace(OPTIONS, lr=0.1), build, weight)
     with pytest.raises(CarvError, match="other options"):
         Trial(tmp_path, "a", OPTIONS, build, weight, made_with="400 pictures")
+
+
+def test_a_comparison_at_other_seconds_is_refused_before_anything_goes_on(tmp_path) -> None:
+    """A caption tells the budget that was asked for: figures of another one must not stand under it."""
+    whole = trials(tmp_path)
+    run_trials(whole, READINGS, log=lambda line: None)
+    before = [trial.rows for trial in whole]
+    for readings in ((0.0, 4.0, 20.0), (0.0, 4.0, 10.0 + 1e-3, 20.0), (0.0, 4.0)):
+        again = trials(tmp_path, lambda d: pytest.fail("it went on"))
+        with pytest.raises(CarvError, match="was read at other seconds: give the same --budget and --points, or ano"):
+            run_trials(again, readings, log=lambda line: None)
+        assert [trial.rows for trial in again] == before
+    with pytest.raises(CarvError, match="was read at other seconds"):
+        whole[0].advance(2, 11.0)
+    assert not whole[0].advance(2, 10.0)
+    longer = trials(tmp_path)  # the same readings and one more
+    run_trials(longer, (*READINGS, 12.0), log=lambda line: None)
+    assert [trial.rows[:3] for trial in longer] == before
+    assert all(trial.rows[3]["seconds"] == 12.0 for trial in longer)
+
+
+def test_figures_of_another_start_or_of_other_weights_are_told_apart() -> None:
+    one, judge = build(OPTIONS), torch.nn.Linear(2, 2)
+    state = one.state_dict()
+    told = [origin(None, judge), origin(state, judge)]
+    assert told[0].startswith("started from the teacher, ")
+    assert told[1].startswith("started from step 0 of ")
+    assert origin({**state, "generators": 1}, judge) == told[1]  # what a start does not take
+    state = build(OPTIONS).state_dict()
+    assert origin(state, judge) == told[1]
+    with torch.no_grad():
+        judge.bias[0] += 1e-3
+    told.append(origin(state, judge))
+    told.append(origin({**state, "step": 1}, judge))
+    told.append(origin({**state, "average": {k: v + 1e-3 for k, v in state["average"].items()}}, judge))
+    assert len(set(told)) == 5
 
 
 def test_a_start_takes_the_networks_and_nothing_else() -> None:
