@@ -8,7 +8,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from carv_3d.errors import CarvError
@@ -128,6 +128,19 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+@contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """`make_folder(path)` before the work in the block; afterwards, what was made for it and holds nothing is gone."""
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        make_folder(path)
+        yield
+    finally:
+        for p in made:  # the innermost first
+            with suppress(OSError):
+                p.rmdir()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, make_folder, replaced_folder, slug, unused, write_atomic, write_via
+from carv_3d.files import check_unused, folder_for, make_folder, replaced_folder, slug, unused, write_atomic, write_via
 
 
 @pytest.mark.parametrize(
@@ -162,3 +162,22 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_call(tmp_path: Path) -
     fill(folder, "new")
     assert set(held(folder).values()) == {"new"}
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_folder_for_work_that_came_to_nothing_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(KeyError), folder_for(folder):
+        assert folder.is_dir()
+        raise KeyError
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(KeyError), folder_for(folder):
+        (folder / "kept").touch()
+        raise KeyError
+    assert os.listdir(folder) == ["kept"]
+    own = tmp_path / "own"
+    own.mkdir()
+    with folder_for(own):
+        pass
+    assert own.is_dir()  # it was there before
+    with pytest.raises(CarvError, match="cannot write"), folder_for(folder / "kept" / "c"):
+        pytest.fail("there is no such folder")

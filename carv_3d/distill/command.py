@@ -26,7 +26,7 @@ from carv_3d.distill.request import (
     resolve,
 )
 from carv_3d.errors import CarvError
-from carv_3d.files import locked, make_folder, write_atomic
+from carv_3d.files import folder_for, locked, make_folder, write_atomic
 from carv_3d.metrics import append_row, write_rows
 from carv_3d.progress import Display, StopSignals
 from carv_3d.report import read_metrics
@@ -68,11 +68,16 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
     display = Display(quiet=not ranks.first)
     prompts = check_prompts(settings)
     display.say(f"{settings.model} -> {folder}")
+    with folder_for(folder) if ranks.first else nullcontext():
+        return _train(request, ranks, settings, folder, prompts, display)
+
+
+def _train(
+    request: DistillRequest, ranks: Ranks, settings: Settings, folder: Path, prompts: Prompts, display: Display
+) -> int:
     with display.status("loading the model"):
         teacher = load_teacher(settings, ranks)
     run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
-    if ranks.first:
-        make_folder(folder)
     with locked(folder) if ranks.first else nullcontext():
         run.open(request.resume)
         try:

@@ -70,6 +70,12 @@ def read_setting(text: str) -> Setting:
     return Setting(B, K, design)
 
 
+def check_settings(settings: Sequence[Setting]) -> None:
+    """Raises CarvError for fewer settings than one, or one that is named twice."""
+    if not settings or len(set(settings)) < len(settings):
+        raise CarvError("the settings are none, or one of them is named twice; name different ones")
+
+
 @dataclass
 class VarianceRow:
     """One setting. variance: of a step's gradient. upstream: the part of it that more draws do not lower; unbiased, so
@@ -97,9 +103,8 @@ class VarianceStudy:
     """Pairs of steps of a distillation as it stands; nothing of it moves on but the meter."""
 
     def __init__(self, distillation: Distillation, settings: Sequence[Setting], seed: int = 0) -> None:
-        """Raises CarvError for fewer settings than one, or one that is named twice."""
-        if not settings or len(set(settings)) < len(settings):
-            raise CarvError("the settings are none, or one of them is named twice; name different ones")
+        """Raises CarvError as `check_settings`."""
+        check_settings(settings)
         self.distillation, self.settings = distillation, list(settings)
         self.samples = [Samples() for _ in settings]
         self.seed = seed

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from carv_3d import cli
 from carv_3d.checkpoint import load_checkpoint
+from carv_3d.distill import variance_command
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
@@ -132,7 +133,9 @@ def refusal(capsys: Any, arguments: list[str]) -> str:
     return str(lines[0])
 
 
-def test_bad_input_is_one_sentence_and_nothing_is_written(sd_folder: Path, place: Path, capsys: Any) -> None:
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     (place / "empty.txt").write_text("\n \n")
     (place / "odd.txt").write_text("a red zeppelin\n")
     (place / "bytes.txt").write_bytes(b"\xff\xfe\x00")
@@ -162,11 +165,17 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(sd_folder: Path, place
         (["distill", "variance"], "the model or run is missing"),
         (["distill", "variance", "carv-tiny", "--settings", "8by4"], "the setting '8by4' cannot be read"),
         (["distill", "variance", "carv-tiny", "--settings", "8x3+antithetic"], "come in pairs"),
+        (["distill", "variance", "carv-tiny", "--settings", "8x4,8x1,8x04"], "named twice"),
         (["distill", "variance", "carv-tiny", "--pairs", "1"], "--pairs is 1"),
         (["distill", "variance", "carv-tiny", "--budget", "0"], "--budget is 0"),
     ]
     for arguments, message in cases:
         assert message in refusal(capsys, arguments)
+    inside = str(place / "prompts.txt" / "x")  # said before a model is loaded
+    monkeypatch.setattr(StableDiffusionTeacher, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    for arguments in (words(place, sd_folder, "--out", inside), ["distill", "variance", "carv-tiny", "--out", inside]):
+        assert f"cannot write {inside}" in refusal(capsys, arguments)
+    assert "named twice" in refusal(capsys, ["distill", "variance", "carv-tiny", "--settings", "8x4,8x4"])
     (place / "other").mkdir()
     (place / "other" / "config.yaml").write_text("seed: 1\n")
     message = refusal(capsys, ["distill", "--resume", "--out", str(place / "other")])
@@ -182,7 +191,13 @@ def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, capsys: Any) -> 
     assert os.listdir() == []
 
 
-def test_the_variance_of_a_model_and_of_a_run(sd_folder: Path, place: Path, capsys: Any) -> None:
+def full(path: Path, data: str) -> None:
+    raise CarvError(f"the disk is full: {path} could not be written; free some space and try again")
+
+
+def test_the_variance_of_a_model_and_of_a_run(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     few = ["--settings", "2x1,2x2+strat", "--pairs", "2"]
     model = [str(sd_folder), f"prompts={place / 'prompts.txt'}", "device=cpu"]
     assert cli.main(["distill", "variance", *model, *few, "--out", "v"]) == 0
@@ -198,6 +213,14 @@ def test_the_variance_of_a_model_and_of_a_run(sd_folder: Path, place: Path, caps
     assert cli.main(["distill", "variance", "run", *few, "--out", "w"]) == 0
     assert "run at step 1" in capsys.readouterr().out
     assert Path("w/variance.csv").read_text() != Path("v/variance.csv").read_text()
+    for folder in ("v", "w"):
+        assert os.listdir(folder) == ["variance.csv"]
+    monkeypatch.setattr(variance_command, "write_atomic", full)
+    assert cli.main(["distill", "variance", *model, *few, "--out", "x"]) == 2
+    told = capsys.readouterr()
+    assert "2x2+strat" in told.out  # what was measured is shown, if it cannot be kept
+    assert "the disk is full" in told.err
+    assert not Path("x").exists()
     assert "a run has its own" in refusal(capsys, ["distill", "variance", "run", "num_draws=2"])
 
 
