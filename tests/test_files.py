@@ -166,13 +166,19 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_call(tmp_path: Path) -
 
 def test_a_folder_for_work_that_came_to_nothing_is_gone(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    with pytest.raises(KeyError), folder_for(folder):
-        assert folder.is_dir()
-        raise KeyError
+
+    def work(name: str | None) -> None:
+        with folder_for(folder):
+            assert folder.is_dir()
+            if name is not None:
+                (folder / name).touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work(None)
     assert os.listdir(tmp_path) == []
-    with pytest.raises(KeyError), folder_for(folder):
-        (folder / "kept").touch()
-        raise KeyError
+    with pytest.raises(KeyError):
+        work("kept")
     assert os.listdir(folder) == ["kept"]
     own = tmp_path / "own"
     own.mkdir()
