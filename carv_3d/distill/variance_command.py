@@ -24,6 +24,12 @@ from carv_3d.errors import CarvError
 from carv_3d.files import check_unused, folder_for, slug, unused, write_atomic
 from carv_3d.progress import Display, StopSignals
 
+# The options that the variance depends on; samples, draws and their design are the settings'.
+COUNTING = (
+    "guidance_scale", "objective", "min_step_percent", "max_step_percent", "prompts", "precision", "max_batch",
+    "device", "seed",
+)  # fmt: skip
+
 
 @dataclass
 class VarianceRequest:
@@ -99,7 +105,14 @@ def _measure(
 
 def _settings(request: VarianceRequest) -> Settings:
     if not request.is_run:
-        return Settings(request.source, read_distill_options(request.overrides, request.seed))
+        options = read_distill_options(request.overrides, request.seed)
+        for key in (word.partition("=")[0] for word in request.overrides):
+            if key not in COUNTING:
+                raise CarvError(
+                    f"{key} does not count here: samples, draws and design are named by --settings, such as "
+                    f"--settings 8x16+strat, and of the options there are {', '.join(COUNTING)}"
+                )
+        return Settings(request.source, options)
     if request.overrides or request.seed is not None:
         raise CarvError("key=value and --seed are for a model; a run has its own")
     return read_settings(Path(request.source).expanduser())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -176,6 +177,13 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     for arguments in (words(place, sd_folder, "--out", inside), ["distill", "variance", "carv-tiny", "--out", inside]):
         assert f"cannot write {inside}" in refusal(capsys, arguments)
     assert "named twice" in refusal(capsys, ["distill", "variance", "carv-tiny", "--settings", "8x4,8x4"])
+    for field in dataclasses.fields(DistillOptions):
+        if field.name not in variance_command.COUNTING:
+            value = getattr(DistillOptions(), field.name)
+            word = f"{field.name}={list(value) if isinstance(value, tuple) else value}"
+            message = refusal(capsys, ["distill", "variance", "carv-tiny", "guidance_scale=2", word])
+            assert f"{field.name} does not count here" in message
+            assert "--settings 8x16+strat" in message
     (place / "other").mkdir()
     (place / "other" / "config.yaml").write_text("seed: 1\n")
     message = refusal(capsys, ["distill", "--resume", "--out", str(place / "other")])
