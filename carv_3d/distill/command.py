@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from carv_3d.checkpoint import load_checkpoint, previous_path, save_checkpoint
+from carv_3d.core.batching import is_out_of_memory
 from carv_3d.devices import choose_device
 from carv_3d.distill.loop import PHASES, Distillation
 from carv_3d.distill.options import DistillOptions
@@ -84,6 +85,13 @@ def _train(
             signal_number = run.train()
         except CarvError as error:
             raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+                raise
+            raise CarvError(
+                f"memory ran out on batch_size={run.options.batch_size} samples: lower batch_size, or set "
+                f"precision=bf16; {run.kept()}"
+            ) from error
         if signal_number:
             display.say(f"Stopped after step {run.one.step}. Go on with: {resume_command(folder)}")
             return 128 + signal_number

@@ -190,6 +190,35 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert "is of no run of carv distill" in message
 
 
+@pytest.mark.parametrize("where", ["generate", "backward", "pictures"])
+def test_memory_that_runs_out_is_one_sentence(
+    where: str, sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    whole, calls = getattr(Distillation, where), []
+
+    def short(self: Distillation, *arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, *arguments, **named)
+
+    monkeypatch.setattr(Distillation, where, short)
+    arguments = words(place, sd_folder, "steps=3", "preview_every=1", "save_every=0", "--out", "run")
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    said = "memory ran out on batch_size=2 samples: lower batch_size, or set precision=bf16; the checkpoint of step 1"
+    assert said in err
+    assert load_checkpoint(Path("run/checkpoint"))[0]["step"] == 1
+
+    def wrong(self: Distillation, *arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("a mistake of its own")
+
+    monkeypatch.setattr(Distillation, where, wrong)
+    with pytest.raises(RuntimeError, match="a mistake of its own"):
+        cli.main(["distill", "--resume", "--out", "run"])
+
+
 def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, capsys: Any) -> None:
     assert cli.main(words(place, sd_folder, "--dry-run")) == 0
     out = capsys.readouterr().out
