@@ -158,7 +158,10 @@ class DistillRun:
         return self.settings.options
 
     def open(self, resume: bool) -> None:
-        """Begin in the folder, or take up the run in it (and clear what a kill left half written)."""
+        """Begin in the folder, or take up the run in it (and clear what a kill left half written).
+
+        Raises CarvError, before anything is written, where the run cannot be taken up or is beyond its steps.
+        """
         one, first = self.one, self.one.ranks.first
         if first:
             for half in self.folder.glob(".*.tmp*"):
@@ -168,6 +171,11 @@ class DistillRun:
             if note:
                 self.display.say(f"Note: {note}.")
             one.load_state_dict(state)
+            if self.options.steps < one.step:
+                raise CarvError(
+                    f"the run in {self.folder} is at step {one.step}, beyond steps = {self.options.steps}; give "
+                    f"steps={one.step} or more, or none"
+                )
             self.saved_step = one.step
             self.display.say(f"Resumed after step {one.step}.")
         elif resume:

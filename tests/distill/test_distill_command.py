@@ -112,6 +112,7 @@ def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
         (["num_draws=4"], "num_draws = 2, and --resume cannot change it to 4"),
         (["--seed", "3"], "seed = 0, and --resume cannot change it to 3"),
         (["carv-tiny"], "and --resume cannot change it to 'carv-tiny'"),
+        (["steps=3"], "the run in whole is at step 4, beyond steps = 3; give steps=4 or more"),
     ):
         assert message in refusal(capsys, ["distill", "--resume", "--out", "whole", *more])
     with locked(Path("whole")):
