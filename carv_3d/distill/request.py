@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def hash_of(prompts: Prompts) -> str:
 
 
 def resolve(request: DistillRequest) -> tuple[Settings, Path]:
-    """The settings and the folder of a request; nothing is written.
+    """The settings and the folder of a request; nothing is written. Their local model and prompts are absolute paths.
 
     Raises:
         CarvError: a bad option, a folder that is in use, nothing to resume, or a resume that would change what is
@@ -99,7 +100,7 @@ def resolve(request: DistillRequest) -> tuple[Settings, Path]:
     """
     if not request.resume:
         assert request.model is not None  # seen to by the parser
-        settings = Settings(request.model, read_distill_options(request.overrides, request.seed))
+        settings = _wherever(Settings(request.model, read_distill_options(request.overrides, request.seed)))
         if request.out is not None:
             check_unused(request.out, "choose another --out, or go on with the run in it with --resume")
             return settings, request.out
@@ -107,15 +108,37 @@ def resolve(request: DistillRequest) -> tuple[Settings, Path]:
     folder = request.out or _latest_folder(request)
     stored = read_settings(folder)
     options = read_distill_options(request.overrides, request.seed, stored.options)
-    old = {"model": stored.model, **asdict(stored.options)}
-    new = {"model": request.model or stored.model, **asdict(options)}
+    old, new = map(_compared, (stored, Settings(request.model or stored.model, options)))
     for key in differing_keys(old, new):
         if key not in CHANGEABLE:
             raise CarvError(
                 f"the run in {folder} has {key} = {look_up(old, key)!r}, and --resume cannot change it to "
                 f"{look_up(new, key)!r}; leave it, or begin a new run with another --out"
             )
-    return Settings(stored.model, options, stored.prompts_hash), folder
+    options = replace(options, prompts=stored.options.prompts)
+    return _wherever(Settings(stored.model, options, stored.prompts_hash)), folder
+
+
+def _wherever(settings: Settings) -> Settings:
+    """The same from whatever folder they are read: paths that are there become absolute; names stay as they are."""
+    from carv_3d.teachers.availability import BUILT_IN
+
+    model, prompts = settings.model, settings.options.prompts
+    if model not in BUILT_IN and Path(model).expanduser().is_dir():
+        model = os.path.abspath(Path(model).expanduser())
+    if prompts is not None and Path(prompts).expanduser().exists():
+        prompts = os.path.abspath(Path(prompts).expanduser())
+    return Settings(model, replace(settings.options, prompts=prompts), settings.prompts_hash)
+
+
+def _compared(settings: Settings) -> dict[str, Any]:
+    """Model and options as they are compared: two names of one place are the same."""
+    absolute = _wherever(settings)
+    values = {"model": absolute.model, **asdict(absolute.options)}
+    for key in ("model", "prompts"):
+        if os.path.isabs(values[key] or ""):
+            values[key] = os.path.realpath(values[key])
+    return values
 
 
 def model_name(model: str) -> str:

@@ -19,7 +19,7 @@ from carv_3d.distill import variance_command
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
-from carv_3d.distill.request import read_distill_options, read_settings
+from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
 from carv_3d.errors import CarvError
 from carv_3d.files import locked
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -218,6 +218,28 @@ def test_memory_that_runs_out_is_one_sentence(
     monkeypatch.setattr(Distillation, where, wrong)
     with pytest.raises(RuntimeError, match="a mistake of its own"):
         cli.main(["distill", "--resume", "--out", "run"])
+
+
+def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (place / "here" / "model").symlink_to(sd_folder)
+    begun = ["distill", "model", *SMALL, "steps=1", "prompts=../prompts.txt", "--out", "run"]
+    assert cli.main(begun) == 0
+    settings = read_settings(Path("run"))
+    assert settings.model == str(place / "here" / "model")
+    assert settings.options.prompts == str(place / "prompts.txt")
+    monkeypatch.chdir(place)
+    for named in ([], ["here/model"], [str(sd_folder), "prompts=here/../prompts.txt"]):
+        assert cli.main(["distill", *named, "--resume", "--out", "here/run"]) == 0, capsys.readouterr().err
+        assert read_settings(Path("here/run")) == settings
+    (place / "other.txt").write_text("a red mug\n")
+    for changed in (["carv-tiny"], ["prompts=other.txt"]):
+        assert "--resume cannot change it" in refusal(capsys, ["distill", *changed, "--resume", "--out", "here/run"])
+    capsys.readouterr()
+    assert cli.main(["distill", "variance", "here/run", "--settings", "2x1", "--pairs", "2", "--out", "v"]) == 0
+    for name in ("carv-tiny", "owner/name"):  # names are no paths
+        assert resolve(DistillRequest(name))[0] == Settings(name, DistillOptions())
 
 
 def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, capsys: Any) -> None:
