@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -108,6 +109,17 @@ def unused(path: Path) -> Path:
     while found.exists():
         found, number = path.with_name(f"{path.name}-{number}"), number + 1
     return found
+
+
+def newest_run(path: Path) -> Path:
+    """Of `path` and `path`-2, `path`-3 ... (some may be gone), the run that was begun or gone on with last, by the time
+    of its config.yaml; `path` where there is none."""
+    found = []
+    for config in path.parent.glob(f"{glob.escape(path.name)}*/config.yaml"):
+        number = re.fullmatch(rf"{re.escape(path.name)}(?:-(\d+))?", config.parent.name)
+        if number is not None:
+            found.append((config.stat().st_mtime_ns, int(number[1] or 1), config.parent))
+    return max(found)[2] if found else path
 
 
 def check_unused(path: Path, way_out: str = "choose another --out") -> None:

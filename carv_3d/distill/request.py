@@ -12,7 +12,7 @@ from typing import Any
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, explain_os_error, slug, unused
+from carv_3d.files import check_unused, explain_os_error, newest_run, slug, unused
 from carv_3d.options import differing_keys, look_up, read_options, read_override, to_mapping
 
 EXAMPLE = "num_draws=8"
@@ -151,12 +151,8 @@ def _default_folder(settings: Settings) -> Path:
 
 
 def _latest_folder(request: DistillRequest) -> Path:
-    """The newest of this model's default folders: the one with the highest number behind it."""
+    """The newest of this model's default folders."""
     if request.model is None:
         raise CarvError("which run to resume is not said; name its folder with --out, or its model")
     settings = Settings(request.model, read_distill_options(request.overrides, request.seed))
-    first = _default_folder(settings)
-    folder, number = first, 2
-    while (later := first.with_name(f"{first.name}-{number}")).exists():
-        folder, number = later, number + 1
-    return folder
+    return newest_run(_default_folder(settings))
