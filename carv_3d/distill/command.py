@@ -104,9 +104,12 @@ def _train(
 
 
 def check_prompts(settings: Settings) -> Prompts:
-    """The prompts of a run; CarvError where there are none, or others than it began with."""
-    from carv_3d.teachers.availability import BUILT_IN
+    """The prompts of a run; CarvError where there are none, or others than it began with, or no model: said before
+    anything is loaded."""
+    from carv_3d.teachers.availability import is_local, resolve_model
 
+    if is_local(settings.model):  # a name that is misspelt has no prompts either
+        resolve_model(settings.model)
     prompts = read_prompts(settings.options.prompts, settings.model)
     found = hash_of(prompts)
     if settings.prompts_hash not in ("", found):
@@ -115,9 +118,7 @@ def check_prompts(settings: Settings) -> Prompts:
             "run with another --out"
         )
     settings.prompts_hash = found
-    if settings.model not in BUILT_IN:  # said before anything is loaded
-        from carv_3d.teachers.availability import resolve_model
-
+    if not is_local(settings.model):  # which may download it
         resolve_model(settings.model)
     return prompts
 

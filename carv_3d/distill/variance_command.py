@@ -23,6 +23,7 @@ from carv_3d.distill.variance import (
 from carv_3d.errors import CarvError
 from carv_3d.files import check_unused, folder_for, slug, unused, write_atomic
 from carv_3d.progress import Display, StopSignals
+from carv_3d.teachers.availability import BUILT_IN
 
 # The options that the variance depends on; samples, draws and their design are the settings'.
 COUNTING = (
@@ -105,6 +106,12 @@ def _measure(
 
 def _settings(request: VarianceRequest) -> Settings:
     if not request.is_run:
+        folder = Path(request.source).expanduser()
+        if request.source not in BUILT_IN and folder.is_dir() and not (folder / "model_index.json").exists():
+            raise CarvError(
+                f"{request.source} is neither a run of carv distill (it has no config.yaml) nor a model (it has no "
+                "model_index.json); name one of these, or carv-tiny"
+            )
         options = read_distill_options(request.overrides, request.seed)
         for key in (word.partition("=")[0] for word in request.overrides):
             if key not in COUNTING:

@@ -144,6 +144,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     broken = place / "broken"
     shutil.copytree(sd_folder, broken)
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"short")
+    (place / "bare").mkdir()
     cases = [
         (["distill"], "the model is missing"),
         (["distill", "a", "b"], "2 models were given"),
@@ -160,6 +161,11 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         (["distill", str(sd_folder), f"prompts={place / 'empty.txt'}"], "holds no prompts"),
         (["distill", str(sd_folder), f"prompts={place / 'bytes.txt'}"], "is no text file in UTF-8"),
         (["distill", "carv-tiny", f"prompts={place / 'odd.txt'}"], "zeppelin"),
+        (["distill", "nosuchfolder"], "no diffusion model at"),
+        (["distill", str(place / "bare")], "the diffusion model cannot be used: "),
+        (["distill", "owner/name"], "owner/name has no prompts of its own"),
+        (["distill", "variance", "nosuch"], "no diffusion model at"),
+        (["distill", "variance", str(place / "bare")], "bare is neither a run of carv distill (it"),
         (["distill", "--resume", "--out", "nothing"], "there is no run to resume in nothing"),
         (["distill", "--resume"], "which run to resume is not said"),
         (["distill", "--resume", "carv-tiny"], "there is no run to resume in outputs/distill-carv-tiny-0"),
