@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from carv_3d.devices import peak_memory
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.request import DistillRequest, resolve
-from carv_3d.dry_run import peak_memory
 from carv_3d.progress import duration
 
 

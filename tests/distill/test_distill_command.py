@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +290,15 @@ def test_the_variance_of_a_model_and_of_a_run(
     assert "the disk is full" in told.err
     assert not Path("x").exists()
     assert "a run has its own" in refusal(capsys, ["distill", "variance", "run", "num_draws=2"])
+
+
+def test_distilling_loads_no_scenes() -> None:
+    code = (
+        "import sys; from carv_3d.distill import command, dry_run, evaluate, export, variance_command;"
+        "sys.exit(any(m.startswith(('nerfacc', 'carv_3d.scenes', 'carv_3d.text_to_3d')) for m in sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 def test_prompts_of_a_list_and_of_carv_tiny() -> None:
