@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from carv_3d.checkpoint import load_checkpoint
-from carv_3d.core.accounting import Interval
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import read_prompts
@@ -26,10 +25,6 @@ from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, read_setting, 
 from carv_3d.errors import CarvError
 from carv_3d.progress import Display
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-
-
-def shown(found: Interval, digits: int) -> str:
-    return f"{found.value:.{digits}g} [{found.low:.{digits}g}, {found.high:.{digits}g}]"
 
 
 def markdown(rows: Sequence[VarianceRow]) -> str:
@@ -42,8 +37,8 @@ def markdown(rows: Sequence[VarianceRow]) -> str:
         paper = PAPER.get(row.setting.name)
         theirs = "— | —" if paper is None else f"{paper:g} | {PAPER['8x1'] / paper:.3g}"
         lines.append(
-            f"| {row.setting.name} | {shown(row.variance, 3)} | {shown(row.upstream, 2)} | {shown(row.reduction, 3)} "
-            f"| {row.seconds:.2f} | {theirs} |"
+            f"| {row.setting.name} | {row.shown(row.variance, 3)} | {row.shown(row.upstream, 2)} "
+            f"| {row.shown(row.reduction, 3)} | {row.seconds:.2f} | {theirs} |"
         )
     return "\n".join(lines)
 

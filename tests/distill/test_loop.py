@@ -239,6 +239,17 @@ def test_draws_of_the_options_are_the_estimators() -> None:
     assert isinstance(one.matching.estimator.draw(torch.zeros(1, *SHAPE)), Draws)
 
 
+def test_what_the_options_say_of_weight_and_of_pairs_is_so() -> None:
+    for objective, uniform in (("dmd", True), ("kl", False)):
+        proposal = small(proposal="weight", objective=objective).matching.estimator.proposal
+        q = proposal.q
+        assert (float(q.max() / q.min()) < 1.001) == uniform
+    for fake_draws, paired in ((2, True), (3, False)):
+        one = small(antithetic=True, fake_draws=fake_draws)
+        draws = one.fake_training.draws.draw(torch.zeros(2, *SHAPE), one.generators["fake_draws"])
+        assert torch.equal(draws.eps[:, 0], -draws.eps[:, 1]) == paired
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
