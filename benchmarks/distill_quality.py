@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("outputs/distill-quality"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of carv distill")
     o = parser.parse_args()
-    if not o.budget > 0 or o.points < 1 or o.samples < 2:
+    if not 0 < o.budget < float("inf") or o.points < 1 or o.samples < 2:
         raise CarvError("--budget must be above 0, --points at least 1, --samples at least 2")
     base = read_distill_options([f"batch_size={o.batch}", f"lr={o.lr!r}", *o.overrides])
     start = None if o.start_from is None else load_checkpoint(o.start_from / "checkpoint")[0]

@@ -1,12 +1,16 @@
 """Runs in turns: the same readings however often they were stopped, and read off at equal seconds and equal steps."""
 
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small import LinearUNet, small
 
+import carv_3d
 from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord
 from carv_3d.compare.tables import compare
@@ -211,3 +215,31 @@ def test_curves_say_what_their_band_is_over(prompt, words, tmp_path, monkeypatch
     assert [p.name for p in paths] == ["curves-w2.png"]
     assert paths[0].stat().st_size > 1000
     assert words in titles[0]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "message"),
+    [
+        ("gaussian", ["--budget", "0"], "--budget must be above 0"),
+        ("gaussian", ["--budget", "nan"], "--budget must be above 0"),
+        ("gaussian", ["--points", "0"], "--points at least 1"),
+        ("gaussian", ["--samples", "1"], "--samples at least 2"),
+        ("quality", ["--points", "0"], "--points at least 1"),
+        ("variance", ["--model", "nosuchfolder"], "no diffusion model at"),
+        ("variance", ["--model", "owner/name"], "has no prompts of its own"),
+        ("variance", ["--settings", "8x1", "8x1"], "named twice"),
+    ],
+)
+def test_a_benchmark_says_what_cannot_be_before_it_works(benchmark, arguments, message, tmp_path, monkeypatch) -> None:
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    monkeypatch.setattr(StableDiffusionTeacher, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    file = Path(carv_3d.__file__).parents[1] / "benchmarks" / f"distill_{benchmark}.py"
+    if not file.exists():
+        pytest.skip("an installation without benchmarks")
+    main = runpy.run_path(str(file))["main"]
+    monkeypatch.setattr(sys, "argv", [file.name, *arguments])
+    with pytest.raises(CarvError, match=message):
+        main()
+    assert list(tmp_path.iterdir()) == []
