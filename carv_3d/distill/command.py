@@ -150,7 +150,7 @@ class DistillRun:
         self.metrics = folder / "metrics.csv"
         seed = torch.Generator().manual_seed(seed_for(self.options.seed, "preview prompts"))
         self.captions = one.prompts.first(self.options.preview_prompts, seed)
-        self.judges = [PromptJudge.for_prompt(caption, one.device) for caption in dict.fromkeys(self.captions)]
+        self.judges = PromptJudge.for_prompts(list(dict.fromkeys(self.captions)), one.device)
         self.saved_step: int | None = None
         self.last: dict[str, float] = {}
 

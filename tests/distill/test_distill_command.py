@@ -24,6 +24,7 @@ from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
 from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
 from carv_3d.errors import CarvError
 from carv_3d.files import locked
+from carv_3d.scoring import PromptJudge
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 SMALL = ["batch_size=2", "num_draws=2", "preview_prompts=2", "preview_every=2", "fake_updates=1", "device=cpu"]
@@ -290,6 +291,25 @@ def test_the_variance_of_a_model_and_of_a_run(
     assert "the disk is full" in told.err
     assert not Path("x").exists()
     assert "a run has its own" in refusal(capsys, ["distill", "variance", "run", "num_draws=2"])
+
+
+def test_the_judges_of_all_captions_share_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from carv_3d.teachers.tiny.judge import Judge
+
+    loaded, load = [], Judge.load
+    monkeypatch.setattr(Judge, "load", lambda: loaded.append(load()) or loaded[-1])
+    judges = PromptJudge.for_prompts(["a red mug", "a zeppelin", "a blue tree"], torch.device("cpu"))
+    assert len(loaded) == 1
+    assert judges[1] is None
+    views = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    for prompt, judge in (("a red mug", judges[0]), ("a blue tree", judges[2])):
+        alone = PromptJudge.for_prompt(prompt, torch.device("cpu"))
+        assert judge is not None
+        assert alone is not None
+        assert judge.judge is loaded[0]
+        assert judge.score(views) == alone.score(views)
+    assert judges[0].targets != judges[2].targets  # type: ignore[union-attr]
+    assert PromptJudge.for_prompts(["a zeppelin"], torch.device("cpu")) == [None]
 
 
 def test_distilling_loads_no_scenes() -> None:
