@@ -75,8 +75,8 @@ def main() -> int:
     count = sum(p.numel() for p in distillation.generator.parameters())
     print(
         f"\n{settings.model}, step {distillation.step}, tr Cov over {count:,} parameters, {rows[0].pairs} pairs of "
-        f"gradients each, guidance {options.guidance_scale:g}, objective {options.objective}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}; 95 % bootstrap over pairs.\n"
+        f"gradients each, guidance {options.guidance_scale:g}, objective {options.objective}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; 95 % bootstrap over pairs.\n"
     )
     print(markdown(rows))
     return 0

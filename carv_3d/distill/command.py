@@ -22,6 +22,7 @@ from carv_3d.distill.request import (
     DistillRequest,
     Settings,
     hash_of,
+    latest_folder,
     read_distill_options,
     read_settings,
     resolve,
@@ -58,8 +59,8 @@ def distill(request: DistillRequest) -> int:
 
 
 def _on_cpu(request: DistillRequest) -> bool:
-    """Whether the request says so, before the processes join."""
-    base = read_settings(request.out).options if request.resume and request.out else None
+    """Whether the request, or the run that it goes on with, says so, before the processes join."""
+    base = read_settings(request.out or latest_folder(request)).options if request.resume else None
     return read_distill_options(request.overrides, request.seed, base).device == "cpu"
 
 
@@ -124,14 +125,18 @@ def check_prompts(settings: Settings) -> Prompts:
 
 
 def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:
-    """The teacher on its device; in half precision on CUDA, unless float32 is asked for. CarvError as `load` raises."""
+    """The teacher on its device; in half precision on CUDA, unless float32 is asked for.
+
+    Raises CarvError as `load`, and where CUDA is asked for and absent, among several processes too.
+    """
     from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
     options = settings.options
+    chosen = choose_device(options.device)
     own = None if ranks is None else ranks.device
     return StableDiffusionTeacher.load(
         settings.model,
-        device=own or choose_device(options.device),
+        device=own or chosen,
         half_precision=False if options.precision == "float32" else None,
     )
 

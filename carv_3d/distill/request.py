@@ -105,7 +105,7 @@ def resolve(request: DistillRequest) -> tuple[Settings, Path]:
             check_unused(request.out, "choose another --out, or go on with the run in it with --resume")
             return settings, request.out
         return settings, unused(_default_folder(settings))
-    folder = request.out or _latest_folder(request)
+    folder = request.out or latest_folder(request)
     stored = read_settings(folder)
     options = read_distill_options(request.overrides, request.seed, stored.options)
     old, new = map(_compared, (stored, Settings(request.model or stored.model, options)))
@@ -150,7 +150,7 @@ def _default_folder(settings: Settings) -> Path:
     return Path("outputs") / f"distill-{slug(model_name(settings.model))}-{settings.options.seed}"
 
 
-def _latest_folder(request: DistillRequest) -> Path:
+def latest_folder(request: DistillRequest) -> Path:
     """The newest of this model's default folders."""
     if request.model is None:
         raise CarvError("which run to resume is not said; name its folder with --out, or its model")

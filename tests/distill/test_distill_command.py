@@ -17,10 +17,11 @@ from torch import Tensor
 
 from carv_3d import cli
 from carv_3d.checkpoint import load_checkpoint
-from carv_3d.distill import variance_command
+from carv_3d.distill import command, variance_command
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
+from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
 from carv_3d.errors import CarvError
 from carv_3d.files import locked
@@ -291,6 +292,29 @@ def test_the_variance_of_a_model_and_of_a_run(
     assert "the disk is full" in told.err
     assert not Path("x").exists()
     assert "a run has its own" in refusal(capsys, ["distill", "variance", "run", "num_draws=2"])
+
+
+def test_the_device_is_the_stored_runs_and_cuda_is_not_taken_for_granted(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert cli.main(["distill", *words(place, sd_folder, "steps=0")[1:]]) == 0  # device=cpu
+    asked = []
+
+    class Several(Ranks):
+        device = torch.device("cpu")  # as accelerate has it where there is no GPU
+
+    def joined(cpu: bool = False) -> Ranks:
+        asked.append(cpu)
+        return Several()
+
+    monkeypatch.setattr(command, "join", joined)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["distill", str(sd_folder), "--resume"]) == 0, capsys.readouterr().err
+    assert cli.main(["distill", "--resume", "--out", f"outputs/{os.listdir('outputs')[0]}"]) == 0
+    assert asked == [True, True]
+    message = refusal(capsys, words(place, sd_folder, "device=cuda"))
+    assert "device is cuda, but torch sees no GPU here" in message
+    assert asked == [True, True, False]
 
 
 def test_the_judges_of_all_captions_share_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
