@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -252,12 +253,20 @@ def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
         assert resolve(DistillRequest(name))[0] == Settings(name, DistillOptions())
 
 
-def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, capsys: Any) -> None:
+def test_a_dry_run_writes_nothing(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     assert cli.main(words(place, sd_folder, "--dry-run")) == 0
     out = capsys.readouterr().out
     assert "num_draws: 2" in out
     assert "# time: about" in out
     assert "# folder: outputs/distill-" in out
+    found = re.search(r"# checkpoint: about (\S+) GB, kept twice", out)
+    assert found is not None
+    monkeypatch.chdir(place)
+    assert cli.main(words(place, sd_folder, "steps=1", "--out", "run")) == 0
+    assert float(found[1]) * 1e9 == pytest.approx(os.path.getsize("run/checkpoint"), rel=0.3)  # the zip's own included
+    monkeypatch.chdir(place / "here")
     assert os.listdir() == []
 
 
