@@ -84,6 +84,10 @@ def main() -> int:
     parser.add_argument("--pretrain", type=int, default=4000, help="steps of the network before distillation")
     parser.add_argument("--work", type=Path, default=Path("outputs/distill-gaussian"))
     o = parser.parse_args()
+    if not 0 < o.budget < math.inf or o.points < 1 or o.samples < 2 or o.pretrain < 0:
+        raise CarvError(
+            "--budget must be above 0, --points at least 1, --samples at least 2 and --pretrain not below 0"
+        )
     angles = torch.arange(MODES) * 2 * math.pi / MODES
     teacher = GaussianTeacher(torch.stack([angles.cos(), angles.sin()], 1)[:, :, None, None], STD)
     g = torch.Generator().manual_seed(1)

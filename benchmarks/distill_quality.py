@@ -25,7 +25,7 @@ from carv_3d.distill.metrics import kernel_distance
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import TinyCaptions
 from carv_3d.distill.request import read_distill_options
-from carv_3d.distill.trials import METHODS, equal_table, make_trials, read_off, run_trials, start_from
+from carv_3d.distill.trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
 from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("outputs/distill-quality"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of carv distill")
     o = parser.parse_args()
-    if not o.budget > 0 or o.points < 1 or o.samples < 2:
+    if not 0 < o.budget < float("inf") or o.points < 1 or o.samples < 2:
         raise CarvError("--budget must be above 0, --points at least 1, --samples at least 2")
     base = read_distill_options([f"batch_size={o.batch}", f"lr={o.lr!r}", *o.overrides])
     start = None if o.start_from is None else load_checkpoint(o.start_from / "checkpoint")[0]
@@ -66,7 +66,7 @@ def main() -> int:
         pictures = one_step_pictures(distillation.averaged(), teacher, prompts)
         return score_pictures(judge, pictures, wanted, real).figures()
 
-    made_with = f"{o.samples} prompts, started from {o.start_from}"
+    made_with = f"{o.samples} prompts, {origin(start, teacher.unet, teacher.vae, teacher.text_encoder, judge)}"
     trials = make_trials(o.work, o.methods, o.seeds, base, build, evaluate, made_with)
     run_trials(trials, [o.budget * i / o.points for i in range(o.points + 1)])
     comparison = read_off(o.work, trials, score="agreement_both")

@@ -18,18 +18,13 @@ from pathlib import Path
 import torch
 
 from carv_3d.checkpoint import load_checkpoint
-from carv_3d.core.accounting import Interval
+from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
-from carv_3d.distill.prompts import read_prompts
-from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, read_setting, variance_table
+from carv_3d.distill.request import Settings, read_settings
+from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, check_settings, read_setting, variance_table
 from carv_3d.errors import CarvError
 from carv_3d.progress import Display
-from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-
-
-def shown(found: Interval, digits: int) -> str:
-    return f"{found.value:.{digits}g} [{found.low:.{digits}g}, {found.high:.{digits}g}]"
 
 
 def markdown(rows: Sequence[VarianceRow]) -> str:
@@ -42,8 +37,8 @@ def markdown(rows: Sequence[VarianceRow]) -> str:
         paper = PAPER.get(row.setting.name)
         theirs = "— | —" if paper is None else f"{paper:g} | {PAPER['8x1'] / paper:.3g}"
         lines.append(
-            f"| {row.setting.name} | {shown(row.variance, 3)} | {shown(row.upstream, 2)} | {shown(row.reduction, 3)} "
-            f"| {row.seconds:.2f} | {theirs} |"
+            f"| {row.setting.name} | {row.shown(row.variance, 3)} | {row.shown(row.upstream, 2)} "
+            f"| {row.shown(row.reduction, 3)} | {row.seconds:.2f} | {theirs} |"
         )
     return "\n".join(lines)
 
@@ -61,27 +56,27 @@ def main() -> int:
     parser.add_argument("--max-batch", type=int, default=DistillOptions.max_batch)
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args()
-    settings = [read_setting(text) for text in o.settings]
+    wanted = [read_setting(text) for text in o.settings]
+    check_settings(wanted)
     options = DistillOptions(
         guidance_scale=o.scale, objective=o.objective, max_batch=o.max_batch, prompts=o.prompts, seed=o.seed
     )
+    settings = Settings(o.model, options)
     if o.start is not None:  # the run's own objective and teacher
-        from carv_3d.distill.request import read_settings
-
-        run = read_settings(o.start)
-        o.model, options = run.model, replace(run.options, max_batch=o.max_batch, seed=o.seed)
-    teacher = StableDiffusionTeacher.load(o.model, half_precision=False)
-    distillation = Distillation(teacher, options, read_prompts(options.prompts, o.model))
+        settings = read_settings(o.start)
+        settings.options = options = replace(settings.options, max_batch=o.max_batch, seed=o.seed)
+    prompts = check_prompts(settings)
+    distillation = Distillation(load_teacher(settings), options, prompts)
     if o.start is not None:
         distillation.load_networks(load_checkpoint(o.start / "checkpoint")[0])
     display = Display()
     with display.progress(0, o.pairs, "pair") as show:
-        rows = variance_table(distillation, settings, o.pairs, o.budget, o.seed, show=lambda done: show(done, {}))
+        rows = variance_table(distillation, wanted, o.pairs, o.budget, o.seed, show=lambda done: show(done, {}))
     count = sum(p.numel() for p in distillation.generator.parameters())
     print(
-        f"\n{o.model}, step {distillation.step}, tr Cov over {count:,} parameters, {rows[0].pairs} pairs of gradients "
-        f"each, guidance {options.guidance_scale:g}, objective {options.objective}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}; 95 % bootstrap over pairs.\n"
+        f"\n{settings.model}, step {distillation.step}, tr Cov over {count:,} parameters, {rows[0].pairs} pairs of "
+        f"gradients each, guidance {options.guidance_scale:g}, objective {options.objective}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; 95 % bootstrap over pairs.\n"
     )
     print(markdown(rows))
     return 0

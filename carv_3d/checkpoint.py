@@ -7,6 +7,7 @@ beside it as `<name>.previous`.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import random
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from carv_3d.errors import CarvError
 from carv_3d.files import explain_os_error, write_atomic
@@ -79,6 +80,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str | None]:
             "begin again without --resume and with a new --out"
         )
     raise CarvError(f"there is no checkpoint at {path}")
+
+
+def fingerprint_of(module: nn.Module, *more: Tensor) -> str:
+    """A short hash of a module's parameters with their names, and of further tensors."""
+    digest = hashlib.sha256()
+    for name, p in [*module.named_parameters(), *((str(i), x) for i, x in enumerate(more))]:
+        digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
+        digest.update(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def rng_state() -> dict[str, Any]:

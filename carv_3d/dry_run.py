@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
-import torch
-
 from carv_3d.config import config_to_yaml
+from carv_3d.devices import peak_memory
 from carv_3d.errors import CarvError
 from carv_3d.progress import duration
 from carv_3d.request import Request, resolve
@@ -51,18 +49,3 @@ def dry_run(request: Request, steps: int = 2) -> int:
     print(f"# memory: about {peak_memory(host.device)}")
     print("# nothing was written")
     return 0
-
-
-def peak_memory(device: torch.device) -> str:
-    """This process's peak so far, of the GPU and of the machine."""
-    parts = []
-    if device.type == "cuda":
-        parts.append(f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the GPU")
-    try:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-        parts.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB")
-    except ImportError:  # Windows
-        parts.append("2 GiB")
-    return " and ".join(parts)

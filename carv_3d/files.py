@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from carv_3d.errors import CarvError
@@ -110,6 +111,17 @@ def unused(path: Path) -> Path:
     return found
 
 
+def newest_run(path: Path) -> Path:
+    """Of `path` and `path`-2, `path`-3 ... (some may be gone), the run that was begun or gone on with last, by the time
+    of its config.yaml; `path` where there is none."""
+    found = []
+    for config in path.parent.glob(f"{glob.escape(path.name)}*/config.yaml"):
+        number = re.fullmatch(rf"{re.escape(path.name)}(?:-(\d+))?", config.parent.name)
+        if number is not None:
+            found.append((config.stat().st_mtime_ns, int(number[1] or 1), config.parent))
+    return max(found)[2] if found else path
+
+
 def check_unused(path: Path, way_out: str = "choose another --out") -> None:
     """Raises CarvError, ending in `way_out`, where `path` is a file, a folder with something in it, or unreadable."""
     try:
@@ -128,6 +140,19 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+@contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """`make_folder(path)` before the work in the block; afterwards, what was made for it and holds nothing is gone."""
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        make_folder(path)
+        yield
+    finally:
+        for p in made:  # the innermost first
+            with suppress(OSError):
+                p.rmdir()
 
 
 @contextmanager

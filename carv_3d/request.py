@@ -8,7 +8,7 @@ from pathlib import Path
 
 from carv_3d.config import Config, load_config
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, slug, unused
+from carv_3d.files import check_unused, newest_run, slug, unused
 from carv_3d.options import differing_keys, look_up, to_mapping
 
 # What --resume may change: how long, what is shown and where, but not what is being computed.
@@ -78,10 +78,6 @@ def _new_folder(request: Request, config: Config) -> Path:
 
 
 def _latest_folder(request: Request) -> Path:
-    """The newest of this prompt's default folders: the one with the highest number behind it."""
+    """The newest of this prompt's default folders."""
     config = load_config(request.config, request.overrides, request.prompt, request.seed)
-    first = _default_folder(config.prompt, config.seed)
-    folder, number = first, 2
-    while (later := first.with_name(f"{first.name}-{number}")).exists():
-        folder, number = later, number + 1
-    return folder
+    return newest_run(_default_folder(config.prompt, config.seed))

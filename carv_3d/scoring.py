@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,19 +32,19 @@ class PromptJudge:
     @classmethod
     def for_prompt(cls, prompt: str, device: torch.device) -> PromptJudge | None:
         """A judge for `prompt`, or None where there is none or it does not know the prompt's words."""
+        return cls.for_prompts([prompt], device)[0]
+
+    @classmethod
+    def for_prompts(cls, prompts: Sequence[str], device: torch.device) -> list[PromptJudge | None]:
+        """As `for_prompt`, of each; they share one network."""
+        targets = [_targets(prompt) for prompt in prompts]
         try:
-            from carv_3d.teachers.tiny import vocabulary
             from carv_3d.teachers.tiny.judge import Judge
 
-            object_name, colour, finish = vocabulary.parse(prompt)
-            judge = Judge.load()
+            judge = Judge.load() if any(targets) else None
         except (ImportError, OSError, CarvError):
-            return None
-        targets = {"object": list(vocabulary.OBJECTS).index(object_name)}
-        if colour is not None:
-            targets["colour"] = list(vocabulary.COLOURS).index(colour)
-        targets["finish"] = list(vocabulary.FINISHES).index(finish)
-        return cls(judge, targets, device)
+            judge = None
+        return [cls(judge, own, device) if judge is not None and own else None for own in targets]
 
     @torch.no_grad()
     def score(self, views: Tensor) -> dict[str, float]:
@@ -53,3 +54,18 @@ class PromptJudge:
             f"judge_{name}": float(logits[name].softmax(dim=-1)[:, target].mean())
             for name, target in self.targets.items()
         }
+
+
+def _targets(prompt: str) -> dict[str, int]:
+    """The right class of each of the judge's questions; {} where it does not know the prompt's words."""
+    try:
+        from carv_3d.teachers.tiny import vocabulary
+
+        object_name, colour, finish = vocabulary.parse(prompt)
+    except (ImportError, OSError, CarvError):
+        return {}
+    targets = {"object": list(vocabulary.OBJECTS).index(object_name)}
+    if colour is not None:
+        targets["colour"] = list(vocabulary.COLOURS).index(colour)
+    targets["finish"] = list(vocabulary.FINISHES).index(finish)
+    return targets

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, make_folder, replaced_folder, slug, unused, write_atomic, write_via
+from carv_3d.files import (
+    check_unused,
+    folder_for,
+    make_folder,
+    newest_run,
+    replaced_folder,
+    slug,
+    unused,
+    write_atomic,
+    write_via,
+)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +172,44 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_call(tmp_path: Path) -
     fill(folder, "new")
     assert set(held(folder).values()) == {"new"}
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_folder_for_work_that_came_to_nothing_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+
+    def work(name: str | None) -> None:
+        with folder_for(folder):
+            assert folder.is_dir()
+            if name is not None:
+                (folder / name).touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work(None)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(KeyError):
+        work("kept")
+    assert os.listdir(folder) == ["kept"]
+    own = tmp_path / "own"
+    own.mkdir()
+    with folder_for(own):
+        pass
+    assert own.is_dir()  # it was there before
+    with pytest.raises(CarvError, match="cannot write"), folder_for(folder / "kept" / "c"):
+        pytest.fail("there is no such folder")
+
+
+def test_the_newest_run_is_found_over_gaps_by_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "a-[x]-0"
+    assert newest_run(path) == path
+    for name, time in (("a-[x]-0-2", 30), ("a-[x]-0-12", 20), ("a-[x]-0-x", 99), ("a-[x]-01", 99), ("a-x-0", 99)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+        os.utime(tmp_path / name / "config.yaml", (time, time))
+    (tmp_path / "a-[x]-0-13").mkdir()  # no run
+    assert newest_run(path) == tmp_path / "a-[x]-0-2"
+    os.utime(tmp_path / "a-[x]-0-12" / "config.yaml", (30, 30))
+    assert newest_run(path) == tmp_path / "a-[x]-0-12"  # the higher number, where times are equal
+    path.mkdir()
+    (path / "config.yaml").touch()
+    assert newest_run(path) == path

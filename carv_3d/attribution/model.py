@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from carv_3d.checkpoint import fingerprint_of
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.teachers.denoiser import Denoiser
 
@@ -75,12 +75,3 @@ class GradientModel:
     def fingerprint(self) -> str:
         """Of all parameters, to the bit, and of the schedule: a store of other weights is told by it."""
         return fingerprint_of(self.module, self.schedule.alphas_cumprod.float())
-
-
-def fingerprint_of(module: nn.Module, *more: Tensor) -> str:
-    """A short hash of a module's parameters with their names, and of further tensors."""
-    digest = hashlib.sha256()
-    for name, p in [*module.named_parameters(), *((str(i), x) for i, x in enumerate(more))]:
-        digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-        digest.update(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from carv_3d.checkpoint import load_checkpoint, previous_path, save_checkpoint
+from carv_3d.core.batching import is_out_of_memory
 from carv_3d.devices import choose_device
 from carv_3d.distill.loop import PHASES, Distillation
 from carv_3d.distill.options import DistillOptions
@@ -21,12 +22,13 @@ from carv_3d.distill.request import (
     DistillRequest,
     Settings,
     hash_of,
+    latest_folder,
     read_distill_options,
     read_settings,
     resolve,
 )
 from carv_3d.errors import CarvError
-from carv_3d.files import locked, make_folder, write_atomic
+from carv_3d.files import folder_for, locked, make_folder, write_atomic
 from carv_3d.metrics import append_row, write_rows
 from carv_3d.progress import Display, StopSignals
 from carv_3d.report import read_metrics
@@ -57,8 +59,8 @@ def distill(request: DistillRequest) -> int:
 
 
 def _on_cpu(request: DistillRequest) -> bool:
-    """Whether the request says so, before the processes join."""
-    base = read_settings(request.out).options if request.resume and request.out else None
+    """Whether the request, or the run that it goes on with, says so, before the processes join."""
+    base = read_settings(request.out or latest_folder(request)).options if request.resume else None
     return read_distill_options(request.overrides, request.seed, base).device == "cpu"
 
 
@@ -68,17 +70,29 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
     display = Display(quiet=not ranks.first)
     prompts = check_prompts(settings)
     display.say(f"{settings.model} -> {folder}")
+    with folder_for(folder) if ranks.first else nullcontext():
+        return _train(request, ranks, settings, folder, prompts, display)
+
+
+def _train(
+    request: DistillRequest, ranks: Ranks, settings: Settings, folder: Path, prompts: Prompts, display: Display
+) -> int:
     with display.status("loading the model"):
         teacher = load_teacher(settings, ranks)
     run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
-    if ranks.first:
-        make_folder(folder)
     with locked(folder) if ranks.first else nullcontext():
         run.open(request.resume)
         try:
             signal_number = run.train()
         except CarvError as error:
             raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+                raise
+            raise CarvError(
+                f"memory ran out on batch_size={run.options.batch_size} samples: lower batch_size, or set "
+                f"precision=bf16; {run.kept()}"
+            ) from error
         if signal_number:
             display.say(f"Stopped after step {run.one.step}. Go on with: {resume_command(folder)}")
             return 128 + signal_number
@@ -91,9 +105,12 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
 
 
 def check_prompts(settings: Settings) -> Prompts:
-    """The prompts of a run; CarvError where there are none, or others than it began with."""
-    from carv_3d.teachers.availability import BUILT_IN
+    """The prompts of a run; CarvError where there are none, or others than it began with, or no model: said before
+    anything is loaded."""
+    from carv_3d.teachers.availability import is_local, resolve_model
 
+    if is_local(settings.model):  # a name that is misspelt has no prompts either
+        resolve_model(settings.model)
     prompts = read_prompts(settings.options.prompts, settings.model)
     found = hash_of(prompts)
     if settings.prompts_hash not in ("", found):
@@ -102,22 +119,24 @@ def check_prompts(settings: Settings) -> Prompts:
             "run with another --out"
         )
     settings.prompts_hash = found
-    if settings.model not in BUILT_IN:  # said before anything is loaded
-        from carv_3d.teachers.availability import resolve_model
-
+    if not is_local(settings.model):  # which may download it
         resolve_model(settings.model)
     return prompts
 
 
 def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:
-    """The teacher on its device; in half precision on CUDA, unless float32 is asked for. CarvError as `load` raises."""
+    """The teacher on its device; in half precision on CUDA, unless float32 is asked for.
+
+    Raises CarvError as `load`, and where CUDA is asked for and absent, among several processes too.
+    """
     from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
     options = settings.options
+    chosen = choose_device(options.device)
     own = None if ranks is None else ranks.device
     return StableDiffusionTeacher.load(
         settings.model,
-        device=own or choose_device(options.device),
+        device=own or chosen,
         half_precision=False if options.precision == "float32" else None,
     )
 
@@ -136,7 +155,7 @@ class DistillRun:
         self.metrics = folder / "metrics.csv"
         seed = torch.Generator().manual_seed(seed_for(self.options.seed, "preview prompts"))
         self.captions = one.prompts.first(self.options.preview_prompts, seed)
-        self.judges = [PromptJudge.for_prompt(caption, one.device) for caption in dict.fromkeys(self.captions)]
+        self.judges = PromptJudge.for_prompts(list(dict.fromkeys(self.captions)), one.device)
         self.saved_step: int | None = None
         self.last: dict[str, float] = {}
 
@@ -145,7 +164,10 @@ class DistillRun:
         return self.settings.options
 
     def open(self, resume: bool) -> None:
-        """Begin in the folder, or take up the run in it (and clear what a kill left half written)."""
+        """Begin in the folder, or take up the run in it (and clear what a kill left half written).
+
+        Raises CarvError, before anything is written, where the run cannot be taken up or is beyond its steps.
+        """
         one, first = self.one, self.one.ranks.first
         if first:
             for half in self.folder.glob(".*.tmp*"):
@@ -155,6 +177,11 @@ class DistillRun:
             if note:
                 self.display.say(f"Note: {note}.")
             one.load_state_dict(state)
+            if self.options.steps < one.step:
+                raise CarvError(
+                    f"the run in {self.folder} is at step {one.step}, beyond steps = {self.options.steps}; give "
+                    f"steps={one.step} or more, or none"
+                )
             self.saved_step = one.step
             self.display.say(f"Resumed after step {one.step}.")
         elif resume:

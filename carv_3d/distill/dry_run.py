@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+from torch import Tensor
+
+from carv_3d.devices import peak_memory
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.request import DistillRequest, resolve
-from carv_3d.dry_run import peak_memory
 from carv_3d.progress import duration
 
 
@@ -27,5 +30,15 @@ def dry_run(request: DistillRequest, steps: int = 2) -> int:
     total = each * settings.options.steps
     print(f"# time: about {duration(total)} for {settings.options.steps} steps of {each:.2f} s, and the previews")
     print(f"# memory: about {peak_memory(one.device)}")
+    print(f"# checkpoint: about {tensor_bytes(one.state_dict()) / 1e9:.2g} GB, kept twice")
     print("# nothing was written")
     return 0
+
+
+def tensor_bytes(state: Any) -> int:
+    """Of all tensors in nested plain data."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, dict):
+        return sum(map(tensor_bytes, state.values()))
+    return sum(map(tensor_bytes, state)) if isinstance(state, (list, tuple)) else 0

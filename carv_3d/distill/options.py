@@ -26,11 +26,13 @@ class DistillOptions:
     num_draws: int = 4
     """K, draws of (t, eps) per sample."""
     proposal: str = "uniform"
-    """Where timesteps are drawn: uniform | weight | adaptive."""
+    """Where timesteps are drawn: uniform | weight | adaptive. Under objective=dmd weight is uniform: the normaliser
+    leaves no factor that hangs on t alone."""
     stratify: str = "render"
     """none | render (K strata in each sample) | global (over all samples, of all processes), see Design."""
     antithetic: bool = False
-    """Draws in pairs with the same t and opposite noise; K is even."""
+    """Draws in pairs with the same t and opposite noise; K is even. Where fake_draws is odd, the fake's have no
+    pairs."""
     min_step_percent: float = 0.02
     max_step_percent: float = 0.98
     """Of the timesteps, both ends included."""

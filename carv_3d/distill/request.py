@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, explain_os_error, slug, unused
+from carv_3d.files import check_unused, explain_os_error, newest_run, slug, unused
 from carv_3d.options import differing_keys, look_up, read_options, read_override, to_mapping
 
 EXAMPLE = "num_draws=8"
@@ -91,7 +92,7 @@ def hash_of(prompts: Prompts) -> str:
 
 
 def resolve(request: DistillRequest) -> tuple[Settings, Path]:
-    """The settings and the folder of a request; nothing is written.
+    """The settings and the folder of a request; nothing is written. Their local model and prompts are absolute paths.
 
     Raises:
         CarvError: a bad option, a folder that is in use, nothing to resume, or a resume that would change what is
@@ -99,23 +100,45 @@ def resolve(request: DistillRequest) -> tuple[Settings, Path]:
     """
     if not request.resume:
         assert request.model is not None  # seen to by the parser
-        settings = Settings(request.model, read_distill_options(request.overrides, request.seed))
+        settings = _wherever(Settings(request.model, read_distill_options(request.overrides, request.seed)))
         if request.out is not None:
             check_unused(request.out, "choose another --out, or go on with the run in it with --resume")
             return settings, request.out
         return settings, unused(_default_folder(settings))
-    folder = request.out or _latest_folder(request)
+    folder = request.out or latest_folder(request)
     stored = read_settings(folder)
     options = read_distill_options(request.overrides, request.seed, stored.options)
-    old = {"model": stored.model, **asdict(stored.options)}
-    new = {"model": request.model or stored.model, **asdict(options)}
+    old, new = map(_compared, (stored, Settings(request.model or stored.model, options)))
     for key in differing_keys(old, new):
         if key not in CHANGEABLE:
             raise CarvError(
                 f"the run in {folder} has {key} = {look_up(old, key)!r}, and --resume cannot change it to "
                 f"{look_up(new, key)!r}; leave it, or begin a new run with another --out"
             )
-    return Settings(stored.model, options, stored.prompts_hash), folder
+    options = replace(options, prompts=stored.options.prompts)
+    return _wherever(Settings(stored.model, options, stored.prompts_hash)), folder
+
+
+def _wherever(settings: Settings) -> Settings:
+    """The same from whatever folder they are read: paths that are there become absolute; names stay as they are."""
+    from carv_3d.teachers.availability import BUILT_IN
+
+    model, prompts = settings.model, settings.options.prompts
+    if model not in BUILT_IN and Path(model).expanduser().is_dir():
+        model = os.path.abspath(Path(model).expanduser())
+    if prompts is not None and Path(prompts).expanduser().exists():
+        prompts = os.path.abspath(Path(prompts).expanduser())
+    return Settings(model, replace(settings.options, prompts=prompts), settings.prompts_hash)
+
+
+def _compared(settings: Settings) -> dict[str, Any]:
+    """Model and options as they are compared: two names of one place are the same."""
+    absolute = _wherever(settings)
+    values = {"model": absolute.model, **asdict(absolute.options)}
+    for key in ("model", "prompts"):
+        if os.path.isabs(values[key] or ""):
+            values[key] = os.path.realpath(values[key])
+    return values
 
 
 def model_name(model: str) -> str:
@@ -127,13 +150,9 @@ def _default_folder(settings: Settings) -> Path:
     return Path("outputs") / f"distill-{slug(model_name(settings.model))}-{settings.options.seed}"
 
 
-def _latest_folder(request: DistillRequest) -> Path:
-    """The newest of this model's default folders: the one with the highest number behind it."""
+def latest_folder(request: DistillRequest) -> Path:
+    """The newest of this model's default folders."""
     if request.model is None:
         raise CarvError("which run to resume is not said; name its folder with --out, or its model")
     settings = Settings(request.model, read_distill_options(request.overrides, request.seed))
-    first = _default_folder(settings)
-    folder, number = first, 2
-    while (later := first.with_name(f"{first.name}-{number}")).exists():
-        folder, number = later, number + 1
-    return folder
+    return newest_run(_default_folder(settings))

@@ -7,14 +7,16 @@ off is `carv_3d.compare`'s: curves with bands over seeds, against steps, UNet ro
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from carv_3d.checkpoint import load_checkpoint, save_checkpoint
+from carv_3d.checkpoint import fingerprint_of, load_checkpoint, save_checkpoint
 from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord, columns
 from carv_3d.compare.tables import Comparison, compare, write_tables
@@ -36,7 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
 class Trial:
     """One run of a method with one seed, in its folder.
 
-    rows: a dict of figures for each reading so far: the axes, and what `evaluate` gave.
+    rows: a dict of figures for each reading so far: the axes, and what `evaluate` gave. readings: the seconds that each
+    was asked for at, of which its row's are the first step's end.
     """
 
     def __init__(
@@ -53,19 +56,29 @@ class Trial:
         self.build, self.evaluate = build, evaluate
         self.made_with = {"options": {k: str(v) for k, v in asdict(options).items()}, "else": made_with}
         self.rows: list[dict[str, float]] = []
-        self._state: dict[str, Any] | None = None
+        self.readings: list[float] = []
         if (folder / "checkpoint").exists():
             state, _ = load_checkpoint(folder / "checkpoint")
-            if state["made_with"] != self.made_with:
+            if state["made_with"] != self.made_with or "readings" not in state:
                 raise CarvError(f"{folder} holds a run with other options: choose another folder, or the same options")
-            self.rows = state["rows"]
+            self.rows, self.readings = state["rows"], state["readings"]
+
+    def check(self, readings: Sequence[float]) -> None:
+        """Raises CarvError where a reading that was taken is none of these, or stands at other seconds."""
+        same = all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(self.readings, readings))
+        if not same or len(self.readings) > len(readings):
+            raise CarvError(
+                f"{self.folder} was read at other seconds: give the same --budget and --points, or another --work"
+            )
 
     def advance(self, reading: int, seconds: float) -> bool:
         """Train until the seconds of its own steps come to `seconds`, evaluate, save; False where that was done.
 
         reading: the number of this reading, from 0. Evaluation, files and building count for nothing.
+        Raises CarvError where that reading was taken at other seconds.
         """
         if len(self.rows) > reading:
+            self.check([*self.readings[:reading], seconds, *self.readings[reading + 1 :]])
             return False
         distillation = self.build(self.options)
         clock = 0.0
@@ -82,9 +95,10 @@ class Trial:
         }
         rows = [*self.rows, {**axes, **self.evaluate(distillation)}]
         make_folder(self.folder)
-        state = {"made_with": self.made_with, "rows": rows, "distillation": distillation.state_dict()}
-        save_checkpoint(self.folder / "checkpoint", state)
-        self.rows = rows
+        readings = [*self.readings, float(seconds)]
+        state = {"made_with": self.made_with, "rows": rows, "readings": readings}
+        save_checkpoint(self.folder / "checkpoint", {**state, "distillation": distillation.state_dict()})
+        self.rows, self.readings = rows, readings
         return True
 
     def record(self) -> RunRecord:
@@ -133,7 +147,10 @@ def read_off(work: Path, trials: Sequence[Trial], score: str | None = None) -> C
 
 def run_trials(trials: Sequence[Trial], readings: Sequence[float], log: Callable[[str], None] = print) -> None:
     """Every trial to every reading (seconds of its own clock), in turns: the first reading of all, then the second,
-    in the opposite order, so that what else the machine does falls on all alike."""
+    in the opposite order, so that what else the machine does falls on all alike. Raises CarvError, before any of them
+    goes on, where one was read at other seconds."""
+    for trial in trials:
+        trial.check(readings)
     for i, seconds in enumerate(readings):
         for trial in trials if i % 2 == 0 else reversed(trials):
             if trial.advance(i, seconds):
@@ -147,6 +164,14 @@ def start_from(distillation: Distillation, state: dict[str, Any]) -> None:
     Raises CarvError where they do not fit."""
     own = copy.deepcopy({k: state.get(k) for k in ("generator", "fake", "average", "step")})  # it is used again
     distillation.load_networks(own)
+
+
+def origin(state: dict[str, Any] | None, *weights: nn.Module) -> str:
+    """What `start_from` began with, and the networks that figures hang on, to the bit: for a trial's `made_with`."""
+    networks = () if state is None else (state["generator"], state["fake"], state["average"])
+    tensors = [x for network in networks for x in network.values()]
+    begun = "the teacher" if state is None else f"step {state['step']} of {fingerprint_of(nn.Module(), *tensors)}"
+    return f"started from {begun}, with the weights {' '.join(map(fingerprint_of, weights))}"
 
 
 def equal_table(comparison: Comparison, metrics: Sequence[str], digits: int = 3) -> str:

@@ -26,6 +26,7 @@ from carv_3d.errors import CarvError
 from carv_3d.seeds import seed_for
 
 RESAMPLES = 2000
+MIN_PAIRS = 8  # of which the bootstrap makes an interval that is worth showing
 WORDS: dict[str, dict[str, Any]] = {
     "strat": {"stratify": "render"},
     "global": {"stratify": "global"},
@@ -70,6 +71,12 @@ def read_setting(text: str) -> Setting:
     return Setting(B, K, design)
 
 
+def check_settings(settings: Sequence[Setting]) -> None:
+    """Raises CarvError for fewer settings than one, or one that is named twice."""
+    if not settings or len(set(settings)) < len(settings):
+        raise CarvError("the settings are none, or one of them is named twice; name different ones")
+
+
 @dataclass
 class VarianceRow:
     """One setting. variance: of a step's gradient. upstream: the part of it that more draws do not lower; unbiased, so
@@ -82,6 +89,11 @@ class VarianceRow:
     reduction: Interval
     seconds: float
     pairs: int
+
+    def shown(self, found: Interval, digits: int) -> str:
+        """One of its figures, with the interval unless it is of fewer than `MIN_PAIRS` pairs."""
+        ends = f" [{found.low:.{digits}g}, {found.high:.{digits}g}]" if self.pairs >= MIN_PAIRS else ""
+        return f"{found.value:.{digits}g}{ends}"
 
 
 @dataclass
@@ -97,9 +109,8 @@ class VarianceStudy:
     """Pairs of steps of a distillation as it stands; nothing of it moves on but the meter."""
 
     def __init__(self, distillation: Distillation, settings: Sequence[Setting], seed: int = 0) -> None:
-        """Raises CarvError for fewer settings than one, or one that is named twice."""
-        if not settings or len(set(settings)) < len(settings):
-            raise CarvError("the settings are none, or one of them is named twice; name different ones")
+        """Raises CarvError as `check_settings`."""
+        check_settings(settings)
         self.distillation, self.settings = distillation, list(settings)
         self.samples = [Samples() for _ in settings]
         self.seed = seed
@@ -222,17 +233,19 @@ def csv_text(rows: Sequence[VarianceRow]) -> str:
 
 
 def table_text(rows: Sequence[VarianceRow]) -> list[str]:
-    """The same as lines of a table."""
-    head = f"{'setting':<24}{'variance':>26}{'upstream':>12}{'reduction':>24}{'s/step':>9}{'the paper':>20}"
-    lines = [head]
+    """The same as lines of a table; intervals from `MIN_PAIRS` pairs on."""
+    head = f"{'setting':<24}{'variance':>26}{'upstream':>12}{'reduction':>24}{'pairs':>7}{'s a gradient':>14}"
+    lines = [f"{head}{'the paper':>20}"]
     for row in rows:
-        v, r = row.variance, row.reduction
-        variance, absolute = f"{v.value:.4g} [{v.low:.4g}, {v.high:.4g}]", _paper(row.setting)
-        reduction = f"{r.value:.3g} [{r.low:.3g}, {r.high:.3g}]"
+        variance, reduction = row.shown(row.variance, 4), row.shown(row.reduction, 3)
+        absolute = _paper(row.setting)
         paper = f"{absolute[0]} ({absolute[1]}x)" if absolute[0] else "-"
         lines.append(
-            f"{row.setting.name:<24}{variance:>26}{row.upstream.value:>12.4g}{reduction:>24}{row.seconds:>9.3g}{paper:>20}"
+            f"{row.setting.name:<24}{variance:>26}{row.upstream.value:>12.4g}{reduction:>24}{row.pairs:>7}"
+            f"{row.seconds:>14.3g}{paper:>20}"
         )
+    if any(row.pairs < MIN_PAIRS for row in rows):
+        lines.append(f"Intervals are shown from {MIN_PAIRS} pairs on: raise --pairs or --budget.")
     return lines
 
 

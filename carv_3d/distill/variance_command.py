@@ -9,11 +9,27 @@ from pathlib import Path
 from carv_3d.checkpoint import load_checkpoint
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
+from carv_3d.distill.prompts import Prompts
 from carv_3d.distill.request import Settings, model_name, read_distill_options, read_settings
-from carv_3d.distill.variance import DEFAULT, csv_text, read_setting, table_text, variance_table
+from carv_3d.distill.variance import (
+    DEFAULT,
+    Setting,
+    check_settings,
+    csv_text,
+    read_setting,
+    table_text,
+    variance_table,
+)
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, make_folder, slug, unused, write_atomic
+from carv_3d.files import check_unused, folder_for, slug, unused, write_atomic
 from carv_3d.progress import Display, StopSignals
+from carv_3d.teachers.availability import BUILT_IN
+
+# The options that the variance depends on; samples, draws and their design are the settings'.
+COUNTING = (
+    "guidance_scale", "objective", "min_step_percent", "max_step_percent", "prompts", "precision", "max_batch",
+    "device", "seed",
+)  # fmt: skip
 
 
 @dataclass
@@ -41,13 +57,20 @@ class VarianceRequest:
 
 def measure(request: VarianceRequest) -> int:
     """Measure, show and write variance.csv; returns 0, or 128 and the number of the signal that stopped it."""
-    display = Display()
     wanted = [read_setting(text) for text in request.settings]
+    check_settings(wanted)
     settings = _settings(request)
     prompts = check_prompts(settings)
-    name = model_name(request.source)
-    folder = request.out or unused(Path("outputs") / f"distill-variance-{slug(name)}")
+    folder = request.out or unused(Path("outputs") / f"distill-variance-{slug(model_name(request.source))}")
     check_unused(folder)
+    with folder_for(folder):
+        return _measure(request, wanted, settings, prompts, folder)
+
+
+def _measure(
+    request: VarianceRequest, wanted: list[Setting], settings: Settings, prompts: Prompts, folder: Path
+) -> int:
+    display = Display()
     state = None
     if request.is_run:
         state, note = load_checkpoint(Path(request.source).expanduser() / "checkpoint")
@@ -58,7 +81,7 @@ def measure(request: VarianceRequest) -> int:
     if state is not None:
         one.load_networks(state)
     count = sum(p.numel() for p in one.generator.parameters())
-    display.say(f"{name} at step {one.step}: gradients of {count:,} numbers")
+    display.say(f"{model_name(request.source)} at step {one.step}: gradients of {count:,} numbers")
     with StopSignals() as stop, display.progress(0, request.pairs, "pair") as show:
         rows = variance_table(
             one,
@@ -70,10 +93,9 @@ def measure(request: VarianceRequest) -> int:
             stopped=lambda: bool(stop.number),
         )
     if rows:
-        make_folder(folder)
-        write_atomic(folder / "variance.csv", csv_text(rows))
-        for line in table_text(rows):
+        for line in table_text(rows):  # shown first: it was measured, whatever the disk says
             display.say(line)
+        write_atomic(folder / "variance.csv", csv_text(rows))
     if stop.number:
         kept = f"what was measured is in {folder}" if rows else "too little was measured for a figure"
         display.say(f"Stopped; {kept}.")
@@ -84,7 +106,20 @@ def measure(request: VarianceRequest) -> int:
 
 def _settings(request: VarianceRequest) -> Settings:
     if not request.is_run:
-        return Settings(request.source, read_distill_options(request.overrides, request.seed))
+        folder = Path(request.source).expanduser()
+        if request.source not in BUILT_IN and folder.is_dir() and not (folder / "model_index.json").exists():
+            raise CarvError(
+                f"{request.source} is neither a run of carv distill (it has no config.yaml) nor a model (it has no "
+                "model_index.json); name one of these, or carv-tiny"
+            )
+        options = read_distill_options(request.overrides, request.seed)
+        for key in (word.partition("=")[0] for word in request.overrides):
+            if key not in COUNTING:
+                raise CarvError(
+                    f"{key} does not count here: samples, draws and design are named by --settings, such as "
+                    f"--settings 8x16+strat, and of the options there are {', '.join(COUNTING)}"
+                )
+        return Settings(request.source, options)
     if request.overrides or request.seed is not None:
         raise CarvError("key=value and --seed are for a model; a run has its own")
     return read_settings(Path(request.source).expanduser())

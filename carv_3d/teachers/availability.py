@@ -71,6 +71,12 @@ def _built_in(name: str, family: Family) -> Path:
     return folder
 
 
+def is_local(name_or_path: str) -> bool:
+    """Whether `resolve_model` does without the hub: a built-in model, a folder or file, or what can be no hub id."""
+    name = str(name_or_path).strip()
+    return name in BUILT_IN or Path(name).expanduser().exists() or _looks_like_path(name)
+
+
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1 or name.endswith("/")
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,15 @@ from torch import Tensor
 
 from carv_3d import cli
 from carv_3d.checkpoint import load_checkpoint
+from carv_3d.distill import command, variance_command
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
-from carv_3d.distill.request import read_distill_options, read_settings
+from carv_3d.distill.ranks import Ranks
+from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
 from carv_3d.errors import CarvError
 from carv_3d.files import locked
+from carv_3d.scoring import PromptJudge
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 SMALL = ["batch_size=2", "num_draws=2", "preview_prompts=2", "preview_every=2", "fake_updates=1", "device=cpu"]
@@ -110,6 +117,7 @@ def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
         (["num_draws=4"], "num_draws = 2, and --resume cannot change it to 4"),
         (["--seed", "3"], "seed = 0, and --resume cannot change it to 3"),
         (["carv-tiny"], "and --resume cannot change it to 'carv-tiny'"),
+        (["steps=3"], "the run in whole is at step 4, beyond steps = 3; give steps=4 or more"),
     ):
         assert message in refusal(capsys, ["distill", "--resume", "--out", "whole", *more])
     with locked(Path("whole")):
@@ -132,13 +140,16 @@ def refusal(capsys: Any, arguments: list[str]) -> str:
     return str(lines[0])
 
 
-def test_bad_input_is_one_sentence_and_nothing_is_written(sd_folder: Path, place: Path, capsys: Any) -> None:
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     (place / "empty.txt").write_text("\n \n")
     (place / "odd.txt").write_text("a red zeppelin\n")
     (place / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     broken = place / "broken"
     shutil.copytree(sd_folder, broken)
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"short")
+    (place / "bare").mkdir()
     cases = [
         (["distill"], "the model is missing"),
         (["distill", "a", "b"], "2 models were given"),
@@ -155,6 +166,11 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(sd_folder: Path, place
         (["distill", str(sd_folder), f"prompts={place / 'empty.txt'}"], "holds no prompts"),
         (["distill", str(sd_folder), f"prompts={place / 'bytes.txt'}"], "is no text file in UTF-8"),
         (["distill", "carv-tiny", f"prompts={place / 'odd.txt'}"], "zeppelin"),
+        (["distill", "nosuchfolder"], "no diffusion model at"),
+        (["distill", str(place / "bare")], "the diffusion model cannot be used: "),
+        (["distill", "owner/name"], "owner/name has no prompts of its own"),
+        (["distill", "variance", "nosuch"], "no diffusion model at"),
+        (["distill", "variance", str(place / "bare")], "bare is neither a run of carv distill (it"),
         (["distill", "--resume", "--out", "nothing"], "there is no run to resume in nothing"),
         (["distill", "--resume"], "which run to resume is not said"),
         (["distill", "--resume", "carv-tiny"], "there is no run to resume in outputs/distill-carv-tiny-0"),
@@ -162,27 +178,105 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(sd_folder: Path, place
         (["distill", "variance"], "the model or run is missing"),
         (["distill", "variance", "carv-tiny", "--settings", "8by4"], "the setting '8by4' cannot be read"),
         (["distill", "variance", "carv-tiny", "--settings", "8x3+antithetic"], "come in pairs"),
+        (["distill", "variance", "carv-tiny", "--settings", "8x4,8x1,8x04"], "named twice"),
         (["distill", "variance", "carv-tiny", "--pairs", "1"], "--pairs is 1"),
         (["distill", "variance", "carv-tiny", "--budget", "0"], "--budget is 0"),
     ]
     for arguments, message in cases:
         assert message in refusal(capsys, arguments)
+    inside = str(place / "prompts.txt" / "x")  # said before a model is loaded
+    monkeypatch.setattr(StableDiffusionTeacher, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    for arguments in (words(place, sd_folder, "--out", inside), ["distill", "variance", "carv-tiny", "--out", inside]):
+        assert f"cannot write {inside}" in refusal(capsys, arguments)
+    assert "named twice" in refusal(capsys, ["distill", "variance", "carv-tiny", "--settings", "8x4,8x4"])
+    for field in dataclasses.fields(DistillOptions):
+        if field.name not in variance_command.COUNTING:
+            value = getattr(DistillOptions(), field.name)
+            word = f"{field.name}={list(value) if isinstance(value, tuple) else value}"
+            message = refusal(capsys, ["distill", "variance", "carv-tiny", "guidance_scale=2", word])
+            assert f"{field.name} does not count here" in message
+            assert "--settings 8x16+strat" in message
     (place / "other").mkdir()
     (place / "other" / "config.yaml").write_text("seed: 1\n")
     message = refusal(capsys, ["distill", "--resume", "--out", str(place / "other")])
     assert "is of no run of carv distill" in message
 
 
-def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("where", ["generate", "backward", "pictures"])
+def test_memory_that_runs_out_is_one_sentence(
+    where: str, sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    whole, calls = getattr(Distillation, where), []
+
+    def short(self: Distillation, *arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, *arguments, **named)
+
+    monkeypatch.setattr(Distillation, where, short)
+    arguments = words(place, sd_folder, "steps=3", "preview_every=1", "save_every=0", "--out", "run")
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    said = "memory ran out on batch_size=2 samples: lower batch_size, or set precision=bf16; the checkpoint of step 1"
+    assert said in err
+    assert load_checkpoint(Path("run/checkpoint"))[0]["step"] == 1
+
+    def wrong(self: Distillation, *arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("a mistake of its own")
+
+    monkeypatch.setattr(Distillation, where, wrong)
+    with pytest.raises(RuntimeError, match="a mistake of its own"):
+        cli.main(["distill", "--resume", "--out", "run"])
+
+
+def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (place / "here" / "model").symlink_to(sd_folder)
+    begun = ["distill", "model", *SMALL, "steps=1", "prompts=../prompts.txt", "--out", "run"]
+    assert cli.main(begun) == 0
+    settings = read_settings(Path("run"))
+    assert settings.model == str(place / "here" / "model")
+    assert settings.options.prompts == str(place / "prompts.txt")
+    monkeypatch.chdir(place)
+    for named in ([], ["here/model"], [str(sd_folder), "prompts=here/../prompts.txt"]):
+        assert cli.main(["distill", *named, "--resume", "--out", "here/run"]) == 0, capsys.readouterr().err
+        assert read_settings(Path("here/run")) == settings
+    (place / "other.txt").write_text("a red mug\n")
+    for changed in (["carv-tiny"], ["prompts=other.txt"]):
+        assert "--resume cannot change it" in refusal(capsys, ["distill", *changed, "--resume", "--out", "here/run"])
+    capsys.readouterr()
+    assert cli.main(["distill", "variance", "here/run", "--settings", "2x1", "--pairs", "2", "--out", "v"]) == 0
+    for name in ("carv-tiny", "owner/name"):  # names are no paths
+        assert resolve(DistillRequest(name))[0] == Settings(name, DistillOptions())
+
+
+def test_a_dry_run_writes_nothing(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     assert cli.main(words(place, sd_folder, "--dry-run")) == 0
     out = capsys.readouterr().out
     assert "num_draws: 2" in out
     assert "# time: about" in out
     assert "# folder: outputs/distill-" in out
+    found = re.search(r"# checkpoint: about (\S+) GB, kept twice", out)
+    assert found is not None
+    monkeypatch.chdir(place)
+    assert cli.main(words(place, sd_folder, "steps=1", "--out", "run")) == 0
+    assert float(found[1]) * 1e9 == pytest.approx(os.path.getsize("run/checkpoint"), rel=0.3)  # the zip's own included
+    monkeypatch.chdir(place / "here")
     assert os.listdir() == []
 
 
-def test_the_variance_of_a_model_and_of_a_run(sd_folder: Path, place: Path, capsys: Any) -> None:
+def full(path: Path, data: str) -> None:
+    raise CarvError(f"the disk is full: {path} could not be written; free some space and try again")
+
+
+def test_the_variance_of_a_model_and_of_a_run(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     few = ["--settings", "2x1,2x2+strat", "--pairs", "2"]
     model = [str(sd_folder), f"prompts={place / 'prompts.txt'}", "device=cpu"]
     assert cli.main(["distill", "variance", *model, *few, "--out", "v"]) == 0
@@ -198,7 +292,66 @@ def test_the_variance_of_a_model_and_of_a_run(sd_folder: Path, place: Path, caps
     assert cli.main(["distill", "variance", "run", *few, "--out", "w"]) == 0
     assert "run at step 1" in capsys.readouterr().out
     assert Path("w/variance.csv").read_text() != Path("v/variance.csv").read_text()
+    for folder in ("v", "w"):
+        assert os.listdir(folder) == ["variance.csv"]
+    monkeypatch.setattr(variance_command, "write_atomic", full)
+    assert cli.main(["distill", "variance", *model, *few, "--out", "x"]) == 2
+    told = capsys.readouterr()
+    assert "2x2+strat" in told.out  # what was measured is shown, if it cannot be kept
+    assert "the disk is full" in told.err
+    assert not Path("x").exists()
     assert "a run has its own" in refusal(capsys, ["distill", "variance", "run", "num_draws=2"])
+
+
+def test_the_device_is_the_stored_runs_and_cuda_is_not_taken_for_granted(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert cli.main(["distill", *words(place, sd_folder, "steps=0")[1:]]) == 0  # device=cpu
+    asked = []
+
+    class Several(Ranks):
+        device = torch.device("cpu")  # as accelerate has it where there is no GPU
+
+    def joined(cpu: bool = False) -> Ranks:
+        asked.append(cpu)
+        return Several()
+
+    monkeypatch.setattr(command, "join", joined)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["distill", str(sd_folder), "--resume"]) == 0, capsys.readouterr().err
+    assert cli.main(["distill", "--resume", "--out", f"outputs/{os.listdir('outputs')[0]}"]) == 0
+    assert asked == [True, True]
+    message = refusal(capsys, words(place, sd_folder, "device=cuda"))
+    assert "device is cuda, but torch sees no GPU here" in message
+    assert asked == [True, True, False]
+
+
+def test_the_judges_of_all_captions_share_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from carv_3d.teachers.tiny.judge import Judge
+
+    loaded, load = [], Judge.load
+    monkeypatch.setattr(Judge, "load", lambda: loaded.append(load()) or loaded[-1])
+    judges = PromptJudge.for_prompts(["a red mug", "a zeppelin", "a blue tree"], torch.device("cpu"))
+    assert len(loaded) == 1
+    assert judges[1] is None
+    views = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    for prompt, judge in (("a red mug", judges[0]), ("a blue tree", judges[2])):
+        alone = PromptJudge.for_prompt(prompt, torch.device("cpu"))
+        assert judge is not None
+        assert alone is not None
+        assert judge.judge is loaded[0]
+        assert judge.score(views) == alone.score(views)
+    assert judges[0].targets != judges[2].targets  # type: ignore[union-attr]
+    assert PromptJudge.for_prompts(["a zeppelin"], torch.device("cpu")) == [None]
+
+
+def test_distilling_loads_no_scenes() -> None:
+    code = (
+        "import sys; from carv_3d.distill import command, dry_run, evaluate, export, variance_command;"
+        "sys.exit(any(m.startswith(('nerfacc', 'carv_3d.scenes', 'carv_3d.text_to_3d')) for m in sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 def test_prompts_of_a_list_and_of_carv_tiny() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,4 +158,12 @@ def test_the_table_has_the_papers_figures_beside() -> None:
     )  # fmt: skip
     assert (found["paper_variance"], found["paper_reduction"]) == ("30.7", "32")
     assert "30.7 (32x)" in table_text([row])[1]
-    assert "2 [1.5, 2.5]" in table_text([row])[1]
+    head, line = table_text([row])
+    assert "2 [1.5, 2.5]" in line
+    for title, cell in (("pairs", " 9"), ("s a gradient", " 0.5")):  # columns that end alike
+        end = head.index(title) + len(title)
+        assert line[:end].endswith(cell)
+    line, why = table_text([replace(row, pairs=7)])[1:]  # an interval of so few would be taken for one
+    assert "[" not in line
+    assert line.split()[:5] == ["8x16+strat", "2", "1", "31", "7"]
+    assert why == "Intervals are shown from 8 pairs on: raise --pairs or --budget."

@@ -1,17 +1,21 @@
 """Runs in turns: the same readings however often they were stopped, and read off at equal seconds and equal steps."""
 
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small import LinearUNet, small
 
+import carv_3d
 from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord
 from carv_3d.compare.tables import compare
 from carv_3d.distill.options import DistillOptions
-from carv_3d.distill.trials import Trial, equal_table, make_trials, read_off, run_trials, start_from
+from carv_3d.distill.trials import Trial, equal_table, make_trials, origin, read_off, run_trials, start_from
 from carv_3d.errors import CarvError
 
 OPTIONS = DistillOptions(
@@ -105,6 +109,42 @@ def test_another_run_is_not_gone_on_with(tmp_path) -> None:
         Trial(tmp_path, "a", OPTIONS, build, weight, made_with="400 pictures")
 
 
+def test_a_comparison_at_other_seconds_is_refused_before_anything_goes_on(tmp_path) -> None:
+    """A caption tells the budget that was asked for: figures of another one must not stand under it."""
+    whole = trials(tmp_path)
+    run_trials(whole, READINGS, log=lambda line: None)
+    before = [trial.rows for trial in whole]
+    for readings in ((0.0, 4.0, 20.0), (0.0, 4.0, 10.0 + 1e-3, 20.0), (0.0, 4.0)):
+        again = trials(tmp_path, lambda d: pytest.fail("it went on"))
+        with pytest.raises(CarvError, match="was read at other seconds: give the same --budget and --points, or ano"):
+            run_trials(again, readings, log=lambda line: None)
+        assert [trial.rows for trial in again] == before
+    with pytest.raises(CarvError, match="was read at other seconds"):
+        whole[0].advance(2, 11.0)
+    assert not whole[0].advance(2, 10.0)
+    longer = trials(tmp_path)  # the same readings and one more
+    run_trials(longer, (*READINGS, 12.0), log=lambda line: None)
+    assert [trial.rows[:3] for trial in longer] == before
+    assert all(trial.rows[3]["seconds"] == 12.0 for trial in longer)
+
+
+def test_figures_of_another_start_or_of_other_weights_are_told_apart() -> None:
+    one, judge = build(OPTIONS), torch.nn.Linear(2, 2)
+    state = one.state_dict()
+    told = [origin(None, judge), origin(state, judge)]
+    assert told[0].startswith("started from the teacher, ")
+    assert told[1].startswith("started from step 0 of ")
+    assert origin({**state, "generators": 1}, judge) == told[1]  # what a start does not take
+    state = build(OPTIONS).state_dict()
+    assert origin(state, judge) == told[1]
+    with torch.no_grad():
+        judge.bias[0] += 1e-3
+    told.append(origin(state, judge))
+    told.append(origin({**state, "step": 1}, judge))
+    told.append(origin({**state, "average": {k: v + 1e-3 for k, v in state["average"].items()}}, judge))
+    assert len(set(told)) == 5
+
+
 def test_a_start_takes_the_networks_and_nothing_else() -> None:
     first, second = build(OPTIONS), build(replace(OPTIONS, seed=5))
     for _ in range(3):
@@ -175,3 +215,31 @@ def test_curves_say_what_their_band_is_over(prompt, words, tmp_path, monkeypatch
     assert [p.name for p in paths] == ["curves-w2.png"]
     assert paths[0].stat().st_size > 1000
     assert words in titles[0]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "message"),
+    [
+        ("gaussian", ["--budget", "0"], "--budget must be above 0"),
+        ("gaussian", ["--budget", "nan"], "--budget must be above 0"),
+        ("gaussian", ["--points", "0"], "--points at least 1"),
+        ("gaussian", ["--samples", "1"], "--samples at least 2"),
+        ("quality", ["--points", "0"], "--points at least 1"),
+        ("variance", ["--model", "nosuchfolder"], "no diffusion model at"),
+        ("variance", ["--model", "owner/name"], "has no prompts of its own"),
+        ("variance", ["--settings", "8x1", "8x1"], "named twice"),
+    ],
+)
+def test_a_benchmark_says_what_cannot_be_before_it_works(benchmark, arguments, message, tmp_path, monkeypatch) -> None:
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    monkeypatch.setattr(StableDiffusionTeacher, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    file = Path(carv_3d.__file__).parents[1] / "benchmarks" / f"distill_{benchmark}.py"
+    if not file.exists():
+        pytest.skip("an installation without benchmarks")
+    main = runpy.run_path(str(file))["main"]
+    monkeypatch.setattr(sys, "argv", [file.name, *arguments])
+    with pytest.raises(CarvError, match=message):
+        main()
+    assert list(tmp_path.iterdir()) == []
