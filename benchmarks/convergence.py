@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from carv_3d.compare.command import ENGINES
 from carv_3d.compare.methods import Method
 from carv_3d.compare.reach import Reach
 from carv_3d.compare.sweep import Sweep, run_sweep
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, run_script
 
 PROMPTS = (
     "a red mug", "a green tree", "a blue bottle", "a yellow duck", "a white snowman", "a brown chair",
@@ -149,7 +148,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except CarvError as error:
-        sys.exit(str(error))
+    run_script(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from carv_3d.distill.metrics import wasserstein
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.trials import METHODS, equal_table, make_trials, read_off, run_trials
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, run_script
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 MODES, STD = 8, 0.1
@@ -124,7 +123,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except CarvError as error:
-        sys.exit(str(error))
+    run_script(main)

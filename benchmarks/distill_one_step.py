@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +29,7 @@ from carv_3d.distill.evaluate import (
     score_pictures,
 )
 from carv_3d.distill.metrics import frechet_distance, kernel_distance
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, run_script
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
 from carv_3d.teachers.tiny.judge import Judge
@@ -102,7 +101,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except CarvError as error:
-        sys.exit(str(error))
+    run_script(main)

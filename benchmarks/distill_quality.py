@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import TinyCaptions
 from carv_3d.distill.request import read_distill_options
 from carv_3d.distill.trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, run_script
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
 from carv_3d.teachers.tiny.judge import Judge
@@ -86,7 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except CarvError as error:
-        sys.exit(str(error))
+    run_script(main)

@@ -10,7 +10,6 @@ scale: what compares is the ratio to (8, 1).
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.request import Settings, read_settings
 from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, check_settings, read_setting, variance_table
-from carv_3d.errors import CarvError
+from carv_3d.errors import run_script
 from carv_3d.progress import Display
 
 
@@ -83,7 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except CarvError as error:
-        sys.exit(str(error))
+    run_script(main)

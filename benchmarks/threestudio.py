@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "extension")]
 import real_host  # noqa: E402
 
 from carv_3d.core.accounting import ecm_interval, total_variance  # noqa: E402
-from carv_3d.errors import CarvError  # noqa: E402
+from carv_3d.errors import CarvError, run_script  # noqa: E402
 from carv_3d.teachers.availability import resolve_model  # noqa: E402
 
 STOCK, OURS = "stable-diffusion-guidance", "carv-stable-diffusion-guidance"
@@ -153,7 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CarvError as error:
-        sys.exit(str(error))
+    run_script(main)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,27 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         os.replace(fresh, path)
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+def resumed_state(path: Path, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """What a run begins from: the state at `path` where it is to be resumed and has one, or None.
+
+    say: is told where it was not the newest, or where there is none. Raises as `load_checkpoint`.
+    """
+    if not resume:
+        return None
+    if not has_checkpoint(path):
+        say("The run had not come to a checkpoint: it begins again.")
+        return None
+    state, note = load_checkpoint(path)
+    if note:
+        say(f"Note: {note}.")
+    return state
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether one was written at `path`, whole or not."""
+    return path.exists() or previous_path(path).exists()
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], str | None]:

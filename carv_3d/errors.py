@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
 
 class CarvError(ValueError):
     """Something the user can mend: one sentence that names what is wrong and the way out.
 
     The command line prints the sentence and exits with status 2, without a traceback.
     """
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's `main` and exit with its status; a CarvError becomes its sentence, and status 1."""
+    try:
+        sys.exit(main())
+    except CarvError as error:
+        sys.exit(str(error))

@@ -23,6 +23,12 @@ def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvEr
     return CarvError(f"cannot {doing} {path}: {reason}; choose another place or mend its permissions")
 
 
+def clear_half_written(folder: Path) -> None:
+    """Remove what a kill during `write_via` left in `folder`."""
+    for half in folder.glob(".*.tmp*"):
+        half.unlink(missing_ok=True)
+
+
 def write_via(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path` (same suffix), then put it in `path`'s place at once.
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from carv_3d.checkpoint import load_checkpoint, previous_path, save_checkpoint
+from carv_3d.checkpoint import resumed_state, save_checkpoint
 from carv_3d.config import config_to_yaml
 from carv_3d.errors import CarvError
-from carv_3d.files import locked, make_folder, write_atomic, write_via
+from carv_3d.files import clear_half_written, locked, make_folder, write_atomic, write_via
 from carv_3d.metrics import append_row, write_rows
 from carv_3d.options import to_mapping
 from carv_3d.outputs import contact_sheet, to_uint8, write_gif, write_mp4, write_png
@@ -101,17 +101,12 @@ class Run:
 
     def open(self, resume: bool) -> None:
         """Begin in the folder, or take up the run in it (and clear what a kill left half written)."""
-        for half in self.folder.glob(".*.tmp*"):
-            half.unlink(missing_ok=True)
-        if resume and (self.checkpoint.exists() or previous_path(self.checkpoint).exists()):
-            state, note = load_checkpoint(self.checkpoint)
-            if note:
-                self.display.say(f"Note: {note}.")
+        clear_half_written(self.folder)
+        state = resumed_state(self.checkpoint, resume, self.display.say)
+        if state is not None:
             self.host.load_state_dict(state)
             self.saved_step = self.host.step
             self.display.say(f"Resumed after step {self.host.step}.")
-        elif resume:
-            self.display.say("The run had not come to a checkpoint: it begins again.")
         write_atomic(self.folder / "config.yaml", config_to_yaml(self.host.config))
         write_rows(self.metrics, self.columns, read_metrics(self.metrics, self.host.step))
 

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from carv_3d.checkpoint import load_checkpoint, previous_path, rng_state, save_checkpoint, set_rng_state
+from carv_3d.checkpoint import (
+    has_checkpoint,
+    load_checkpoint,
+    previous_path,
+    resumed_state,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
 from carv_3d.errors import CarvError
 
 
@@ -111,3 +119,21 @@ def test_all_generators_go_on_where_they_were(tmp_path: Path) -> None:
     random.seed(1)
     set_rng_state(load_checkpoint(tmp_path / "c")[0]["rng"])
     assert [draw() for _ in range(3)] == expected
+
+
+def test_what_a_run_begins_from(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    said: list[str] = []
+    assert resumed_state(path, False, said.append) is None
+    assert said == []
+    assert resumed_state(path, True, said.append) is None
+    assert said == ["The run had not come to a checkpoint: it begins again."]
+    save_checkpoint(path, {"step": 1})
+    save_checkpoint(path, {"step": 2})
+    assert has_checkpoint(path)
+    assert resumed_state(path, False, said.append) is None
+    assert resumed_state(path, True, said.append) == {"step": 2}
+    assert len(said) == 1
+    path.write_bytes(path.read_bytes()[:50])
+    assert resumed_state(path, True, said.append) == {"step": 1}
+    assert said[1].startswith("Note: checkpoint is truncated or damaged")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carv_3d.checkpoint import previous_path, rng_state, set_rng_state
+from carv_3d.checkpoint import has_checkpoint, rng_state, set_rng_state
 from carv_3d.compare.clip import ClipScore
 from carv_3d.compare.reading import LABEL
 from carv_3d.errors import CarvError
@@ -74,7 +74,7 @@ class ScoredRun(Run):
         make_folder(self.folder)
         write_atomic(self.folder / LABEL, json.dumps({"method": method}, ensure_ascii=False) + "\n")
         with self._own_rng():
-            self.open(resume=self.checkpoint.exists() or previous_path(self.checkpoint).exists())
+            self.open(resume=has_checkpoint(self.checkpoint))
             rows = read_metrics(self.metrics)
             if not rows:
                 self.append({"step": 0.0, "seconds": 0.0, "unet_rows": 0.0, "renders": 0.0} | self.scores())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from carv_3d.checkpoint import load_checkpoint, previous_path, save_checkpoint
+from carv_3d.checkpoint import resumed_state, save_checkpoint
 from carv_3d.core.batching import is_out_of_memory
 from carv_3d.devices import choose_device
 from carv_3d.distill.loop import PHASES, Distillation
@@ -28,7 +28,7 @@ from carv_3d.distill.request import (
     resolve,
 )
 from carv_3d.errors import CarvError
-from carv_3d.files import folder_for, locked, make_folder, write_atomic
+from carv_3d.files import clear_half_written, folder_for, locked, make_folder, write_atomic
 from carv_3d.metrics import append_row, write_rows
 from carv_3d.progress import Display, StopSignals
 from carv_3d.report import read_metrics
@@ -170,12 +170,9 @@ class DistillRun:
         """
         one, first = self.one, self.one.ranks.first
         if first:
-            for half in self.folder.glob(".*.tmp*"):
-                half.unlink(missing_ok=True)
-        if resume and (self.checkpoint.exists() or previous_path(self.checkpoint).exists()):
-            state, note = load_checkpoint(self.checkpoint)
-            if note:
-                self.display.say(f"Note: {note}.")
+            clear_half_written(self.folder)
+        state = resumed_state(self.checkpoint, resume, self.display.say)
+        if state is not None:
             one.load_state_dict(state)
             if self.options.steps < one.step:
                 raise CarvError(
@@ -184,8 +181,6 @@ class DistillRun:
                 )
             self.saved_step = one.step
             self.display.say(f"Resumed after step {one.step}.")
-        elif resume:
-            self.display.say("The run had not come to a checkpoint: it begins again.")
         one.ranks.gather(None)  # all have read before one writes
         if first:
             write_atomic(self.folder / "config.yaml", self.settings.to_yaml())
