@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from carv_3d import __version__
 from carv_3d.errors import CarvError
@@ -26,7 +26,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one sentence with the nearest right option, raised as CarvError."""
+    """argparse whose complaints are one sentence with the nearest right option, raised as CarvError.
+
+    Options are not abbreviated, and descriptions keep their lines, unless it is told otherwise.
+    """
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **more})
 
     def error(self, message: str) -> NoReturn:
         raise CarvError(f"{message[0].lower()}{message[1:]}; see {self.prog} --help")
@@ -52,6 +58,12 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
             raise CarvError(f"unknown option {name}; {hint}")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that are key=value, and the others."""
+    overrides = [w for w in words if re.match(r"[A-Za-z_][\w.]*=", w)]
+    return overrides, [w for w in words if w not in overrides]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,8 +119,6 @@ def _usage() -> str:
 def _generate_parser() -> Parser:
     parser = Parser(
         prog="carv generate",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="A prompt becomes asset.glb, turntable.mp4 and .gif, preview.png and report.html.",
         usage="carv generate PROMPT [--config YAML] [--out DIR] [--seed N] [--resume] [--dry-run] "
         "[key=value ...]",
@@ -134,8 +144,7 @@ def generate(words: list[str]) -> int:
     args = _generate_parser().read(words, intermixed=True)
     if args is None:
         return 0
-    overrides = [w for w in args.words if re.match(r"[A-Za-z_][\w.]*=", w)]
-    prompts = [w for w in args.words if w not in overrides]
+    overrides, prompts = split_overrides(args.words)
     if len(prompts) > 1:
         raise CarvError(
             f"{len(prompts)} prompts were given ({', '.join(map(repr, prompts[:3]))}); "
@@ -170,7 +179,7 @@ def doctor(words: list[str]) -> int:
     """`carv doctor`: see its --help."""
     parser = Parser(
         prog="carv doctor",
-        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
         description="What is on this machine, what is not, and the exact remedy. Status 0: carv can run.",
     )
     parser.add_argument(

@@ -15,7 +15,7 @@ from carv_3d.devices import DEVICES
 from carv_3d.errors import CarvError
 from carv_3d.files import explain_os_error
 from carv_3d.guidance_options import GuidanceOptions
-from carv_3d.options import at_least, one_of, read_options, read_override, to_mapping
+from carv_3d.options import at_least, one_of, read_options, read_override, resolved, to_mapping
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions
@@ -256,16 +256,8 @@ def load_config(
     Raises:
         CarvError: in one sentence, for a file that cannot be read and for every unknown or bad option.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     parts = [BASE, *([_read_yaml(path)] if path else []), *map(read_override, overrides)]
-    try:
-        merged = OmegaConf.to_container(OmegaConf.merge(*parts), resolve=True)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:  # TypeError: a list where a group is
-        raise CarvError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from error
-    assert isinstance(merged, dict)
-    values: dict[str, Any] = {str(key): value for key, value in merged.items()}
+    values = resolved("the configuration", *parts)
     if seed is not None:
         values["seed"] = seed
     config = config_from(values)

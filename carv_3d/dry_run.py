@@ -8,7 +8,7 @@ from pathlib import Path
 from carv_3d.config import config_to_yaml
 from carv_3d.devices import peak_memory
 from carv_3d.errors import CarvError
-from carv_3d.progress import duration
+from carv_3d.progress import duration, seconds_a_step
 from carv_3d.request import Request, resolve
 from carv_3d.run import N_VIEWS
 from carv_3d.text_to_3d import TextTo3D, check_prompt
@@ -34,11 +34,7 @@ def dry_run(request: Request, steps: int = 2) -> int:
     host = TextTo3D(config)
     print(f"# device: {host.device}; field: {host.config.system.geometry_type}", end="")
     print(f", {sum(p.numel() for p in host.field.parameters()):,} parameters")
-    host.train_step()
-    begin = time.perf_counter()
-    for _ in range(steps):
-        host.train_step()
-    each = (time.perf_counter() - begin) / steps
+    each = seconds_a_step(host.train_step, steps)
     count = config.data.n_test_views
     begin = time.perf_counter()
     host.views(host.orbit(1), config.data.eval_height, config.data.eval_width)

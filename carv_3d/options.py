@@ -84,6 +84,22 @@ def read_override(override: str, example: str = "system.guidance.num_draws=8") -
         raise CarvError(f"the value of {override!r} cannot be read: {str(error).splitlines()[0]}") from error
 
 
+def resolved(what: str, *parts: Any) -> dict[str, Any]:
+    """OmegaConf groups and mappings merged, the later ones on top, with every `${...}` resolved.
+
+    Raises CarvError, speaking of `what` ("the options"), where that fails.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge({}, *parts), resolve=True)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:  # TypeError: a list where a group is
+        raise CarvError(f"{what} cannot be resolved: {str(error).splitlines()[0]}") from error
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
 def to_mapping(options: Any) -> dict[str, Any]:
     """The dataclass as nested plain data (tuples as lists), as YAML and checkpoints hold it."""
 

@@ -131,6 +131,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def seconds_a_step(step: Callable[[], Any], steps: int) -> float:
+    """The mean over `steps` calls, after one that warms up."""
+    step()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - begin) / steps
+
+
 class _Eta:
     """The time that is left, by the mean over this session's steps."""
 

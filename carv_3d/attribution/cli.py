@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from carv_3d.cli import Parser
@@ -12,8 +11,6 @@ from carv_3d.errors import CarvError
 def _parser() -> Parser:
     parser = Parser(
         prog="carv attribute",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Which training pictures made this one: a page with the most and the least influential, a table.",
         epilog="The first query computes a gradient of every training picture and keeps them; later ones are quick.\n"
         "Ctrl-C stops after the picture at hand, and the same command goes on from there.",

@@ -25,8 +25,6 @@ machine hurts all alike; the same command goes on where it was stopped."""
 def _parser() -> Parser:
     parser = Parser(
         prog="carv compare",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Runs side by side: curves, tables, and a page with the assets to turn.",
         usage="carv compare [NAME=]RUN ... [--baseline NAME] [--out DIR]\n"
         "       carv compare --prompt TEXT ... --methods NAME=key=value,... ... --budget SECONDS [--seeds N]",

@@ -20,21 +20,22 @@ class SignalToNoise:
 
     def __init__(self) -> None:
         self.signal = self.total = 0.0
-        self._before: Tensor | None = None
+        self._before: list[Tensor] = []
 
     def update(self, gradients: Iterable[Tensor]) -> float:
         """Look at one step's gradients; returns the ratio, at least 0, or NaN while it is not known.
 
-        A gradient that is not finite is left out.
+        They are kept, not copied, until the next call, and must not be changed in place. One that is not finite is left
+        out.
         """
-        g = torch.cat([x.detach().reshape(-1) for x in gradients]).float()
-        square = float(g.square().sum())
+        g = [x.detach().reshape(-1).float() for x in gradients]
         before, self._before = self._before, g
+        if [x.shape for x in before] != [x.shape for x in g]:
+            before = []
+        square, dot = torch.stack([_inner(g, g), _inner(before or g, g)]).tolist()  # one wait for the device
         if not math.isfinite(square):
-            self._before = None
-            return self.value
-        if before is not None and before.shape == g.shape:
-            dot = float((before * g).sum())
+            self._before = []
+        elif before:
             self.signal += (dot - self.signal) / MEMORY
             self.total += (square - self.total) / MEMORY
         return self.value
@@ -52,4 +53,8 @@ class SignalToNoise:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Takes back `state_dict`."""
         self.signal, self.total = state["signal"], state["total"]
-        self._before = None
+        self._before = []
+
+
+def _inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return torch.stack([torch.dot(x, y) for x, y in zip(a, b)]).sum()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from carv_3d.cli import Parser
+from carv_3d.cli import Parser, split_overrides
 from carv_3d.errors import CarvError
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="carv distill",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="A diffusion model becomes a one-step generator, by distribution matching.",
         usage="carv distill MODEL [--out DIR] [--seed N] [--resume] [--dry-run] [key=value ...]\n"
         "       carv distill variance MODEL_OR_RUN [--settings A,B] [--budget SECONDS] [--out DIR] [key=value ...]",
@@ -38,8 +34,6 @@ def _variance_parser() -> Parser:
 
     parser = Parser(
         prog="carv distill variance",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="The variance of the generator's gradient at (B, K), beside the paper's: a table and variance.csv.",
         usage="carv distill variance MODEL_OR_RUN [--settings ...] [--budget SECONDS] [--out DIR] [key=value ...]",
         epilog="A setting is samples x draws with the design's words, strat, global or antithetic, joined by +.\n"
@@ -95,8 +89,7 @@ def variance(words: list[str]) -> int:
 
 
 def _model_and_overrides(words: Sequence[str], example: str) -> tuple[str | None, list[str]]:
-    overrides = [w for w in words if re.match(r"[A-Za-z_][\w.]*=", w)]
-    models = [w for w in words if w not in overrides]
+    overrides, models = split_overrides(words)
     if len(models) > 1:
         raise CarvError(f"{len(models)} models were given ({', '.join(map(repr, models[:3]))}); name one: {example}")
     return (models[0] if models else None), overrides

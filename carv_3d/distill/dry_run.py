@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from carv_3d.devices import peak_memory
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.request import DistillRequest, resolve
-from carv_3d.progress import duration
+from carv_3d.progress import duration, seconds_a_step
 
 
 def dry_run(request: DistillRequest, steps: int = 2) -> int:
@@ -22,11 +21,7 @@ def dry_run(request: DistillRequest, steps: int = 2) -> int:
     print(f"# folder: {folder}")
     one = Distillation(load_teacher(settings), settings.options, prompts)
     print(f"# device: {one.device}; generator: {sum(p.numel() for p in one.generator.parameters()):,} parameters")
-    one.train_step()
-    begin = time.perf_counter()
-    for _ in range(steps):
-        one.train_step()
-    each = (time.perf_counter() - begin) / steps
+    each = seconds_a_step(one.train_step, steps)
     total = each * settings.options.steps
     print(f"# time: about {duration(total)} for {settings.options.steps} steps of {each:.2f} s, and the previews")
     print(f"# memory: about {peak_memory(one.device)}")

@@ -13,7 +13,7 @@ from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
 from carv_3d.files import check_unused, explain_os_error, newest_run, slug, unused
-from carv_3d.options import differing_keys, look_up, read_options, read_override, to_mapping
+from carv_3d.options import differing_keys, look_up, read_options, read_override, resolved, to_mapping
 
 EXAMPLE = "num_draws=8"
 # What --resume may change: how long, what is shown and where, but not what is being computed.
@@ -50,16 +50,7 @@ def read_distill_options(
     overrides: Sequence[str], seed: int | None = None, base: DistillOptions | None = None
 ) -> DistillOptions:
     """The options of key=value words over `base` (the defaults); CarvError names what is unknown or out of range."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        groups = OmegaConf.merge({}, *(read_override(o, EXAMPLE) for o in overrides))
-        values: Any = OmegaConf.to_container(groups, resolve=True)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        if isinstance(error, CarvError):
-            raise
-        raise CarvError(f"the options cannot be resolved: {str(error).splitlines()[0]}") from error
+    values = resolved("the options", *(read_override(o, EXAMPLE) for o in overrides))
     if seed is not None:
         values["seed"] = seed
     return read_options(base or DistillOptions(), values)

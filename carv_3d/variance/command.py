@@ -70,8 +70,6 @@ def parser() -> Parser:
     words = "\n".join(f"  {name:<11} {text}" for name, (_, _, _, text) in WORDS.items())
     p = Parser(
         prog="carv variance",
-        allow_abbrev=False,
-        formatter_class=_raw(),
         description="The variance of each estimator's gradient by its sources, its seconds by phase, and the ECM and\n"
         "RE that follow, at points of a run: tables, variance.csv and pictures.",
         epilog=f"methods, joined by + (such as is+strat+antithetic):\n{words}\n"
@@ -278,8 +276,3 @@ def go_to(
     if host.step == step:
         save_checkpoint(kept, host.state_dict())
 
-
-def _raw() -> Any:
-    import argparse
-
-    return argparse.RawDescriptionHelpFormatter
