@@ -14,7 +14,7 @@ from carv_3d.annealing import Annealed, check_annealed, counts_steps
 from carv_3d.devices import DEVICES
 from carv_3d.errors import CarvError
 from carv_3d.files import explain_os_error
-from carv_3d.guidance_options import GuidanceOptions
+from carv_3d.guidance_options import AUTO, GuidanceOptions
 from carv_3d.options import at_least, one_of, read_options, read_override, resolved, to_mapping
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
@@ -132,9 +132,13 @@ class TrainerOptions:
 
     max_steps: int = 300
     val_check_interval: int = 25  # steps between two previews (progress.png) and two readings of the judge
+    step_seconds: float | None = None
+    """With num_draws: auto, what a step may take: R is then chosen with K, from data.batch_size on."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_steps", "val_check_interval")
+        if self.step_seconds is not None and not 0 < self.step_seconds < float("inf"):
+            raise CarvError(f"step_seconds is {self.step_seconds}; it must be above 0, or null for a fixed batch_size")
 
 
 def _default_guidance() -> GuidanceOptions:
@@ -215,6 +219,11 @@ class Config:
         if not 0 <= self.seed < 2**63:
             raise CarvError(f"seed is {self.seed}; it must be at least 0 and below 2^63")
         one_of(self, "device", DEVICES)
+        if self.trainer.step_seconds is not None and self.system.guidance.num_draws != AUTO:
+            raise CarvError(
+                f"trainer.step_seconds is {self.trainer.step_seconds}, which is for num_draws: {AUTO}, and num_draws "
+                f"is {self.system.guidance.num_draws}: set system.guidance.num_draws={AUTO}, or leave step_seconds out"
+            )
 
     @property
     def prompt(self) -> str:

@@ -39,6 +39,7 @@ COLUMNS = (
     "max_step",
     "K",
     "K_auto",
+    "R_auto",
     "upstream_share",
     "seconds_auto",
     "rows",

@@ -99,6 +99,8 @@ class TextTo3D:
         if options.seed is None:
             options = replace(options, seed=seed_for(config.seed, "guidance"))
         self.guidance = SDSGuidance(self.teacher, options)
+        if self.guidance.auto is not None:
+            self.guidance.auto.step_seconds = config.trainer.step_seconds
         self.optimizer = self._optimizer()
         self.generators = {
             name: torch.Generator().manual_seed(seed_for(config.seed, name))
@@ -169,14 +171,16 @@ class TextTo3D:
         """A step's renders and guidance, before any backward (for accounts of variance, say)."""
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         self.renderer.update(self.step)
-        out, text, no_text = self.upstream()
+        auto = self.guidance.auto
+        out, text, no_text = self.upstream(None if auto is None else auto.renders)
         recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.step)["recon"] != 0
         return out, self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
 
-    def upstream(self) -> tuple[RenderOutput, Tensor, Tensor]:
-        """A step's renders, and the embeddings of text (B, L, D) and no text (1, L, D) that go with their cameras."""
+    def upstream(self, R: int | None = None) -> tuple[RenderOutput, Tensor, Tensor]:
+        """A step's R renders (data.batch_size unless given), and the embeddings of text (R, L, D) and no text (1, L, D)
+        that go with their cameras."""
         data = self.config.data
-        cameras = sample_cameras(data, generator=self.generators["cameras"], step=self.step)
+        cameras = sample_cameras(data, R, generator=self.generators["cameras"], step=self.step)
         with self.meter.phase("render"):
             rays = cameras.to(self.device).rays(data.height, data.width)
             out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])

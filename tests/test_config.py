@@ -123,6 +123,8 @@ def test_an_unknown_key_is_named_with_the_nearest(override: str, words: str) -> 
         ("data.batch_size=0", "batch_size is 0"),
         ("trainer.max_steps=0", "max_steps is 0"),
         ("trainer.val_check_interval=0", "val_check_interval is 0"),
+        ("trainer.step_seconds=0", "step_seconds is 0"),
+        ("trainer.step_seconds=0.2", "which is for num_draws: auto, and num_draws is 2"),
         ("checkpoint.every_n_train_steps=0", "every_n_train_steps is 0"),
         ("seed=-1", "seed is -1"),
         ("device=gpu", "device is 'gpu'"),

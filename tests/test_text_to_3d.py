@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from carv_3d.config import Config, load_config
+from carv_3d.core.auto_draws import MAX_RENDERS
 from carv_3d.errors import CarvError
 from carv_3d.options import look_up, to_mapping
 from carv_3d.scenes.cameras import orbit
@@ -244,6 +245,16 @@ def test_num_draws_auto_measures_the_run_and_is_logged(sd_folder: Path, sd_teach
     plain = TextTo3D(tiny_config(sd_folder), sd_teacher)
     assert plain.guidance.auto is None
     assert plain.guidance.estimator.meter is None
+
+
+def test_a_time_per_step_is_filled_with_renders(sd_folder: Path, sd_teacher: Any) -> None:
+    given = ["system.guidance.num_draws=auto", "trainer.step_seconds=1000", "data.batch_size=2"]
+    host = TextTo3D(tiny_config(sd_folder, *given), sd_teacher)
+    metrics = [host.train_step() for _ in range(11)]
+    assert [m["renders"] for m in metrics[:10]] == [2 * n for n in range(1, 11)]
+    assert metrics[9]["R_auto"] == MAX_RENDERS  # seconds enough for all of them
+    assert metrics[10]["renders"] - metrics[9]["renders"] == MAX_RENDERS
+    assert "R_auto" not in TextTo3D(tiny_config(sd_folder, given[0]), sd_teacher).train_step()
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(sd_folder: Path, sd_teacher: Any) -> None:

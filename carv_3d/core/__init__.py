@@ -12,7 +12,7 @@ from carv_3d.core.accounting import (
     re_interval,
     variance_split,
 )
-from carv_3d.core.allocation import Measurement, best_measured, best_num_draws
+from carv_3d.core.allocation import Measurement, best_measured, best_num_draws, best_within
 from carv_3d.core.designs import Design
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.proposals import make_proposal
@@ -32,6 +32,7 @@ __all__ = [
     "Welford",
     "best_measured",
     "best_num_draws",
+    "best_within",
     "ecm",
     "ecm_interval",
     "make_proposal",

@@ -77,3 +77,12 @@ def best_measured(grid: Iterable[Measurement]) -> Measurement:
         if not (p.variance >= 0 and p.seconds > 0 and math.isfinite(p.work)):
             raise CarvError(f"{p} cannot be: variance must be at least 0, seconds above 0, both finite.")
     return min(points, key=lambda p: (p.work, p.draws, p.renders))
+
+
+def best_within(grid: Iterable[Measurement], seconds: float) -> Measurement:
+    """The (R, K) with the least variance among those whose step takes at most `seconds`, of equals the quicker one;
+    the quickest where none keeps to it. Raises CarvError as `best_measured`."""
+    points = list(grid)
+    best_measured(points)  # refuses what cannot be
+    kept = [p for p in points if p.seconds <= seconds]
+    return min(kept, key=lambda p: (p.variance, p.seconds)) if kept else min(points, key=lambda p: p.seconds)

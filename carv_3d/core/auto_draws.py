@@ -9,7 +9,8 @@ J^T through encoder and renderer. Then, of the step's gradient,
     V_in(k) = E |J^T d_k|^2,   d_k = 1/sqrt(2 S k) sum_c ± (x_c - x'_c')      for k < S strata, c' at random in c's.
 
 One backward for each k, and for a and b. K is then the one of a grid with the least (s_out^2 + V_in(K)) · seconds(K)
-(`core.allocation`), from the next step on.
+(`core.allocation`), from the next step on. All three fall as 1/R, and R trades variance for seconds one for one: it is
+chosen only where a step is given its seconds, as the (R, K) of least variance among those that keep to them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.allocation import Measurement, best_measured
+from carv_3d.core.allocation import Measurement, best_measured, best_within
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate
 from carv_3d.core.reduction import per_draw
 
 GRID = (1, 2, 4, 8, 16)  # K that may be chosen; the even ones for pairs
 FIRST_K = 4  # until something is measured
+MAX_RENDERS = 16  # R that may be chosen
 STRATA = 8  # S above; a measured step takes 16 draws per render (32 in pairs)
 LEVELS = (1, 2, 4, STRATA)
 BURST = 4  # measured steps in a row: three differences of gradients
@@ -37,6 +39,8 @@ LEAST_GAP = 20  # steps between two bursts
 HYSTERESIS = 0.02  # a new K must promise as much less Var · seconds
 RECENT = 15  # steps over which seconds are a median
 
+Timings = dict[int, deque[float]]
+
 
 class AutoDraws:
     """The K of `num_draws: auto`, for one estimator on one process.
@@ -45,10 +49,12 @@ class AutoDraws:
         estimate = estimator.estimate(latents, eps_hat, draws=draws, num_draws=K)
         auto.learn(latents, estimate)
 
-    The gradient is that of all leaves of the latents' graph that require one: a host's parameters. What is chosen is
-    used from the next step on, so the estimate stays unbiased. Strata over renders are measured as strata in each.
-    Since K follows measured seconds, two runs of one seed may differ. Seconds are counted from one call to the next,
-    so whatever a host does in a step counts; its median leaves previews and checkpoints out.
+    With `step_seconds` R is chosen as well, and `renders` is how many the next step should have; until something was
+    measured that is None, the host's own number. The gradient is that of all leaves of the latents' graph that require
+    one: a host's parameters. What is chosen is used from the next step on, so the estimate stays unbiased. Strata over
+    renders are measured as strata in each. Since K follows measured seconds, two runs of one seed may differ. Seconds
+    are counted from one call to the next, so whatever a host does in a step counts; its median leaves previews and
+    checkpoints out.
     """
 
     def __init__(self, meter: CostMeter, group_size: int = 1, stratified: bool = True, seed: int = 0) -> None:
@@ -56,13 +62,15 @@ class AutoDraws:
         self.meter, self.group_size, self.stratified = meter, group_size, stratified
         self.grid = [K for K in GRID if K % group_size == 0]
         self.num_draws = FIRST_K
+        self.step_seconds: float | None = None  # what a step may take; None leaves R to the host
+        self.renders: int | None = None
         self.calls, self.next_burst, self.left = 0, FIRST_STEP, 0
         self.bursts = 0  # seen so far; means over them in which the n-th counts n times: a scene changes with its age
-        self.out2, self.in2 = 0.0, [0.0] * len(self._levels)
+        self.out2, self.in2 = 0.0, [0.0] * len(self._levels)  # of one render
         self._burst_in2, self._burst_out2 = self._nothing()
         self._last: Tensor | None = None  # a and b of the measured step before, (2, P)
-        self._others: deque[float] = deque(maxlen=RECENT)  # seconds of a step without its denoising
-        self._denoise: dict[int, deque[float]] = {}  # draws of a step -> seconds of denoising them
+        self._others: Timings = {}  # renders of a step -> its seconds without denoising
+        self._denoise: Timings = {}  # draws of a step -> seconds of denoising them
         self._extra: deque[float] = deque(maxlen=RECENT)  # seconds of a measured step beyond a usual one's
         self._before: tuple[float, bool] | None = None  # when the last call began, and whether it was measured
         self._spent = self._last_denoise = 0.0
@@ -118,25 +126,30 @@ class AutoDraws:
             self._choose()
         self._spent = self.meter.now() - begin
 
-    def variance(self, K: int) -> float:
-        """tr Cov of a step's gradient with K draws per render, as measured so far.
+    def variance(self, K: int, R: int | None = None) -> float:
+        """tr Cov of a step's gradient with K draws for each of R renders (those of the last step unless given), as
+        measured so far.
 
         Beyond the finest strata measured it falls as 1/K, as it does without any; strata do at least as well.
         """
         k = K // self.group_size
         level = self._levels[0] if k < self._levels[0] else max(one for one in self._levels if one <= k)
         v_in = self.in2[self._levels.index(level)] * level / k
-        return v_in + self.s_out2
+        return v_in / (R or self._renders) + self.s_out2 * self._renders / (R or self._renders)
 
-    def seconds(self, K: int) -> float:
-        """Seconds of a step with K draws per render: measured where it was run, else on the line between such K."""
-        return statistics.median(self._others) + self._denoising(K * self._renders)
+    def seconds(self, K: int, R: int | None = None) -> float:
+        """Seconds of a step with K draws for each of R renders (those of the last step unless given): measured where
+        it was run, else on the line between what was."""
+        R = R or self._renders
+        return on_line(self._others, R) + on_line(self._denoise, K * R)
 
     @property
     def scalars(self) -> dict[str, float]:
-        """For the log: K_auto, what was chosen; upstream_share, of one draw's (or pair's) variance; seconds_auto, of
-        measuring in this step, without its further draws."""
+        """For the log: K_auto and R_auto, what was chosen; upstream_share, of one draw's (or pair's) variance;
+        seconds_auto, of measuring in this step, without its further draws."""
         out = {"K_auto": float(self.num_draws), "seconds_auto": self._spent}
+        if self.renders is not None:
+            out["R_auto"] = float(self.renders)
         one = self.variance(self.grid[0])
         if one > 0:
             out["upstream_share"] = self.s_out2 / one
@@ -144,8 +157,8 @@ class AutoDraws:
 
     @property
     def s_out2(self) -> float:
-        """Of a step, not below 0."""
-        return max(self.out2, 0.0)
+        """Of the last step, not below 0."""
+        return max(self.out2, 0.0) / self._renders
 
     @property
     def _levels(self) -> tuple[int, ...]:
@@ -161,18 +174,26 @@ class AutoDraws:
         if not len(outs) or not bool(torch.isfinite(outs).all() & torch.isfinite(ins).all()):
             return
         self.bursts += 1
-        part = 2 / (self.bursts + 1)
-        self.out2 += part * (float(outs.mean()) - self.out2)
-        self.in2 = [old + part * (float(new) - old) for old, new in zip(self.in2, ins.mean(0))]
+        part, R = 2 / (self.bursts + 1), self._renders
+        self.out2 += part * (R * float(outs.mean()) - self.out2)
+        self.in2 = [old + part * (R * float(new) - old) for old, new in zip(self.in2, ins.mean(0))]
         if not self._others:
             return
-        best = best_measured(self._measurement(K) for K in self.grid)
-        now = self._measurement(self.num_draws)
-        if best.work < (1 - HYSTERESIS) * now.work:
+        now = self._measurement(R, self.num_draws)
+        if self.step_seconds is None:
+            best = best_measured(self._measurement(R, K) for K in self.grid)
+            better = best.work < (1 - HYSTERESIS) * now.work
+        else:
+            every = (self._measurement(r, K) for K in self.grid for r in range(1, MAX_RENDERS + 1))
+            best = best_within(every, self.step_seconds)
+            better = best.variance < (1 - HYSTERESIS) * now.variance or now.seconds > self.step_seconds
+            self.renders = R
+        if better:
             self.num_draws = best.draws
+            self.renders = None if self.step_seconds is None else best.renders
 
-    def _measurement(self, K: int) -> Measurement:
-        return Measurement(self._renders, K, self.variance(K), self.seconds(K))
+    def _measurement(self, R: int, K: int) -> Measurement:
+        return Measurement(R, K, self.variance(K, R), self.seconds(K, R))
 
     def _time(self) -> None:
         """The seconds of the step before, now that the next one begins."""
@@ -181,7 +202,8 @@ class AutoDraws:
         begin, measured = self._before
         took = self.meter.now() - begin
         if not measured:
-            self._others.append(max(took - self._last_denoise, 1e-9))
+            seen = self._others.setdefault(self._renders, deque(maxlen=RECENT))
+            seen.append(max(took - self._last_denoise, 1e-9))
             return
         usual = self.seconds(self.num_draws) if self._others else took
         self._extra.append(max(took - usual, 0.0))
@@ -195,24 +217,16 @@ class AutoDraws:
         seen = self._denoise.setdefault(estimate.t.numel(), deque(maxlen=RECENT))
         seen.append(total)
 
-    def _denoising(self, draws: int) -> float:
-        points = sorted((n, statistics.median(s)) for n, s in self._denoise.items())
-        if len(points) == 1:
-            return points[0][1] * draws / points[0][0]
-        right = next((i for i, (n, _) in enumerate(points) if n >= draws), len(points) - 1)
-        (n0, s0), (n1, s1) = points[max(right - 1, 0)], points[max(right, 1)]
-        slope = max(s1 - s0, 0.0) / (n1 - n0)
-        return max(s0 + slope * (draws - n0), 0.0)
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives. A step that a stop cut off is not timed."""
         return {
             "num_draws": self.num_draws,
+            "renders": [self.renders, self._renders],
             "when": [self.calls, self.next_burst, self.left],
             "means": [self.bursts, self.out2, *self.in2],
             "burst": [[list(row) for row in self._burst_in2], list(self._burst_out2)],
             "last": self._last,
-            "others": list(self._others),
+            "others": {n: list(s) for n, s in self._others.items()},
             "extra": list(self._extra),
             "denoise": {n: list(s) for n, s in self._denoise.items()},
             "generator": self._generator.get_state(),
@@ -221,13 +235,15 @@ class AutoDraws:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back `state_dict`."""
         self.num_draws = int(state["num_draws"])
+        self.renders, self._renders = state.get("renders", [None, 1])  # older states have neither
         self.calls, self.next_burst, self.left = state["when"]
         self.bursts, self.out2, *self.in2 = state["means"]
         self._burst_in2, self._burst_out2 = [list(row) for row in state["burst"][0]], list(state["burst"][1])
         self._last = state["last"]  # on the CPU if need be: `learn` moves it
-        self._others = deque(state["others"], maxlen=RECENT)
+        others = state["others"]
+        self._others = _timings(others) if isinstance(others, dict) else {}
         self._extra = deque(state["extra"], maxlen=RECENT)
-        self._denoise = {int(n): deque(s, maxlen=RECENT) for n, s in state["denoise"].items()}
+        self._denoise = _timings(state["denoise"])
         self._generator.set_state(state["generator"].cpu())
         self._before = None
 
@@ -247,6 +263,22 @@ def difference(x: Tensor, k: int, generator: torch.Generator | None = None) -> T
     signs = torch.randint(2, (R, k, fine), generator=generator).to(x) * 2 - 1
     d = per_draw(signs, first) * (first - second)
     return d.sum((1, 2)) / ((2 * S * k) ** 0.5 * R)
+
+
+def on_line(timings: Timings, n: int) -> float:
+    """Seconds at n, from the medians at what was measured: on the line through its neighbours, not falling, and through
+    zero where there is one alone."""
+    points = sorted((at, statistics.median(s)) for at, s in timings.items())
+    if len(points) == 1:
+        return points[0][1] * n / points[0][0]
+    right = next((i for i, (at, _) in enumerate(points) if at >= n), len(points) - 1)
+    (n0, s0), (n1, s1) = points[max(right - 1, 0)], points[max(right, 1)]
+    slope = max(s1 - s0, 0.0) / (n1 - n0)
+    return max(s0 + slope * (n - n0), 0.0)
+
+
+def _timings(saved: dict[Any, list[float]]) -> Timings:
+    return {int(n): deque(s, maxlen=RECENT) for n, s in saved.items() if s}
 
 
 def leaves(of: Tensor) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carv_3d.core.allocation import Measurement, best_measured, best_num_draws
+from carv_3d.core.allocation import Measurement, best_measured, best_num_draws, best_within
 from carv_3d.errors import CarvError
 
 
@@ -36,6 +36,9 @@ def test_measured() -> None:
     ]
     assert best_measured(grid) == grid[1]  # 6.0 as K = 8, for fewer draws
     assert best_measured(iter(grid[2:])).draws == 8
+    assert best_within(grid, 1.7) == grid[1]
+    assert best_within(grid, 3.0) == grid[2]
+    assert best_within(grid, 0.5) == grid[0]  # none keeps to it: the quickest
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,7 @@ def test_measured() -> None:
         (lambda: best_num_draws(1.0, 1.0, float("nan"), 1.0), "s_in2 is nan"),
         (lambda: best_num_draws(1.0, 1.0, 1.0, 1.0, max_draws=1, even=True), "at least 2"),
         (lambda: best_measured([]), "no allocation"),
+        (lambda: best_within([], 1.0), "no allocation"),
         (lambda: best_measured([Measurement(1, 1, 1.0, 0.0)]), "cannot be"),
     ],
 )

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from carv_3d.core.auto_draws import BURST, FIRST_STEP, GRID, LEAST_GAP, SHARE, STRATA, AutoDraws, difference, leaves
+from carv_3d.core.auto_draws import (
+    BURST,
+    FIRST_STEP,
+    GRID,
+    LEAST_GAP,
+    MAX_RENDERS,
+    SHARE,
+    STRATA,
+    AutoDraws,
+    difference,
+    leaves,
+)
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Estimate, EstimatorOptions
 from carv_3d.teachers.gaussian import GaussianTeacher
@@ -99,6 +110,35 @@ def test_the_chosen_K_is_within_a_twentieth_of_the_best_fixed_one(regime: dict[s
         assert loop.auto.seconds(K) == pytest.approx(loop.cost(K))
 
 
+@pytest.mark.parametrize(("regime", "options"), CASES)
+def test_R_and_K_of_a_given_time_per_step(regime: dict[str, float], options: Any) -> None:
+    loop = Loop(**regime, **options)
+    given = loop.auto.step_seconds = 3.3 * loop.cost(4)
+    assert loop.auto.renders is None
+    for _ in range(400):
+        loop.step(loop.auto.renders or 1)
+    variances = {K: float(loop.fixed(K, 3000).var(0).sum()) for K in loop.auto.grid}
+
+    def seconds(R: int, K: int) -> float:
+        return loop.batched + R * (loop.c_up + loop.c_den * K)
+
+    allowed = [(R, K) for K in loop.auto.grid for R in range(1, MAX_RENDERS + 1) if seconds(R, K) <= given]
+    best = min(variances[K] / R for R, K in allowed)
+    R, K = loop.auto.renders or 1, loop.auto.num_draws
+    assert R > 1
+    assert seconds(R, K) <= 1.01 * given
+    assert variances[K] / R <= 1.05 * best, (R, K, best)
+    assert loop.auto.scalars["R_auto"] == R
+
+
+def test_a_time_that_no_step_keeps_to_takes_the_quickest() -> None:
+    loop = Loop(10.0, 1.0, 0.3, proposal="weight")
+    loop.auto.step_seconds = 2.0
+    for _ in range(40):
+        loop.step(loop.auto.renders or 3)
+    assert (loop.auto.renders, loop.auto.num_draws) == (1, 1)
+
+
 def test_unbiased_while_K_is_sought() -> None:
     cameras = torch.stack([torch.eye(D).double(), torch.eye(D).double().flip(0) * 0.5])
 
@@ -140,22 +180,27 @@ def test_a_difference_is_worth_the_variance_in_that_many_strata(k: int) -> None:
     assert float(values.std()) / calls**0.5 < 0.1 * wanted
 
 
-def test_a_resumed_loop_goes_on_alike(tmp_path: Any) -> None:
+@pytest.mark.parametrize(("stop", "seconds"), [(8, None), (8, 30.0), (50, 30.0)])  # 8: within the first burst
+def test_a_resumed_loop_goes_on_alike(tmp_path: Any, stop: int, seconds: float | None) -> None:
     from carv_3d.checkpoint import load_checkpoint, save_checkpoint
 
     whole, first, second = (Loop(3.0, 1.0, 0.3, proposal="weight") for _ in range(3))
-    rest = [(whole.step(), whole.auto.num_draws) for _ in range(70)]
-    for _ in range(8):  # within the first burst
-        first.step()
-    assert 0 < first.auto.left < BURST
+    for loop in (whole, first, second):
+        loop.auto.step_seconds = seconds
+    rest = [(whole.step(whole.auto.renders or 1), whole.auto.num_draws) for _ in range(70)]
+    for _ in range(stop):
+        first.step(first.auto.renders or 1)
+    assert bool(first.auto.left) == (stop == 8)
     save_checkpoint(tmp_path / "c", {"auto": first.auto.state_dict(), "generator": first.generator.get_state()})
     state = load_checkpoint(tmp_path / "c")[0]
     second.auto.load_state_dict(state["auto"])
     second.generator.set_state(state["generator"])
-    for (_, g), K in rest[8:]:
-        assert torch.equal(second.step()[1], g)
+    for (_, g), K in rest[stop:]:
+        assert torch.equal(second.step(second.auto.renders or 1)[1], g)
         assert second.auto.num_draws == K
     assert len({K for _, K in rest}) > 1
+    assert second.auto.renders == whole.auto.renders
+    assert (second.auto.renders is None) == (seconds is None)
 
 
 def test_K_is_chosen_before_the_draws_that_it_is_used_on_and_measuring_is_rare() -> None:
