@@ -60,7 +60,7 @@ def resumed_state(path: Path, resume: bool, say: Callable[[str], None]) -> dict[
     if not has_checkpoint(path):
         say("The run had not come to a checkpoint: it begins again.")
         return None
-    state, note = load_checkpoint(path)
+    state, note = load_checkpoint(path, going_on=True)
     if note:
         say(f"Note: {note}.")
     return state
@@ -71,8 +71,11 @@ def has_checkpoint(path: Path) -> bool:
     return path.exists() or previous_path(path).exists()
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Any], str | None]:
+def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any], str | None]:
     """The newest whole checkpoint at `path`, on the CPU, and a sentence where it was not the newest.
+
+    going_on: the next one will be saved there, so a damaged newest is set aside as `<name>.damaged`: it must not become
+        the one that is kept beside that.
 
     Returns:
         `(state, note)`: note is None, or says that `path` is damaged and the previous one was taken.
@@ -95,6 +98,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str | None]:
         note = None
         if damaged:
             note = f"{path.name} is truncated or damaged; going on from the one before it, {candidate.name}"
+            if going_on:
+                os.replace(path, path.with_name(path.name + ".damaged"))
         return state, note
     if damaged:
         raise CarvError(

@@ -137,3 +137,10 @@ def test_what_a_run_begins_from(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
     assert resumed_state(path, True, said.append) == {"step": 1}
     assert said[1].startswith("Note: checkpoint is truncated or damaged")
+    save_checkpoint(path, {"step": 3})  # which leaves the whole one beside it, not the damaged one
+    assert load_checkpoint(path)[0] == {"step": 3}
+    assert load_checkpoint(previous_path(path))[0] == {"step": 1}
+    assert len(path.with_name("checkpoint.damaged").read_bytes()) == 50
+    path.write_bytes(b"")
+    assert load_checkpoint(path)[0] == {"step": 1}  # only looked at: nothing is moved
+    assert path.read_bytes() == b""

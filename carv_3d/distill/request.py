@@ -16,8 +16,10 @@ from carv_3d.files import check_unused, explain_os_error, newest_run, slug, unus
 from carv_3d.options import differing_keys, look_up, read_options, read_override, resolved, to_mapping
 
 EXAMPLE = "num_draws=8"
-# What --resume may change: how long, what is shown and where, but not what is being computed.
-CHANGEABLE = ("steps", "preview_every", "preview_prompts", "save_every", "max_batch", "device")
+# What --resume may change: how long, what is shown and where, and what must be smaller or coarser where memory ran out.
+CHANGEABLE = (
+    "steps", "preview_every", "preview_prompts", "save_every", "max_batch", "device", "batch_size", "precision"
+)  # fmt: skip
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from carv_3d.checkpoint import fingerprint_of, load_checkpoint, save_checkpoint
+from carv_3d.checkpoint import fingerprint_of, has_checkpoint, load_checkpoint, save_checkpoint
 from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord, columns
 from carv_3d.compare.tables import Comparison, compare, write_tables
@@ -57,7 +57,7 @@ class Trial:
         self.made_with = {"options": {k: str(v) for k, v in asdict(options).items()}, "else": made_with}
         self.rows: list[dict[str, float]] = []
         self.readings: list[float] = []
-        if (folder / "checkpoint").exists():
+        if has_checkpoint(folder / "checkpoint"):
             state, _ = load_checkpoint(folder / "checkpoint")
             if state["made_with"] != self.made_with or "readings" not in state:
                 raise CarvError(f"{folder} holds a run with other options: choose another folder, or the same options")
@@ -83,7 +83,7 @@ class Trial:
         distillation = self.build(self.options)
         clock = 0.0
         if self.rows:
-            state, _ = load_checkpoint(self.folder / "checkpoint")
+            state, _ = load_checkpoint(self.folder / "checkpoint", going_on=True)
             distillation.load_state_dict(state["distillation"])
             clock = self.rows[-1]["seconds"]
         while clock < seconds:

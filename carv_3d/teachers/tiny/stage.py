@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...average import Average
-from ...checkpoint import load_checkpoint, save_checkpoint
+from ...checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from ...errors import CarvError
 
 
@@ -50,8 +50,8 @@ def run_stage(
         [{"params": p, "share": f} for f, p in groups.items()], lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay
     )
     average, first = Average(module, ema), 0
-    if path.exists():
-        state, _ = load_checkpoint(path)
+    if has_checkpoint(path):
+        state, _ = load_checkpoint(path, going_on=True)
         differs = [k for k in made_with if state["made_with"].get(k) != made_with[k]]
         if differs:
             raise CarvError(

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from carv_3d.checkpoint import load_checkpoint
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -44,10 +46,16 @@ def run(
     return run_stage("s", module, loss_of, steps=steps, lr=0.05, folder=folder, seed=1, **quiet)
 
 
-def test_a_stage_cut_off_goes_on_to_the_same_weights(tmp_path) -> None:
+@pytest.mark.parametrize("between_renames", [False, True])
+def test_a_stage_cut_off_goes_on_to_the_same_weights(tmp_path, between_renames) -> None:
     whole = run(tmp_path / "whole", 30)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", 30, stop_after=17)
+    if between_renames:  # a kill within a save: only the one before the newest is there
+        os.replace(tmp_path / "cut" / "s.pt", tmp_path / "cut" / "s.pt.previous")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", 30, stop_after=17)  # goes on, not from the beginning
+        assert load_checkpoint(tmp_path / "cut" / "s.pt.previous")[0]["step"] == 17
     resumed = run(tmp_path / "cut", 30)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
