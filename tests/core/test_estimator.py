@@ -1,4 +1,4 @@
-"""The estimator's mechanics: exact gradients, bounded batches, memory, dropped draws, state, library use."""
+"""The estimator's mechanics: exact gradients, dropped draws, state, library use."""
 
 from __future__ import annotations
 
@@ -6,38 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from estimators import SCHEDULE, SHAPE, make, model, seeded, some_latents
 from torch import Tensor, nn
 
 import carv_3d
 from carv_3d.core.accounting import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
 from carv_3d.core.reduction import surrogate_loss
-from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.core.sds import sds_loss
 from carv_3d.errors import CarvError
-
-SCHEDULE = NoiseSchedule.scaled_linear()
-SHAPE = (4, 3, 3)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def some_latents(R: int = 3, seed: int = 0) -> Tensor:
-    return torch.randn(R, *SHAPE, generator=seeded(seed)).requires_grad_()
-
-
-def model(z_t: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
-    """A row of the output hangs on its own row of the input alone, bit for bit."""
-    out = torch.tanh(z_t * 0.7) + 0.1 * z_t.roll(1, dims=-1) + t.view(-1, 1, 1, 1) / 1000
-    for c in cond:
-        out = out + c.view(-1, 1, 1, 1)
-    return out
-
-
-def make(**options: Any) -> CarvEstimator:
-    return CarvEstimator(SCHEDULE, EstimatorOptions(**options))
 
 
 @pytest.mark.parametrize("R", [1, 2, 3, 7])
@@ -80,25 +57,6 @@ def test_a_small_gradient_keeps_its_bits() -> None:
     assert not torch.allclose(theirs, g / 3)
 
 
-@pytest.mark.parametrize("max_batch", [1, 2, 5, 7, 100])
-def test_batches_are_bounded_and_change_nothing(max_batch: int) -> None:
-    sizes: list[int] = []
-    cond = torch.tensor([1.0, 2.0, 4.0])
-
-    def spy(z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        sizes.append(len(z_t))
-        assert len(t) == len(c) == len(z_t)
-        assert not torch.is_grad_enabled()
-        return model(z_t, t, c)
-
-    whole = make(num_draws=5, max_batch=1000).estimate(some_latents(), model, (cond,), seeded(1))
-    parts = make(num_draws=5, max_batch=max_batch).estimate(some_latents(), spy, (cond,), seeded(1))
-    assert max(sizes) <= max_batch
-    assert sum(sizes) == 15 == parts.scalars["rows"]
-    assert len(sizes) == -(-15 // max_batch)
-    assert torch.equal(whole.grad, parts.grad)
-
-
 @pytest.mark.parametrize("K", [1, 3])
 def test_cond_goes_with_its_render(K: int) -> None:
     cond = (torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.1, 0.2, 0.3]))
@@ -110,47 +68,6 @@ def test_cond_goes_with_its_render(K: int) -> None:
     predicted = out.residual + out.eps
     wanted = (cond[0] * cond[1]).view(3, 1, 1, 1, 1).expand_as(predicted)
     torch.testing.assert_close(predicted, wanted)
-
-
-class OutOfMemory:
-    """A model that fails above a number of rows, in the words of a device."""
-
-    def __init__(self, bears: int, error: Exception) -> None:
-        self.bears, self.error, self.calls = bears, error, 0
-
-    def __call__(self, z_t: Tensor, t: Tensor) -> Tensor:
-        self.calls += 1
-        if len(z_t) > self.bears:
-            raise self.error
-        return model(z_t, t)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-@pytest.mark.parametrize("bears", [1, 3, 8])
-def test_when_memory_runs_out_the_batch_halves_and_the_run_goes_on(bears: int, error: Exception) -> None:
-    whole = make(num_draws=8).estimate(some_latents(), model, generator=seeded(1))
-    estimator, failing = make(num_draws=8, max_batch=24), OutOfMemory(bears, error)
-    out = estimator.estimate(some_latents(), failing, generator=seeded(1))
-    assert torch.equal(out.grad, whole.grad)
-    assert bears // 2 < estimator.max_batch <= bears
-    assert out.scalars["max_batch"] == estimator.max_batch
-    failing.calls = 0
-    estimator.estimate(some_latents(), failing, generator=seeded(2))  # what was learnt stays learnt
-    assert failing.calls == -(-24 // estimator.max_batch)
-
-
-def test_other_errors_and_a_single_row_too_large_are_not_hidden() -> None:
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        make().estimate(some_latents(), OutOfMemory(0, RuntimeError("size mismatch")))
-    with pytest.raises(CarvError, match="one row"):
-        make().estimate(some_latents(), OutOfMemory(0, RuntimeError("out of memory")))
 
 
 @pytest.mark.parametrize("K", [1, 8])
