@@ -1,0 +1,115 @@
+"""The ECM and RE tables of docs/RESULTS.md: `carv variance` on five prompts at three points of a run, side by side.
+
+    ./install.sh python benchmarks/variance_table.py [--scene light|heavy] [--prompts 5] [--budget 300]
+        [--at 30 150 270] [--grid R=1 K=2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic] [--work DIR]
+
+--budget is of measuring, in seconds for each prompt. A figure is the geometric mean over prompts, with the least and
+the largest of them; each prompt's own intervals are in its variance.csv in --work. Stop it whenever you like: the same
+command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carv_3d.config import load_config
+from carv_3d.errors import CarvError, run_script
+from carv_3d.files import slug
+from carv_3d.text_to_3d import load_teacher
+from carv_3d.variance.command import VarianceRequest, read_grid, run
+
+PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
+METHODS = "uniform,is,strat,is+strat,is+strat+antithetic"
+SCENES: dict[str, tuple[str, ...]] = {
+    "light": (),
+    "heavy": (  # upstream is dear: a hash grid with a small MLP at 128 x 128, normals for the orientation loss
+        "system.geometry_type=hash",
+        "system.optimizer.args.lr=0.01",
+        "system.loss.lambda_orient=10",
+        "data.width=128",
+        "data.height=128",
+    ),
+}
+CONFIG = Path(__file__).parent.parent / "configs" / "carv-tiny.yaml"
+
+
+def over_prompts(values: Sequence[float]) -> str:
+    """The geometric mean, and the ends."""
+    mean = math.exp(sum(map(math.log, values)) / len(values))
+    return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def table(found: Sequence[Sequence[dict[str, str]]]) -> str:
+    """Markdown, of the variance.csv of each prompt: a row for each point, method and (R, K)."""
+    lines = [
+        "| step | method | (R, K) | a draw's cost | upstream share | ECM | the paper's | bound | of it | RE "
+        "| the paper's |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for same in zip(*found, strict=True):
+        first = same[0]
+
+        def mean(name: str, same: Sequence[dict[str, str]] = same) -> float:
+            return sum(float(row[name]) for row in same) / len(same)
+
+        R, K = int(first["R"]), int(first["K"])
+        upstream = mean("seconds") - mean("seconds_denoise")
+        ecm = [float(row["ecm"]) for row in same]
+        bound = [float(row["ecm_bound"]) for row in same]
+        re = over_prompts([float(row["re"]) for row in same]) if first["re"] else "—"
+        reached = over_prompts([a / b for a, b in zip(ecm, bound)]).split(" ")[0]
+        lines.append(
+            f"| {first['step']} | {first['method']} | ({R}, {K}) | {mean('seconds_denoise') / K / upstream:.2f} "
+            f"| {mean('upstream_share'):.0%} | {over_prompts(ecm)} | {first['paper_ecm'] or '—'} "
+            f"| {over_prompts(bound).split(' ')[0]} | {float(reached):.0%} | {re} | {first['paper_re'] or '—'} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scene", choices=list(SCENES), default="light")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the five")
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds of measuring for each prompt")
+    parser.add_argument("--at", type=int, nargs="+", default=[30, 150, 270])
+    parser.add_argument("--grid", nargs="+", default=["R=1", "K=2,4,8"])
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--work", type=Path, default=Path("outputs/variance-table"))
+    o = parser.parse_args()
+    if not 1 <= o.prompts <= len(PROMPTS):
+        raise CarvError(f"--prompts is {o.prompts}; it must be 1 to {len(PROMPTS)}")
+    prompts = PROMPTS[: o.prompts]
+    grid: Any = read_grid(o.grid)
+    shared: dict[str, Any] = {"methods": o.methods.split(","), "budget": o.budget, "overrides": SCENES[o.scene], **grid}
+    folders = [o.work / f"{o.scene}-{slug(prompt)}" for prompt in prompts]
+    requests = [
+        VarianceRequest(CONFIG, prompt, o.at, out=folder, resume=folder.exists(), **shared)
+        for prompt, folder in zip(prompts, folders)
+    ]
+    requests[0].entries()  # refuses methods that do not exist
+    teacher = load_teacher(load_config(CONFIG, SCENES[o.scene], prompts[0]))
+    found = []
+    for request, folder in zip(requests, folders):
+        status = run(request, teacher)
+        if status:
+            return status
+        with (folder / "variance.csv").open(newline="", encoding="utf-8") as handle:
+            found.append(list(csv.DictReader(handle)))
+    print(
+        f"\n{o.scene} scene, {', '.join(prompts)}; {o.budget:g} s of measuring each, {torch.get_num_threads()} "
+        f"threads, torch {torch.__version__}. A draw's cost: its denoising over the rest of a step. Bound: free draws "
+        "without noise at this R.\n"
+    )
+    print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

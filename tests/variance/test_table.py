@@ -1,0 +1,58 @@
+"""The table over prompts of `benchmarks/variance_table.py`: known values, and what cannot be meant."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import carv_3d
+from carv_3d.errors import CarvError
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+FILE = Path(carv_3d.__file__).parents[1] / "benchmarks" / "variance_table.py"
+pytestmark = pytest.mark.skipif(not FILE.exists(), reason="an installation without benchmarks")
+
+
+@pytest.fixture
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(FILE))
+
+
+def row(ecm: float, re: str, seconds: float) -> dict[str, str]:
+    place = {"step": "30", "method": "strat", "R": "1", "K": "4", "paper_ecm": "", "paper_re": "1.00-3.00"}
+    numbers = {"seconds": seconds, "seconds_denoise": 0.2, "upstream_share": 0.5, "ecm": ecm, "ecm_bound": 2.0}
+    return {**place, **{k: str(v) for k, v in numbers.items()}, "re": re}
+
+
+def test_figures_over_prompts(script: dict[str, Any]) -> None:
+    found = [[row(0.5, "1.0", 0.5)], [row(2.0, "4.0", 0.78)]]
+    line = script["table"](found).splitlines()[-1]
+    # a draw: 0.05 s of denoising over (0.64 - 0.2) s; geometric means 1 and 2
+    wanted = "| 30 | strat | (1, 4) | 0.11 | 50% | 1.00 (0.50–2.00) | — | 2.00 | 50% | 2.00 (1.00–4.00) | 1.00-3.00 |"
+    assert line == wanted
+    alone = script["table"]([[row(1.5, "", 0.5)]]).splitlines()[-1]
+    assert alone == "| 30 | strat | (1, 4) | 0.17 | 50% | 1.50 | — | 2.00 | 75% | — | 1.00-3.00 |"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "6"], "--prompts is 6; it must be 1 to 5"),
+        (["--grid", "K=0"], "--grid K is"),
+        (["--budget", "0"], "--budget is 0"),
+        (["--methods", "strap"], "there is no method 'strap'"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(
+    script: dict[str, Any], arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StableDiffusionTeacher, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [FILE.name, *arguments])
+    with pytest.raises(CarvError, match=message):
+        script["main"]()
+    assert list(tmp_path.iterdir()) == []
