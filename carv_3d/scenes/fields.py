@@ -21,6 +21,7 @@ from torch import Tensor
 
 from carv_3d.errors import CarvError
 from carv_3d.options import read_options
+from carv_3d.scenes.hashed import interpolate_hashed
 from carv_3d.scenes.trilinear import interpolate
 
 __all__ = [
@@ -156,8 +157,6 @@ class HashGridField(Field):
     Levels that fit their table are dense; finer ones share its entries through a spatial hash.
     """
 
-    PRIMES = (1, 2654435761, 805459861)
-
     def __init__(self, options: FieldOptions | None = None) -> None:
         super().__init__(options or FieldOptions())
         o = self.options
@@ -175,19 +174,8 @@ class HashGridField(Field):
         unit = x / self.radius
         out = []
         for table, res in zip(self.levels, self.resolutions):
-            out.append(interpolate(table, unit) if table.dim() == 4 else self._hashed(table, unit, res))
+            out.append(interpolate(table, unit) if table.dim() == 4 else interpolate_hashed(table, unit, res))
         return torch.cat(out, dim=-1)
-
-    def _hashed(self, table: Tensor, unit: Tensor, res: int) -> Tensor:
-        u = ((unit + 1) * 0.5 * (res - 1)).clamp(0, res - 1)
-        low = u.floor().clamp(max=res - 2)
-        w = u - low
-        corners = torch.cartesian_prod(*[torch.arange(2, device=unit.device)] * 3)  # (8, 3)
-        index = low.long()[:, None] + corners  # (N, 8, 3)
-        weight = torch.where(corners == 1, w[:, None], 1 - w[:, None]).prod(dim=-1)
-        a, b, c = (index[..., axis] * prime for axis, prime in enumerate(self.PRIMES))
-        rows = (a ^ b ^ c) % self.table_size
-        return F.embedding_bag(rows, table, per_sample_weights=weight, mode="sum")
 
     def raw(self, x: Tensor) -> Tensor:
         raw = self.head(self.encode(x))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["interpolate", "interpolate_reference", "numba_available"]
+__all__ = ["compiled", "interpolate", "interpolate_reference", "numba_available"]
 
 
 @lru_cache(maxsize=1)
@@ -57,6 +57,16 @@ class _Trilinear(torch.autograd.Function):
         return grad_grid.view(D, H, W, C), None
 
 
+def compiled(values: Tensor, x: Tensor) -> bool:
+    """Whether compiled loops can interpolate these values at these points."""
+    return (
+        numba_available()
+        and values.device.type == "cpu"
+        and values.dtype == x.dtype == torch.float32
+        and not (x.requires_grad and torch.is_grad_enabled())
+    )
+
+
 def interpolate_reference(grid: Tensor, x: Tensor) -> Tensor:
     """`interpolate` by `F.grid_sample`: on every device, differentiable in `x` too, slower on the CPU."""
     volume = grid.permute(3, 0, 1, 2)[None]  # (1, C, D, H, W), a view: channels stay innermost
@@ -72,14 +82,7 @@ def interpolate(grid: Tensor, x: Tensor) -> Tensor:
     voxels (`align_corners=True`), and points outside take the border's value.
     Differentiable in `grid`, and in `x` where `x` requires a gradient.
     """
-    fast = (
-        numba_available()
-        and grid.device.type == "cpu"
-        and grid.dtype == x.dtype == torch.float32
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and min(grid.shape[:3]) > 1
-    )
-    if fast:
+    if compiled(grid, x) and min(grid.shape[:3]) > 1:
         out: Tensor = _Trilinear.apply(grid, x)
         return out
     return interpolate_reference(grid, x)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from carv_3d.errors import CarvError
-from carv_3d.scenes import fields
-from carv_3d.scenes.fields import Field, FieldOptions, HashGridField, VoxelGridField, make_field
+from carv_3d.scenes.fields import Field, FieldOptions, VoxelGridField, make_field
 
 
 def small(name: str) -> Field:
@@ -52,22 +51,6 @@ def test_every_parameter_receives_a_gradient() -> None:
     for parameter in field.parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
-
-
-def test_a_hashed_level_agrees_with_a_dense_one_where_nothing_collides() -> None:
-    field = HashGridField(FieldOptions(n_levels=1, base_resolution=4, log2_hashmap_size=14))
-    dense = torch.randn(4, 4, 4, 2, generator=torch.Generator().manual_seed(3))
-    table = torch.zeros(2**14, 2)
-    seen = set()
-    for i in range(4):
-        for j in range(4):
-            for k in range(4):
-                row = (i ^ (j * 2654435761) ^ (k * 805459861)) % 2**14
-                seen.add(row)
-                table[row] = dense[i, j, k]
-    assert len(seen) == 64  # nothing collides
-    unit = 2 * torch.rand(200, 3, generator=torch.Generator().manual_seed(4)) - 1
-    torch.testing.assert_close(field._hashed(table, unit, 4), fields.interpolate(dense, unit), atol=1e-5, rtol=1e-5)
 
 
 def test_upsampling_keeps_the_field() -> None:

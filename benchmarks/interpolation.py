@@ -1,0 +1,62 @@
+"""The compiled interpolations of the CPU fields beside torch's own: forward and backward for the samples of a picture.
+
+    ./install.sh python benchmarks/interpolation.py [--points 147456] [--repeats 7] [--threads 1]
+
+Medians of interleaved repeats; 147,456 points are a 64 x 64 picture with 36 samples a ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from carv_3d.scenes.hashed import interpolate_hashed, interpolate_hashed_reference
+from carv_3d.scenes.trilinear import interpolate, interpolate_reference
+
+
+def seconds(call: Callable[[Tensor, Tensor], Tensor], values: Tensor, x: Tensor) -> tuple[float, float]:
+    """Of forward and of backward."""
+    begin = time.perf_counter()
+    out = call(values, x)
+    middle = time.perf_counter()
+    torch.autograd.grad(out, values, torch.ones_like(out))
+    return middle - begin, time.perf_counter() - middle
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=147_456)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    o = parser.parse_args()
+    torch.set_num_threads(o.threads)
+    x = 2 * torch.rand(o.points, 3, generator=torch.Generator().manual_seed(0)) - 1
+    voxels, table = torch.randn(48, 48, 48, 4).requires_grad_(), torch.randn(2**17, 2).requires_grad_()
+    pairs: dict[str, tuple[Tensor, Callable[..., Tensor], Callable[..., Tensor]]] = {
+        "voxel grid, 48^3 x 4": (voxels, interpolate, interpolate_reference),
+        "one hashed level, 2^17 x 2, 154^3 nodes": (
+            table,
+            lambda v, p: interpolate_hashed(v, p, 154),
+            lambda v, p: interpolate_hashed_reference(v, p, 154),
+        ),
+    }
+    print(f"{o.points:,} points, {o.threads} threads, torch {torch.__version__}, ms\n")
+    print("| | forward, compiled | torch | backward, compiled | torch | both, ratio |\n|---|---|---|---|---|---|")
+    for name, (values, fast, slow) in pairs.items():
+        taken: list[list[tuple[float, float]]] = [[], []]
+        for call in (fast, slow):  # compiled once, before the clock runs
+            seconds(call, values, x)
+        for _ in range(o.repeats):
+            for kept, call in zip(taken, (fast, slow)):
+                kept.append(seconds(call, values, x))
+        (f, b), (tf, tb) = ([1e3 * statistics.median(part) for part in zip(*kept)] for kept in taken)
+        print(f"| {name} | {f:.1f} | {tf:.1f} | {b:.1f} | {tb:.1f} | {(tf + tb) / (f + b):.1f} |")
+
+
+if __name__ == "__main__":
+    main()
