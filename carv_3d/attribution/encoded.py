@@ -16,6 +16,7 @@ from carv_3d.checkpoint import fingerprint_of
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 CHUNK = 16  # pictures encoded together, always the same ones, so that resuming changes no bit
+FLUSH_EVERY = 64  # chunks; what a power cut (no kill) may cost
 CAPTIONS = 512  # embedded captions that are remembered
 
 
@@ -42,6 +43,8 @@ class EncodedPictures:
             latents = encode_images([self.pictures.image(i) for i in index], self.teacher)
             for i, row in zip(index, latents.cpu().numpy()):
                 self.store.write(i, row.astype(np.float32))
+            if (count + 1) % FLUSH_EVERY == 0:
+                self.store.flush()
             if show is not None and show(index[-1] + 1, n) and count + 1 < len(pending):
                 self.store.flush()
                 return False

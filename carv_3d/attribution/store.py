@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from carv_3d.files import explain_os_error, make_folder, write_atomic, write_via
 from carv_3d.options import differing_keys, look_up
 
 FORMAT = 1
+RELEASE_EVERY = 512  # rows that are looked at
 
 
 class RowStore:
@@ -88,12 +90,13 @@ class RowStore:
         self._done[index] = _checksum(row)
 
     def flush(self) -> None:
-        """Hands everything to the disk, rows before checksums."""
+        """Hands everything to the disk, rows before checksums; the process keeps none of it in memory."""
         try:
             self._rows.flush()
             self._done.flush()
         except OSError as error:
             raise explain_os_error(error, self.folder) from error
+        _release(self._rows)
 
     def _create(self, meta: dict[str, Any]) -> None:
         need = 4 * self.count * int(np.prod(self.shape))
@@ -126,9 +129,20 @@ class RowStore:
 
     def _verify(self) -> None:
         """Takes back the checksum of rows that do not match it."""
-        for index in np.flatnonzero(self.finished):
+        for n, index in enumerate(np.flatnonzero(self.finished)):
             if self._done[index] != _checksum(self._rows[index]):
                 self._done[index] = 0
+            if n % RELEASE_EVERY == 0:
+                _release(self._rows)
+        _release(self._rows)
+
+
+def _release(rows: NDArray[np.float32]) -> None:
+    """Gives back the memory of pages that were touched, which the file has, where the platform can: without it a process
+    would seem to grow with its store."""
+    pages = getattr(rows, "_mmap", None)
+    if hasattr(pages, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _checksum(row: NDArray[np.float32]) -> int:

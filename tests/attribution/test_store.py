@@ -1,0 +1,49 @@
+"""The rows on the disk: what is written is read, and the process does not grow with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carv_3d.attribution.store import RowStore
+
+STATUS = Path("/proc/self/status")
+SHAPE = (2, 2048)  # 16 KiB a row, as two groups of a projected gradient are
+
+
+def resident() -> float:
+    """MiB of this process in memory now, mapped files included."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 2**10
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_items(tmp_path: Path) -> None:
+    count, each = 6000, 64  # 94 MiB
+    store = RowStore(tmp_path / "store", {}, count, SHAPE)
+    seen = []
+    for index in range(count):
+        store.write(index, np.full(SHAPE, index, np.float32))
+        if (index + 1) % each == 0:
+            store.flush()
+            seen.append(resident())
+    store.flush()
+    assert max(seen) - seen[0] < 20
+    before = resident()
+    again = RowStore(tmp_path / "store", {}, count, SHAPE)  # which looks at all of them
+    assert resident() - before < 20
+    assert again.complete
+    assert [float(again.rows[i, 1, 2047]) for i in (0, 4321, count - 1)] == [0.0, 4321.0, count - 1.0]
+    assert again.checksum() == store.checksum()
+
+
+def test_a_torn_row_is_made_again(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "store", {}, 3, (2, 4))
+    for index in (0, 2):
+        store.write(index, np.full((2, 4), index + 1.0, np.float32))
+    store.flush()
+    store.rows[2, 0, 0] = 7.0  # as a power cut between two pages leaves it
+    again = RowStore(tmp_path / "store", {}, 3, (2, 4))
+    assert again.pending().tolist() == [1, 2]
