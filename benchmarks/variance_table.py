@@ -41,7 +41,9 @@ CONFIG = Path(__file__).parent.parent / "configs" / "carv-tiny.yaml"
 
 
 def over_prompts(values: Sequence[float]) -> str:
-    """The geometric mean, and the ends."""
+    """The geometric mean, and the ends; "—" where there is none, as of a bound whose variance was not told from 0."""
+    if not all(0 < x < math.inf for x in values):
+        return "—"
     mean = math.exp(sum(map(math.log, values)) / len(values))
     return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({min(values):.2f}–{max(values):.2f})"
 
@@ -64,11 +66,12 @@ def table(found: Sequence[Sequence[dict[str, str]]]) -> str:
         ecm = [float(row["ecm"]) for row in same]
         bound = [float(row["ecm_bound"]) for row in same]
         re = over_prompts([float(row["re"]) for row in same]) if first["re"] else "—"
-        reached = over_prompts([a / b for a, b in zip(ecm, bound)]).split(" ")[0]
+        share = over_prompts([a / b for a, b in zip(ecm, bound)]).split(" ")[0]
+        reached = share if share == "—" else f"{float(share):.0%}"
         lines.append(
             f"| {first['step']} | {first['method']} | ({R}, {K}) | {mean('seconds_denoise') / K / upstream:.2f} "
             f"| {mean('upstream_share'):.0%} | {over_prompts(ecm)} | {first['paper_ecm'] or '—'} "
-            f"| {over_prompts(bound).split(' ')[0]} | {float(reached):.0%} | {re} | {first['paper_re'] or '—'} |"
+            f"| {over_prompts(bound).split(' ')[0]} | {reached} | {re} | {first['paper_re'] or '—'} |"
         )
     return "\n".join(lines)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any],
         if damaged:
             note = f"{path.name} is truncated or damaged; going on from the one before it, {candidate.name}"
             if going_on:
-                os.replace(path, path.with_name(path.name + ".damaged"))
+                _set_aside(path)
         return state, note
     if damaged:
         raise CarvError(
@@ -109,9 +110,20 @@ def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any],
     raise CarvError(f"there is no checkpoint at {path}")
 
 
-def fingerprint_of(module: nn.Module, *more: Tensor) -> str:
-    """A short hash of a module's parameters with their names, and of further tensors."""
-    digest = hashlib.sha256()
+def _set_aside(path: Path) -> None:
+    try:
+        os.replace(path, path.with_name(path.name + ".damaged"))
+    except FileNotFoundError:  # another of the run's processes was first
+        pass
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def fingerprint_of(module: nn.Module, *more: Tensor, config: Mapping[str, Any] | None = None) -> str:
+    """A short hash of a module's parameters with their names, of further tensors, and of a configuration: plain data,
+    whose names with an underscore before them (where a folder lay, which release wrote it) do not count."""
+    counted = {k: v for k, v in sorted((config or {}).items()) if not k.startswith("_")}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode() if counted else b"")
     for name, p in [*module.named_parameters(), *((str(i), x) for i, x in enumerate(more))]:
         digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
         digest.update(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())

@@ -121,7 +121,7 @@ def test_all_generators_go_on_where_they_were(tmp_path: Path) -> None:
     assert [draw() for _ in range(3)] == expected
 
 
-def test_what_a_run_begins_from(tmp_path: Path) -> None:
+def test_what_a_run_begins_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint"
     said: list[str] = []
     assert resumed_state(path, False, said.append) is None
@@ -142,5 +142,13 @@ def test_what_a_run_begins_from(tmp_path: Path) -> None:
     assert load_checkpoint(previous_path(path))[0] == {"step": 1}
     assert len(path.with_name("checkpoint.damaged").read_bytes()) == 50
     path.write_bytes(b"")
+    other = path.with_name("checkpoint.damaged")
+    with monkeypatch.context() as patch:  # another process set it aside between reading it and this
+        patch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(FileNotFoundError(a)))
+        assert load_checkpoint(path, going_on=True)[0] == {"step": 1}
+        patch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(PermissionError(13, "Permission denied", a)))
+        with pytest.raises(CarvError, match="checkpoint"):
+            load_checkpoint(path, going_on=True)
+    assert len(other.read_bytes()) == 50
     assert load_checkpoint(path)[0] == {"step": 1}  # only looked at: nothing is moved
     assert path.read_bytes() == b""

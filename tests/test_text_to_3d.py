@@ -254,6 +254,9 @@ def test_a_time_per_step_is_filled_with_renders(sd_folder: Path, sd_teacher: Any
     assert [m["renders"] for m in metrics[:10]] == [2 * n for n in range(1, 11)]
     assert metrics[9]["R_auto"] == MAX_RENDERS  # seconds enough for all of them
     assert metrics[10]["renders"] - metrics[9]["renders"] == MAX_RENDERS
+    fixed = TextTo3D(tiny_config(sd_folder, given[0], given[2]), sd_teacher)  # resumed without a time
+    fixed.load_state_dict(host.state_dict())
+    assert fixed.train_step()["renders"] - metrics[10]["renders"] == 2
     assert "R_auto" not in TextTo3D(tiny_config(sd_folder, given[0]), sd_teacher).train_step()
 
 

@@ -47,6 +47,7 @@ METHODS = {  # name -> the loss of its features, what the page says
     "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularised kernel"),
     "d-trak": ("mean-squared-l2-norm", "D-TRAK: as TRAK, with gradients of the output's squared norm"),
 }
+MAX_KERNEL = 2**14  # 2 GiB in float64
 QUERY_GROUPS = 8
 
 
@@ -86,8 +87,12 @@ class AttributeOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CarvError(f"{name} is {value}; it must be at least 1.")
-        if self.seed < 0:
-            raise CarvError(f"seed is {self.seed}; it must be at least 0.")
+        if not 0 <= self.seed < 2**63:
+            raise CarvError(f"seed is {self.seed}; it must be at least 0 and below 2^63.")
+        if self.method != "cosine" and self.dim > MAX_KERNEL:
+            raise CarvError(
+                f"dim is {self.dim}; with {self.method} it must be at most {MAX_KERNEL}: its kernel has dim² numbers."
+            )
         for name, value, groups in (("draws", self.draws, 2), ("query_draws", self.query_draws, QUERY_GROUPS)):
             if value % (2 * groups):
                 raise CarvError(f"{name} is {value}; it must be a multiple of {2 * groups} ({groups} groups of pairs).")
@@ -95,8 +100,8 @@ class AttributeOptions:
             raise CarvError(f"shard is {self.shard!r}; it must be I/N, such as 0/2 for the first of two.")
         if not 0 <= self.share[0] < self.share[1]:
             raise CarvError(f"shard is {self.shard!r}; shares count from 0, so the last is {self.share[1] - 1}.")
-        if self.data == "tiny" and self.model not in (None, "carv-tiny") and not Path(self.model or "").exists():
-            raise CarvError(f"the pictures of carv-tiny did not train {self.model}: name its own with --data FOLDER.")
+        if self.model is not None:
+            check_data(self.data, self.model)
 
     @property
     def share(self) -> tuple[int, int]:
@@ -111,6 +116,12 @@ class AttributeOptions:
     def query_features(self) -> FeatureOptions:
         draws = DrawOptions(self.query_draws, QUERY_GROUPS)
         return FeatureOptions(draws, METHODS[self.method][0], dim=self.dim, seed=self.seed)
+
+
+def check_data(data: str, model: str) -> None:
+    """Raises CarvError where the pictures of carv-tiny cannot be the model's; a local folder may hold one like it."""
+    if data == "tiny" and model != "carv-tiny" and not Path(model).expanduser().exists():
+        raise CarvError(f"the pictures of carv-tiny did not train {model}: name its own with --data FOLDER.")
 
 
 def cache_folder() -> Path:
@@ -129,14 +140,16 @@ def attribute(options: AttributeOptions) -> int:
     display, begin = Display(), time.perf_counter()
     kind = kind_of(options.query)
     model_name = options.model or (model_of_run(Path(options.query).expanduser()) if kind == "run" else "carv-tiny")
+    check_data(options.data, model_name)
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
     out = _new_folder(options)
     from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
     with display.status("loading the model"):
         teacher = StableDiffusionTeacher.load(model_name)
+    query = _picture(options, teacher) if kind == "picture" else None  # refused before any pictures are made
     pictures = _pictures(options, teacher.image_size, display)
-    query = _query(kind, options, teacher, display)
+    query = query or _query(kind, options, teacher, display)
     model = GradientModel.of_teacher(teacher)
     maker = FeatureMaker(model, options.features)
     base = _store_folder(options, maker, pictures)
@@ -218,9 +231,11 @@ def _pictures(options: AttributeOptions, size: int, display: Display) -> Trainin
     return TinyPictures(folder, count, display.say)
 
 
+def _picture(options: AttributeOptions, teacher: Any) -> Query:
+    return picture_query(Path(options.query).expanduser(), options.prompt, teacher.image_size, options.resize)
+
+
 def _query(kind: str, options: AttributeOptions, teacher: Any, display: Display) -> Query:
-    if kind == "picture":
-        return picture_query(Path(options.query).expanduser(), options.prompt, teacher.image_size, options.resize)
     with display.status("the query's pictures"):
         if kind == "run":
             return run_query(Path(options.query).expanduser(), teacher, options.views)
@@ -293,6 +308,8 @@ def _facts(
         "draws of a query's picture": str(options.query_draws),
         "in all": duration(seconds),
     }
+    if options.data == "tiny" and model_name != "carv-tiny":
+        facts["training pictures"] += " of carv-tiny, taken for this model's own"
     if made:
         facts["pictures a second (gradients)"] = f"{made / spent:.2f}"
     if ridge is not None:

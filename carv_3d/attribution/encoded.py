@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +28,10 @@ class EncodedPictures:
         """folder: of the latents' store, which is refused where it was made with other pictures or another encoder."""
         self.pictures, self.teacher = pictures, teacher
         shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
-        meta = {"items": pictures.fingerprint(), "vae": fingerprint_of(teacher.vae)}
+        meta = {"items": pictures.fingerprint(), "vae": fingerprint_of(teacher.vae, config=dict(teacher.vae.config))}
         self.store = RowStore(folder, meta, len(pictures), shape)
         encoder = teacher.text_encoder
-        text = "" if encoder is None else fingerprint_of(encoder)
+        text = "" if encoder is None else fingerprint_of(encoder, config=_text_config(teacher))
         self._fingerprint = "-".join([*meta.values(), text])
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -70,6 +71,12 @@ class EncodedPictures:
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+
+def _text_config(teacher: StableDiffusionTeacher) -> dict[str, Any]:
+    """What changes an embedding beside the encoder's parameters: its own configuration, and the tokenizer's words."""
+    config = {k: v for k, v in teacher.text_encoder.config.to_dict().items() if k != "transformers_version"}
+    return {**config, "context": teacher.context_length, "words": teacher.tokenizer.get_vocab()}
 
 
 @torch.no_grad()

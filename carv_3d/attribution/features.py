@@ -10,6 +10,7 @@ for one gradient instead of one for every item of a batch, and gives the same bi
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -122,7 +123,7 @@ class FeatureMaker:
             "parameters": self.projection.num_parameters,
             "items": items.fingerprint(),
             "role": self.role,
-            "proposal": self.proposal.name,
+            "proposal": f"{self.proposal.name} {zlib.crc32(self.proposal.q.double().cpu().numpy().tobytes()):08x}",
             "options": to_mapping(self.options),
         }
 

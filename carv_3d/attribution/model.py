@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ class GradientModel:
     predict: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     target: Callable[[Tensor, Tensor, Tensor], Tensor]
     name: str = ""
+    config: dict[str, Any] = field(default_factory=dict)  # what changes the prediction beside the parameters
 
     @classmethod
     def of_teacher(cls, teacher: Denoiser) -> GradientModel:
         """A Stable Diffusion teacher's UNet, whatever it predicts."""
         predict: Any = teacher.predict
-        return cls(teacher.unet, teacher.schedule, predict, teacher.target, teacher.name)
+        config = {**dict(getattr(teacher.unet, "config", {})), "prediction_type": teacher.prediction_type}
+        return cls(teacher.unet, teacher.schedule, predict, teacher.target, teacher.name, config)
 
     @classmethod
     def of_module(cls, module: nn.Module, schedule: NoiseSchedule, name: str = "") -> GradientModel:
@@ -73,5 +75,6 @@ class GradientModel:
             self.module.train(training)
 
     def fingerprint(self) -> str:
-        """Of all parameters, to the bit, and of the schedule: a store of other weights is told by it."""
-        return fingerprint_of(self.module, self.schedule.alphas_cumprod.float())
+        """Of all parameters, to the bit, of the schedule and of the configuration: a store of another model is told by
+        it."""
+        return fingerprint_of(self.module, self.schedule.alphas_cumprod.float(), config=self.config)

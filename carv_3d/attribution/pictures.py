@@ -125,7 +125,7 @@ class FolderPictures:
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
             except OSError as error:
                 raise explain_os_error(error, path, "read") from error
-            digest.update(f"{self.key(index)}\0{self.caption(index)}\0".encode())
+            digest.update(f"{self.key(index)}\0{self.caption(index)}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
 
@@ -165,6 +165,8 @@ def _open(path: Path) -> Any:
 
     try:
         return Pillow.open(path)
+    except Pillow.DecompressionBombError:
+        raise CarvError(f"{path} has more pixels than any picture should: make it smaller, or take it away.") from None
     except Pillow.UnidentifiedImageError:
         raise CarvError(f"{path} is no picture that can be read: convert it to PNG, or take it away.") from None
     except OSError as error:
@@ -176,7 +178,13 @@ def _read_metadata(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise CarvError(f"{path} is not in UTF-8: save it so, or delete it.") from None
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line) if line.strip() else None
             if entry is not None:

@@ -54,10 +54,17 @@ def kind_of(word: str) -> str:
 
 
 def model_of_run(folder: Path) -> str:
-    """The model that a run was made with."""
+    """The model that a run was made with. Raises CarvError for the folder of anything but a run of carv generate."""
     from carv_3d.config import load_config
 
-    return load_config(folder / "config.yaml").system.guidance.pretrained_model_name_or_path
+    try:
+        config = load_config(folder / "config.yaml")
+    except CarvError as error:
+        raise CarvError(
+            f"{folder} is no run of carv generate (of its config.yaml: {str(error).rstrip('.')}): name such a folder, "
+            "a picture, or a prompt."
+        ) from error
+    return config.system.guidance.pretrained_model_name_or_path
 
 
 def check_words(prompt: str, model: str) -> None:

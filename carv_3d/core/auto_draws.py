@@ -9,8 +9,9 @@ J^T through encoder and renderer. Then, of the step's gradient,
     V_in(k) = E |J^T d_k|^2,   d_k = 1/sqrt(2 S k) sum_c ± (x_c - x'_c')      for k < S strata, c' at random in c's.
 
 One backward for each k, and for a and b. K is then the one of a grid with the least (s_out^2 + V_in(K)) · seconds(K)
-(`core.allocation`), from the next step on. All three fall as 1/R, and R trades variance for seconds one for one: it is
-chosen only where a step is given its seconds, as the (R, K) of least variance among those that keep to them.
+(`core.allocation`), from the next step on. With independent cameras all three fall as 1/R, and R trades variance for
+seconds one for one: it is chosen only where a step is given its seconds, as the (R, K) of least variance among those
+that keep to them. (Cameras spread over the renders of a step make s_out^2 fall a little faster, which is left out.)
 """
 
 from __future__ import annotations
@@ -266,15 +267,19 @@ def difference(x: Tensor, k: int, generator: torch.Generator | None = None) -> T
 
 
 def on_line(timings: Timings, n: int) -> float:
-    """Seconds at n, from the medians at what was measured: on the line through its neighbours, not falling, and through
-    zero where there is one alone."""
+    """Seconds at n, from the medians at what was measured: that itself, or on the line through the neighbours, not
+    falling; below all of them, and where there is one alone, not less than in proportion."""
     points = sorted((at, statistics.median(s)) for at, s in timings.items())
+    if n in timings:
+        return dict(points)[n]
+    in_proportion = points[0][1] * n / points[0][0]
     if len(points) == 1:
-        return points[0][1] * n / points[0][0]
+        return in_proportion
     right = next((i for i, (at, _) in enumerate(points) if at >= n), len(points) - 1)
     (n0, s0), (n1, s1) = points[max(right - 1, 0)], points[max(right, 1)]
     slope = max(s1 - s0, 0.0) / (n1 - n0)
-    return max(s0 + slope * (n - n0), 0.0)
+    line = s0 + slope * (n - n0)
+    return max(line, in_proportion) if n < points[0][0] else line
 
 
 def _timings(saved: dict[Any, list[float]]) -> Timings:

@@ -15,7 +15,7 @@ HALF = np.float32(0.5)
 def _place(x: Any, n: int, axis: int, res: int) -> Any:
     """The lower corner of point n along an axis, and how far beyond it the point lies."""
     u = min(max((x[n, axis] + ONE) * (HALF * np.float32(res - 1)), np.float32(0)), np.float32(res - 1))
-    low = min(max(int(u), 0), res - 2)  # clamped again: a NaN must not reach beyond the array
+    low = min(max(int(u), 0), res - 2)  # clamped again: of a NaN, int() may be anything
     return low, u - np.float32(low)
 
 

@@ -21,8 +21,8 @@ WEIGHT_STEMS = {
 }
 BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model"}
 WAY_OUT = (
-    "name a local diffusers folder (the one that holds model_index.json) as "
-    "pretrained_model_name_or_path, or use the built-in carv-tiny"
+    "name a local diffusers folder (the one that holds model_index.json) as the model (in a configuration: "
+    "pretrained_model_name_or_path), or use the built-in carv-tiny"
 )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,13 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
     (tmp_path / "empty").mkdir()
     save(tmp_path / "large.png", 0, 40)
     (tmp_path / "text.png").write_text("no picture")
+    save(tmp_path / "latin" / "0.png", 0)
+    (tmp_path / "latin" / "metadata.jsonl").write_bytes(b'{"file_name": "0.png", "text": "caf\xe9"}')
+    (tmp_path / "other-run").mkdir()
+    (tmp_path / "other-run" / "config.yaml").write_text("model: carv-tiny")
+    (tmp_path / "hub-run").mkdir()
+    model = "system: {guidance: {pretrained_model_name_or_path: owner/model}}"
+    (tmp_path / "hub-run" / "config.yaml").write_text(model)
     cases = [
         (["attribute"], "the query is missing"),
         (["attribute", "a", "mug"], "2 queries were given"),
@@ -149,6 +158,12 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
         (["attribute", "a red mug", "--draws", "6"], "draws is 6; it must be a multiple of 4"),
         (["attribute", "a red mug", "--method", "x"], "method is 'x'"),
         (["attribute", "a red mug", "--items", "0"], "items is 0"),
+        (["attribute", "a red mug", "--seed", str(2**63)], "seed is 9223372036854775808; it must be at least 0 and"),
+        (["attribute", "a red mug", "--method", "trak", "--dim", "1000000"], "with trak it must be at most 16384"),
+        (["attribute", str(tmp_path / "other-run")], "other-run is no run of carv generate (of its config"),
+        (["attribute", str(tmp_path / "hub-run")], "did not train owner/model"),
+        (arguments("a red mug", tmp_path / "latin", sd_folder), "is not in UTF-8"),
+        (["attribute", str(tmp_path / "large.png")], "is 40×40 pixels"),  # before any of carv-tiny's are made
         (["attribute", "a red mug", "--shard", "1"], "shard is '1'; it must be I/N"),
         (["attribute", "a red mug", "--shard", "2/2"], "the last is 1"),
         (arguments("a red mug", tmp_path / "empty", sd_folder), "holds no pictures"),
@@ -159,6 +174,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
     ]
     for words, message in cases:
         assert message in refusal(capsys, words)
+    assert not list((place.parent / "cache").rglob("tiny-pictures*"))
 
 
 def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp_path, build_folder) -> None:
@@ -169,6 +185,22 @@ def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp
     capsys.readouterr()
     words = refusal(capsys, arguments(data / "0.png", data, other, "--store", store, "--out", str(tmp_path / "b")))
     assert "was made with" in words
+    changed = tmp_path / "changed"  # the same weights, read otherwise
+    for part, key, value in (
+        ("scheduler/scheduler_config.json", "prediction_type", "v_prediction"),
+        ("vae/config.json", "scaling_factor", 0.25),
+    ):
+        shutil.copytree(sd_folder, changed)
+        file = changed / part
+        config = json.loads(file.read_text())
+        assert config[key] != value
+        file.write_text(json.dumps({**config, key: value}))
+        again = arguments(data / "0.png", data, changed, "--store", store, "--out", str(tmp_path / "b"))
+        assert "was made with" in refusal(capsys, again)
+        shutil.rmtree(changed)
+    shutil.copytree(sd_folder, changed)  # elsewhere, and else the same
+    assert cli.main(arguments(data / "0.png", data, changed, "--store", store, "--out", str(tmp_path / "c"))) == 0
+    assert (tmp_path / "c/scores.csv").read_text() == (tmp_path / "a/scores.csv").read_text()
     assert {p.name: p.read_bytes() for p in (tmp_path / "store" / "loss").iterdir()} == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from carv_3d.core.auto_draws import (
     SHARE,
     STRATA,
     AutoDraws,
+    Timings,
     difference,
     leaves,
+    on_line,
 )
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Estimate, EstimatorOptions
@@ -129,6 +132,37 @@ def test_R_and_K_of_a_given_time_per_step(regime: dict[str, float], options: Any
     assert seconds(R, K) <= 1.01 * given
     assert variances[K] / R <= 1.05 * best, (R, K, best)
     assert loop.auto.scalars["R_auto"] == R
+
+
+def test_seconds_between_and_below_what_was_measured() -> None:
+    measured: Timings = {8: deque([0.10]), 32: deque([0.60]), 40: deque([0.50])}
+    found = {n: on_line(measured, n) for n in (1, 4, 8, 16, 32, 40, 48)}
+    wanted = {1: 0.1 / 8, 4: 0.05, 8: 0.1, 16: 0.1 + 0.5 / 3, 32: 0.6, 40: 0.5, 48: 0.6}
+    assert found == pytest.approx(wanted)  # in proportion below, the line between, what was measured itself
+    assert on_line({4: deque([0.2])}, 1) == pytest.approx(0.05)
+    affine: Timings = {2: deque([1.2]), 4: deque([1.4])}
+    assert on_line(affine, 1) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("power", [1.5, 0.5])
+def test_costs_that_are_no_line_end_no_run(power: float) -> None:
+    class Bent(Loop):
+        def eps_hat(self, z_t: Tensor, t: Tensor) -> Tensor:
+            self.meter.time += self.c_den * (len(z_t) ** power - len(z_t))
+            return super().eps_hat(z_t, t)
+
+        def step(self, R: int = 1) -> tuple[Estimate, Tensor]:
+            self.meter.time += self.c_up * (R**power - R)
+            return super().step(R)
+
+    for c_up in (0.3, 1.0, 3.0):
+        loop = Bent(c_up, 1.0, 0.3, proposal="weight")
+        loop.auto.step_seconds = 20.0
+        for _ in range(120):
+            loop.step(loop.auto.renders or 4)
+        R, K = loop.auto.renders, loop.auto.num_draws
+        assert R is not None
+        assert (c_up * R**power + (R * K) ** power) <= 1.1 * 20.0
 
 
 def test_a_time_that_no_step_keeps_to_takes_the_quickest() -> None:

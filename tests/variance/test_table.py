@@ -34,6 +34,8 @@ def test_figures_over_prompts(script: dict[str, Any]) -> None:
     # a draw: 0.05 s of denoising over (0.64 - 0.2) s; geometric means 1 and 2
     wanted = "| 30 | strat | (1, 4) | 0.11 | 50% | 1.00 (0.50–2.00) | — | 2.00 | 50% | 2.00 (1.00–4.00) | 1.00-3.00 |"
     assert line == wanted
+    endless = {**row(0.5, "1.0", 0.5), "ecm_bound": "inf"}
+    assert "| 0.50 | — | — | — | 1.00 |" in script["table"]([[endless]]).splitlines()[-1]
     alone = script["table"]([[row(1.5, "", 0.5)]]).splitlines()[-1]
     assert alone == "| 30 | strat | (1, 4) | 0.17 | 50% | 1.50 | — | 2.00 | 75% | — | 1.00-3.00 |"
 

@@ -171,7 +171,10 @@ def check_prompt(prompt: str) -> None:
     strange = [w for w in words_of(prompt) if w not in known]
     names = sorted({n for ns in OBJECTS.values() for n in ns})
     objects = find(prompt, OBJECTS)
-    way_out = "a full Stable Diffusion model reads any words: system.guidance.pretrained_model_name_or_path=FOLDER"
+    way_out = (
+        "a full Stable Diffusion model reads any words: name its folder as the model (carv generate: "
+        "system.guidance.pretrained_model_name_or_path=FOLDER)"
+    )
     if len(objects) > 1:
         several, example = ", ".join(objects), f'"a red {objects[0]}"'
         raise CarvError(f"The prompt names several objects ({several}): name one, as in {example}; {way_out}.")
