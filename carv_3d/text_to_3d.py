@@ -172,8 +172,8 @@ class TextTo3D:
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         self.renderer.update(self.step)
         auto = self.guidance.auto
-        chosen = auto is not None and auto.step_seconds is not None  # a resumed run may have left step_seconds out
-        out, text, no_text = self.upstream(auto.renders if auto is not None and chosen else None)
+        chosen = None if auto is None or auto.step_seconds is None else auto.renders  # a resumed run may leave it out
+        out, text, no_text = self.upstream(chosen)
         recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.step)["recon"] != 0
         return out, self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
 
