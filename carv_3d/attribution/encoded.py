@@ -59,7 +59,7 @@ class EncodedPictures:
         return self.pictures.key(index)
 
     def latents(self, index: int) -> Tensor:
-        return torch.from_numpy(np.array(self.store.rows[index]))
+        return torch.from_numpy(self.store.read(index))
 
     def condition(self, index: int) -> Tensor:
         caption = self.pictures.caption(index)

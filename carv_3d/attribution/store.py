@@ -38,6 +38,7 @@ class RowStore:
         the disk refuses; nothing is written over.
         """
         self.folder, self.count, self.shape = folder, count, tuple(shape)
+        self._reads = 0
         wanted = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
         make_folder(folder)
         with _locked(folder):
@@ -80,6 +81,14 @@ class RowStore:
             raise CarvError(f"shard {shard} of {shards} does not exist; shards count from 0.")
         mine = np.arange(shard, self.count, shards)
         return mine[~self.finished[mine]]
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """A copy of one row; going over all of them takes the memory of a few."""
+        row = np.array(self._rows[index])
+        self._reads += 1
+        if self._reads % RELEASE_EVERY == 0:
+            _release(self._rows)
+        return row
 
     def write(self, index: int, row: NDArray[np.float32]) -> None:
         """Puts a row in its place, then its checksum."""

@@ -34,6 +34,9 @@ def test_memory_does_not_grow_with_the_items(tmp_path: Path) -> None:
     before = resident()
     again = RowStore(tmp_path / "store", {}, count, SHAPE)  # which looks at all of them
     assert resident() - before < 20
+    read = [(float(again.read(i)[1, 2047]), resident()) for i in range(count)]
+    assert [value for value, _ in read] == list(range(count))
+    assert max(size for _, size in read) - before < 20
     assert again.complete
     assert [float(again.rows[i, 1, 2047]) for i in (0, 4321, count - 1)] == [0.0, 4321.0, count - 1.0]
     assert again.checksum() == store.checksum()
