@@ -25,7 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel, choose_ridge, cosine, trak
+from carv_3d.attribution import (
+    DrawOptions,
+    FeatureMaker,
+    FeatureOptions,
+    GradientModel,
+    choose_ridge,
+    cosine,
+    relatif,
+    trak,
+)
 from carv_3d.attribution.metrics import linear_datamodelling_score, mean_interval
 from carv_3d.core.schedule import NoiseSchedule
 
@@ -255,6 +264,8 @@ def main() -> None:
             f, q = of(loss, draws, "train"), of(loss, query_draws, "query")
             ridge = choose_ridge(f, RIDGES)
             report(f"{title}, {words}, ridge {ridge:.2g} by likelihood", lambda: trak(q, f, ridge).values)  # noqa: B023
+            relative = f"RelatIF of {loss}, {words}, ridge {ridge:.2g} by likelihood"
+            report(relative, lambda: relatif(q, f, ridge).values)  # noqa: B023
             ridge, scores = best(lambda r: trak(q, f, r).values, RIDGES)  # noqa: B023
             report(f"{title}, {words}, ridge {ridge:.2g} on validation queries", lambda: scores)  # noqa: B023
             report(f"cosine of {loss}, {words}", lambda: cosine(q, f).values)  # noqa: B023

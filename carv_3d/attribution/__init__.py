@@ -5,7 +5,17 @@ from __future__ import annotations
 from carv_3d.attribution.features import FeatureMaker
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import DrawOptions, FeatureOptions
-from carv_3d.attribution.scores import Scores, bilinear, choose_ridge, cosine, cross_fitted, kernel, tracin, trak
+from carv_3d.attribution.scores import (
+    Scores,
+    bilinear,
+    choose_ridge,
+    cosine,
+    cross_fitted,
+    kernel,
+    relatif,
+    tracin,
+    trak,
+)
 
 __all__ = [
     "DrawOptions",
@@ -18,6 +28,7 @@ __all__ = [
     "cosine",
     "cross_fitted",
     "kernel",
+    "relatif",
     "tracin",
     "trak",
 ]

@@ -26,7 +26,9 @@ def _parser() -> Parser:
         "--query-draws", type=int, default=64, metavar="K", help="draws per picture of the query (default: 64)"
     )
     parser.add_argument("--views", type=int, default=4, metavar="N", help="pictures for a prompt or run (default: 4)")
-    parser.add_argument("--method", default="cosine", metavar="NAME", help="cosine, trak or d-trak (default: cosine)")
+    parser.add_argument(
+        "--method", default="relatif", metavar="NAME", help="relatif, trak, d-trak or cosine (default: relatif)"
+    )
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what a picture was made from")
     parser.add_argument("--resize", action="store_true", help="cut and scale pictures of another size")
     parser.add_argument("--dim", type=int, default=2048, metavar="D", help="of the projection (default: 2048)")

@@ -35,7 +35,7 @@ from carv_3d.attribution.queries import (
     prompt_query,
     run_query,
 )
-from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, trak
+from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
 from carv_3d.attribution.store import RowStore
 from carv_3d.errors import CarvError
 from carv_3d.files import check_unused, make_folder, slug, unused, write_atomic, write_via
@@ -44,6 +44,7 @@ from carv_3d.progress import Display, StopSignals, duration
 
 METHODS = {  # name -> the loss of its features, what the page says
     "cosine": ("loss", "the cosine between gradients of the loss"),
+    "relatif": ("loss", "RelatIF: the cosine between gradients of the loss, in the metric of TRAK's inverse kernel"),
     "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularised kernel"),
     "d-trak": ("mean-squared-l2-norm", "D-TRAK: as TRAK, with gradients of the output's squared norm"),
 }
@@ -68,7 +69,8 @@ class AttributeOptions:
     """Draws per picture of the query."""
     views: int = 4
     """Pictures that stand for a prompt or an asset."""
-    method: str = "cosine"
+    method: str = "relatif"
+    """cosine | relatif | trak | d-trak. See docs/RESULTS.md for what each finds."""
     prompt: str = ""
     """Of a picture."""
     resize: bool = False
@@ -188,7 +190,7 @@ def attribute(options: AttributeOptions) -> int:
 
 
 def score(method: str, queries: Tensor, items: Any, gram: Tensor | None = None) -> tuple[Scores, float | None]:
-    """Scores (1, N) of the mean over the query's pictures (V, H, d), and TRAK's ridge.
+    """Scores (1, N) of the mean over the query's pictures (V, H, d), and the ridge of those that have one.
 
     gram: `kernel(items)`, if it is known.
     """
@@ -196,7 +198,7 @@ def score(method: str, queries: Tensor, items: Any, gram: Tensor | None = None) 
     if method == "cosine":
         return cosine(whole, items), None
     ridge = choose_ridge(items) if len(items) >= 4 else 1.0
-    return trak(whole, items, ridge, gram), ridge
+    return (relatif if method == "relatif" else trak)(whole, items, ridge, gram), ridge
 
 
 def kept_kernel(store: RowStore) -> Tensor:

@@ -12,7 +12,7 @@ over it in chunks, and nothing but (Q, N) numbers and (d, d) matrices is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,17 +62,22 @@ def bilinear(queries: Tensor, items: Rows, left: Tensor | None = None) -> Scores
     return Scores(torch.cat(values, 1), torch.cat(errors, 1))
 
 
-def cosine(queries: Tensor, items: Rows) -> Scores:
+def cosine(queries: Tensor, items: Rows, white: Callable[[Tensor], Tensor] | None = None) -> Scores:
     """The cosine between the mean gradients (the paper's score).
 
     Errors to first order, norms included: of s = q f / |q| |f| the part along q/|q| - s f/|f|, over groups.
+    white: what features (M, d) are put through first, if anything.
     """
     _check(queries, items)
-    q = queries.double()
+
+    def through(x: Tensor) -> Tensor:
+        return x if white is None else white(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+    q = through(queries.double())
     q_mean = q.mean(1)
     q_norm = q_mean.norm(dim=1).clamp_min(1e-300)
     values, errors = [], []
-    for f in _chunks(items):
+    for f in map(through, _chunks(items)):
         f_mean = f.mean(1)
         f_norm = f_mean.norm(dim=1).clamp_min(1e-300)
         s = (q_mean @ f_mean.T) / q_norm[:, None] / f_norm
@@ -122,8 +127,25 @@ def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None)
     return bilinear(queries, items, left)
 
 
+def relatif(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
+    """l-RelatIF (arXiv 2003.11630): TRAK's score over the root of the item's score for itself, and of the query's; the
+    cosine in the metric of the regularised inverse kernel. Items that are unusual altogether do not lead every list.
+
+    ridge, gram, errors and what is raised: as of `trak`.
+    """
+    _check(queries, items)
+    factor = factorised(kernel(items) if gram is None else gram, ridge)
+    return cosine(queries, items, lambda x: torch.linalg.solve_triangular(factor, x.T.to(factor), upper=False).T)
+
+
 def solve(gram: Tensor, rows: Tensor, ridge: float) -> Tensor:
     """(M, d) rows times `(K + ridge tr(K)/d I)^-1`."""
+    factor = factorised(gram, ridge)
+    return torch.cholesky_solve(rows.T.to(factor), factor).T
+
+
+def factorised(gram: Tensor, ridge: float) -> Tensor:
+    """L (d, d), lower, of `K + ridge tr(K)/d I = L L^T`. Raises CarvError as `trak`."""
     if not ridge > 0:
         raise CarvError(f"ridge is {ridge}; it must be above 0 (without it, noise in the draws is amplified at will).")
     d = len(gram)
@@ -131,7 +153,7 @@ def solve(gram: Tensor, rows: Tensor, ridge: float) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(d, dtype=gram.dtype))
     if not scale > 0 or int(failed):
         raise CarvError(f"the kernel is not positive at ridge {ridge}: take a larger one, or the plain kernel.")
-    return torch.cholesky_solve(rows.T.to(gram), factor).T
+    return factor
 
 
 def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int = 2, limit: int = 2048) -> float:

@@ -52,7 +52,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(query: Path | str, data: Path, model: Path, *more: str) -> list[str]:
-    small = ["--draws", "4", "--query-draws", "16", "--dim", "64"]
+    small = ["--draws", "4", "--query-draws", "16", "--dim", "64", "--method", "cosine"]
     return ["attribute", str(query), "--model", str(model), "--data", str(data), *small, *more]
 
 
@@ -96,6 +96,18 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
     assert not Path("c").exists()
     assert cli.main([*shares, "0/2"]) == 0
     assert Path("c/scores.csv").read_text() == Path("a/scores.csv").read_text()
+
+
+def test_the_method_is_relatif_unless_another_is_named(data, sd_folder, place) -> None:
+    words = [w for w in arguments(data / "0.png", data, sd_folder) if w not in ("--method", "cosine")]
+    assert cli.main([*words, "--out", "unnamed"]) == 0
+    assert cli.main([*words, "--out", "named", "--method", "relatif"]) == 0
+    assert Path("unnamed/scores.csv").read_text() == Path("named/scores.csv").read_text()
+    assert cli.main([*words, "--out", "other", "--method", "cosine"]) == 0
+    assert Path("unnamed/scores.csv").read_text() != Path("other/scores.csv").read_text()
+    page = Path("unnamed/report.html").read_text()
+    assert "RelatIF" in page
+    assert "ridge" in page
 
 
 def test_a_prompt_is_asked_about_by_pictures_of_it(data, sd_folder, place) -> None:

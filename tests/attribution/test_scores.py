@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from carv_3d.attribution import bilinear, choose_ridge, cosine, cross_fitted, kernel, tracin, trak
+from carv_3d.attribution import bilinear, choose_ridge, cosine, cross_fitted, kernel, relatif, tracin, trak
 from carv_3d.attribution.metrics import (
     jackknife_ratio,
     linear_datamodelling_score,
@@ -52,6 +54,19 @@ def test_trak_is_the_dense_formula(means, generator) -> None:
     assert torch.allclose(trak(q, f.numpy(), 0.1).values, scores.values)
 
 
+def test_relatif_is_traks_score_over_the_roots_of_scores_for_oneself(means, generator) -> None:
+    q, f = noisy(means[0], 3, generator), noisy(means[1], 2, generator)
+    scores = relatif(q, f, 0.1)
+    traks = trak(q, f, 0.1).values
+    own_items = torch.stack([trak(f[i : i + 1], f, 0.1).values[0, i] for i in range(len(f))])
+    gram = kernel(f)
+    own_queries = torch.stack([trak(q[i : i + 1], q[i : i + 1], 0.1, gram).values[0, 0] for i in range(len(q))])
+    assert torch.allclose(scores.values, traks / (own_items * own_queries[:, None]).sqrt())
+    assert torch.allclose(relatif(q, f.numpy(), 0.1, gram).values, scores.values)
+    with pytest.raises(CarvError, match="it must be above 0"):
+        relatif(q, f, 0.0)
+
+
 def test_chunks_change_nothing(means, generator, monkeypatch) -> None:
     q, f = noisy(means[0], 4, generator), noisy(means[1], 2, generator)
     whole = [trak(q, f, 0.1), cosine(q, f), kernel(f, cross=True)]
@@ -62,7 +77,10 @@ def test_chunks_change_nothing(means, generator, monkeypatch) -> None:
     assert torch.allclose(whole[2], parts[2])
 
 
-@pytest.mark.parametrize("score", [bilinear, cosine])
+METRIC = torch.diag(torch.arange(1.0, D + 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("score", [bilinear, cosine, partial(relatif, ridge=0.1, gram=METRIC)])
 def test_standard_errors_are_those_of_repeats(means, generator, score) -> None:
     repeats = [score(noisy(means[0], 6, generator, 0.3), noisy(means[1], 5, generator, 0.3)) for _ in range(200)]
     values = torch.stack([r.values for r in repeats])
