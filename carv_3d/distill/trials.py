@@ -174,7 +174,7 @@ def origin(state: dict[str, Any] | None, *weights: nn.Module) -> str:
     return f"started from {begun}, with the weights {' '.join(map(fingerprint_of, weights))}"
 
 
-def equal_table(comparison: Comparison, metrics: Sequence[str], digits: int = 3) -> str:
+def equal_table(comparison: Comparison, metrics: Sequence[str]) -> str:
     """Markdown: each method's mean and band at the largest seconds, and steps, that all of them reached."""
     lines = ["| | at | " + " | ".join(comparison.methods) + " |", "|---|---|" + "---|" * len(comparison.methods)]
     for name in metrics:
@@ -187,6 +187,6 @@ def equal_table(comparison: Comparison, metrics: Sequence[str], digits: int = 3)
             for method in comparison.methods:
                 c = curves[method]
                 mean, low, high = (float(np.interp(at, c.x, y)) for y in (c.mean, c.low, c.high))
-                cells.append(f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if c.runs > 1 else ""))
+                cells.append(f"{mean:#.3g}" + (f" [{low:#.3g}, {high:#.3g}]" if c.runs > 1 else ""))
             lines.append(f"| {name} | {at:.4g} {axis} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -196,9 +196,9 @@ def test_the_table_is_read_at_what_all_reached(tmp_path) -> None:
     runs = [record("K = 1", s, 100.0, 0.1 * s) for s in (0, 1)] + [record("K = 16", s, 20.0, 1.0) for s in (0, 1)]
     text = equal_table(compare(runs, ["K = 1", "K = 16"]), ["w2"]).splitlines()
     assert text[0] == "| | at | K = 1 | K = 16 |"
-    assert text[2] == "| w2 | 20 seconds | 2.050 [2.000, 2.100] | 3.000 [3.000, 3.000] |"
+    assert text[2] == "| w2 | 20 seconds | 2.05 [2.00, 2.10] | 3.00 [3.00, 3.00] |"
     # at 40 steps K = 1 is at 0.4, K = 16 at its end
-    assert text[3] == "| w2 | 40 steps | 0.450 [0.400, 0.500] | 3.000 [3.000, 3.000] |"
+    assert text[3] == "| w2 | 40 steps | 0.450 [0.400, 0.500] | 3.00 [3.00, 3.00] |"
 
 
 @pytest.mark.parametrize(
