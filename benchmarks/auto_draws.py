@@ -13,7 +13,6 @@ import argparse
 import copy
 
 from carv_3d.config import load_config
-from carv_3d.core.auto_draws import GRID
 from carv_3d.progress import Display
 from carv_3d.text_to_3d import TextTo3D
 from carv_3d.variance.command import BASELINE, measure
@@ -21,7 +20,7 @@ from carv_3d.variance.figures import rows
 from carv_3d.variance.methods import method
 from carv_3d.variance.study import Block, Entry, Study
 
-METHOD = "is+strat"
+METHOD = "is+strat+antithetic"  # the host's default design
 
 
 def main() -> None:
@@ -32,9 +31,12 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.05)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")
     o = parser.parse_args()
-    given = ["system.guidance.num_draws=auto", "system.guidance.proposal=weight", "system.guidance.stratify=render"]
+    given = ["num_draws=auto", "proposal=weight", "stratify=render", "antithetic=true"]
+    given = [f"system.guidance.{option}" for option in given]
     host = TextTo3D(load_config(overrides=[*given, *o.overrides], prompt=o.prompt))
-    entries = [BASELINE, *(Entry(1, K, method(METHOD)) for K in GRID)]
+    assert host.guidance.auto is not None
+    grid = host.guidance.auto.grid
+    entries = [BASELINE, *(Entry(1, K, method(METHOD)) for K in grid)]
     display, total, looking, lines = Display(), 0.0, 0.0, []
     for step in sorted(o.at):
         while host.step < step:
@@ -46,11 +48,11 @@ def main() -> None:
         found = {row.entry.K: row for row in rows(step, entries, blocks, BASELINE)[1:]}
         work = {K: row.variance.value * row.seconds for K, row in found.items()}
         chosen, best = int(metrics["K_auto"]), min(work, key=lambda K: work[K])
-        of_grid = " | ".join(f"{work[K] / work[best]:.2f}" for K in GRID)
+        of_grid = " | ".join(f"{work[K] / work[best]:.2f}" for K in grid)
         excess, share = work[chosen] / work[best] - 1, looking / total
         lines.append(f"| {step} | {chosen} | {best} | {excess:.1%} | {share:.1%} | {of_grid} |")
-    print(f"| step | auto | best | excess | measuring | {' | '.join(f'K = {K}' for K in GRID)} |")
-    print("|" + "---|" * (5 + len(GRID)))
+    print(f"| step | auto | best | excess | measuring | {' | '.join(f'K = {K}' for K in grid)} |")
+    print("|" + "---|" * (5 + len(grid)))
     print("\n".join(lines))
 
 
