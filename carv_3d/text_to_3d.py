@@ -172,8 +172,7 @@ class TextTo3D:
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         self.renderer.update(self.step)
         auto = self.guidance.auto
-        chosen = None if auto is None or auto.step_seconds is None else auto.renders  # a resumed run may leave it out
-        out, text, no_text = self.upstream(chosen)
+        out, text, no_text = self.upstream(None if auto is None else auto.renders)
         recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.step)["recon"] != 0
         return out, self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
 

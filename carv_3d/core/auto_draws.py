@@ -64,7 +64,7 @@ class AutoDraws:
         self.grid = [K for K in GRID if K % group_size == 0]
         self.num_draws = FIRST_K
         self.step_seconds: float | None = None  # what a step may take; None leaves R to the host
-        self.renders: int | None = None
+        self._chosen: int | None = None  # R, of the last time that it was chosen
         self.calls, self.next_burst, self.left = 0, FIRST_STEP, 0
         self.bursts = 0  # seen so far; means over them in which the n-th counts n times: a scene changes with its age
         self.out2, self.in2 = 0.0, [0.0] * len(self._levels)  # of one render
@@ -145,6 +145,11 @@ class AutoDraws:
         return on_line(self._others, R) + on_line(self._denoise, K * R)
 
     @property
+    def renders(self) -> int | None:
+        """R of the next step; None where it is the host's: without `step_seconds`, and until something was measured."""
+        return None if self.step_seconds is None else self._chosen
+
+    @property
     def scalars(self) -> dict[str, float]:
         """For the log: K_auto and R_auto, what was chosen; upstream_share, of one draw's (or pair's) variance;
         seconds_auto, of measuring in this step, without its further draws."""
@@ -188,10 +193,8 @@ class AutoDraws:
             every = (self._measurement(r, K) for K in self.grid for r in range(1, MAX_RENDERS + 1))
             best = best_within(every, self.step_seconds)
             better = best.variance < (1 - HYSTERESIS) * now.variance or now.seconds > self.step_seconds
-            self.renders = R
-        if better:
-            self.num_draws = best.draws
-            self.renders = None if self.step_seconds is None else best.renders
+        chosen = best if better else now
+        self.num_draws, self._chosen = chosen.draws, chosen.renders
 
     def _measurement(self, R: int, K: int) -> Measurement:
         return Measurement(R, K, self.variance(K, R), self.seconds(K, R))
@@ -222,7 +225,7 @@ class AutoDraws:
         """Tensors and primitives. A step that a stop cut off is not timed."""
         return {
             "num_draws": self.num_draws,
-            "renders": [self.renders, self._renders],
+            "renders": [self._chosen, self._renders],
             "when": [self.calls, self.next_burst, self.left],
             "means": [self.bursts, self.out2, *self.in2],
             "burst": [[list(row) for row in self._burst_in2], list(self._burst_out2)],
@@ -236,7 +239,7 @@ class AutoDraws:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back `state_dict`."""
         self.num_draws = int(state["num_draws"])
-        self.renders, self._renders = state.get("renders", [None, 1])  # older states have neither
+        self._chosen, self._renders = state.get("renders", [None, 1])  # older states have neither
         self.calls, self.next_burst, self.left = state["when"]
         self.bursts, self.out2, *self.in2 = state["means"]
         self._burst_in2, self._burst_out2 = [list(row) for row in state["burst"][0]], list(state["burst"][1])

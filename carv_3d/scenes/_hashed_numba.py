@@ -19,45 +19,33 @@ def _place(x: Any, n: int, axis: int, res: int) -> Any:
     return low, u - np.float32(low)
 
 
+@numba.njit(inline="always", fastmath={"contract", "reassoc", "nsz"})
+def _corner(i: Any, j: Any, k: Any, u: Any, v: Any, w: Any, corner: int, p: int, q: int, mask: int) -> Any:
+    """Row and weight of one of the eight corners."""
+    a, b, c = corner >> 2, (corner >> 1) & 1, corner & 1
+    weight = (u if a else ONE - u) * (v if b else ONE - v) * (w if c else ONE - w)
+    return ((i + a) ^ ((j + b) * p) ^ ((k + c) * q)) & mask, weight
+
+
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 def gather(table: Any, x: Any, out: Any, res: int, p: int, q: int) -> None:
     """out (N, C) = values at x (N, 3) of a grid of res^3 nodes, node (i, j, k) in row (i ^ j p ^ k q) % T of table."""
-    T, C = table.shape
-    mask = T - 1
     for n in range(x.shape[0]):
-        i, u = _place(x, n, 0, res)
-        j, v = _place(x, n, 1, res)
-        k, w = _place(x, n, 2, res)
-        for c in range(C):
-            out[n, c] = 0
-        for a in range(2):
-            wa = u if a else ONE - u
-            for b in range(2):
-                wb = wa * (v if b else ONE - v)
-                start = (i + a) ^ ((j + b) * p)
-                for d in range(2):
-                    weight = wb * (w if d else ONE - w)
-                    row = (start ^ ((k + d) * q)) & mask
-                    for c in range(C):
-                        out[n, c] += weight * table[row, c]
+        (i, u), (j, v), (k, w) = _place(x, n, 0, res), _place(x, n, 1, res), _place(x, n, 2, res)
+        for channel in range(table.shape[1]):
+            out[n, channel] = 0
+        for corner in range(8):
+            row, weight = _corner(i, j, k, u, v, w, corner, p, q, table.shape[0] - 1)
+            for channel in range(table.shape[1]):
+                out[n, channel] += weight * table[row, channel]
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 def scatter(grad_table: Any, x: Any, grad_out: Any, res: int, p: int, q: int) -> None:
     """grad_table (T, C) += the transpose of `gather` applied to grad_out (N, C)."""
-    T, C = grad_table.shape
-    mask = T - 1
     for n in range(x.shape[0]):
-        i, u = _place(x, n, 0, res)
-        j, v = _place(x, n, 1, res)
-        k, w = _place(x, n, 2, res)
-        for a in range(2):
-            wa = u if a else ONE - u
-            for b in range(2):
-                wb = wa * (v if b else ONE - v)
-                start = (i + a) ^ ((j + b) * p)
-                for d in range(2):
-                    weight = wb * (w if d else ONE - w)
-                    row = (start ^ ((k + d) * q)) & mask
-                    for c in range(C):
-                        grad_table[row, c] += weight * grad_out[n, c]
+        (i, u), (j, v), (k, w) = _place(x, n, 0, res), _place(x, n, 1, res), _place(x, n, 2, res)
+        for corner in range(8):
+            row, weight = _corner(i, j, k, u, v, w, corner, p, q, grad_table.shape[0] - 1)
+            for channel in range(grad_table.shape[1]):
+                grad_table[row, channel] += weight * grad_out[n, channel]
