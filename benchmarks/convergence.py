@@ -40,14 +40,11 @@ SIDES: dict[str, dict[str, tuple[str, ...]]] = {
         "R1K8": ("data.batch_size=1", "num_draws=8", *CARV),
     },
 }
-# scene -> options of both sides, learning rates, seconds of a run on two CPU cores
-SCENES: dict[str, tuple[tuple[str, ...], tuple[float, ...], float]] = {
-    "light": ((), (0.03, 0.06, 0.12), 60.0),
-    "heavy": (  # upstream is dear: a hash grid at 128 by 128 with normals
-        ("geometry_type=hash", "data.width=128", "data.height=128", "lambda_orient=10"),
-        (0.005, 0.01, 0.02),
-        240.0,
-    ),
+CONFIGS = Path(__file__).parent.parent / "configs"
+# scene -> configuration of both sides, learning rates, seconds of a run
+SCENES: dict[str, tuple[Path, tuple[float, ...], float]] = {
+    "light": (CONFIGS / "carv-tiny.yaml", (0.03, 0.06, 0.12), 60.0),
+    "heavy": (CONFIGS / "carv-tiny-heavy.yaml", (0.005, 0.01, 0.02), 240.0),  # upstream is dear
 }
 
 
@@ -128,19 +125,19 @@ def main() -> int:
     parser.add_argument("--address", help="of a Ray cluster")
     parser.add_argument("--workers", type=int, help="of a Ray that is begun here")
     o = parser.parse_args()
-    common, rates, usual = SCENES[o.scene]
+    config, rates, usual = SCENES[o.scene]
     budget = usual if o.budget is None else o.budget
     if not budget > 0 or o.seeds < 1 or not 1 <= o.prompts <= len(PROMPTS) or o.points < 1:
         raise CarvError(f"--budget must be above 0, --seeds and --points at least 1, --prompts 1 to {len(PROMPTS)}")
     work = o.work / o.scene
     candidates = [m for side in SIDES for m in variants(side, rates)]
     where = {"engine": o.engine, "address": o.address, "workers": o.workers}
-    settings = {"budget": budget, "points": o.points, "common": list(common)}
+    settings = {"budget": budget, "points": o.points, "config": config}
     status = run_sweep(Sweep(list(TUNING), candidates, **settings), work / "tuning", **where)
     if status:
         return status
     sides = [best(work / "tuning", side, candidates) for side in SIDES]
-    final = Sweep(list(PROMPTS[: o.prompts]), sides, seeds=o.seeds, **{**settings, "common": list(common)})
+    final = Sweep(list(PROMPTS[: o.prompts]), sides, seeds=o.seeds, **settings)
     status = run_sweep(final, work / "runs", **where)
     if status == 0:
         print(table(work / "runs", o.scene, budget, sides))

@@ -1,6 +1,6 @@
 """Seconds of a step at K draws against K steps at one draw, interleaved in one run, with the parts of each.
 
-    ./install.sh python benchmarks/step_time.py [--model FOLDER] [--draws 8] [--repeats 15]
+    ./install.sh python benchmarks/step_time.py [--model FOLDER] [--config YAML] [--draws 8] [--repeats 15]
 
 Without trained weights, --untrained times carv-tiny's architecture with random ones: the costs are the same.
 """
@@ -39,6 +39,7 @@ def untrained(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="carv-tiny")
+    parser.add_argument("--config", type=Path, help="the scene; the built-in settings without one")
     parser.add_argument("--untrained", action="store_true")
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=15)
@@ -51,7 +52,7 @@ def main() -> None:
             overrides = [f"data.batch_size={renders}", f"system.guidance.num_draws={draws}"]
             overrides += ["system.guidance.antithetic=false"]  # as K = 1 needs
             overrides += [f"system.guidance.pretrained_model_name_or_path={name}"]
-            runs[renders, draws] = TextTo3D(load_config(overrides=overrides, prompt="a red mug"), teacher)
+            runs[renders, draws] = TextTo3D(load_config(options.config, overrides, "a red mug"), teacher)
         for run in runs.values():  # caches, lazy initialisation
             run.train_step()
             run.train_step()

@@ -27,17 +27,8 @@ from carv_3d.variance.command import VarianceRequest, read_grid, run
 
 PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
 METHODS = "uniform,is,strat,is+strat,is+strat+antithetic"
-SCENES: dict[str, tuple[str, ...]] = {
-    "light": (),
-    "heavy": (  # upstream is dear: a hash grid with a small MLP at 128 x 128, normals for the orientation loss
-        "system.geometry_type=hash",
-        "system.optimizer.args.lr=0.01",
-        "system.loss.lambda_orient=10",
-        "data.width=128",
-        "data.height=128",
-    ),
-}
-CONFIG = Path(__file__).parent.parent / "configs" / "carv-tiny.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+SCENES = {"light": CONFIGS / "carv-tiny.yaml", "heavy": CONFIGS / "carv-tiny-heavy.yaml"}  # heavy: upstream is dear
 
 
 def over_prompts(values: Sequence[float]) -> str:
@@ -90,14 +81,14 @@ def main() -> int:
         raise CarvError(f"--prompts is {o.prompts}; it must be 1 to {len(PROMPTS)}")
     prompts = PROMPTS[: o.prompts]
     grid: Any = read_grid(o.grid)
-    shared: dict[str, Any] = {"methods": o.methods.split(","), "budget": o.budget, "overrides": SCENES[o.scene], **grid}
+    shared: dict[str, Any] = {"methods": o.methods.split(","), "budget": o.budget, **grid}
     folders = [o.work / f"{o.scene}-{slug(prompt)}" for prompt in prompts]
     requests = [
-        VarianceRequest(CONFIG, prompt, o.at, out=folder, resume=folder.exists(), **shared)
+        VarianceRequest(SCENES[o.scene], prompt, o.at, out=folder, resume=folder.exists(), **shared)
         for prompt, folder in zip(prompts, folders)
     ]
     requests[0].entries()  # refuses methods that do not exist
-    teacher = load_teacher(load_config(CONFIG, SCENES[o.scene], prompts[0]))
+    teacher = load_teacher(load_config(SCENES[o.scene], prompt=prompts[0]))
     found = []
     for request, folder in zip(requests, folders):
         status = run(request, teacher)

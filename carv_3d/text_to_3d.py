@@ -24,7 +24,7 @@ from carv_3d.checkpoint import rng_state, set_rng_state
 from carv_3d.config import Config
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.signal import SignalToNoise
-from carv_3d.devices import choose_device
+from carv_3d.devices import choose_device, keep_freed_memory
 from carv_3d.errors import CarvError
 from carv_3d.guidance import GuidanceOutput, SDSGuidance
 from carv_3d.scenes import regularisers
@@ -83,6 +83,8 @@ class TextTo3D:
         """
         check_prompt(config)
         self.device = choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         plain = teacher if teacher is not None else load_teacher(config)
         self.meter = CostMeter(self.device)
         self.teacher: Any = TimedTeacher(plain, self.meter)
