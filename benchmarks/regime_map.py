@@ -1,14 +1,15 @@
 """The regime map: ECM over the cost of upstream work and over its share of the variance, on the embedded host.
 
     ./install.sh python benchmarks/regime_map.py [--prompt "a red mug"] [--scales 1,3.5,7.5,20] [--at 30,150,270]
-        [--upstream 0.25,1,4,16] [--methods uniform,is+strat] [--budget SECONDS] [--out DIR]
+        [--upstream 0.25,1,4,16] [--methods uniform,is+strat] [--budget SECONDS] [--config YAML] [--out DIR]
+        [--also REGIMES.CSV ...]
 
 For each guidance scale a scene is trained and frozen at each point, and measured as `carv variance` does. What its
 steps cost outside of denoising is then multiplied by each factor of --upstream: a simulated upstream cost, as in Figure
 21 of arXiv 2605.21489. A line of regimes.csv has the two ratios that decide (the denoising of a draw over the upstream
 seconds of a render; the upstream share of one uniform draw's variance), the best (R, K) and method there, its ECM with
 its interval, and the bound: upstream variance alone at free draws. regimes.png marks the paper's regime, a tenth and a
-tenth. Measured blocks are kept in --out, and not repeated.
+tenth; --also draws the lines of earlier maps into it. Measured blocks are kept in --out, and not repeated.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import argparse
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from carv_3d.config import load_config
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, run_script
 from carv_3d.files import make_folder, write_atomic, write_via
 from carv_3d.progress import Display
 from carv_3d.text_to_3d import TextTo3D, load_teacher
@@ -72,24 +73,35 @@ def regimes(
     return out
 
 
+def kept(out: Path, scale: float, step: int) -> tuple[Path, Path]:
+    """Where a point's scene and its blocks are."""
+    name = f"scale-{scale:g}-step-{step}"
+    return out / f"{name}.scene", out / f"{name}.json"
+
+
 def picture(found: list[Regime], path: Path) -> None:
-    """Both ratios on logarithmic axes, the best ECM as colour and number."""
+    """Both ratios on logarithmic axes, the best ECM as colour (of its logarithm) and number."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     x, y = [r.cost_ratio for r in found], [max(r.upstream_share, 1e-3) for r in found]
-    dots = axes.scatter(x, y, c=[r.ecm for r in found], cmap="viridis", s=60, zorder=2)
+    ends = LogNorm(1, max(2.0, *(r.ecm for r in found)))
+    dots = axes.scatter(x, y, c=[r.ecm for r in found], norm=ends, cmap="viridis", s=60, zorder=2)
     for r, a, b in zip(found, x, y):
         axes.annotate(f"{r.ecm:.1f}", (a, b), fontsize=6, xytext=(5, 3), textcoords="offset points")
     axes.plot(*PAPER, marker="*", markersize=16, color="none", markeredgecolor="#c8553d", label="the paper's regime")
     axes.set(xscale="log", yscale="log", xlabel="seconds of a draw / seconds of a render's upstream work",
              ylabel="upstream share of one uniform draw's variance")  # fmt: skip
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7)
-    figure.colorbar(dots, label="ECM of the best (R, K) and method against (2, 1) uniform")
+    axes.legend(fontsize=7, markerscale=0.5)
+    bar = figure.colorbar(dots, label="ECM of the best (R, K) and method against (2, 1) uniform")
+    for axis in (axes.xaxis, axes.yaxis, bar.ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
 
     def write(temporary: Path) -> None:
         figure.savefig(temporary, dpi=130)
@@ -112,26 +124,29 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds of measuring, in all")
     parser.add_argument("--tolerance", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=Path("outputs/regime-map"))
+    parser.add_argument("--config", type=Path, help="YAML of the scene; the built-in settings without one")
+    parser.add_argument("--also", type=Path, nargs="+", default=[], help="regimes.csv of earlier maps")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")
     o = parser.parse_args()
     request = VarianceRequest(Path(), methods=o.methods, K=o.draws, budget=o.budget, tolerance=o.tolerance)
     entries = list({e.key: e for e in [*request.entries(), ONE_DRAW]}.values())
-    display, teacher = Display(), load_teacher(load_config(overrides=o.overrides, prompt=o.prompt))
+    earlier = [line for path in o.also for line in lines(path)]
+    display, teacher = Display(), load_teacher(load_config(o.config, o.overrides, o.prompt))
     make_folder(o.out)
     each = o.budget / (len(o.scales) * len(o.at))
     found: list[Regime] = []
     for scale in o.scales:
         overrides = [*o.overrides, f"system.guidance.guidance_scale={scale}"]
-        host = TextTo3D(load_config(overrides=overrides, prompt=o.prompt), teacher)
+        host = TextTo3D(load_config(o.config, overrides, o.prompt), teacher)
         for step in sorted(o.at):
-            here = o.out / f"scale-{scale:g}-step-{step}"
-            go_to(host, step, None, here.with_suffix(".scene"), display)
-            kept = here.with_suffix(".json")
+            scene, path = kept(o.out, scale, step)
+            go_to(host, step, None, scene, display)
             asked: dict[str, Any] = {"prompt": o.prompt, "overrides": overrides, "entries": [e.key for e in entries]}
-            blocks = read(kept, asked)
+            asked |= {"config": str(o.config or ""), "step": step}
+            blocks = read(path, asked)
 
-            def save(kept: Path = kept, asked: dict = asked, blocks: list[Block] = blocks) -> None:
-                write_atomic(kept, json.dumps({**asked, "blocks": [asdict(b) for b in blocks]}))
+            def save(path: Path = path, asked: dict = asked, blocks: list[Block] = blocks) -> None:
+                write_atomic(path, json.dumps({**asked, "blocks": [asdict(b) for b in blocks]}))
 
             left = each - spent({step: blocks})
             measure(Study(host, entries), blocks, step, o.tolerance, left, save, display)
@@ -147,8 +162,21 @@ def main() -> None:
     writer.writeheader()
     writer.writerows(asdict(r) for r in found)
     write_atomic(o.out / "regimes.csv", buffer.getvalue())
-    picture(found, o.out / "regimes.png")
+    picture([*found, *earlier], o.out / "regimes.png")
     display.say(f"Done: regimes.csv and regimes.png are in {o.out}")
+
+
+def lines(path: Path) -> list[Regime]:
+    """The lines of a regimes.csv."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    except OSError as error:
+        raise CarvError(f"--also {path} cannot be read ({error.strerror})") from error
+    kinds = {"int": int, "float": float, "str": str}
+    try:
+        return [Regime(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Regime)}) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CarvError(f"--also {path} is no regimes.csv of this command") from error
 
 
 def read(path: Path, asked: dict[str, Any]) -> list[Block]:
@@ -163,4 +191,4 @@ def read(path: Path, asked: dict[str, Any]) -> list[Block]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
