@@ -101,7 +101,7 @@ def picture(found: list[Regime], path: Path) -> None:
     bar = figure.colorbar(dots, label="ECM of the best (R, K) and method against (2, 1) uniform")
     for axis in (axes.xaxis, axes.yaxis, bar.ax.yaxis):
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
+        axis.set_minor_formatter("" if axis is axes.xaxis else "{x:g}")  # less than a decade needs its in-between
 
     def write(temporary: Path) -> None:
         figure.savefig(temporary, dpi=130)
@@ -141,8 +141,10 @@ def main() -> None:
         for step in sorted(o.at):
             scene, path = kept(o.out, scale, step)
             go_to(host, step, None, scene, display)
-            asked: dict[str, Any] = {"prompt": o.prompt, "overrides": overrides, "entries": [e.key for e in entries]}
-            asked |= {"config": str(o.config or ""), "step": step}
+            asked: dict[str, Any] = {
+                "config": str(o.config or ""), "prompt": o.prompt, "overrides": overrides, "step": step,
+                "entries": [e.key for e in entries],
+            }  # fmt: skip
             blocks = read(path, asked)
 
             def save(path: Path = path, asked: dict = asked, blocks: list[Block] = blocks) -> None:

@@ -38,15 +38,13 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees for its next tensors of the CPU; False where there is no glibc to tell.
 
     glibc maps each large block anew and gives it back, and to clear those pages takes a third of a step of a scene
-    whose samples fill hundreds of MiB (configs/carv-tiny-heavy.yaml). The price: the process holds its
-    peak until it ends.
+    whose samples fill hundreds of MiB (configs/carv-tiny-heavy.yaml). The price: the process holds its peak until it
+    ends.
     """
     if not sys.platform.startswith("linux"):
         return False
-    M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of malloc.h
-    try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  (musl has a mallopt that does nothing)
-    except (AttributeError, OSError):
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):  # musl's mallopt does nothing
         return False
+    M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of malloc.h
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
