@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from carv_3d.compare.command import ENGINES
-from carv_3d.compare.methods import Method
+from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.reach import Reach
 from carv_3d.compare.sweep import Sweep, run_sweep
 from carv_3d.errors import CarvError, run_script
@@ -29,46 +31,57 @@ PROMPTS = (
 TUNING = ("a turquoise teapot", "a black hat")
 BASELINE = ("proposal=uniform", "stratify=none", "antithetic=false")  # the usual estimator, at R renders of one draw
 CARV = ("proposal=weight", "stratify=render", "antithetic=true")
-# side -> allocation -> its options; two allocations each
-SIDES: dict[str, dict[str, tuple[str, ...]]] = {
-    "baseline": {
-        "R1K1": ("data.batch_size=1", "num_draws=1", *BASELINE),
-        "R2K1": ("data.batch_size=2", "num_draws=1", *BASELINE),
-    },
-    "carv": {
-        "R1K2": ("data.batch_size=1", "num_draws=2", *CARV),
-        "R1K8": ("data.batch_size=1", "num_draws=8", *CARV),
-    },
-}
 CONFIGS = Path(__file__).parent.parent / "configs"
-# scene -> configuration of both sides, learning rates, seconds of a run
-SCENES: dict[str, tuple[Path, tuple[float, ...], float]] = {
-    "light": (CONFIGS / "carv-tiny.yaml", (0.03, 0.06, 0.12), 60.0),
-    "heavy": (CONFIGS / "carv-tiny-heavy.yaml", (0.005, 0.01, 0.02), 240.0),  # upstream is dear
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Of both sides: the configuration, two allocations each, the learning rates, the seconds of a run."""
+
+    config: Path
+    allocations: dict[str, tuple[tuple[int, int], ...]]
+    rates: tuple[float, float, float]
+    budget: float
+
+
+SCENES = {
+    "light": Scene(
+        CONFIGS / "carv-tiny.yaml", {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))}, (0.03, 0.06, 0.12), 30.0
+    ),
+    "heavy": Scene(  # upstream is dear
+        CONFIGS / "carv-tiny-heavy.yaml",
+        {"baseline": ((1, 1), (2, 1)), "carv": ((1, 8), (1, 16))},
+        (0.02, 0.04, 0.08),
+        60.0,
+    ),
 }
+OPTIONS = {"baseline": BASELINE, "carv": CARV}
 
 
-def variants(side: str, rates: tuple[float, ...]) -> list[Method]:
-    """What is tried for one side, the same number for each."""
-    return [
-        method(f"{side}-{allocation}-lr{rate:g}", options, rate)
-        for allocation, options in SIDES[side].items()
-        for rate in rates
-    ]
+def method(side: str, allocation: tuple[int, int], rate: float) -> Method:
+    """One variant of a side, under a name that tells which."""
+    R, K = allocation
+    options = (f"data.batch_size={R}", f"num_draws={K}", *OPTIONS[side], f"lr={rate:g}")
+    return parse_method(f"{side}-R{R}K{K}-lr{rate:g}={','.join(options)}")
 
 
-def method(name: str, options: tuple[str, ...], rate: float) -> Method:
-    from carv_3d.compare.methods import parse_method
+def variants(scene: Scene, rates: Sequence[float]) -> list[Method]:
+    """What is tried, the same number for each side, the baseline's first."""
+    return [method(side, one, rate) for side, pair in scene.allocations.items() for one in pair for rate in rates]
 
-    return parse_method(f"{name}={','.join((*options, f'lr={rate:g}'))}")
+
+def rate_of(one: Method) -> float:
+    return float(one.name.rpartition("-lr")[2])
 
 
 def best(folder: Path, side: str, candidates: list[Method]) -> Method:
-    """The variant of a side with the best final IoU over the tuning prompts."""
+    """The variant of a side with the best final IoU over the tuning prompts; says where its rate is the grid's end."""
     with (folder / "final.csv").open(newline="", encoding="utf-8") as handle:
         scores = {r["method"]: float(r["mean"]) for r in csv.DictReader(handle) if r["metric"] == "iou"}
     chosen = max((m for m in candidates if m.name.startswith(f"{side}-")), key=lambda m: scores[m.name])
-    print(f"{side}: {chosen.name} (final IoU {scores[chosen.name]:.3f} on the tuning prompts)")
+    rates = sorted({rate_of(m) for m in candidates})
+    end = ", at the end of the rates that were tried" if rate_of(chosen) in (rates[0], rates[-1]) else ""
+    print(f"{side}: {chosen.name} (final IoU {scores[chosen.name]:.3f} on the tuning prompts{end})")
     return chosen
 
 
@@ -87,16 +100,16 @@ def mean_of(row: dict[str, str]) -> str:
     return f"{float(row['mean']):.3f}{interval}"
 
 
-def table(folder: Path, scene: str, budget: float, sides: list[Method]) -> str:
+def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Method]) -> str:
     """The table in Markdown."""
     with (folder / "reach.csv").open(newline="", encoding="utf-8") as handle:
         reached = [r for r in csv.DictReader(handle) if not r["prompt"]]
     with (folder / "final.csv").open(newline="", encoding="utf-8") as handle:
         finals = {(r["metric"], r["method"]): r for r in csv.DictReader(handle)}
     lines = [
-        f"\n{scene} scene, {budget:g} s of each run's own clock, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}. Ratios: what {sides[1].name} needs until its mean reaches the final mean of "
-        f"{sides[0].name}, over what that needed, with the 95 % bootstrap interval over prompts and seeds.\n",
+        f"\n{scene} scene, {budget:g} s of each run's own clock, {threads}, torch {torch.__version__}. Ratios: what "
+        f"{sides[1].name} needs until its mean reaches the final mean of {sides[0].name}, over what that needed, with "
+        "the 95 % bootstrap interval over prompts and seeds.\n",
         f"| score | runs | {sides[0].name}, final | {sides[1].name}, final | seconds, ratio | steps, ratio "
         "| UNet rows, ratio |",
         "|---|---|---|---|---|---|---|",
@@ -118,29 +131,31 @@ def main() -> int:
     parser.add_argument("--scene", choices=list(SCENES), default="light")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the ten")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=float, help="seconds of each run's own clock (60 light, 240 heavy)")
+    parser.add_argument("--budget", type=float, help="seconds of each run's own clock (30 light, 60 heavy)")
     parser.add_argument("--points", type=int, default=20, help="evaluations of each run")
     parser.add_argument("--work", type=Path, default=Path("outputs/convergence"))
     parser.add_argument("--engine", choices=ENGINES, default="local")
     parser.add_argument("--address", help="of a Ray cluster")
     parser.add_argument("--workers", type=int, help="of a Ray that is begun here")
     o = parser.parse_args()
-    config, rates, usual = SCENES[o.scene]
-    budget = usual if o.budget is None else o.budget
+    scene = SCENES[o.scene]
+    budget = scene.budget if o.budget is None else o.budget
     if not budget > 0 or o.seeds < 1 or not 1 <= o.prompts <= len(PROMPTS) or o.points < 1:
         raise CarvError(f"--budget must be above 0, --seeds and --points at least 1, --prompts 1 to {len(PROMPTS)}")
     work = o.work / o.scene
-    candidates = [m for side in SIDES for m in variants(side, rates)]
     where = {"engine": o.engine, "address": o.address, "workers": o.workers}
-    settings = {"budget": budget, "points": o.points, "config": config}
-    status = run_sweep(Sweep(list(TUNING), candidates, **settings), work / "tuning", **where)
+    settings = {"budget": budget, "points": o.points, "config": scene.config}
+    candidates = variants(scene, scene.rates)
+    tuning = Sweep(list(TUNING), candidates, **settings)
+    status = run_sweep(tuning, work / "tuning", **where)
     if status:
         return status
-    sides = [best(work / "tuning", side, candidates) for side in SIDES]
+    sides = [best(work / "tuning", side, candidates) for side in scene.allocations]
     final = Sweep(list(PROMPTS[: o.prompts]), sides, seeds=o.seeds, **settings)
     status = run_sweep(final, work / "runs", **where)
     if status == 0:
-        print(table(work / "runs", o.scene, budget, sides))
+        threads = "a thread for each of Ray's workers" if o.engine == "ray" else f"{torch.get_num_threads()} threads"
+        print(table(work / "runs", o.scene, budget, threads, sides))
     return status
 
 

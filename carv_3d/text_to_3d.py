@@ -69,6 +69,8 @@ class TextTo3D:
 
     Attributes:
         step: steps done so far.
+        progress: how much of the run is behind it, in [0, 1], where its length is not told in steps (None: it is);
+            schedules and learning rate then stand where that share of `trainer.max_steps` would have them.
         config: resolved: `geometry_type` names the field that was built.
         field, renderer, guidance, teacher: the parts.
     """
@@ -110,15 +112,20 @@ class TextTo3D:
         }
         self.signal = SignalToNoise()
         self.step = 0
+        self.progress: float | None = None
+        self._ended: float | None = None  # when the last step did
         self.bad_steps = 0
+
+    @property
+    def now(self) -> int:
+        """Where the schedules are, in steps."""
+        return self.step if self.progress is None else round(self.progress * self.config.trainer.max_steps)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         options = self.config.system.optimizer
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.name]
         a = options.args
-        return kind(
-            self.field.parameters(), lr=a.lr, betas=tuple(a.betas), eps=a.eps, weight_decay=a.weight_decay
-        )
+        return kind(self.field.parameters(), lr=a.lr, betas=tuple(a.betas), eps=a.eps, weight_decay=a.weight_decay)
 
     def learning_rate(self, step: int) -> float:
         """The rate of step `step` (from 0); exponential: it ends at `final_factor` of itself."""
@@ -137,8 +144,10 @@ class TextTo3D:
             CarvError: the gradient has not been finite for many steps.
         """
         begin = time.perf_counter()
+        if self.guidance.auto is not None and self._ended is not None:
+            self.guidance.auto.skip(begin - self._ended)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+            group["lr"] = self.learning_rate(self.now)
         out, guided, losses = self.backward()
         signal = self.signal.update(p.grad for p in self.field.parameters() if p.grad is not None)
         finite = self._apply(guided)
@@ -146,9 +155,10 @@ class TextTo3D:
         metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name[:3] != "sds"}
         metrics |= {name: float(value) for name, value in guided.scalars.items()}
         metrics |= {f"seconds_{name}": seconds for name, seconds in self.meter.seconds.items()}
+        self._ended = time.perf_counter()
         metrics |= {
             "step": float(self.step),
-            "seconds": time.perf_counter() - begin,
+            "seconds": self._ended - begin,
             "snr_step": signal,
             "lr": self.optimizer.param_groups[0]["lr"],
             "opacity": float(out.opacity.detach().mean()),
@@ -162,7 +172,7 @@ class TextTo3D:
         """A step without the optimizer's: its gradient is left in the field's parameters. Returns the renders,
         the guidance and the unweighted losses. Only generators, meter and occupancy grid move on."""
         out, guided = self.forward()
-        lambdas = self._lambdas(self.step)
+        lambdas = self._lambdas(self.now)
         losses = self._losses(out, guided, lambdas)
         self.optimizer.zero_grad(set_to_none=True)
         with self.meter.phase("backward"):
@@ -175,8 +185,8 @@ class TextTo3D:
         self.renderer.update(self.step)
         auto = self.guidance.auto
         out, text, no_text = self.upstream(None if auto is None else auto.renders)
-        recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.step)["recon"] != 0
-        return out, self.guidance(out.comp_rgb, text, no_text, self.step, with_recon=recon)
+        recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.now)["recon"] != 0
+        return out, self.guidance(out.comp_rgb, text, no_text, self.now, with_recon=recon)
 
     def upstream(self, R: int | None = None) -> tuple[RenderOutput, Tensor, Tensor]:
         """A step's R renders (data.batch_size unless given), and the embeddings of text (R, L, D) and no text (1, L, D)
@@ -208,9 +218,7 @@ class TextTo3D:
             )
         return False
 
-    def _losses(
-        self, out: RenderOutput, guided: GuidanceOutput, lambdas: dict[str, float]
-    ) -> dict[str, Tensor]:
+    def _losses(self, out: RenderOutput, guided: GuidanceOutput, lambdas: dict[str, float]) -> dict[str, Tensor]:
         """The losses whose lambda is not 0, unweighted."""
         makers: dict[str, Callable[[], Tensor]] = {
             "density": lambda: regularisers.density_sparsity(out.sigmas),
@@ -302,9 +310,7 @@ class TextTo3D:
             self.step, self.bad_steps = state["step"], state["bad_steps"]
             self.meter.counts.update(unet_rows=state["unet_rows"], renders=state["renders"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise CarvError(
-                f"the checkpoint does not fit this configuration ({_first_line(error)})"
-            ) from error
+            raise CarvError(f"the checkpoint does not fit this configuration ({_first_line(error)})") from error
 
 
 def _without_field(state: dict[str, Any]) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from typing import Any
 
 from carv_3d.compare.clip import ClipScore, usual_clip
 from carv_3d.compare.scored_run import ScoredRun
-from carv_3d.compare.sweep import Sweep, plan_steps, save
+from carv_3d.compare.sweep import Sweep
 from carv_3d.devices import choose_device
 from carv_3d.files import locked, make_folder
 from carv_3d.progress import Display, StopSignals
 from carv_3d.text_to_3d import TextTo3D, load_teacher
 
 SLICE = 2.0  # seconds of a run's own clock before the next one's turn
-CALIBRATION = 10  # steps of each method that are timed, in turns, after one that warms up
 
 
 class Teachers:
@@ -44,11 +43,17 @@ def warm_teachers(sweep: Sweep) -> Teachers:
     """This process's models, kept from one group to the next, after a first step of every method."""
     teachers = _process_teachers()
     if not teachers.warm:
-        for method in sweep.methods:
-            config = sweep.configuration(method, 0, 0)
-            TextTo3D(config, teachers.of(config)).train_step()
+        warm_up(sweep, teachers)
         teachers.warm = True
     return teachers
+
+
+def warm_up(sweep: Sweep, teachers: Teachers) -> None:
+    """A step of each method: the first of all load and compile things, and would be on the clock of whoever comes
+    first."""
+    for method in sweep.methods:
+        config = sweep.configuration(method, 0, 0)
+        TextTo3D(config, teachers.of(config)).train_step()
 
 
 def run_here(sweep: Sweep, out: Path, display: Display) -> int:
@@ -59,9 +64,8 @@ def run_here(sweep: Sweep, out: Path, display: Display) -> int:
             clip = clip_of(sweep, display)
             for method in sweep.methods:
                 teachers.of(sweep.configuration(method, 0, 0))
-        with display.status("timing the methods"):
-            calibrate(sweep, teachers)
-        save(sweep, out)
+        with display.status("warming up"):
+            warm_up(sweep, teachers)
         groups, length = sweep.groups, sweep.length
         each = length.total * len(sweep.methods)
         before = (len(groups) - len(sweep.left(out))) * each
@@ -78,23 +82,6 @@ def run_here(sweep: Sweep, out: Path, display: Display) -> int:
                     return stop.number
                 before += each
     return 0
-
-
-def calibrate(sweep: Sweep, teachers: Teachers) -> None:
-    """Fill in `planned_steps` where the schedules are to end with the budget. It warms the process up as well: the
-    first steps of all load and compile things, and would be on the clock of whoever comes first."""
-    hosts = {}
-    for method in sweep.methods:
-        config = sweep.configuration(method, 0, 0)
-        hosts[method.name] = TextTo3D(config, teachers.of(config))
-        hosts[method.name].train_step()
-    missing = [m for m in sweep.methods if not sweep.steps and m.name not in sweep.planned_steps]
-    if missing:
-        seconds: dict[str, list[float]] = {name: [] for name in hosts}
-        for _ in range(CALIBRATION):
-            for name, host in hosts.items():
-                seconds[name].append(host.train_step()["seconds"])
-        sweep.planned_steps = plan_steps(sweep, seconds) | sweep.planned_steps
 
 
 def run_group(
@@ -117,7 +104,7 @@ def run_group(
             make_folder(folder)
             held.enter_context(locked(folder))
             config = sweep.configuration(method, *group)
-            run = ScoredRun(TextTo3D(config, teachers.of(config)), folder, display, sweep.length, clip)
+            run = ScoredRun(TextTo3D(config, teachers.of(config)), folder, display, sweep.length_of(method), clip)
             if run.result is not None:
                 done_before += sweep.length.total
                 continue

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from carv_3d.compare.sweep import Sweep, save
+from carv_3d.compare.sweep import Sweep
 from carv_3d.errors import CarvError
 from carv_3d.files import locked, write_atomic
 from carv_3d.progress import Display, StopSignals
@@ -46,14 +46,10 @@ def run_on_ray(
     with locked(out), _connected(ray, address, workers), _written(out / TOKEN, token):
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         resources = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES}
-        timed = ray.remote(**resources)(_calibrate)
         task = ray.remote(**resources)(_group)
         from carv_3d.compare.engine import clip_of
 
         clip_of(sweep, display)  # says where there is none, once
-        with display.status("timing the methods on a worker"):
-            sweep.planned_steps = _value(ray, timed.remote(sweep, str(out), token))
-        save(sweep, out)
         left = sweep.left(out)
         waiting = {task.remote(sweep, str(out), group, token): group for group in left}
         total = len(sweep.groups)
@@ -139,14 +135,6 @@ def _prepare(out: str, token: str) -> Path:
         raise CarvError(f"a worker does not see {folder}; put --out on a file system that all machines share")
     torch.set_num_threads(1)
     return folder
-
-
-def _calibrate(sweep: Sweep, out: str, token: str) -> dict[str, int]:
-    from carv_3d.compare.engine import Teachers, calibrate
-
-    _prepare(out, token)
-    calibrate(sweep, Teachers())
-    return sweep.planned_steps
 
 
 def _group(sweep: Sweep, out: str, group: tuple[int, int], token: str) -> tuple[dict[str, float], list[str]]:

@@ -1,8 +1,10 @@
 """What a method needs to reach the baseline's final score, as a ratio to what the baseline itself needed.
 
-Both sides are read alike: the target is the baseline's mean score at its end, and each side's need is where its mean
-curve first comes to the target. (A baseline that had been there before its end is given the earlier point.) A curve
-that never comes to the target is censored: all that is known is that the ratio is above what was tried.
+Both sides are read alike: the target is the mean of the baseline's final scores, and each side's need is where its mean
+curve first comes to the target. (A baseline that had been there before its end is given the earlier point.) A run that
+is shorter than others of its side, as in steps where all have the same seconds, keeps its final score to their end: so
+the target is the same on every axis. A curve that never comes to the target is censored: all that is known is that the
+ratio is above what was tried.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ def reach(
 
     baseline, method: the runs of either side; of one prompt alone where `prompt` is given.
     """
-    base, other = (sampled(runs, metric, axis, smoothed=False) for runs in (baseline, method))
+    base, other = (sampled(runs, metric, axis, smoothed=False, held=True) for runs in (baseline, method))
     if base is None or other is None:
         return None
     (xb, yb), (xm, ym) = base, other

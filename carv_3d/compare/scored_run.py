@@ -26,11 +26,16 @@ RESULT = "result.json"  # written last: a run that has one is done
 
 @dataclass
 class Length:
-    """How long a run is: `seconds` of its own clock, or `steps` where that is given; scored `points` times."""
+    """How long a run is: `seconds` of its own clock, or `steps` where that is given; scored `points` times.
+
+    scheduled: whether its schedules are laid over the seconds, and not over `trainer.max_steps`. (A step's seconds
+    change as a scene sharpens, so that no count of steps ends with the seconds.)
+    """
 
     seconds: float | None
     steps: int | None
     points: int
+    scheduled: bool = True
 
     @property
     def total(self) -> float:
@@ -87,6 +92,8 @@ class ScoredRun(Run):
         with self._own_rng():
             while not self.finished and self.clock < until:
                 point = self._points_passed()
+                if self.length.seconds is not None and self.length.scheduled:
+                    self.host.progress = min(1.0, self.clock / self.length.seconds)
                 row = self.host.train_step()
                 self.clock += row["seconds"]
                 due = self.finished or self._points_passed() > point

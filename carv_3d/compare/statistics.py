@@ -62,13 +62,19 @@ class Bootstrap:
         return np.asarray(means)
 
 
-def sampled(runs: Sequence[RunRecord], metric: str, axis: str, smoothed: bool = True) -> tuple[Array, Array] | None:
+def sampled(
+    runs: Sequence[RunRecord], metric: str, axis: str, smoothed: bool = True, held: bool = False
+) -> tuple[Array, Array] | None:
     """`(x (G,), y (runs, G))`: every run's curve on one grid, from where the last of them begins to where the first
-    ends; None where a run has no such curve, or they do not overlap."""
+    ends; None where a run has no such curve, or they do not overlap.
+
+    held: to where the last of them ends, each at its final value from its own end on: y[:, -1] are the final values.
+    """
     series = [run.series(metric, axis) for run in runs]
     if not series or any(len(x) == 0 for x, _ in series):
         return None
-    begin, end = max(x[0] for x, _ in series), min(x[-1] for x, _ in series)
+    ends = [x[-1] for x, _ in series]
+    begin, end = max(x[0] for x, _ in series), max(ends) if held else min(ends)
     if begin > end:
         return None
     grid = np.linspace(begin, end, POINTS if end > begin else 1)

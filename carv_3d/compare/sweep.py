@@ -1,17 +1,17 @@
 """A comparison that makes its runs: prompts x methods x seeds, each for the same seconds of its own clock.
 
-    OUT/sweep.yaml                       what was asked for, and the steps that each method's schedules are laid over
+    OUT/sweep.yaml                       what was asked for
     OUT/runs/METHOD/NN-PROMPT-SEED/      a run's folder, as `carv generate` leaves one; result.json says it is done
     OUT/compare.html, *.csv, *.png       made from the runs, at the end
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,17 @@ from carv_3d.errors import CarvError
 from carv_3d.files import check_unused, explain_os_error, make_folder, slug, write_atomic
 from carv_3d.progress import Display
 
-FORMAT = 1
+FORMAT = 2
 SPEC = "sweep.yaml"
-GROWING = ("prompts", "seeds", "planned_steps")  # what may be added to a sweep that is there
+GROWING = ("prompts", "seeds")  # what may be added to a sweep that is there
 
 
 @dataclass
 class Sweep:
     """What is run. budget: seconds of each run's own clock, or None where `steps` is given instead.
 
-    common: overrides of all methods, under their own; `config` lies under both. planned_steps: by method, over which
-    its schedules (timesteps, learning rate) are laid, so that at its own pace they end with the budget.
+    common: overrides of all methods, under their own; `config` lies under both. Schedules (timesteps, learning rate)
+    are laid over the budget, or over the steps, unless a method or `common` fixes trainer.max_steps.
     """
 
     prompts: list[str]
@@ -44,7 +44,6 @@ class Sweep:
     config: Path | None = None
     common: list[str] = field(default_factory=list)
     clip: str | None = None
-    planned_steps: dict[str, int] = field(default_factory=dict)
 
     @property
     def length(self) -> Length:
@@ -63,14 +62,17 @@ class Sweep:
         return [g for g in self.groups if any(not (self.folder(out, m, *g) / RESULT).exists() for m in self.methods)]
 
     def configuration(self, method: Method, prompt: int, seed: int) -> Config:
-        """Of one run: its schedules end with the budget, unless the method or --set lay them otherwise."""
-        planned = self.steps or self.planned_steps.get(method.name)
-        own = [f"trainer.max_steps={planned}"] if planned and not self.fixes_steps(method) else []
+        """Of one run."""
+        own = [f"trainer.max_steps={self.steps}"] if self.steps and not self.fixes_steps(method) else []
         return method.load(self.prompts[prompt], seed, [*self.common, *own], self.config)
 
     def fixes_steps(self, method: Method) -> bool:
         """Whether trainer.max_steps was given as an option (a file's does not count)."""
         return any(word.startswith("trainer.max_steps=") for word in [*self.common, *method.overrides])
+
+    def length_of(self, method: Method) -> Length:
+        """Of one method's runs."""
+        return replace(self.length, scheduled=not self.fixes_steps(method))
 
 
 def run_sweep(
@@ -140,17 +142,20 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
         CarvError: the folder holds something else, or another sweep.
     """
     path = out / SPEC
+    stored: Any = None
     try:
         if not path.exists():
             check_unused(out)
             make_folder(out)
             save(sweep, out)
             return sweep
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
-    except ValueError as error:
-        raise CarvError(f"{path} is damaged, so its runs cannot be gone on with; choose another --out") from error
+    with contextlib.suppress(ValueError):  # what is no UTF-8 or no JSON
+        stored = json.loads(text.decode("utf-8"))
+    if not isinstance(stored, dict):
+        raise CarvError(f"{path} is damaged, so its runs cannot be gone on with; choose another --out")
     asked = describe(sweep)
     for key, value in asked.items():
         if key not in GROWING and stored.get(key) != value:
@@ -158,7 +163,6 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
                 f"the comparison in {out} has {key} = {_short(stored.get(key))}, and not {_short(value)}; "
                 "leave it as it was, or choose another --out"
             )
-    sweep.planned_steps = dict(stored["planned_steps"])
     sweep.prompts = list(dict.fromkeys([*stored["prompts"], *sweep.prompts]))
     sweep.seeds = max(sweep.seeds, int(stored["seeds"]))
     save(sweep, out)
@@ -184,14 +188,7 @@ def describe(sweep: Sweep) -> dict[str, Any]:
         "files": {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()},
         "common": sweep.common,
         "clip": sweep.clip,
-        "planned_steps": sweep.planned_steps,
     }
-
-
-def plan_steps(sweep: Sweep, seconds: dict[str, list[float]]) -> dict[str, int]:
-    """How many steps each method does in the budget, from measured seconds of some of its steps."""
-    assert sweep.budget is not None
-    return {name: max(1, round(sweep.budget / statistics.median(each))) for name, each in seconds.items()}
 
 
 def _write(
@@ -218,7 +215,6 @@ def _write(
 def _digest(sweep: Sweep) -> str:
     """Of what makes it this sweep, so that the same command finds its folder again."""
     what = describe(sweep)
-    what.pop("planned_steps")
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -54,8 +54,8 @@ class AutoDraws:
     measured that is None, the host's own number. The gradient is that of all leaves of the latents' graph that require
     one: a host's parameters. What is chosen is used from the next step on, so the estimate stays unbiased. Strata over
     renders are measured as strata in each. Since K follows measured seconds, two runs of one seed may differ. Seconds
-    are counted from one call to the next, so whatever a host does in a step counts; its median leaves previews and
-    checkpoints out.
+    are counted from one call to the next, so whatever a host does in a step counts; what it does besides (previews,
+    another run's turn) it takes out with `skip`, or the median leaves it out where it is rare.
     """
 
     def __init__(self, meter: CostMeter, group_size: int = 1, stratified: bool = True, seed: int = 0) -> None:
@@ -126,6 +126,12 @@ class AutoDraws:
             self._last, self.next_burst = None, self.calls + LEAST_GAP  # at least: `_time` knows better
             self._choose()
         self._spent = self.meter.now() - begin
+
+    def skip(self, seconds: float) -> None:
+        """Seconds since the last `plan` that are no part of a step."""
+        if self._before is not None:
+            begin, measured = self._before
+            self._before = (begin + seconds, measured)
 
     def variance(self, K: int, R: int | None = None) -> float:
         """tr Cov of a step's gradient with K draws for each of R renders (those of the last step unless given), as

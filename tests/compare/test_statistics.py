@@ -104,6 +104,22 @@ def test_one_run_has_no_band_and_a_curve_ends_with_its_shortest_run() -> None:
     assert found is not None
     assert found[0][-1] == 6.0
     assert sampled([run("m", 0.1)], "iou", "renders") is None
+    held = sampled([run("m", 0.1), run("m", 0.1, end=6.0)], "iou", "seconds", held=True)
+    assert held is not None
+    assert held[0][-1] == 10.0
+    assert held[1][:, -1] == pytest.approx([1 - math.exp(-1.0), 1 - math.exp(-0.6)])
+
+
+def test_the_target_is_the_same_on_every_axis_where_runs_differ_in_steps() -> None:
+    """Three runs of ten seconds that end at the same score, one of them after two thirds of the others' steps."""
+    base = [run("base", 0.1, seed=s) for s in range(3)]
+    base[0].axes["steps"] = base[0].axes["steps"] * 2 / 3
+    for axis, end in (("seconds", 10.0), ("steps", 40.0)):
+        found = reach(base, base, "iou", axis, Bootstrap(base))
+        assert found is not None
+        assert found.target == pytest.approx(1 - math.exp(-1.0))
+        assert found.baseline_at == pytest.approx(end)
+        assert found.ratio == pytest.approx(1.0)
 
 
 def test_a_baseline_that_does_not_improve_leaves_nothing_to_reach() -> None:

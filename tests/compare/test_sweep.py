@@ -103,9 +103,34 @@ def test_equal_seconds_by_each_run_s_own_clock(common: list[str], monkeypatch: p
     assert run_sweep(sweep, Path("out")) == 0
     results = {m.name: result_of(sweep.folder(Path("out"), m, 0, 0)) for m in sweep.methods}
     assert {name: (r["steps"], r["seconds"]) for name, r in results.items()} == {"one": (4, 2.0), "two": (8, 2.0)}
-    assert sweep.planned_steps == {"one": 4, "two": 8}  # their schedules end with the budget
-    assert sweep.configuration(sweep.methods[1], 0, 0).trainer.max_steps == 8
     assert turns == [(k, clock) for clock in (0.0, 0.5, 1.0, 1.5, 2.0) for k in (1, 2)]  # alternating
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_schedules_are_laid_over_the_budget(
+    common: list[str], monkeypatch: pytest.MonkeyPatch, fixed: bool
+) -> None:
+    """Steps get quicker: two of half a second, then four of a quarter; the schedules see the seconds alone, unless
+    trainer.max_steps is given."""
+    step = TextTo3D.train_step
+
+    def timed(self: TextTo3D) -> dict[str, float]:
+        return step(self) | {"seconds": 0.5 if self.step <= 2 else 0.25}
+
+    monkeypatch.setattr(TextTo3D, "train_step", timed)
+    whole = 40 if fixed else 300
+    words = [*common, f"guidance.max_step_percent=[0.9,0.1,{whole}]", *(["trainer.max_steps=40"] if fixed else [])]
+    sweep = sweep_of(words, steps=None, budget=2.0, points=1)
+    assert run_sweep(sweep, Path("out")) == 0
+    folder = sweep.folder(Path("out"), sweep.methods[0], 0, 0)
+    host = TextTo3D(sweep.configuration(sweep.methods[0], 0, 0))
+    assert host.config.trainer.max_steps == whole
+    at = [0, 1, 2, 3, 4, 5] if fixed else [round(share * whole) for share in (0, 0.25, 0.5, 0.625, 0.75, 0.875)]
+    rows = read_metrics(folder / "metrics.csv")[1:]
+    assert [row["lr"] for row in rows] == pytest.approx([host.learning_rate(s) for s in at], rel=1e-5)
+    ranges = [host.guidance.options.timestep_range(1000, s)[1] for s in at]
+    assert [row["max_step"] for row in rows] == ranges
+    assert len(set(ranges)) > 2
 
 
 def test_stopped_in_the_middle_and_taken_up_is_the_same(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,9 +162,15 @@ def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
     for changed, key in (({"points": 3}, "points"), ({"methods": two_methods()[::-1][:1]}, "methods")):
         with pytest.raises(ValueError, match=f"has {key} = "):
             open_folder(sweep_of(common, **changed), Path("out"))
-    Path("out/sweep.yaml").write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
-        open_folder(sweep_of(common), Path("out"))
+    for damaged in ("{", "[]", "\xff"):
+        Path("out/sweep.yaml").write_bytes(damaged.encode("latin-1"))
+        with pytest.raises(ValueError, match="is damaged"):
+            open_folder(sweep_of(common), Path("out"))
+    Path("notes").mkdir()
+    Path("notes/mine.txt").write_text("")
+    with pytest.raises(ValueError, match="notes") as said:
+        open_folder(sweep_of(common), Path("notes"))
+    assert "damaged" not in str(said.value)
 
 
 def test_the_true_shape_is_itself() -> None:

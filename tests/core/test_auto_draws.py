@@ -255,6 +255,17 @@ def test_K_is_chosen_before_the_draws_that_it_is_used_on_and_measuring_is_rare()
     assert extra / (gap * loop.cost(loop.auto.num_draws)) <= SHARE
 
 
+def test_what_passes_between_two_steps_is_no_part_of_either_where_it_is_skipped() -> None:
+    plain, other = Loop(0.3, 1.0, 0.3, proposal="weight"), Loop(0.3, 1.0, 0.3, proposal="weight")
+    for _ in range(FIRST_STEP + BURST + 1):
+        plain.step()
+        other.step()
+        other.meter.time += 7.0  # another run's turn
+        other.auto.skip(7.0)
+    assert other.auto.seconds(4) == pytest.approx(plain.auto.seconds(4)) == pytest.approx(plain.cost(4))
+    assert other.auto.num_draws == plain.auto.num_draws
+
+
 def test_leaves_are_the_parameters() -> None:
     a, b, other = (torch.ones(2, requires_grad=True) for _ in range(3))
     fixed = torch.ones(2)

@@ -1,0 +1,57 @@
+"""`benchmarks/convergence.py`: both sides tried alike, and the best of each by its final IoU."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import carv_3d
+from carv_3d.errors import CarvError
+
+FILE = Path(carv_3d.__file__).parents[1] / "benchmarks" / "convergence.py"
+pytestmark = pytest.mark.skipif(not FILE.exists(), reason="an installation without benchmarks")
+
+
+@pytest.fixture
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(FILE))
+
+
+@pytest.mark.parametrize("scene", ["light", "heavy"])
+def test_both_sides_are_tried_alike(script: dict[str, Any], scene: str) -> None:
+    one = script["SCENES"][scene]
+    found = script["variants"](one, one.rates)
+    assert Counter(m.name.split("-")[0] for m in found) == {"baseline": 6, "carv": 6}
+    by_side = {side: [m for m in found if m.name.startswith(side)] for side in one.allocations}
+    assert [script["rate_of"](m) for m in by_side["baseline"]] == [script["rate_of"](m) for m in by_side["carv"]]
+    config = by_side["carv"][-1].load("a black hat", 0, [], one.config)
+    guidance = config.system.guidance
+    assert (config.data.batch_size, guidance.num_draws) == one.allocations["carv"][-1]
+    assert (guidance.proposal, guidance.stratify, guidance.antithetic) == ("weight", "render", True)
+    assert config.system.optimizer.args.lr == one.rates[-1]
+    guidance = by_side["baseline"][0].load("a black hat", 0, [], one.config).system.guidance
+    assert (guidance.proposal, guidance.stratify, guidance.antithetic) == ("uniform", "none", False)
+
+
+def test_the_best_of_a_side_by_its_final_iou(script: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
+    found = script["variants"](script["SCENES"]["heavy"], (0.02, 0.04, 0.08))
+    lines = ["metric,method,mean"]
+    for i, m in enumerate(found):
+        lines += [f"iou,{m.name},{0.5 + 0.01 * (i in (1, 11)) + (0.2 if i == 4 else 0)}", f"psnr,{m.name},{99 - i}"]
+    (tmp_path / "final.csv").write_text("\n".join(lines) + "\n")
+    assert script["best"](tmp_path, "baseline", found) is found[4]
+    assert "end of the rates" not in capsys.readouterr().out
+    assert script["best"](tmp_path, "carv", found) is found[11]
+    assert "at the end of the rates that were tried" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--budget", "0"], ["--prompts", "11"], ["--seeds", "0"], ["--points", "0"]])
+def test_what_cannot_be_meant(script: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["convergence.py", *words])
+    with pytest.raises(CarvError, match="must be above 0"):
+        script["main"]()
