@@ -13,6 +13,7 @@ import argparse
 import copy
 
 from carv_3d.config import load_config
+from carv_3d.errors import CarvError, run_script
 from carv_3d.progress import Display
 from carv_3d.text_to_3d import TextTo3D
 from carv_3d.variance.command import BASELINE, measure
@@ -31,10 +32,13 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.05)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")
     o = parser.parse_args()
+    if min(o.at) < 1:
+        raise CarvError(f"--at is {o.at}; steps are at least 1")
     given = ["num_draws=auto", "proposal=weight", "stratify=render", "antithetic=true"]
     given = [f"system.guidance.{option}" for option in given]
     host = TextTo3D(load_config(overrides=[*given, *o.overrides], prompt=o.prompt))
-    assert host.guidance.auto is not None
+    if host.guidance.auto is None:
+        raise CarvError("num_draws is given as a number; this benchmark is of num_draws=auto")
     grid = host.guidance.auto.grid
     entries = [BASELINE, *(Entry(1, K, method(METHOD)) for K in grid)]
     display, total, looking, lines = Display(), 0.0, 0.0, []
@@ -57,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -54,9 +54,7 @@ class Regime:
     bound: float
 
 
-def regimes(
-    scale: float, step: int, entries: list[Entry], blocks: list[Block], factors: list[float]
-) -> list[Regime]:
+def regimes(scale: float, step: int, entries: list[Entry], blocks: list[Block], factors: list[float]) -> list[Regime]:
     """The best of each simulated upstream cost, from one scene's blocks."""
     phases = phases_of(max((e for e in entries if e.R == 1), key=lambda e: e.K), blocks)
     draws = max(e.K for e in entries if e.R == 1)
@@ -140,7 +138,6 @@ def main() -> None:
         host = TextTo3D(load_config(o.config, overrides, o.prompt), teacher)
         for step in sorted(o.at):
             scene, path = kept(o.out, scale, step)
-            go_to(host, step, None, scene, display)
             asked: dict[str, Any] = {
                 "config": str(o.config or ""), "prompt": o.prompt, "overrides": overrides, "step": step,
                 "entries": [e.key for e in entries],
@@ -150,6 +147,8 @@ def main() -> None:
             def save(path: Path = path, asked: dict = asked, blocks: list[Block] = blocks) -> None:
                 write_atomic(path, json.dumps({**asked, "blocks": [asdict(b) for b in blocks]}))
 
+            save()  # says whose the scene is, before there is one
+            go_to(host, step, None, scene, display)
             left = each - spent({step: blocks})
             measure(Study(host, entries), blocks, step, o.tolerance, left, save, display)
             found += regimes(scale, step, entries, blocks, o.upstream)

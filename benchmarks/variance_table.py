@@ -1,10 +1,12 @@
 """The ECM and RE tables of docs/RESULTS.md: `carv variance` on five prompts at three points of a run, side by side.
 
     ./install.sh python benchmarks/variance_table.py [--scene light|heavy] [--prompts 5] [--budget 300]
-        [--at 30 150 270] [--grid R=1 K=2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic] [--work DIR]
+        [--at 30 150 270] [--grid R=1 K=2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic]
+        [--against is+strat+antithetic] [--work DIR]
 
 --budget is of measuring, in seconds for each prompt. A figure is the geometric mean over prompts, with the least and
-the largest of them; each prompt's own intervals are in its variance.csv in --work. Stop it whenever you like: the same
+the largest of them; each prompt's own intervals are in its variance.csv in --work. --against adds a table of each
+method over that one at the same (R, K), from the same blocks, with an interval. Stop it whenever you like: the same
 command goes on.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +23,14 @@ from typing import Any
 import torch
 
 from carv_3d.config import load_config
+from carv_3d.core.accounting import Interval
 from carv_3d.errors import CarvError, run_script
 from carv_3d.files import slug
 from carv_3d.text_to_3d import load_teacher
 from carv_3d.variance.command import VarianceRequest, read_grid, run
+from carv_3d.variance.figures import rows
+from carv_3d.variance.show import with_ends
+from carv_3d.variance.study import Block, Entry
 
 PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
 METHODS = "uniform,is,strat,is+strat,is+strat+antithetic"
@@ -67,6 +74,37 @@ def table(found: Sequence[Sequence[dict[str, str]]]) -> str:
     return "\n".join(lines)
 
 
+def pooled(found: Sequence[Interval]) -> Interval:
+    """The geometric mean of ratios that were measured apart, each with its 95 % interval; of these prompts, not of
+    prompts in general."""
+    logs = [math.log(x.value) for x in found]
+    errors = [(math.log(x.high) - math.log(x.low)) / (2 * 1.96) for x in found]
+    mean, error = sum(logs) / len(logs), math.hypot(*errors) / len(errors)
+    return Interval(math.exp(mean), math.exp(mean - 1.96 * error), math.exp(mean + 1.96 * error))
+
+
+def over(folders: Sequence[Path], entries: Sequence[Entry], name: str) -> str:
+    """Markdown: the ECM of each method over that of method `name` at the same (R, K)."""
+    lines = [f"| step | method | (R, K) | variance, {name} = 1 | ECM over it |", "|---|---|---|---|---|"]
+    kept = [json.loads((folder / "blocks.json").read_text(encoding="utf-8"))["blocks"] for folder in folders]
+    places = [e for e in entries if e.method.name == name]
+    for step in sorted(map(int, kept[0])):
+        blocks = [[Block(**b) for b in one[str(step)]] for one in kept]
+        for rival in places:
+            same = [e for e in entries if (e.R, e.K) == (rival.R, rival.K)]
+            found = [rows(step, same, of_prompt, rival) for of_prompt in blocks]
+            own = same.index(rival)
+            for i, e in enumerate(same):
+                if e == rival:
+                    continue
+                less = [one[i].variance.value / one[own].variance.value for one in found]
+                lines.append(
+                    f"| {step} | {e.method.name} | ({e.R}, {e.K}) | {over_prompts(less)} "
+                    f"| {with_ends(pooled([one[i].ecm for one in found]))} |"
+                )
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", choices=list(SCENES), default="light")
@@ -75,6 +113,7 @@ def main() -> int:
     parser.add_argument("--at", type=int, nargs="+", default=[30, 150, 270])
     parser.add_argument("--grid", nargs="+", default=["R=1", "K=2,4,8"])
     parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--against", metavar="METHOD", help="compare the others with this one, at the same (R, K)")
     parser.add_argument("--work", type=Path, default=Path("outputs/variance-table"))
     o = parser.parse_args()
     if not 1 <= o.prompts <= len(PROMPTS):
@@ -87,7 +126,9 @@ def main() -> int:
         VarianceRequest(SCENES[o.scene], prompt, o.at, out=folder, resume=folder.exists(), **shared)
         for prompt, folder in zip(prompts, folders)
     ]
-    requests[0].entries()  # refuses methods that do not exist
+    entries = requests[0].entries()  # refuses methods that do not exist
+    if o.against and o.against not in {e.method.name for e in entries}:
+        raise CarvError(f"--against is {o.against}, which is none of --methods")
     teacher = load_teacher(load_config(SCENES[o.scene], prompt=prompts[0]))
     found = []
     for request, folder in zip(requests, folders):
@@ -102,6 +143,8 @@ def main() -> int:
         "without noise at this R.\n"
     )
     print(table(found))
+    if o.against:
+        print(f"\n{over(folders, entries, o.against)}")
     return 0
 
 

@@ -19,11 +19,11 @@ from carv_3d.progress import Display, StopSignals
 from carv_3d.text_to_3d import TextTo3D, check_prompt
 from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps
 from carv_3d.variance.methods import DEFAULT, WORDS, method
-from carv_3d.variance.show import print_table, summary, table, write_csv, write_figures
+from carv_3d.variance.show import print_table, summary, table, write_csv, write_figures, write_timesteps
 from carv_3d.variance.study import Block, Entry, Study
 
 BASELINE = Entry(2, 1, method("uniform"))
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -55,10 +55,15 @@ class VarianceRequest:
             raise CarvError(f"--tolerance is {self.tolerance:g}; it is a share, such as 0.1.")
 
     def entries(self) -> list[Entry]:
-        """The baseline first; odd K are left out for pairs. Raises CarvError where a method is left with none."""
+        """The baseline first; odd K are left out for pairs, and R = 1 for cameras in a sequence: one such camera is as
+        any random one, and R of them in a step are what R steps of one have. Raises CarvError where a method is left
+        with none."""
         out = [BASELINE]
         for one in map(method, dict.fromkeys(self.methods)):
-            places = [(R, K) for R in self.R for K in self.K if not (one.antithetic and K % 2)]
+            least = 2 if one.upstream[0] else 1
+            places = [(R, K) for R in self.R for K in self.K if least <= R and not (one.antithetic and K % 2)]
+            if not places and max(self.R) < least:
+                raise CarvError(f"the method {one.name} spreads the cameras of a step: give --grid an R from 2.")
             if not places:
                 raise CarvError(f"the method {one.name} draws in pairs: give --grid an even K.")
             out += [Entry(R, K, one) for R, K in places]
@@ -105,7 +110,7 @@ def read_grid(parts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     out: dict[str, tuple[int, ...]] = {}
     for part in parts:
         name, _, numbers = part.partition("=")
-        if name not in ("R", "K") or not all(n.isdigit() for n in numbers.split(",")):
+        if name not in ("R", "K") or not all(n.isdecimal() for n in numbers.split(",")):
             raise CarvError(f"--grid does not take {part!r}; write it as R=1,2 K=1,2,4,8.")
         out[name] = tuple(sorted({int(n) for n in numbers.split(",")}))
     return out
@@ -117,6 +122,8 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
     entries = request.entries()
     config, state = read_source(request)
     points = sorted(set(request.at)) or ([state["step"]] if state else early_middle_late(config))
+    if points[-1] > config.trainer.max_steps:
+        raise CarvError(f"--at {points[-1]} is past the run's end; trainer.max_steps is {config.trainer.max_steps}.")
     check_prompt(config)
     folder = request.out or Path("outputs") / f"variance-{slug(config.prompt)}"
     asked = {"format": FORMAT, "config": to_mapping(config), "entries": [e.key for e in entries], "points": points}
@@ -137,7 +144,8 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
                 kept = {str(k): [asdict(b) for b in v] for k, v in blocks.items()}
                 write_atomic(folder / "blocks.json", json.dumps({**asked, "blocks": kept}))
 
-            left = request.budget * (i + 1) / len(points) - spent(blocks)
+            # what earlier points left over is this one's too; what was measured of later ones before is not its cost
+            left = request.budget * (i + 1) / len(points) - spent({s: blocks[s] for s in points[: i + 1]})
             measure(study, mine, step, request.tolerance, left, save, display, lambda: bool(stop.number))
             if len(mine) < 2:
                 break
@@ -152,6 +160,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
                 break
         if found:
             write_figures(folder, found, by_t)
+            write_timesteps(folder / "timesteps.csv", by_t)
     if stop.number:
         display.say(f"Stopped. Go on with the same command and --resume; what was measured is in {folder}")
         return 128 + stop.number
@@ -275,4 +284,3 @@ def go_to(
             bar.update(task, completed=host.step)
     if host.step == step:
         save_checkpoint(kept, host.state_dict())
-

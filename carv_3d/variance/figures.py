@@ -62,7 +62,8 @@ class Row:
 def rows(
     step: int, entries: Sequence[Entry], blocks: Sequence[Block], baseline: Entry, upstream: float = 1.0
 ) -> list[Row]:
-    """The figures of all entries; blocks are resampled together, since all entries were measured on the same renders.
+    """The figures of all entries; blocks are resampled together, since entries of one pool were measured on the same
+    renders. Seconds are medians over the blocks, and resampled with them: an interval knows of both.
 
     upstream: what the seconds outside of denoising are multiplied by, for regimes that this machine has not.
     """
@@ -76,32 +77,37 @@ def rows(
         """(RESAMPLES + 1,) means, the last of the blocks as they are."""
         return torch.cat([values[picked].mean(1), values.mean(0, keepdim=True)])
 
+    def seconds(e: Entry, draws: bool = True) -> Tensor:
+        """Of a step, or of its upstream work alone: (RESAMPLES + 1,) medians."""
+
+        def one(b: Block) -> float:
+            phases = b.seconds[e.key]
+            return upstream * (phases["step"] - phases["denoise"]) + draws * phases["denoise"]
+
+        values = table(one)
+        return torch.cat([values[picked].quantile(0.5, dim=1), values.quantile(0.5).reshape(1)])
+
     inside = {e.key: resampled(table(lambda b, e=e: b.inside[e.key])) for e in entries}  # type: ignore[misc]
     outside = {e.pool: resampled(table(lambda b, e=e: b.outside[e.pool])) for e in entries}  # type: ignore[misc]
-
-    def cost(e: Entry) -> float:
-        phases = phases_of(e, blocks)
-        return upstream * (phases["step"] - phases["denoise"]) + phases["denoise"]
 
     def variance(e: Entry) -> Tensor:
         return inside[e.key] + outside[e.pool]
 
     by_place = {(e.R, e.K): e for e in entries if e.method.name == "uniform"}
-    base = variance(baseline) * cost(baseline)
+    base = variance(baseline) * seconds(baseline)
     out = []
     for e in entries:
-        mine, rival = variance(e), by_place.get((e.R, e.K))
-        phases = phases_of(e, blocks)
-        free = float(outside[e.pool][-1]) * upstream * (phases["step"] - phases["denoise"])
+        mine, rival, cost = variance(e), by_place.get((e.R, e.K)), seconds(e)
+        free = float(outside[e.pool][-1]) * float(seconds(e, draws=False)[-1])
         row = Row(
             step=step,
             entry=e,
             variance=interval(mine),
             s_out2=float(outside[e.pool][-1]),
             v_in=float(inside[e.key][-1]),
-            seconds=cost(e),
-            phases=phases,
-            ecm=interval(base / (mine * cost(e))),
+            seconds=float(cost[-1]),
+            phases=phases_of(e, blocks),
+            ecm=interval(base / (mine * cost)),
             re=None if rival is None else interval(variance(rival) / mine),
             bound=float(base[-1]) / free if free > 0 else float("inf"),
         )
@@ -111,7 +117,7 @@ def rows(
 
 def phases_of(e: Entry, blocks: Sequence[Block]) -> dict[str, float]:
     """Median seconds of a step by phase; all but "step" add up to about that."""
-    mine = [b.seconds[f"{e.R},{e.K}"] for b in blocks]
+    mine = [b.seconds[e.key] for b in blocks]
     return {name: statistics.median(one[name] for one in mine) for name in mine[0]}
 
 

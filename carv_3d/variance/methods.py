@@ -19,9 +19,14 @@ WORDS: dict[str, tuple[str, str, Any, str]] = {
     "strat": ("guidance", "stratify", "render", "K strata in each render"),
     "global": ("guidance", "stratify", "global", "strata over all renders of a step"),
     "antithetic": ("guidance", "antithetic", True, "pairs with the same t and opposite noise"),
-    "control": ("guidance", "control_variate", True, "a control variate on eps, learnt on earlier steps"),
+    "control": (
+        "guidance",
+        "control_variate",
+        True,
+        "a control variate on eps, learnt on earlier steps; not with pairs",
+    ),
     "vae": ("guidance", "vae_sample", "draw", "a posterior sample of the encoder for each draw"),
-    "cameras": ("data", "camera_sampling", "low_discrepancy", "cameras spread evenly over R and over steps"),
+    "cameras": ("data", "camera_sampling", "low_discrepancy", "cameras spread evenly over R and over steps; R from 2"),
 }
 PLAIN: dict[str, dict[str, Any]] = {
     "guidance": {"proposal": "uniform", "stratify": "none", "antithetic": False, "control_variate": False},
@@ -67,4 +72,9 @@ def method(name: str) -> Method:
             raise CarvError(f"the method {name!r} says {said[group, option]} and {word}, which exclude each other.")
         said[group, option] = word
         options[group][option] = value
+    if "antithetic" in name.split("+") and "control" in name.split("+"):
+        raise CarvError(
+            f"the method {name!r} has control on top of antithetic pairs, where it changes nothing: in a pair eps "
+            "cancels by itself; leave one of them out."
+        )
     return Method(name, options["guidance"], options["data"])

@@ -195,3 +195,14 @@ def _panels(path: Path, points: Sequence[int], draw: Any, corner: str) -> None:
 def write_csv(path: Path, found: Sequence[Row]) -> None:
     """All points' rows."""
     write_atomic(path, csv_text(found))
+
+
+def write_timesteps(path: Path, by_t: dict[int, Timesteps]) -> None:
+    """By point and timestep: the gradient's RMS norm and both proposals; oracle_share is of the point."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(["step", "t", "norm", "weight", "oracle", "oracle_share"])
+    for step, one in by_t.items():
+        for values in zip(one.t, one.norm, one.weight, one.oracle):
+            writer.writerow([step, *(f"{x:.6g}" for x in (*values, one.share))])
+    write_atomic(path, buffer.getvalue())

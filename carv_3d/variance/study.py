@@ -12,6 +12,7 @@ accounting".) Nothing is assumed of how strata or cameras tie draws or renders t
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -53,10 +54,10 @@ class Entry:
 
 @dataclass
 class Block:
-    """What one block measured. Keys: of entries, pools, and "R,K"; primitives only.
+    """What one block measured. Keys: of entries, and of pools for outside; primitives only.
 
-    inside: V_in of a step. outside: s_out^2 of a step. seconds: of one step by phase, "step" the whole of it, without
-    the optimizer's; of "all", the block's own. norms: (t, |J^T f|^2) of single draws.
+    inside: V_in of a step. outside: s_out^2 of a step. seconds: of one step of each entry by phase, "step" the whole of
+    it, without the optimizer's; of "all", the block's own. norms: (t, |J^T f|^2) of single draws.
     """
 
     inside: dict[str, float]
@@ -95,7 +96,7 @@ class Study:
                 self._round(number * ROUNDS + turn, mine, inside, halves, norms)
         outside = {pool: _cross_covariance(pairs) for pool, pairs in halves.items()}
         means = {key: sum(values) / len(values) for key, values in inside.items()}
-        seconds = {f"{e.R},{e.K}": self._seconds(e) for e in {(e.R, e.K): e for e in self.entries}.values()}
+        seconds = {e.key: self._seconds(e) for e in self.entries}
         self.host.config, self.host.guidance = self.config, self.original
         seconds["all"] = {"step": time.perf_counter() - begin}
         return Block(means, outside, seconds, norms)
@@ -124,6 +125,7 @@ class Study:
                 guidance(given[0], text, no_text, step, rgb_as_latents=given[1], with_recon=False).loss_sds
                 for _ in range(2)
             )
+            self._forget(e)
             inside[e.key].append(float(self._gradient(one - two).double().square().sum()) / 2)
             sums.setdefault(e.pool, []).append(e.K * torch.stack([one, two]))
         for pool, losses in sums.items():
@@ -157,6 +159,7 @@ class Study:
         if self.host.device.type == "cuda":
             torch.cuda.synchronize(self.host.device)
         took = time.perf_counter() - begin
+        self._forget(e)
         self.host.optimizer.zero_grad(set_to_none=True)
         phases = dict(self.host.meter.seconds)
         return {**phases, "other": max(took - sum(phases.values()), 0.0), "step": took}
@@ -169,6 +172,9 @@ class Study:
             self.host.generators[name].manual_seed(self._seed(turn, 3 + i))
 
     def _learn(self) -> None:
+        """A few steps of learning, fewer than a run had: what is learnt while measuring is taken back, or an adaptive
+        method would know a frozen scene as no run knows a moving one."""
+        self._learnt: dict[str, list[tuple[Any, dict[str, Any]]]] = {}
         for e in self.entries:
             if not set(LEARNING) & set(e.method.words):
                 continue
@@ -177,7 +183,14 @@ class Study:
                 with torch.no_grad():
                     out, text, no_text = self.host.upstream()
                     self.guidances[e.key](out.comp_rgb, text, no_text, self.host.step, with_recon=False)
+            estimator = self.guidances[e.key].estimator
+            parts = [part for part in (estimator.proposal, estimator.control) if part is not None]
+            self._learnt[e.key] = [(part, copy.deepcopy(part.state_dict())) for part in parts]
         self.host.config = self.config
+
+    def _forget(self, e: Entry) -> None:
+        for part, state in self._learnt.get(e.key, ()):
+            part.load_state_dict(state)
 
     def _pictures(self, rgb: Tensor) -> Tensor:
         size = self.host.teacher.image_size

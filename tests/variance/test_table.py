@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 import carv_3d
+from carv_3d.core.accounting import Interval
 from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.variance.command import VarianceRequest
 
 FILE = Path(carv_3d.__file__).parents[1] / "benchmarks" / "variance_table.py"
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="an installation without benchmarks")
@@ -26,6 +29,28 @@ def row(ecm: float, re: str, seconds: float) -> dict[str, str]:
     place = {"step": "30", "method": "strat", "R": "1", "K": "4", "paper_ecm": "", "paper_re": "1.00-3.00"}
     numbers = {"seconds": seconds, "seconds_denoise": 0.2, "upstream_share": 0.5, "ecm": ecm, "ecm_bound": 2.0}
     return {**place, **{k: str(v) for k, v in numbers.items()}, "re": re}
+
+
+def test_a_method_over_another_from_the_same_blocks(script: dict[str, Any], tmp_path: Path) -> None:
+    """"is" has half of the variance of "uniform" and five quarters of its seconds, in every block of both prompts."""
+    entries = VarianceRequest(Path("x"), K=(4,), methods=("uniform", "is")).entries()
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, scale in zip(folders, (1.0, 3.0)):
+        folder.mkdir()
+        blocks = []
+        for i in range(6):
+            size = scale * (1 + i)  # blocks differ, but for both alike
+            inside = {"2,1,uniform": 9.0, "1,4,uniform": 3 * size, "1,4,is": size}
+            seconds = {"2,1,uniform": 1.0, "1,4,uniform": 2.0, "1,4,is": 2.5}
+            steps = {k: {"step": v, "denoise": 1.0} for k, v in seconds.items()}
+            blocks.append({"inside": inside, "outside": {"2,0,0": 1.0, "1,0,0": size}, "seconds": steps, "norms": []})
+        (folder / "blocks.json").write_text(json.dumps({"blocks": {"30": blocks}}))
+    lines = script["over"](folders, entries, "uniform").splitlines()
+    assert lines[2:] == ["| 30 | is | (1, 4) | 0.50 (0.50–0.50) | 1.60 [1.60, 1.60] |"]
+    one, two = Interval(2.0, 1.0, 4.0), Interval(8.0, 4.0, 16.0)
+    both = script["pooled"]([one, two])
+    assert both.value == pytest.approx(4.0)
+    assert both.high / both.value == pytest.approx(2 ** (1 / 2**0.5))  # independent: 1/sqrt 2 of one's, in logs
 
 
 def test_figures_over_prompts(script: dict[str, Any]) -> None:

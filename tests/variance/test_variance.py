@@ -85,12 +85,27 @@ def test_every_word_can_be_measured(name: str) -> None:
     block = Study(host_of(), entries).block(0)
     assert block.inside["2,2," + name] > 0
     assert set(block.outside) == {e.pool for e in entries}
-    assert block.seconds["2,2"]["step"] >= block.seconds["2,2"]["render"] > 0
+    assert block.seconds["2,2," + name]["step"] >= block.seconds["2,2," + name]["render"] > 0
+
+
+@pytest.mark.parametrize("name", ["adaptive+strat", "control+strat"])
+def test_what_is_learnt_while_measuring_is_taken_back(name: str) -> None:
+    """A block is the same whether others were measured before it or not, and something was learnt before all."""
+    one, other = Study(host_of(), [BASELINE, entry(1, 2, name)]), Study(host_of(), [BASELINE, entry(1, 2, name)])
+    for i in range(3):
+        one.block(i)
+    a, b = one.block(3), other.block(3)
+    assert (a.inside, a.outside) == (b.inside, b.outside)
+    estimator = other.guidances["1,2," + name].estimator
+    learner: Any = estimator.proposal if estimator.control is None else estimator.control
+    fresh: Any = Study(host_of(), [BASELINE, entry(1, 2, "strat")]).guidances["1,2,strat"].estimator.proposal
+    assert learner.state_dict() != fresh.state_dict()
 
 
 def made_up(*pairs: tuple[float, float]) -> list[Block]:
     """Blocks with V_in 8 of the baseline, and as given for uniform and is at (1, 2); s_out2 is 1 at R = 2, else 2."""
-    seconds = {"2,1": {"step": 3.0, "denoise": 1.0}, "1,2": {"step": 2.0, "denoise": 1.0}, "all": {"step": 9.0}}
+    steps = {"2,1,uniform": 3.0, "1,2,uniform": 2.0, "1,2,is": 2.0}
+    seconds = {key: {"step": s, "denoise": 1.0} for key, s in steps.items()} | {"all": {"step": 9.0}}
     return [
         Block({"2,1,uniform": 8.0, "1,2,uniform": a, "1,2,is": b}, {"2,0,0": 1.0, "1,0,0": 2.0}, seconds, [])
         for a, b in pairs
@@ -118,7 +133,7 @@ def test_figures_by_hand() -> None:
 
 def test_the_papers_figures_stand_beside_ours_where_they_are_comparable() -> None:
     e = [BASELINE, entry(1, 8, "is+strat"), entry(1, 8, "is+strat+antithetic")]
-    seconds = {k: {"step": 1.0, "denoise": 0.5} for k in ("2,1", "1,8", "all")}
+    seconds = {k: {"step": 1.0, "denoise": 0.5} for k in (*(one.key for one in e), "all")}
     inside = {one.key: 1.0 for one in e}
     found = rows(0, e, [Block(inside, {"2,0,0": 1.0, "1,0,0": 1.0}, seconds, [])] * 2, BASELINE)
     assert [row.paper_ecm for row in found] == [None, 3.3, None]
@@ -182,7 +197,10 @@ def test_methods_and_grids_are_read() -> None:
         (["nothing.yaml"], "there is no nothing.yaml"),
         (["nothing.yaml", "--methods", "is+strut"], "no method 'strut' (in 'is+strut'); did you mean strat?"),
         (["nothing.yaml", "--methods", "is+adaptive"], "says is and adaptive, which exclude each other"),
+        (["nothing.yaml", "--methods", "is+antithetic+control"], "in a pair eps cancels by itself"),
+        (["nothing.yaml", "--methods", "is+cameras"], "give --grid an R from 2"),
         (["nothing.yaml", "--grid", "N=3"], "--grid does not take 'N=3'"),
+        (["nothing.yaml", "--grid", "K=\u00b2"], "--grid does not take 'K=\u00b2'"),
         (["nothing.yaml", "--grid", "K=1", "--methods", "antithetic"], "give --grid an even K"),
         (["nothing.yaml", "--grid", "K=0"], "--grid K is [0]"),
         (["nothing.yaml", "--budget", "0"], "--budget is 0"),
