@@ -51,7 +51,7 @@ SCENES = {
     "heavy": Scene(  # upstream is dear
         CONFIGS / "carv-tiny-heavy.yaml",
         {"baseline": ((1, 1), (2, 1)), "carv": ((1, 8), (1, 16))},
-        (0.02, 0.04, 0.08),
+        (0.04, 0.08, 0.16),
         60.0,
     ),
 }
