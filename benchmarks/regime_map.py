@@ -27,7 +27,7 @@ from carv_3d.errors import CarvError, run_script
 from carv_3d.files import make_folder, write_atomic, write_via
 from carv_3d.progress import Display
 from carv_3d.text_to_3d import TextTo3D, load_teacher
-from carv_3d.variance.command import BASELINE, VarianceRequest, go_to, measure, spent
+from carv_3d.variance.command import BASELINE, FORMAT, VarianceRequest, go_to, measure, spent
 from carv_3d.variance.figures import phases_of, rows
 from carv_3d.variance.methods import method
 from carv_3d.variance.study import Block, Entry, Study
@@ -139,6 +139,7 @@ def main() -> None:
         for step in sorted(o.at):
             scene, path = kept(o.out, scale, step)
             asked: dict[str, Any] = {
+                "format": FORMAT,
                 "config": str(o.config or ""), "prompt": o.prompt, "overrides": overrides, "step": step,
                 "entries": [e.key for e in entries],
             }  # fmt: skip

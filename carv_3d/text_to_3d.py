@@ -283,6 +283,7 @@ class TextTo3D:
         """All that a run needs to go on as if it had not stopped: tensors and primitives."""
         return {
             "step": self.step,
+            "progress": self.progress,
             "bad_steps": self.bad_steps,
             "unet_rows": self.meter.unet_rows,
             "renders": self.meter.renders,
@@ -308,6 +309,7 @@ class TextTo3D:
                 generator.set_state(state["generators"][name].cpu())
             set_rng_state(state["rng"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
+            self.progress = state.get("progress")  # older checkpoints have none
             self.meter.counts.update(unet_rows=state["unet_rows"], renders=state["renders"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CarvError(f"the checkpoint does not fit this configuration ({_first_line(error)})") from error

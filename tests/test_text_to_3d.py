@@ -260,6 +260,18 @@ def test_a_time_per_step_is_filled_with_renders(sd_folder: Path, sd_teacher: Any
     assert "R_auto" not in TextTo3D(tiny_config(sd_folder, given[0]), sd_teacher).train_step()
 
 
+def test_the_schedules_of_a_run_by_the_clock_stand_where_its_checkpoint_says(sd_folder: Path, sd_teacher: Any) -> None:
+    host = TextTo3D(tiny_config(sd_folder, "trainer.max_steps=80"), sd_teacher)
+    host.train_step()
+    assert host.now == host.step == 1
+    host.progress = 0.75
+    again = TextTo3D(tiny_config(sd_folder, "trainer.max_steps=80"), sd_teacher)
+    again.load_state_dict(host.state_dict())
+    assert again.now == host.now == 60
+    assert again.step == 1
+    assert again.train_step()["lr"] == pytest.approx(host.learning_rate(60))
+
+
 def test_a_checkpoint_of_another_configuration_is_refused(sd_folder: Path, sd_teacher: Any) -> None:
     state = TextTo3D(tiny_config(sd_folder), sd_teacher).state_dict()
     other = TextTo3D(tiny_config(sd_folder, "system.geometry.resolution=9"), sd_teacher)

@@ -1,10 +1,10 @@
 """What a method needs to reach the baseline's final score, as a ratio to what the baseline itself needed.
 
 Both sides are read alike: the target is the mean of the baseline's final scores, and each side's need is where its mean
-curve first comes to the target. (A baseline that had been there before its end is given the earlier point.) A run that
-is shorter than others of its side, as in steps where all have the same seconds, keeps its final score to their end: so
-the target is the same on every axis. A curve that never comes to the target is censored: all that is known is that the
-ratio is above what was tried.
+curve first comes to the target. (A baseline that had been there before its end is given the earlier point.) Runs of a
+side that differ in length, as in steps where all have the same seconds, are averaged at equal shares of their own: so
+the target is the same on every axis, and the mean curve ends at the mean length. A curve that never comes to the target
+is censored: all that is known is that the ratio is above what was tried.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from carv_3d.compare.records import Array, RunRecord
-from carv_3d.compare.statistics import LEVEL, Bootstrap, sampled
+from carv_3d.compare.statistics import LEVEL, Bootstrap, paced
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Reach:
 
 
 def first_crossing(x: Array, y: Array, target: Array) -> Array:
-    """Where each row of `y` (B, G) over `x` (G,) first is at its target (B,), inf where it never is.
+    """Where each row of `y` (B, G) over `x` (B, G) first is at its target (B,), inf where it never is.
 
-    Between grid points it is linear; a row that begins at or above its target crosses at x[0].
+    Between grid points it is linear; a row that begins at or above its target crosses at its first x.
     """
     above = y >= target[:, None]
     ever = above.any(1)
@@ -68,7 +68,7 @@ def first_crossing(x: Array, y: Array, target: Array) -> Array:
     before = np.maximum(i - 1, 0)
     rise = y[rows, i] - y[rows, before]
     part = np.divide(target - y[rows, before], rise, out=np.ones_like(rise), where=rise > 0)
-    at = np.where(i == 0, x[0], x[before] + part.clip(0, 1) * (x[i] - x[before]))
+    at = np.where(i == 0, x[:, 0], x[rows, before] + part.clip(0, 1) * (x[rows, i] - x[rows, before]))
     return np.where(ever, at, np.inf)
 
 
@@ -84,25 +84,26 @@ def reach(
 
     baseline, method: the runs of either side; of one prompt alone where `prompt` is given.
     """
-    base, other = (sampled(runs, metric, axis, smoothed=False, held=True) for runs in (baseline, method))
+    base, other = (paced(runs, metric, axis) for runs in (baseline, method))
     if base is None or other is None:
         return None
     (xb, yb), (xm, ym) = base, other
-    target, at_b, at_m = _need(xb, yb.mean(0)[None], xm, ym.mean(0)[None])
+    target, at_b, at_m = _need(*(side.mean(0)[None] for side in (xb, yb, xm, ym)))
     ratio = _ratio(at_m, at_b)
     low = high = math.nan
     share = float(np.isfinite(at_m[0]))
     if len(baseline) > 1 and len(method) > 1 and not math.isnan(ratio[0]):
-        means = [bootstrap.means(runs, y) for runs, y in ((baseline, yb), (method, ym))]
-        drawn = np.isfinite(means[0]).all(1) & np.isfinite(means[1]).all(1)
-        _, rb, rm = _need(xb, means[0][drawn], xm, means[1][drawn])
+        of_both = ((baseline, xb), (baseline, yb), (method, xm), (method, ym))
+        means = [bootstrap.means(runs, values) for runs, values in of_both]
+        drawn = np.isfinite(means[1]).all(1) & np.isfinite(means[3]).all(1)
+        _, rb, rm = _need(*(one[drawn] for one in means))
         # An order statistic at either end: a censored resample counts as the largest, and is never averaged. So does
         # one in which the baseline did not improve, which has no ratio: at the end that is worse for the method.
         ratios = np.sort(np.nan_to_num(_ratio(rm, rb), nan=np.inf, posinf=np.inf))
         share = float(np.isfinite(rm).mean())
         low = float(ratios[math.floor((1 - LEVEL) / 2 * (len(ratios) - 1))])
         high = float(ratios[math.ceil((1 + LEVEL) / 2 * (len(ratios) - 1))])
-    tried = float(xm[-1] / at_b[0]) if at_b[0] > 0 else math.inf
+    tried = float(xm[:, -1].mean() / at_b[0]) if at_b[0] > 0 else math.inf
     return Reach(
         metric, axis, method[0].method, prompt, float(target[0]), float(at_b[0]), float(at_m[0]), float(ratio[0]),
         low, high, tried, share, len(method),

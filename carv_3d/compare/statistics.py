@@ -62,25 +62,30 @@ class Bootstrap:
         return np.asarray(means)
 
 
-def sampled(
-    runs: Sequence[RunRecord], metric: str, axis: str, smoothed: bool = True, held: bool = False
-) -> tuple[Array, Array] | None:
-    """`(x (G,), y (runs, G))`: every run's curve on one grid, from where the last of them begins to where the first
-    ends; None where a run has no such curve, or they do not overlap.
-
-    held: to where the last of them ends, each at its final value from its own end on: y[:, -1] are the final values.
-    """
+def paced(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, Array] | None:
+    """`(x (runs, G), y (runs, G))`: every run's curve at the same shares of its own length, from its beginning to its
+    end; None where a run has no such curve. The mean of both over the runs ends at the mean length with the mean final
+    value, however the runs differ in length (as in steps where all have the same seconds)."""
     series = [run.series(metric, axis) for run in runs]
     if not series or any(len(x) == 0 for x, _ in series):
         return None
-    ends = [x[-1] for x, _ in series]
-    begin, end = max(x[0] for x, _ in series), max(ends) if held else min(ends)
+    grids = [np.linspace(x[0], x[-1], POINTS) for x, _ in series]
+    return np.array(grids), np.array([np.interp(grid, x, y) for grid, (x, y) in zip(grids, series)])
+
+
+def sampled(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, Array] | None:
+    """`(x (G,), y (runs, G))`: every run's curve on one grid, from where the last of them begins to where the first
+    ends; None where a run has no such curve, or they do not overlap."""
+    series = [run.series(metric, axis) for run in runs]
+    if not series or any(len(x) == 0 for x, _ in series):
+        return None
+    begin, end = max(x[0] for x, _ in series), min(x[-1] for x, _ in series)
     if begin > end:
         return None
     grid = np.linspace(begin, end, POINTS if end > begin else 1)
     rows = []
     for x, y in series:
-        if smoothed and len(x) > DENSE:
+        if len(x) > DENSE:
             y = np.array(smooth(y.tolist(), max(1, len(y) // 20)))
         rows.append(np.interp(grid, x, y))
     return grid, np.array(rows)

@@ -122,7 +122,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
     entries = request.entries()
     config, state = read_source(request)
     points = sorted(set(request.at)) or ([state["step"]] if state else early_middle_late(config))
-    if points[-1] > config.trainer.max_steps:
+    if request.at and points[-1] > config.trainer.max_steps:
         raise CarvError(f"--at {points[-1]} is past the run's end; trainer.max_steps is {config.trainer.max_steps}.")
     check_prompt(config)
     folder = request.out or Path("outputs") / f"variance-{slug(config.prompt)}"
@@ -151,7 +151,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
                 break
             new = rows(step, entries, mine, BASELINE)
             found += new
-            by_t[step] = by_timestep(host, mine, step)
+            by_t[step] = by_timestep(host, mine)
             print_table(table(new, new[0]), display.console)
             for line in summary(new, new[0], by_t[step]):
                 display.say(line)
@@ -207,10 +207,10 @@ def spent(blocks: dict[int, list[Block]]) -> float:
     return sum(b.seconds["all"]["step"] for of_point in blocks.values() for b in of_point)
 
 
-def by_timestep(host: TextTo3D, blocks: Sequence[Block], step: int) -> Timesteps:
-    """The gradient's size by timestep at the host's step."""
+def by_timestep(host: TextTo3D, blocks: Sequence[Block]) -> Timesteps:
+    """The gradient's size by timestep where the host is."""
     schedule, options = host.teacher.schedule, host.guidance.options
-    low, high = options.timestep_range(schedule.num_train_timesteps, step)
+    low, high = options.timestep_range(schedule.num_train_timesteps, host.now)
     return timesteps(blocks, schedule.weights(options.weighting), low, high)
 
 

@@ -109,7 +109,7 @@ class Study:
         halves: dict[str, list[tuple[Tensor, Tensor]]],
         norms: list[tuple[int, float]],
     ) -> None:
-        host, step = self.host, self.host.step
+        host, step = self.host, self.host.now
         self._look(entries[0], turn)
         out, text, no_text = host.upstream()
         z: Tensor = host.teacher.encode(
@@ -121,11 +121,12 @@ class Study:
         for e in entries:
             guidance = self.guidances[e.key]
             given = (out.comp_rgb, False) if e.method.upstream[1] else (latents, True)
-            one, two = (
-                guidance(given[0], text, no_text, step, rgb_as_latents=given[1], with_recon=False).loss_sds
-                for _ in range(2)
-            )
-            self._forget(e)
+            losses: list[Tensor] = []
+            for _ in range(2):
+                guided = guidance(given[0], text, no_text, step, rgb_as_latents=given[1], with_recon=False)
+                losses.append(guided.loss_sds)
+                self._forget(e)
+            one, two = losses
             inside[e.key].append(float(self._gradient(one - two).double().square().sum()) / 2)
             sums.setdefault(e.pool, []).append(e.K * torch.stack([one, two]))
         for pool, losses in sums.items():
@@ -137,7 +138,7 @@ class Study:
 
     def _norms(self, turn: int, latents: Tensor, text: Tensor, no_text: Tensor, n: int = 2) -> list[tuple[int, float]]:
         """|J^T f|^2 of n single draws of the first render, their timesteps spread evenly over the range."""
-        step = self.host.step
+        step = self.host.now
         low, high = self.original.options.timestep_range(self.host.teacher.schedule.num_train_timesteps, step)
         places = [((turn * n + i) * GOLDEN + 0.5) % 1 for i in range(n)]
         t = torch.tensor([[min(high, low + int(u * (high - low + 1))) for u in places]])
@@ -182,7 +183,7 @@ class Study:
                 self._look(e, -1 - i)
                 with torch.no_grad():
                     out, text, no_text = self.host.upstream()
-                    self.guidances[e.key](out.comp_rgb, text, no_text, self.host.step, with_recon=False)
+                    self.guidances[e.key](out.comp_rgb, text, no_text, self.host.now, with_recon=False)
             estimator = self.guidances[e.key].estimator
             parts = [part for part in (estimator.proposal, estimator.control) if part is not None]
             self._learnt[e.key] = [(part, copy.deepcopy(part.state_dict())) for part in parts]

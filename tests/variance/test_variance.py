@@ -131,6 +131,17 @@ def test_figures_by_hand() -> None:
     assert not tight(rows(7, ENTRIES, made_up(*[(8.0, 4.0)] * 4), BASELINE), 0.1, blocks=3)
 
 
+def test_a_scene_of_a_run_by_the_clock_is_measured_where_its_schedules_are() -> None:
+    """Its timesteps fall from 900 to 100 over 20 steps; at three quarters of its seconds it has made one step."""
+    host = host_of("system.guidance.max_step_percent=[0.9,0.1,20]")
+    host.step, host.progress = 1, 0.75
+    block = Study(host, [BASELINE]).block(0)
+    top = max(t for t, _ in block.norms)
+    assert top <= host.guidance.options.timestep_range(1000, 15)[1] == 299
+    host.progress = None
+    assert max(t for t, _ in Study(host, [BASELINE]).block(0).norms) > 299
+
+
 def test_the_papers_figures_stand_beside_ours_where_they_are_comparable() -> None:
     e = [BASELINE, entry(1, 8, "is+strat"), entry(1, 8, "is+strat+antithetic")]
     seconds = {k: {"step": 1.0, "denoise": 0.5} for k in (*(one.key for one in e), "all")}
