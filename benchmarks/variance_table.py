@@ -77,6 +77,8 @@ def table(found: Sequence[Sequence[dict[str, str]]]) -> str:
 def pooled(found: Sequence[Interval]) -> Interval:
     """The geometric mean of ratios that were measured apart, each with its 95 % interval; of these prompts, not of
     prompts in general."""
+    if not all(x.low > 0 and x.high < math.inf for x in found):  # too few blocks to tell a variance from 0
+        return Interval(math.nan, math.nan, math.nan)
     logs = [math.log(x.value) for x in found]
     errors = [(math.log(x.high) - math.log(x.low)) / (2 * 1.96) for x in found]
     mean, error = sum(logs) / len(logs), math.hypot(*errors) / len(errors)

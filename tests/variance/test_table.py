@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_a_method_over_another_from_the_same_blocks(script: dict[str, Any], tmp_
     one, two = Interval(2.0, 1.0, 4.0), Interval(8.0, 4.0, 16.0)
     both = script["pooled"]([one, two])
     assert both.value == pytest.approx(4.0)
+    assert math.isnan(script["pooled"]([one, Interval(1.0, -0.5, 2.0)]).value)
     assert both.high / both.value == pytest.approx(2 ** (1 / 2**0.5))  # independent: 1/sqrt 2 of one's, in logs
 
 
