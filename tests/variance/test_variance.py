@@ -131,6 +131,18 @@ def test_figures_by_hand() -> None:
     assert not tight(rows(7, ENTRIES, made_up(*[(8.0, 4.0)] * 4), BASELINE), 0.1, blocks=3)
 
 
+def test_the_interval_knows_of_the_seconds() -> None:
+    """Variances are alike in all blocks; the seconds of one method are 1 in a third of them and else 2."""
+    blocks = made_up(*[(8.0, 4.0)] * 9)
+    for b in blocks[:3]:
+        b.seconds = b.seconds | {"1,2,is": {"step": 1.0, "denoise": 0.5}}
+    uniform, one = rows(7, ENTRIES, blocks, BASELINE)[1:]
+    assert uniform.ecm.low == uniform.ecm.value == uniform.ecm.high == pytest.approx(9 * 3 / (10 * 2))
+    assert one.seconds == 2.0
+    assert one.ecm.value == one.ecm.low == pytest.approx(9 * 3 / (6 * 2))
+    assert one.ecm.high == pytest.approx(9 * 3 / (6 * 1))  # the median is 1 in more than a fortieth of resamples
+
+
 def test_a_scene_of_a_run_by_the_clock_is_measured_where_its_schedules_are() -> None:
     """Its timesteps fall from 900 to 100 over 20 steps; at three quarters of its seconds it has made one step."""
     host = host_of("system.guidance.max_step_percent=[0.9,0.1,20]")
