@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +28,10 @@ PROMPTS = (
     "an orange mushroom", "a purple vase", "a gray rocket", "a pink donut",
 )  # fmt: skip
 TUNING = ("a turquoise teapot", "a black hat")
-BASELINE = ("proposal=uniform", "stratify=none", "antithetic=false")  # the usual estimator, at R renders of one draw
-CARV = ("proposal=weight", "stratify=render", "antithetic=true")
+OPTIONS = {
+    "baseline": ("proposal=uniform", "stratify=none", "antithetic=false"),  # the usual estimator, one draw a render
+    "carv": ("proposal=weight", "stratify=render", "antithetic=true"),
+}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -55,7 +56,6 @@ SCENES = {
         60.0,
     ),
 }
-OPTIONS = {"baseline": BASELINE, "carv": CARV}
 
 
 def method(side: str, allocation: tuple[int, int], rate: float) -> Method:
@@ -65,9 +65,9 @@ def method(side: str, allocation: tuple[int, int], rate: float) -> Method:
     return parse_method(f"{side}-R{R}K{K}-lr{rate:g}={','.join(options)}")
 
 
-def variants(scene: Scene, rates: Sequence[float]) -> list[Method]:
+def variants(scene: Scene) -> list[Method]:
     """What is tried, the same number for each side, the baseline's first."""
-    return [method(side, one, rate) for side, pair in scene.allocations.items() for one in pair for rate in rates]
+    return [method(side, one, r) for side, pair in scene.allocations.items() for one in pair for r in scene.rates]
 
 
 def rate_of(one: Method) -> float:
@@ -145,7 +145,7 @@ def main() -> int:
     work = o.work / o.scene
     where = {"engine": o.engine, "address": o.address, "workers": o.workers}
     settings = {"budget": budget, "points": o.points, "config": scene.config}
-    candidates = variants(scene, scene.rates)
+    candidates = variants(scene)
     tuning = Sweep(list(TUNING), candidates, **settings)
     status = run_sweep(tuning, work / "tuning", **where)
     if status:

@@ -62,12 +62,18 @@ class Bootstrap:
         return np.asarray(means)
 
 
+def _all_series(runs: Sequence[RunRecord], metric: str, axis: str) -> list[tuple[Array, Array]]:
+    """Every run's curve; none at all where one of them has no such."""
+    series = [run.series(metric, axis) for run in runs]
+    return series if all(len(x) for x, _ in series) else []
+
+
 def paced(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, Array] | None:
     """`(x (runs, G), y (runs, G))`: every run's curve at the same shares of its own length, from its beginning to its
     end; None where a run has no such curve. The mean of both over the runs ends at the mean length with the mean final
     value, however the runs differ in length (as in steps where all have the same seconds)."""
-    series = [run.series(metric, axis) for run in runs]
-    if not series or any(len(x) == 0 for x, _ in series):
+    series = _all_series(runs, metric, axis)
+    if not series:
         return None
     grids = [np.linspace(x[0], x[-1], POINTS) for x, _ in series]
     return np.array(grids), np.array([np.interp(grid, x, y) for grid, (x, y) in zip(grids, series)])
@@ -76,8 +82,8 @@ def paced(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, Arr
 def sampled(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, Array] | None:
     """`(x (G,), y (runs, G))`: every run's curve on one grid, from where the last of them begins to where the first
     ends; None where a run has no such curve, or they do not overlap."""
-    series = [run.series(metric, axis) for run in runs]
-    if not series or any(len(x) == 0 for x, _ in series):
+    series = _all_series(runs, metric, axis)
+    if not series:
         return None
     begin, end = max(x[0] for x, _ in series), min(x[-1] for x, _ in series)
     if begin > end:

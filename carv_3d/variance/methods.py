@@ -19,12 +19,7 @@ WORDS: dict[str, tuple[str, str, Any, str]] = {
     "strat": ("guidance", "stratify", "render", "K strata in each render"),
     "global": ("guidance", "stratify", "global", "strata over all renders of a step"),
     "antithetic": ("guidance", "antithetic", True, "pairs with the same t and opposite noise"),
-    "control": (
-        "guidance",
-        "control_variate",
-        True,
-        "a control variate on eps, learnt on earlier steps; not with pairs",
-    ),
+    "control": ("guidance", "control_variate", True, "a control variate on eps, of earlier steps; not with pairs"),
     "vae": ("guidance", "vae_sample", "draw", "a posterior sample of the encoder for each draw"),
     "cameras": ("data", "camera_sampling", "low_discrepancy", "cameras spread evenly over R and over steps; R from 2"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def script() -> dict[str, Any]:
 @pytest.mark.parametrize("scene", ["light", "heavy"])
 def test_both_sides_are_tried_alike(script: dict[str, Any], scene: str) -> None:
     one = script["SCENES"][scene]
-    found = script["variants"](one, one.rates)
+    found = script["variants"](one)
     assert Counter(m.name.split("-")[0] for m in found) == {"baseline": 6, "carv": 6}
     by_side = {side: [m for m in found if m.name.startswith(side)] for side in one.allocations}
     assert [script["rate_of"](m) for m in by_side["baseline"]] == [script["rate_of"](m) for m in by_side["carv"]]
@@ -39,7 +40,7 @@ def test_both_sides_are_tried_alike(script: dict[str, Any], scene: str) -> None:
 
 
 def test_the_best_of_a_side_by_its_final_iou(script: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
-    found = script["variants"](script["SCENES"]["heavy"], (0.02, 0.04, 0.08))
+    found = script["variants"](replace(script["SCENES"]["heavy"], rates=(0.02, 0.04, 0.08)))
     lines = ["metric,method,mean"]
     for i, m in enumerate(found):
         lines += [f"iou,{m.name},{0.5 + 0.01 * (i in (1, 11)) + (0.2 if i == 4 else 0)}", f"psnr,{m.name},{99 - i}"]

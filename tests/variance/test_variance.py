@@ -98,8 +98,9 @@ def test_what_is_learnt_while_measuring_is_taken_back(name: str) -> None:
     assert (a.inside, a.outside) == (b.inside, b.outside)
     estimator = other.guidances["1,2," + name].estimator
     learner: Any = estimator.proposal if estimator.control is None else estimator.control
-    fresh: Any = Study(host_of(), [BASELINE, entry(1, 2, "strat")]).guidances["1,2,strat"].estimator.proposal
-    assert learner.state_dict() != fresh.state_dict()
+    learnt = [x for x in learner.state_dict().values() if isinstance(x, Tensor)]
+    assert len(learnt) == 2
+    assert all(x.count_nonzero() > 0 for x in learnt)
 
 
 def made_up(*pairs: tuple[float, float]) -> list[Block]:
