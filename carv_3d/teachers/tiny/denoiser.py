@@ -28,10 +28,14 @@ CAP = 4.0
 
 
 class Denoiser(nn.Module):
-    """``v(z_t, t, token ids)``; both parts are ordinary diffusers / transformers models."""
+    """``v(z_t, t, token ids)``; both parts are ordinary diffusers / transformers models.
 
-    def __init__(self, vocabulary: int, start: int, end: int):
+    With ``half`` the UNet's products are bfloat16's; its weights, its result and the text encoder stay float32.
+    """
+
+    def __init__(self, vocabulary: int, start: int, end: int, half: bool = False):
         super().__init__()
+        self.half_products = half
         from diffusers import UNet2DConditionModel
         from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -48,7 +52,9 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.unet.add_embedding.norm2.weight)  # silent at first, so that it can join a trained UNet
 
     def forward(self, z_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        return self.unet(z_t, t, self.text(ids).last_hidden_state).sample
+        hidden = self.text(ids).last_hidden_state  # small: the casts would cost more than they save
+        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.half_products):
+            return self.unet(z_t, t, hidden).sample.float()
 
 
 class Latents:

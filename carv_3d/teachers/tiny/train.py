@@ -22,6 +22,7 @@ from ...errors import CarvError
 from . import autoencoder, denoiser, layout
 from .dataset import Pictures, build, source_hash
 from .export import export
+from .quick import PRECISIONS, choose_precision, compile_in_place
 from .stage import run_stage
 from .tokens import END, LENGTH, START, build_tokenizer
 from .vocabulary import COLOURS, all_words
@@ -33,7 +34,8 @@ COUNTS = ("pictures", "vae_steps", "vae_batch", "text_steps", "text_batch", "une
 class TrainOptions:
     """``work`` holds pictures and checkpoints; ``out`` gets the model folder; ``vae_steps``, ``text_steps`` and
     ``unet_steps`` of ``vae_batch``, ``text_batch`` and ``unet_batch`` pictures; ``init`` is a model folder to start
-    from: its autoencoder is kept as it is, its text encoder and UNet, where it has them, are trained further."""
+    from: its autoencoder is kept as it is, its text encoder and UNet, where it has them, are trained further.
+    ``unet_precision`` "auto" is "bf16" where the processor has it; ``compile`` compiles the UNet where that works."""
 
     work: Path
     out: Path
@@ -41,15 +43,17 @@ class TrainOptions:
     vae_steps: int = 1_800
     vae_batch: int = 24
     vae_lr: float = 3e-3
-    text_steps: int = 6_000
+    text_steps: int = 9_000
     text_batch: int = 64
     text_lr: float = 1e-3
-    unet_steps: int = 4_500
-    unet_batch: int = 48
+    unet_steps: int = 10_000
+    unet_batch: int = 64
     unet_lr: float = 8e-4
+    unet_precision: str = "auto"
     init: Path | None = None
     seed: int = 0
     threads: int = 2
+    compile: bool = True
 
     def __post_init__(self) -> None:
         for name in (*COUNTS, "threads"):
@@ -57,6 +61,7 @@ class TrainOptions:
                 raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1.")
         if self.init is not None and not (self.init / "vae" / "config.json").exists():
             raise CarvError(f"--init {self.init} is no model folder: it has no vae/config.json.")
+        object.__setattr__(self, "unet_precision", choose_precision(self.unet_precision))
 
 
 def log(message: str) -> None:
@@ -89,7 +94,9 @@ def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
     vae.load_state_dict(weights)
     vae.eval().requires_grad_(False)
     for colour in COLOURS:  # a lost hue shows here, and hardly in a mean over all
-        index = np.array([i for i, s in enumerate(pictures.shots) if s.colour == colour][:50])
+        index = np.array([i for i, s in enumerate(pictures.shots) if s.colour == colour][:50], int)
+        if not len(index):  # few pictures need not show every colour
+            continue
         x = torch.from_numpy(pictures.on(index, np.ones((len(index), 3)))).permute(0, 3, 1, 2).contiguous()
         log(f"autoencoder: {autoencoder.psnr(vae, x):.1f} dB on {colour}")
     return vae
@@ -143,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vae-lr", type=float, default=TrainOptions.vae_lr)
     parser.add_argument("--text-lr", type=float, default=TrainOptions.text_lr)
     parser.add_argument("--unet-lr", type=float, default=TrainOptions.unet_lr)
+    parser.add_argument("--unet-precision", default="auto", metavar="|".join(PRECISIONS))
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     for name in (*COUNTS, "seed", "threads"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TrainOptions, name))
     try:
@@ -156,7 +165,8 @@ def main(argv: list[str] | None = None) -> None:
     scaling = float(1 / posteriors[0][0].float().std()) if o.init is None else float(vae.config.scaling_factor)
     tokenizer = tokenizer_of(o)
     torch.manual_seed(o.seed)
-    model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END]))
+    start, end = tokenizer.convert_tokens_to_ids([START, END])
+    model = denoiser.Denoiser(len(tokenizer), start, end, half=o.unet_precision == "bf16")
     older = None
     if o.init is not None and (o.init / "unet" / "config.json").exists():
         from diffusers import UNet2DConditionModel
@@ -170,11 +180,18 @@ def main(argv: list[str] | None = None) -> None:
     schedule = NoiseSchedule.scaled_linear()
     data = denoiser.Latents(posteriors, scaling, pictures, tokenizer)
     train_text(o, model, data, older)
-
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         z, ids = data.batch(o.unet_batch, generator)
         z = z.contiguous(memory_format=torch.channels_last)
         return denoiser.loss(model, schedule, z, ids, generator)
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad(set_to_none=True)
+        loss_of(0, torch.Generator().manual_seed(o.seed)).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    compiled = o.compile and compile_in_place(model.unet, gradient, log)
+    log(f"denoiser: {o.unet_precision} products, {'compiled' if compiled else 'not compiled'}")
 
     def save(weights: dict[str, torch.Tensor], step: int) -> None:
         export(o.out, vae, scaling, model, weights, tokenizer, o.work / "tokenizer")

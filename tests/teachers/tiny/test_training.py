@@ -167,3 +167,16 @@ def test_training_further_keeps_the_tokenizer_that_the_model_came_with(tmp_path,
     assert tokenizer.model_max_length == LENGTH
     assert tokenizer("a red mug").input_ids == words[0]("a red mug").input_ids
     assert json.loads((options.work / "tokenizer" / "vocab.json").read_text()) == numbers
+
+
+def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys) -> None:
+    few = ["--pictures", "20", "--vae-steps", "2", "--vae-batch", "2", "--text-steps", "2", "--text-batch", "2",
+           "--unet-steps", "2", "--unet-batch", "2", "--unet-precision", "fp32", "--threads", "1"]  # fmt: skip
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    train.main([*folders, *few, "--no-compile"])
+    assert "denoiser: fp32 products, not compiled" in capsys.readouterr().out
+    teacher = StableDiffusionTeacher.load(str(tmp_path / "out"))
+    z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    assert teacher.eps_hat(z, t, teacher.text_embeddings(["a red mug"])).isfinite().all()
+    with pytest.raises(CarvError, match="unet_precision"):  # a checkpoint of other products is not gone on with
+        train.main([*folders, *few[:-4], "--unet-precision", "bf16", "--no-compile"])

@@ -1,0 +1,83 @@
+"""Seconds of a training step of carv-tiny's denoiser: float32, bfloat16 products, and those compiled, in turns in one
+run, with the cosine of each gradient with float32's.
+
+    ./install.sh python benchmarks/train_step.py [--batch 64] [--repeats 9] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+
+import torch
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.teachers.tiny import denoiser
+from carv_3d.teachers.tiny.quick import compile_in_place
+from carv_3d.teachers.tiny.stage import FUSED
+from carv_3d.teachers.tiny.tokens import LENGTH
+
+VOCABULARY = 600  # as many tokens as carv-tiny has, nearly; it decides nothing here
+
+
+class Side:
+    """One way to take a step, from the same weights on the same batch as the others."""
+
+    def __init__(self, batch: int, half: bool, compiled: bool, fused: bool | None):
+        torch.manual_seed(0)
+        self.model = denoiser.Denoiser(VOCABULARY, 0, 1, half=half)
+        self.model.unet.to(memory_format=torch.channels_last)
+        self.schedule, generator = NoiseSchedule.scaled_linear(), torch.Generator().manual_seed(1)
+        self.z = torch.randn(batch, 4, 16, 16, generator=generator).contiguous(memory_format=torch.channels_last)
+        self.ids = torch.randint(VOCABULARY, (batch, LENGTH), generator=generator)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=fused)
+        self.works = not compiled or compile_in_place(self.model.unet, self.gradient, print)
+        self.first = self.gradient().double()
+
+    def gradient(self) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        generator = torch.Generator().manual_seed(2)
+        denoiser.loss(self.model, self.schedule, self.z, self.ids, generator).backward()
+        return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+
+    def seconds(self) -> float:
+        begun = time.perf_counter()
+        generator = torch.Generator().manual_seed(2)
+        self.optimizer.zero_grad(set_to_none=True)
+        denoiser.loss(self.model, self.schedule, self.z, self.ids, generator).backward()
+        self.optimizer.step()
+        return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    sides = {
+        "float32, as before": Side(options.batch, half=False, compiled=False, fused=None),
+        "float32": Side(options.batch, half=False, compiled=False, fused=FUSED),
+        "bfloat16 products": Side(options.batch, half=True, compiled=False, fused=FUSED),
+        "bfloat16 products, compiled": Side(options.batch, half=True, compiled=True, fused=FUSED),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(options.repeats):
+        for name, side in sides.items():
+            taken[name].append(side.seconds())
+    reference = next(iter(sides))
+    print("| a step | ms | of the first | cosine of the gradient with the first's |\n|---|---|---|---|")
+    for name, side in sides.items():
+        ms = [1e3 * statistics.median(taken[n]) for n in (name, reference)]
+        cosine = torch.cosine_similarity(side.first, sides[reference].first, dim=0).item()
+        print(f"| {name}{'' if side.works else ' (not compiled)'} | {ms[0]:.0f} | {ms[0] / ms[1]:.2f} | {cosine:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
