@@ -16,12 +16,21 @@ from torch import Tensor
 from carv_3d.outputs import contact_sheet, to_uint8, write_png
 from carv_3d.teachers.sampling import prompt_pictures
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.teachers.tiny.agreement import Wanted, agreement, draw_wanted, pairs, prompts_of, true_renders
+from carv_3d.teachers.tiny.agreement import (
+    SIDES,
+    Wanted,
+    agreement,
+    draw_wanted,
+    pairs,
+    prompts_of,
+    sides_named,
+    true_renders,
+)
 from carv_3d.teachers.tiny.judge import WEIGHTS, Judge
 
 
 def row(title: str, judge: Judge, pictures: Tensor, wanted: list[Wanted]) -> None:
-    found = agreement(judge, pictures, wanted)
+    found = {**agreement(judge, pictures, wanted), **sides_named(judge, pictures, wanted)}
     print(f"| {title} | {len(wanted)} | " + " | ".join(f"{v:.1%}" for v in found.values()) + " |", flush=True)
 
 
@@ -37,7 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     teacher, rng = StableDiffusionTeacher.load(options.model), random.Random(0)
     judge = None if options.no_judge else Judge.load(options.judge)
-    print("| pairs | n | object | colour | both | view (of nine) |\n|---|---|---|---|---|---|")
+    print("| pairs | n | object | colour | both | view (of nine) | of the eight sides: " + " | ".join(SIDES) + " |")
+    print("|---|---|---|---|---|---|" + "---|" * len(SIDES))
     for title, of in (("seen", pairs(seen=True)), ("unseen", pairs(seen=False))):
         wanted = draw_wanted(of, options.samples, rng)
         prompts = prompts_of(wanted)

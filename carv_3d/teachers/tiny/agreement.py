@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ...views import FINE_PHRASES, OVERHEAD
 from .judge import VIEWS, Judge
 from .vocabulary import COLOURS, OBJECTS, unseen_pairs
 
+SIDES = ("right", "neighbour", "mirror image", "opposite", "another side", "overhead")
 Wanted = tuple[str, str, str]  # object, colour, view
 
 
@@ -36,7 +38,7 @@ def true_renders(wanted: Sequence[Wanted], rng: random.Random) -> Tensor:
 
     shots = []
     for obj, colour, view in wanted:
-        overhead = view == "overhead view"
+        overhead = view == OVERHEAD
         elevation = rng.uniform(60, 90) if overhead else rng.uniform(-10, 45)
         azimuth = rng.uniform(0, 360) if overhead else 45 * VIEWS.index(view) + rng.uniform(-22.5, 22.5)
         shots.append(Shot(obj, colour, "plain", elevation, azimuth, rng.uniform(*DISTANCE), rng.uniform(*FOVY)))
@@ -44,30 +46,58 @@ def true_renders(wanted: Sequence[Wanted], rng: random.Random) -> Tensor:
 
 
 @torch.no_grad()
+def named(judge: Judge, pictures: Tensor, batch: int = 256) -> dict[str, Tensor]:
+    """What the judge names in pictures (N, 3, 64, 64) in [0, 1]: "object", "colour" and "view", each (N,) long, numbers
+    of OBJECTS, COLOURS and VIEWS in their order."""
+    parts = [judge(part) for part in pictures.split(batch)]
+    return {name: torch.cat([part[name].argmax(1) for part in parts]).cpu() for name in ("object", "colour", "view")}
+
+
 def verdicts(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted], batch: int = 256) -> dict[str, Tensor]:
     """Whether the judge names what was asked for: "object", "colour", "both", "view" (one of nine), each (N,) bool.
 
     pictures: (N, 3, 64, 64) in [0, 1], one of each of N `wanted`.
     """
-    classes = {"object": list(OBJECTS), "colour": list(COLOURS), "view": list(VIEWS)}
-    named: dict[str, list[Tensor]] = {name: [] for name in classes}
-    for part in pictures.split(batch):
-        logits = judge(part)
-        for name in classes:
-            named[name].append(logits[name].argmax(1))
-    found = {
-        name: torch.cat(named[name]).cpu() == torch.tensor([names.index(one[i]) for one in wanted])
-        for i, (name, names) in enumerate(classes.items())
+    found, classes = named(judge, pictures, batch), (list(OBJECTS), list(COLOURS), list(VIEWS))
+    right = {
+        name: found[name] == torch.tensor([classes[i].index(one[i]) for one in wanted])
+        for i, name in enumerate(("object", "colour", "view"))
     }
-    return {**found, "both": found["object"] & found["colour"]}
+    return {**right, "both": right["object"] & right["colour"]}
 
 
 def agreement(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted]) -> dict[str, float]:
     """Shares of pictures in which the judge names object, colour, both, and view as they were asked for; the view
     where the object has a front to tell. Arguments as of `verdicts`."""
+    found = verdicts(judge, pictures, wanted)
+    found["view"] = found["view"][_tells(wanted)]
+    return {name: found[name].float().mean().item() for name in ("object", "colour", "both", "view")}
+
+
+def sides_named(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted]) -> dict[str, float]:
+    """Where the views go: of the pictures of an object with a front that were asked for from one of the eight sides,
+    the share in which the judge names that side ("right"), a neighbour of it, its mirror image otherwise (the left for
+    the right), the opposite otherwise (the back for the front), another side, or "overhead". Arguments as of
+    `verdicts`."""
+    found, counts = named(judge, pictures)["view"].tolist(), dict.fromkeys(SIDES, 0)
+    for view, (_, _, asked), tells in zip(found, wanted, _tells(wanted).tolist()):
+        if not tells or asked == OVERHEAD:
+            continue
+        own = FINE_PHRASES.index(asked)
+        turned = (view - own) % 8
+        counts[
+            "overhead" if view == VIEWS.index(OVERHEAD)
+            else "right" if turned == 0
+            else "neighbour" if turned in (1, 7)
+            else "mirror image" if view == -own % 8
+            else "opposite" if turned == 4
+            else "another side"
+        ] += 1  # fmt: skip
+    return {side: n / max(sum(counts.values()), 1) for side, n in counts.items()}
+
+
+def _tells(wanted: Sequence[Wanted]) -> Tensor:
+    """(N,) bool: whether the picture of each can show where it was asked for from."""
     from .objects import ROUND
 
-    found = verdicts(judge, pictures, wanted)
-    tells = torch.tensor([obj not in ROUND or view == "overhead view" for obj, _, view in wanted])
-    found["view"] = found["view"][tells]
-    return {name: found[name].float().mean().item() for name in ("object", "colour", "both", "view")}
+    return torch.tensor([obj not in ROUND or view == OVERHEAD for obj, _, view in wanted])

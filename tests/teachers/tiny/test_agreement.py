@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from carv_3d.teachers.tiny.agreement import agreement, draw_wanted, pairs, prompts_of, verdicts
+from carv_3d.teachers.tiny.agreement import agreement, draw_wanted, pairs, prompts_of, sides_named, verdicts
 from carv_3d.teachers.tiny.judge import VIEWS
 from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS, check_prompt, parse
 
@@ -27,6 +27,10 @@ def test_prompts_ask_for_what_is_wanted() -> None:
     assert wanted == draw_wanted(pairs(seen=False), 60, random.Random(3))
 
 
+def pictures_of(rows: list[list[int]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32)[:, :, None, None].expand(-1, -1, 4, 4)
+
+
 class Reader(torch.nn.Module):
     """Names the classes that a picture's first three values hold."""
 
@@ -44,10 +48,28 @@ def test_the_share_of_pictures_that_show_what_was_asked() -> None:
     rows[1][1] += 1  # another colour
     rows[2][2] += 1  # another view
     rows[3][2] += 1  # a bottle has no front to tell, so this is not counted
-    pictures = torch.tensor(rows, dtype=torch.float32)[:, :, None, None].expand(-1, -1, 4, 4)
+    pictures = pictures_of(rows)
     found = verdicts(Reader(), pictures, wanted, batch=2)
     assert found["object"].tolist() == [False, True, True, True, True]
     assert found["colour"].tolist() == [True, False, True, True, True]
     assert found["both"].tolist() == [False, False, True, True, True]
     shares = agreement(Reader(), pictures, wanted)
     assert shares == pytest.approx({"object": 0.8, "colour": 0.8, "both": 0.6, "view": 3 / 4})
+
+
+def test_where_the_views_go() -> None:
+    asked = {  # the view asked for, those named, and what each is
+        "front view": {"front view": "right", "front left view": "neighbour", "front right view": "neighbour",
+                       "back view": "opposite", "left view": "another side", "overhead view": "overhead"},
+        "left view": {"right view": "mirror image", "back view": "another side", "back left view": "neighbour"},
+        "back left view": {"back right view": "mirror image", "front right view": "opposite"},
+    }  # fmt: skip
+    told = [(view, name, what) for view, names in asked.items() for name, what in names.items()]
+    wanted = [("mug", "red", view) for view, _, _ in told]
+    rows = [[0, 0, VIEWS.index(name)] for _, name, _ in told]
+    # neither counts: a bottle has no front, and from above there are no sides
+    wanted += [("bottle", "red", "front view"), ("mug", "red", "overhead view")]
+    rows += [[0, 0, 0], [0, 0, 0]]
+    shares = sides_named(Reader(), pictures_of(rows), wanted)
+    for what in ("right", "neighbour", "mirror image", "opposite", "another side", "overhead"):
+        assert shares[what] == pytest.approx(sum(w == what for _, _, w in told) / len(told))
