@@ -46,7 +46,7 @@ class TrainOptions:
     text_steps: int = 9_000
     text_batch: int = 64
     text_lr: float = 1e-3
-    unet_steps: int = 10_000
+    unet_steps: int = 8_000
     unet_batch: int = 64
     unet_lr: float = 8e-4
     unet_precision: str = "auto"
