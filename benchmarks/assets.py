@@ -1,6 +1,7 @@
 """Are the assets what was asked for? One prompt per object and seed, colours at random, against the true shapes.
 
-    ./install.sh python benchmarks/assets.py [--pairs seen|unseen] [--seeds 2] [--work DIR] [KEY=VALUE ...]
+    ./install.sh python benchmarks/assets.py [--pairs seen|unseen] [--seeds 2] [--first-seed 0]
+                                                 [--work DIR] [KEY=VALUE ...]
 
 16 views of each (8 azimuths at elevations 5 and 30). "Nearest": of all forty true shapes in that colour, the one with
 the best PSNR is the one asked for. IoU: of the silhouettes, in the pose as it came. The judge saw none of the runs.
@@ -120,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", choices=("seen", "unseen"), default="seen")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0, help="leave out the seeds before this one")
     parser.add_argument("--objects", nargs="*", default=list(OBJECTS), help="only these")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--work", type=Path, default=Path("outputs/assets"))
@@ -130,7 +132,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "runs.jsonl"
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    wanted = [j for j in jobs(options.pairs, options.seeds) if j[0] in options.objects]
+    last = options.first_seed + options.seeds
+    wanted = [j for j in jobs(options.pairs, last) if j[0] in options.objects and j[2] >= options.first_seed]
     finished = {(r["object"], r["colour"], r["seed"]): r for r in done}
     left = [(*j, options.overrides, folder) for j in wanted if j not in finished]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:

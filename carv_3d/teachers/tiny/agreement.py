@@ -12,7 +12,7 @@ from ...views import FINE_PHRASES, OVERHEAD
 from .judge import VIEWS, Judge
 from .vocabulary import COLOURS, OBJECTS, unseen_pairs
 
-SIDES = ("right", "neighbour", "mirror image", "opposite", "another side", "overhead")
+SIDES = ("as asked", "neighbour", "mirror image", "opposite", "another side", "overhead")
 Wanted = tuple[str, str, str]  # object, colour, view
 
 
@@ -76,8 +76,8 @@ def agreement(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted]) -> dict[
 
 def sides_named(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted]) -> dict[str, float]:
     """Where the views go: of the pictures of an object with a front that were asked for from one of the eight sides,
-    the share in which the judge names that side ("right"), a neighbour of it, its mirror image otherwise (the left for
-    the right), the opposite otherwise (the back for the front), another side, or "overhead". Arguments as of
+    the share in which the judge names that side ("as asked"), a neighbour of it, its mirror image otherwise (the left
+    for the right), the opposite otherwise (the back for the front), another side, or "overhead". Arguments as of
     `verdicts`."""
     found, counts = named(judge, pictures)["view"].tolist(), dict.fromkeys(SIDES, 0)
     for view, (_, _, asked), tells in zip(found, wanted, _tells(wanted).tolist()):
@@ -87,7 +87,7 @@ def sides_named(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted]) -> dic
         turned = (view - own) % 8
         counts[
             "overhead" if view == VIEWS.index(OVERHEAD)
-            else "right" if turned == 0
+            else "as asked" if turned == 0
             else "neighbour" if turned in (1, 7)
             else "mirror image" if view == -own % 8
             else "opposite" if turned == 4

@@ -30,12 +30,12 @@ CAP = 4.0
 class Denoiser(nn.Module):
     """``v(z_t, t, token ids)``; both parts are ordinary diffusers / transformers models.
 
-    With ``half`` the UNet's products are bfloat16's; its weights, its result and the text encoder stay float32.
+    With ``autocast`` the UNet's products are bfloat16's; its weights, its result and the text encoder stay float32.
     """
 
-    def __init__(self, vocabulary: int, start: int, end: int, half: bool = False):
+    def __init__(self, vocabulary: int, start: int, end: int, autocast: bool = False):
         super().__init__()
-        self.half_products = half
+        self.autocast = autocast
         from diffusers import UNet2DConditionModel
         from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         hidden = self.text(ids).last_hidden_state  # small: the casts would cost more than they save
-        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.half_products):
+        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.autocast):
             return self.unet(z_t, t, hidden).sample.float()
 
 

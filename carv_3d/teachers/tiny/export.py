@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...files import replaced_folder
 from .denoiser import Denoiser
+from .quick import plain
 
 
 def export(
@@ -33,6 +34,7 @@ def export(
     from safetensors.torch import load_file, save_file
 
     averaged = copy.deepcopy(model)
+    plain(averaged.unet)
     averaged.load_state_dict(weights)
     averaged.unet.set_attn_processor(AttnProcessor2_0())
     half_vae = copy.deepcopy(vae).half()

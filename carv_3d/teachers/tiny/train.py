@@ -2,7 +2,7 @@
 
 Stages: pictures, autoencoder, latents, the layout that the text encoder foretells, text encoder and UNet, export. Each
 leaves its result in the working folder and is skipped when it stands there. Random numbers come from (seed, step): a
-resumed run equals an uninterrupted one.
+resumed run equals an uninterrupted one, if both are compiled or neither is.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = tokenizer_of(o)
     torch.manual_seed(o.seed)
     start, end = tokenizer.convert_tokens_to_ids([START, END])
-    model = denoiser.Denoiser(len(tokenizer), start, end, half=o.unet_precision == "bf16")
+    model = denoiser.Denoiser(len(tokenizer), start, end, autocast=o.unet_precision == "bf16")
     older = None
     if o.init is not None and (o.init / "unet" / "config.json").exists():
         from diffusers import UNet2DConditionModel
@@ -180,15 +180,16 @@ def main(argv: list[str] | None = None) -> None:
     schedule = NoiseSchedule.scaled_linear()
     data = denoiser.Latents(posteriors, scaling, pictures, tokenizer)
     train_text(o, model, data, older)
+
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         z, ids = data.batch(o.unet_batch, generator)
         z = z.contiguous(memory_format=torch.channels_last)
         return denoiser.loss(model, schedule, z, ids, generator)
 
-    def gradient() -> torch.Tensor:
+    def gradient() -> list[torch.Tensor]:
         model.zero_grad(set_to_none=True)
         loss_of(0, torch.Generator().manual_seed(o.seed)).backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        return [p.grad for p in model.parameters() if p.grad is not None]
 
     compiled = o.compile and compile_in_place(model.unet, gradient, log)
     log(f"denoiser: {o.unet_precision} products, {'compiled' if compiled else 'not compiled'}")

@@ -147,7 +147,10 @@ def test_exported_folder_loads_as_any_other_and_gives_the_same_noise(tmp_path, w
     torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)  # weights in half precision
 
 
-@pytest.mark.parametrize("arguments", [["--unet-steps", "0"], ["--text-batch", "0"], ["--init", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--unet-steps", "0"], ["--text-batch", "0"], ["--init", "nowhere"], ["--unet-precision", "fp8"]],
+)
 def test_bad_options_end_in_one_sentence(arguments, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
@@ -171,12 +174,12 @@ def test_training_further_keeps_the_tokenizer_that_the_model_came_with(tmp_path,
 
 def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys) -> None:
     few = ["--pictures", "20", "--vae-steps", "2", "--vae-batch", "2", "--text-steps", "2", "--text-batch", "2",
-           "--unet-steps", "2", "--unet-batch", "2", "--unet-precision", "fp32", "--threads", "1"]  # fmt: skip
+           "--unet-steps", "2", "--unet-batch", "2", "--threads", str(torch.get_num_threads())]  # fmt: skip
     folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
-    train.main([*folders, *few, "--no-compile"])
+    train.main([*folders, *few, "--unet-precision", "fp32", "--no-compile"])
     assert "denoiser: fp32 products, not compiled" in capsys.readouterr().out
     teacher = StableDiffusionTeacher.load(str(tmp_path / "out"))
     z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     assert teacher.eps_hat(z, t, teacher.text_embeddings(["a red mug"])).isfinite().all()
     with pytest.raises(CarvError, match="unet_precision"):  # a checkpoint of other products is not gone on with
-        train.main([*folders, *few[:-4], "--unet-precision", "bf16", "--no-compile"])
+        train.main([*folders, *few, "--unet-precision", "bf16", "--no-compile"])
