@@ -16,7 +16,7 @@ import torch
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.teachers.tiny import denoiser
-from carv_3d.teachers.tiny.quick import compile_in_place
+from carv_3d.teachers.tiny.quick import compile_in_place, gradient_of
 from carv_3d.teachers.tiny.stage import FUSED
 from carv_3d.teachers.tiny.tokens import LENGTH
 
@@ -37,17 +37,15 @@ class Side:
         self.works = not compiled or compile_in_place(self.model.unet, self.gradient, print)
         self.first = torch.cat([g.flatten() for g in self.gradient()]).double()
 
+    def loss(self) -> torch.Tensor:
+        return denoiser.loss(self.model, self.schedule, self.z, self.ids, torch.Generator().manual_seed(2))
+
     def gradient(self) -> list[torch.Tensor]:
-        self.optimizer.zero_grad(set_to_none=True)
-        generator = torch.Generator().manual_seed(2)
-        denoiser.loss(self.model, self.schedule, self.z, self.ids, generator).backward()
-        return [p.grad for p in self.model.parameters() if p.grad is not None]
+        return gradient_of(self.model, self.loss)
 
     def seconds(self) -> float:
         begun = time.perf_counter()
-        generator = torch.Generator().manual_seed(2)
-        self.optimizer.zero_grad(set_to_none=True)
-        denoiser.loss(self.model, self.schedule, self.z, self.ids, generator).backward()
+        self.gradient()
         self.optimizer.step()
         return time.perf_counter() - begun
 

@@ -51,6 +51,13 @@ def compile_in_place(module: nn.Module, gradient: Callable[[], list[Tensor]], lo
     return not reason
 
 
+def gradient_of(model: nn.Module, loss: Callable[[], Tensor]) -> list[Tensor]:
+    """The gradient of ``loss()`` with respect to each weight of ``model`` that has one."""
+    model.zero_grad(set_to_none=True)
+    loss().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
 def plain(module: nn.Module) -> None:
     """Undo :func:`compile_in_place`; in a copy as well, whose parts would else run those of the original."""
     module._compiled_call_impl = None  # what module.compile() had set

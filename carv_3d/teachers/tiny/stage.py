@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from ...average import Average
@@ -16,7 +17,7 @@ from ...checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from ...errors import CarvError
 
 # 19 ms where 68 were, for the 11 million weights of the UNet and two threads; None is torch's own choice
-FUSED = True if tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 4) else None
+FUSED = True if Version(torch.__version__) >= Version("2.4") else None
 
 
 def run_stage(
@@ -33,6 +34,7 @@ def run_stage(
     weight_decay: float = 1e-2,
     slower: dict[str, float] | None = None,
     save_every: float = 120.0,
+    on_begin: Callable[[], None] | None = None,
     on_save: Callable[[dict[str, Tensor], int], None] | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Tensor]:
@@ -41,7 +43,8 @@ def run_stage(
     Killed at any moment, a later call goes on from the last checkpoint in ``folder`` (every ``save_every`` seconds).
     A checkpoint whose ``made_with`` differs raises :class:`CarvError`.
     The learning rate warms up over 200 steps and falls along a cosine to a hundredth; parameters whose name begins with
-    a key of ``slower`` get that share of it.
+    a key of ``slower`` get that share of it. ``on_begin`` is called once where steps are left, with the checkpoint's
+    weights in place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
@@ -67,6 +70,8 @@ def run_stage(
             group["fused"] = FUSED  # not that of the machine that the checkpoint comes from
         average.state, first = state["average"], state["step"]
     module.train()
+    if on_begin is not None and first < steps:
+        on_begin()
     begun = saved = shown = time.monotonic()
     smooth = math.nan
     for step in range(first, steps):

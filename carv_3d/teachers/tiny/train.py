@@ -22,7 +22,7 @@ from ...errors import CarvError
 from . import autoencoder, denoiser, layout
 from .dataset import Pictures, build, source_hash
 from .export import export
-from .quick import PRECISIONS, choose_precision, compile_in_place
+from .quick import PRECISIONS, choose_precision, compile_in_place, gradient_of
 from .stage import run_stage
 from .tokens import END, LENGTH, START, build_tokenizer
 from .vocabulary import COLOURS, all_words
@@ -187,19 +187,18 @@ def main(argv: list[str] | None = None) -> None:
         return denoiser.loss(model, schedule, z, ids, generator)
 
     def gradient() -> list[torch.Tensor]:
-        model.zero_grad(set_to_none=True)
-        loss_of(0, torch.Generator().manual_seed(o.seed)).backward()
-        return [p.grad for p in model.parameters() if p.grad is not None]
+        return gradient_of(model, lambda: loss_of(0, torch.Generator().manual_seed(o.seed)))
 
-    compiled = o.compile and compile_in_place(model.unet, gradient, log)
-    log(f"denoiser: {o.unet_precision} products, {'compiled' if compiled else 'not compiled'}")
+    def make_quick() -> None:
+        compiled = o.compile and compile_in_place(model.unet, gradient, log)
+        log(f"denoiser: {o.unet_precision} products, {'compiled' if compiled else 'not compiled'}")
 
     def save(weights: dict[str, torch.Tensor], step: int) -> None:
         export(o.out, vae, scaling, model, weights, tokenizer, o.work / "tokenizer")
 
     weights = run_stage("denoiser", model, loss_of, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
               made_with=made_with(o, "unet"),
-              slower={"text.": 0.2}, ema=0.9985, on_save=save, log=log)  # fmt: skip
+              slower={"text.": 0.2}, ema=0.9985, on_begin=make_quick, on_save=save, log=log)  # fmt: skip
     save(weights, o.unet_steps)
     log(f"carv-tiny is in {o.out}")
 

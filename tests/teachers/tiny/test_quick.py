@@ -17,10 +17,6 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def gradient_of(module: nn.Module) -> list[torch.Tensor]:
-    return [p.grad for p in module.parameters() if p.grad is not None]
-
-
 class Small(nn.Module):
     """A network with the part that is kept out of the compiled graph."""
 
@@ -32,12 +28,13 @@ class Small(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.up(torch.tanh(self.before(x)))
 
-    def gradient(self) -> list[torch.Tensor]:
-        self.zero_grad(set_to_none=True)
+    def loss(self) -> torch.Tensor:
         x = torch.linspace(-1, 1, 2 * 4 * 4 * 4).view(2, 4, 4, 4)
         with torch.autocast("cpu", torch.bfloat16):
-            self(x).float().square().mean().backward()
-        return gradient_of(self)
+            return self(x).float().square().mean()
+
+    def gradient(self) -> list[torch.Tensor]:
+        return quick.gradient_of(self, self.loss)
 
 
 def test_precision_follows_the_processor_unless_it_is_named(monkeypatch) -> None:
@@ -57,8 +54,8 @@ def test_bfloat16_products_leave_weights_result_and_gradient_what_they_are() -> 
         model = denoiser.Denoiser(30, 0, 1, autocast=autocast)
         assert model(z, torch.full((4,), 500), ids.view(4, LENGTH)).dtype == torch.float32
         value = denoiser.loss(model, schedule, z, ids.view(4, LENGTH), torch.Generator().manual_seed(2))
-        value.backward()
-        found[autocast] = value.item(), torch.cat([g.flatten() for g in gradient_of(model)])
+        gradient = quick.gradient_of(model, lambda value=value: value)
+        found[autocast] = value.item(), torch.cat([g.flatten() for g in gradient])
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert found[True][0] != found[False][0]  # the option is heeded
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-2)

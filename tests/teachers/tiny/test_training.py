@@ -46,6 +46,23 @@ def run(
     return run_stage("s", module, loss_of, steps=steps, lr=0.05, folder=folder, seed=1, **quiet)
 
 
+def test_what_a_stage_begins_with_is_left_out_where_it_is_done(tmp_path) -> None:
+    module, begun = nn.Linear(1, 1), []
+
+    def train_to(steps: int) -> None:
+        run_stage("s", module, lambda step, g: module.weight.sum(), steps=steps, lr=0.1, folder=tmp_path, seed=0,
+                  made_with={}, on_begin=lambda: begun.append(module.weight.item()), log=lambda m: None)  # fmt: skip
+
+    first = module.weight.item()
+    train_to(3)
+    trained = module.weight.item()
+    train_to(3)
+    assert begun == [first]
+    nn.init.zeros_(module.weight)
+    train_to(4)
+    assert begun == [first, trained]  # the checkpoint's weights are in place
+
+
 @pytest.mark.parametrize("between_renames", [False, True])
 def test_a_stage_cut_off_goes_on_to_the_same_weights(tmp_path, between_renames) -> None:
     whole = run(tmp_path / "whole", 30)
