@@ -21,6 +21,7 @@ from carv_3d.teachers.tiny.agreement import (
     Wanted,
     agreement,
     draw_wanted,
+    named,
     pairs,
     prompts_of,
     sides_named,
@@ -30,7 +31,8 @@ from carv_3d.teachers.tiny.judge import WEIGHTS, Judge
 
 
 def row(title: str, judge: Judge, pictures: Tensor, wanted: list[Wanted]) -> None:
-    found = {**agreement(judge, pictures, wanted), **sides_named(judge, pictures, wanted)}
+    told = named(judge, pictures)
+    found = {**agreement(told, wanted), **sides_named(told, wanted)}
     print(f"| {title} | {len(wanted)} | " + " | ".join(f"{v:.1%}" for v in found.values()) + " |", flush=True)
 
 

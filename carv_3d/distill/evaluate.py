@@ -100,9 +100,9 @@ class Scores:
 def score_pictures(judge: Any, pictures: Tensor, wanted: Sequence[Any], reference: Tensor) -> Scores:
     """pictures: (N, 3, H, W) in [0, 1], one for each of N `wanted` (`tiny.agreement.Wanted`). reference: (N, 640),
     features of true pictures of the same `wanted`."""
-    from carv_3d.teachers.tiny.agreement import verdicts
+    from carv_3d.teachers.tiny.agreement import named, verdicts
 
-    found = verdicts(judge, at_judged_size(pictures), wanted)
+    found = verdicts(named(judge, at_judged_size(pictures)), wanted)
     features = judge_features(judge, pictures)
     shares = {name: float(found[name].double().mean()) for name in ("object", "colour", "both")}
     return Scores(**shares, kernel=kernel_distance(features, reference, paired=True), features=features, verdicts=found)

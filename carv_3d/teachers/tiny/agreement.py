@@ -53,34 +53,34 @@ def named(judge: Judge, pictures: Tensor, batch: int = 256) -> dict[str, Tensor]
     return {name: torch.cat([part[name].argmax(1) for part in parts]).cpu() for name in ("object", "colour", "view")}
 
 
-def verdicts(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted], batch: int = 256) -> dict[str, Tensor]:
+def verdicts(told: dict[str, Tensor], wanted: Sequence[Wanted]) -> dict[str, Tensor]:
     """Whether the judge names what was asked for: "object", "colour", "both", "view" (one of nine), each (N,) bool.
 
-    pictures: (N, 3, 64, 64) in [0, 1], one of each of N `wanted`.
+    told: what it names in a picture of each of N `wanted`, see `named`.
     """
-    found, classes = named(judge, pictures, batch), (list(OBJECTS), list(COLOURS), list(VIEWS))
+    classes = (list(OBJECTS), list(COLOURS), list(VIEWS))
     right = {
-        name: found[name] == torch.tensor([classes[i].index(one[i]) for one in wanted])
+        name: told[name] == torch.tensor([classes[i].index(one[i]) for one in wanted])
         for i, name in enumerate(("object", "colour", "view"))
     }
     return {**right, "both": right["object"] & right["colour"]}
 
 
-def agreement(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted]) -> dict[str, float]:
+def agreement(told: dict[str, Tensor], wanted: Sequence[Wanted]) -> dict[str, float]:
     """Shares of pictures in which the judge names object, colour, both, and view as they were asked for; the view
     where the object has a front to tell. Arguments as of `verdicts`."""
-    found = verdicts(judge, pictures, wanted)
+    found = verdicts(told, wanted)
     found["view"] = found["view"][_tells(wanted)]
     return {name: found[name].float().mean().item() for name in ("object", "colour", "both", "view")}
 
 
-def sides_named(judge: Judge, pictures: Tensor, wanted: Sequence[Wanted]) -> dict[str, float]:
+def sides_named(told: dict[str, Tensor], wanted: Sequence[Wanted]) -> dict[str, float]:
     """Where the views go: of the pictures of an object with a front that were asked for from one of the eight sides,
     the share in which the judge names that side ("as asked"), a neighbour of it, its mirror image otherwise (the left
     for the right), the opposite otherwise (the back for the front), another side, or "overhead". Arguments as of
     `verdicts`."""
-    found, counts = named(judge, pictures)["view"].tolist(), dict.fromkeys(SIDES, 0)
-    for view, (_, _, asked), tells in zip(found, wanted, _tells(wanted).tolist()):
+    counts = dict.fromkeys(SIDES, 0)
+    for view, (_, _, asked), tells in zip(told["view"].tolist(), wanted, _tells(wanted).tolist()):
         if not tells or asked == OVERHEAD:
             continue
         own = FINE_PHRASES.index(asked)

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from carv_3d.teachers.tiny.agreement import agreement, draw_wanted, pairs, prompts_of, sides_named, verdicts
+from carv_3d.teachers.tiny.agreement import agreement, draw_wanted, named, pairs, prompts_of, sides_named, verdicts
 from carv_3d.teachers.tiny.judge import VIEWS
 from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS, check_prompt, parse
 
@@ -49,11 +49,12 @@ def test_the_share_of_pictures_that_show_what_was_asked() -> None:
     rows[2][2] += 1  # another view
     rows[3][2] += 1  # a bottle has no front to tell, so this is not counted
     pictures = pictures_of(rows)
-    found = verdicts(Reader(), pictures, wanted, batch=2)
+    told = named(Reader(), pictures, batch=2)
+    found = verdicts(told, wanted)
     assert found["object"].tolist() == [False, True, True, True, True]
     assert found["colour"].tolist() == [True, False, True, True, True]
     assert found["both"].tolist() == [False, False, True, True, True]
-    shares = agreement(Reader(), pictures, wanted)
+    shares = agreement(told, wanted)
     assert shares == pytest.approx({"object": 0.8, "colour": 0.8, "both": 0.6, "view": 3 / 4})
 
 
@@ -70,6 +71,6 @@ def test_where_the_views_go() -> None:
     # neither counts: a bottle has no front, and from above there are no sides
     wanted += [("bottle", "red", "front view"), ("mug", "red", "overhead view")]
     rows += [[0, 0, 0], [0, 0, 0]]
-    shares = sides_named(Reader(), pictures_of(rows), wanted)
+    shares = sides_named(named(Reader(), pictures_of(rows)), wanted)
     for what in ("as asked", "neighbour", "mirror image", "opposite", "another side", "overhead"):
         assert shares[what] == pytest.approx(sum(w == what for _, _, w in told) / len(told))
