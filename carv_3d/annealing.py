@@ -41,6 +41,11 @@ def knots(value: Sequence[float]) -> tuple[list[float], list[float]]:
     return [float(x) for x in (items[0], *items[3::2])], [float(x) for x in (items[1], *items[2::2])]
 
 
+def annealed_values(value: Annealed) -> list[float]:
+    """The values that a number or schedule takes at its ends; all others lie between them."""
+    return [float(value)] if isinstance(value, (int, float)) else knots(value)[1]
+
+
 def counts_steps(value: Annealed) -> bool:
     """False for a schedule whose last end is written with a point (epochs)."""
     return isinstance(value, (int, float)) or isinstance(list(value)[-1], Integral)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 from carv_3d import __version__
 from carv_3d.errors import CarvError
+from carv_3d.files import explain_os_error
 
 # name -> (module, function taking the remaining arguments and returning the exit status, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -80,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away: `carv doctor | head -1`
         sys.stderr.close()
         return 141
+    except OSError as error:  # a path that no command foresaw: locked, too long for a name, on a disk that is full
+        if error.errno is None or error.filename is None:
+            raise
+        print(f"carv: {explain_os_error(error, Path(os.fsdecode(error.filename)), 'use')}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(words: list[str]) -> int:

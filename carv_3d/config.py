@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from carv_3d.annealing import Annealed, check_annealed, counts_steps
+from carv_3d.annealing import Annealed, annealed_values, check_annealed, counts_steps
 from carv_3d.devices import DEVICES
 from carv_3d.errors import CarvError
 from carv_3d.files import explain_os_error
@@ -82,7 +82,10 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         for name in vars(self):
-            setattr(self, name, check_annealed(name, getattr(self, name)))
+            value = check_annealed(name, getattr(self, name))
+            if min(annealed_values(value)) < 0:
+                raise CarvError(f"{name} is {value}; what a loss is multiplied by is at least 0")
+            setattr(self, name, value)
 
 
 @dataclass
@@ -290,9 +293,11 @@ def _read_yaml(path: Path) -> Any:
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise CarvError(f"{path} is not readable YAML: {' '.join(str(error).split())[:160]}") from error
     except OSError as error:
+        if error.errno is None:  # OmegaConf's own, for a file that holds a single number
+            raise CarvError(f"{path} must hold groups of options (key: value), and it holds no group") from error
         raise explain_os_error(error, path, "read") from error
     if not isinstance(loaded, DictConfig):
-        raise CarvError(f"{path} must hold groups of options (key: value), not a list")
+        raise CarvError(f"{path} must hold groups of options (key: value), and it holds a list")
     return loaded
 
 

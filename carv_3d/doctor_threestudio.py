@@ -12,6 +12,7 @@ from pathlib import Path
 
 from carv_3d.doctor import Finding
 from carv_3d.errors import CarvError
+from carv_3d.files import expanded
 
 # by package: a module that threestudio imports and a CPU machine mostly lacks, or whose absence ends its launch
 HOSTS = ("pytorch_lightning", "omegaconf", "nerfacc", "tinycudann", "nvdiffrast", "jaxtyping", "typeguard", "trimesh")
@@ -26,7 +27,7 @@ def examine(path: str) -> list[Finding]:
 
     Raises CarvError if `path` is no threestudio checkout.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     check_checkout(root)
     link_line = f"in carv_3d's repository, with threestudio's environment active: ./install.sh --threestudio {root}"
     findings = [Finding("checkout", True, f"threestudio {_version_of(root)} in {root}", "", True)]

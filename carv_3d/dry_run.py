@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from carv_3d.config import config_to_yaml
 from carv_3d.devices import peak_memory
 from carv_3d.errors import CarvError
+from carv_3d.files import check_writable
 from carv_3d.progress import duration, seconds_a_step
 from carv_3d.request import Request, resolve
-from carv_3d.run import N_VIEWS
+from carv_3d.run import N_VIEWS, out_of_memory_told
 from carv_3d.text_to_3d import TextTo3D, check_prompt
 
 
@@ -18,20 +18,26 @@ def dry_run(request: Request, steps: int = 2) -> int:
     """Tell settings, models, time and memory of a run, measured over `steps` steps; write nothing."""
     config, folder = resolve(request)
     check_prompt(config)
+    check_writable(folder)
     print(config_to_yaml(config), end="")
     print(f"# folder: {folder}")
-    from carv_3d.teachers.availability import resolve_model
+    from carv_3d.teachers.availability import could_be_fetched, resolve_model
 
     name = config.system.guidance.pretrained_model_name_or_path
     try:
         print(f"# model: {name}, {resolve_model(name, local_files_only=True)}")
     except CarvError as error:
-        if name == "carv-tiny" or Path(name).exists() or name.count("/") != 1:
+        if not could_be_fetched(name):
             raise
         print(f"# model: {name} is not on this machine; a run would download it first ({error})")
         print("# time and memory: measured once the model is here")
         return 0
-    host = TextTo3D(config)
+    with out_of_memory_told():
+        return _measured(TextTo3D(config), steps)
+
+
+def _measured(host: TextTo3D, steps: int) -> int:
+    config = host.config
     print(f"# device: {host.device}; field: {host.config.system.geometry_type}", end="")
     print(f", {sum(p.numel() for p in host.field.parameters()):,} parameters")
     each = seconds_a_step(host.train_step, steps)

@@ -23,6 +23,14 @@ def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvEr
     return CarvError(f"cannot {doing} {path}: {reason}; choose another place or mend its permissions")
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with "~" and "~name" as the home folder; CarvError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CarvError(f"{path} begins with ~ and the name of nobody here; write the folder out") from error
+
+
 def clear_half_written(folder: Path) -> None:
     """Remove what a kill during `write_via` left in `folder`."""
     for half in folder.glob(".*.tmp*"):
@@ -135,6 +143,17 @@ def check_unused(path: Path, way_out: str = "choose another --out") -> None:
             raise CarvError(f"{path} is not an empty folder; {way_out}")
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raises CarvError where `path`, or the folder that it would be made in, cannot be written; makes nothing."""
+    try:
+        here = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
+        reason = errno.EACCES if here.is_dir() else errno.ENOTDIR
+        raise explain_os_error(OSError(reason, os.strerror(reason)), path)
 
 
 def make_folder(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from carv_3d.annealing import Annealed, annealed, check_annealed, counts_steps, knots
+from carv_3d.annealing import Annealed, annealed, annealed_values, check_annealed, counts_steps, knots
 from carv_3d.core.designs import STRATIFY
 from carv_3d.core.proposals import PROPOSALS
 from carv_3d.core.schedule import WEIGHTINGS
@@ -84,7 +84,7 @@ class GuidanceOptions:
             if not (name == "grad_clip" and self.grad_clip is None):
                 setattr(self, name, check_annealed(name, getattr(self, name)))
         self._check_percents()
-        if self.grad_clip is not None and min(_values(self.grad_clip)) <= 0:
+        if self.grad_clip is not None and min(annealed_values(self.grad_clip)) <= 0:
             raise CarvError(f"grad_clip is {self.grad_clip}; it must be above 0, or null for no clipping.")
         for name in ("num_draws", "max_batch", "trainer_max_steps"):
             value = getattr(self, name)
@@ -121,6 +121,8 @@ class GuidanceOptions:
         self._check_per_draw_sample()
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise CarvError(f"seed is {self.seed!r}; it must be a whole number or null.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise CarvError(f"seed is {self.seed}; it must be at least 0 and below 2^63, or null.")
 
     def _check_per_draw_sample(self) -> None:
         if self.vae_sample != "draw":
@@ -134,7 +136,7 @@ class GuidanceOptions:
     def _check_percents(self) -> None:
         low, high = self.min_step_percent, self.max_step_percent
         for name, value in (("min_step_percent", low), ("max_step_percent", high)):
-            if any(not 0 <= v <= 1 for v in _values(value)):
+            if any(not 0 <= v <= 1 for v in annealed_values(value)):
                 raise CarvError(f"{name} is {value}; a share of the timesteps lies between 0 and 1.")
         if counts_steps(low) != counts_steps(high) and not (
             isinstance(low, float) or isinstance(high, float)
@@ -173,7 +175,3 @@ class GuidanceOptions:
             )
         last = num_train_timesteps - 1
         return min(int(num_train_timesteps * low), last), min(int(num_train_timesteps * high), last)
-
-
-def _values(value: Annealed) -> list[float]:
-    return [float(value)] if isinstance(value, (int, float)) else knots(value)[1]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from carv_3d.checkpoint import resumed_state, save_checkpoint
 from carv_3d.config import config_to_yaml
+from carv_3d.core.batching import is_out_of_memory
 from carv_3d.errors import CarvError
-from carv_3d.files import clear_half_written, locked, make_folder, write_atomic, write_via
+from carv_3d.files import clear_half_written, folder_for, locked, write_atomic, write_via
 from carv_3d.metrics import append_row, write_rows
 from carv_3d.options import to_mapping
 from carv_3d.outputs import contact_sheet, to_uint8, write_gif, write_mp4, write_png
@@ -64,22 +66,37 @@ def generate(request: Request) -> int:
     config, folder = resolve(request)
     check_prompt(config)
     display.say(f'"{config.prompt}" -> {folder}')
-    with display.status("loading the model"):
-        host = TextTo3D(config, log=display.say)
-    run = Run(host, folder, display)
-    make_folder(folder)
-    with locked(folder):
+    with folder_for(folder), locked(folder):  # before the model, which may be a long download
+        with display.status("loading the model"), out_of_memory_told():
+            host = TextTo3D(config, log=display.say)
+        run = Run(host, folder, display)
         run.open(request.resume)
         try:
-            signal_number = run.train()
+            with out_of_memory_told():
+                signal_number = run.train()
         except CarvError as error:
             raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
         if signal_number:
             display.say(f"Stopped after step {host.step}. Go on with: {resume_command(folder)}")
             return 128 + signal_number
-        run.export()
+        with out_of_memory_told():
+            run.export()
     display.say(f"Done: open {folder / 'report.html'}")
     return 0
+
+
+@contextmanager
+def out_of_memory_told() -> Iterator[None]:
+    """Memory that runs out in the block becomes a CarvError that names what to make smaller."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CarvError(
+            "memory ran out; take a smaller system.geometry.resolution (log2_hashmap_size for a hash grid), "
+            "data.height and width, system.renderer.num_samples_per_ray or system.exporter.resolution"
+        ) from error
 
 
 def resume_command(folder: Path) -> str:
@@ -191,7 +208,10 @@ class Run:
             self.folder / "asset.glb",
             lambda temporary: _none(save_mesh(mesh, temporary, options.longest_side, extras)),
         )
-        return {"vertices": f"{len(mesh.vertices):,}", "triangles": f"{len(mesh.faces):,}"}
+        if not mesh.is_watertight:
+            self.display.say("Note: the mesh is not closed; a larger system.exporter.resolution may help")
+        closed = "yes" if mesh.is_watertight else "no"
+        return {"vertices": f"{len(mesh.vertices):,}", "triangles": f"{len(mesh.faces):,}", "closed": closed}
 
     def _facts(self) -> dict[str, str]:
         config = self.host.config

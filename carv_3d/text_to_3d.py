@@ -55,13 +55,15 @@ def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
 
 
 def check_prompt(config: Config) -> None:
-    """CarvError for an empty prompt, and for words that carv-tiny does not know where it is the teacher."""
+    """CarvError for an empty prompt, and for words that carv-tiny does not know where it is the teacher, those of the
+    negative prompt too."""
     if not config.prompt.strip():
         raise CarvError('the prompt is empty; write what to make, such as "a red mug"')
     if config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny":
-        from carv_3d.teachers.tiny.vocabulary import check_prompt as check
+        from carv_3d.teachers.tiny import vocabulary
 
-        check(config.prompt)
+        vocabulary.check_prompt(config.prompt)
+        vocabulary.check_words(config.system.prompt_processor.negative_prompt)
 
 
 class TextTo3D:

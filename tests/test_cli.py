@@ -66,6 +66,40 @@ def model_of(folder: Path) -> str:
     return f"system.guidance.pretrained_model_name_or_path={folder}"
 
 
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "a red mug", "--out", LONG],
+        ["generate", "a red mug", "--out", LONG, "--dry-run"],
+        ["generate", "--resume", "--out", LONG],
+        ["generate", "a red mug", model_of(Path(LONG))],
+        ["generate", "a red mug", model_of(Path("~nobody-of-this-name/x"))],
+        ["generate", "a red mug", "--dry-run", model_of(Path("~nobody-of-this-name/x"))],
+        ["generate", "a red mug", "--config", LONG],
+        ["distill", LONG],
+        ["compare", f"a={LONG}"],
+        ["variance", LONG, "--prompt", "a red mug"],
+        ["doctor", "--threestudio", LONG],
+    ],
+    ids=lambda a: " ".join(w[:40] for w in a),
+)
+def test_a_path_that_cannot_be_is_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, *arguments)
+    assert LONG in said or "~nobody-of-this-name/x" in said
+
+
+def test_what_is_no_trouble_with_a_path_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(words: list[str]) -> int:
+        raise OSError("of a library's own making")
+
+    monkeypatch.setattr(cli, "doctor", broken)
+    with pytest.raises(OSError, match="own making"):
+        cli.main(["doctor"])
+
+
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "model_index.json", "vae"])
 def test_a_damaged_model_folder_is_one_sentence(
     part: str, sd_folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
@@ -101,6 +135,17 @@ def test_a_dry_run_says_that_a_model_of_the_hub_would_be_downloaded(
     assert cli.main(["generate", "a red mug", "--dry-run", model_of(Path(name))]) == 0
     out = capsys.readouterr().out
     assert f"# model: {name} is not on this machine; a run would download it first" in out
+    withdrawn = "stabilityai/stable-diffusion-2-1-base"
+    assert withdrawn in refusal(capsys, "generate", "a red mug", "--dry-run", model_of(Path(withdrawn)))
+
+
+def test_a_dry_run_tells_of_a_folder_that_cannot_be_written(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path_factory.mktemp("other") / "file"
+    file.write_text("")
+    said = refusal(capsys, "generate", "a red mug", "--dry-run", "--out", str(file / "run"))
+    assert f"cannot write {file / 'run'}" in said
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,26 @@ def test_an_unknown_key_is_named_with_the_nearest(override: str, words: str) -> 
         ("trainer.step_seconds=0.2", "which is for num_draws: auto, and num_draws is 2"),
         ("checkpoint.every_n_train_steps=0", "every_n_train_steps is 0"),
         ("seed=-1", "seed is -1"),
+        ("system.guidance.seed=-1", "seed is -1"),
+        ("system.guidance.seed=9223372036854775808", "below 2^63"),
+        ("system.geometry.resolution=100000", "resolution is 100000: give 2 to 1024"),
+        ("system.geometry.log2_hashmap_size=200", "log2_hashmap_size is 200"),
+        ("system.geometry.n_levels=0", "n_levels is 0"),
+        ("system.geometry.n_features_per_level=17", "n_features_per_level is 17"),
+        ("system.geometry.n_neurons=0", "n_neurons is 0"),
+        ("system.geometry.n_hidden_layers=-1", "n_hidden_layers is -1"),
+        ("system.geometry.blob_scale=-1", "blob_scale is -1"),
+        ("system.renderer.near_plane=-1", "near_plane is -1"),
+        ("system.renderer.prune_density_threshold=-1", "prune_density_threshold is -1"),
+        ("system.exporter.smoothing=-1", "smoothing is -1"),
+        ("system.exporter.smoothing=100000000", "smoothing is 100000000"),
+        ("system.exporter.longest_side=0", "longest_side is 0"),
+        ("system.exporter.min_component=1", "min_component is 1"),
+        ("system.loss.lambda_recon=-5", "lambda_recon is -5"),
+        ("system.loss.lambda_sds=[0,1,-2,100]", "lambda_sds is [0, 1, -2, 100]"),
+        ("data.eval_elevation_deg=500", "eval_elevation_deg is 500"),
+        ("data.eval_camera_distance=0", "eval_camera_distance is 0"),
+        ("data.eval_fovy_deg=200", "eval_fovy_deg is 200"),
         ("device=gpu", "device is 'gpu'"),
     ],
 )
@@ -163,6 +183,8 @@ def test_broken_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     assert "not readable YAML" in refusal(path=file)
     file.write_text("- 1\n- 2\n")
     assert "groups of options" in refusal(path=file)
+    file.write_text("3\n")
+    assert refusal(path=file) == f"{file} must hold groups of options (key: value), and it holds no group"
     file.write_bytes(b"\xff\xfe\x00 nonsense \x80")
     assert str(file) in refusal(path=file)
     assert f"did you mean {file}" in refusal(path=tmp_path / "cc.yaml")

@@ -12,6 +12,8 @@ import pytest
 from carv_3d.errors import CarvError
 from carv_3d.files import (
     check_unused,
+    check_writable,
+    expanded,
     folder_for,
     make_folder,
     newest_run,
@@ -89,6 +91,28 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CarvError, match=r"cannot write .*file") as caught:
         make_folder(tmp_path / "file" / "x")
     assert "\n" not in str(caught.value)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path)
+    check_writable(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("n" * 300)):
+        with pytest.raises(CarvError, match=f"cannot write {re.escape(str(path))}"):
+            check_writable(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, who may write anywhere
+    with pytest.raises(CarvError, match="Permission denied"):
+        check_writable(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_home_folder_is_found_and_nobodys_is_refused() -> None:
+    assert expanded("~/x") == Path.home() / "x"
+    assert expanded(Path("x~")) == Path("x~")
+    with pytest.raises(CarvError, match="~nobody-of-this-name/x begins with ~"):
+        expanded("~nobody-of-this-name/x")
 
 
 def test_the_first_name_that_is_not_there(tmp_path: Path) -> None:

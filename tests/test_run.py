@@ -81,13 +81,13 @@ def test_a_run_leaves_everything_that_is_promised(
 ) -> None:
     import trimesh
 
-    out = carv(capsys, "generate", "A red mug!", "--seed", "3", *words)
+    out = carv(capsys, "generate", "A red mug!", "--seed", "3", *words, "system.exporter.longest_side=2")
     folder = Path("outputs/a-red-mug-3")
     assert f"open {folder}/report.html" in out
     assert set(os.listdir(folder)) == FILES
     mesh = trimesh.load(folder / "asset.glb", force="mesh")
     assert mesh.is_watertight
-    assert mesh.extents.max() == pytest.approx(1.0, abs=1e-3)
+    assert mesh.extents.max() == pytest.approx(2.0, abs=1e-3)
     assert Image.open(folder / "preview.png").size == (4 * 16 + 3 * 2, 2 * 16 + 2)
     gif = Image.open(folder / "turntable.gif")
     assert (gif.n_frames, gif.size) == (4, (16, 16))  # type: ignore[attr-defined]
@@ -97,7 +97,9 @@ def test_a_run_leaves_everything_that_is_promised(
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert (folder / "metrics.csv").read_text().splitlines()[0].split(",") == list(COLUMNS)
     assert all(np.isfinite([r[c] for c in ("seconds", "ess", "lr", "unet_rows")]).all() for r in rows)
-    assert "A red mug!" in (folder / "report.html").read_text(encoding="utf-8")
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "A red mug!" in report
+    assert "<b>yes</b><span>closed</span>" in report
 
 
 def test_the_default_folder_is_never_written_over(
@@ -291,9 +293,37 @@ def test_a_file_size_limit_is_told_like_a_full_disk(
     assert not Path("run/checkpoint").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+def test_memory_that_runs_out_is_told_and_the_checkpoint_named(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    step = TextTo3D.train_step
+
+    def greedy(host: TextTo3D) -> dict[str, float]:
+        if host.step == 3:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
+        return step(host)
+
+    monkeypatch.setattr(TextTo3D, "train_step", greedy)
+    message = carv(capsys, "generate", "a red mug", "--out", "run", *words, expect=2)
+    assert "memory ran out; take a smaller system.geometry.resolution" in message
+    assert "the checkpoint of step 2 is intact" in message
+
+    def no_room(self: TextTo3D, *args: Any, **more: Any) -> None:
+        raise MemoryError("Unable to allocate 16. GiB")
+
+    monkeypatch.setattr(TextTo3D, "__init__", no_room)
+    for extra in ([], ["--dry-run"]):
+        assert "memory ran out" in carv(capsys, "generate", "a red mug", "--out", "new", *words, *extra, expect=2)
+    assert not Path("new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*args: Any, **more: Any) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr("carv_3d.run.TextTo3D", loaded)
     Path("file").write_text("")
     message = carv(capsys, "generate", "a red mug", "--out", "file/run", *words, expect=2)
     assert "file/run" in message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,7 @@ OPTIONS_WITH_AN_EFFECT = [
     "system.geometry.blob_scale=6",
     "system.geometry.blob_radius=0.4",
     "system.renderer.num_samples_per_ray=9",
+    "system.renderer.eval_samples_per_ray=40",
     "system.renderer.randomized=false",
     "system.renderer.near_plane=2.5",
     "system.background.random_probability=0",
@@ -153,24 +156,24 @@ ONE_TIMESTEP = "system.guidance.min_step_percent=0.5 & system.guidance.max_step_
 HASH = "system.geometry_type=hash & system.geometry.log2_hashmap_size=10"
 
 
-@pytest.mark.parametrize(
-    ("given", "option"),
-    [
-        (HASH, "system.geometry.n_levels=4"),
-        (HASH, "system.geometry.n_features_per_level=4"),
-        (HASH, "system.geometry.log2_hashmap_size=9"),
-        (HASH, "system.geometry.base_resolution=8"),
-        (HASH, "system.geometry.per_level_scale=2"),
-        (HASH, "system.geometry.n_neurons=8"),
-        (HASH, "system.geometry.n_hidden_layers=2"),
-        ("data.batch_size=2", "data.batch_uniform_azimuth=false"),
-        ("data.batch_size=2", "system.guidance.stratify=global"),
-        ("system.guidance.use_sjc=true", "system.guidance.var_red=false"),
-        (ONE_TIMESTEP, "system.guidance.control_variate=true"),
-        ("system.guidance.use_img_loss=true", "system.loss.lambda_sds_img=1"),
-        ("system.guidance.sqrt_anneal=true", "system.guidance.trainer_max_steps=2"),
-    ],
-)
+GIVEN_ANOTHER = [
+    (HASH, "system.geometry.n_levels=4"),
+    (HASH, "system.geometry.n_features_per_level=4"),
+    (HASH, "system.geometry.log2_hashmap_size=9"),
+    (HASH, "system.geometry.base_resolution=8"),
+    (HASH, "system.geometry.per_level_scale=2"),
+    (HASH, "system.geometry.n_neurons=8"),
+    (HASH, "system.geometry.n_hidden_layers=2"),
+    ("data.batch_size=2", "data.batch_uniform_azimuth=false"),
+    ("data.batch_size=2", "system.guidance.stratify=global"),
+    ("system.guidance.use_sjc=true", "system.guidance.var_red=false"),
+    (ONE_TIMESTEP, "system.guidance.control_variate=true"),
+    ("system.guidance.use_img_loss=true", "system.loss.lambda_sds_img=1"),
+    ("system.guidance.sqrt_anneal=true", "system.guidance.trainer_max_steps=2"),
+]
+
+
+@pytest.mark.parametrize(("given", "option"), GIVEN_ANOTHER)
 def test_the_option_has_an_effect_given_another(
     given: str, option: str, sd_folder: Path, sd_teacher: Any
 ) -> None:
@@ -183,20 +186,49 @@ def test_the_prompt_has_an_effect(sd_folder: Path, sd_teacher: Any, baseline: di
     assert not same(baseline, fingerprint(tiny_config(sd_folder, prompt="a blue bottle"), sd_teacher))
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "system.guidance.max_batch=1",
-        "system.renderer.eval_chunk_rays=100",
-        "system.renderer.grid_prune=false",
-    ],
-)
+CUT_UP = ["system.guidance.max_batch=1", "system.renderer.eval_chunk_rays=100", "system.renderer.grid_prune=false"]
+
+
+@pytest.mark.parametrize("override", CUT_UP)
 def test_how_work_is_cut_up_does_not_change_the_result(
     override: str, sd_folder: Path, sd_teacher: Any, baseline: dict[str, Any]
 ) -> None:
     other = fingerprint(tiny_config(sd_folder, override), sd_teacher)
     for name, value in baseline.items():
         torch.testing.assert_close(other[name], value, atol=2e-3, rtol=1e-3)
+
+
+ELSEWHERE = {  # option -> where it is tried
+    "device": "test_devices.py",
+    "trainer.val_check_interval": "test_run.py",
+    "trainer.step_seconds": "test_text_to_3d.py",
+    "checkpoint.every_n_train_steps": "test_run.py",
+    "system.renderer.grid_resolution": "scenes/test_rendering.py",
+    "system.renderer.prune_density_threshold": "scenes/test_rendering.py",
+    "system.exporter.min_component": "scenes/test_mesh.py",
+    "system.exporter.longest_side": "test_run.py",
+    "system.guidance.half_precision_weights": "teachers/test_stable_diffusion.py",  # half_precision there
+    "system.guidance.pretrained_model_name_or_path": "test_cli.py",
+    "system.prompt_processor.prompt": "test_config.py",
+    "system.prompt_processor.front_threshold": "test_text_to_3d.py",
+    "system.prompt_processor.back_threshold": "test_text_to_3d.py",
+}
+
+
+def test_no_option_is_left_untried() -> None:
+    words = [*OPTIONS_WITH_AN_EFFECT, *(option for _, option in GIVEN_ANOTHER), *CUT_UP]
+    tried = {part.partition("=")[0] for word in words for part in word.split(" & ")}
+    assert not tried & ELSEWHERE.keys()
+    assert sorted(leaves(Config())) == sorted(tried | ELSEWHERE.keys())
+
+
+def leaves(options: Any, path: str = "") -> Iterator[str]:
+    for one in dataclasses.fields(options):
+        value = getattr(options, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{path}{one.name}.")
+        else:
+            yield path + one.name
 
 
 @pytest.mark.parametrize("proposal", ["weight", "adaptive"])

@@ -38,7 +38,7 @@ from carv_3d.attribution.queries import (
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
 from carv_3d.attribution.store import RowStore
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, make_folder, slug, unused, write_atomic, write_via
+from carv_3d.files import check_unused, expanded, make_folder, slug, unused, write_atomic, write_via
 from carv_3d.options import to_mapping
 from carv_3d.progress import Display, StopSignals, duration
 
@@ -122,7 +122,7 @@ class AttributeOptions:
 
 def check_data(data: str, model: str) -> None:
     """Raises CarvError where the pictures of carv-tiny cannot be the model's; a local folder may hold one like it."""
-    if data == "tiny" and model != "carv-tiny" and not Path(model).expanduser().exists():
+    if data == "tiny" and model != "carv-tiny" and not expanded(model).exists():
         raise CarvError(f"the pictures of carv-tiny did not train {model}: name its own with --data FOLDER.")
 
 
@@ -141,7 +141,7 @@ def attribute(options: AttributeOptions) -> int:
     """
     display, begin = Display(), time.perf_counter()
     kind = kind_of(options.query)
-    model_name = options.model or (model_of_run(Path(options.query).expanduser()) if kind == "run" else "carv-tiny")
+    model_name = options.model or (model_of_run(expanded(options.query)) if kind == "run" else "carv-tiny")
     check_data(options.data, model_name)
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
     out = _new_folder(options)
@@ -226,7 +226,7 @@ def scores_csv(scores: Scores, pictures: TrainingPictures) -> str:
 
 def _pictures(options: AttributeOptions, size: int, display: Display) -> TrainingPictures:
     if options.data != "tiny":
-        return FolderPictures(Path(options.data).expanduser(), size, options.resize, options.items)
+        return FolderPictures(expanded(options.data), size, options.resize, options.items)
     count = options.items or 2000
     folder = cache_folder() / "attribution" / f"tiny-pictures-{count}"
     make_folder(folder)
@@ -234,13 +234,13 @@ def _pictures(options: AttributeOptions, size: int, display: Display) -> Trainin
 
 
 def _picture(options: AttributeOptions, teacher: Any) -> Query:
-    return picture_query(Path(options.query).expanduser(), options.prompt, teacher.image_size, options.resize)
+    return picture_query(expanded(options.query), options.prompt, teacher.image_size, options.resize)
 
 
 def _query(kind: str, options: AttributeOptions, teacher: Any, display: Display) -> Query:
     with display.status("the query's pictures"):
         if kind == "run":
-            return run_query(Path(options.query).expanduser(), teacher, options.views)
+            return run_query(expanded(options.query), teacher, options.views)
         return prompt_query(options.query, teacher, options.views, options.seed)
 
 

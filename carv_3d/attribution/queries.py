@@ -10,6 +10,7 @@ import torch
 
 from carv_3d.attribution.pictures import SUFFIXES, Image, read_picture
 from carv_3d.errors import CarvError
+from carv_3d.files import expanded
 from carv_3d.outputs import to_uint8
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
@@ -33,7 +34,7 @@ class Query:
 
 def kind_of(word: str) -> str:
     """ "picture", "run" or "prompt". Raises CarvError for a path at which there is nothing, or the wrong thing."""
-    path = Path(word).expanduser()
+    path = expanded(word)
     try:
         if path.is_dir():
             if not (path / "config.yaml").exists():

@@ -47,7 +47,8 @@ def run_in_batches(batch: Callable[[int, int], Tensor], out: Tensor, max_batch: 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that memory ran out, on any device."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(w in str(error).lower() for w in words)
+    kinds = (torch.cuda.OutOfMemoryError, MemoryError)  # MemoryError: numpy's
+    return isinstance(error, kinds) or any(w in str(error).lower() for w in words)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from carv_3d.errors import CarvError
-from carv_3d.files import explain_os_error
+from carv_3d.files import expanded, explain_os_error
 
 
 class Prompts(Protocol):
@@ -83,7 +83,7 @@ class TinyCaptions:
 def read_prompts(path: str | None, model: str) -> Prompts:
     """The prompts of a file, or of carv-tiny without one; CarvError where another model has none."""
     if path is not None:
-        listed = ListedPrompts.read(Path(path).expanduser())
+        listed = ListedPrompts.read(expanded(path))
         if model == "carv-tiny":
             from carv_3d.teachers.tiny.vocabulary import check_prompt
 

@@ -12,7 +12,7 @@ from typing import Any
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, explain_os_error, newest_run, slug, unused
+from carv_3d.files import check_unused, expanded, explain_os_error, newest_run, slug, unused
 from carv_3d.options import differing_keys, look_up, read_options, read_override, resolved, to_mapping
 
 EXAMPLE = "num_draws=8"
@@ -117,10 +117,10 @@ def _wherever(settings: Settings) -> Settings:
     from carv_3d.teachers.availability import BUILT_IN
 
     model, prompts = settings.model, settings.options.prompts
-    if model not in BUILT_IN and Path(model).expanduser().is_dir():
-        model = os.path.abspath(Path(model).expanduser())
-    if prompts is not None and Path(prompts).expanduser().exists():
-        prompts = os.path.abspath(Path(prompts).expanduser())
+    if model not in BUILT_IN and expanded(model).is_dir():
+        model = os.path.abspath(expanded(model))
+    if prompts is not None and expanded(prompts).exists():
+        prompts = os.path.abspath(expanded(prompts))
     return Settings(model, replace(settings.options, prompts=prompts), settings.prompts_hash)
 
 

@@ -21,7 +21,7 @@ from carv_3d.distill.variance import (
     variance_table,
 )
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, folder_for, slug, unused, write_atomic
+from carv_3d.files import check_unused, expanded, folder_for, slug, unused, write_atomic
 from carv_3d.progress import Display, StopSignals
 from carv_3d.teachers.availability import BUILT_IN
 
@@ -52,7 +52,7 @@ class VarianceRequest:
 
     @property
     def is_run(self) -> bool:
-        return (Path(self.source).expanduser() / "config.yaml").exists()
+        return (expanded(self.source) / "config.yaml").exists()
 
 
 def measure(request: VarianceRequest) -> int:
@@ -73,7 +73,7 @@ def _measure(
     display = Display()
     state = None
     if request.is_run:
-        state, note = load_checkpoint(Path(request.source).expanduser() / "checkpoint")
+        state, note = load_checkpoint(expanded(request.source) / "checkpoint")
         if note:
             display.say(f"Note: {note}.")
     with display.status("loading the model"):
@@ -106,7 +106,7 @@ def _measure(
 
 def _settings(request: VarianceRequest) -> Settings:
     if not request.is_run:
-        folder = Path(request.source).expanduser()
+        folder = expanded(request.source)
         if request.source not in BUILT_IN and folder.is_dir() and not (folder / "model_index.json").exists():
             raise CarvError(
                 f"{request.source} is neither a run of carv distill (it has no config.yaml) nor a model (it has no "
@@ -122,4 +122,4 @@ def _settings(request: VarianceRequest) -> Settings:
         return Settings(request.source, options)
     if request.overrides or request.seed is not None:
         raise CarvError("key=value and --seed are for a model; a run has its own")
-    return read_settings(Path(request.source).expanduser())
+    return read_settings(expanded(request.source))

@@ -70,6 +70,14 @@ class CameraOptions:
         for name in ("height", "width", "batch_size", "eval_height", "eval_width", "n_test_views"):
             if int(getattr(self, name)) < 1:
                 raise CarvError(f"{name} is {getattr(self, name)}: it must be at least 1.")
+        for kind, single in (
+            ("elevation_range", "eval_elevation_deg"),
+            ("camera_distance_range", "eval_camera_distance"),
+            ("fovy_range", "eval_fovy_deg"),
+        ):
+            low, high = limits[kind]
+            if not low <= getattr(self, single) <= high:
+                raise CarvError(f"{single} is {getattr(self, single)}: give a number between {low:g} and {high:g}.")
         for name in ("camera_perturb", "center_perturb", "up_perturb", "progressive_until"):
             if getattr(self, name) < 0:
                 raise CarvError(f"{name} is {getattr(self, name)}: it must not be negative.")

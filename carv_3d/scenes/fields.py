@@ -52,14 +52,18 @@ class FieldOptions:
     n_hidden_layers: int = 1
 
     def __post_init__(self) -> None:
-        whole = ("resolution", "n_levels", "n_features_per_level", "log2_hashmap_size", "base_resolution")
-        low = {"resolution": 2, "base_resolution": 2, "n_hidden_layers": 0}
-        for name in (*whole, "n_neurons", "n_hidden_layers"):
-            if getattr(self, name) < low.get(name, 1):
-                raise CarvError(f"field option {name} is {getattr(self, name)}: at least {low.get(name, 1)}.")
+        limits = {
+            "resolution": (2, 1024), "n_levels": (1, 32), "n_features_per_level": (1, 16), "log2_hashmap_size": (1, 28),
+            "base_resolution": (2, 4096), "n_neurons": (1, 4096), "n_hidden_layers": (0, 16),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise CarvError(f"field option {name} is {getattr(self, name)}: give {low} to {high}.")
         for name in ("radius", "density_scale"):
             if not getattr(self, name) > 0:
                 raise CarvError(f"field option {name} is {getattr(self, name)}: it must be positive.")
+        if not self.blob_scale >= 0:  # a blob_radius below 0 is none: the field begins empty
+            raise CarvError(f"field option blob_scale is {self.blob_scale}: it must be at least 0.")
         if self.per_level_scale < 1:
             raise CarvError(f"field option per_level_scale is {self.per_level_scale}: it must be at least 1.")
 

@@ -47,8 +47,10 @@ class MeshOptions:
             raise CarvError(f"mesh option level is {self.level!r}: give a positive density or auto.")
         if not 0 <= self.min_component < 1:
             raise CarvError(f"mesh option min_component is {self.min_component}: give 0 or more, below 1.")
-        if self.smoothing < 0 or not self.longest_side > 0:
-            raise CarvError("mesh options smoothing and longest_side must be positive.")
+        if not 0 <= self.smoothing <= 1000:
+            raise CarvError(f"mesh option smoothing is {self.smoothing}: give 0 to 1000 passes.")
+        if not self.longest_side > 0:
+            raise CarvError(f"mesh option longest_side is {self.longest_side}: it must be above 0.")
 
 
 @torch.no_grad()

@@ -50,6 +50,9 @@ class RenderOptions:
         for name in ("num_samples_per_ray", "eval_samples_per_ray", "grid_resolution", "eval_chunk_rays"):
             if getattr(self, name) < 1:
                 raise CarvError(f"renderer option {name} is {getattr(self, name)}: it must be at least 1.")
+        for name in ("near_plane", "prune_density_threshold"):
+            if not getattr(self, name) >= 0:
+                raise CarvError(f"renderer option {name} is {getattr(self, name)}: it must be at least 0.")
         if self.grid_prune not in (True, False, "auto"):
             raise CarvError(f"renderer option grid_prune is {self.grid_prune!r}: give true, false or auto.")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.errors import CarvError
+from carv_3d.files import expanded
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import BIN_STEMS, WAY_OUT, WEIGHT_STEMS, WrongFamily, check_family, check_folder
 
@@ -21,10 +22,13 @@ log = logging.getLogger(__name__)
 BUILT_IN = {"carv-tiny": Path(__file__).parent / "tiny" / "weights"}
 
 GONE = {
-    f"stabilityai/stable-diffusion-{version}": f"sd2-community/stable-diffusion-{version}"
-    for version in ("2", "2-base", "2-1", "2-1-base")
+    **{
+        f"stabilityai/stable-diffusion-{version}": ("November 2025", f"sd2-community/stable-diffusion-{version}")
+        for version in ("2", "2-base", "2-1", "2-1-base")
+    },
+    "runwayml/stable-diffusion-v1-5": ("August 2024", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 }
-"""Withdrawn from the hub in November 2025, with their public mirrors (never taken unasked)."""
+"""Withdrawn from the hub: when, and the public mirror (never taken unasked)."""
 
 HUB_TIMEOUT_S = 10.0
 
@@ -46,7 +50,7 @@ def resolve_model(
         raise CarvError(f"pretrained_model_name_or_path is empty; {WAY_OUT}.")
     if name in BUILT_IN:
         return _built_in(name, family)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         check_folder(path, family)
         return path
@@ -74,7 +78,22 @@ def _built_in(name: str, family: Family) -> Path:
 def is_local(name_or_path: str) -> bool:
     """Whether `resolve_model` does without the hub: a built-in model, a folder or file, or what can be no hub id."""
     name = str(name_or_path).strip()
-    return name in BUILT_IN or Path(name).expanduser().exists() or _looks_like_path(name)
+    return name in BUILT_IN or expanded(name).exists() or _looks_like_path(name)
+
+
+def could_be_fetched(name_or_path: str) -> bool:
+    """Whether a run would ask the hub for the model: a valid id, not known to be withdrawn, and not in offline mode."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    name = str(name_or_path).strip()
+    if is_local(name) or name in GONE or getattr(constants, "HF_HUB_OFFLINE", False):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _looks_like_path(name: str) -> bool:
@@ -99,7 +118,7 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
         in_cache = f"it is not in the cache {cache}"
     sought = f"no diffusion model {name!r}: there is no folder of that name in {os.getcwd()}, {in_cache}"
     if local_files_only or getattr(constants, "HF_HUB_OFFLINE", False):
-        raise CarvError(f"{sought}, and this is offline mode, so the hub is not asked; {WAY_OUT}.")
+        raise CarvError(f"{sought}, and this is offline mode, so the hub is not asked{_mirror(name)}; {WAY_OUT}.")
     try:
         info = huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
         files = needed_files((entry.rfilename for entry in info.siblings or []), family)
@@ -167,7 +186,8 @@ def _why(error: BaseException) -> str:
 def _mirror(name: str) -> str:
     if name not in GONE:
         return ""
-    return f" (it was withdrawn in November 2025; {GONE[name]} is a public mirror)"
+    when, mirror = GONE[name]
+    return f" (it was withdrawn in {when}; {mirror} is a public mirror)"
 
 
 def _first_line(error: BaseException) -> str:

@@ -132,6 +132,18 @@ def test_empty_and_full_fields_say_so() -> None:
         MeshOptions(level="otsu")
 
 
+def test_pieces_below_the_least_share_are_dropped() -> None:
+    field = VoxelGridField(FieldOptions(resolution=48))
+    with torch.no_grad():
+        field.grid[..., 0] = -20.0
+        field.grid[10:26, 10:26, 10:26, 0] = 20.0
+        field.grid[31:35, 31:35, 31:35, 0] = 20.0  # a hundredth or two of the other's volume
+    pieces = [
+        extract_mesh(field, MeshOptions(resolution=64, min_component=share)).body_count for share in (0.0, 0.005, 0.05)
+    ]
+    assert pieces == [2, 2, 1]
+
+
 def read_glb(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON of a binary glTF and its mesh's arrays, read by the specification alone."""
     raw = path.read_bytes()

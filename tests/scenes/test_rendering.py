@@ -203,6 +203,21 @@ def test_packed_samples_give_the_dense_picture(monkeypatch: pytest.MonkeyPatch) 
     out.comp_rgb.sum().backward()
 
 
+def test_the_occupancy_grid_is_as_fine_and_as_strict_as_told() -> None:
+    def kept(**options: Any) -> tuple[list[int], float]:
+        renderer = VolumeRenderer(VoxelGridField(FieldOptions(resolution=16)), RenderOptions(**options))
+        renderer._build_grid()
+        for step in range(0, 320, 16):  # twenty updates: 0.95^20 is left of the grid's beginning, which is full
+            renderer.update(step)
+        return renderer.grid.resolution.tolist(), float(renderer.grid.binaries.float().mean())
+
+    size, loose = kept(grid_resolution=12, prune_density_threshold=1e-4)
+    assert size == [12] * 3
+    assert kept(grid_resolution=9)[0] == [9] * 3
+    strict = kept(grid_resolution=12, prune_density_threshold=0.5)[1]
+    assert 0 < strict < loose
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(CarvError, match="num_samples_per_ray"):
         RenderOptions(num_samples_per_ray=0)

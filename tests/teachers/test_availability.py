@@ -11,7 +11,7 @@ import pytest
 
 from carv_3d.errors import CarvError
 from carv_3d.teachers import availability
-from carv_3d.teachers.availability import needed_files, resolve_model
+from carv_3d.teachers.availability import could_be_fetched, needed_files, resolve_model
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 
@@ -200,7 +200,24 @@ def test_offline_never_asks_the_hub(hub: Any, monkeypatch: pytest.MonkeyPatch) -
     assert "offline mode" in sentence("somebody/some-model", local_files_only=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "offline mode" in sentence("somebody/some-model")
-    assert calls == ["cache", "cache"]
+    withdrawn = sentence("runwayml/stable-diffusion-v1-5")
+    assert "withdrawn in August 2024; stable-diffusion-v1-5/stable-diffusion-v1-5 is a public mirror" in withdrawn
+    assert calls == ["cache"] * 3
+
+
+def test_what_could_be_fetched_is_told_without_asking(
+    hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    calls = hub(AssertionError("asked"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert could_be_fetched("somebody/some-model")
+    for name in ("carv-tiny", str(tmp_path), "./nowhere", "stabilityai/stable-diffusion-2", "a/" + "n" * 200, "a/.."):
+        assert not could_be_fetched(name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert not could_be_fetched("somebody/some-model")
+    assert calls == []
 
 
 def test_the_cache_is_enough(hub: Any, sd_folder: Path) -> None:

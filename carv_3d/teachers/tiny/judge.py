@@ -159,5 +159,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    if min(arguments.steps, arguments.threads) < 1:
+        parser.exit(2, "--steps and --threads are whole numbers from 1.\n")
+    from .stage import told_by
+
     torch.set_num_threads(arguments.threads)
-    train(arguments.work, arguments.out, steps=arguments.steps)
+    told_by(parser, lambda: train(arguments.work, arguments.out, steps=arguments.steps))

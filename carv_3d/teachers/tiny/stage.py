@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +17,22 @@ from torch import Tensor, nn
 from ...average import Average
 from ...checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from ...errors import CarvError
+from ...files import explain_os_error
 
 # 19 ms where 68 were, for the 11 million weights of the UNet and two threads; None is torch's own choice
 FUSED = True if Version(torch.__version__) >= Version("2.4") else None
+
+
+def told_by(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
+    """Do the work; what the user can mend ends it with one sentence and status 2."""
+    try:
+        work()
+    except CarvError as error:
+        parser.exit(2, f"{error}\n")
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        parser.exit(2, f"{explain_os_error(error, Path(os.fsdecode(error.filename)), 'use')}\n")
 
 
 def run_stage(

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .vocabulary import all_words
+from .vocabulary import LONGEST, all_words
 
-WORDS = 20  # tokens for a caption, with start and end
+WORDS = LONGEST + 2  # tokens for a caption, with start and end
 CELLS = 16  # tokens after it for the layout of the picture, see layout.py
 LENGTH = WORDS + CELLS
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -23,7 +23,7 @@ from . import autoencoder, denoiser, layout
 from .dataset import Pictures, build, source_hash
 from .export import export
 from .quick import PRECISIONS, choose_precision, compile_in_place, gradient_of
-from .stage import run_stage
+from .stage import run_stage, told_by
 from .tokens import END, LENGTH, START, build_tokenizer
 from .vocabulary import COLOURS, all_words
 
@@ -59,6 +59,11 @@ class TrainOptions:
         for name in (*COUNTS, "threads"):
             if getattr(self, name) < 1:
                 raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1.")
+        for name in ("vae_lr", "text_lr", "unet_lr"):
+            if not 0 < getattr(self, name) < 1:
+                raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it lies between 0 and 1.")
+        if not 0 <= self.seed < 2**31:
+            raise CarvError(f"--seed is {self.seed}: give a whole number from 0, below 2^31.")
         if self.init is not None and not (self.init / "vae" / "config.json").exists():
             raise CarvError(f"--init {self.init} is no model folder: it has no vae/config.json.")
         object.__setattr__(self, "unet_precision", choose_precision(self.unet_precision))
@@ -154,10 +159,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     for name in (*COUNTS, "seed", "threads"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TrainOptions, name))
-    try:
-        o = TrainOptions(**vars(parser.parse_args(argv)))
-    except CarvError as error:
-        parser.exit(2, f"{error}\n")
+    told_by(parser, lambda: train(TrainOptions(**vars(parser.parse_args(argv)))))
+
+
+def train(o: TrainOptions) -> None:
+    """All stages; those whose results stand in ``o.work`` are skipped. Raises :class:`CarvError` where a checkpoint
+    there was made with other values."""
     torch.set_num_threads(o.threads)
     pictures = build(o.work / "train", o.pictures, seed=o.seed + 1, log=log)
     vae = train_autoencoder(o, pictures)

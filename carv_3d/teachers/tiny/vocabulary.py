@@ -85,6 +85,8 @@ FINISHES = ("plain", "striped", "spotted")
 FINISH_WORDS = {"plain": ("", "plain"), "striped": ("striped", "stripy"), "spotted": ("spotted", "dotted")}
 FINISH_NOUNS = {"plain": (), "striped": ("stripes",), "spotted": ("spots", "dots", "polka dots")}  # "with ..."
 
+LONGEST = 18  # words and commas of a caption that reach the UNet; the tokens after them are the layout's
+
 # Every word here is taught: check_prompt accepts no other.
 TEMPLATES = (
     "{x}", "a {x}", "a {x}", "a {x}", "a photo of a {x}", "a 3d model of a {x}", "the {x}", "a picture of a {x}",
@@ -160,38 +162,58 @@ def parse(prompt: str) -> tuple[str, str | None, str]:
     return find(prompt, OBJECTS)[0], colours[0] if colours else None, finishes[0] if finishes else "plain"
 
 
+WAY_OUT = (
+    "a full Stable Diffusion model reads any words: name its folder as the model (carv generate: "
+    "system.guidance.pretrained_model_name_or_path=FOLDER)"
+)
+
+
+def check_words(text: str) -> None:
+    """Raise :class:`CarvError` for words that carv-tiny was not taught (in a negative prompt, say), and for more words
+    than it reads."""
+    known = set(all_words()) | {",", "."}
+    near = []
+    for w in dict.fromkeys(w for w in words_of(text) if w not in known):
+        names = {n for ns in OBJECTS.values() for n in ns}
+        close = difflib.get_close_matches(w, sorted(known | names), n=2, cutoff=0.6)
+        near.append(f"{w!r}" + (f" (nearest: {', '.join(close)})" if close else ""))
+    if near:
+        raise CarvError(
+            f"carv-tiny does not know {', '.join(near)}; it knows the objects {', '.join(OBJECTS)}, "
+            f"the colours {', '.join(COLOURS)} and the finishes {', '.join(FINISHES)}; {WAY_OUT}."
+        )
+    words = words_of(text)
+    view = [] if "view" in words else words_of(f", {max(FINE_PHRASES, key=len)}")  # it is said behind the prompt
+    if len(words) > LONGEST - len(view):
+        raise CarvError(
+            f"The prompt has {len(words)} words and commas, and carv-tiny reads {LONGEST - len(view)}: shorten it, as "
+            f'in "a red mug"; {WAY_OUT}.'
+        )
+
+
 def check_prompt(prompt: str) -> None:
     """Raise :class:`CarvError` where carv-tiny cannot know what is asked: which words, the nearest known, the way out.
 
-    A prompt is accepted if every word is in the vocabulary and it names exactly one object and at most one colour.
+    A prompt is accepted if every word is in the vocabulary, all of them are read, and it names exactly one object, at
+    most one colour and at most one finish.
     """
     if not prompt.strip():
         raise CarvError('The prompt is empty: write what to make, for example "a red mug".')
-    known = set(all_words()) | {",", "."}
-    strange = [w for w in words_of(prompt) if w not in known]
-    names = sorted({n for ns in OBJECTS.values() for n in ns})
     objects = find(prompt, OBJECTS)
-    way_out = (
-        "a full Stable Diffusion model reads any words: name its folder as the model (carv generate: "
-        "system.guidance.pretrained_model_name_or_path=FOLDER)"
-    )
     if len(objects) > 1:
         several, example = ", ".join(objects), f'"a red {objects[0]}"'
-        raise CarvError(f"The prompt names several objects ({several}): name one, as in {example}; {way_out}.")
-    if strange:
-        near = []
-        for w in dict.fromkeys(strange):
-            close = difflib.get_close_matches(w, sorted(known | set(names)), n=2, cutoff=0.6)
-            near.append(f"{w!r}" + (f" (nearest: {', '.join(close)})" if close else ""))
-        raise CarvError(
-            f"carv-tiny does not know {', '.join(near)}; it knows the objects {', '.join(OBJECTS)}, "
-            f"the colours {', '.join(COLOURS)} and the finishes {', '.join(FINISHES)}; {way_out}."
-        )
+        raise CarvError(f"The prompt names several objects ({several}): name one, as in {example}; {WAY_OUT}.")
+    check_words(prompt)
     if not objects:
         raise CarvError(
             f"The prompt names no object that carv-tiny knows: name one of {', '.join(OBJECTS)}, "
-            f'as in "a red mug"; {way_out}.'
+            f'as in "a red mug"; {WAY_OUT}.'
         )
-    colours = find(prompt, COLOUR_WORDS)
-    if len(colours) > 1:
-        raise CarvError(f"The prompt names several colours ({', '.join(colours)}): carv-tiny was taught one an object.")
+    finishes = {k: FINISH_WORDS[k] + FINISH_NOUNS[k] for k in FINISHES}
+    for what, table in (("colours", COLOUR_WORDS), ("finishes", finishes)):
+        named = find(prompt, table)
+        if len(named) > 1:
+            several = ", ".join(named)
+            raise CarvError(
+                f"The prompt names several {what} ({several}), and carv-tiny was taught one an object; {WAY_OUT}."
+            )

@@ -166,7 +166,8 @@ def test_exported_folder_loads_as_any_other_and_gives_the_same_noise(tmp_path, w
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--unet-steps", "0"], ["--text-batch", "0"], ["--init", "nowhere"], ["--unet-precision", "fp8"]],
+    [["--unet-steps", "0"], ["--text-batch", "0"], ["--init", "nowhere"], ["--unet-precision", "fp8"],
+     ["--unet-lr", "-1"], ["--vae-lr", "nan"], ["--seed", "-1"], ["--work", f"{__file__}/x"]],
 )
 def test_bad_options_end_in_one_sentence(arguments, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -198,5 +199,9 @@ def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys) -> None:
     teacher = StableDiffusionTeacher.load(str(tmp_path / "out"))
     z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     assert teacher.eps_hat(z, t, teacher.text_embeddings(["a red mug"])).isfinite().all()
-    with pytest.raises(CarvError, match="unet_precision"):  # a checkpoint of other products is not gone on with
+    with pytest.raises(SystemExit) as stop:  # a checkpoint of other products is not gone on with
         train.main([*folders, *few, "--unet-precision", "bf16", "--no-compile"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "was made with other values of unet_precision" in said
+    assert said.count("\n") == 1

@@ -49,6 +49,11 @@ def test_parse(prompt: str, expected: tuple) -> None:
         ("a red", "no object"),
         ("a mug and a car", "several objects"),
         ("a red blue car", "several colours"),
+        ("a red mug with stripes and spots", "'and'"),
+        ("a striped spotted red mug", "several finishes"),
+        ("a plain striped red mug", "several finishes"),
+        (f"a {'big ' * 12}red mug", "15 words and commas, and carv-tiny reads 14"),
+        (f"a {'big ' * 12}red mug, front left view", "19 words and commas, and carv-tiny reads 18"),
         ("../../x", "does not know"),
         ("<script>", "does not know"),
     ],
@@ -57,6 +62,17 @@ def test_what_is_not_known_is_refused_in_one_sentence(prompt: str, says: str) ->
     with pytest.raises(CarvError, match=says) as refusal:
         v.check_prompt(prompt)
     assert "\n" not in str(refusal.value)
+    assert says == "empty" or "a full Stable Diffusion model" in str(refusal.value)
+
+
+def test_a_prompt_as_long_as_can_be_leaves_room_for_the_view() -> None:
+    prompt = f"a {'big ' * 11}red mug"
+    v.check_prompt(prompt)
+    v.check_prompt(prompt + ", back left view")
+    v.check_words("")  # no negative prompt
+    v.check_words("a blue car, left view")
+    with pytest.raises(CarvError, match="'ugly'"):
+        v.check_words("ugly")
 
 
 def test_every_known_word_is_taught() -> None:
