@@ -117,7 +117,8 @@ def _cuda() -> Finding:
         name = torch.cuda.get_device_name()
         return Finding("CUDA", True, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     if shutil.which("nvidia-smi") is None:
-        return Finding("CUDA", False, "no NVIDIA GPU: the CPU is used, which carv-tiny is made for")
+        remedy = "none is needed for carv-tiny; for larger models, a machine with an NVIDIA GPU and its driver"
+        return Finding("CUDA", False, "no NVIDIA GPU: the CPU is used", remedy)
     remedy = "CARV_TORCH=cuda ./install.sh after deleting .venv, and see that nvidia-smi lists a GPU"
     return Finding("CUDA", False, "nvidia-smi is here, but this build of torch sees no GPU", remedy)
 
@@ -146,7 +147,7 @@ def _tiny() -> Finding:
 
 def _judge() -> Finding:
     if importlib.util.find_spec("carv_3d.teachers.tiny.judge") is None:
-        return Finding("judge", False, "not in this installation: runs show no score")
+        return Finding("judge", False, "not in this installation: runs show no score", SET_UP)
     try:
         from carv_3d.teachers.tiny.judge import Judge
 

@@ -107,15 +107,18 @@ class AttributeOptions:
 
     @property
     def share(self) -> tuple[int, int]:
+        """(first, count): of `count` shares, numbered from 0, this process does `first`."""
         first, _, count = (self.shard or "0/1").partition("/")
         return int(first), int(count)
 
     @property
     def features(self) -> FeatureOptions:
+        """Of the training pictures."""
         return FeatureOptions(DrawOptions(self.draws, 2), METHODS[self.method][0], dim=self.dim, seed=self.seed)
 
     @property
     def query_features(self) -> FeatureOptions:
+        """Of the query, whose draws fall into groups that tell its standard error."""
         draws = DrawOptions(self.query_draws, QUERY_GROUPS)
         return FeatureOptions(draws, METHODS[self.method][0], dim=self.dim, seed=self.seed)
 

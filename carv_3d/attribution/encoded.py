@@ -56,12 +56,15 @@ class EncodedPictures:
         return len(self.pictures)
 
     def key(self, index: int) -> str:
+        """What the picture's draws hang on; see `TrainingPictures.key`."""
         return self.pictures.key(index)
 
     def latents(self, index: int) -> Tensor:
+        """(C, h, w), float32, scaled."""
         return torch.from_numpy(self.store.read(index))
 
     def condition(self, index: int) -> Tensor:
+        """The embedding (L, D) of its caption."""
         caption = self.pictures.caption(index)
         if caption not in self._captions:
             self._captions[caption] = embed(caption, self.teacher)
@@ -70,6 +73,7 @@ class EncodedPictures:
         return self._captions[caption]
 
     def fingerprint(self) -> str:
+        """Changes with the pictures, the encoder and the text encoder."""
         return self._fingerprint
 
 

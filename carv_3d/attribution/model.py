@@ -49,14 +49,17 @@ class GradientModel:
 
     @property
     def parameters(self) -> list[Tensor]:
+        """Those that gradients are taken of."""
         return list(self.module.parameters())
 
     @property
     def num_parameters(self) -> int:
+        """How many numbers they hold: the length of a gradient."""
         return sum(p.numel() for p in self.module.parameters())
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are."""
         return next(self.module.parameters()).device
 
     @contextlib.contextmanager

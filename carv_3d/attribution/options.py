@@ -51,10 +51,12 @@ class DrawOptions:
 
     @property
     def design(self) -> Design:
+        """How the draws of a picture are laid out."""
         return Design(self.stratify, self.antithetic)
 
     @property
     def per_group(self) -> int:
+        """Draws in each group."""
         return self.num_draws // self.groups
 
 

@@ -69,6 +69,7 @@ class RowStore:
 
     @property
     def complete(self) -> bool:
+        """Whether every row is there."""
         return bool(self.finished.all())
 
     def checksum(self) -> int:

@@ -27,6 +27,7 @@ class Teachers:
         self.warm = False
 
     def of(self, config: Any) -> Any:
+        """The model of a configuration, loaded when it is first asked for."""
         options = config.system.guidance
         key = (options.pretrained_model_name_or_path, config.device, options.half_precision_weights)
         if key not in self._loaded:

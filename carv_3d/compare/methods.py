@@ -35,6 +35,7 @@ class Method:
 
     @property
     def folder(self) -> str:
+        """The name of its folder, safe on any file system."""
         return slug(self.name, MAX_LABEL)
 
 

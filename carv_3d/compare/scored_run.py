@@ -72,6 +72,7 @@ class ScoredRun(Run):
 
     @property
     def finished(self) -> bool:
+        """Whether its length is behind it."""
         return self.done >= self.length.total
 
     def begin(self, method: str) -> None:

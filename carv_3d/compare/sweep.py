@@ -47,6 +47,7 @@ class Sweep:
 
     @property
     def length(self) -> Length:
+        """Of each run."""
         return Length(self.budget, self.steps, self.points)
 
     @property
@@ -55,6 +56,7 @@ class Sweep:
         return [(p, seed) for seed in range(self.seeds) for p in range(len(self.prompts))]
 
     def folder(self, out: Path, method: Method, prompt: int, seed: int) -> Path:
+        """Where one run lies in `out`."""
         return out / "runs" / method.folder / f"{prompt:02d}-{slug(self.prompts[prompt])}-{seed}"
 
     def left(self, out: Path) -> list[tuple[int, int]]:

@@ -45,13 +45,16 @@ class Comparison:
 
     @property
     def prompts(self) -> list[str]:
+        """In order of appearance."""
         return list(dict.fromkeys(run.prompt for run in self.runs))
 
     @property
     def metrics(self) -> list[str]:
+        """Names of those that have a curve."""
         return list(dict.fromkeys(metric for metric, _ in self.curves))
 
     def of(self, method: str, prompt: str | None = None) -> list[RunRecord]:
+        """The runs of a method, of one prompt or of all."""
         return [run for run in self.runs if run.method == method and prompt in (None, run.prompt)]
 
 

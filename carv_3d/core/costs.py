@@ -69,10 +69,12 @@ class CostMeter:
 
     @property
     def renders(self) -> int:
+        """Upstream evaluations so far."""
         return self.counts["renders"]
 
     @property
     def total_seconds(self) -> float:
+        """Of all phases."""
         return sum(self.seconds.values())
 
     def as_scalars(self) -> dict[str, float]:
@@ -85,6 +87,7 @@ class CostMeter:
         return {"seconds": dict(self.seconds), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back `state_dict`."""
         self.seconds, self.counts = dict(state["seconds"]), dict(state["counts"])
 
     def now(self) -> float:

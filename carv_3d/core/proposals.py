@@ -211,14 +211,17 @@ class AdaptiveProposal(TimestepProposal):
         return (1 - self.floor) * wanted + self.floor * flat
 
     def to(self, device: torch.device | str) -> AdaptiveProposal:
+        """Moves the tables; returns self."""
         super().to(device)
         self._sum, self._count = self._sum.to(self.weights), self._count.to(self.weights)
         return self
 
     def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives: what was learnt of each bin."""
         return {**super().state_dict(), "sum": self._sum.cpu(), "count": self._count.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back `state_dict`; CarvError where it has another number of bins."""
         super().load_state_dict(state)
         if state["sum"].shape != self._sum.shape:
             raise CarvError(

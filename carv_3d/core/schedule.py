@@ -39,10 +39,12 @@ class NoiseSchedule:
 
     @property
     def num_train_timesteps(self) -> int:
+        """T; timesteps are 0 to T - 1."""
         return len(self.alphas_cumprod)
 
     @property
     def device(self) -> torch.device:
+        """Where the tables are."""
         return self.alphas_cumprod.device
 
     def to(self, device: torch.device | str) -> NoiseSchedule:

@@ -161,6 +161,7 @@ class DistillRun:
 
     @property
     def options(self) -> DistillOptions:
+        """Of the run."""
         return self.settings.options
 
     def open(self, resume: bool) -> None:

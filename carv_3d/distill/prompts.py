@@ -51,6 +51,7 @@ class ListedPrompts:
         return cls(prompts)
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
+        """n prompts at random, with replacement."""
         return [self.prompts[i] for i in torch.randint(len(self.prompts), (n,), generator=generator).tolist()]
 
     def first(self, n: int, generator: torch.Generator) -> list[str]:
@@ -69,6 +70,7 @@ class TinyCaptions:
         self._colours = colours_of()
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
+        """n captions at random."""
         from carv_3d.teachers.tiny.dataset import draw_view
         from carv_3d.teachers.tiny.vocabulary import caption
 
@@ -77,6 +79,7 @@ class TinyCaptions:
         return [caption(rng, s.obj, s.colour, s.finish, s.elevation, s.azimuth) for s in shots]
 
     def first(self, n: int, generator: torch.Generator) -> list[str]:
+        """n captions at random: there is no first."""
         return self.draw(n, generator)
 
 

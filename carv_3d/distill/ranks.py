@@ -53,16 +53,19 @@ class AccelerateRanks(Ranks):
         self.device = torch.device(self._accelerator.device)
 
     def average(self, gradients: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over all processes, in place."""
         for g in gradients:
             g.copy_(self._accelerator.reduce(g, reduction="mean"))
 
     def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
         from accelerate.utils import gather_object
 
         out: list[Any] = gather_object([value])
         return out
 
     def close(self) -> None:
+        """Leave the process group."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -42,6 +42,7 @@ class Settings:
     prompts_hash: str = ""
 
     def to_yaml(self) -> str:
+        """As config.yaml holds them; `read_settings` reads it back."""
         import yaml
 
         whole = {"model": self.model, "prompts_hash": self.prompts_hash, **to_mapping(self.options)}

@@ -35,12 +35,15 @@ class Updates:
 
     @property
     def scale(self) -> float:
+        """What losses are multiplied by in half precision; 1 without."""
         return 1.0 if self.scaler is None else float(self.scaler.get_scale())
 
     def scaled(self, loss: Tensor) -> Tensor:
+        """`loss` times `scale`, to call backward on."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def zero_grad(self) -> None:
+        """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def spoil(self) -> None:
@@ -68,10 +71,12 @@ class Updates:
         return norm if finite else float("nan")
 
     def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives only."""
         scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
         return {"optimizer": self.optimizer.state_dict(), "skipped": self.skipped, **scaler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.skipped = int(state["skipped"])
         if self.scaler is not None and "scaler" in state:

@@ -52,6 +52,7 @@ class VarianceRequest:
 
     @property
     def is_run(self) -> bool:
+        """Whether the source is the folder of a run, rather than a model."""
         return (expanded(self.source) / "config.yaml").exists()
 
 

@@ -130,6 +130,7 @@ class Cameras:
         return Cameras(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def to(self, device: torch.device | str) -> Cameras:
+        """The same cameras on `device`."""
         return Cameras(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     @property

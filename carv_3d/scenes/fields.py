@@ -131,10 +131,12 @@ class VoxelGridField(Field):
         self.grid = nn.Parameter(grid)
 
     def raw(self, x: Tensor) -> Tensor:
+        """Trilinear between the nodes; differentiable in `grid`."""
         return interpolate(self.grid, x / self.radius)
 
     @property
     def normal_eps(self) -> float:
+        """One voxel."""
         return 2 * self.radius / (self.options.resolution - 1)
 
     @torch.no_grad()
@@ -182,6 +184,7 @@ class HashGridField(Field):
         return torch.cat(out, dim=-1)
 
     def raw(self, x: Tensor) -> Tensor:
+        """The network on the features of all levels; differentiable in both."""
         raw = self.head(self.encode(x))
         return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
 
@@ -217,6 +220,7 @@ class TinyCudaNNField(Field):
         self.head = _head(o.n_levels * o.n_features_per_level, o)
 
     def raw(self, x: Tensor) -> Tensor:
+        """As `HashGridField.raw`, by tiny-cuda-nn's kernels."""
         unit = (x / self.radius + 1) * 0.5  # tinycudann encodes the cube [0, 1]^3
         raw = self.head(self.encoding(unit).float())
         return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)

@@ -23,6 +23,7 @@ class Family:
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
+        """Names of the folders that hold one."""
         return tuple(part for part in self.classes if part.startswith("text_encoder"))
 
     @property

@@ -28,6 +28,7 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features); zero until it is trained."""
         out: Tensor = self.up(self.down(x.to(self.down.weight.dtype)))
         return out
 

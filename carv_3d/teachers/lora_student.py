@@ -24,6 +24,7 @@ class LoraStudent:
 
     @property
     def schedule(self) -> NoiseSchedule:
+        """The teacher's."""
         return self.denoiser.schedule
 
     def parameters(self) -> list[nn.Parameter]:

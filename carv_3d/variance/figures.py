@@ -42,6 +42,7 @@ class Row:
 
     @property
     def upstream_share(self) -> float:
+        """Of the variance, what more draws cannot take away."""
         return max(self.s_out2, 0.0) / self.variance.value if self.variance.value > 0 else 0.0
 
     @property
@@ -51,11 +52,13 @@ class Row:
 
     @property
     def paper_ecm(self) -> float | None:
+        """What the paper has for this method at one render of eight draws, or None."""
         name = self.entry.method.name
         return PAPER_ECM.get(name) if (self.entry.R, self.entry.K) == (1, 8) else None
 
     @property
     def paper_re(self) -> tuple[float, float] | None:
+        """The paper's range for this method at this K, or None."""
         return PAPER_RE.get(self.entry.method.name) if self.entry.K in (2, 4, 8) else None
 
 

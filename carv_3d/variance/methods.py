@@ -41,10 +41,12 @@ class Method:
 
     @property
     def words(self) -> list[str]:
+        """The parts of its name."""
         return self.name.split("+")
 
     @property
     def antithetic(self) -> bool:
+        """Whether its draws come in pairs."""
         return "antithetic" in self.words
 
     @property

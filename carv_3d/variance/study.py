@@ -43,6 +43,7 @@ class Entry:
 
     @property
     def key(self) -> str:
+        """A name of its own."""
         return f"{self.R},{self.K},{self.method.name}"
 
     @property

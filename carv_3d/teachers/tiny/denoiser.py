@@ -52,6 +52,7 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.unet.add_embedding.norm2.weight)  # silent at first, so that it can join a trained UNet
 
     def forward(self, z_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """z_t (N, 4, 16, 16), t (N,), token ids (N, LENGTH) -> v (N, 4, 16, 16), float32."""
         hidden = self.text(ids).last_hidden_state  # small: the casts would cost more than they save
         with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.autocast):
             return self.unet(z_t, t, hidden).sample.float()

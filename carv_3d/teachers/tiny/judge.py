@@ -61,6 +61,7 @@ class Judge(nn.Module):
         return F.adaptive_avg_pool2d(x, 2).flatten(1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """See the class; differentiable in the pictures."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 

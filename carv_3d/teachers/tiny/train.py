@@ -70,6 +70,7 @@ class TrainOptions:
 
 
 def log(message: str) -> None:
+    """Print at once."""
     print(message, flush=True)
 
 
@@ -82,6 +83,7 @@ def made_with(o: TrainOptions, part: str) -> dict[str, Any]:
 
 
 def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
+    """The trained autoencoder, frozen; that of ``init`` as it is."""
     from diffusers import AutoencoderKL
 
     if o.init is not None:  # a trained autoencoder stays as it is: the denoiser knows its latents
@@ -108,6 +110,7 @@ def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
 
 
 def cached_latents(o: TrainOptions, vae: Any, pictures: Pictures) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(mean, std) of the posteriors, on white and on light backgrounds, from the working folder where they stand."""
     weights = torch.cat([p.detach().flatten() for p in vae.parameters()]).numpy().tobytes()
     key = weights + repr((len(pictures.shots), o.seed, source_hash())).encode()
     path = o.work / f"latents-{hashlib.sha256(key).hexdigest()[:12]}.pt"
@@ -147,6 +150,7 @@ def tokenizer_of(o: TrainOptions) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command."""
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(prog="python -m carv_3d.teachers.tiny.train", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "carv_3d" / "tiny")

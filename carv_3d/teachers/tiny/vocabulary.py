@@ -140,6 +140,7 @@ def all_words() -> list[str]:
 
 
 def words_of(prompt: str) -> list[str]:
+    """The text's words, digits and marks, in lower case; each is one token, or several where it is unknown."""
     return re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", prompt.lower())
 
 
