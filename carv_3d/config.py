@@ -48,6 +48,7 @@ class PromptOptions:
     negative_prompt: str = ""
     view_dependent_prompting: bool = True
     fine_views: bool = True  # eight directions ("front left view"); false: threestudio's front, side, back
+    use_perp_neg: bool = False  # Perp-Neg (arXiv 2304.04968): between front, side and back, the others pushed away
     overhead_threshold: float = 60.0  # degrees
     front_threshold: float = 45.0
     back_threshold: float = 45.0
@@ -58,6 +59,10 @@ class PromptOptions:
         for text in (self.prompt, self.negative_prompt):
             if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
                 raise CarvError("the prompt holds control characters or is no valid UTF-8: write plain text")
+        if self.use_perp_neg and (self.fine_views or not self.view_dependent_prompting):
+            raise CarvError(
+                "use_perp_neg mixes front, side and back view: set fine_views=false and view_dependent_prompting=true"
+            )
         for name in ("overhead_threshold", "front_threshold", "back_threshold"):
             if not 0 <= getattr(self, name) <= 180:
                 raise CarvError(f"{name} is {getattr(self, name)}; it must lie between 0 and 180 degrees")

@@ -34,7 +34,7 @@ from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
 from carv_3d.seeds import seed_for
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.timed import TimedTeacher
-from carv_3d.views import view_phrase
+from carv_3d.view_text import ViewText, view_text
 
 MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
 PHASES = ("render", "encode", "denoise", "decode", "backward")
@@ -186,21 +186,21 @@ class TextTo3D:
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         self.renderer.update(self.step)
         auto = self.guidance.auto
-        out, text, no_text = self.upstream(None if auto is None else auto.renders)
+        out, told = self.upstream(None if auto is None else auto.renders)
         recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.now)["recon"] != 0
-        return out, self.guidance(out.comp_rgb, text, no_text, self.now, with_recon=recon)
+        return out, self.guidance(
+            out.comp_rgb, told.text, told.no_text, self.now, negatives=told.negatives, with_recon=recon
+        )
 
-    def upstream(self, R: int | None = None) -> tuple[RenderOutput, Tensor, Tensor]:
-        """A step's R renders (data.batch_size unless given), and the embeddings of text (R, L, D) and no text (1, L, D)
-        that go with their cameras."""
+    def upstream(self, R: int | None = None) -> tuple[RenderOutput, ViewText]:
+        """A step's R renders (data.batch_size unless given), and the text that goes with their cameras."""
         data = self.config.data
         cameras = sample_cameras(data, R, generator=self.generators["cameras"], step=self.step)
         with self.meter.phase("render"):
             rays = cameras.to(self.device).rays(data.height, data.width)
             out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])
         self.meter.count(renders=len(cameras))
-        text, no_text = self.embeddings(cameras)
-        return out, text, no_text
+        return out, self.view_text(cameras)
 
     def _apply(self, guided: GuidanceOutput) -> bool:
         """The optimizer's step, left out where a gradient is not finite or the teacher gave no finite draw at all
@@ -252,25 +252,9 @@ class TextTo3D:
         colours = light_colours(n, options.random_min, options.random_tint, generator)
         return (colours if chosen else torch.ones(n, 3)).to(self.device)
 
-    def embeddings(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Text (B, L, D) as each camera sees it ("a red mug, left view"), and unconditional (1, L, D)."""
-        options = self.config.system.prompt_processor
-        prompts = [options.prompt] * len(cameras)
-        if options.view_dependent_prompting:
-            prompts = [
-                options.prompt
-                + ", "
-                + view_phrase(
-                    elevation,
-                    azimuth,
-                    options.fine_views,
-                    options.overhead_threshold,
-                    options.front_threshold,
-                    options.back_threshold,
-                )
-                for elevation, azimuth in zip(cameras.elevation.tolist(), cameras.azimuth.tolist())
-            ]
-        return self.teacher.text_embeddings(prompts), self.teacher.text_embeddings([options.negative_prompt])
+    def view_text(self, cameras: Cameras) -> ViewText:
+        """What the teacher is told of each camera's render ("a red mug, left view")."""
+        return view_text(self.teacher, self.config.system.prompt_processor, cameras)
 
     def orbit(self, n_views: int) -> Cameras:
         """`n_views` cameras around the object at the evaluation elevation, the first in front."""

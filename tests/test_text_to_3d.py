@@ -167,6 +167,7 @@ GIVEN_ANOTHER = [
     ("data.batch_size=2", "data.batch_uniform_azimuth=false"),
     ("data.batch_size=2", "system.guidance.stratify=global"),
     ("system.guidance.use_sjc=true", "system.guidance.var_red=false"),
+    ("system.prompt_processor.fine_views=false", "system.prompt_processor.use_perp_neg=true"),
     (ONE_TIMESTEP, "system.guidance.control_variate=true"),
     ("system.guidance.use_img_loss=true", "system.loss.lambda_sds_img=1"),
     ("system.guidance.sqrt_anneal=true", "system.guidance.trainer_max_steps=2"),
@@ -333,14 +334,14 @@ def test_backgrounds_are_white_or_light_in_their_shares(sd_folder: Path, sd_teac
 
 def test_prompts_name_the_side_that_the_camera_sees(sd_folder: Path, sd_teacher: Any) -> None:
     host = TextTo3D(tiny_config(sd_folder), sd_teacher)
-    text, no_text = host.embeddings(orbit(4, elevation=10.0))
+    told = host.view_text(orbit(4, elevation=10.0))
     wanted = [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
-    assert torch.equal(text, sd_teacher.text_embeddings(wanted))
-    assert torch.equal(no_text, sd_teacher.text_embeddings([""]))
+    assert torch.equal(told.text, sd_teacher.text_embeddings(wanted))
+    assert torch.equal(told.no_text, sd_teacher.text_embeddings([""]))
+    assert told.negatives is None
     coarse = TextTo3D(tiny_config(sd_folder, "system.prompt_processor.fine_views=false"), sd_teacher)
-    text, _ = coarse.embeddings(orbit(4, elevation=10.0))
     wanted = [f"a red mug, {side} view" for side in ("front", "side", "back", "side")]
-    assert torch.equal(text, sd_teacher.text_embeddings(wanted))
+    assert torch.equal(coarse.view_text(orbit(4, elevation=10.0)).text, sd_teacher.text_embeddings(wanted))
 
 
 @pytest.mark.parametrize("side", ["front", "back"])
@@ -348,7 +349,7 @@ def test_the_thresholds_of_the_coarse_phrases_are_read(side: str, sd_folder: Pat
     off = ["system.prompt_processor.fine_views=false", f"system.prompt_processor.{side}_threshold=1"]
     host = TextTo3D(tiny_config(sd_folder, *off), sd_teacher)
     start = 10.0 if side == "front" else 190.0
-    text, _ = host.embeddings(orbit(1, elevation=10.0, start=start))
+    text = host.view_text(orbit(1, elevation=10.0, start=start)).text
     assert torch.equal(text, sd_teacher.text_embeddings(["a red mug, side view"]))
 
 

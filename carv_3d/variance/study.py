@@ -27,6 +27,7 @@ from carv_3d.core.estimator import Draws
 from carv_3d.guidance import SDSGuidance
 from carv_3d.text_to_3d import TextTo3D
 from carv_3d.variance.methods import LEARNING, PLAIN, Method
+from carv_3d.view_text import ViewText
 
 ROUNDS = 4  # in a block
 WARM_UP = 8  # steps for methods that learn
@@ -112,7 +113,7 @@ class Study:
     ) -> None:
         host, step = self.host, self.host.now
         self._look(entries[0], turn)
-        out, text, no_text = host.upstream()
+        out, told = host.upstream()
         z: Tensor = host.teacher.encode(
             self._pictures(out.comp_rgb), torch.Generator(host.device).manual_seed(self._seed(turn, 1)),
             self._single.options.vae_sample != "mode",
@@ -124,7 +125,10 @@ class Study:
             given = (out.comp_rgb, False) if e.method.upstream[1] else (latents, True)
             losses: list[Tensor] = []
             for _ in range(2):
-                guided = guidance(given[0], text, no_text, step, rgb_as_latents=given[1], with_recon=False)
+                guided = guidance(
+                    given[0], told.text, told.no_text, step, negatives=told.negatives, rgb_as_latents=given[1],
+                    with_recon=False,
+                )  # fmt: skip
                 losses.append(guided.loss_sds)
                 self._forget(e)
             one, two = losses
@@ -135,9 +139,9 @@ class Study:
             both = torch.stack(losses).sum(0) / total
             halves[pool].append((self._gradient(both[0]), self._gradient(both[1])))
         if entries[0] is self.entries[0]:
-            norms += self._norms(turn, latents, text, no_text)
+            norms += self._norms(turn, latents, told)
 
-    def _norms(self, turn: int, latents: Tensor, text: Tensor, no_text: Tensor, n: int = 2) -> list[tuple[int, float]]:
+    def _norms(self, turn: int, latents: Tensor, told: ViewText, n: int = 2) -> list[tuple[int, float]]:
         """|J^T f|^2 of n single draws of the first render, their timesteps spread evenly over the range."""
         step = self.host.now
         low, high = self.original.options.timestep_range(self.host.teacher.schedule.num_train_timesteps, step)
@@ -146,11 +150,13 @@ class Study:
         g = torch.Generator().manual_seed(self._seed(turn, 2))
         eps = torch.randn(1, n, *latents.permute(0, 3, 1, 2).shape[1:], generator=g)
         draws = Draws(t.to(latents.device), eps.to(latents))
+        one = told.first()
         guided = self._single(
-            latents[:1], text[:1], no_text[:1], step, rgb_as_latents=True, with_recon=False, draws=draws
-        )
+            latents[:1], one.text, one.no_text, step, negatives=one.negatives, rgb_as_latents=True, with_recon=False,
+            draws=draws,
+        )  # fmt: skip
         grads = parameter_gradients(guided.latents, self.parameters, guided.estimate.residual)[0]
-        return [(int(one), float(g.double().square().sum())) for one, g in zip(t[0], grads)]
+        return [(int(when), float(g.double().square().sum())) for when, g in zip(t[0], grads)]
 
     def _seconds(self, e: Entry) -> dict[str, float]:
         """Of one whole step with all its losses, by phase."""
@@ -183,8 +189,10 @@ class Study:
             for i in range(WARM_UP):
                 self._look(e, -1 - i)
                 with torch.no_grad():
-                    out, text, no_text = self.host.upstream()
-                    self.guidances[e.key](out.comp_rgb, text, no_text, self.host.now, with_recon=False)
+                    out, told = self.host.upstream()
+                    self.guidances[e.key](
+                        out.comp_rgb, told.text, told.no_text, self.host.now, negatives=told.negatives, with_recon=False
+                    )
             estimator = self.guidances[e.key].estimator
             parts = [part for part in (estimator.proposal, estimator.control) if part is not None]
             self._learnt[e.key] = [(part, copy.deepcopy(part.state_dict())) for part in parts]
