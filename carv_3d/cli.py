@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     except OSError as error:  # a path that no command foresaw: locked, too long for a name, on a disk that is full
-        if error.errno is None or error.filename is None:
+        if error.errno is None or not isinstance(error.filename, (str, bytes)):
             raise
         print(f"carv: {explain_os_error(error, Path(os.fsdecode(error.filename)), 'use')}", file=sys.stderr)
         return 2

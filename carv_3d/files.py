@@ -118,11 +118,19 @@ def slug(text: str, limit: int = 48) -> str:
 
 
 def unused(path: Path) -> Path:
-    """`path`, or the first of `path`-2, `path`-3 ... that is not there."""
+    """`path`, or the first of `path`-2, `path`-3 ... that is not there, or empty and nobody's (left by a kill)."""
     found, number = path, 2
-    while found.exists():
+    while found.exists() and not _abandoned(found):
         found, number = path.with_name(f"{path.name}-{number}"), number + 1
     return found
+
+
+def _abandoned(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return not any(folder.iterdir())
+    except (CarvError, OSError):  # at work, or no folder
+        return False
 
 
 def newest_run(path: Path) -> Path:
@@ -170,14 +178,38 @@ def make_folder(path: Path) -> None:
 @contextmanager
 def folder_for(path: Path) -> Iterator[None]:
     """`make_folder(path)` before the work in the block; afterwards, what was made for it and holds nothing is gone."""
-    made = [p for p in (path, *path.parents) if not p.exists()]
+    made = _not_there(path)
     try:
         make_folder(path)
         yield
     finally:
-        for p in made:  # the innermost first
-            with suppress(OSError):
-                p.rmdir()
+        _remove_empty(made)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """`folder_for(path)` and `locked(path)` in one: where another run has the folder, nothing is removed."""
+    made = _not_there(path)
+    try:
+        make_folder(path)
+    except CarvError:
+        _remove_empty(made)
+        raise
+    with locked(path):
+        try:
+            yield
+        finally:
+            _remove_empty(made)
+
+
+def _not_there(path: Path) -> list[Path]:
+    return [p for p in (path, *path.parents) if not p.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:  # the innermost first
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from carv_3d.checkpoint import resumed_state, save_checkpoint
 from carv_3d.config import config_to_yaml
 from carv_3d.core.batching import is_out_of_memory
 from carv_3d.errors import CarvError
-from carv_3d.files import clear_half_written, folder_for, locked, write_atomic, write_via
+from carv_3d.files import claimed, clear_half_written, write_atomic, write_via
 from carv_3d.metrics import append_row, write_rows
 from carv_3d.options import to_mapping
 from carv_3d.outputs import contact_sheet, to_uint8, write_gif, write_mp4, write_png
@@ -25,6 +25,11 @@ from carv_3d.text_to_3d import PHASES, TextTo3D, check_prompt
 
 N_VIEWS = 8  # in preview.png and progress.png, and what the judge sees
 FPS = 16
+SMALLER_MODEL = "a smaller model, or device=cpu where the GPU is too small for it"
+SMALLER_SCENE = (
+    "a smaller system.geometry.resolution (log2_hashmap_size for a hash grid), data.height and width, "
+    "system.renderer.num_samples_per_ray or system.exporter.resolution"
+)
 # metrics.csv; an empty cell means that the step has no such figure.
 COLUMNS = (
     "step",
@@ -66,8 +71,8 @@ def generate(request: Request) -> int:
     config, folder = resolve(request)
     check_prompt(config)
     display.say(f'"{config.prompt}" -> {folder}')
-    with folder_for(folder), locked(folder):  # before the model, which may be a long download
-        with display.status("loading the model"), out_of_memory_told():
+    with claimed(folder):  # before the model, which may be a long download
+        with display.status("loading the model"), out_of_memory_told(f"{SMALLER_MODEL}, or {SMALLER_SCENE}"):
             host = TextTo3D(config, log=display.say)
         run = Run(host, folder, display)
         run.open(request.resume)
@@ -86,17 +91,14 @@ def generate(request: Request) -> int:
 
 
 @contextmanager
-def out_of_memory_told() -> Iterator[None]:
+def out_of_memory_told(way_out: str = SMALLER_SCENE) -> Iterator[None]:
     """Memory that runs out in the block becomes a CarvError that names what to make smaller."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise CarvError(
-            "memory ran out; take a smaller system.geometry.resolution (log2_hashmap_size for a hash grid), "
-            "data.height and width, system.renderer.num_samples_per_ray or system.exporter.resolution"
-        ) from error
+        raise CarvError(f"memory ran out; take {way_out}") from error
 
 
 def resume_command(folder: Path) -> str:

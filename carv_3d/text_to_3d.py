@@ -62,8 +62,9 @@ def check_prompt(config: Config) -> None:
     if config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny":
         from carv_3d.teachers.tiny import vocabulary
 
-        vocabulary.check_prompt(config.prompt)
-        vocabulary.check_words(config.system.prompt_processor.negative_prompt)
+        options = config.system.prompt_processor
+        vocabulary.check_prompt(config.prompt, vocabulary.VIEW_ROOM if options.view_dependent_prompting else 0)
+        vocabulary.check_words(options.negative_prompt, "The negative prompt")
 
 
 class TextTo3D:

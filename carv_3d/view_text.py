@@ -23,7 +23,7 @@ F_FRONT_SIDE = (4.0, 0.5, -2.426)  # perp_neg_f_fs, perp_neg_f_sf
 @dataclass
 class ViewText:
     """What guidance is told of R renders: `text` (R, L, D), `no_text` (1, L, D) and, with Perp-Neg, `negatives`: their
-    embeddings (R, 2, L, D) and weights (R, 2), at most 0 (but for the rounding of threestudio's constants)."""
+    embeddings (R, 2, L, D) and weights (R, 2), at most 0."""
 
     text: Tensor
     no_text: Tensor

@@ -13,6 +13,7 @@ from carv_3d.errors import CarvError
 from carv_3d.files import (
     check_unused,
     check_writable,
+    claimed,
     expanded,
     folder_for,
     make_folder,
@@ -119,6 +120,38 @@ def test_the_first_name_that_is_not_there(tmp_path: Path) -> None:
     for name in ("run", "run-2", "run-4"):
         assert unused(tmp_path / "run").name == {"run": "run", "run-2": "run-2", "run-4": "run-3"}[name]
         (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+
+
+def test_an_empty_folder_that_a_kill_left_is_taken_and_one_at_work_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert unused(folder) == folder
+    with claimed(folder):
+        assert unused(folder).name == "run-2"
+    (tmp_path / "file").write_text("")
+    assert unused(tmp_path / "file").name == "file-2"
+
+
+def test_a_claimed_folder_is_gone_if_empty_and_never_taken_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a" / "run"
+    with claimed(folder):
+        assert folder.is_dir()
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(KeyboardInterrupt), claimed(folder):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+    with claimed(folder):
+        (folder / "kept").write_text("")
+    assert folder.exists()
+    (folder / "kept").unlink()
+    with claimed(folder):  # another comes at the same instant, who saw no folder yet
+        monkeypatch.setattr("carv_3d.files._not_there", lambda path: [folder, folder.parent])
+        with pytest.raises(CarvError, match="another run is at work"), claimed(folder):
+            raise AssertionError("two have it")
+        assert folder.exists()
 
 
 def test_a_folder_in_use_or_a_file_is_refused_and_an_empty_folder_is_not(tmp_path: Path) -> None:

@@ -355,6 +355,16 @@ def test_a_field_without_a_surface_still_gives_pictures_and_a_report(
     assert "No mesh was made" in Path("run/report.html").read_text(encoding="utf-8")
 
 
+def test_a_mesh_that_is_not_closed_is_told(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trimesh
+
+    monkeypatch.setattr(trimesh.Trimesh, "is_watertight", property(lambda mesh: False))
+    assert "the mesh is not closed" in carv(capsys, "generate", "a red mug", "--out", "run", *words)
+    assert "<b>no</b><span>closed</span>" in Path("run/report.html").read_text(encoding="utf-8")
+
+
 def test_a_dry_run_tells_and_writes_nothing(
     words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, sd_folder: Path
 ) -> None:

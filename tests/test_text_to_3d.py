@@ -200,7 +200,7 @@ def test_how_work_is_cut_up_does_not_change_the_result(
 
 
 ELSEWHERE = {  # option -> where it is tried
-    "device": "test_devices.py",
+    "device": "test_config.py",
     "trainer.val_check_interval": "test_run.py",
     "trainer.step_seconds": "test_text_to_3d.py",
     "checkpoint.every_n_train_steps": "test_run.py",
@@ -220,6 +220,9 @@ def test_no_option_is_left_untried() -> None:
     words = [*OPTIONS_WITH_AN_EFFECT, *(option for _, option in GIVEN_ANOTHER), *CUT_UP]
     tried = {part.partition("=")[0] for word in words for part in word.split(" & ")}
     assert not tried & ELSEWHERE.keys()
+    for name, file in ELSEWHERE.items():
+        text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+        assert name.rpartition(".")[2].replace("front_", "").replace("back_", "").removesuffix("_weights") in text
     assert sorted(leaves(Config())) == sorted(tried | ELSEWHERE.keys())
 
 

@@ -28,7 +28,7 @@ def run_in_batches(batch: Callable[[int, int], Tensor], out: Tensor, max_batch: 
             out[done:end] = batch(done, end)
             done = end
             continue
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if end - done == 1:

@@ -28,7 +28,7 @@ from carv_3d.distill.request import (
     resolve,
 )
 from carv_3d.errors import CarvError
-from carv_3d.files import clear_half_written, folder_for, locked, make_folder, write_atomic
+from carv_3d.files import claimed, clear_half_written, make_folder, write_atomic
 from carv_3d.metrics import append_row, write_rows
 from carv_3d.progress import Display, StopSignals
 from carv_3d.report import read_metrics
@@ -70,7 +70,7 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
     display = Display(quiet=not ranks.first)
     prompts = check_prompts(settings)
     display.say(f"{settings.model} -> {folder}")
-    with folder_for(folder) if ranks.first else nullcontext():
+    with claimed(folder) if ranks.first else nullcontext():
         return _train(request, ranks, settings, folder, prompts, display)
 
 
@@ -80,26 +80,25 @@ def _train(
     with display.status("loading the model"):
         teacher = load_teacher(settings, ranks)
     run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
-    with locked(folder) if ranks.first else nullcontext():
-        run.open(request.resume)
-        try:
-            signal_number = run.train()
-        except CarvError as error:
-            raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
-        except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not is_out_of_memory(error):
-                raise
-            raise CarvError(
-                f"memory ran out on batch_size={run.options.batch_size} samples: lower batch_size, or set "
-                f"precision=bf16; {run.kept()}"
-            ) from error
-        if signal_number:
-            display.say(f"Stopped after step {run.one.step}. Go on with: {resume_command(folder)}")
-            return 128 + signal_number
-        if ranks.first:
-            with display.status("writing the model"):
-                run.export()
-        ranks.gather(None)  # nobody leaves before it is written
+    run.open(request.resume)
+    try:
+        signal_number = run.train()
+    except CarvError as error:
+        raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CarvError(
+            f"memory ran out on batch_size={run.options.batch_size} samples: lower batch_size, or set "
+            f"precision=bf16; {run.kept()}"
+        ) from error
+    if signal_number:
+        display.say(f"Stopped after step {run.one.step}. Go on with: {resume_command(folder)}")
+        return 128 + signal_number
+    if ranks.first:
+        with display.status("writing the model"):
+            run.export()
+    ranks.gather(None)  # nobody leaves before it is written
     display.say(f"Done: the one-step model is in {folder / 'model'}")
     return 0
 

@@ -10,6 +10,7 @@ from carv_3d.devices import peak_memory
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.request import DistillRequest, resolve
+from carv_3d.files import check_writable
 from carv_3d.progress import duration, seconds_a_step
 
 
@@ -17,6 +18,7 @@ def dry_run(request: DistillRequest, steps: int = 2) -> int:
     """Tell settings, model, time and memory of a run, measured over `steps` steps; write nothing."""
     settings, folder = resolve(request)
     prompts = check_prompts(settings)
+    check_writable(folder)
     print(settings.to_yaml(), end="")
     print(f"# folder: {folder}")
     one = Distillation(load_teacher(settings), settings.options, prompts)

@@ -28,7 +28,7 @@ SAMPLING = ("random", "low_discrepancy")
 
 @dataclass
 class CameraOptions:
-    """What `sample_cameras` and `orbit` read; threestudio's `data` keys, its dreamfusion-sd values.
+    """What `sample_cameras` and `orbit` read; threestudio's `data` keys, most values as in its dreamfusion-sd.
 
     Angles in degrees, distances in world units. `fovy` is the vertical field of view.
     """

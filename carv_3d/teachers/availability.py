@@ -82,7 +82,7 @@ def is_local(name_or_path: str) -> bool:
 
 
 def could_be_fetched(name_or_path: str) -> bool:
-    """Whether a run would ask the hub for the model: a valid id, not known to be withdrawn, and not in offline mode."""
+    """Whether the hub could be expected to deliver it: a valid id, not known to be withdrawn, not in offline mode."""
     from huggingface_hub import constants
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -118,7 +118,8 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
         in_cache = f"it is not in the cache {cache}"
     sought = f"no diffusion model {name!r}: there is no folder of that name in {os.getcwd()}, {in_cache}"
     if local_files_only or getattr(constants, "HF_HUB_OFFLINE", False):
-        raise CarvError(f"{sought}, and this is offline mode, so the hub is not asked{_mirror(name)}; {WAY_OUT}.")
+        why = "this is offline mode, so the hub is" if getattr(constants, "HF_HUB_OFFLINE", False) else "the hub was"
+        raise CarvError(f"{sought}, and {why} not asked{_mirror(name)}; {WAY_OUT}.")
     try:
         info = huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
         files = needed_files((entry.rfilename for entry in info.siblings or []), family)

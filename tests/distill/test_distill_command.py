@@ -262,6 +262,9 @@ def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
 def test_a_dry_run_writes_nothing(
     sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    unwritable = place / "prompts.txt" / "run"
+    asked = words(place, sd_folder, "--dry-run", "--out", str(unwritable))
+    assert f"cannot write {unwritable}" in refusal(capsys, asked)
     assert cli.main(words(place, sd_folder, "--dry-run")) == 0
     out = capsys.readouterr().out
     assert "num_draws: 2" in out

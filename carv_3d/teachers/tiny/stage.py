@@ -30,7 +30,7 @@ def told_by(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
     except CarvError as error:
         parser.exit(2, f"{error}\n")
     except OSError as error:
-        if error.errno is None or error.filename is None:
+        if error.errno is None or not isinstance(error.filename, (str, bytes)):
             raise
         parser.exit(2, f"{explain_os_error(error, Path(os.fsdecode(error.filename)), 'use')}\n")
 

@@ -86,6 +86,7 @@ FINISH_WORDS = {"plain": ("", "plain"), "striped": ("striped", "stripy"), "spott
 FINISH_NOUNS = {"plain": (), "striped": ("stripes",), "spotted": ("spots", "dots", "polka dots")}  # "with ..."
 
 LONGEST = 18  # words and commas of a caption that reach the UNet; the tokens after them are the layout's
+VIEW_ROOM = 4  # of these, for ", back left view"
 
 # Every word here is taught: check_prompt accepts no other.
 TEMPLATES = (
@@ -169,9 +170,9 @@ WAY_OUT = (
 )
 
 
-def check_words(text: str) -> None:
-    """Raise :class:`CarvError` for words that carv-tiny was not taught (in a negative prompt, say), and for more words
-    than it reads."""
+def check_words(text: str, what: str = "The prompt", room: int = 0) -> None:
+    """Raise :class:`CarvError` for words that carv-tiny was not taught, and for more words and commas than it reads,
+    less the ``room`` of those that will be said behind them. ``what`` the text is, for the sentence."""
     known = set(all_words()) | {",", "."}
     near = []
     for w in dict.fromkeys(w for w in words_of(text) if w not in known):
@@ -183,20 +184,19 @@ def check_words(text: str) -> None:
             f"carv-tiny does not know {', '.join(near)}; it knows the objects {', '.join(OBJECTS)}, "
             f"the colours {', '.join(COLOURS)} and the finishes {', '.join(FINISHES)}; {WAY_OUT}."
         )
-    words = words_of(text)
-    view = [] if "view" in words else words_of(f", {max(FINE_PHRASES, key=len)}")  # it is said behind the prompt
-    if len(words) > LONGEST - len(view):
+    count = len(words_of(text))
+    if count > LONGEST - room:
+        view = f", beside {room} for the view" if room else ""
         raise CarvError(
-            f"The prompt has {len(words)} words and commas, and carv-tiny reads {LONGEST - len(view)}: shorten it, as "
-            f'in "a red mug"; {WAY_OUT}.'
+            f"{what} has {count} words and commas, and carv-tiny reads {LONGEST - room}{view}: shorten it; {WAY_OUT}."
         )
 
 
-def check_prompt(prompt: str) -> None:
+def check_prompt(prompt: str, room: int = 0) -> None:
     """Raise :class:`CarvError` where carv-tiny cannot know what is asked: which words, the nearest known, the way out.
 
-    A prompt is accepted if every word is in the vocabulary, all of them are read, and it names exactly one object, at
-    most one colour and at most one finish.
+    A prompt is accepted if every word is in the vocabulary, all of them are read, with ``room`` for what is said behind
+    them, and it names exactly one object, at most one colour and at most one finish.
     """
     if not prompt.strip():
         raise CarvError('The prompt is empty: write what to make, for example "a red mug".')
@@ -204,7 +204,7 @@ def check_prompt(prompt: str) -> None:
     if len(objects) > 1:
         several, example = ", ".join(objects), f'"a red {objects[0]}"'
         raise CarvError(f"The prompt names several objects ({several}): name one, as in {example}; {WAY_OUT}.")
-    check_words(prompt)
+    check_words(prompt, room=room)
     if not objects:
         raise CarvError(
             f"The prompt names no object that carv-tiny knows: name one of {', '.join(OBJECTS)}, "

@@ -1,9 +1,15 @@
 import random
 
 import pytest
+from transformers import CLIPTokenizer
 
 from carv_3d.errors import CarvError
+from carv_3d.teachers.availability import BUILT_IN
 from carv_3d.teachers.tiny import vocabulary as v
+from carv_3d.teachers.tiny.tokens import WORDS
+from carv_3d.views import COARSE_PHRASES, FINE_PHRASES
+
+WEIGHTS = BUILT_IN["carv-tiny"]
 
 
 def test_sizes_of_the_world() -> None:
@@ -52,8 +58,7 @@ def test_parse(prompt: str, expected: tuple) -> None:
         ("a red mug with stripes and spots", "'and'"),
         ("a striped spotted red mug", "several finishes"),
         ("a plain striped red mug", "several finishes"),
-        (f"a {'big ' * 12}red mug", "15 words and commas, and carv-tiny reads 14"),
-        (f"a {'big ' * 12}red mug, front left view", "19 words and commas, and carv-tiny reads 18"),
+        (f"a {'big ' * 16}red mug", "The prompt has 19 words and commas, and carv-tiny reads 18: shorten"),
         ("../../x", "does not know"),
         ("<script>", "does not know"),
     ],
@@ -66,13 +71,28 @@ def test_what_is_not_known_is_refused_in_one_sentence(prompt: str, says: str) ->
 
 
 def test_a_prompt_as_long_as_can_be_leaves_room_for_the_view() -> None:
+    assert max(len(v.words_of(f", {phrase}")) for phrase in (*FINE_PHRASES, *COARSE_PHRASES)) == v.VIEW_ROOM
     prompt = f"a {'big ' * 11}red mug"
-    v.check_prompt(prompt)
+    v.check_prompt(prompt, v.VIEW_ROOM)
     v.check_prompt(prompt + ", back left view")
-    v.check_words("")  # no negative prompt
+    for longer in (f"one {prompt}", prompt + ", left view"):
+        with pytest.raises(CarvError, match="carv-tiny reads 14, beside 4 for the view"):
+            v.check_prompt(longer, v.VIEW_ROOM)
+
+
+def test_a_caption_as_long_as_can_be_fills_its_tokens() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    ids = tokenizer(f"a {'big ' * 11}red mug, back left view").input_ids
+    assert len(ids) == WORDS == v.LONGEST + 2
+
+
+def test_a_negative_prompt_is_checked_for_its_words_alone() -> None:
+    v.check_words("")
     v.check_words("a blue car, left view")
     with pytest.raises(CarvError, match="'ugly'"):
         v.check_words("ugly")
+    with pytest.raises(CarvError, match="The negative prompt has 20 words"):
+        v.check_words("big " * 20, "The negative prompt")
 
 
 def test_every_known_word_is_taught() -> None:
