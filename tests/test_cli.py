@@ -129,12 +129,18 @@ def test_a_model_that_is_not_there_is_one_sentence(
 
 
 def test_a_dry_run_says_that_a_model_of_the_hub_would_be_downloaded(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # a dry run does not ask the hub
     name = "someone/some-model"
     assert cli.main(["generate", "a red mug", "--dry-run", model_of(Path(name))]) == 0
     out = capsys.readouterr().out
     assert f"# model: {name} is not on this machine; a run would download it first" in out
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "offline mode" in refusal(capsys, "generate", "a red mug", "--dry-run", model_of(Path(name)))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     withdrawn = "stabilityai/stable-diffusion-2-1-base"
     assert withdrawn in refusal(capsys, "generate", "a red mug", "--dry-run", model_of(Path(withdrawn)))
 
