@@ -59,10 +59,11 @@ class PromptOptions:
         for text in (self.prompt, self.negative_prompt):
             if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
                 raise CarvError("the prompt holds control characters or is no valid UTF-8: write plain text")
-        if self.use_perp_neg and (self.fine_views or not self.view_dependent_prompting):
-            raise CarvError(
-                "use_perp_neg mixes front, side and back view: set fine_views=false and view_dependent_prompting=true"
-            )
+        if self.use_perp_neg:
+            wrong = ["fine_views=false"] * self.fine_views
+            wrong += ["view_dependent_prompting=true"] * (not self.view_dependent_prompting)
+            if wrong:
+                raise CarvError(f"use_perp_neg mixes front, side and back view: set {' and '.join(wrong)}")
         for name in ("overhead_threshold", "front_threshold", "back_threshold"):
             if not 0 <= getattr(self, name) <= 180:
                 raise CarvError(f"{name} is {getattr(self, name)}; it must lie between 0 and 180 degrees")

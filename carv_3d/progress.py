@@ -6,10 +6,13 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+LAST_STEPS = 25  # that the time left is told by
 
 
 class StopSignals:
@@ -99,9 +102,10 @@ class Display:
 
         def show(step: int, figures: Mapping[str, float]) -> None:
             nonlocal shown
+            left = clock.left(step)
             if step // every > shown or step == total:
                 shown = step // every
-                self.say(f"{unit} {step}/{total}  left {clock.left(step)}  {describe(figures)}")
+                self.say(f"{unit} {step}/{total}  left {left}  {describe(figures)}")
 
         return show
 
@@ -141,14 +145,16 @@ def seconds_a_step(step: Callable[[], Any], steps: int) -> float:
 
 
 class _Eta:
-    """The time that is left, by the mean over this session's steps."""
+    """The time that is left, by the mean over the last steps: a machine that was busy for a while spoils no more."""
 
     def __init__(self, done: int, total: int) -> None:
-        self.done, self.total = done, total
-        self.begin = time.perf_counter()
+        self.total = total
+        self.marks = deque([(done, time.perf_counter())], maxlen=LAST_STEPS + 1)
 
     def left(self, step: int) -> str:
-        """As minutes and seconds, "0:45"."""
-        each = (time.perf_counter() - self.begin) / max(1, step - self.done)
+        """After `step`, as minutes and seconds, "0:45"; to be asked at every step."""
+        self.marks.append((step, time.perf_counter()))
+        (first, begin), (last, now) = self.marks[0], self.marks[-1]
+        each = (now - begin) / max(1, last - first)
         seconds = round(each * (self.total - step))
         return f"{seconds // 60}:{seconds % 60:02d}"

@@ -35,6 +35,7 @@ from carv_3d.seeds import seed_for
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.view_text import ViewText, view_text
+from carv_3d.views import COARSE_PHRASES, FINE_PHRASES
 
 MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
 PHASES = ("render", "encode", "denoise", "decode", "backward")
@@ -59,6 +60,12 @@ def check_prompt(config: Config) -> None:
     negative prompt too."""
     if not config.prompt.strip():
         raise CarvError('the prompt is empty; write what to make, such as "a red mug"')
+    named = [phrase for phrase in (*FINE_PHRASES, *COARSE_PHRASES) if phrase in config.prompt.lower()]
+    if named and config.system.prompt_processor.view_dependent_prompting:
+        raise CarvError(
+            f"the prompt names a view ({max(named, key=len)}), and each render's own is said behind it: leave it out, "
+            "or set system.prompt_processor.view_dependent_prompting=false"
+        )
     if config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny":
         from carv_3d.teachers.tiny import vocabulary
 

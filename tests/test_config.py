@@ -112,6 +112,10 @@ def test_an_unknown_key_is_named_with_the_nearest(override: str, words: str) -> 
         ("system.loss.lambda_opacity=[0,1,5.0]", "counts epochs"),
         ("system.prompt_processor.front_threshold=181", "front_threshold is 181"),
         ("system.prompt_processor.use_perp_neg=true", "set fine_views=false"),
+        (
+            "system.prompt_processor={use_perp_neg: true, fine_views: false, view_dependent_prompting: false}",
+            "set view_dependent_prompting=true",
+        ),
         ("system.optimizer.name=Adm", "did you mean Adam"),
         ("system.optimizer.args.lr=0", "lr is 0"),
         ("system.optimizer.args.betas=[0.9,1.0]", "betas"),

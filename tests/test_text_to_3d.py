@@ -408,6 +408,15 @@ def test_what_cannot_be_built_is_refused(
         TextTo3D(tiny_config(sd_folder, *overrides), sd_teacher)
 
 
+def test_a_view_in_the_prompt_is_refused_where_each_render_has_its_own(sd_folder: Path, sd_teacher: Any) -> None:
+    prompt = "A mug, Front Left View"
+    with pytest.raises(CarvError, match=r"names a view \(front left view\)"):
+        TextTo3D(tiny_config(sd_folder, prompt=prompt), sd_teacher)
+    off = "system.prompt_processor.view_dependent_prompting=false"
+    told = TextTo3D(tiny_config(sd_folder, off, prompt=prompt), sd_teacher).view_text(orbit(1))
+    assert torch.equal(told.text, sd_teacher.text_embeddings([prompt]))
+
+
 def test_words_that_carv_tiny_does_not_know_are_refused_before_it_is_loaded() -> None:
     for prompt in ("", "   ", "../../x", "<script>alert(1)</script>", "a red zeppelin"):
         with pytest.raises(CarvError):
