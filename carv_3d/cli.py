@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 from carv_3d import __version__
 from carv_3d.errors import CarvError
-from carv_3d.files import explain_os_error
+from carv_3d.files import os_errors_told
 
 # name -> (module, function taking the remaining arguments and returning the exit status, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -72,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `carv` and return its exit status: 0 done, 2 something the user can mend, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        with os_errors_told():
+            return _dispatch(words)
     except CarvError as error:
         print(f"carv: {error}", file=sys.stderr)
         return 2
@@ -82,11 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away: `carv doctor | head -1`
         sys.stderr.close()
         return 141
-    except OSError as error:  # a path that no command foresaw: locked, too long for a name, on a disk that is full
-        if error.errno is None or not isinstance(error.filename, (str, bytes)):
-            raise
-        print(f"carv: {explain_os_error(error, Path(os.fsdecode(error.filename)), 'use')}", file=sys.stderr)
-        return 2
 
 
 def _dispatch(words: list[str]) -> int:

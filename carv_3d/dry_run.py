@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 from carv_3d.config import config_to_yaml
+from carv_3d.core.batching import out_of_memory_told
 from carv_3d.devices import peak_memory
 from carv_3d.errors import CarvError
 from carv_3d.files import check_writable
 from carv_3d.progress import duration, seconds_a_step
 from carv_3d.request import Request, resolve
-from carv_3d.run import N_VIEWS, out_of_memory_told
+from carv_3d.run import N_VIEWS, SCENE_TOO_LARGE
 from carv_3d.text_to_3d import TextTo3D, check_prompt
 
 
@@ -32,7 +33,7 @@ def dry_run(request: Request, steps: int = 2) -> int:
         print(f"# model: {name} is not on this machine; a run would download it first ({error})")
         print("# time and memory: measured once the model is here")
         return 0
-    with out_of_memory_told():
+    with out_of_memory_told(SCENE_TOO_LARGE):
         return _measured(TextTo3D(config), steps)
 
 

@@ -23,6 +23,17 @@ def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvEr
     return CarvError(f"cannot {doing} {path}: {reason}; choose another place or mend its permissions")
 
 
+@contextmanager
+def os_errors_told() -> Iterator[None]:
+    """An OSError of the block that names a path becomes a CarvError: locked, too long a name, a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not isinstance(error.filename, (str, bytes)):
+            raise
+        raise explain_os_error(error, Path(os.fsdecode(error.filename)), "use") from error
+
+
 def expanded(path: str | Path) -> Path:
     """`path` with "~" and "~name" as the home folder; CarvError where there is no such user."""
     try:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from carv_3d.checkpoint import resumed_state, save_checkpoint
 from carv_3d.config import config_to_yaml
-from carv_3d.core.batching import is_out_of_memory
+from carv_3d.core.batching import out_of_memory_told
 from carv_3d.errors import CarvError
 from carv_3d.files import claimed, clear_half_written, write_atomic, write_via
 from carv_3d.metrics import append_row, write_rows
@@ -25,10 +24,13 @@ from carv_3d.text_to_3d import PHASES, TextTo3D, check_prompt
 
 N_VIEWS = 8  # in preview.png and progress.png, and what the judge sees
 FPS = 16
-SMALLER_MODEL = "a smaller model, or device=cpu where the GPU is too small for it"
 SMALLER_SCENE = (
     "a smaller system.geometry.resolution (log2_hashmap_size for a hash grid), data.height and width, "
     "system.renderer.num_samples_per_ray or system.exporter.resolution"
+)
+SCENE_TOO_LARGE = f"memory ran out; take {SMALLER_SCENE}"
+ALL_TOO_LARGE = (
+    f"memory ran out; take a smaller model, or device=cpu where the GPU is too small for it, or {SMALLER_SCENE}"
 )
 # metrics.csv; an empty cell means that the step has no such figure.
 COLUMNS = (
@@ -72,33 +74,22 @@ def generate(request: Request) -> int:
     check_prompt(config)
     display.say(f'"{config.prompt}" -> {folder}')
     with claimed(folder):  # before the model, which may be a long download
-        with display.status("loading the model"), out_of_memory_told(f"{SMALLER_MODEL}, or {SMALLER_SCENE}"):
+        with display.status("loading the model"), out_of_memory_told(ALL_TOO_LARGE):
             host = TextTo3D(config, log=display.say)
         run = Run(host, folder, display)
         run.open(request.resume)
         try:
-            with out_of_memory_told():
+            with out_of_memory_told(SCENE_TOO_LARGE):
                 signal_number = run.train()
         except CarvError as error:
             raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
         if signal_number:
             display.say(f"Stopped after step {host.step}. Go on with: {resume_command(folder)}")
             return 128 + signal_number
-        with out_of_memory_told():
+        with out_of_memory_told(SCENE_TOO_LARGE):
             run.export()
     display.say(f"Done: open {folder / 'report.html'}")
     return 0
-
-
-@contextmanager
-def out_of_memory_told(way_out: str = SMALLER_SCENE) -> Iterator[None]:
-    """Memory that runs out in the block becomes a CarvError that names what to make smaller."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CarvError(f"memory ran out; take {way_out}") from error
 
 
 def resume_command(folder: Path) -> str:

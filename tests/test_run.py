@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_host import TINY
 
 from carv_3d import cli
 from carv_3d.checkpoint import load_checkpoint
@@ -22,21 +23,6 @@ from carv_3d.report import read_metrics
 from carv_3d.run import COLUMNS
 from carv_3d.text_to_3d import TextTo3D
 
-TINY = [
-    "device=cpu",
-    "system.geometry.resolution=8",
-    "system.renderer.num_samples_per_ray=8",
-    "system.exporter.resolution=12",
-    "system.guidance.num_draws=2",
-    "data.width=16",
-    "data.height=16",
-    "data.eval_width=16",
-    "data.eval_height=16",
-    "data.n_test_views=4",
-    "trainer.max_steps=4",
-    "trainer.val_check_interval=2",
-    "checkpoint.every_n_train_steps=2",
-]
 FILES = {
     "asset.glb",
     "checkpoint",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "can't allocate memory", "not enough memory")
     kinds = (torch.cuda.OutOfMemoryError, MemoryError)  # MemoryError: numpy's
     return isinstance(error, kinds) or any(w in str(error).lower() for w in words)
+
+
+@contextmanager
+def out_of_memory_told(sentence: str) -> Iterator[None]:
+    """Memory that runs out in the block becomes a CarvError that says `sentence`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CarvError(sentence) from error
 
 
 @dataclass

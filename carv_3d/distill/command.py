@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from carv_3d.checkpoint import resumed_state, save_checkpoint
-from carv_3d.core.batching import is_out_of_memory
+from carv_3d.core.batching import out_of_memory_told
 from carv_3d.devices import choose_device
 from carv_3d.distill.loop import PHASES, Distillation
 from carv_3d.distill.options import DistillOptions
@@ -81,17 +81,13 @@ def _train(
         teacher = load_teacher(settings, ranks)
     run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
     run.open(request.resume)
+    samples = f"batch_size={run.options.batch_size} samples"
+    too_large = f"memory ran out on {samples}: lower batch_size, or set precision=bf16"
     try:
-        signal_number = run.train()
+        with out_of_memory_told(too_large):
+            signal_number = run.train()
     except CarvError as error:
         raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CarvError(
-            f"memory ran out on batch_size={run.options.batch_size} samples: lower batch_size, or set "
-            f"precision=bf16; {run.kept()}"
-        ) from error
     if signal_number:
         display.say(f"Stopped after step {run.one.step}. Go on with: {resume_command(folder)}")
         return 128 + signal_number

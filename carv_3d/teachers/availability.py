@@ -83,17 +83,22 @@ def is_local(name_or_path: str) -> bool:
 
 def could_be_fetched(name_or_path: str) -> bool:
     """Whether the hub could be expected to deliver it: a valid id, not known to be withdrawn, not in offline mode."""
-    from huggingface_hub import constants
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     name = str(name_or_path).strip()
-    if is_local(name) or name in GONE or getattr(constants, "HF_HUB_OFFLINE", False):
+    if is_local(name) or name in GONE or _offline_mode():
         return False
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
     return True
+
+
+def _offline_mode() -> bool:
+    from huggingface_hub import constants
+
+    return bool(getattr(constants, "HF_HUB_OFFLINE", False))
 
 
 def _looks_like_path(name: str) -> bool:
@@ -117,8 +122,8 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
         log.debug("not in the cache: %s", error)
         in_cache = f"it is not in the cache {cache}"
     sought = f"no diffusion model {name!r}: there is no folder of that name in {os.getcwd()}, {in_cache}"
-    if local_files_only or getattr(constants, "HF_HUB_OFFLINE", False):
-        why = "this is offline mode, so the hub is" if getattr(constants, "HF_HUB_OFFLINE", False) else "the hub was"
+    if local_files_only or _offline_mode():
+        why = "this is offline mode, so the hub is" if _offline_mode() else "the hub was"
         raise CarvError(f"{sought}, and {why} not asked{_mirror(name)}; {WAY_OUT}.")
     try:
         info = huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ...average import Average
 from ...checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from ...errors import CarvError
-from ...files import explain_os_error
+from ...files import os_errors_told
 
 # 19 ms where 68 were, for the 11 million weights of the UNet and two threads; None is torch's own choice
 FUSED = True if Version(torch.__version__) >= Version("2.4") else None
@@ -26,13 +25,10 @@ FUSED = True if Version(torch.__version__) >= Version("2.4") else None
 def told_by(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
     """Do the work; what the user can mend ends it with one sentence and status 2."""
     try:
-        work()
+        with os_errors_told():
+            work()
     except CarvError as error:
         parser.exit(2, f"{error}\n")
-    except OSError as error:
-        if error.errno is None or not isinstance(error.filename, (str, bytes)):
-            raise
-        parser.exit(2, f"{explain_os_error(error, Path(os.fsdecode(error.filename)), 'use')}\n")
 
 
 def run_stage(
