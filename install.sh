@@ -128,7 +128,7 @@ if int(torch.__version__.split(".")[0]) < 2:
     die "carv_3d could not be installed into the environment of $(command -v "$python"); mend that and run it again"
   }
   [ -L "$link" ] || ln -s "$ROOT/custom/threestudio-carv" "$link"
-  "$python" -m carv_3d.cli doctor --threestudio "$checkout" >&2 || say "The extension is linked; what is still missing stands above."
+  "$python" -m carv_3d.cli.main doctor --threestudio "$checkout" >&2 || say "The extension is linked; what is still missing stands above."
 }
 
 if [ "${1:-}" = --threestudio ]; then

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from carv_3d.config import Config, load_config
+from carv_3d.evaluation.truth import iou, psnr, scoring_views, true_views
+from carv_3d.generate.config import Config, load_config
+from carv_3d.generate.trainer import TextTo3D
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.teachers.tiny.judge import Judge
-from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS, unseen_pairs
-from carv_3d.text_to_3d import TextTo3D
-from carv_3d.truth import iou, psnr, scoring_views, true_views
+from carv_3d.tiny.classifier import Judge
+from carv_3d.tiny.vocabulary import COLOURS, OBJECTS, unseen_pairs
 
 
 def jobs(pairs: str, seeds: int) -> list[tuple[str, str, int]]:

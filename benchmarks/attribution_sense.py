@@ -28,7 +28,7 @@ from carv_3d.attribution.metrics import shares_among
 from carv_3d.attribution.pictures import TinyPictures
 from carv_3d.attribution.queries import prompt_query
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.teachers.tiny.vocabulary import OBJECTS
+from carv_3d.tiny.vocabulary import OBJECTS
 
 TOP = 20
 

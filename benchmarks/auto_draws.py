@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import copy
 
-from carv_3d.config import load_config
 from carv_3d.errors import CarvError, run_script
-from carv_3d.progress import Display
-from carv_3d.text_to_3d import TextTo3D
+from carv_3d.generate.config import load_config
+from carv_3d.generate.trainer import TextTo3D
+from carv_3d.runs.progress import Display
 from carv_3d.variance.command import BASELINE, measure
 from carv_3d.variance.figures import rows
 from carv_3d.variance.methods import method

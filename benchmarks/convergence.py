@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from carv_3d.compare.command import ENGINES
+from carv_3d.compare.command import ENGINES, run_sweep
 from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.reach import Reach
-from carv_3d.compare.sweep import Sweep, run_sweep
+from carv_3d.compare.sweep import Sweep
 from carv_3d.errors import CarvError, run_script
 
 PROMPTS = (

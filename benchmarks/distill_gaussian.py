@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from distill_trials import METHODS, equal_table, make_trials, read_off, run_trials
 from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.distill.fake import FakeScore
 from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
-from carv_3d.distill.metrics import wasserstein
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
-from carv_3d.distill.trials import METHODS, equal_table, make_trials, read_off, run_trials
 from carv_3d.errors import CarvError, run_script
+from carv_3d.evaluation.distances import wasserstein
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 MODES, STD = 8, 0.1

@@ -28,11 +28,11 @@ from carv_3d.distill.evaluate import (
     preview_sheet,
     score_pictures,
 )
-from carv_3d.distill.metrics import frechet_distance, kernel_distance
 from carv_3d.errors import CarvError, run_script
+from carv_3d.evaluation.distances import frechet_distance, kernel_distance
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.teachers.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
-from carv_3d.teachers.tiny.judge import Judge
+from carv_3d.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
+from carv_3d.tiny.classifier import Judge
 
 HEAD = "| pictures | n | UNet rows each | s each | object | colour | both | over the teacher's | kernel | Fréchet |"
 

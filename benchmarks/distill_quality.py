@@ -16,19 +16,19 @@ import random
 from pathlib import Path
 
 import torch
+from distill_trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
 
-from carv_3d.checkpoint import load_checkpoint
 from carv_3d.distill.evaluate import judge_features, one_step_pictures, score_pictures
 from carv_3d.distill.loop import Distillation
-from carv_3d.distill.metrics import kernel_distance
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import TinyCaptions
 from carv_3d.distill.request import read_distill_options
-from carv_3d.distill.trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
 from carv_3d.errors import CarvError, run_script
+from carv_3d.evaluation.distances import kernel_distance
+from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.teachers.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
-from carv_3d.teachers.tiny.judge import Judge
+from carv_3d.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
+from carv_3d.tiny.classifier import Judge
 
 FIGURES = ("agreement_both", "agreement_object", "agreement_colour", "kernel_distance")
 

@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from carv_3d.config import load_config
 from carv_3d.errors import CarvError, run_script
-from carv_3d.files import make_folder, write_atomic, write_via
-from carv_3d.progress import Display
-from carv_3d.text_to_3d import TextTo3D, load_teacher
+from carv_3d.generate.config import load_config
+from carv_3d.generate.trainer import TextTo3D, load_teacher
+from carv_3d.io.files import make_folder, write_atomic, write_via
+from carv_3d.runs.progress import Display
 from carv_3d.variance.command import BASELINE, FORMAT, VarianceRequest, go_to, measure, spent
 from carv_3d.variance.figures import phases_of, rows
 from carv_3d.variance.methods import method

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-from carv_3d.config import load_config
+from carv_3d.generate.config import load_config
+from carv_3d.generate.trainer import TextTo3D
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.text_to_3d import TextTo3D
 
 
 def untrained(folder: Path) -> Path:
     """carv-tiny's architecture with random weights, as a model folder."""
     from diffusers import AutoencoderKL
 
-    from carv_3d.teachers.tiny import autoencoder, denoiser
-    from carv_3d.teachers.tiny.export import export
-    from carv_3d.teachers.tiny.tokens import END, START, build_tokenizer
+    from carv_3d.tiny import autoencoder, denoiser
+    from carv_3d.tiny.export import export
+    from carv_3d.tiny.tokens import END, START, build_tokenizer
 
     words = folder / "words"
     tokenizer = build_tokenizer(words)

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from carv_3d.outputs import contact_sheet, to_uint8, write_png
-from carv_3d.teachers.sampling import prompt_pictures
+from carv_3d.guidance.sampling import prompt_pictures
+from carv_3d.io.images import contact_sheet, to_uint8, write_png
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.teachers.tiny.agreement import (
+from carv_3d.tiny.agreement import (
     SIDES,
     Wanted,
     agreement,
@@ -27,7 +27,7 @@ from carv_3d.teachers.tiny.agreement import (
     sides_named,
     true_renders,
 )
-from carv_3d.teachers.tiny.judge import WEIGHTS, Judge
+from carv_3d.tiny.classifier import WEIGHTS, Judge
 
 
 def row(title: str, judge: Judge, pictures: Tensor, wanted: list[Wanted]) -> None:

@@ -15,10 +15,10 @@ import warnings
 import torch
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.teachers.tiny import denoiser
-from carv_3d.teachers.tiny.quick import compile_in_place, gradient_of
-from carv_3d.teachers.tiny.stage import FUSED
-from carv_3d.teachers.tiny.tokens import LENGTH
+from carv_3d.tiny import denoiser
+from carv_3d.tiny.quick import compile_in_place, gradient_of
+from carv_3d.tiny.stage import FUSED
+from carv_3d.tiny.tokens import LENGTH
 
 VOCABULARY = 600  # as many tokens as carv-tiny has, nearly; it decides nothing here
 

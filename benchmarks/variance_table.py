@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from carv_3d.config import load_config
 from carv_3d.core.accounting import Interval
 from carv_3d.errors import CarvError, run_script
-from carv_3d.files import slug
-from carv_3d.text_to_3d import load_teacher
+from carv_3d.generate.config import load_config
+from carv_3d.generate.trainer import load_teacher
+from carv_3d.io.files import slug
 from carv_3d.variance.command import VarianceRequest, read_grid, run
 from carv_3d.variance.figures import rows
 from carv_3d.variance.show import with_ends

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from carv_3d.version import __version__
+
 if TYPE_CHECKING:
     from carv_3d.core import (
         CarvEstimator,
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
         sds_loss,
     )
     from carv_3d.errors import CarvError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CarvError",

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from carv_3d.config import Config, load_config
+from carv_3d.generate.config import Config, load_config
+from carv_3d.generate.trainer import TextTo3D
 from carv_3d.scenes.mesh import extract_mesh
-from carv_3d.text_to_3d import TextTo3D
 
 TINY = [
     "device=cpu",

@@ -37,10 +37,10 @@ from carv_3d.attribution.queries import (
 )
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
 from carv_3d.attribution.store import RowStore
+from carv_3d.config.reader import to_mapping
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, expanded, make_folder, slug, unused, write_atomic, write_via
-from carv_3d.options import to_mapping
-from carv_3d.progress import Display, StopSignals, duration
+from carv_3d.io.files import check_unused, expanded, make_folder, slug, unused, write_atomic, write_via
+from carv_3d.runs.progress import Display, StopSignals, duration
 
 METHODS = {  # name -> the loss of its features, what the page says
     "cosine": ("loss", "the cosine between gradients of the loss"),

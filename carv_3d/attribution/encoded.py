@@ -13,7 +13,7 @@ from torch import Tensor
 
 from carv_3d.attribution.pictures import Image, TrainingPictures
 from carv_3d.attribution.store import RowStore
-from carv_3d.checkpoint import fingerprint_of
+from carv_3d.runs.checkpoint import fingerprint_of
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 CHUNK = 16  # pictures encoded together, always the same ones, so that resuming changes no bit

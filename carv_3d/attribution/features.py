@@ -24,11 +24,11 @@ from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import FeatureOptions
 from carv_3d.attribution.projection import Projection
 from carv_3d.attribution.store import RowStore
+from carv_3d.config.reader import to_mapping
 from carv_3d.core.accounting import CostMeter
 from carv_3d.core.estimator import Draws
 from carv_3d.core.proposals import TimestepProposal, make_proposal
 from carv_3d.errors import CarvError
-from carv_3d.options import to_mapping
 
 FLUSH_EVERY = 64  # items; what a power cut (no kill) may cost
 

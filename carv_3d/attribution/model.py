@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carv_3d.checkpoint import fingerprint_of
 from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.runs.checkpoint import fingerprint_of
 from carv_3d.teachers.denoiser import Denoiser
 
 

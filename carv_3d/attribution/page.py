@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from carv_3d import __version__
 from carv_3d.attribution.pictures import Image, TrainingPictures
 from carv_3d.attribution.queries import Query
 from carv_3d.attribution.scores import Scores
-from carv_3d.charts import Series, line_chart
-from carv_3d.files import write_atomic
+from carv_3d.io.files import write_atomic
+from carv_3d.report.charts import Series, line_chart
+from carv_3d.version import __version__
 
 SHOWN = 18  # pictures at either end
 ROWS = 50  # of the table

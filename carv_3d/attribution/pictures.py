@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carv_3d.errors import CarvError
-from carv_3d.files import explain_os_error
+from carv_3d.io.files import explain_os_error
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TINY_SEED = 1  # of the pictures that carv-tiny was trained on, see teachers.tiny.train
@@ -40,7 +40,7 @@ class TinyPictures:
     name = "tiny"
 
     def __init__(self, folder: Path, count: int = TINY_COUNT, log: Callable[[str], None] = print) -> None:
-        from carv_3d.teachers.tiny.dataset import build, source_hash
+        from carv_3d.tiny.dataset import build, source_hash
 
         if not 1 <= count <= TINY_COUNT:
             raise CarvError(f"carv-tiny was trained on {TINY_COUNT} pictures: items must be 1 .. {TINY_COUNT}.")
@@ -61,8 +61,8 @@ class TinyPictures:
 
     def caption(self, index: int) -> str:
         """As a caption of the training, without its synonyms: "a striped red mug, left view"."""
-        from carv_3d.teachers.tiny.vocabulary import OBJECTS
-        from carv_3d.views import view_phrase
+        from carv_3d.scenes.view_phrases import view_phrase
+        from carv_3d.tiny.vocabulary import OBJECTS
 
         shot = self._pictures.shots[index]
         finish = "" if shot.finish == "plain" else f"{shot.finish} "

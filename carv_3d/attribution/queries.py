@@ -10,8 +10,8 @@ import torch
 
 from carv_3d.attribution.pictures import SUFFIXES, Image, read_picture
 from carv_3d.errors import CarvError
-from carv_3d.files import expanded
-from carv_3d.outputs import to_uint8
+from carv_3d.io.files import expanded
+from carv_3d.io.images import to_uint8
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 GUIDANCE_SCALE = 3.5  # of the pictures that a prompt stands for
@@ -56,7 +56,7 @@ def kind_of(word: str) -> str:
 
 def model_of_run(folder: Path) -> str:
     """The model that a run was made with. Raises CarvError for the folder of anything but a run of carv generate."""
-    from carv_3d.config import load_config
+    from carv_3d.generate.config import load_config
 
     try:
         config = load_config(folder / "config.yaml")
@@ -71,7 +71,7 @@ def model_of_run(folder: Path) -> str:
 def check_words(prompt: str, model: str) -> None:
     """Raises CarvError for a prompt that carv-tiny, if it is the model, cannot know."""
     if model == "carv-tiny" and prompt:
-        from carv_3d.teachers.tiny.vocabulary import check_prompt
+        from carv_3d.tiny.vocabulary import check_prompt
 
         check_prompt(prompt)
 
@@ -84,7 +84,7 @@ def picture_query(path: Path, prompt: str, size: int, resize: bool) -> Query:
 
 def prompt_query(prompt: str, teacher: StableDiffusionTeacher, count: int, seed: int) -> Query:
     """`count` pictures that the model makes from a prompt."""
-    from carv_3d.teachers.sampling import prompt_pictures
+    from carv_3d.guidance.sampling import prompt_pictures
 
     pictures = to_uint8(prompt_pictures(teacher, [prompt] * count, GUIDANCE_SCALE, SAMPLE_STEPS, seed))
     note = f"The model made these pictures from the prompt (guidance {GUIDANCE_SCALE}, seed {seed})."
@@ -93,10 +93,10 @@ def prompt_query(prompt: str, teacher: StableDiffusionTeacher, count: int, seed:
 
 def run_query(folder: Path, teacher: Any, count: int) -> Query:
     """`count` views around the asset of a run, at the size that the model sees."""
-    from carv_3d.checkpoint import load_checkpoint
-    from carv_3d.config import load_config
-    from carv_3d.text_to_3d import TextTo3D
-    from carv_3d.views import view_phrase
+    from carv_3d.generate.config import load_config
+    from carv_3d.generate.trainer import TextTo3D
+    from carv_3d.runs.checkpoint import load_checkpoint
+    from carv_3d.scenes.view_phrases import view_phrase
 
     config = load_config(folder / "config.yaml")
     state, _ = load_checkpoint(folder / "checkpoint")

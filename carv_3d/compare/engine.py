@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from carv_3d.compare.clip import ClipScore, usual_clip
 from carv_3d.compare.scored_run import ScoredRun
 from carv_3d.compare.sweep import Sweep
-from carv_3d.devices import choose_device
-from carv_3d.files import locked, make_folder
-from carv_3d.progress import Display, StopSignals
-from carv_3d.text_to_3d import TextTo3D, load_teacher
+from carv_3d.core.devices import choose_device
+from carv_3d.evaluation.clip import ClipScore, usual_clip
+from carv_3d.generate.trainer import TextTo3D, load_teacher
+from carv_3d.io.files import locked, make_folder
+from carv_3d.runs.progress import Display, StopSignals
 
 SLICE = 2.0  # seconds of a run's own clock before the next one's turn
 

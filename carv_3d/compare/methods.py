@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.compare.records import MAX_LABEL
-from carv_3d.config import Config, load_config
 from carv_3d.errors import CarvError
-from carv_3d.files import slug
+from carv_3d.generate.config import Config, load_config
+from carv_3d.io.files import slug
 
 NOT_HERE = {"seed": "--seeds", "system.prompt_processor.prompt": "--prompt"}
 

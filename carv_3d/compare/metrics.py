@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from carv_3d.report import CURVES
+from carv_3d.report.page import CURVES
 
 AXIS_LABELS = {"seconds": "seconds", "steps": "steps", "unet_rows": "UNet rows", "renders": "renders"}
 AXIS_NOTES = {

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from carv_3d import __version__
-from carv_3d.charts import COLOURS, Series, line_chart
 from carv_3d.compare.metrics import AXIS_LABELS, AXIS_NOTES, metric
 from carv_3d.compare.records import AXES, RunRecord
 from carv_3d.compare.tables import Comparison
-from carv_3d.files import write_atomic
-from carv_3d.report import data_uri, model_viewer, page
+from carv_3d.io.files import write_atomic
+from carv_3d.report.charts import COLOURS, Series, line_chart
+from carv_3d.report.page import data_uri, model_viewer, page
+from carv_3d.version import __version__
 
 MAX_MODELS = 24  # models in the page, of about 2 MB each
 STYLE = """

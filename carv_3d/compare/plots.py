@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from carv_3d.charts import COLOURS
 from carv_3d.compare.metrics import AXIS_LABELS, metric
 from carv_3d.compare.records import AXES
 from carv_3d.compare.tables import Comparison
-from carv_3d.files import slug, write_via
+from carv_3d.io.files import slug, write_via
+from carv_3d.report.charts import COLOURS
 
 
 def write_plots(folder: Path, comparison: Comparison) -> list[Path]:

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from carv_3d.compare.engine import clip_of, run_group, warm_teachers
 from carv_3d.compare.sweep import Sweep
 from carv_3d.errors import CarvError
-from carv_3d.files import locked, write_atomic
-from carv_3d.progress import Display, StopSignals
+from carv_3d.io.files import locked, write_atomic
+from carv_3d.runs.progress import Display, StopSignals
 
 INSTALL = "pip install 'ray>=2.60,<3'"
 RETRIES = 5  # of a task whose worker died
@@ -47,7 +48,6 @@ def run_on_ray(
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         resources = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES}
         task = ray.remote(**resources)(_group)
-        from carv_3d.compare.engine import clip_of
 
         clip_of(sweep, display)  # says where there is none, once
         left = sweep.left(out)
@@ -139,8 +139,6 @@ def _prepare(out: str, token: str) -> Path:
 
 def _group(sweep: Sweep, out: str, group: tuple[int, int], token: str) -> tuple[dict[str, float], list[str]]:
     """One task: the runs of a group; returns their last figures and what there was to say."""
-    from carv_3d.compare.engine import clip_of, run_group, warm_teachers
-
     folder = _prepare(out, token)
     display = _Lines()
     last: dict[str, float] = {}

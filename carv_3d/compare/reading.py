@@ -11,11 +11,12 @@ import numpy as np
 
 from carv_3d.compare import threestudio
 from carv_3d.compare.records import RunRecord, columns, method_settings, name_methods
-from carv_3d.config import load_config
+from carv_3d.config.reader import to_mapping
 from carv_3d.errors import CarvError
-from carv_3d.files import explain_os_error
-from carv_3d.options import to_mapping
-from carv_3d.report import flatten, read_table
+from carv_3d.generate.config import load_config
+from carv_3d.io.files import explain_os_error
+from carv_3d.io.tables import read_table
+from carv_3d.report.page import flatten
 
 LABEL = "method.json"  # in a run's folder: which method of a comparison it is of
 NOT_METRICS = {"step", "seconds", "unet_rows", "renders"}

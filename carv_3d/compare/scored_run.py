@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carv_3d.checkpoint import has_checkpoint, rng_state, set_rng_state
-from carv_3d.compare.clip import ClipScore
 from carv_3d.compare.reading import LABEL
 from carv_3d.errors import CarvError
-from carv_3d.files import make_folder, write_atomic
-from carv_3d.outputs import contact_sheet, to_uint8, write_png
-from carv_3d.progress import Display
-from carv_3d.report import read_metrics
-from carv_3d.run import COLUMNS, Run
-from carv_3d.text_to_3d import TextTo3D
-from carv_3d.truth import TrueShape, scoring_views
+from carv_3d.evaluation.clip import ClipScore
+from carv_3d.evaluation.truth import TrueShape, scoring_views
+from carv_3d.generate.run import COLUMNS, Run
+from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io.files import make_folder, write_atomic
+from carv_3d.io.images import contact_sheet, to_uint8, write_png
+from carv_3d.io.tables import read_metrics
+from carv_3d.runs.checkpoint import has_checkpoint, rng_state, set_rng_state
+from carv_3d.runs.progress import Display
 
 RESULT = "result.json"  # written last: a run that has one is done
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carv_3d.charts import smooth
 from carv_3d.compare.records import Array, RunRecord
+from carv_3d.report.charts import smooth
 
 RESAMPLES = 2000
 LEVEL = 0.95

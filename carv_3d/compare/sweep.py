@@ -8,19 +8,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from carv_3d.compare.methods import Method, full_key
 from carv_3d.compare.scored_run import RESULT, Length
-from carv_3d.config import Config
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, explain_os_error, make_folder, slug, write_atomic
-from carv_3d.progress import Display
+from carv_3d.generate.config import Config
+from carv_3d.io.files import check_unused, explain_os_error, make_folder, slug, write_atomic
 
 FORMAT = 2
 SPEC = "sweep.yaml"
@@ -77,52 +74,9 @@ class Sweep:
         return replace(self.length, scheduled=not self.fixes_steps(method))
 
 
-def run_sweep(
-    sweep: Sweep,
-    out: Path | None = None,
-    engine: str = "local",
-    address: str | None = None,
-    workers: int | None = None,
-    baseline: str | None = None,
-    scores: Sequence[str] = (),
-    command: str = "",
-    display: Display | None = None,
-) -> int:
-    """Make the runs that are left, then compare all; returns the exit status (130 or 143 where a signal stopped it).
-
-    Raises:
-        CarvError: before any work, for a bad option, an unknown prompt, or a folder that holds something else.
-    """
-    display = display or Display()
-    check(sweep)
-    if engine == "ray":
-        from carv_3d.compare.ray_engine import check_ray
-
-        check_ray()
-    out = out or Path("outputs") / f"compare-{slug(sweep.prompts[0], 24)}-{_digest(sweep)}"
-    sweep = open_folder(sweep, out)
-    count = len(sweep.prompts) * len(sweep.methods) * sweep.seeds
-    length = f"{sweep.budget:g} s of its own clock" if sweep.budget else f"{sweep.steps} steps"
-    display.say(f"{count} runs of {length} each -> {out}")
-    if sweep.left(out):
-        if engine == "ray":
-            from carv_3d.compare.ray_engine import run_on_ray
-
-            stopped = run_on_ray(sweep, out, display, address, workers)
-        else:
-            from carv_3d.compare.engine import run_here
-
-            stopped = run_here(sweep, out, display)
-        if stopped:
-            display.say(f"Stopped. Go on with the same command{f': {command}' if command else ''}")
-            return 128 + stopped
-    _write(sweep, out, display, baseline, scores, command)
-    return 0
-
-
 def check(sweep: Sweep) -> None:
     """Read every method's configuration for every prompt; CarvError for the first mistake."""
-    from carv_3d.text_to_3d import check_prompt
+    from carv_3d.generate.trainer import check_prompt
 
     for word in sweep.common:
         if "=" not in word:
@@ -191,33 +145,6 @@ def describe(sweep: Sweep) -> dict[str, Any]:
         "common": sweep.common,
         "clip": sweep.clip,
     }
-
-
-def _write(
-    sweep: Sweep, out: Path, display: Display, baseline: str | None, scores: Sequence[str], command: str
-) -> None:
-    from carv_3d.compare.reading import read_run
-    from carv_3d.compare.write import terminal_table, write_comparison
-
-    folders = [sweep.folder(out, m, *group) for m in sweep.methods for group in sweep.groups]
-    runs = [read_run(folder) for folder in folders]
-    results = [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
-    for run, result in zip(runs, results):
-        if "note" in result:
-            run.notes.append(f"{run.method}, {run.prompt}, seed {run.seed}: no mesh ({result['note']})")
-    length = f"{sweep.budget:g} s" if sweep.budget else f"{sweep.steps} steps"
-    facts = [("each run's own clock" if sweep.budget else "each run", length)]
-    with display.status("writing tables, pictures and the page"):
-        comparison = write_comparison(out, runs, baseline, scores, command, facts)
-    for line in [*(f"Note: {note}." for note in comparison.notes), *terminal_table(comparison)]:
-        display.say(line)
-    display.say(f"Done: open {out / 'compare.html'}")
-
-
-def _digest(sweep: Sweep) -> str:
-    """Of what makes it this sweep, so that the same command finds its folder again."""
-    what = describe(sweep)
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _short(value: object) -> str:

@@ -15,7 +15,7 @@ from carv_3d.compare.metrics import SCORES, order
 from carv_3d.compare.reach import Reach, reach
 from carv_3d.compare.records import AXES, RunRecord
 from carv_3d.compare.statistics import Bootstrap, Curve, interval, mean_curve
-from carv_3d.files import write_atomic
+from carv_3d.io.files import write_atomic
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 
 from carv_3d.compare.records import RunRecord, columns, method_settings
 from carv_3d.errors import CarvError
-from carv_3d.report import flatten, read_table
+from carv_3d.io.tables import read_table
+from carv_3d.report.page import flatten
 
 # threestudio's own guidance counts nothing, but its cost is known: rows through the UNet for each render.
 STOCK_ROWS = {"stable-diffusion-guidance": 2, "deep-floyd-guidance": 2}

@@ -9,7 +9,7 @@ from carv_3d.compare.page import write_page
 from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord, check_comparable
 from carv_3d.compare.tables import Comparison, compare, write_tables
-from carv_3d.files import make_folder
+from carv_3d.io.files import make_folder
 
 
 def write_comparison(

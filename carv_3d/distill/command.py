@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from carv_3d.checkpoint import resumed_state, save_checkpoint
 from carv_3d.core.batching import out_of_memory_told
-from carv_3d.devices import choose_device
+from carv_3d.core.devices import choose_device
+from carv_3d.core.seeds import seed_for
 from carv_3d.distill.loop import PHASES, Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import Prompts, read_prompts
@@ -28,12 +28,11 @@ from carv_3d.distill.request import (
     resolve,
 )
 from carv_3d.errors import CarvError
-from carv_3d.files import claimed, clear_half_written, make_folder, write_atomic
-from carv_3d.metrics import append_row, write_rows
-from carv_3d.progress import Display, StopSignals
-from carv_3d.report import read_metrics
-from carv_3d.scoring import PromptJudge
-from carv_3d.seeds import seed_for
+from carv_3d.evaluation.scoring import PromptJudge
+from carv_3d.io.files import claimed, clear_half_written, make_folder, write_atomic
+from carv_3d.io.tables import append_row, read_metrics, write_rows
+from carv_3d.runs.checkpoint import resumed_state, save_checkpoint
+from carv_3d.runs.progress import Display, StopSignals
 
 # metrics.csv; an empty cell means that the step has no such figure.
 COLUMNS = (

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from carv_3d.devices import peak_memory
+from carv_3d.core.devices import peak_memory
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.request import DistillRequest, resolve
-from carv_3d.files import check_writable
-from carv_3d.progress import duration, seconds_a_step
+from carv_3d.io.files import check_writable
+from carv_3d.runs.progress import duration, seconds_a_step
 
 
 def dry_run(request: DistillRequest, steps: int = 2) -> int:

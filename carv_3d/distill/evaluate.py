@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from carv_3d.core.accounting import Interval
 from carv_3d.distill.generator import OneStepGenerator
-from carv_3d.distill.metrics import kernel_distance, ratio_of_means
 from carv_3d.errors import CarvError
-from carv_3d.outputs import contact_sheet, to_uint8, write_png
-from carv_3d.scoring import at_judged_size
-from carv_3d.teachers.sampling import prompt_pictures, pure_noise
+from carv_3d.evaluation.distances import kernel_distance, ratio_of_means
+from carv_3d.evaluation.scoring import at_judged_size
+from carv_3d.guidance.sampling import prompt_pictures, pure_noise
+from carv_3d.io.images import contact_sheet, to_uint8, write_png
 
 SHEET_PIXELS = 128  # small pictures are enlarged to about this
 CAPTION_HEIGHT = 14
@@ -71,7 +71,7 @@ def counted_rows(unet: nn.Module) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def judge_features(judge: Any, pictures: Tensor, batch: int = 256) -> Tensor:
-    """(N, 3, H, W) in [0, 1] -> (N, 640), the judge's features, see `carv_3d.distill.metrics`."""
+    """(N, 3, H, W) in [0, 1] -> (N, 640), the judge's features, see `carv_3d.evaluation.distances`."""
     return torch.cat([judge.features(at_judged_size(part)) for part in pictures.split(batch)])
 
 
@@ -100,7 +100,7 @@ class Scores:
 def score_pictures(judge: Any, pictures: Tensor, wanted: Sequence[Any], reference: Tensor) -> Scores:
     """pictures: (N, 3, H, W) in [0, 1], one for each of N `wanted` (`tiny.agreement.Wanted`). reference: (N, 640),
     features of true pictures of the same `wanted`."""
-    from carv_3d.teachers.tiny.agreement import named, verdicts
+    from carv_3d.tiny.agreement import named, verdicts
 
     found = verdicts(named(judge, at_judged_size(pictures)), wanted)
     features = judge_features(judge, pictures)

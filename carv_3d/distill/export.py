@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from carv_3d.errors import CarvError
-from carv_3d.files import replaced_folder, write_atomic
+from carv_3d.io.files import replaced_folder, write_atomic
 from carv_3d.teachers.loading import load_scheduler
 from carv_3d.teachers.model_folder import check_folder, read_json, weight_files
 

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.average import Average
 from carv_3d.core.costs import CostMeter
+from carv_3d.core.ema import Average
 from carv_3d.core.estimator import Estimate
+from carv_3d.core.seeds import seed_for
 from carv_3d.distill.dmd import DistributionMatching
 from carv_3d.distill.fake import FakeScore, FakeTraining
 from carv_3d.distill.generator import OneStepGenerator
@@ -30,7 +31,6 @@ from carv_3d.distill.prompts import Prompts
 from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.updates import Updates
 from carv_3d.errors import CarvError
-from carv_3d.seeds import seed_for
 from carv_3d.teachers.timed import TimedTeacher
 
 MAX_BAD_STEPS = 20  # updates in a row without a finite gradient before a run gives up

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from carv_3d.config.reader import at_least, one_of
 from carv_3d.core.designs import STRATIFY, Design
+from carv_3d.core.devices import DEVICES
 from carv_3d.core.estimator import EstimatorOptions
 from carv_3d.core.proposals import PROPOSALS
-from carv_3d.devices import DEVICES
 from carv_3d.distill.dmd import OBJECTIVES
 from carv_3d.errors import CarvError
-from carv_3d.options import at_least, one_of
 
 PRECISIONS = ("float32", "bf16", "fp16")
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from carv_3d.errors import CarvError
-from carv_3d.files import expanded, explain_os_error
+from carv_3d.io.files import expanded, explain_os_error
 
 
 class Prompts(Protocol):
@@ -65,14 +65,14 @@ class TinyCaptions:
     bounded = False
 
     def __init__(self) -> None:
-        from carv_3d.teachers.tiny.dataset import colours_of
+        from carv_3d.tiny.dataset import colours_of
 
         self._colours = colours_of()
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
         """n captions at random."""
-        from carv_3d.teachers.tiny.dataset import draw_view
-        from carv_3d.teachers.tiny.vocabulary import caption
+        from carv_3d.tiny.dataset import draw_view
+        from carv_3d.tiny.vocabulary import caption
 
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         shots = [draw_view(rng, self._colours)[0] for _ in range(n)]
@@ -88,7 +88,7 @@ def read_prompts(path: str | None, model: str) -> Prompts:
     if path is not None:
         listed = ListedPrompts.read(expanded(path))
         if model == "carv-tiny":
-            from carv_3d.teachers.tiny.vocabulary import check_prompt
+            from carv_3d.tiny.vocabulary import check_prompt
 
             for prompt in listed.prompts:
                 check_prompt(prompt)

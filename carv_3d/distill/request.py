@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from carv_3d.config.reader import differing_keys, look_up, read_options, read_override, resolved, to_mapping
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, expanded, explain_os_error, newest_run, slug, unused
-from carv_3d.options import differing_keys, look_up, read_options, read_override, resolved, to_mapping
+from carv_3d.io.files import check_unused, expanded, explain_os_error, newest_run, slug, unused
 
 EXAMPLE = "num_draws=8"
 # What --resume may change: how long, what is shown and where, and what must be smaller or coarser where memory ran out.

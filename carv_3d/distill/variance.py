@@ -21,9 +21,9 @@ from torch import Tensor
 from carv_3d.core.accounting import Interval
 from carv_3d.core.designs import Design
 from carv_3d.core.estimator import CarvEstimator
+from carv_3d.core.seeds import seed_for
 from carv_3d.distill.loop import Distillation
 from carv_3d.errors import CarvError
-from carv_3d.seeds import seed_for
 
 RESAMPLES = 2000
 MIN_PAIRS = 8  # of which the bootstrap makes an interval that is worth showing

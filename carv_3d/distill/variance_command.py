@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from carv_3d.checkpoint import load_checkpoint
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.prompts import Prompts
@@ -21,8 +20,9 @@ from carv_3d.distill.variance import (
     variance_table,
 )
 from carv_3d.errors import CarvError
-from carv_3d.files import check_unused, expanded, folder_for, slug, unused, write_atomic
-from carv_3d.progress import Display, StopSignals
+from carv_3d.io.files import check_unused, expanded, folder_for, slug, unused, write_atomic
+from carv_3d.runs.checkpoint import load_checkpoint
+from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.teachers.availability import BUILT_IN
 
 # The options that the variance depends on; samples, draws and their design are the settings'.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from carv_3d.errors import CarvError
 from carv_3d.scenes.camera_sequence import low_discrepancy
-from carv_3d.views import view_phrase
+from carv_3d.scenes.view_phrases import view_phrase
 
 __all__ = ["CameraOptions", "Cameras", "Rays", "look_at", "orbit", "sample_cameras", "view_phrase"]
 

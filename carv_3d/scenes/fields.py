@@ -19,8 +19,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv_3d.config.reader import read_options
 from carv_3d.errors import CarvError
-from carv_3d.options import read_options
 from carv_3d.scenes.hashed import interpolate_hashed
 from carv_3d.scenes.trilinear import interpolate
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.errors import CarvError
-from carv_3d.files import expanded
+from carv_3d.io.files import expanded
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import BIN_STEMS, WAY_OUT, WEIGHT_STEMS, WrongFamily, check_family, check_folder
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = {"carv-tiny": Path(__file__).parent / "tiny" / "weights"}
+BUILT_IN = {"carv-tiny": Path(__file__).parents[1] / "tiny" / "weights"}
 
 GONE = {
     **{

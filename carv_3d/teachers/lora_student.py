@@ -14,7 +14,7 @@ from carv_3d.teachers.lora import CameraLora
 
 
 class LoraStudent:
-    """A `carv_3d.vsd.Student`. `lora` is a torch module: the host trains it, saves it and moves it."""
+    """A `carv_3d.guidance.vsd.Student`. `lora` is a torch module: the host trains it, saves it and moves it."""
 
     def __init__(self, denoiser: Denoiser, rank: int = 4) -> None:
         """denoiser: it may be the teacher itself, which is left as it is outside of this object's calls."""

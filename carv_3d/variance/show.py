@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from carv_3d.charts import COLOURS
 from carv_3d.core.accounting import Interval
-from carv_3d.files import write_atomic, write_via
+from carv_3d.io.files import write_atomic, write_via
+from carv_3d.report.charts import COLOURS
 from carv_3d.variance.figures import PAPER_ECM, PAPER_ORACLE, Row, Timesteps
 
 COLUMNS = (

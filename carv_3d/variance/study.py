@@ -24,10 +24,10 @@ from torch import Tensor
 
 from carv_3d.core.accounting import parameter_gradients
 from carv_3d.core.estimator import Draws
-from carv_3d.guidance import SDSGuidance
-from carv_3d.text_to_3d import TextTo3D
+from carv_3d.generate.trainer import TextTo3D
+from carv_3d.generate.view_text import ViewText
+from carv_3d.guidance.sds import SDSGuidance
 from carv_3d.variance.methods import LEARNING, PLAIN, Method
-from carv_3d.view_text import ViewText
 
 ROUNDS = 4  # in a block
 WARM_UP = 8  # steps for methods that learn

@@ -7,8 +7,8 @@ import threestudio
 import torch
 import torch.nn.functional as F
 
-from carv_3d.guidance import GuidanceOptions, SDSGuidance
-from carv_3d.previews import denoised_previews
+from carv_3d.guidance.previews import denoised_previews
+from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 
@@ -41,7 +41,7 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         view_dependent_prompting: bool = True
         max_items_eval: int = 4
 
-        # carv_3d's; each is explained in carv_3d/guidance_options.py
+        # carv_3d's; each is explained in carv_3d/guidance/options.py
         num_draws: Any = 4
         proposal: str = "weight"
         stratify: str = "render"

@@ -12,14 +12,14 @@ import threestudio
 import torch
 from threestudio.utils.base import BaseModule
 
-from carv_3d.annealing import annealed
+from carv_3d.config.annealing import annealed
 from carv_3d.errors import CarvError
+from carv_3d.guidance.sampling import sample_pictures
+from carv_3d.guidance.vsd import VSDGuidance, VSDOptions
 from carv_3d.teachers.denoiser import load_denoiser
 from carv_3d.teachers.lora_student import LoraStudent, check_pair
-from carv_3d.teachers.sampling import sample_pictures
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
-from carv_3d.vsd import VSDGuidance, VSDOptions
 
 from .common import CarvCalls, embeddings, read_options
 
@@ -51,7 +51,7 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         view_dependent_prompting: bool = True
         camera_condition_type: str = "extrinsics"
 
-        # carv_3d's; each is explained in carv_3d/guidance_options.py and carv_3d/vsd_options.py
+        # carv_3d's; each is explained in carv_3d/guidance/options.py and carv_3d/guidance/vsd_options.py
         weighting_strategy: str = "sds"
         num_draws: Any = 4
         proposal: str = "weight"

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from carv_3d import cli
 from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel, cosine, kernel
 from carv_3d.attribution.command import AttributeOptions, kept_kernel, score
 from carv_3d.attribution.encoded import EncodedPictures, encode_images
@@ -23,6 +22,7 @@ from carv_3d.attribution.pictures import FolderPictures, TinyPictures
 from carv_3d.attribution.queries import Query, kind_of
 from carv_3d.attribution.scores import Scores
 from carv_3d.attribution.store import RowStore
+from carv_3d.cli import main as cli
 from carv_3d.errors import CarvError
 
 NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>"""
@@ -243,7 +243,7 @@ def test_what_is_transparent_is_white(tmp_path) -> None:
 
 
 def test_carv_tinys_pictures_are_the_first_of_its_training(tmp_path) -> None:
-    from carv_3d.teachers.tiny.dataset import build
+    from carv_3d.tiny.dataset import build
 
     few = TinyPictures(tmp_path / "few", 4, log=lambda text: None)
     more = build(tmp_path / "more", 7, seed=1, log=lambda text: None)
@@ -356,10 +356,10 @@ def test_options_know_their_limits() -> None:
 
 def test_a_run_is_asked_about_by_views_of_its_asset(sd_folder, sd_teacher, tmp_path) -> None:
     from carv_3d.attribution.queries import model_of_run, run_query
-    from carv_3d.checkpoint import save_checkpoint
-    from carv_3d.config import config_to_yaml, load_config
-    from carv_3d.outputs import to_uint8
-    from carv_3d.text_to_3d import TextTo3D
+    from carv_3d.generate.config import config_to_yaml, load_config
+    from carv_3d.generate.trainer import TextTo3D
+    from carv_3d.io.images import to_uint8
+    from carv_3d.runs.checkpoint import save_checkpoint
 
     small = ["system.geometry_type=voxel", "system.geometry.resolution=8", "system.renderer.num_samples_per_ray=8"]
     model = f"system.guidance.pretrained_model_name_or_path={sd_folder}"

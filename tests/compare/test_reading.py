@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carv_3d import cli
+from carv_3d.cli import main as cli
 from carv_3d.compare.reading import read_run, read_runs
-from carv_3d.config import config_to_yaml, load_config
-from carv_3d.report import page
+from carv_3d.generate.config import config_to_yaml, load_config
+from carv_3d.report.page import page
 
 NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>$\\frac"""
 PARSED = """seed: 7

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from carv_3d import cli
-from carv_3d.checkpoint import load_checkpoint
+from carv_3d.cli import main as cli
 from carv_3d.compare import engine
+from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.scored_run import ScoredRun
-from carv_3d.compare.sweep import Sweep, open_folder, run_sweep
-from carv_3d.progress import Display
-from carv_3d.report import read_metrics
-from carv_3d.text_to_3d import TextTo3D
-from carv_3d.truth import TrueShape, iou
+from carv_3d.compare.sweep import Sweep, open_folder
+from carv_3d.evaluation.truth import TrueShape, iou
+from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io.tables import read_metrics
+from carv_3d.runs.checkpoint import load_checkpoint
+from carv_3d.runs.progress import Display
 
 SMALL = [
     "device=cpu", "geometry.resolution=8", "num_samples_per_ray=8", "system.exporter.resolution=12",
@@ -174,7 +175,7 @@ def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
 
 
 def test_the_true_shape_is_itself() -> None:
-    from carv_3d.config import Config
+    from carv_3d.generate.config import Config
 
     shape = TrueShape.of_prompt(PROMPT, Config().data)
     assert shape.rgb is not None

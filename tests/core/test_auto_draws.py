@@ -216,7 +216,7 @@ def test_a_difference_is_worth_the_variance_in_that_many_strata(k: int) -> None:
 
 @pytest.mark.parametrize(("stop", "seconds"), [(8, None), (8, 30.0), (50, 30.0)])  # 8: within the first burst
 def test_a_resumed_loop_goes_on_alike(tmp_path: Any, stop: int, seconds: float | None) -> None:
-    from carv_3d.checkpoint import load_checkpoint, save_checkpoint
+    from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 
     whole, first, second = (Loop(3.0, 1.0, 0.3, proposal="weight") for _ in range(3))
     for loop in (whole, first, second):

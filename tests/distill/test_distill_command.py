@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from carv_3d import cli
-from carv_3d.checkpoint import load_checkpoint
+from carv_3d.cli import main as cli
 from carv_3d.distill import command, variance_command
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
@@ -25,8 +24,9 @@ from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
 from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
 from carv_3d.errors import CarvError
-from carv_3d.files import locked
-from carv_3d.scoring import PromptJudge
+from carv_3d.evaluation.scoring import PromptJudge
+from carv_3d.io.files import locked
+from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 SMALL = ["batch_size=2", "num_draws=2", "preview_prompts=2", "preview_every=2", "fake_updates=1", "device=cpu"]
@@ -336,7 +336,7 @@ def test_the_device_is_the_stored_runs_and_cuda_is_not_taken_for_granted(
 
 
 def test_the_judges_of_all_captions_share_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    from carv_3d.teachers.tiny.judge import Judge
+    from carv_3d.tiny.classifier import Judge
 
     loaded, load = [], Judge.load
     monkeypatch.setattr(Judge, "load", lambda: loaded.append(load()) or loaded[-1])
@@ -357,9 +357,9 @@ def test_the_judges_of_all_captions_share_one_network(monkeypatch: pytest.Monkey
 def test_distilling_loads_no_scenes() -> None:
     code = (
         "import sys; from carv_3d.distill import command, dry_run, evaluate, export, variance_command;"
-        "sys.exit(any(m.startswith(('nerfacc', 'carv_3d.scenes', 'carv_3d.text_to_3d')) for m in sys.modules))"
+        "sys.exit(any(m.startswith(('nerfacc', 'carv_3d.scenes', 'carv_3d.generate.trainer')) for m in sys.modules))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
@@ -370,7 +370,7 @@ def test_prompts_of_a_list_and_of_carv_tiny() -> None:
     assert listed.first(5, torch.Generator()) == ["a", "b", "c", "a", "b"]
     tiny = read_prompts(None, "carv-tiny")
     assert isinstance(tiny, TinyCaptions)
-    from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS, parse, unseen_pairs
+    from carv_3d.tiny.vocabulary import COLOURS, OBJECTS, parse, unseen_pairs
 
     generator = torch.Generator().manual_seed(0)
     captions = tiny.draw(400, generator)

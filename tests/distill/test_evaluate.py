@@ -15,12 +15,12 @@ from carv_3d.distill.evaluate import (
     score_pictures,
 )
 from carv_3d.distill.generator import OneStepGenerator
-from carv_3d.distill.metrics import kernel_distance
 from carv_3d.errors import CarvError
-from carv_3d.scoring import at_judged_size
-from carv_3d.teachers.sampling import prompt_pictures, pure_noise
-from carv_3d.teachers.tiny.judge import VIEWS, Judge
-from carv_3d.teachers.tiny.vocabulary import COLOURS, OBJECTS
+from carv_3d.evaluation.distances import kernel_distance
+from carv_3d.evaluation.scoring import at_judged_size
+from carv_3d.guidance.sampling import prompt_pictures, pure_noise
+from carv_3d.tiny.classifier import VIEWS, Judge
+from carv_3d.tiny.vocabulary import COLOURS, OBJECTS
 
 PROMPTS = ["0", "1", "1", "0", "1"]
 

@@ -13,7 +13,6 @@ from small import MEANS, SCHEDULE, SHAPE, LinearUNet, small
 from torch import Tensor, nn
 
 import carv_3d
-from carv_3d.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.core.estimator import Draws, EstimatorOptions
 from carv_3d.distill.dmd import DistributionMatching
 from carv_3d.distill.fake import FakeScore
@@ -24,6 +23,7 @@ from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.updates import Updates
 from carv_3d.errors import CarvError
+from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 

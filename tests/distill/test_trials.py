@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distill_trials import Trial, equal_table, make_trials, origin, read_off, run_trials, start_from
 from small import LinearUNet, small
 
 import carv_3d
@@ -16,7 +17,6 @@ from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord
 from carv_3d.compare.tables import compare
 from carv_3d.distill.options import DistillOptions
-from carv_3d.distill.trials import Trial, equal_table, make_trials, origin, read_off, run_trials, start_from
 from carv_3d.errors import CarvError
 
 OPTIONS = DistillOptions(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from carv_3d.guidance import GuidanceOptions
+from carv_3d.guidance.sds import GuidanceOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
 import host_double as double

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.errors import CarvError
-from carv_3d.teachers.tiny.tokens import LENGTH
+from carv_3d.tiny.tokens import LENGTH
 
 sys.path.insert(0, str(Path(__file__).parent))
 import host_double as double

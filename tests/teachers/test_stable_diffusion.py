@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from carv_3d.errors import CarvError
+from carv_3d.guidance.perp_neg import perp_neg_eps_hat, perpendicular
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.loading import dtype_argument, load_vae_without_attention
-from carv_3d.teachers.perp_neg import perp_neg_eps_hat, perpendicular
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 

@@ -12,7 +12,7 @@ import torch
 
 from carv_3d.core.estimator import Draws
 from carv_3d.errors import CarvError
-from carv_3d.guidance import GuidanceOptions, SDSGuidance
+from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
 from carv_3d.teachers.availability import needed_files
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.families import STABLE_DIFFUSION_XL

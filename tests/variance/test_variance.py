@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from carv_3d.cli import main as cli
-from carv_3d.config import load_config
+from carv_3d.cli.variance import read_grid
 from carv_3d.core.accounting import total_variance
 from carv_3d.errors import CarvError
+from carv_3d.generate.config import load_config
+from carv_3d.generate.trainer import TextTo3D
 from carv_3d.teachers.gaussian import GaussianTeacher
-from carv_3d.text_to_3d import TextTo3D
-from carv_3d.variance.command import BASELINE, VarianceRequest, read_grid, run
+from carv_3d.variance.command import BASELINE, VarianceRequest, run
 from carv_3d.variance.figures import rows, tight, timesteps
 from carv_3d.variance.methods import WORDS, method
 from carv_3d.variance.show import csv_text, print_table, table, write_figures

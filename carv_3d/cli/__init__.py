@@ -1,0 +1,1 @@
+"""The command `carv`: one file a command, each with its arguments."""

@@ -1,0 +1,211 @@
+"""`carv doctor`: what is on this machine, what is not, and the exact remedy for it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from carv_3d.cli.doctor_threestudio import CONFIG
+from carv_3d.cli.doctor_threestudio import examine as examine_checkout
+from carv_3d.cli.finding import Finding
+from carv_3d.cli.parser import Parser
+from carv_3d.errors import CarvError
+from carv_3d.version import __version__
+
+SET_UP = "run ./install.sh in the repository's folder"
+
+
+def main(words: list[str]) -> int:
+    """`carv doctor`: see its --help."""
+    parser = Parser(
+        prog="carv doctor",
+        formatter_class=argparse.HelpFormatter,
+        description="What is on this machine, what is not, and the exact remedy. Status 0: carv can run.",
+    )
+    parser.add_argument(
+        "--threestudio", metavar="PATH", help="whether this checkout and this Python are ready for threestudio-carv"
+    )
+    args = parser.read(words)
+    if args is None:
+        return 0
+    return report(threestudio=args.threestudio)
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which they are shown; nothing is downloaded and no model is loaded."""
+    checks: list[Callable[[], Finding]] = [_python, _torch, _cuda]
+    checks += [_package("nerfacc", "renders the field", "nerfacc>=0.5.2,<0.6")]
+    checks += [_package("diffusers", "loads the diffusion models", "diffusers>=0.19,<0.44")]
+    checks += [_package("transformers", "reads prompts", "transformers>=4.28,<6")]
+    checks += [_package(n, why, n) for n, why in (("omegaconf", "configs"), ("trimesh", "meshes"))]
+    checks += [_package("skimage", "marching cubes", "scikit-image")]
+    checks += [_ffmpeg, _tiny, _judge, _hub, _tcnn, _threestudio, _disk]
+    return [check() for check in checks]
+
+
+def report(print_line: Callable[[str], None] = print, threestudio: str | None = None) -> int:
+    """Print the report; 0 if the main job can run, 1 if something that it needs is missing.
+
+    threestudio: the folder of a checkout; the report is then about it, and the job is to train there.
+    """
+    if threestudio is not None:
+        findings = examine_checkout(threestudio)
+        next_step = f'python launch.py --config {CONFIG} --train --gpu 0 system.prompt_processor.prompt="a red mug"'
+    else:
+        findings, next_step = examine(), 'carv generate "a red mug"'
+    print_line(f"carv_3d {__version__} on {platform.platform()}")
+    width = max(len(f.name) for f in findings)
+    for one in findings:
+        mark = "ok     " if one.found else ("MISSING" if one.needed else "absent ")
+        print_line(f"  {mark}  {one.name:<{width}}  {one.detail}")
+        if not one.found and one.remedy:
+            print_line(f"           {'':<{width}}  -> {one.remedy}")
+    missing = [f.name for f in findings if f.needed and not f.found]
+    if missing:
+        print_line(f"Not ready: {', '.join(missing)}. The remedies stand above.")
+        return 1
+    print_line(f"Ready. Try: {next_step}")
+    return 0
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    good = sys.version_info >= (3, 10)
+    return Finding("python", good, f"{version} ({sys.executable})", "install Python 3.10 or newer", True)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown version"
+
+
+def _package(module: str, purpose: str, requirement: str) -> Callable[[], Finding]:
+    def check() -> Finding:
+        remedy = f"{SET_UP}, or: pip install '{requirement}'"
+        if importlib.util.find_spec(module) is None:
+            return Finding(module, False, f"not installed ({purpose})", remedy, True)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a broken installation fails in many ways; all of them are told
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return Finding(module, False, f"installed, but does not load: {first}", remedy, True)
+        distribution = "scikit-image" if module == "skimage" else module
+        return Finding(module, True, f"{_version(distribution)} ({purpose})")
+
+    return check
+
+
+def _torch() -> Finding:
+    finding = _package("torch", "everything runs on it", "torch>=2.0")()
+    if finding.found:
+        import torch
+
+        finding.detail = f"{torch.__version__}, {torch.get_num_threads()} CPU threads"
+    return finding
+
+
+def _cuda() -> Finding:
+    try:
+        import torch
+    except Exception:  # told above
+        return Finding("CUDA", False, "needs torch")
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return Finding("CUDA", True, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    if shutil.which("nvidia-smi") is None:
+        remedy = "none is needed for carv-tiny; for larger models, a machine with an NVIDIA GPU and its driver"
+        return Finding("CUDA", False, "no NVIDIA GPU: the CPU is used", remedy)
+    remedy = "CARV_TORCH=cuda ./install.sh after deleting .venv, and see that nvidia-smi lists a GPU"
+    return Finding("CUDA", False, "nvidia-smi is here, but this build of torch sees no GPU", remedy)
+
+
+def _ffmpeg() -> Finding:
+    remedy = "pip install imageio-ffmpeg; without it a run still makes turntable.gif"
+    try:
+        import imageio_ffmpeg
+
+        return Finding("ffmpeg", True, f"{imageio_ffmpeg.get_ffmpeg_version()} (turntable.mp4)")
+    except Exception as error:  # ImportError, or RuntimeError where there is no binary for the platform
+        return Finding("ffmpeg", False, f"not usable ({error})", remedy)
+
+
+def _tiny() -> Finding:
+    remedy = f"{SET_UP} from a complete copy of the repository"
+    try:
+        from carv_3d.teachers.availability import resolve_model
+
+        folder = resolve_model("carv-tiny", local_files_only=True)
+    except (CarvError, ImportError) as error:
+        return Finding("carv-tiny", False, str(error), remedy, True)
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    return Finding("carv-tiny", True, f"{size / 2**20:.0f} MiB, built in (objects, colours, finishes)")
+
+
+def _judge() -> Finding:
+    if importlib.util.find_spec("carv_3d.tiny.classifier") is None:
+        return Finding("judge", False, "not in this installation: runs show no score", SET_UP)
+    try:
+        from carv_3d.tiny.classifier import Judge
+
+        Judge.load()
+    except Exception as error:  # the file may be missing or damaged; a run goes on without a score
+        return Finding("judge", False, f"does not load ({error}): runs show no score", SET_UP)
+    return Finding("judge", True, "scores carv-tiny's objects, colours and finishes")
+
+
+def _hub() -> Finding:
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return Finding("model cache", False, "huggingface_hub is not installed", SET_UP)
+    cache = Path(getattr(constants, "HF_HUB_CACHE", None) or constants.HUGGINGFACE_HUB_CACHE)
+    names = []
+    for folder in sorted(cache.glob("models--*")):
+        if any(folder.glob("snapshots/*/model_index.json")):
+            names.append("/".join(folder.name.split("--")[1:]))
+    offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    if names:
+        return Finding("model cache", True, f"{cache}: {', '.join(names)}{offline}")
+    remedy = (
+        "for any words: carv generate PROMPT system.guidance.pretrained_model_name_or_path=FOLDER_OR_HUB_ID "
+        "(a hub id is downloaded once, about 5 GB)"
+    )
+    return Finding("model cache", False, f"no Stable Diffusion model in {cache}{offline}", remedy)
+
+
+def _tcnn() -> Finding:
+    if importlib.util.find_spec("tinycudann") is not None:
+        return Finding("tiny-cuda-nn", True, _version("tinycudann"))
+    remedy = (
+        "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch (needs CUDA)"
+    )
+    return Finding("tiny-cuda-nn", False, "not installed: the torch fields are used", remedy)
+
+
+def _threestudio() -> Finding:
+    remedy = "only for its users: ./install.sh --threestudio PATH, then carv doctor --threestudio PATH"
+    named = os.environ.get("CARV_THREESTUDIO")
+    if not named:
+        return Finding("threestudio", False, "CARV_THREESTUDIO names no checkout (not needed by carv)", remedy)
+    try:
+        missing = [f.name for f in examine_checkout(named) if f.needed and not f.found]
+    except CarvError as error:
+        return Finding("threestudio", False, f"CARV_THREESTUDIO: {error}", remedy)
+    told = f"{named} is not ready ({', '.join(missing)})" if missing else f"{named} is ready for threestudio-carv"
+    return Finding("threestudio", not missing, told, f"carv doctor --threestudio {named}")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    remedy = "free some space: a run writes about 30 MB"
+    return Finding("disk", free > 200 * 2**20, f"{free / 2**30:.1f} GiB free in {Path.cwd()}", remedy, True)

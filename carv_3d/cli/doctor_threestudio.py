@@ -1,0 +1,115 @@
+"""`carv doctor --threestudio PATH`: is this checkout, with this Python, ready for the extension threestudio-carv?"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+from carv_3d.cli.finding import Finding
+from carv_3d.errors import CarvError
+from carv_3d.io.files import expanded
+
+# by package: a module that threestudio imports and a CPU machine mostly lacks, or whose absence ends its launch
+HOSTS = ("pytorch_lightning", "omegaconf", "nerfacc", "tinycudann", "nvdiffrast", "jaxtyping", "typeguard", "trimesh")
+LINK = "threestudio-carv"
+PACKAGES = {"diffusers": "loads the models", "transformers": "reads prompts", "carv_3d": "this package"}
+LOADED = {"diffusers": "UNet2DConditionModel", "transformers": "CLIPTextModel"}  # which bring much else along
+CONFIG = f"custom/{LINK}/configs/carv-dreamfusion-tiny.yaml"
+
+
+def examine(path: str) -> list[Finding]:
+    """All findings, in the order in which they are shown; torch, diffusers and transformers are loaded.
+
+    Raises CarvError if `path` is no threestudio checkout.
+    """
+    root = expanded(path)
+    check_checkout(root)
+    link_line = f"in carv_3d's repository, with threestudio's environment active: ./install.sh --threestudio {root}"
+    findings = [Finding("checkout", True, f"threestudio {_version_of(root)} in {root}", "", True)]
+    findings.append(_python())
+    findings += _torch()
+    for module, why in PACKAGES.items():
+        problem = _problem(module)
+        detail = f"{problem} ({why})" if problem else f"{_installed(module)} ({why})"
+        remedy = link_line if module == "carv_3d" else f"pip install {module}, in a version that fits the others"
+        findings.append(Finding(module, not problem, detail, remedy, True))
+    missing = [module for module in HOSTS if importlib.util.find_spec(module) is None]
+    told = f"lacks {', '.join(missing)}" if missing else "has what it imports"
+    remedy = "install threestudio first, as its own README says, or activate the environment where it is installed"
+    findings.append(Finding("threestudio's packages", not missing, f"{sys.prefix} {told}", remedy, True))
+    findings.append(_link(root, link_line))
+    return findings
+
+
+def check_checkout(root: Path) -> None:
+    """Raises CarvError, in one sentence, unless `root` is a threestudio checkout that loads extensions."""
+    if not root.is_dir():
+        raise CarvError(f"there is no folder {root}; name the folder of a threestudio checkout (it holds launch.py).")
+    if not (root / "launch.py").is_file() or not (root / "threestudio" / "__init__.py").is_file():
+        raise CarvError(f"{root} is no threestudio checkout: it lacks launch.py or threestudio/__init__.py.")
+    if not (root / "custom").is_dir():
+        raise CarvError(f"{root} has no folder custom/, so it is older than extensions: update it (git pull).")
+
+
+def _python() -> Finding:
+    good = sys.version_info >= (3, 10)
+    version = ".".join(map(str, sys.version_info[:3]))
+    remedy = "make threestudio's environment with Python 3.10 or 3.11"
+    return Finding("python", good, f"{version} ({sys.executable})", remedy, True)
+
+
+def _problem(module: str) -> str:
+    """Why the module cannot be used; empty if it can."""
+    if importlib.util.find_spec(module) is None:
+        return "not installed"
+    try:
+        if module in LOADED:
+            getattr(importlib.import_module(module), LOADED[module])
+    except Exception as error:  # whatever a package that does not fit the others raises
+        return f"{_installed(module)} does not load: {str(error).strip().splitlines()[0][:160]}"
+    return ""
+
+
+def _torch() -> list[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        return [Finding("torch", False, "not installed", "install threestudio first, as its own README says", True)]
+    version = _installed("torch")
+    good = int(version.split(".")[0]) >= 2 if version[:1].isdigit() else True
+    if not good:
+        remedy = "pip install 'torch>=2.0' in threestudio's environment"
+        return [Finding("torch", False, f"{version}, older than 2.0", remedy, True)]
+    import torch
+
+    found = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if found else "none, and threestudio itself needs one"
+    return [
+        Finding("torch", True, version, "", True),
+        Finding("GPU", found, gpu, "run it on a machine with an NVIDIA GPU"),
+    ]
+
+
+def _link(root: Path, remedy: str) -> Finding:
+    here = root / "custom" / LINK
+    there = os.path.realpath(here)
+    if not os.path.lexists(here):
+        return Finding("extension", False, f"{here} is not there", remedy, True)
+    if not (here / "__init__.py").is_file():
+        return Finding("extension", False, f"{here} leads to {there}, where no extension is", remedy, True)
+    return Finding("extension", True, f"{here} -> {there}", "", True)
+
+
+def _installed(module: str) -> str:
+    try:
+        return importlib.metadata.version(module.replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown version"
+
+
+def _version_of(root: Path) -> str:
+    found = re.search(r"__version__\s*=\s*[\"']([^\"']+)", (root / "threestudio" / "__init__.py").read_text())
+    return found[1] if found else "of unknown version"

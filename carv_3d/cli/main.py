@@ -1,0 +1,73 @@
+"""The command `carv`. Heavy imports wait until a command needs them: `carv --help` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from carv_3d.errors import CarvError
+from carv_3d.io.files import os_errors_told
+from carv_3d.version import __version__
+
+# name -> (module, function taking the remaining arguments and returning the exit status, help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "generate": ("carv_3d.cli.generate", "main", "a prompt becomes a textured mesh, a turntable and a report"),
+    "variance": ("carv_3d.cli.variance", "main", "what each estimator's gradient varies and what its seconds buy"),
+    "compare": ("carv_3d.cli.compare", "main", "runs side by side: curves, tables, assets to turn"),
+    "attribute": ("carv_3d.cli.attribute", "main", "which training pictures made a picture, a prompt or an asset"),
+    "distill": ("carv_3d.cli.distill", "main", "a diffusion model becomes a one-step generator"),
+    "doctor": ("carv_3d.cli.doctor", "main", "what is on this machine, what is not, and the remedy"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `carv` and return its exit status: 0 done, 2 something the user can mend, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with os_errors_told():
+            return _dispatch(words)
+    except CarvError as error:
+        print(f"carv: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("carv: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away: `carv doctor | head -1`
+        sys.stderr.close()
+        return 141
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"carv_3d {__version__}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, list(COMMANDS), 1, 0.5)
+        hint = f"did you mean carv {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        kind = "option" if name.startswith("-") else "command"
+        raise CarvError(f"unknown {kind} {name!r}; {hint}")
+    module, function, _ = COMMANDS[name]
+    status: int = getattr(importlib.import_module(module), function)(words[1:])
+    return status
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: carv COMMAND [ARGUMENT ...]",
+            "",
+            "Compute-aware variance reduction for diffusion teachers (arXiv 2605.21489).",
+            "",
+            *lines,
+            "",
+            "carv COMMAND --help tells the arguments; carv --version the version.",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Options: dataclasses read strictly from YAML and the command line, and values that are annealed."""

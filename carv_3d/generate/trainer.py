@@ -1,0 +1,317 @@
+"""The embedded text-to-3D host: a configuration in, a field that a teacher was distilled into out.
+
+    host = TextTo3D(load_config(prompt="a red mug"))
+    while host.step < host.config.trainer.max_steps:
+        metrics = host.train_step()
+    pictures = host.views(host.orbit(8), 128, 128)
+
+It knows nothing of folders and files; `carv_3d.generate.run` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.config.annealing import annealed
+from carv_3d.core.costs import CostMeter
+from carv_3d.core.devices import choose_device, keep_freed_memory
+from carv_3d.core.seeds import seed_for
+from carv_3d.core.signal import SignalToNoise
+from carv_3d.errors import CarvError
+from carv_3d.generate.config import Config
+from carv_3d.generate.view_text import ViewText, view_text
+from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
+from carv_3d.runs.checkpoint import rng_state, set_rng_state
+from carv_3d.scenes import regularisers
+from carv_3d.scenes.backgrounds import light_colours
+from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
+from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
+from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
+from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES
+from carv_3d.teachers.base import Teacher
+from carv_3d.teachers.timed import TimedTeacher
+
+MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
+PHASES = ("render", "encode", "denoise", "decode", "backward")
+
+
+def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
+    """The model of `system.guidance`; CarvError where the prompt is not for it or it is not to be had."""
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+    options = config.system.guidance
+    check_prompt(config)
+    return StableDiffusionTeacher.load(
+        options.pretrained_model_name_or_path,
+        device=choose_device(config.device),
+        half_precision=options.half_precision_weights,
+        local_files_only=local_files_only,
+    )
+
+
+def check_prompt(config: Config) -> None:
+    """CarvError for an empty prompt, and for words that carv-tiny does not know where it is the teacher, those of the
+    negative prompt too."""
+    if not config.prompt.strip():
+        raise CarvError('the prompt is empty; write what to make, such as "a red mug"')
+    named = [phrase for phrase in (*FINE_PHRASES, *COARSE_PHRASES) if phrase in config.prompt.lower()]
+    if named and config.system.prompt_processor.view_dependent_prompting:
+        raise CarvError(
+            f"the prompt names a view ({max(named, key=len)}), and each render's own is said behind it: leave it out, "
+            "or set system.prompt_processor.view_dependent_prompting=false"
+        )
+    if config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny":
+        from carv_3d.tiny import vocabulary
+
+        options = config.system.prompt_processor
+        vocabulary.check_prompt(config.prompt, vocabulary.VIEW_ROOM if options.view_dependent_prompting else 0)
+        vocabulary.check_words(options.negative_prompt, "The negative prompt")
+
+
+class TextTo3D:
+    """One scene that is distilled from one prompt.
+
+    Attributes:
+        step: steps done so far.
+        progress: how much of the run is behind it, in [0, 1], where its length is not told in steps (None: it is);
+            schedules and learning rate then stand where that share of `trainer.max_steps` would have them.
+        config: resolved: `geometry_type` names the field that was built.
+        field, renderer, guidance, teacher: the parts.
+    """
+
+    def __init__(
+        self, config: Config, teacher: Teacher | None = None, log: Callable[[str], None] | None = None
+    ) -> None:
+        """Build everything; `teacher` is loaded as the config says unless one is given.
+
+        Raises:
+            CarvError: the prompt, the model or the device cannot be used.
+        """
+        check_prompt(config)
+        self.device = choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        plain = teacher if teacher is not None else load_teacher(config)
+        self.meter = CostMeter(self.device)
+        self.teacher: Any = TimedTeacher(plain, self.meter)
+        torch.manual_seed(config.seed)
+        system = config.system
+        self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
+        kind = next(name for name, one in FIELDS.items() if type(self.field) is one)
+        self.config = config = replace(config, system=replace(system, geometry_type=kind))
+        if kind != "voxel" and system.loss.lambda_tv != 0:
+            raise CarvError(f"lambda_tv is for the voxel geometry, and this is {kind}; set lambda_tv=0")
+        self.renderer = VolumeRenderer(self.field, system.renderer)
+        self.renderer.train()
+        options = system.guidance
+        if options.seed is None:
+            options = replace(options, seed=seed_for(config.seed, "guidance"))
+        self.guidance = SDSGuidance(self.teacher, options)
+        if self.guidance.auto is not None:
+            self.guidance.auto.step_seconds = config.trainer.step_seconds
+        self.optimizer = self._optimizer()
+        self.generators = {
+            name: torch.Generator().manual_seed(seed_for(config.seed, name))
+            for name in ("cameras", "background", "samples")
+        }
+        self.signal = SignalToNoise()
+        self.step = 0
+        self.progress: float | None = None
+        self._ended: float | None = None  # when the last step did
+        self.bad_steps = 0
+
+    @property
+    def now(self) -> int:
+        """Where the schedules are, in steps."""
+        return self.step if self.progress is None else round(self.progress * self.config.trainer.max_steps)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        options = self.config.system.optimizer
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.name]
+        a = options.args
+        return kind(self.field.parameters(), lr=a.lr, betas=tuple(a.betas), eps=a.eps, weight_decay=a.weight_decay)
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step `step` (from 0); exponential: it ends at `final_factor` of itself."""
+        scheduler, rate = self.config.system.scheduler, self.config.system.optimizer.args.lr
+        if scheduler.name == "constant":
+            return rate
+        progress = min(1.0, step / max(1, self.config.trainer.max_steps - 1))
+        return float(rate * scheduler.final_factor**progress)
+
+    def train_step(self) -> dict[str, float]:
+        """One step: R renders, one encode, K denoisings each, one backward, one step of the optimizer.
+
+        Returns the step's figures by name (see `carv_3d.generate.run.COLUMNS`).
+
+        Raises:
+            CarvError: the gradient has not been finite for many steps.
+        """
+        begin = time.perf_counter()
+        if self.guidance.auto is not None and self._ended is not None:
+            self.guidance.auto.skip(begin - self._ended)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.now)
+        out, guided, losses = self.backward()
+        signal = self.signal.update(p.grad for p in self.field.parameters() if p.grad is not None)
+        finite = self._apply(guided)
+        self.step += 1
+        metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name[:3] != "sds"}
+        metrics |= {name: float(value) for name, value in guided.scalars.items()}
+        metrics |= {f"seconds_{name}": seconds for name, seconds in self.meter.seconds.items()}
+        self._ended = time.perf_counter()
+        metrics |= {
+            "step": float(self.step),
+            "seconds": self._ended - begin,
+            "snr_step": signal,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "opacity": float(out.opacity.detach().mean()),
+            "skipped": 0.0 if finite else 1.0,
+            "unet_rows": float(self.meter.unet_rows),
+            "renders": float(self.meter.renders),
+        }
+        return metrics
+
+    def backward(self) -> tuple[RenderOutput, GuidanceOutput, dict[str, Tensor]]:
+        """A step without the optimizer's: its gradient is left in the field's parameters. Returns the renders,
+        the guidance and the unweighted losses. Only generators, meter and occupancy grid move on."""
+        out, guided = self.forward()
+        lambdas = self._lambdas(self.now)
+        losses = self._losses(out, guided, lambdas)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.meter.phase("backward"):
+            torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum().backward()
+        return out, guided, losses
+
+    def forward(self) -> tuple[RenderOutput, GuidanceOutput]:
+        """A step's renders and guidance, before any backward (for accounts of variance, say)."""
+        self.meter.seconds = dict.fromkeys(PHASES, 0.0)
+        self.renderer.update(self.step)
+        auto = self.guidance.auto
+        out, told = self.upstream(None if auto is None else auto.renders)
+        recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.now)["recon"] != 0
+        return out, self.guidance(
+            out.comp_rgb, told.text, told.no_text, self.now, negatives=told.negatives, with_recon=recon
+        )
+
+    def upstream(self, R: int | None = None) -> tuple[RenderOutput, ViewText]:
+        """A step's R renders (data.batch_size unless given), and the text that goes with their cameras."""
+        data = self.config.data
+        cameras = sample_cameras(data, R, generator=self.generators["cameras"], step=self.step)
+        with self.meter.phase("render"):
+            rays = cameras.to(self.device).rays(data.height, data.width)
+            out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])
+        self.meter.count(renders=len(cameras))
+        return out, self.view_text(cameras)
+
+    def _apply(self, guided: GuidanceOutput) -> bool:
+        """The optimizer's step, left out where a gradient is not finite or the teacher gave no finite draw at all
+        (the regularisers alone would dissolve the scene)."""
+        gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
+        blind = not bool(guided.estimate.finite.any())
+        if not blind and all(bool(torch.isfinite(g).all()) for g in gradients):
+            self.optimizer.step()
+            self.bad_steps = 0
+            return True
+        self.bad_steps += 1
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise CarvError(
+                f"the gradient has not been finite for {MAX_BAD_STEPS} steps; lower "
+                "system.optimizer.args.lr or system.guidance.guidance_scale, or set "
+                "system.guidance.half_precision_weights=false"
+            )
+        return False
+
+    def _losses(self, out: RenderOutput, guided: GuidanceOutput, lambdas: dict[str, float]) -> dict[str, Tensor]:
+        """The losses whose lambda is not 0, unweighted."""
+        makers: dict[str, Callable[[], Tensor]] = {
+            "density": lambda: regularisers.density_sparsity(out.sigmas),
+            "opacity": lambda: (out.opacity + 1e-3).sqrt().mean(),
+            "sparsity": lambda: regularisers.sparsity(out.opacity),
+            "opaque": lambda: regularisers.opaque(out.opacity),
+            "orient": lambda: regularisers.orientation_of(self.field, out),
+            "tv": self._total_variation,
+        }
+        losses = {"sds": guided.loss_sds}
+        if guided.loss_sds_img is not None:
+            losses["sds_img"] = guided.loss_sds_img
+        if guided.loss_recon is not None:
+            losses["recon"] = guided.loss_recon
+        return losses | {name: make() for name, make in makers.items() if lambdas[name] != 0}
+
+    def _total_variation(self) -> Tensor:
+        assert isinstance(self.field, VoxelGridField)  # refused when built otherwise
+        return regularisers.total_variation(self.field)
+
+    def _lambdas(self, step: int) -> dict[str, float]:
+        loss = vars(self.config.system.loss)
+        return {name.removeprefix("lambda_"): annealed(value, step) for name, value in loss.items()}
+
+    def _background(self, n: int) -> Tensor:
+        """Colours (n, 3): white, or in `random_probability` of the steps a light one per render."""
+        options, generator = self.config.system.background, self.generators["background"]
+        chosen = torch.rand((), generator=generator) < options.random_probability
+        colours = light_colours(n, options.random_min, options.random_tint, generator)
+        return (colours if chosen else torch.ones(n, 3)).to(self.device)
+
+    def view_text(self, cameras: Cameras) -> ViewText:
+        """What the teacher is told of each camera's render ("a red mug, left view")."""
+        return view_text(self.teacher, self.config.system.prompt_processor, cameras)
+
+    def orbit(self, n_views: int) -> Cameras:
+        """`n_views` cameras around the object at the evaluation elevation, the first in front."""
+        return orbit(n_views, options=self.config.data)
+
+    def views(self, cameras: Cameras, height: int, width: int) -> Tensor:
+        """Finished pictures (B, height, width, 3) in [0, 1] on white; no random number is used."""
+        white = torch.ones(3, device=self.device)
+        return self.renderer.render(cameras, height, width, white)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on as if it had not stopped: tensors and primitives."""
+        return {
+            "step": self.step,
+            "progress": self.progress,
+            "bad_steps": self.bad_steps,
+            "unet_rows": self.meter.unet_rows,
+            "renders": self.meter.renders,
+            "field": self.field.state_dict(),
+            "renderer": _without_field(self.renderer.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "guidance": self.guidance.state_dict(),
+            "signal": self.signal.state_dict(),
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "rng": rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back `state_dict`; CarvError where it belongs to another configuration."""
+        try:
+            self.field.load_state_dict(state["field"])
+            self.renderer.load_state_dict(state["renderer"], strict=False)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.guidance.load_state_dict(state["guidance"])
+            if "signal" in state:  # older checkpoints have none
+                self.signal.load_state_dict(state["signal"])
+            for name, generator in self.generators.items():
+                generator.set_state(state["generators"][name].cpu())
+            set_rng_state(state["rng"])
+            self.step, self.bad_steps = state["step"], state["bad_steps"]
+            self.progress = state.get("progress")  # older checkpoints have none
+            self.meter.counts.update(unet_rows=state["unet_rows"], renders=state["renders"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise CarvError(f"the checkpoint does not fit this configuration ({_first_line(error)})") from error
+
+
+def _without_field(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if not k.startswith("field.")}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

@@ -1,0 +1,85 @@
+"""What the prompt becomes for each camera: the words of its side behind it, or Perp-Neg's mixture of sides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.scenes.cameras import Cameras
+from carv_3d.scenes.view_phrases import COARSE_PHRASES, OVERHEAD, shift_azimuth, view_phrase
+
+if TYPE_CHECKING:
+    from carv_3d.generate.config import PromptOptions
+
+# threestudio's, of f(r) = a exp(-b r) + c (arXiv 2304.04968, section 3.3)
+F_SIDE_BACK, F_FRONT_BEHIND = (1.0, 0.5, -0.606), (1.0, 0.5, 0.967)  # threestudio: perp_neg_f_sb, perp_neg_f_fsb
+F_FRONT_SIDE = (4.0, 0.5, -2.426)  # perp_neg_f_fs, perp_neg_f_sf
+
+
+@dataclass
+class ViewText:
+    """What guidance is told of R renders: `text` (R, L, D), `no_text` (1, L, D) and, with Perp-Neg, `negatives`: their
+    embeddings (R, 2, L, D) and weights (R, 2), at most 0."""
+
+    text: Tensor
+    no_text: Tensor
+    negatives: tuple[Tensor, Tensor] | None = None
+
+    def first(self) -> ViewText:
+        """Of the first render alone."""
+        negatives = None if self.negatives is None else (self.negatives[0][:1], self.negatives[1][:1])
+        return ViewText(self.text[:1], self.no_text[:1], negatives)
+
+
+def view_text(teacher: Any, options: PromptOptions, cameras: Cameras) -> ViewText:
+    """The embeddings for R cameras, by their nominal elevation and azimuth."""
+    no_text = teacher.text_embeddings([options.negative_prompt])
+    views = list(zip(cameras.elevation.tolist(), cameras.azimuth.tolist()))
+    if options.use_perp_neg:
+        return _perp_neg(teacher, options, views, no_text)
+    prompts = [options.prompt] * len(views)
+    if options.view_dependent_prompting:
+        prompts = [f"{options.prompt}, {_phrase(options, *view)}" for view in views]
+    return ViewText(teacher.text_embeddings(prompts), no_text)
+
+
+def _phrase(options: PromptOptions, elevation: float, azimuth: float) -> str:
+    return view_phrase(
+        elevation, azimuth, options.fine_views, options.overhead_threshold, options.front_threshold,
+        options.back_threshold,
+    )  # fmt: skip
+
+
+def _perp_neg(
+    teacher: Any, options: PromptOptions, views: list[tuple[float, float]], no_text: Tensor
+) -> ViewText:
+    """Perp-Neg's text between two sides and its two negatives, as threestudio mixes them by the azimuth."""
+    phrases = [f"{options.prompt}, {phrase}" for phrase in COARSE_PHRASES]
+    front, side, back, overhead = teacher.text_embeddings(phrases)
+    text, negatives, weights = [], [], []
+    for elevation, azimuth in views:
+        turned = abs(shift_azimuth(azimuth)) / 90  # 0 in front, 1 at the side, 2 behind
+        if _phrase(options, elevation, azimuth) == OVERHEAD:
+            text.append(overhead)
+            negatives.append(torch.stack([no_text[0], no_text[0]]))
+            weights.append((0.0, 0.0))
+        elif turned < 1:
+            r = 1 - turned
+            text.append(r * front + (1 - r) * side)
+            negatives.append(torch.stack([front, side]))
+            weights.append((-_decay(F_FRONT_SIDE, r), -_decay(F_FRONT_SIDE, 1 - r)))
+        else:
+            r = 2 - turned
+            text.append(r * side + (1 - r) * back)
+            negatives.append(torch.stack([side, front]))
+            weights.append((-_decay(F_SIDE_BACK, r), -_decay(F_FRONT_BEHIND, r)))
+    return ViewText(torch.stack(text), no_text, (torch.stack(negatives), torch.tensor(weights).to(no_text)))
+
+
+def _decay(of: tuple[float, float, float], r: float) -> float:
+    a, b, c = of
+    return a * math.exp(-b * r) + c

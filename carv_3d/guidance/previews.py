@@ -1,0 +1,57 @@
+"""What the teacher sees in a step's renders: the noisy latents of one draw, denoised to a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.guidance.sampling import ddim
+from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
+
+
+@torch.no_grad()
+def denoised_previews(
+    guidance: SDSGuidance, output: GuidanceOutput, max_items: int = 4, num_steps: int = 50
+) -> dict[str, Any]:
+    """The first draw of up to `max_items` renders (0 or less: of all), as threestudio's `guidance_eval` shows them.
+
+    Returns bs (how many), noise_levels (t / T of each), and pictures (bs, H, W, 3) in [0, 1]: imgs_noisy,
+    imgs_1orig (the clean picture guessed at once), imgs_1step (one DDIM step, eta 1), imgs_final (all of the
+    `num_steps` that are left). The guidance's own generator is left alone.
+    """
+    estimate, teacher = output.estimate, guidance.teacher
+    n = min(max_items, len(estimate.t)) if max_items > 0 else len(estimate.t)
+    cond = tuple(c[:n] for c in output.cond)
+    scheduler = ddim(teacher.schedule.alphas_cumprod, num_steps)
+    timesteps = scheduler.timesteps.to(teacher.device)
+    t = estimate.t[:n, 0].to(teacher.device)
+    z_t = teacher.schedule.add_noise(output.latents[:n].detach(), estimate.eps[:n, 0], t)
+    # the first timestep of the chain (it descends) that is not above t
+    first = (timesteps[None] > t[:, None]).sum(1).clamp_max(len(timesteps) - 1).tolist()
+    generator = torch.Generator(device=teacher.device).manual_seed(0)
+    one_step, clean, final = [], [], []
+    for b, start in enumerate(first):
+        z = z_t[b : b + 1]
+        row = tuple(c[b : b + 1] for c in cond)
+        for i, now in enumerate(timesteps[start:]):
+            eps = guidance.eps_hat(z, now.expand(1), row, output.scale)
+            step = scheduler.step(eps, int(now), z, eta=1.0, generator=generator)
+            z = step.prev_sample
+            if i == 0:
+                one_step.append(z)
+                clean.append(step.pred_original_sample)
+        final.append(z)
+
+    def pictures(latents: Tensor) -> Tensor:
+        return teacher.decode(latents).permute(0, 2, 3, 1)
+
+    return {
+        "bs": n,
+        "noise_levels": [float(timesteps[i]) / teacher.schedule.num_train_timesteps for i in first],
+        "imgs_noisy": pictures(z_t),
+        "imgs_1step": pictures(torch.cat(one_step)),
+        "imgs_1orig": pictures(torch.cat(clean)),
+        "imgs_final": pictures(torch.cat(final)),
+    }

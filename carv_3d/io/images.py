@@ -1,0 +1,110 @@
+"""Pictures and films of a run: contact sheets, PNG, GIF and MP4, each written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+from carv_3d.io.files import write_via
+
+Picture = NDArray[np.uint8]
+
+
+def to_uint8(images: Tensor) -> Picture:
+    """Pictures (N, H, W, 3) in [0, 1] as bytes; what lies outside is cut off, NaN becomes 0."""
+    array = images.detach().float().cpu().nan_to_num(0.0).clamp(0, 1).numpy()
+    return (array * 255.0 + 0.5).astype(np.uint8)
+
+
+def contact_sheet(images: Picture, columns: int, gap: int = 2, scale: int = 1) -> Picture:
+    """Pictures (N, H, W, 3) on one sheet, `columns` a row, `gap` white pixels apart, enlarged `scale` times.
+
+    Returns one picture; cells that are left over in the last row are white.
+    """
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    height, width = height * scale, width * scale
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = _enlarge(image, scale)
+    return sheet
+
+
+def _enlarge(image: Picture, scale: int) -> Picture:
+    if scale == 1:
+        return image
+    from PIL import Image
+
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def write_png(path: Path, image: Picture) -> None:
+    """Write one picture (H, W, 3); CarvError where the disk is full or the place cannot be written."""
+    from PIL import Image
+
+    write_via(path, lambda temporary: Image.fromarray(image).save(temporary, format="PNG", optimize=True))
+
+
+def write_gif(path: Path, frames: Picture, fps: int) -> None:
+    """Write frames (N, H, W, 3) as a GIF that loops for ever; CarvError as `write_png`.
+
+    One palette of 256 colours, taken from all frames, so that nothing flickers.
+    """
+    from PIL import Image
+
+    sample = contact_sheet(frames[:: max(1, len(frames) // 12)], 4, gap=0)
+    palette = Image.fromarray(sample).quantize(256, method=Image.Quantize.MEDIANCUT)
+    images = [
+        Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for f in frames
+    ]
+
+    def save(temporary: Path) -> None:
+        images[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=images[1:],
+            duration=max(20, round(100 / fps) * 10),  # milliseconds, in GIF's steps of ten
+            loop=0,
+        )
+
+    write_via(path, save)
+
+
+def write_mp4(path: Path, frames: Picture, fps: int) -> None:
+    """Write frames (N, H, W, 3) as H.264 that every browser plays (odd sizes are padded by a row or column).
+
+    Raises:
+        CarvError: there is no ffmpeg on this platform, it failed, or the place cannot be written.
+    """
+    import imageio.v2 as imageio
+
+    pad = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
+    frames = np.pad(frames, pad, mode="edge")
+
+    def save(temporary: Path) -> None:
+        writer: Any = imageio.get_writer(
+            temporary,
+            format="FFMPEG",  # type: ignore[arg-type]  # imageio's annotation leaves names out
+            fps=fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            macro_block_size=2,
+            output_params=["-crf", "18", "-movflags", "+faststart"],
+            ffmpeg_log_level="error",
+        )
+        with writer:
+            for frame in frames:
+                writer.append_data(frame)
+
+    try:
+        write_via(path, save)
+    except (ImportError, RuntimeError) as error:
+        raise CarvError(f"{path.name} was not made: ffmpeg is missing or failed ({error})") from error

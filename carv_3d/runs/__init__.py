@@ -1,0 +1,1 @@
+"""The life of a run in its folder: checkpoints, signals, progress."""

@@ -1,0 +1,156 @@
+"""Checkpoints that survive a kill, a full disk and a truncated file.
+
+A checkpoint is a nested dict of tensors, numbers and strings, saved with `torch.save` and read with
+`weights_only=True`, so that a checkpoint from elsewhere cannot run code. The one before the newest is kept
+beside it as `<name>.previous`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from carv_3d.errors import CarvError
+from carv_3d.io.files import explain_os_error, write_atomic
+
+FORMAT = 1
+
+
+def previous_path(path: Path) -> Path:
+    """Where the checkpoint before the newest lies."""
+    return path.with_name(path.name + ".previous")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` to `path`; the checkpoint that was there becomes `<name>.previous`.
+
+    At every moment at least one whole checkpoint is on the disk (after the first).
+
+    Raises:
+        CarvError: the disk is full or the place cannot be written; the older checkpoints are intact.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "state": state}, buffer)
+    fresh = path.with_name(path.name + ".new")
+    try:
+        write_atomic(fresh, buffer.getvalue())
+        if path.exists():
+            os.replace(path, previous_path(path))
+        os.replace(fresh, path)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def resumed_state(path: Path, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """What a run begins from: the state at `path` where it is to be resumed and has one, or None.
+
+    say: is told where it was not the newest, or where there is none. Raises as `load_checkpoint`.
+    """
+    if not resume:
+        return None
+    if not has_checkpoint(path):
+        say("The run had not come to a checkpoint: it begins again.")
+        return None
+    state, note = load_checkpoint(path, going_on=True)
+    if note:
+        say(f"Note: {note}.")
+    return state
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether one was written at `path`, whole or not."""
+    return path.exists() or previous_path(path).exists()
+
+
+def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any], str | None]:
+    """The newest whole checkpoint at `path`, on the CPU, and a sentence where it was not the newest.
+
+    going_on: the next one will be saved there, so a damaged newest is set aside as `<name>.damaged`: it must not become
+        the one that is kept beside that.
+
+    Returns:
+        `(state, note)`: note is None, or says that `path` is damaged and the previous one was taken.
+
+    Raises:
+        CarvError: there is none, or none that can be read, or one of a newer release.
+    """
+    damaged: list[str] = []
+    for candidate in (path, previous_path(path)):
+        if not candidate.exists():
+            continue
+        try:
+            content = torch.load(candidate, map_location="cpu", weights_only=True)
+            version, state = content["format"], content["state"]
+        except Exception as error:  # torch raises many kinds for a damaged file: pickle, zip, Runtime, EOF
+            damaged.append(f"{candidate.name} ({str(error).splitlines()[0][:80] if str(error) else 'empty'})")
+            continue
+        if version > FORMAT:
+            raise CarvError(f"{candidate} was written by a newer carv_3d (format {version}); update it")
+        note = None
+        if damaged:
+            note = f"{path.name} is truncated or damaged; going on from the one before it, {candidate.name}"
+            if going_on:
+                _set_aside(path)
+        return state, note
+    if damaged:
+        raise CarvError(
+            f"no checkpoint in {path.parent} can be read: {', '.join(damaged)}; "
+            "begin again without --resume and with a new --out"
+        )
+    raise CarvError(f"there is no checkpoint at {path}")
+
+
+def _set_aside(path: Path) -> None:
+    try:
+        os.replace(path, path.with_name(path.name + ".damaged"))
+    except FileNotFoundError:  # another of the run's processes was first
+        pass
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def fingerprint_of(module: nn.Module, *more: Tensor, config: Mapping[str, Any] | None = None) -> str:
+    """A short hash of a module's parameters with their names, of further tensors, and of a configuration: plain data,
+    whose names with an underscore before them (where a folder lay, which release wrote it) do not count."""
+    counted = {k: v for k, v in sorted((config or {}).items()) if not k.startswith("_")}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode() if counted else b"")
+    for name, p in [*module.named_parameters(), *((str(i), x) for i, x in enumerate(more))]:
+        digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
+        digest.update(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global random number generator (torch, CUDA, numpy, python), as plain data."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002 -- the global state is meant
+    kind, keys, position, has_gauss, cached = legacy
+    keys = torch.from_numpy(keys.astype(np.int64))
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), keys, int(position), int(has_gauss), float(cached)],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` returned (CUDA's only where as many devices are there)."""
+    torch.set_rng_state(state["torch"].cpu())
+    cuda: list[Tensor] = [s.cpu() for s in state["cuda"]]
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,81 @@
+"""The KL autoencoder of carv-tiny: 64×64 pictures to 16×16×4 latents, robust to half-made renders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv_3d.scenes.backgrounds import light_colours
+from carv_3d.tiny.dataset import Pictures
+
+CONFIG: dict[str, Any] = {
+    "in_channels": 3, "out_channels": 3, "sample_size": 64, "latent_channels": 4, "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "block_out_channels": (16, 32, 64), "mid_block_add_attention": False,
+    "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
+}  # fmt: skip
+
+
+def light_backgrounds(count: int, generator: torch.Generator, white: float = 0.4) -> Tensor:
+    """``(count, 3)``: white for a share, else light and hardly coloured (saturated ones ruin the autoencoder)."""
+    light = light_colours(count, 0.72, 0.16, generator)
+    plain = torch.rand(count, 1, generator=generator) < white
+    return torch.where(plain, torch.ones(count, 3), light)
+
+
+def batch(pictures: Pictures, count: int, generator: torch.Generator) -> Tensor:
+    """``(count, 3, 64, 64)`` in [0, 1]: pictures, and what a half-trained field looks like (fog, blends, blur,
+    colour patches)."""
+    background = light_backgrounds(count, generator)
+    index = torch.randint(len(pictures.shots), (count,), generator=generator).numpy()
+    x = torch.from_numpy(pictures.on(index, background.numpy().astype(np.float32))).permute(0, 3, 1, 2).contiguous()
+    fog = background[:, :, None, None]
+    share = torch.rand(count, 1, 1, 1, generator=generator)
+    kind = torch.rand(count, 1, 1, 1, generator=generator)
+    patches = F.interpolate(torch.rand(count, 3, 5, 5, generator=generator), (64, 64), mode="bilinear")
+    blurred = F.interpolate(F.avg_pool2d(x, 4), (64, 64), mode="bilinear")
+    x = torch.where(kind < 0.12, share * x + (1 - share) * fog, x)
+    x = torch.where((kind >= 0.12) & (kind < 0.20), share * x + (1 - share) * x.flip(0), x)
+    x = torch.where((kind >= 0.20) & (kind < 0.28), share * x + (1 - share) * blurred, x)
+    x = torch.where((kind >= 0.28) & (kind < 0.36), share * x + (1 - share) * patches, x)
+    return x
+
+
+def loss(vae: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Absolute and squared error, error of the finite differences (edges) and of the mean colour of 8×8 patches, and
+    a very faint KL term: with 2e-3 and no patches, reconstructions kept one axis of hue (pink came out beige)."""
+    x = 2 * x - 1
+    posterior = vae.encode(x).latent_dist
+    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+    y = vae.decode(z).sample
+    edges = sum((a.diff(dim=d) - b.diff(dim=d)).abs().mean() for a, b in ((x, y),) for d in (2, 3))
+    patches = (F.avg_pool2d(x, 8) - F.avg_pool2d(y, 8)).square().mean()
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    return (x - y).abs().mean() + (x - y).square().mean() + 0.5 * edges + 4 * patches + 1e-5 * kl
+
+
+@torch.no_grad()
+def psnr(vae: Any, x: Tensor) -> float:
+    """Of ``decode(encode(x))``, in dB, over pictures ``x (N, 3, H, W)`` in [0, 1]."""
+    y = vae.decode(vae.encode(2 * x - 1).latent_dist.mean).sample.add(1).div(2).clamp(0, 1)
+    return float(-10 * torch.log10((x - y).square().mean()))
+
+
+@torch.no_grad()
+def encode_all(vae: Any, pictures: Pictures, background: str, seed: int, log: Any = print) -> tuple[Tensor, Tensor]:
+    """Posterior mean and standard deviation of every picture, ``(N, 4, 16, 16)`` half precision each."""
+    means, stds, n = [], [], len(pictures.shots)
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(0, n, 250):
+        index = np.arange(i, min(i + 250, n))
+        colour = light_backgrounds(len(index), generator, white=1.0 if background == "white" else 0.0)
+        x = torch.from_numpy(pictures.on(index, colour.numpy())).permute(0, 3, 1, 2).contiguous()
+        posterior = vae.encode(2 * x - 1).latent_dist
+        means.append(posterior.mean.half())
+        stds.append(posterior.std.half())
+    log(f"encoded {n} pictures on {background}")
+    return torch.cat(means), torch.cat(stds)

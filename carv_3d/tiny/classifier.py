@@ -1,0 +1,168 @@
+"""The judge: a small network that tells object, colour, finish and view from one picture.
+
+The offline stand-in for CLIP R-precision. It is trained on renders of its own (other cameras and seeds than the
+teacher's, all pairs, heavy augmentation) and never guides anything.
+``python -m carv_3d.tiny.classifier`` trains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from carv_3d.errors import CarvError
+from carv_3d.scenes.view_phrases import FINE_PHRASES, OVERHEAD, view_phrase
+from carv_3d.tiny.autoencoder import light_backgrounds
+from carv_3d.tiny.vocabulary import COLOURS, FINISHES, OBJECTS
+
+if TYPE_CHECKING:  # rendering needs numba, judging does not
+    from carv_3d.tiny.render import Shot
+
+VIEWS = (*FINE_PHRASES, OVERHEAD)
+CLASSES = {"object": len(OBJECTS), "colour": len(COLOURS), "finish": len(FINISHES), "view": len(VIEWS)}
+WEIGHTS = Path(__file__).parent / "classifier.safetensors"
+IGNORE = -100
+
+
+class _Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(c_out)
+        self.conv2, self.norm2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out)
+        self.skip = nn.Conv2d(c_in, c_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(y + self.skip(F.avg_pool2d(x, 2)))
+
+
+class Judge(nn.Module):
+    """Pictures ``(B, 3, 64, 64)`` in [0, 1] -> logits ``{"object", "colour", "finish", "view"}``, each ``(B, n)``, the
+    classes in the order of OBJECTS, COLOURS, FINISHES and VIEWS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 5, stride=2, padding=2)
+        self.blocks = nn.Sequential(_Block(24, 48), _Block(48, 96), _Block(96, 160))
+        # a hidden layer, since where an object's left side shows depends on the object
+        self.heads = nn.ModuleDict(
+            {k: nn.Sequential(nn.Linear(160 * 4, 256), nn.ReLU(), nn.Linear(256, n)) for k, n in CLASSES.items()}
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        """``(B, 640)``: the last map pooled to 2×2, for the distances between sets of pictures."""
+        x = self.blocks(F.relu(self.stem(2 * images - 1)))
+        return F.adaptive_avg_pool2d(x, 2).flatten(1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """See the class; differentiable in the pictures."""
+        features = self.features(images)
+        return {name: head(features) for name, head in self.heads.items()}
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> Judge:
+        """The trained judge, frozen. Raises :class:`CarvError` where its weights are missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not path.exists():
+            raise CarvError(f"no judge's weights at {path.name}: python -m carv_3d.tiny.classifier trains one")
+        judge = cls()
+        try:
+            judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+        except (SafetensorError, RuntimeError) as error:
+            raise CarvError(f"the judge's weights {path.name} are damaged: restore the file") from error
+        return judge.eval().requires_grad_(False)
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shifts, scales, blur, noise and changes of brightness and contrast that leave the answers what they are."""
+    n = len(x)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=generator)
+
+    scale = uniform(0.85, 1.2)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, 0, 2], theta[:, 1, 2] = uniform(-0.12, 0.12), uniform(-0.12, 0.12)
+    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), False), padding_mode="border", align_corners=False)
+    soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+    share = uniform(0.0, 1.0)[:, None, None, None]
+    x = share * x + (1 - share) * soft
+    gain, bias = uniform(0.85, 1.12)[:, None, None, None], uniform(-0.05, 0.05)[:, None, None, None]
+    noise = uniform(0.0, 0.06)[:, None, None, None] * torch.randn(x.shape, generator=generator)
+    return ((x - 0.5) * gain + 0.5 + bias + noise).clamp(0, 1)
+
+
+def train(work: Path, out: Path = WEIGHTS, pictures: int = 45_000, steps: int = 5_000, seed: int = 0) -> None:
+    """Render other pictures than the teacher's, train the judge on them, write ``out`` in half precision."""
+    from safetensors.torch import save_file
+
+    from carv_3d.tiny.dataset import build, source_hash
+    from carv_3d.tiny.objects import ROUND
+    from carv_3d.tiny.stage import run_stage
+
+    data = build(work / "judge", pictures, seed=seed + 2, seen_only=False)
+    names, tints = list(OBJECTS), list(COLOURS)
+    labels = torch.tensor([
+        [names.index(s.obj), tints.index(s.colour), FINISHES.index(s.finish), _view_class(s.obj in ROUND, s)]
+        for s in data.shots
+    ])  # fmt: skip
+    torch.manual_seed(seed)
+    judge = Judge()
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves this form out
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(pictures, (64,), generator=generator)
+        background = light_backgrounds(64, generator).numpy().astype(np.float32)
+        x = torch.from_numpy(data.on(index.numpy(), background)).permute(0, 3, 1, 2).contiguous()
+        logits = judge(augment(x, generator).contiguous(memory_format=torch.channels_last))
+        terms = [
+            F.cross_entropy(logits[k], labels[index, i], ignore_index=IGNORE, label_smoothing=0.05)
+            for i, k in enumerate(CLASSES)
+        ]
+        return torch.stack(terms).sum()
+
+    weights = run_stage(
+        "judge",
+        judge,
+        loss_of,
+        steps=steps,
+        lr=3e-3,
+        folder=work,
+        seed=seed + 7,
+        ema=0.99,
+        made_with={"pictures": pictures, "seed": seed, "objects": source_hash()},
+    )
+    half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(half, out.with_suffix(".part"))
+    out.with_suffix(".part").replace(out)
+
+
+def _view_class(is_round: bool, shot: Shot) -> int:
+    """The class of a shot's view; from the side nobody can tell where a round object's front is."""
+    phrase = view_phrase(shot.elevation, shot.azimuth)
+    return IGNORE if is_round and phrase != OVERHEAD else VIEWS.index(phrase)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m carv_3d.tiny.classifier", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "carv_3d" / "tiny")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if min(arguments.steps, arguments.threads) < 1:
+        parser.exit(2, "--steps and --threads are whole numbers from 1.\n")
+    from carv_3d.tiny.stage import told_by
+
+    torch.set_num_threads(arguments.threads)
+    told_by(parser, lambda: train(arguments.work, arguments.out, steps=arguments.steps))

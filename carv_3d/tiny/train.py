@@ -1,0 +1,218 @@
+"""``python -m carv_3d.tiny.train``: carv-tiny again from nothing, seeded, resumable at any moment.
+
+Stages: pictures, autoencoder, latents, the layout that the text encoder foretells, text encoder and UNet, export. Each
+leaves its result in the working folder and is skipped when it stands there. Random numbers come from (seed, step): a
+resumed run equals an uninterrupted one, if both are compiled or neither is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
+from carv_3d.tiny import autoencoder, denoiser, layout
+from carv_3d.tiny.dataset import Pictures, build, source_hash
+from carv_3d.tiny.export import export
+from carv_3d.tiny.quick import PRECISIONS, choose_precision, compile_in_place, gradient_of
+from carv_3d.tiny.stage import run_stage, told_by
+from carv_3d.tiny.tokens import END, LENGTH, START, build_tokenizer
+from carv_3d.tiny.vocabulary import COLOURS, all_words
+
+COUNTS = ("pictures", "vae_steps", "vae_batch", "text_steps", "text_batch", "unet_steps", "unet_batch")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """``work`` holds pictures and checkpoints; ``out`` gets the model folder; ``vae_steps``, ``text_steps`` and
+    ``unet_steps`` of ``vae_batch``, ``text_batch`` and ``unet_batch`` pictures; ``init`` is a model folder to start
+    from: its autoencoder is kept as it is, its text encoder and UNet, where it has them, are trained further.
+    ``unet_precision`` "auto" is "bf16" where the processor has it; ``compile`` compiles the UNet where that works."""
+
+    work: Path
+    out: Path
+    pictures: int = 30_000
+    vae_steps: int = 1_800
+    vae_batch: int = 24
+    vae_lr: float = 3e-3
+    text_steps: int = 9_000
+    text_batch: int = 64
+    text_lr: float = 1e-3
+    unet_steps: int = 8_000
+    unet_batch: int = 64
+    unet_lr: float = 8e-4
+    unet_precision: str = "auto"
+    init: Path | None = None
+    seed: int = 0
+    threads: int = 2
+    compile: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (*COUNTS, "threads"):
+            if getattr(self, name) < 1:
+                raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1.")
+        for name in ("vae_lr", "text_lr", "unet_lr"):
+            if not 0 < getattr(self, name) < 1:
+                raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it lies between 0 and 1.")
+        if not 0 <= self.seed < 2**31:
+            raise CarvError(f"--seed is {self.seed}: give a whole number from 0, below 2^31.")
+        if self.init is not None and not (self.init / "vae" / "config.json").exists():
+            raise CarvError(f"--init {self.init} is no model folder: it has no vae/config.json.")
+        object.__setattr__(self, "unet_precision", choose_precision(self.unet_precision))
+
+
+def log(message: str) -> None:
+    """Print at once."""
+    print(message, flush=True)
+
+
+def made_with(o: TrainOptions, part: str) -> dict[str, Any]:
+    """What a part's checkpoint depends on; one made with anything else is refused."""
+    own = {k: v for k, v in vars(o).items() if k.startswith(part) and not k.endswith("steps")}
+    words = hashlib.sha256(" ".join(all_words()).encode()).hexdigest()[:12]
+    init = str(o.init) if o.init is not None else ""
+    return {**own, "pictures": o.pictures, "seed": o.seed, "init": init, "objects": source_hash(), "words": words}
+
+
+def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
+    """The trained autoencoder, frozen; that of ``init`` as it is."""
+    from diffusers import AutoencoderKL
+
+    if o.init is not None:  # a trained autoencoder stays as it is: the denoiser knows its latents
+        return AutoencoderKL.from_pretrained(o.init / "vae").float().eval().requires_grad_(False)
+    torch.manual_seed(o.seed)
+    vae = AutoencoderKL(**autoencoder.CONFIG).to(memory_format=torch.channels_last)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        x = autoencoder.batch(pictures, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
+        return autoencoder.loss(vae, x, generator)
+
+    weights = run_stage("autoencoder", vae, loss_of, steps=o.vae_steps, lr=o.vae_lr, folder=o.work, seed=o.seed + 3,
+                        made_with=made_with(o, "vae"),
+                        ema=0.98, log=log)  # fmt: skip
+    vae.load_state_dict(weights)
+    vae.eval().requires_grad_(False)
+    for colour in COLOURS:  # a lost hue shows here, and hardly in a mean over all
+        index = np.array([i for i, s in enumerate(pictures.shots) if s.colour == colour][:50], int)
+        if not len(index):  # few pictures need not show every colour
+            continue
+        x = torch.from_numpy(pictures.on(index, np.ones((len(index), 3)))).permute(0, 3, 1, 2).contiguous()
+        log(f"autoencoder: {autoencoder.psnr(vae, x):.1f} dB on {colour}")
+    return vae
+
+
+def cached_latents(o: TrainOptions, vae: Any, pictures: Pictures) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(mean, std) of the posteriors, on white and on light backgrounds, from the working folder where they stand."""
+    weights = torch.cat([p.detach().flatten() for p in vae.parameters()]).numpy().tobytes()
+    key = weights + repr((len(pictures.shots), o.seed, source_hash())).encode()
+    path = o.work / f"latents-{hashlib.sha256(key).hexdigest()[:12]}.pt"
+    if not path.exists():
+        found = [autoencoder.encode_all(vae, pictures, b, o.seed + 2, log) for b in ("white", "light")]
+        torch.save(found, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return torch.load(path, weights_only=True)
+
+
+def train_text(o: TrainOptions, model: denoiser.Denoiser, data: denoiser.Latents, older: Any) -> None:
+    """The first lessons of the text encoder, skipped where the model that is trained further has had them."""
+    if older is not None and older.config.max_position_embeddings == LENGTH:
+        return
+    torch.manual_seed(o.seed)
+    foreteller = layout.Layout(model.text)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        return layout.loss(foreteller, *data.batch(o.text_batch, generator), older)
+
+    weights = run_stage("text", foreteller, loss_of, steps=o.text_steps, lr=o.text_lr, folder=o.work, seed=o.seed + 9,
+                        made_with=made_with(o, "text"),
+                        ema=0.995, log=log)  # fmt: skip
+    foreteller.load_state_dict(weights)
+
+
+def tokenizer_of(o: TrainOptions) -> Any:
+    """That of ``init``, whose text encoder knows its numbers (those of pieces of words differ from one build to the
+    next), or a new one."""
+    words = o.work / "tokenizer"
+    if o.init is None or not (o.init / "tokenizer" / "vocab.json").exists():
+        return build_tokenizer(words)
+    from transformers import CLIPTokenizer
+
+    shutil.copytree(o.init / "tokenizer", words, dirs_exist_ok=True)
+    return CLIPTokenizer.from_pretrained(words, model_max_length=LENGTH)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(prog="python -m carv_3d.tiny.train", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "carv_3d" / "tiny")
+    parser.add_argument("--out", type=Path, default=here / "weights")
+    parser.add_argument("--init", type=Path, default=None)
+    parser.add_argument("--vae-lr", type=float, default=TrainOptions.vae_lr)
+    parser.add_argument("--text-lr", type=float, default=TrainOptions.text_lr)
+    parser.add_argument("--unet-lr", type=float, default=TrainOptions.unet_lr)
+    parser.add_argument("--unet-precision", default="auto", metavar="|".join(PRECISIONS))
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    for name in (*COUNTS, "seed", "threads"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TrainOptions, name))
+    told_by(parser, lambda: train(TrainOptions(**vars(parser.parse_args(argv)))))
+
+
+def train(o: TrainOptions) -> None:
+    """All stages; those whose results stand in ``o.work`` are skipped. Raises :class:`CarvError` where a checkpoint
+    there was made with other values."""
+    torch.set_num_threads(o.threads)
+    pictures = build(o.work / "train", o.pictures, seed=o.seed + 1, log=log)
+    vae = train_autoencoder(o, pictures)
+    posteriors = cached_latents(o, vae, pictures)
+    scaling = float(1 / posteriors[0][0].float().std()) if o.init is None else float(vae.config.scaling_factor)
+    tokenizer = tokenizer_of(o)
+    torch.manual_seed(o.seed)
+    start, end = tokenizer.convert_tokens_to_ids([START, END])
+    model = denoiser.Denoiser(len(tokenizer), start, end, autocast=o.unet_precision == "bf16")
+    older = None
+    if o.init is not None and (o.init / "unet" / "config.json").exists():
+        from diffusers import UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        unet = UNet2DConditionModel.from_pretrained(o.init / "unet").float()
+        model.unet.load_state_dict(unet.state_dict(), strict=False)  # older weights lack add_embedding
+        older = CLIPTextModel.from_pretrained(o.init / "text_encoder").float().eval().requires_grad_(False)
+        layout.grow(model.text, older)
+    model.unet.to(memory_format=torch.channels_last)  # a third quicker on a CPU
+    schedule = NoiseSchedule.scaled_linear()
+    data = denoiser.Latents(posteriors, scaling, pictures, tokenizer)
+    train_text(o, model, data, older)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        z, ids = data.batch(o.unet_batch, generator)
+        z = z.contiguous(memory_format=torch.channels_last)
+        return denoiser.loss(model, schedule, z, ids, generator)
+
+    def gradient() -> list[torch.Tensor]:
+        return gradient_of(model, lambda: loss_of(0, torch.Generator().manual_seed(o.seed)))
+
+    def make_quick() -> None:
+        compiled = o.compile and compile_in_place(model.unet, gradient, log)
+        log(f"denoiser: {o.unet_precision} products, {'compiled' if compiled else 'not compiled'}")
+
+    def save(weights: dict[str, torch.Tensor], step: int) -> None:
+        export(o.out, vae, scaling, model, weights, tokenizer, o.work / "tokenizer")
+
+    weights = run_stage("denoiser", model, loss_of, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
+              made_with=made_with(o, "unet"),
+              slower={"text.": 0.2}, ema=0.9985, on_begin=make_quick, on_save=save, log=log)  # fmt: skip
+    save(weights, o.unet_steps)
+    log(f"carv-tiny is in {o.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""What carv-tiny was taught to read: objects, colours, finishes, views, and the wording around them.
+
+Pure data and string work: no torch, no numba, so that a prompt is checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import random
+import re
+
+from carv_3d.errors import CarvError
+from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES, view_phrase
+
+# object -> the words for it; the first is the one that captions use most
+OBJECTS: dict[str, tuple[str, ...]] = {
+    "mug": ("mug", "cup", "coffee mug"),
+    "teapot": ("teapot", "kettle"),
+    "bottle": ("bottle", "flask"),
+    "goblet": ("goblet", "chalice"),
+    "vase": ("vase", "urn"),
+    "bowl": ("bowl", "basin"),
+    "bucket": ("bucket", "pail"),
+    "chair": ("chair", "seat"),
+    "table": ("table", "desk"),
+    "sofa": ("sofa", "couch"),
+    "bed": ("bed",),
+    "lamp": ("lamp", "table lamp"),
+    "candle": ("candle",),
+    "car": ("car", "automobile"),
+    "bus": ("bus", "coach"),
+    "truck": ("truck", "lorry"),
+    "airplane": ("airplane", "plane", "aeroplane"),
+    "rocket": ("rocket", "spaceship"),
+    "sailboat": ("sailboat", "boat", "ship"),
+    "house": ("house", "cottage", "home"),
+    "castle": ("castle", "fortress"),
+    "lighthouse": ("lighthouse", "beacon"),
+    "tree": ("tree",),
+    "cactus": ("cactus",),
+    "mushroom": ("mushroom", "toadstool"),
+    "snowman": ("snowman",),
+    "robot": ("robot", "android"),
+    "bear": ("bear", "teddy bear", "teddy"),
+    "rabbit": ("rabbit", "bunny"),
+    "dog": ("dog", "puppy"),
+    "duck": ("duck", "rubber duck"),
+    "fish": ("fish",),
+    "hat": ("hat", "fedora"),
+    "apple": ("apple",),
+    "pear": ("pear",),
+    "donut": ("donut", "doughnut"),
+    "hammer": ("hammer", "mallet"),
+    "guitar": ("guitar",),
+    "camera": ("camera",),
+    "crown": ("crown",),
+}
+
+# colour -> albedo
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.82, 0.09, 0.09),
+    "orange": (0.96, 0.49, 0.06),
+    "yellow": (0.96, 0.85, 0.12),
+    "green": (0.12, 0.58, 0.17),
+    "turquoise": (0.10, 0.74, 0.72),
+    "blue": (0.11, 0.25, 0.82),
+    "purple": (0.50, 0.15, 0.66),
+    "pink": (0.98, 0.55, 0.74),
+    "brown": (0.42, 0.23, 0.10),
+    "black": (0.09, 0.09, 0.10),
+    "white": (0.95, 0.95, 0.94),
+    "gray": (0.50, 0.51, 0.53),
+}
+COLOUR_WORDS: dict[str, tuple[str, ...]] = {
+    **{c: (c,) for c in COLOURS},
+    "turquoise": ("turquoise", "teal", "cyan"),
+    "purple": ("purple", "violet"),
+    "gray": ("gray", "grey"),
+    "red": ("red", "scarlet"),
+    "blue": ("blue", "navy"),
+}
+
+FINISHES = ("plain", "striped", "spotted")
+FINISH_WORDS = {"plain": ("", "plain"), "striped": ("striped", "stripy"), "spotted": ("spotted", "dotted")}
+FINISH_NOUNS = {"plain": (), "striped": ("stripes",), "spotted": ("spots", "dots", "polka dots")}  # "with ..."
+
+LONGEST = 18  # words and commas of a caption that reach the UNet; the tokens after them are the layout's
+VIEW_ROOM = 4  # of these, for ", back left view"
+
+# Every word here is taught: check_prompt accepts no other.
+TEMPLATES = (
+    "{x}", "a {x}", "a {x}", "a {x}", "a photo of a {x}", "a 3d model of a {x}", "the {x}", "a picture of a {x}",
+    "a rendering of a {x}", "one small {x}", "a big {x}", "a little {x}", "a nice {x}", "a beautiful {x}", "my {x}",
+    "this {x}", "an image of a {x}", "a render of a single {x}", "a high quality photo of a {x}",
+    "a dslr photo of a {x}",
+)  # fmt: skip
+
+
+def unseen_pairs() -> frozenset[tuple[str, str]]:
+    """The tenth of the object–colour pairs that training never shows, spread evenly: 48 of 480."""
+    names, colours = sorted(OBJECTS), sorted(COLOURS)
+    order = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+    pairs = set()
+    for i, name in enumerate(order):
+        pairs.add((name, colours[i % 12]))
+        if i % 5 == 0:
+            pairs.add((name, colours[(i + 5) % 12]))
+    return frozenset(pairs)
+
+
+def caption(rng: random.Random, obj: str, colour: str, finish: str, elevation: float, azimuth: float) -> str:
+    """A caption in natural wording, with synonyms, half of the time without a word on a plain finish.
+
+    Few are in threestudio's four coarse view phrases: two of them share their words with a sector half as wide.
+    """
+    noun = OBJECTS[obj][0] if rng.random() < 0.7 else rng.choice(OBJECTS[obj])
+    tint = COLOUR_WORDS[colour][0] if rng.random() < 0.8 else rng.choice(COLOUR_WORDS[colour])
+    if FINISH_NOUNS[finish] and rng.random() < 0.3:
+        phrase = f"{tint} {noun} with {rng.choice(FINISH_NOUNS[finish])}"
+    else:
+        pattern = rng.choice(FINISH_WORDS[finish])
+        words = (pattern, tint, noun) if rng.random() < 0.3 else (tint, pattern, noun)
+        phrase = " ".join(w for w in words if w)
+    text = rng.choice(TEMPLATES).format(x=phrase)
+    text = re.sub(r"\ba (?=[aeiou])", "an ", text)
+    kind = rng.random()
+    if kind < 0.08:
+        return text
+    return f"{text}, {view_phrase(elevation, azimuth, fine=kind < 0.94)}"
+
+
+def all_words() -> list[str]:
+    """Every word the tokenizer holds as one token, sorted."""
+    text = " ".join([
+        *(w for ws in OBJECTS.values() for w in ws), *(w for ws in COLOUR_WORDS.values() for w in ws),
+        *(w for ws in FINISH_WORDS.values() for w in ws), *(w for ws in FINISH_NOUNS.values() for w in ws),
+        *TEMPLATES, "with an", *FINE_PHRASES, *COARSE_PHRASES,
+    ])  # fmt: skip
+    return sorted(set(re.findall(r"[a-z]+|[0-9]", text.replace("{x}", " "))))
+
+
+def words_of(prompt: str) -> list[str]:
+    """The text's words, digits and marks, in lower case; each is one token, or several where it is unknown."""
+    return re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", prompt.lower())
+
+
+def find(prompt: str, table: dict[str, tuple[str, ...]]) -> list[str]:
+    """The keys of ``table`` that the prompt names, in order of appearance; longer names win."""
+    text, found = " " + " ".join(words_of(prompt)) + " ", []
+    for key, name in sorted(((k, n) for k, ns in table.items() for n in ns if n), key=lambda kn: -len(kn[1])):
+        at = text.find(f" {name} ")
+        if at >= 0:
+            found.append((at, key))
+            text = text[: at + 1] + "_" * len(name) + text[at + 1 + len(name) :]
+    return list(dict.fromkeys(key for _, key in sorted(found)))
+
+
+def parse(prompt: str) -> tuple[str, str | None, str]:
+    """Object, colour (None where the prompt names none) and finish of a prompt that :func:`check_prompt` accepts."""
+    check_prompt(prompt)
+    colours = find(prompt, COLOUR_WORDS)
+    finishes = find(prompt, {k: FINISH_WORDS[k] + FINISH_NOUNS[k] for k in FINISHES if k != "plain"})
+    return find(prompt, OBJECTS)[0], colours[0] if colours else None, finishes[0] if finishes else "plain"
+
+
+WAY_OUT = (
+    "a full Stable Diffusion model reads any words: name its folder as the model (carv generate: "
+    "system.guidance.pretrained_model_name_or_path=FOLDER)"
+)
+
+
+def check_words(text: str, what: str = "The prompt", room: int = 0) -> None:
+    """Raise :class:`CarvError` for words that carv-tiny was not taught, and for more words and commas than it reads,
+    less the ``room`` of those that will be said behind them. ``what`` the text is, for the sentence."""
+    known = set(all_words()) | {",", "."}
+    near = []
+    for w in dict.fromkeys(w for w in words_of(text) if w not in known):
+        names = {n for ns in OBJECTS.values() for n in ns}
+        close = difflib.get_close_matches(w, sorted(known | names), n=2, cutoff=0.6)
+        near.append(f"{w!r}" + (f" (nearest: {', '.join(close)})" if close else ""))
+    if near:
+        raise CarvError(
+            f"carv-tiny does not know {', '.join(near)}; it knows the objects {', '.join(OBJECTS)}, "
+            f"the colours {', '.join(COLOURS)} and the finishes {', '.join(FINISHES)}; {WAY_OUT}."
+        )
+    count = len(words_of(text))
+    if count > LONGEST - room:
+        view = f", beside {room} for the view" if room else ""
+        raise CarvError(
+            f"{what} has {count} words and commas, and carv-tiny reads {LONGEST - room}{view}: shorten it; {WAY_OUT}."
+        )
+
+
+def check_prompt(prompt: str, room: int = 0) -> None:
+    """Raise :class:`CarvError` where carv-tiny cannot know what is asked: which words, the nearest known, the way out.
+
+    A prompt is accepted if every word is in the vocabulary, all of them are read, with ``room`` for what is said behind
+    them, and it names exactly one object, at most one colour and at most one finish.
+    """
+    if not prompt.strip():
+        raise CarvError('The prompt is empty: write what to make, for example "a red mug".')
+    objects = find(prompt, OBJECTS)
+    if len(objects) > 1:
+        several, example = ", ".join(objects), f'"a red {objects[0]}"'
+        raise CarvError(f"The prompt names several objects ({several}): name one, as in {example}; {WAY_OUT}.")
+    check_words(prompt, room=room)
+    if not objects:
+        raise CarvError(
+            f"The prompt names no object that carv-tiny knows: name one of {', '.join(OBJECTS)}, "
+            f'as in "a red mug"; {WAY_OUT}.'
+        )
+    finishes = {k: FINISH_WORDS[k] + FINISH_NOUNS[k] for k in FINISHES}
+    for what, table in (("colours", COLOUR_WORDS), ("finishes", finishes)):
+        named = find(prompt, table)
+        if len(named) > 1:
+            several = ", ".join(named)
+            raise CarvError(
+                f"The prompt names several {what} ({several}), and carv-tiny was taught one an object; {WAY_OUT}."
+            )

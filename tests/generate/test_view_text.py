@@ -1,0 +1,62 @@
+"""What the prompt becomes for each camera under Perp-Neg: threestudio's mixtures and weights at known azimuths."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d.generate.config import PromptOptions
+from carv_3d.generate.view_text import view_text
+from carv_3d.scenes.cameras import orbit
+
+OPTIONS = PromptOptions("a red mug", "bad", fine_views=False, use_perp_neg=True)
+END = math.exp(-0.5)  # of the decay, at r = 1
+
+
+def sides(teacher: Any) -> dict[str, Tensor]:
+    names = ("front", "side", "back", "overhead")
+    return dict(zip(names, teacher.text_embeddings([f"a red mug, {name} view" for name in names])))
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize(
+    ("azimuth", "mixture", "negatives", "weights"),
+    [
+        (0, {"front": 1}, ("front", "side"), (4 * END - 2.426, 4 - 2.426)),
+        (45, {"front": 0.5, "side": 0.5}, ("front", "side"), (4 * END**0.5 - 2.426, 4 * END**0.5 - 2.426)),
+        (90, {"side": 1}, ("side", "front"), (END - 0.606, END + 0.967)),
+        (135, {"side": 0.5, "back": 0.5}, ("side", "front"), (END**0.5 - 0.606, END**0.5 + 0.967)),
+        (180, {"back": 1}, ("side", "front"), (1 - 0.606, 1 + 0.967)),
+    ],
+)
+def test_the_text_lies_between_two_sides_and_the_others_are_pushed_away(
+    azimuth: float, mixture: dict[str, float], negatives: tuple[str, str], weights: tuple[float, float], turn: int,
+    sd_teacher: Any,
+) -> None:  # fmt: skip
+    told, of = view_text(sd_teacher, OPTIONS, orbit(1, elevation=10.0, start=turn * azimuth)), sides(sd_teacher)
+    assert told.negatives is not None
+    wanted = torch.stack([share * of[name] for name, share in mixture.items()]).sum(0)
+    torch.testing.assert_close(told.text[0], wanted)
+    assert torch.equal(told.negatives[0][0], torch.stack([of[name] for name in negatives]))
+    torch.testing.assert_close(told.negatives[1], -torch.tensor([weights]), atol=1e-4, rtol=0)
+    assert torch.equal(told.no_text, sd_teacher.text_embeddings(["bad"]))
+
+
+def test_from_above_nothing_is_pushed_away(sd_teacher: Any) -> None:
+    told = view_text(sd_teacher, OPTIONS, orbit(2, elevation=70.0))
+    assert told.negatives is not None
+    assert torch.equal(told.text, sides(sd_teacher)["overhead"].expand(2, -1, -1))
+    assert torch.equal(told.negatives[1], torch.zeros(2, 2))
+
+
+def test_the_first_render_alone(sd_teacher: Any) -> None:
+    told = view_text(sd_teacher, OPTIONS, orbit(3, elevation=10.0))
+    one, whole = told.first(), view_text(sd_teacher, OPTIONS, orbit(1, elevation=10.0))
+    assert one.negatives is not None
+    assert whole.negatives is not None
+    for a, b in zip((one.text, *one.negatives), (whole.text, *whole.negatives)):
+        assert torch.equal(a, b)

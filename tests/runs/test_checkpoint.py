@@ -1,0 +1,154 @@
+"""A checkpoint survives truncation, a full disk and a kill between any two of its steps."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from carv_3d.errors import CarvError
+from carv_3d.runs.checkpoint import (
+    has_checkpoint,
+    load_checkpoint,
+    previous_path,
+    resumed_state,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "field": {"grid": torch.full((3, 4), float(step))}, "list": [1, "a", None, 0.5]}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two checkpoints, of steps 1 and 2."""
+    path = tmp_path / "checkpoint"
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
+    return path
+
+
+def test_what_is_saved_is_loaded(path: Path) -> None:
+    loaded, note = load_checkpoint(path)
+    assert note is None
+    assert loaded["step"] == 2
+    assert torch.equal(loaded["field"]["grid"], torch.full((3, 4), 2.0))
+    assert loaded["list"] == [1, "a", None, 0.5]
+    assert sorted(os.listdir(path.parent)) == ["checkpoint", "checkpoint.previous"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_one_falls_back_to_the_one_before(path: Path, share: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    loaded, note = load_checkpoint(path)
+    assert loaded["step"] == 1
+    assert note is not None
+    assert "damaged" in note
+
+
+def test_when_both_are_damaged_it_is_one_sentence(path: Path) -> None:
+    path.write_bytes(b"")
+    previous_path(path).write_bytes(b"not a checkpoint")
+    with pytest.raises(CarvError, match=r"no checkpoint in .* can be read") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(path: Path) -> None:
+    os.replace(path, previous_path(path))
+    loaded, _ = load_checkpoint(path)
+    assert loaded["step"] == 2
+
+
+def test_none_at_all_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CarvError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_a_full_disk_keeps_both(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CarvError, match="the disk is full"):
+            save_checkpoint(path, state(3))
+    assert load_checkpoint(path)[0]["step"] == 2
+    assert load_checkpoint(previous_path(path))[0]["step"] == 1
+    assert sorted(os.listdir(path.parent)) == ["checkpoint", "checkpoint.previous"]
+
+
+def test_a_checkpoint_cannot_run_code(path: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    torch.save({"format": 1, "state": Evil()}, path)
+    previous_path(path).write_bytes(pickle.dumps({"format": 1, "state": Evil()}, protocol=2))
+    with pytest.raises(CarvError):
+        load_checkpoint(path)
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_newer_format_is_refused(path: Path) -> None:
+    torch.save({"format": 2, "state": {}}, path)
+    with pytest.raises(CarvError, match="newer carv_3d"):
+        load_checkpoint(path)
+
+
+def test_all_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    def draw() -> list[float]:
+        return [float(torch.rand(())), float(np.random.normal()), random.gauss(0, 1)]  # noqa: NPY002
+
+    draw()  # gauss and normal keep a second value, which belongs to the state
+    save_checkpoint(tmp_path / "c", {"rng": rng_state()})
+    expected = [draw() for _ in range(3)]
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 -- the global state is what is saved
+    random.seed(1)
+    set_rng_state(load_checkpoint(tmp_path / "c")[0]["rng"])
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_what_a_run_begins_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint"
+    said: list[str] = []
+    assert resumed_state(path, False, said.append) is None
+    assert said == []
+    assert resumed_state(path, True, said.append) is None
+    assert said == ["The run had not come to a checkpoint: it begins again."]
+    save_checkpoint(path, {"step": 1})
+    save_checkpoint(path, {"step": 2})
+    assert has_checkpoint(path)
+    assert resumed_state(path, False, said.append) is None
+    assert resumed_state(path, True, said.append) == {"step": 2}
+    assert len(said) == 1
+    path.write_bytes(path.read_bytes()[:50])
+    assert resumed_state(path, True, said.append) == {"step": 1}
+    assert said[1].startswith("Note: checkpoint is truncated or damaged")
+    save_checkpoint(path, {"step": 3})  # which leaves the whole one beside it, not the damaged one
+    assert load_checkpoint(path)[0] == {"step": 3}
+    assert load_checkpoint(previous_path(path))[0] == {"step": 1}
+    assert len(path.with_name("checkpoint.damaged").read_bytes()) == 50
+    path.write_bytes(b"")
+    other = path.with_name("checkpoint.damaged")
+    with monkeypatch.context() as patch:  # another process set it aside between reading it and this
+        patch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(FileNotFoundError(a)))
+        assert load_checkpoint(path, going_on=True)[0] == {"step": 1}
+        patch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(PermissionError(13, "Permission denied", a)))
+        with pytest.raises(CarvError, match="checkpoint"):
+            load_checkpoint(path, going_on=True)
+    assert len(other.read_bytes()) == 50
+    assert load_checkpoint(path)[0] == {"step": 1}  # only looked at: nothing is moved
+    assert path.read_bytes() == b""

@@ -1,0 +1,207 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
+from carv_3d.runs.checkpoint import load_checkpoint
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.tiny import autoencoder, denoiser, train
+from carv_3d.tiny.export import export
+from carv_3d.tiny.stage import run_stage
+from carv_3d.tiny.tokens import END, LENGTH, START, build_tokenizer
+from carv_3d.tiny.vocabulary import all_words
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return build_tokenizer(folder), folder
+
+
+def test_every_known_word_is_one_token_and_others_are_pieces(words) -> None:
+    tokenizer, _ = words
+    assert all(len(tokenizer(w).input_ids) == 3 for w in all_words())
+    assert len(tokenizer("zebra").input_ids) > 3
+
+
+def run(
+    folder: Path, steps: int, stop_after: int | None = None, made_with: dict | None = None
+) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        if step == stop_after:
+            raise KeyboardInterrupt
+        x = torch.randn(16, 3, generator=generator)
+        return (module(x) - x.sum(1, keepdim=True)).square().mean()
+
+    quiet = {"save_every": 0.0, "log": lambda m: None, "made_with": made_with or {"seed": 1}}
+    return run_stage("s", module, loss_of, steps=steps, lr=0.05, folder=folder, seed=1, **quiet)
+
+
+def test_what_a_stage_begins_with_is_left_out_where_it_is_done(tmp_path) -> None:
+    module, begun = nn.Linear(1, 1), []
+
+    def train_to(steps: int) -> None:
+        run_stage("s", module, lambda step, g: module.weight.sum(), steps=steps, lr=0.1, folder=tmp_path, seed=0,
+                  made_with={}, on_begin=lambda: begun.append(module.weight.item()), log=lambda m: None)  # fmt: skip
+
+    first = module.weight.item()
+    train_to(3)
+    trained = module.weight.item()
+    train_to(3)
+    assert begun == [first]
+    nn.init.zeros_(module.weight)
+    train_to(4)
+    assert begun == [first, trained]  # the checkpoint's weights are in place
+
+
+@pytest.mark.parametrize("between_renames", [False, True])
+def test_a_stage_cut_off_goes_on_to_the_same_weights(tmp_path, between_renames) -> None:
+    whole = run(tmp_path / "whole", 30)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 30, stop_after=17)
+    if between_renames:  # a kill within a save: only the one before the newest is there
+        os.replace(tmp_path / "cut" / "s.pt", tmp_path / "cut" / "s.pt.previous")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", 30, stop_after=17)  # goes on, not from the beginning
+        assert load_checkpoint(tmp_path / "cut" / "s.pt.previous")[0]["step"] == 17
+    resumed = run(tmp_path / "cut", 30)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_a_checkpoint_made_with_other_values_is_refused(tmp_path) -> None:
+    run(tmp_path, 3)
+    with pytest.raises(CarvError, match="other values of seed"):
+        run(tmp_path, 5, made_with={"seed": 2})
+
+
+def test_a_stage_learns(tmp_path) -> None:
+    weights = run(tmp_path, 300)
+    torch.testing.assert_close(weights["weight"], torch.ones(1, 3), atol=0.05, rtol=0)
+
+
+def test_the_loss_is_the_error_of_v() -> None:
+    schedule = NoiseSchedule.scaled_linear()
+    z, ids = torch.randn(4, 4, 16, 16), torch.zeros(4, LENGTH, dtype=torch.long)
+    seen = {}
+
+    def blind(z_t, t, ids):
+        seen["t"], seen["z_t"] = t, z_t
+        return torch.zeros_like(z_t)
+
+    value = denoiser.loss(blind, schedule, z, ids, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    a2 = (schedule.alpha(seen["t"]) ** 2).view(-1, 1, 1, 1)
+    eps = (seen["z_t"] - a2.sqrt() * z) / (1 - a2).sqrt()
+    v = a2.sqrt() * eps - (1 - a2).sqrt() * z
+    weight = (1 / (1 - a2)).clamp_max(4.0) * (1 - a2)  # SNR + 1 = 1 / sigma^2
+    torch.testing.assert_close(value, (v.square() * weight).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_seven_in_ten_timesteps_come_from_the_upper_four_tenths() -> None:
+    t = denoiser.timesteps(1000, 1000, torch.Generator().manual_seed(0))
+    assert (t[1:] >= t[:-1]).all()
+    assert int(t[-1]) == 999
+    assert int((t < 600).sum()) == 300
+    assert abs(int((t < 300).sum()) - 150) <= 1
+    assert abs(int((t < 800).sum()) - 650) <= 1
+
+
+def test_the_weight_is_known_at_known_noise_levels() -> None:
+    snr = torch.tensor([79.0, 3.0, 1.0, 1e-3])
+    torch.testing.assert_close(denoiser.weight_of(snr), torch.tensor([4 / 80, 1.0, 1.0, 1.0]))
+
+
+def test_slower_parameters_move_by_their_share(tmp_path) -> None:
+    module = nn.ModuleDict({"text": nn.Linear(1, 1, bias=False), "unet": nn.Linear(1, 1, bias=False)})
+    for m in module.values():
+        nn.init.zeros_(m.weight)
+    run_stage(
+        "s", module, lambda step, g: (module["text"].weight + module["unet"].weight).sum(), steps=40, lr=0.1,
+        folder=tmp_path, seed=0, made_with={}, slower={"text.": 0.25}, weight_decay=0.0, log=lambda m: None,
+    )  # fmt: skip
+    torch.testing.assert_close(module["text"].weight, 0.25 * module["unet"].weight)
+    assert module["unet"].weight.item() < -0.1
+
+
+def test_the_pooled_caption_is_silent_until_it_is_trained() -> None:
+    torch.manual_seed(0)
+    model = denoiser.Denoiser(30, 0, 1).eval()
+    ids = torch.arange(2 * LENGTH).view(2, LENGTH) % 30
+    pooled = model.unet.add_embedding(model.text(ids).last_hidden_state)
+    assert torch.equal(pooled, torch.zeros_like(pooled))
+
+
+def test_exported_folder_loads_as_any_other_and_gives_the_same_noise(tmp_path, words) -> None:
+    from diffusers import AutoencoderKL
+
+    tokenizer, folder = words
+    torch.manual_seed(1)
+    vae = AutoencoderKL(**autoencoder.CONFIG)
+    model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END])).eval()
+    out = tmp_path / "weights"
+    for _ in range(2):  # the second replaces the first
+        export(out, vae, 0.7, model, model.state_dict(), tokenizer, folder)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["weights"]
+    assert sum(p.stat().st_size for p in out.rglob("*")) < 30e6
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        assert (out / "tokenizer" / name).exists()
+    teacher = StableDiffusionTeacher.load(str(out))
+    assert (teacher.image_size, teacher.latent_size, teacher.latent_channels) == (64, 16, 4)
+    prompt, t, z = "a red mug, front view", torch.tensor([300]), torch.randn(1, 4, 16, 16)
+    ids = tokenizer(prompt, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+    with torch.no_grad():
+        v, schedule = model(z, t, ids), teacher.schedule
+        expected = schedule.alpha(t).view(-1, 1, 1, 1) * v + schedule.sigma(t).view(-1, 1, 1, 1) * z
+        got = teacher.eps_hat(z, t, teacher.text_embeddings([prompt]))
+    torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)  # weights in half precision
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--unet-steps", "0"], ["--text-batch", "0"], ["--init", "nowhere"], ["--unet-precision", "fp8"],
+     ["--unet-lr", "-1"], ["--vae-lr", "nan"], ["--seed", "-1"], ["--work", f"{__file__}/x"]],
+)
+def test_bad_options_end_in_one_sentence(arguments, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_training_further_keeps_the_tokenizer_that_the_model_came_with(tmp_path, words) -> None:
+    init, numbers = tmp_path / "init", json.loads((words[1] / "vocab.json").read_text())
+    (init / "vae").mkdir(parents=True)
+    (init / "vae" / "config.json").write_text("{}")
+    shutil.copytree(words[1], init / "tokenizer")
+    numbers["es</w>"], numbers["en</w>"] = numbers["en</w>"], numbers["es</w>"]
+    (init / "tokenizer" / "vocab.json").write_text(json.dumps(numbers))
+    options = train.TrainOptions(work=tmp_path / "work", out=tmp_path / "out", init=init)
+    tokenizer = train.tokenizer_of(options)
+    assert tokenizer.model_max_length == LENGTH
+    assert tokenizer("a red mug").input_ids == words[0]("a red mug").input_ids
+    assert json.loads((options.work / "tokenizer" / "vocab.json").read_text()) == numbers
+
+
+def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys) -> None:
+    few = ["--pictures", "20", "--vae-steps", "2", "--vae-batch", "2", "--text-steps", "2", "--text-batch", "2",
+           "--unet-steps", "2", "--unet-batch", "2", "--threads", str(torch.get_num_threads())]  # fmt: skip
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    train.main([*folders, *few, "--unet-precision", "fp32", "--no-compile"])
+    assert "denoiser: fp32 products, not compiled" in capsys.readouterr().out
+    teacher = StableDiffusionTeacher.load(str(tmp_path / "out"))
+    z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    assert teacher.eps_hat(z, t, teacher.text_embeddings(["a red mug"])).isfinite().all()
+    with pytest.raises(SystemExit) as stop:  # a checkpoint of other products is not gone on with
+        train.main([*folders, *few, "--unet-precision", "bf16", "--no-compile"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "was made with other values of unet_precision" in said
+    assert said.count("\n") == 1
