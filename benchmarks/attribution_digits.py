@@ -1,6 +1,6 @@
 """Linear datamodelling score on scikit-learn's digits: this package, traker and dattri, at one budget of gradients.
 
-A small diffusion model on 8×8 pictures is trained on all items and, as the truth, on --subsets random halves of them.
+A small diffusion model on 8×8 images is trained on all items and, as the truth, on --subsets random halves of them.
 A method's scores are added up over each half and ranked against the loss that the model of that half really has on a
 query. Every method spends --draws gradients an item and a query. traker and dattri are used as their documentation
 says, with the loss that ports of them to diffusion take (a fixed grid of timesteps, one noise each, shared by the slot
@@ -113,7 +113,7 @@ def features(model: Denoiser, schedule: NoiseSchedule, z: Tensor, draws: DrawOpt
 
 
 def port_data(z: Tensor, draws: int, steps: int) -> torch.utils.data.TensorDataset:
-    """Pictures with the noises and timesteps that ports of TRAK to diffusion give them."""
+    """Images with the noises and timesteps that ports of TRAK to diffusion give them."""
     noise = torch.randn(BATCH, draws, 1, 8, 8, generator=torch.Generator().manual_seed(7))
     t = torch.arange(0, steps, steps // draws)[:draws]
     return torch.utils.data.TensorDataset(z, noise[torch.arange(len(z)) % BATCH], t.expand(len(z), -1))

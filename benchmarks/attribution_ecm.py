@@ -1,6 +1,6 @@
 """The form of the paper's Table 4: what a design of the draws is worth in attribution, by evaluations per item.
 
-carv-tiny and pictures of its own training. For each item, repeated features of K evaluations; the variance of a design
+carv-tiny and images of its own training. For each item, repeated features of K evaluations; the variance of a design
 is the mean over items of tr Cov of the (projected) gradient. At equal evaluations cost is equal, so the ECM against
 independent uniform draws is the quotient of the variances; intervals by the jackknife over items. Beside it the rank
 correlation over items between cosine scores at K evaluations and those of --truth evaluations, the mean over repeats
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel
 from carv_3d.attribution.command import cache_folder
-from carv_3d.attribution.encoded import EncodedPictures
+from carv_3d.attribution.encoded import EncodedImages
+from carv_3d.attribution.images import TinyImages
 from carv_3d.attribution.metrics import jackknife_ratio, spearman
-from carv_3d.attribution.pictures import TinyPictures
 from carv_3d.core.accounting import total_variance
 from carv_3d.core.proposals import TimestepProposal, make_proposal
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -45,7 +45,7 @@ def options(draws: DrawOptions, o: argparse.Namespace) -> FeatureOptions:
     return FeatureOptions(draws, o.loss, dim=o.dim)
 
 
-def pilot(model: GradientModel, items: EncodedPictures, index: range, o: argparse.Namespace) -> TimestepProposal:
+def pilot(model: GradientModel, items: EncodedImages, index: range, o: argparse.Namespace) -> TimestepProposal:
     """q proportional to the root mean square of the gradient, by bins of timesteps, on items that are not measured,
     mixed with a tenth of the uniform one."""
     steps = model.schedule.num_train_timesteps
@@ -64,7 +64,7 @@ def pilot(model: GradientModel, items: EncodedPictures, index: range, o: argpars
 
 
 def repeated(
-    make: Callable[[int], FeatureMaker], items: EncodedPictures, index: range, repeats: int
+    make: Callable[[int], FeatureMaker], items: EncodedImages, index: range, repeats: int
 ) -> dict[int, Tensor]:
     """(repeats, N, dim) for each K, of a design whose draws hang together: made anew for each K."""
     out = {}
@@ -77,7 +77,7 @@ def repeated(
 
 
 def shared(
-    maker: FeatureMaker, items: EncodedPictures, index: range, repeats: int
+    maker: FeatureMaker, items: EncodedImages, index: range, repeats: int
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """The same of independent draws, where K draws are the first K of the most, and the variance per item (N,) at
     each K: that of all groups of KS[0], which falls as 1/K."""
@@ -86,7 +86,7 @@ def shared(
     return {K: groups[:, :, : K // KS[0]].mean(2) for K in KS}, {K: one * KS[0] / K for K in KS}
 
 
-def _feature(maker: FeatureMaker, items: EncodedPictures, i: int, repeat: int) -> Tensor:
+def _feature(maker: FeatureMaker, items: EncodedImages, i: int, repeat: int) -> Tensor:
     return maker.feature(f"{items.key(i)} {repeat}", items.latents(i), items.condition(i))
 
 
@@ -112,9 +112,9 @@ def main() -> None:
     model = GradientModel.of_teacher(teacher)
     count = o.items + o.queries + o.pilot
     folder = cache_folder() / "attribution" / "benchmark"
-    # neighbours in the training set are colourings of one view: take every third picture
-    pictures = TinyPictures(folder / f"pictures-{3 * count}", 3 * count)
-    items = EncodedPictures(pictures, teacher, folder / f"latents-{3 * count}-{Path(o.model).name}")
+    # neighbours in the training set are colorings of one view: take every third image
+    images = TinyImages(folder / f"images-{3 * count}", 3 * count)
+    items = EncodedImages(images, teacher, folder / f"latents-{3 * count}-{Path(o.model).name}")
     items.encode()
     index = range(0, 3 * o.items, 3)
     queries = range(3 * o.items, 3 * (o.items + o.queries), 3)

@@ -1,7 +1,7 @@
-"""Does attribution find what a person would look for, and how quickly? carv-tiny and its own training pictures.
+"""Does attribution find what a person would look for, and how quickly? carv-tiny and its own training images.
 
-Queries are prompts of pairs of object and colour that training shows. For each, the share of the 20 most influential
-training pictures with the same object and with the same colour, against the share among all. Then items a second by
+Queries are prompts of pairs of object and color that training shows. For each, the share of the 20 most influential
+training images with the same object and with the same color, against the share among all. Then items a second by
 phase, and the memory of the process as items go by: it does not grow with them.
 
     ./install.sh python benchmarks/attribution_sense.py [--items 2000] [--queries 12] [--draws 8] [--seed 0]
@@ -23,9 +23,9 @@ import torch
 
 from carv_3d.attribution import FeatureMaker, GradientModel
 from carv_3d.attribution.command import METHODS, AttributeOptions, cache_folder, kept_kernel, score
-from carv_3d.attribution.encoded import EncodedPictures, embed, encode_images
+from carv_3d.attribution.encoded import EncodedImages, embed, encode_images
+from carv_3d.attribution.images import TinyImages
 from carv_3d.attribution.metrics import shares_among
-from carv_3d.attribution.pictures import TinyPictures
 from carv_3d.attribution.queries import prompt_query
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.vocabulary import OBJECTS
@@ -51,15 +51,15 @@ def main() -> None:
     teacher = StableDiffusionTeacher.load(o.model)
     model = GradientModel.of_teacher(teacher)
     base = cache_folder() / "attribution" / f"sense-{model.fingerprint()}-{o.items}"
-    pictures = TinyPictures(base / "pictures", o.items)
-    items = EncodedPictures(pictures, teacher, base / "latents")
+    images = TinyImages(base / "images", o.items)
+    items = EncodedImages(images, teacher, base / "latents")
     begin, missing = time.perf_counter(), len(items.store.pending())
     items.encode()
     if missing:
-        print(f"encoded {missing} pictures, {missing / (time.perf_counter() - begin):.0f} a second")
-    labels = [pictures.labels(i) for i in range(len(pictures))]
-    objects, colours = [x["object"] for x in labels], [x["colour"] for x in labels]
-    seen = sorted(set(zip(objects, colours)))
+        print(f"encoded {missing} images, {missing / (time.perf_counter() - begin):.0f} a second")
+    labels = [images.labels(i) for i in range(len(images))]
+    objects, colors = [x["object"] for x in labels], [x["color"] for x in labels]
+    seen = sorted(set(zip(objects, colors)))
     asked = random.Random(o.seed).sample(seen, o.queries)
     prompts = [f"a {c} {OBJECTS[b][0]}" for b, c in asked]
     made = [prompt_query(p, teacher, 2, seed) for seed, p in enumerate(prompts)]
@@ -84,7 +84,7 @@ def main() -> None:
         found = []
         gram = kept_kernel(store) if method != "cosine" else None
         begin = time.perf_counter()
-        for (wanted, tint), query in zip(asked, made):
+        for (targets, tint), query in zip(asked, made):
             latents = encode_images(query.images, teacher)
             conditions = [embed(c, teacher) for c in query.captions]
             rows = [
@@ -92,15 +92,15 @@ def main() -> None:
             ]
             scores, ridge = score(method, torch.stack(rows), store.rows, gram)
             top = scores.top(0, TOP)
-            found.append((*shares_among(objects, wanted, top), *shares_among(colours, tint, top)))
+            found.append((*shares_among(objects, targets, top), *shares_among(colors, tint, top)))
         per_query = (time.perf_counter() - begin) / len(asked)
         mean = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
         note = "" if ridge is None else f", ridge {ridge:.2g}"
         table.append((method + note, *mean, per_query))
-    print(f"\n{len(pictures)} training pictures, {o.draws} draws each, {o.queries} queries, the top {TOP}, {o.model}\n")
-    print("| method | same object | by chance | same colour | by chance | seconds a query |\n|---|---|---|---|---|---|")
-    for method, obj, obj_chance, colour, colour_chance, seconds in table:
-        print(f"| {method} | {obj:.0%} | {obj_chance:.1%} | {colour:.0%} | {colour_chance:.1%} | {seconds:.1f} |")
+    print(f"\n{len(images)} training images, {o.draws} draws each, {o.queries} queries, the top {TOP}, {o.model}\n")
+    print("| method | same object | by chance | same color | by chance | seconds a query |\n|---|---|---|---|---|---|")
+    for method, obj, obj_chance, color, color_chance, seconds in table:
+        print(f"| {method} | {obj:.0%} | {obj_chance:.1%} | {color:.0%} | {color_chance:.1%} | {seconds:.1f} |")
 
 
 if __name__ == "__main__":

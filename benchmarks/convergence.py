@@ -50,7 +50,7 @@ SCENES = {
         CONFIGS / "carv-tiny.yaml", {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))}, (0.03, 0.06, 0.12), 30.0
     ),
     "heavy": Scene(  # upstream is dear
-        CONFIGS / "carv-tiny-heavy.yaml",
+        CONFIGS / "carv-tiny-hash-grid.yaml",
         {"baseline": ((1, 1), (2, 1)), "carv": ((1, 8), (1, 16))},
         (0.04, 0.08, 0.16),
         60.0,
@@ -114,13 +114,13 @@ def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Met
         "| UNet rows, ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for score in ("iou", "judge_object", "psnr"):
+    for score in ("iou", "classifier_object", "psnr"):
         ratios = {r["axis"]: words(r) for r in reached if r["metric"] == score}
         ends = [finals[score, m.name] for m in sides]
         shown = " | ".join(mean_of(e) for e in ends)
         lines.append(
             f"| {score} | {ends[0]['runs']} + {ends[1]['runs']} | {shown} | "
-            + " | ".join(ratios.get(axis, "—") for axis in ("seconds", "steps", "unet_rows"))
+            + " | ".join(ratios.get(axis, "—") for axis in ("seconds", "steps", "nfe"))
             + " |"
         )
     return "\n".join(lines)

@@ -1,10 +1,12 @@
-"""A one-step generator against its teacher at 30 steps of DDIM with guidance: the judge's word, and what each costs.
+"""A one-step generator against its teacher at 30 steps of DDIM with guidance: the classifier's word, and what each
+costs.
 
     ./install.sh python benchmarks/distill_one_step.py MODEL [--samples 400] [--scale 3.5] [--steps 30] [--sheet FILE]
 
 MODEL is the folder that carv distill leaves (outputs/.../model). Both sides begin from the same noise and are asked
-the same, the pairs that training showed and those that it never did apart. Distances are between the judge's features
-of pictures and of true renders of the same prompts, beside what two sets of true renders give: none of them is an FID.
+the same, the pairs that training showed and those that it never did apart. Distances are between the classifier's
+features
+of images and of true renders of the same prompts, beside what two sets of true renders give: none of them is an FID.
 """
 
 from __future__ import annotations
@@ -21,20 +23,20 @@ from torch import Tensor
 
 from carv_3d.distill.evaluate import (
     Scores,
+    classifier_features,
     counted_rows,
-    ddim_pictures,
-    judge_features,
-    one_step_pictures,
+    ddim_images,
+    one_step_images,
     preview_sheet,
-    score_pictures,
+    score_images,
 )
 from carv_3d.errors import CarvError, run_script
 from carv_3d.evaluation.distances import frechet_distance, kernel_distance
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
-from carv_3d.tiny.classifier import Judge
+from carv_3d.tiny.agreement import draw_targets, pairs, prompts_of, true_renders
+from carv_3d.tiny.classifier import Classifier
 
-HEAD = "| pictures | n | UNet rows each | s each | object | colour | both | over the teacher's | kernel | Fréchet |"
+HEAD = "| images | n | UNet rows each | s each | object | color | both | over the teacher's | kernel | Fréchet |"
 
 
 def row(title: str, cost: tuple[float, float] | None, found: Scores, teacher: Scores | None, frechet: str) -> str:
@@ -43,17 +45,17 @@ def row(title: str, cost: tuple[float, float] | None, found: Scores, teacher: Sc
     over = "—" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
     spent = "— | —" if cost is None else f"{cost[0]:g} | {cost[1]:.3f}"
     return (
-        f"| {title} | {len(found.features)} | {spent} | {found.object:.1%} | {found.colour:.1%} | {found.both:.1%} "
+        f"| {title} | {len(found.features)} | {spent} | {found.object:.1%} | {found.color:.1%} | {found.both:.1%} "
         f"| {over} | {k.value:.3g} [{k.low:.3g}, {k.high:.3g}] | {frechet} |"
     )
 
 
 def timed(unet: torch.nn.Module, make: Callable[[], Tensor]) -> tuple[Tensor, tuple[float, float]]:
-    """The pictures, and UNet rows and seconds (decoding among them) for each."""
+    """The images, and UNet rows and seconds (decoding among them) for each."""
     begin = time.perf_counter()
     with counted_rows(unet) as rows:
-        pictures = make()
-    return pictures, (sum(rows) / len(pictures), (time.perf_counter() - begin) / len(pictures))
+        images = make()
+    return images, (sum(rows) / len(images), (time.perf_counter() - begin) / len(images))
 
 
 def main() -> int:
@@ -70,15 +72,15 @@ def main() -> int:
     if o.samples < 2 or not 1 <= o.shown <= o.samples:
         raise CarvError("--samples must be at least 2, and --shown from 1 to that")
     one, teacher = (StableDiffusionTeacher.load(name, half_precision=False) for name in (o.model, o.teacher))
-    judge, rng, lines, apart = Judge.load(), random.Random(o.seed), [HEAD, "|" + "---|" * 10], []
+    classifier, rng, lines, apart = Classifier.load(), random.Random(o.seed), [HEAD, "|" + "---|" * 10], []
     for title, of in (("seen pairs", pairs(seen=True)), ("unseen pairs", pairs(seen=False))):
-        wanted = draw_wanted(of, o.samples, rng)
-        prompts = prompts_of(wanted)
-        renders = [true_renders(wanted, rng) for _ in range(2)]
-        real = judge_features(judge, renders[0])
-        made, cost = timed(one.unet, partial(one_step_pictures, one.unet, one, prompts, o.seed))
-        theirs, dear = timed(teacher.unet, partial(ddim_pictures, teacher, prompts, o.scale, o.steps, o.seed))
-        found, best, ceiling = (score_pictures(judge, p, wanted, real) for p in (made, theirs, renders[1]))
+        targets = draw_targets(of, o.samples, rng)
+        prompts = prompts_of(targets)
+        renders = [true_renders(targets, rng) for _ in range(2)]
+        real = classifier_features(classifier, renders[0])
+        made, cost = timed(one.unet, partial(one_step_images, one.unet, one, prompts, o.seed))
+        theirs, dear = timed(teacher.unet, partial(ddim_images, teacher, prompts, o.scale, o.steps, o.seed))
+        found, best, ceiling = (score_images(classifier, p, targets, real) for p in (made, theirs, renders[1]))
         lines += [
             row(f"{title}, one step", cost, found, best, f"{frechet_distance(found.features, real):.3g}"),
             row(f"{title}, teacher", dear, best, None, f"{frechet_distance(best.features, real):.3g}"),

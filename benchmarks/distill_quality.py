@@ -3,7 +3,8 @@
     ./install.sh python benchmarks/distill_quality.py [--methods K1 K16] [--seeds 3] [--budget 1800] [--batch 8]
         [--lr 2e-5] [--start-from RUN] [--work DIR] [KEY=VALUE ...]
 
-All runs go in turns, for the same seconds of their own steps, and are read at the same points: the judge's agreement
+All runs go in turns, for the same seconds of their own steps, and are read at the same points: the classifier's
+agreement
 on fixed prompts, and the kernel distance of its features to those of true renders. The paper found no change of FID
 with the variance; --batch, --lr, --start-from and further options of carv distill (KEY=VALUE) are for looking where
 there might be one. Hours of work: stop it whenever you like, the same command goes on.
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from distill_trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
 
-from carv_3d.distill.evaluate import judge_features, one_step_pictures, score_pictures
+from carv_3d.distill.evaluate import classifier_features, one_step_images, score_images
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import TinyCaptions
@@ -27,10 +28,10 @@ from carv_3d.errors import CarvError, run_script
 from carv_3d.evaluation.distances import kernel_distance
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import draw_wanted, pairs, prompts_of, true_renders
-from carv_3d.tiny.classifier import Judge
+from carv_3d.tiny.agreement import draw_targets, pairs, prompts_of, true_renders
+from carv_3d.tiny.classifier import Classifier
 
-FIGURES = ("agreement_both", "agreement_object", "agreement_colour", "kernel_distance")
+FIGURES = ("agreement_both", "agreement_object", "agreement_color", "kernel_distance")
 
 
 def main() -> int:
@@ -42,7 +43,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=DistillOptions.batch_size)
     parser.add_argument("--lr", type=float, default=DistillOptions.lr)
     parser.add_argument("--start-from", type=Path, metavar="RUN", help="a run of carv distill to go on from")
-    parser.add_argument("--samples", type=int, default=400, help="prompts, a picture of each, the same at each reading")
+    parser.add_argument("--samples", type=int, default=400, help="prompts, an image of each, the same at each reading")
     parser.add_argument("--work", type=Path, default=Path("outputs/distill-quality"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of carv distill")
     o = parser.parse_args()
@@ -50,10 +51,14 @@ def main() -> int:
         raise CarvError("--budget must be above 0, --points at least 1, --samples at least 2")
     base = read_distill_options([f"batch_size={o.batch}", f"lr={o.lr!r}", *o.overrides])
     start = None if o.start_from is None else load_checkpoint(o.start_from / "checkpoint")[0]
-    teacher, judge, rng = StableDiffusionTeacher.load("carv-tiny", half_precision=False), Judge.load(), random.Random(0)
-    wanted = draw_wanted(pairs(seen=True), o.samples, rng)
-    prompts = prompts_of(wanted)
-    real, other = (judge_features(judge, true_renders(wanted, rng)) for _ in range(2))
+    teacher, classifier, rng = (
+        StableDiffusionTeacher.load("carv-tiny", half_precision=False),
+        Classifier.load(),
+        random.Random(0),
+    )
+    targets = draw_targets(pairs(seen=True), o.samples, rng)
+    prompts = prompts_of(targets)
+    real, other = (classifier_features(classifier, true_renders(targets, rng)) for _ in range(2))
 
     def build(options: DistillOptions) -> Distillation:
         distillation = Distillation(teacher, options, TinyCaptions())
@@ -62,10 +67,10 @@ def main() -> int:
         return distillation
 
     def evaluate(distillation: Distillation) -> dict[str, float]:
-        pictures = one_step_pictures(distillation.averaged(), teacher, prompts)
-        return score_pictures(judge, pictures, wanted, real).figures()
+        images = one_step_images(distillation.averaged(), teacher, prompts)
+        return score_images(classifier, images, targets, real).figures()
 
-    made_with = f"{o.samples} prompts, {origin(start, teacher.unet, teacher.vae, teacher.text_encoder, judge)}"
+    made_with = f"{o.samples} prompts, {origin(start, teacher.unet, teacher.vae, teacher.text_encoder, classifier)}"
     trials = make_trials(o.work, o.methods, o.seeds, base, build, evaluate, made_with)
     run_trials(trials, [o.budget * i / o.points for i in range(o.points + 1)])
     comparison = read_off(o.work, trials, score="agreement_both")
@@ -73,7 +78,7 @@ def main() -> int:
     print(
         f"\ncarv-tiny, batch {base.batch_size}, lr {base.lr:g}, {o.budget:g} s of each run's own clock, {o.seeds} "
         f"seeds, from {o.start_from or 'the teacher'}, {torch.get_num_threads()} threads, torch {torch.__version__}. "
-        f"{o.samples} prompts, the judge's features; kernel distance between true renders: {floor.value:.3g} "
+        f"{o.samples} prompts, the classifier's features; kernel distance between true renders: {floor.value:.3g} "
         f"[{floor.low:.3g}, {floor.high:.3g}]. Bands: 95 % bootstrap over seeds. Curves: {o.work}/curves-*.png\n"
     )
     print(equal_table(comparison, FIGURES))

@@ -25,7 +25,7 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import make_folder
 from carv_3d.runs.checkpoint import fingerprint_of, has_checkpoint, load_checkpoint, save_checkpoint
 
-AXES = ("steps", "unet_rows", "seconds")
+AXES = ("steps", "nfe", "seconds")
 #: What is compared by name: one independent draw a sample, as DMD has it, and sixteen.
 METHODS: dict[str, dict[str, Any]] = {
     "K1": {"num_draws": 1, "stratify": "none"},
@@ -90,7 +90,7 @@ class Trial:
             clock += distillation.train_step()["seconds"]
         axes = {
             "steps": float(distillation.step),
-            "unet_rows": float(distillation.meter.unet_rows),
+            "nfe": float(distillation.meter.nfe),
             "seconds": clock,
         }
         rows = [*self.rows, {**axes, **self.evaluate(distillation)}]

@@ -55,8 +55,8 @@ def main() -> int:
     parser.add_argument("--max-batch", type=int, default=DistillOptions.max_batch)
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args()
-    wanted = [read_setting(text) for text in o.settings]
-    check_settings(wanted)
+    targets = [read_setting(text) for text in o.settings]
+    check_settings(targets)
     options = DistillOptions(
         guidance_scale=o.scale, objective=o.objective, max_batch=o.max_batch, prompts=o.prompts, seed=o.seed
     )
@@ -70,7 +70,7 @@ def main() -> int:
         distillation.load_networks(load_checkpoint(o.start / "checkpoint")[0])
     display = Display()
     with display.progress(0, o.pairs, "pair") as show:
-        rows = variance_table(distillation, wanted, o.pairs, o.budget, o.seed, show=lambda done: show(done, {}))
+        rows = variance_table(distillation, targets, o.pairs, o.budget, o.seed, show=lambda done: show(done, {}))
     count = sum(p.numel() for p in distillation.generator.parameters())
     print(
         f"\n{settings.model}, step {distillation.step}, tr Cov over {count:,} parameters, {rows[0].pairs} pairs of "

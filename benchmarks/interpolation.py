@@ -1,8 +1,8 @@
-"""The compiled interpolations of the CPU fields beside torch's own: forward and backward for the samples of a picture.
+"""The compiled interpolations of the CPU fields beside torch's own: forward and backward for the samples of an image.
 
     ./install.sh python benchmarks/interpolation.py [--points 147456] [--repeats 7] [--threads 1]
 
-Medians of interleaved repeats; 147,456 points are a 64 x 64 picture with 36 samples a ray.
+Medians of interleaved repeats; 147,456 points are a 64 x 64 image with 36 samples a ray.
 """
 
 from __future__ import annotations

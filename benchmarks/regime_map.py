@@ -77,8 +77,8 @@ def kept(out: Path, scale: float, step: int) -> tuple[Path, Path]:
     return out / f"{name}.scene", out / f"{name}.json"
 
 
-def picture(found: list[Regime], path: Path) -> None:
-    """Both ratios on logarithmic axes, the best ECM as colour (of its logarithm) and number."""
+def image(found: list[Regime], path: Path) -> None:
+    """Both ratios on logarithmic axes, the best ECM as color (of its logarithm) and number."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
@@ -164,7 +164,7 @@ def main() -> None:
     writer.writeheader()
     writer.writerows(asdict(r) for r in found)
     write_atomic(o.out / "regimes.csv", buffer.getvalue())
-    picture([*found, *earlier], o.out / "regimes.png")
+    image([*found, *earlier], o.out / "regimes.png")
     display.say(f"Done: regimes.csv and regimes.png are in {o.out}")
 
 

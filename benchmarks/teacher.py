@@ -1,5 +1,5 @@
-"""Does carv-tiny draw what it is asked for? The judge's word on samples of 30 DDIM steps, seen and unseen pairs apart,
-and, as the ceiling of what the judge can tell, on true renders of the same prompts.
+"""Does carv-tiny draw what it is asked for? The classifier's word on samples of 30 DDIM steps, seen and unseen pairs
+apart, and, as the ceiling of what the classifier can tell, on true renders of the same prompts.
 
     ./install.sh python benchmarks/teacher.py [--model FOLDER] [--samples 400] [--scale 3.5] [--sheet samples.png]
 """
@@ -13,27 +13,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from carv_3d.guidance.sampling import prompt_pictures
+from carv_3d.guidance.sampling import prompt_images
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.agreement import (
     SIDES,
-    Wanted,
+    Target,
     agreement,
-    draw_wanted,
+    draw_targets,
     named,
     pairs,
     prompts_of,
     sides_named,
     true_renders,
 )
-from carv_3d.tiny.classifier import WEIGHTS, Judge
+from carv_3d.tiny.classifier import WEIGHTS, Classifier
 
 
-def row(title: str, judge: Judge, pictures: Tensor, wanted: list[Wanted]) -> None:
-    told = named(judge, pictures)
-    found = {**agreement(told, wanted), **sides_named(told, wanted)}
-    print(f"| {title} | {len(wanted)} | " + " | ".join(f"{v:.1%}" for v in found.values()) + " |", flush=True)
+def row(title: str, classifier: Classifier, images: Tensor, targets: list[Target]) -> None:
+    told = named(classifier, images)
+    found = {**agreement(told, targets), **sides_named(told, targets)}
+    print(f"| {title} | {len(targets)} | " + " | ".join(f"{v:.1%}" for v in found.values()) + " |", flush=True)
 
 
 def main() -> None:
@@ -43,25 +43,25 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=3.5)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--judge", type=Path, default=WEIGHTS)
-    parser.add_argument("--no-judge", action="store_true")
+    parser.add_argument("--classifier", type=Path, default=WEIGHTS)
+    parser.add_argument("--no-classifier", action="store_true")
     options = parser.parse_args()
     teacher, rng = StableDiffusionTeacher.load(options.model), random.Random(0)
-    judge = None if options.no_judge else Judge.load(options.judge)
-    print("| pairs | n | object | colour | both | view (of nine) | of the eight sides: " + " | ".join(SIDES) + " |")
+    classifier = None if options.no_classifier else Classifier.load(options.classifier)
+    print("| pairs | n | object | color | both | view (of nine) | of the eight sides: " + " | ".join(SIDES) + " |")
     print("|---|---|---|---|---|---|" + "---|" * len(SIDES))
     for title, of in (("seen", pairs(seen=True)), ("unseen", pairs(seen=False))):
-        wanted = draw_wanted(of, options.samples, rng)
-        prompts = prompts_of(wanted)
+        targets = draw_targets(of, options.samples, rng)
+        prompts = prompts_of(targets)
         batches = [prompts[i : i + 50] for i in range(0, len(prompts), 50)]
-        made = [prompt_pictures(teacher, b, options.scale, options.steps, i) for i, b in enumerate(batches)]
-        pictures = torch.cat(made).permute(0, 3, 1, 2)
+        made = [prompt_images(teacher, b, options.scale, options.steps, i) for i, b in enumerate(batches)]
+        images = torch.cat(made).permute(0, 3, 1, 2)
         if options.sheet and title == "seen":
-            write_png(options.sheet, contact_sheet(to_uint8(pictures[:50].permute(0, 2, 3, 1)), 10, gap=0))
+            write_png(options.sheet, contact_sheet(to_uint8(images[:50].permute(0, 2, 3, 1)), 10, gap=0))
             print("\n".join(prompts[:50]))
-        if judge is not None:
-            row(title, judge, pictures, wanted)
-            row(f"{title}, true renders", judge, true_renders(wanted, rng), wanted)
+        if classifier is not None:
+            row(title, classifier, images, targets)
+            row(f"{title}, true renders", classifier, true_renders(targets, rng), targets)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ threestudio's own NeRF of configs/carv-dreamfusion-tiny.yaml, trained for --step
 repeat each guidance gets the render of one fresh camera; its seconds are those of render, guidance and backward ("in
 guidance" is all but the render and its backward), its gradient that of the distillation loss with respect to the scene.
 ECM = (variance · seconds of threestudio's guidance) / (variance · seconds), with its 95 % bootstrap interval. A model
-whose pictures are not 512² makes threestudio's guidance resize to that model's sizes, as ours does by itself, so that
+whose images are not 512² makes threestudio's guidance resize to that model's sizes, as ours does by itself, so that
 both do the same work.
 """
 
@@ -126,11 +126,11 @@ def main() -> None:
             begin = time.perf_counter()
             rgb = system(batch)["comp_rgb"]
             rendered = time.perf_counter()
-            picture = rgb.detach().requires_grad_()  # the same gradient in two parts, to time them apart
-            loss = guidance(picture, prompts(), **batch, rgb_as_latents=False)["loss_sds"]
-            (on_picture,) = torch.autograd.grad(loss, picture)
+            image = rgb.detach().requires_grad_()  # the same gradient in two parts, to time them apart
+            loss = guidance(image, prompts(), **batch, rgb_as_latents=False)["loss_sds"]
+            (on_image,) = torch.autograd.grad(loss, image)
             guided = time.perf_counter()
-            gradient = torch.autograd.grad(rgb, parameters, on_picture)
+            gradient = torch.autograd.grad(rgb, parameters, on_image)
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - begin)
                 in_guidance[name].append(guided - rendered)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 CONTEXT = 20  # tokens
-LATENT = 8  # latents 8 x 8, pictures 16 x 16
+LATENT = 8  # latents 8 x 8, images 16 x 16
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def build_folder() -> Any:
 
 @pytest.fixture(scope="session")
 def sd_folder_512(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with the sizes that threestudio writes out: pictures of 512, latents of 64, 77 tokens."""
+    """Random weights with the sizes that threestudio writes out: images of 512, latents of 64, 77 tokens."""
     return build_sd_folder(tmp_path_factory.mktemp("sd512") / "model", latent=64, context=77, levels=4)
 
 
@@ -67,7 +67,7 @@ def build_sd_folder(
 ) -> Path:
     """Write the model; loads alike in transformers 4 and 5, whose tokenizers read different files.
 
-    latent, context: the side of its latents, and its tokens. levels: of the VAE, so pictures are 2^(levels - 1) larger.
+    latent, context: the side of its latents, and its tokens. levels: of the VAE, so images are 2^(levels - 1) larger.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

@@ -138,7 +138,7 @@ def test_a_moved_checkout_is_set_up_anew(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "wanted"),
+    ("variables", "expected"),
     [
         ({}, ["--no-index"]),
         ({"FAKE_NO_WHEEL": "1"}, ["--no-index", "download.pytorch.org/whl/cpu"]),
@@ -151,12 +151,12 @@ def test_a_moved_checkout_is_set_up_anew(checkout: Checkout) -> None:
 )
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="only Linux has a CPU build apart from the default")
 def test_without_a_gpu_the_cpu_build_is_taken_from_where_it_is(
-    variables: dict[str, str], wanted: list[str], checkout: Checkout
+    variables: dict[str, str], expected: list[str], checkout: Checkout
 ) -> None:
     assert checkout.call("true", **variables).returncode == 0
     calls = checkout.pip_calls()
-    assert len(calls) == len(wanted) + 1
-    for call, words in zip(calls, wanted):
+    assert len(calls) == len(expected) + 1
+    for call, words in zip(calls, expected):
         assert words in call
         assert "torch>=2.0" in call
 

@@ -1,4 +1,4 @@
-"""`carv attribute`: a picture, a prompt or an asset, and the training pictures that made it what it is."""
+"""`carv attribute`: an image, a prompt or an asset, and the training images that made it what it is."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carv_3d.attribution.encoded import EncodedPictures, embed, encode_images
+from carv_3d.attribution.encoded import EncodedImages, embed, encode_images
 from carv_3d.attribution.features import FeatureMaker
+from carv_3d.attribution.images import FolderImages, TinyImages, TrainingImages
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import DrawOptions, FeatureOptions
-from carv_3d.attribution.pictures import FolderPictures, TinyPictures, TrainingPictures
 from carv_3d.attribution.queries import (
     Query,
     check_words,
+    image_query,
     kind_of,
     model_of_run,
-    picture_query,
     prompt_query,
     run_query,
 )
@@ -60,19 +60,19 @@ class AttributeOptions:
     model: str | None = None
     """"carv-tiny", a diffusers folder or a hub id; a run's own model, or else carv-tiny, unless given."""
     data: str = "tiny"
-    """"tiny", or a folder of the training pictures."""
+    """"tiny", or a folder of the training images."""
     items: int | None = None
     """How many of them, the first ones; 2000 of carv-tiny's, all of a folder."""
     draws: int = 8
-    """Draws of (t, eps) per training picture."""
+    """Draws of (t, eps) per training image."""
     query_draws: int = 64
-    """Draws per picture of the query."""
+    """Draws per image of the query."""
     views: int = 4
-    """Pictures that stand for a prompt or an asset."""
+    """Images that stand for a prompt or an asset."""
     method: str = "relatif"
     """cosine | relatif | trak | d-trak. See docs/RESULTS.md for what each finds."""
     prompt: str = ""
-    """Of a picture."""
+    """Of an image."""
     resize: bool = False
     dim: int = 2048
     seed: int = 0
@@ -113,7 +113,7 @@ class AttributeOptions:
 
     @property
     def features(self) -> FeatureOptions:
-        """Of the training pictures."""
+        """Of the training images."""
         return FeatureOptions(DrawOptions(self.draws, 2), METHODS[self.method][0], dim=self.dim, seed=self.seed)
 
     @property
@@ -124,9 +124,9 @@ class AttributeOptions:
 
 
 def check_data(data: str, model: str) -> None:
-    """Raises CarvError where the pictures of carv-tiny cannot be the model's; a local folder may hold one like it."""
+    """Raises CarvError where the images of carv-tiny cannot be the model's; a local folder may hold one like it."""
     if data == "tiny" and model != "carv-tiny" and not expanded(model).exists():
-        raise CarvError(f"the pictures of carv-tiny did not train {model}: name its own with --data FOLDER.")
+        raise CarvError(f"the images of carv-tiny did not train {model}: name its own with --data FOLDER.")
 
 
 def cache_folder() -> Path:
@@ -152,17 +152,17 @@ def attribute(options: AttributeOptions) -> int:
 
     with display.status("loading the model"):
         teacher = StableDiffusionTeacher.load(model_name)
-    query = _picture(options, teacher) if kind == "picture" else None  # refused before any pictures are made
-    pictures = _pictures(options, teacher.image_size, display)
+    query = _image(options, teacher) if kind == "image" else None  # refused before any images are made
+    images = _images(options, teacher.image_size, display)
     query = query or _query(kind, options, teacher, display)
     model = GradientModel.of_teacher(teacher)
     maker = FeatureMaker(model, options.features)
-    base = _store_folder(options, maker, pictures)
-    items = EncodedPictures(pictures, teacher, base / "latents")
+    base = _store_folder(options, maker, images)
+    items = EncodedImages(images, teacher, base / "latents")
     rows = maker.open_store(base / _features_name(options), items)
     with StopSignals() as stop:
         for words, work in (
-            ("encoding the training pictures", items.encode),
+            ("encoding the training images", items.encode),
             ("their gradients", partial(maker.fill, rows, items, *options.share)),
         ):
             display.say(words)
@@ -171,7 +171,7 @@ def attribute(options: AttributeOptions) -> int:
                 return 128 + stop.number
     if not rows.complete:
         left = int((~rows.finished).sum())
-        display.say(f"This share is done; {left} training pictures are left for the others. It is all in {base}.")
+        display.say(f"This share is done; {left} training images are left for the others. It is all in {base}.")
         return 0
     make_folder(out)
     with display.status("gradients of the query"):
@@ -179,21 +179,21 @@ def attribute(options: AttributeOptions) -> int:
     with display.status("scores"):
         gram = None if options.method == "cosine" else kept_kernel(rows)
         scores, ridge = score(options.method, asked, rows.rows, gram)
-    facts = _facts(options, model_name, pictures, maker, ridge, time.perf_counter() - begin)
+    facts = _facts(options, model_name, images, maker, ridge, time.perf_counter() - begin)
     from carv_3d.attribution.page import write_page
 
-    write_atomic(out / "scores.csv", scores_csv(scores, pictures))
-    write_page(out, query, pictures, scores, METHODS[options.method][1], facts)
+    write_atomic(out / "scores.csv", scores_csv(scores, images))
+    write_page(out, query, images, scores, METHODS[options.method][1], facts)
     settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": ridge}
     write_atomic(out / "settings.json", json.dumps(settings, indent=2))
     best = scores.top(0, 3)
-    display.say("Most influential: " + "; ".join(pictures.caption(i) or pictures.key(i) for i in best))
+    display.say("Most influential: " + "; ".join(images.caption(i) or images.key(i) for i in best))
     display.say(f"Done: open {out / 'report.html'}")
     return 0
 
 
 def score(method: str, queries: Tensor, items: Any, gram: Tensor | None = None) -> tuple[Scores, float | None]:
-    """Scores (1, N) of the mean over the query's pictures (V, H, d), and the ridge of those that have one.
+    """Scores (1, N) of the mean over the query's images (V, H, d), and the ridge of those that have one.
 
     gram: `kernel(items)`, if it is known.
     """
@@ -216,32 +216,32 @@ def kept_kernel(store: RowStore) -> Tensor:
     return gram
 
 
-def scores_csv(scores: Scores, pictures: TrainingPictures) -> str:
-    """Every training picture with its score and standard error, best first."""
+def scores_csv(scores: Scores, images: TrainingImages) -> str:
+    """Every training image with its score and standard error, best first."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow(["rank", "picture", "caption", "score", "standard_error"])
-    for rank, i in enumerate(scores.top(0, len(pictures)), 1):
+    writer.writerow(["rank", "image", "caption", "score", "standard_error"])
+    for rank, i in enumerate(scores.top(0, len(images)), 1):
         value, error = float(scores.values[0, i]), float(scores.errors[0, i])
-        writer.writerow([rank, pictures.key(i), pictures.caption(i), f"{value:.6g}", f"{error:.3g}"])
+        writer.writerow([rank, images.key(i), images.caption(i), f"{value:.6g}", f"{error:.3g}"])
     return buffer.getvalue()
 
 
-def _pictures(options: AttributeOptions, size: int, display: Display) -> TrainingPictures:
+def _images(options: AttributeOptions, size: int, display: Display) -> TrainingImages:
     if options.data != "tiny":
-        return FolderPictures(expanded(options.data), size, options.resize, options.items)
+        return FolderImages(expanded(options.data), size, options.resize, options.items)
     count = options.items or 2000
-    folder = cache_folder() / "attribution" / f"tiny-pictures-{count}"
+    folder = cache_folder() / "attribution" / f"tiny-images-{count}"
     make_folder(folder)
-    return TinyPictures(folder, count, display.say)
+    return TinyImages(folder, count, display.say)
 
 
-def _picture(options: AttributeOptions, teacher: Any) -> Query:
-    return picture_query(expanded(options.query), options.prompt, teacher.image_size, options.resize)
+def _image(options: AttributeOptions, teacher: Any) -> Query:
+    return image_query(expanded(options.query), options.prompt, teacher.image_size, options.resize)
 
 
 def _query(kind: str, options: AttributeOptions, teacher: Any, display: Display) -> Query:
-    with display.status("the query's pictures"):
+    with display.status("the query's images"):
         if kind == "run":
             return run_query(expanded(options.query), teacher, options.views)
         return prompt_query(options.query, teacher, options.views, options.seed)
@@ -259,11 +259,11 @@ def _query_features(
     return torch.stack(rows).cpu()
 
 
-def _store_folder(options: AttributeOptions, maker: FeatureMaker, pictures: TrainingPictures) -> Path:
-    """A folder for this model and these pictures, unless one is named (and then checked)."""
+def _store_folder(options: AttributeOptions, maker: FeatureMaker, images: TrainingImages) -> Path:
+    """A folder for this model and these images, unless one is named (and then checked)."""
     if options.store is not None:
         return options.store
-    key = f"{maker.model.fingerprint()} {pictures.fingerprint()}"
+    key = f"{maker.model.fingerprint()} {images.fingerprint()}"
     return cache_folder() / "attribution" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -300,7 +300,7 @@ def _with_progress(display: Display, total: int, stop: StopSignals, work: Callab
 def _facts(
     options: AttributeOptions,
     model_name: str,
-    pictures: TrainingPictures,
+    images: TrainingImages,
     maker: FeatureMaker,
     ridge: float | None,
     seconds: float,
@@ -308,15 +308,15 @@ def _facts(
     made, spent = maker.meter.counts.get("items", 0), maker.meter.total_seconds
     facts = {
         "model": model_name.rstrip("/").rpartition("/")[2],
-        "training pictures": f"{len(pictures):,}",
+        "training images": f"{len(images):,}",
         "draws of each (K)": str(options.draws),
-        "draws of a query's picture": str(options.query_draws),
+        "draws of a query's image": str(options.query_draws),
         "in all": duration(seconds),
     }
     if options.data == "tiny" and model_name != "carv-tiny":
-        facts["training pictures"] += " of carv-tiny, taken for this model's own"
+        facts["training images"] += " of carv-tiny, taken for this model's own"
     if made:
-        facts["pictures a second (gradients)"] = f"{made / spent:.2f}"
+        facts["images a second (gradients)"] = f"{made / spent:.2f}"
     if ridge is not None:
         facts["ridge, of the mean eigenvalue"] = f"{ridge:.2g}"
     return facts

@@ -1,4 +1,4 @@
-"""Pictures as latents: each encoded once, kept on the disk, with its caption embedded when it is asked for."""
+"""Images as latents: each encoded once, kept on the disk, with its caption embedded when it is asked for."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carv_3d.attribution.pictures import Image, TrainingPictures
+from carv_3d.attribution.images import Image, TrainingImages
 from carv_3d.attribution.store import RowStore
 from carv_3d.runs.checkpoint import fingerprint_of
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
-CHUNK = 16  # pictures encoded together, always the same ones, so that resuming changes no bit
+CHUNK = 16  # images encoded together, always the same ones, so that resuming changes no bit
 FLUSH_EVERY = 64  # chunks; what a power cut (no kill) may cost
 CAPTIONS = 512  # embedded captions that are remembered
 
 
-class EncodedPictures:
-    """`LatentItems` of training pictures: the posterior's mode of each, and the embedding of its caption."""
+class EncodedImages:
+    """`LatentItems` of training images: the posterior's mode of each, and the embedding of its caption."""
 
-    def __init__(self, pictures: TrainingPictures, teacher: StableDiffusionTeacher, folder: Path) -> None:
-        """folder: of the latents' store, which is refused where it was made with other pictures or another encoder."""
-        self.pictures, self.teacher = pictures, teacher
+    def __init__(self, images: TrainingImages, teacher: StableDiffusionTeacher, folder: Path) -> None:
+        """folder: of the latents' store, which is refused where it was made with other images or another encoder."""
+        self.images, self.teacher = images, teacher
         shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
-        meta = {"items": pictures.fingerprint(), "vae": fingerprint_of(teacher.vae, config=dict(teacher.vae.config))}
-        self.store = RowStore(folder, meta, len(pictures), shape)
+        meta = {"items": images.fingerprint(), "vae": fingerprint_of(teacher.vae, config=dict(teacher.vae.config))}
+        self.store = RowStore(folder, meta, len(images), shape)
         encoder = teacher.text_encoder
         text = "" if encoder is None else fingerprint_of(encoder, config=_text_config(teacher))
         self._fingerprint = "-".join([*meta.values(), text])
@@ -37,11 +37,11 @@ class EncodedPictures:
 
     def encode(self, show: Callable[[int, int], bool] | None = None) -> bool:
         """Encodes what is missing; True when nothing is. show: as of FeatureMaker.fill."""
-        n = len(self.pictures)
+        n = len(self.images)
         pending = sorted({int(i) // CHUNK for i in self.store.pending()})
         for count, chunk in enumerate(pending):
             index = range(chunk * CHUNK, min((chunk + 1) * CHUNK, n))
-            latents = encode_images([self.pictures.image(i) for i in index], self.teacher)
+            latents = encode_images([self.images.image(i) for i in index], self.teacher)
             for i, row in zip(index, latents.cpu().numpy()):
                 self.store.write(i, row.astype(np.float32))
             if (count + 1) % FLUSH_EVERY == 0:
@@ -53,11 +53,11 @@ class EncodedPictures:
         return True
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def key(self, index: int) -> str:
-        """What the picture's draws hang on; see `TrainingPictures.key`."""
-        return self.pictures.key(index)
+        """What the image's draws hang on; see `TrainingImages.key`."""
+        return self.images.key(index)
 
     def latents(self, index: int) -> Tensor:
         """(C, h, w), float32, scaled."""
@@ -65,7 +65,7 @@ class EncodedPictures:
 
     def condition(self, index: int) -> Tensor:
         """The embedding (L, D) of its caption."""
-        caption = self.pictures.caption(index)
+        caption = self.images.caption(index)
         if caption not in self._captions:
             self._captions[caption] = embed(caption, self.teacher)
             if len(self._captions) > CAPTIONS:
@@ -73,7 +73,7 @@ class EncodedPictures:
         return self._captions[caption]
 
     def fingerprint(self) -> str:
-        """Changes with the pictures, the encoder and the text encoder."""
+        """Changes with the images, the encoder and the text encoder."""
         return self._fingerprint
 
 
@@ -85,7 +85,7 @@ def _text_config(teacher: StableDiffusionTeacher) -> dict[str, Any]:
 
 @torch.no_grad()
 def encode_images(images: list[Image], teacher: StableDiffusionTeacher) -> Tensor:
-    """(N, C, h, w), the posterior's mode, of pictures (S, S, 3)."""
+    """(N, C, h, w), the posterior's mode, of images (S, S, 3)."""
     x = torch.from_numpy(np.stack(images)).to(teacher.device).permute(0, 3, 1, 2).float() / 255
     return teacher.encode(x.contiguous(), sample=False)
 

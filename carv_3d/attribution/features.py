@@ -53,7 +53,7 @@ class FeatureMaker:
 
     proposal: of the timesteps; uniform unless given. Whatever it is, p/q keeps the expectation.
     role: keys the draws; the same item has other draws in another role.
-    meter: is told the seconds of "gradient" and "project", and counts items and unet_rows.
+    meter: is told the seconds of "gradient" and "project", and counts items and nfe.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class FeatureMaker:
         groups = draws_of(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed)
         with self.model.trainable() as parameters:
             rows = [self._group(key, z, condition, draws, parameters) for draws in groups]
-        self.meter.count(items=1, unet_rows=o.draws.num_draws)
+        self.meter.count(items=1, nfe=o.draws.num_draws)
         return torch.stack(rows)
 
     def _group(self, key: str, z: Tensor, condition: Tensor | None, draws: Draws, parameters: list[Tensor]) -> Tensor:

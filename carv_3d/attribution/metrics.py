@@ -56,10 +56,10 @@ def variance_of_features(repeats: Tensor) -> float:
     return sum(total_variance(repeats[:, i]) for i in range(repeats.shape[1])) / repeats.shape[1]
 
 
-def shares_among(labels: Sequence[Any], wanted: Any, top: Sequence[int]) -> tuple[float, float]:
-    """(the share of the `top` items with the wanted label, the share among all: what chance gives)."""
-    among = sum(labels[i] == wanted for i in top) / max(1, len(top))
-    return among, sum(label == wanted for label in labels) / max(1, len(labels))
+def shares_among(labels: Sequence[Any], expected: Any, top: Sequence[int]) -> tuple[float, float]:
+    """(the share of the `top` items with the expected label, the share among all: what chance gives)."""
+    among = sum(labels[i] == expected for i in top) / max(1, len(top))
+    return among, sum(label == expected for label in labels) / max(1, len(labels))
 
 
 def jackknife_ratio(numerator: Tensor, denominator: Tensor, level_z: float = 1.96) -> Interval:

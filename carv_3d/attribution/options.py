@@ -51,7 +51,7 @@ class DrawOptions:
 
     @property
     def design(self) -> Design:
-        """How the draws of a picture are laid out."""
+        """How the draws of an image are laid out."""
         return Design(self.stratify, self.antithetic)
 
     @property

@@ -1,4 +1,4 @@
-"""What `carv attribute` is asked about: a picture, a prompt, or the folder of a run, made into pictures."""
+"""What `carv attribute` is asked about: an image, a prompt, or the folder of a run, made into images."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from carv_3d.attribution.pictures import SUFFIXES, Image, read_picture
+from carv_3d.attribution.images import SUFFIXES, Image, read_image
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 from carv_3d.io.images import to_uint8
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
-GUIDANCE_SCALE = 3.5  # of the pictures that a prompt stands for
+GUIDANCE_SCALE = 3.5  # of the images that a prompt stands for
 SAMPLE_STEPS = 30
 
 
 @dataclass
 class Query:
-    """The pictures that are asked about, whose scores are averaged, and the caption of each.
+    """The images that are asked about, whose scores are averaged, and the caption of each.
 
     title: for the page. prompt: "" where none is known.
     """
@@ -33,24 +33,24 @@ class Query:
 
 
 def kind_of(word: str) -> str:
-    """ "picture", "run" or "prompt". Raises CarvError for a path at which there is nothing, or the wrong thing."""
+    """ "image", "run" or "prompt". Raises CarvError for a path at which there is nothing, or the wrong thing."""
     path = expanded(word)
     try:
         if path.is_dir():
             if not (path / "config.yaml").exists():
                 raise CarvError(
-                    f"{path} is no run of carv generate (it holds no config.yaml): name such a folder, a picture, "
+                    f"{path} is no run of carv generate (it holds no config.yaml): name such a folder, an image, "
                     "or a prompt."
                 )
             return "run"
         if path.is_file():
-            return "picture"
+            return "image"
     except OSError:  # a prompt longer than a name may be
         return "prompt"
     if word.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES:
-        raise CarvError(f"there is no {path}: name a picture, the folder of a run, or a prompt.")
+        raise CarvError(f"there is no {path}: name an image, the folder of a run, or a prompt.")
     if not word.strip():
-        raise CarvError('the query is empty: name a picture, the folder of a run, or a prompt such as "a red mug".')
+        raise CarvError('the query is empty: name an image, the folder of a run, or a prompt such as "a red mug".')
     return "prompt"
 
 
@@ -63,7 +63,7 @@ def model_of_run(folder: Path) -> str:
     except CarvError as error:
         raise CarvError(
             f"{folder} is no run of carv generate (of its config.yaml: {str(error).rstrip('.')}): name such a folder, "
-            "a picture, or a prompt."
+            "an image, or a prompt."
         ) from error
     return config.system.guidance.pretrained_model_name_or_path
 
@@ -76,19 +76,19 @@ def check_words(prompt: str, model: str) -> None:
         check_prompt(prompt)
 
 
-def picture_query(path: Path, prompt: str, size: int, resize: bool) -> Query:
-    """One picture, with the prompt that it was made from where that is known."""
-    note = "" if prompt else "No prompt was given with the picture, so the model was asked about it without one."
-    return Query(path.name, prompt, [read_picture(path, size, resize)], [prompt], note)
+def image_query(path: Path, prompt: str, size: int, resize: bool) -> Query:
+    """One image, with the prompt that it was made from where that is known."""
+    note = "" if prompt else "No prompt was given with the image, so the model was asked about it without one."
+    return Query(path.name, prompt, [read_image(path, size, resize)], [prompt], note)
 
 
 def prompt_query(prompt: str, teacher: StableDiffusionTeacher, count: int, seed: int) -> Query:
-    """`count` pictures that the model makes from a prompt."""
-    from carv_3d.guidance.sampling import prompt_pictures
+    """`count` images that the model makes from a prompt."""
+    from carv_3d.guidance.sampling import prompt_images
 
-    pictures = to_uint8(prompt_pictures(teacher, [prompt] * count, GUIDANCE_SCALE, SAMPLE_STEPS, seed))
-    note = f"The model made these pictures from the prompt (guidance {GUIDANCE_SCALE}, seed {seed})."
-    return Query(prompt, prompt, list(pictures), [prompt] * count, note)
+    images = to_uint8(prompt_images(teacher, [prompt] * count, GUIDANCE_SCALE, SAMPLE_STEPS, seed))
+    note = f"The model made these images from the prompt (guidance {GUIDANCE_SCALE}, seed {seed})."
+    return Query(prompt, prompt, list(images), [prompt] * count, note)
 
 
 def run_query(folder: Path, teacher: Any, count: int) -> Query:
@@ -110,5 +110,5 @@ def run_query(folder: Path, teacher: Any, count: int) -> Query:
     if options.view_dependent_prompting:
         angles = zip(cameras.elevation.tolist(), cameras.azimuth.tolist())
         captions = [f"{prompt}, {view_phrase(e, a, options.fine_views)}" for e, a in angles]
-    note = f"Views of the asset after {host.step} steps; a training picture's score is the mean over them."
+    note = f"Views of the asset after {host.step} steps; a training image's score is the mean over them."
     return Query(f"{prompt} (the run in {folder.name})", prompt, list(views), captions, note)

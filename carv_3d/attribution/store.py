@@ -39,12 +39,12 @@ class RowStore:
         """
         self.folder, self.count, self.shape = folder, count, tuple(shape)
         self._reads = 0
-        wanted = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
+        expected = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
         make_folder(folder)
         with _locked(folder):
             if not (folder / "meta.json").exists():
-                self._create(wanted)
-            self._check(wanted)
+                self._create(expected)
+            self._check(expected)
         try:
             self._rows = np.load(folder / "rows.npy", mmap_mode="r+")
             self._done = np.load(folder / "done.npy", mmap_mode="r+")
@@ -123,7 +123,7 @@ class RowStore:
             write_via(self.folder / name, lambda path, s=shape, d=dtype: _empty(path, s, d))  # type: ignore[misc]
         write_atomic(self.folder / "meta.json", json.dumps(meta, indent=2))  # last: it says that the rest is whole
 
-    def _check(self, wanted: dict[str, Any]) -> None:
+    def _check(self, expected: dict[str, Any]) -> None:
         path = self.folder / "meta.json"
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -131,10 +131,10 @@ class RowStore:
             raise explain_os_error(error, path, "read") from error
         except ValueError:
             raise CarvError(f"{path} is damaged: delete {self.folder}, and it is made again.") from None
-        for key in differing_keys(stored, wanted):
+        for key in differing_keys(stored, expected):
             raise CarvError(
                 f"the store in {self.folder} was made with {key} = {look_up(stored, key)!r}, and now it is "
-                f"{look_up(wanted, key)!r}: set it back, or name another folder."
+                f"{look_up(expected, key)!r}: set it back, or name another folder."
             )
 
     def _verify(self) -> None:

@@ -46,7 +46,7 @@ def examine() -> list[Finding]:
     checks += [_package("transformers", "reads prompts", "transformers>=4.28,<6")]
     checks += [_package(n, why, n) for n, why in (("omegaconf", "configs"), ("trimesh", "meshes"))]
     checks += [_package("skimage", "marching cubes", "scikit-image")]
-    checks += [_ffmpeg, _tiny, _judge, _hub, _tcnn, _threestudio, _disk]
+    checks += [_ffmpeg, _tiny, _classifier, _hub, _tcnn, _threestudio, _disk]
     return [check() for check in checks]
 
 
@@ -148,19 +148,19 @@ def _tiny() -> Finding:
     except (CarvError, ImportError) as error:
         return Finding("carv-tiny", False, str(error), remedy, True)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    return Finding("carv-tiny", True, f"{size / 2**20:.0f} MiB, built in (objects, colours, finishes)")
+    return Finding("carv-tiny", True, f"{size / 2**20:.0f} MiB, built in (objects, colors, materials)")
 
 
-def _judge() -> Finding:
+def _classifier() -> Finding:
     if importlib.util.find_spec("carv_3d.tiny.classifier") is None:
-        return Finding("judge", False, "not in this installation: runs show no score", SET_UP)
+        return Finding("classifier", False, "not in this installation: runs show no score", SET_UP)
     try:
-        from carv_3d.tiny.classifier import Judge
+        from carv_3d.tiny.classifier import Classifier
 
-        Judge.load()
+        Classifier.load()
     except Exception as error:  # the file may be missing or damaged; a run goes on without a score
-        return Finding("judge", False, f"does not load ({error}): runs show no score", SET_UP)
-    return Finding("judge", True, "scores carv-tiny's objects, colours and finishes")
+        return Finding("classifier", False, f"does not load ({error}): runs show no score", SET_UP)
+    return Finding("classifier", True, "scores carv-tiny's objects, colors and materials")
 
 
 def _hub() -> Finding:
@@ -186,9 +186,7 @@ def _hub() -> Finding:
 def _tcnn() -> Finding:
     if importlib.util.find_spec("tinycudann") is not None:
         return Finding("tiny-cuda-nn", True, _version("tinycudann"))
-    remedy = (
-        "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch (needs CUDA)"
-    )
+    remedy = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch (needs CUDA)"
     return Finding("tiny-cuda-nn", False, "not installed: the torch fields are used", remedy)
 
 

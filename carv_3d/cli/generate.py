@@ -12,17 +12,14 @@ def _parser() -> Parser:
     parser = Parser(
         prog="carv generate",
         description="A prompt becomes asset.glb, turntable.mp4 and .gif, preview.png and report.html.",
-        usage="carv generate PROMPT [--config YAML] [--out DIR] [--seed N] [--resume] [--dry-run] "
-        "[key=value ...]",
+        usage="carv generate PROMPT [--config YAML] [--out DIR] [--seed N] [--resume] [--dry-run] [key=value ...]",
         epilog="key=value sets any option of the configuration, such as\n"
         "  system.guidance.num_draws=8 trainer.max_steps=100\n"
         "Ctrl-C ends a run after the step at hand and saves it; --resume goes on.",
     )
     parser.add_argument("words", nargs="*", metavar="PROMPT, key=value")
     parser.add_argument("--config", type=Path, metavar="YAML", help="a configuration (see configs/)")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="the folder (default: outputs/<prompt>-<seed>)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder (default: outputs/<prompt>-<seed>)")
     parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (default: 0)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     parser.add_argument(

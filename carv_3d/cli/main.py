@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("carv_3d.cli.generate", "main", "a prompt becomes a textured mesh, a turntable and a report"),
     "variance": ("carv_3d.cli.variance", "main", "what each estimator's gradient varies and what its seconds buy"),
     "compare": ("carv_3d.cli.compare", "main", "runs side by side: curves, tables, assets to turn"),
-    "attribute": ("carv_3d.cli.attribute", "main", "which training pictures made a picture, a prompt or an asset"),
+    "attribute": ("carv_3d.cli.attribute", "main", "which training images made an image, a prompt or an asset"),
     "distill": ("carv_3d.cli.distill", "main", "a diffusion model becomes a one-step generator"),
     "doctor": ("carv_3d.cli.doctor", "main", "what is on this machine, what is not, and the remedy"),
 }

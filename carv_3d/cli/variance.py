@@ -16,7 +16,7 @@ def parser() -> Parser:
     p = Parser(
         prog="carv variance",
         description="The variance of each estimator's gradient by its sources, its seconds by phase, and the ECM and\n"
-        "RE that follow, at points of a run: tables, variance.csv and pictures.",
+        "RE that follow, at points of a run: tables, variance.csv and images.",
         epilog=f"methods, joined by + (such as is+strat+antithetic):\n{words}\n"
         "The baseline is (R, K) = (2, 1), uniform. Ctrl-C ends after the block at hand; --resume goes on.",
     )

@@ -70,7 +70,7 @@ def _write(
             run.notes.append(f"{run.method}, {run.prompt}, seed {run.seed}: no mesh ({result['note']})")
     length = f"{sweep.budget:g} s" if sweep.budget else f"{sweep.steps} steps"
     facts = [("each run's own clock" if sweep.budget else "each run", length)]
-    with display.status("writing tables, pictures and the page"):
+    with display.status("writing tables, images and the page"):
         comparison = write_comparison(out, runs, baseline, scores, command, facts)
     for line in [*(f"Note: {note}." for note in comparison.notes), *terminal_table(comparison)]:
         display.say(line)

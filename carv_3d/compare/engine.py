@@ -115,7 +115,7 @@ def run_group(
         while going := [run for run in runs if not run.finished]:
             run = min(going, key=lambda r: (r.clock, turn[id(r)]))
             run.advance(SLICE)
-            figures = {k: v for k, v in run.last.items() if k in ("iou", "judge_object")}
+            figures = {k: v for k, v in run.last.items() if k in ("iou", "classifier_object")}
             show(done_before + sum(min(r.done, r.length.total) for r in runs), figures)
             if stopped():
                 for one in runs:

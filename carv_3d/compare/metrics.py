@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from carv_3d.report.page import CURVES
 
-AXIS_LABELS = {"seconds": "seconds", "steps": "steps", "unet_rows": "UNet rows", "renders": "renders"}
+AXIS_LABELS = {"seconds": "seconds", "steps": "steps", "nfe": "UNet rows", "renders": "renders"}
 AXIS_NOTES = {
     "seconds": "Each run's own seconds: those of its steps alone, without evaluation, files or other runs.",
     "steps": "Steps of the optimizer.",
-    "unet_rows": "Rows through the UNet: two for each draw under classifier-free guidance.",
-    "renders": "Pictures that were rendered, encoded and differentiated.",
+    "nfe": "Rows through the UNet: two for each draw under classifier-free guidance.",
+    "renders": "Images that were rendered, encoded and differentiated.",
 }
 # Columns that are settings or counters, and no result of a run.
 SETTINGS = frozenset({
@@ -35,7 +35,7 @@ METRICS: dict[str, Metric] = {
         "Silhouette IoU with the true shape",
         "IoU",
         "Overlap of the asset's silhouettes with those of the object that carv-tiny was trained on, in the same "
-        "colour and pose, over 16 views of 64 by 64. It knows nothing of what is inside a silhouette, and exists "
+        "color and pose, over 16 views of 64 by 64. It knows nothing of what is inside a silhouette, and exists "
         "for the built-in teacher alone.",
         True,
     ),
@@ -46,33 +46,35 @@ METRICS: dict[str, Metric] = {
         "turned or differently proportioned scores badly.",
         True,
     ),
-    "judge_object": Metric(
-        "The judge: it is the object",
+    "classifier_object": Metric(
+        "The classifier: it is the object",
         "probability",
         "How sure a small classifier, trained on renders of the same 40 objects and with no part in the runs, is of "
         "the prompt's object, over the views. It knows no other objects and says nothing of beauty.",
         True,
     ),
-    "judge_colour": Metric(
-        "The judge: it has the colour", "probability", "As above, of the prompt's colour among twelve.", True
+    "classifier_color": Metric(
+        "The classifier: it has the color", "probability", "As above, of the prompt's color among twelve.", True
     ),
-    "judge_finish": Metric(
-        "The judge: it has the finish", "probability", "As above, of plain, striped or spotted.", True
+    "classifier_material": Metric(
+        "The classifier: it has the material", "probability", "As above, of plain, striped or spotted.", True
     ),
     "agreement_both": Metric(
-        "The judge names object and colour",
-        "share of pictures",
-        "Of one-step pictures of fixed prompts, the share in which the judge names both the object and the colour "
-        "that were asked for. It says nothing of beauty or variety: a generator that makes one good picture of each "
+        "The classifier names object and color",
+        "share of images",
+        "Of one-step images of fixed prompts, the share in which the classifier names both the object and the color "
+        "that were asked for. It says nothing of beauty or variety: a generator that makes one good image of each "
         "prompt has all of it.",
         True,
     ),
-    "agreement_object": Metric("The judge names the object", "share of pictures", "As above, the object alone.", True),
-    "agreement_colour": Metric("The judge names the colour", "share of pictures", "As above, the colour alone.", True),
+    "agreement_object": Metric(
+        "The classifier names the object", "share of images", "As above, the object alone.", True
+    ),
+    "agreement_color": Metric("The classifier names the color", "share of images", "As above, the color alone.", True),
     "kernel_distance": Metric(
         "Kernel distance to true renders",
         "squared MMD",
-        "The unbiased squared MMD with KID's kernel between the judge's features of one-step pictures and of true "
+        "The unbiased squared MMD with KID's kernel between the classifier's features of one-step images and of true "
         "renders of the same prompts, lower is better, 0 in expectation for true renders. The features are not "
         "Inception's: it compares with no published KID.",
     ),

@@ -11,7 +11,7 @@ from carv_3d.compare.metrics import AXIS_LABELS, AXIS_NOTES, metric
 from carv_3d.compare.records import AXES, RunRecord
 from carv_3d.compare.tables import Comparison
 from carv_3d.io.files import write_atomic
-from carv_3d.report.charts import COLOURS, Series, line_chart
+from carv_3d.report.charts import COLORS, Series, line_chart
 from carv_3d.report.page import data_uri, model_viewer, page
 from carv_3d.version import __version__
 
@@ -64,16 +64,16 @@ def render_page(comparison: Comparison, command: str = "", facts: Sequence[tuple
 
 
 def _swatch(c: Comparison, method: str) -> str:
-    colour = COLOURS[c.methods.index(method) % len(COLOURS)]
-    return f'<span class="swatch" style="background:{colour}"></span>{escape(method)}'
+    color = COLORS[c.methods.index(method) % len(COLORS)]
+    return f'<span class="swatch" style="background:{color}"></span>{escape(method)}'
 
 
 def _reach_tables(c: Comparison) -> str:
     """The ratios to reach the baseline's final score, and the final scores."""
     if not c.finals:
         return (
-            '<p class="note">These runs logged no score of which higher is better (IoU, the judge, CLIP), so there '
-            "is nothing to be reached; --score NAME names a logged metric that is one.</p>"
+            '<p class="note">These runs logged no score of which higher is better (IoU, the classifier, CLIP), so '
+            "there is nothing to be reached; --score NAME names a logged metric that is one.</p>"
         )
     axes = [axis for axis in AXES if any(r.axis == axis for r in c.reached)]
     parts = []
@@ -184,15 +184,17 @@ def _models(c: Comparison) -> tuple[str, bool]:
 
 def _model(c: Comparison, run: RunRecord, room: bool) -> tuple[str, bool]:
     asset = data_uri(run.folder / "asset.glb", "model/gltf-binary") if room else ""
-    picture = data_uri(run.folder / "preview.png", "image/png")
+    image = data_uri(run.folder / "preview.png", "image/png")
     if asset:
         inside = model_viewer(asset)
-    elif picture:
-        inside = f'<img class="views" src="{picture}" alt="The object from all around">'
+    elif image:
+        inside = f'<img class="views" src="{image}" alt="The object from all around">'
     else:
-        inside = '<p class="note">This run left neither a mesh nor a picture.</p>'
-    scores = [f"{metric(n).label} {y[-1]:.2f}" for n in ("iou", "judge_object") if len(y := run.series(n, "steps")[1])]
-    figures = escape(", ".join(scores).replace("probability", "judge"))
+        inside = '<p class="note">This run left neither a mesh nor an image.</p>'
+    scores = [
+        f"{metric(n).label} {y[-1]:.2f}" for n in ("iou", "classifier_object") if len(y := run.series(n, "steps")[1])
+    ]
+    figures = escape(", ".join(scores).replace("probability", "classifier"))
     caption = f'<p class="caption"><span>{_swatch(c, run.method)}</span><span>{figures}</span></p>'
     return f'<div class="card">{inside}{caption}</div>', bool(asset)
 

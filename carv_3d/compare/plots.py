@@ -1,4 +1,4 @@
-"""One picture per metric: its mean curves with their bands, against every axis that the runs have."""
+"""One image per metric: its mean curves with their bands, against every axis that the runs have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from carv_3d.compare.metrics import AXIS_LABELS, metric
 from carv_3d.compare.records import AXES
 from carv_3d.compare.tables import Comparison
 from carv_3d.io.files import slug, write_via
-from carv_3d.report.charts import COLOURS
+from carv_3d.report.charts import COLORS
 
 
 def write_plots(folder: Path, comparison: Comparison) -> list[Path]:
@@ -34,10 +34,10 @@ def _plot(path: Path, comparison: Comparison, name: str) -> None:
     grid = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for plot, axis in zip(grid, axes):
         for curve in comparison.curves[name, axis]:
-            colour = COLOURS[comparison.methods.index(curve.method) % len(COLOURS)]
+            shade = COLORS[comparison.methods.index(curve.method) % len(COLORS)]
             shape = {"marker": "o"} if len(curve.x) == 1 else {}
-            plot.plot(curve.x, curve.mean, color=colour, label=_plain(curve.method), **shape)
-            plot.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
+            plot.plot(curve.x, curve.mean, color=shade, label=_plain(curve.method), **shape)
+            plot.fill_between(curve.x, curve.low, curve.high, color=shade, alpha=0.16, linewidth=0)
         plot.set_xlabel(AXIS_LABELS[axis])
         plot.grid(alpha=0.3)
     grid[0].set_ylabel(_plain(what.label))

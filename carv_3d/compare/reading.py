@@ -19,7 +19,7 @@ from carv_3d.io.tables import read_table
 from carv_3d.report.page import flatten
 
 LABEL = "method.json"  # in a run's folder: which method of a comparison it is of
-NOT_METRICS = {"step", "seconds", "unet_rows", "renders"}
+NOT_METRICS = {"step", "seconds", "nfe", "renders"}
 
 
 def read_runs(words: Sequence[str]) -> list[RunRecord]:
@@ -73,7 +73,7 @@ def read_carv(folder: Path, method: str = "") -> RunRecord:
     values = columns(rows)
     # its own seconds: each step's are counted as it is done
     axes = {"steps": values["step"], "seconds": np.nancumsum(values["seconds"])}
-    axes.update({name: values[name] for name in ("unet_rows", "renders") if name in values})
+    axes.update({name: values[name] for name in ("nfe", "renders") if name in values})
     metrics = {name: y for name, y in values.items() if name not in NOT_METRICS}
     metrics["seconds_per_step"] = np.where(values["step"] > 0, values["seconds"], np.nan)
     config = folder / "config.yaml"

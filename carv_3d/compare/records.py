@@ -14,7 +14,7 @@ from carv_3d.errors import CarvError
 
 Array = NDArray[np.float64]
 #: What a curve may be drawn against; all of them count from the run's beginning.
-AXES = ("steps", "unet_rows", "renders", "seconds")
+AXES = ("steps", "nfe", "renders", "seconds")
 #: Settings that say how long a run is, how it is shown or where, but not how it estimates.
 NOT_A_METHOD = (
     "seed", "device", "trainer.", "checkpoint.", "system.exporter", "system.prompt_processor.prompt", "data.eval_",

@@ -56,7 +56,9 @@ class ScoredRun(Run):
         self.length, self.clip = length, clip
         self.clock = 0.0
         config = host.config
-        known = self.judge is not None and config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny"
+        known = (
+            self.classifier is not None and config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny"
+        )
         self.truth = TrueShape.of_prompt(config.prompt, config.data) if known else None
 
     @property
@@ -83,7 +85,7 @@ class ScoredRun(Run):
             self.open(resume=has_checkpoint(self.checkpoint))
             rows = read_metrics(self.metrics)
             if not rows:
-                self.append({"step": 0.0, "seconds": 0.0, "unet_rows": 0.0, "renders": 0.0} | self.scores())
+                self.append({"step": 0.0, "seconds": 0.0, "nfe": 0.0, "renders": 0.0} | self.scores())
                 self.save()
         self.clock = sum(row["seconds"] for row in rows)
 
@@ -113,7 +115,7 @@ class ScoredRun(Run):
                 self.save()
 
     def finish(self) -> None:
-        """Pictures, mesh, and the result, which says that the run is done."""
+        """Images, mesh, and the result, which says that the run is done."""
         data, config = self.host.config.data, self.host.config
         views = to_uint8(self.host.views(self.host.orbit(8), data.eval_height, data.eval_width))
         write_png(self.folder / "preview.png", contact_sheet(views, 4))
@@ -128,9 +130,10 @@ class ScoredRun(Run):
         write_atomic(self.folder / RESULT, json.dumps(result | last | ({"note": note} if note else {})) + "\n")
 
     def scores(self) -> dict[str, float]:
-        """The judge's, IoU and PSNR for carv-tiny's objects, and CLIP's where there is one; all of the same views."""
+        """The classifier's, IoU and PSNR for carv-tiny's objects, and CLIP's where there is one; all of the same
+        views."""
         rgb, opacity = scoring_views(self.host)
-        found = self.judge.score(rgb) if self.judge else {}
+        found = self.classifier.score(rgb) if self.classifier else {}
         if self.truth:
             found |= self.truth.score(rgb, opacity)
         if self.clip:
@@ -139,7 +142,7 @@ class ScoredRun(Run):
 
     @property
     def _score_names(self) -> tuple[str, ...]:
-        return ("iou", "psnr", "judge_object", "judge_colour", "judge_finish", "clip_score")
+        return ("iou", "psnr", "classifier_object", "classifier_color", "classifier_material", "clip_score")
 
     def _points_passed(self) -> int:
         return math.floor(self.done / self.length.total * self.length.points + 1e-9)

@@ -1,8 +1,8 @@
 """A comparison that makes its runs: prompts x methods x seeds, each for the same seconds of its own clock.
 
-    OUT/sweep.yaml                       what was asked for
-    OUT/runs/METHOD/NN-PROMPT-SEED/      a run's folder, as `carv generate` leaves one; result.json says it is done
-    OUT/compare.html, *.csv, *.png       made from the runs, at the end
+OUT/sweep.yaml                       what was asked for
+OUT/runs/METHOD/NN-PROMPT-SEED/      a run's folder, as `carv generate` leaves one; result.json says it is done
+OUT/compare.html, *.csv, *.png       made from the runs, at the end
 """
 
 from __future__ import annotations

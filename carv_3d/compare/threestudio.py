@@ -41,7 +41,7 @@ def read_trial(folder: Path, method: str = "") -> RunRecord:
     metrics = columns(rows)
     config = _config(folder)
     axes = {"steps": metrics.pop("step") + 1}  # Lightning counts from 0
-    for name in ("seconds", "unet_rows", "renders"):
+    for name in ("seconds", "nfe", "renders"):
         if name in metrics:
             axes[name] = metrics.pop(name)
     _fill_counts(axes, config, notes)
@@ -69,7 +69,7 @@ def _csv_rows(folder: Path, notes: list[str]) -> Rows:
         for row in found:
             if not math.isfinite(row.get("step", math.nan)):
                 continue
-            known = {_plain(k): v for k, v in row.items() if _wanted(k) and math.isfinite(v)}
+            known = {_plain(k): v for k, v in row.items() if _is_figure(k) and math.isfinite(v)}
             if known:
                 part.setdefault(int(row["step"]), {}).update(known)
         _join(rows, part)
@@ -107,7 +107,7 @@ def _event_rows(folder: Path, notes: list[str]) -> Rows:
         try:
             for event in EventFileLoader(str(path)).Load():
                 for value in event.summary.value:
-                    if _wanted(value.tag):
+                    if _is_figure(value.tag):
                         part.setdefault(int(event.step), {})[_plain(value.tag)] = _scalar(value)
                         times[int(event.step)] = float(event.wall_time)
         except Exception as error:  # its reader raises kinds of its own for a truncated record
@@ -140,8 +140,8 @@ def _fill_counts(axes: dict[str, Any], config: Mapping[str, Any], notes: list[st
         return
     axes.setdefault("renders", axes["steps"] * float(batch))
     perp_neg = bool((system.get("prompt_processor") or {}).get("use_perp_neg", False))
-    if kind in STOCK_ROWS and not perp_neg and "unet_rows" not in axes:
-        axes["unet_rows"] = axes["steps"] * float(batch * STOCK_ROWS[kind])
+    if kind in STOCK_ROWS and not perp_neg and "nfe" not in axes:
+        axes["nfe"] = axes["steps"] * float(batch * STOCK_ROWS[kind])
         notes.append(f"{kind} logs no count: its UNet rows are {STOCK_ROWS[kind]} for each of {batch} render(s) a step")
 
 
@@ -158,7 +158,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _wanted(name: str) -> bool:
+def _is_figure(name: str) -> bool:
     return name not in ("step", "epoch", "hp_metric") and not name.startswith(("lr-", "train_params/"))
 
 

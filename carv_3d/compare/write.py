@@ -20,7 +20,7 @@ def write_comparison(
     command: str = "",
     facts: Sequence[tuple[str, str]] = (),
 ) -> Comparison:
-    """Compare `runs` and write tables, pictures and compare.html to `folder`; see `compare` for the rest."""
+    """Compare `runs` and write tables, images and compare.html to `folder`; see `compare` for the rest."""
     comparison = compare(runs, check_comparable(runs, baseline), scores)
     make_folder(folder)
     write_tables(folder, comparison)

@@ -121,8 +121,7 @@ def variance_split(gradients: Iterable[Tensor]) -> VarianceSplit:
     for rows in gradients:
         if len(rows) < 2 or (units and len(rows) != units):
             raise CarvError(
-                f"an upstream sample came with {len(rows)} units; the split needs 2 at least, "
-                "the same number for each."
+                f"an upstream sample came with {len(rows)} units; the split needs 2 at least, the same number for each."
             )
         units = len(rows)
         within += total_variance(rows)
@@ -212,9 +211,7 @@ def re_interval(
     return ecm_interval(uniform, 1.0, method, 1.0, level, resamples, generator)
 
 
-def _bootstrap(
-    gradients: Tensor, cost: float | Tensor, resamples: int, generator: torch.Generator | None
-) -> Tensor:
+def _bootstrap(gradients: Tensor, cost: float | Tensor, resamples: int, generator: torch.Generator | None) -> Tensor:
     """(resamples,) variance times mean cost, from the Gram matrix of the centred gradients alone."""
     x = gradients.detach().double().flatten(1)
     n = len(x)

@@ -16,7 +16,7 @@ class CostMeter:
         meter = CostMeter(device)
         with meter.phase("render"):
             ...
-        meter.count(renders=2, unet_rows=16)
+        meter.count(renders=2, nfe=16)
 
     A phase within a phase is taken out of the outer one, so that the seconds add up. On CUDA a phase waits
     for the device at both ends, which is what makes the seconds its own; `synchronize=False` leaves the
@@ -32,7 +32,7 @@ class CostMeter:
     def reset(self) -> None:
         """Forget everything measured."""
         self.seconds: dict[str, float] = {}
-        self.counts: dict[str, int] = {"unet_rows": 0, "renders": 0}
+        self.counts: dict[str, int] = {"nfe": 0, "renders": 0}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -49,7 +49,7 @@ class CostMeter:
                 self._inner[-1] += took
 
     def count(self, **amounts: int) -> None:
-        """count(unet_rows=8, renders=1) adds to the counters; other names may be counted as well."""
+        """count(nfe=8, renders=1) adds to the counters; other names may be counted as well."""
         for name, amount in amounts.items():
             self.counts[name] = self.counts.get(name, 0) + int(amount)
 
@@ -63,9 +63,9 @@ class CostMeter:
             self.seconds, self.counts = seconds, counts
 
     @property
-    def unet_rows(self) -> int:
+    def nfe(self) -> int:
         """Rows that went through the UNet: 2 per draw under classifier-free guidance."""
-        return self.counts["unet_rows"]
+        return self.counts["nfe"]
 
     @property
     def renders(self) -> int:

@@ -131,13 +131,9 @@ class Design:
         return order.argsort(dim=0)[rank * R : (rank + 1) * R].to(like.dtype)
 
 
-def rand(
-    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str | None
-) -> Tensor:
+def rand(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str | None) -> Tensor:
     """Uniform on [0, 1), drawn where the generator lives and moved to `device`."""
     where = generator.device if generator is not None else device
     dtype = real_dtype(where)
     target = device if device is not None else where
-    return torch.rand(shape, generator=generator, device=where, dtype=dtype).to(
-        device=target, dtype=real_dtype(target)
-    )
+    return torch.rand(shape, generator=generator, device=where, dtype=dtype).to(device=target, dtype=real_dtype(target))

@@ -164,9 +164,7 @@ class CarvEstimator:
         """Timesteps are min_step .. max_step from now on; call it at every step if they are annealed."""
         self.proposal.set_range(min_step, max_step)
 
-    def draw(
-        self, latents: Tensor, generator: torch.Generator | None = None, num_draws: int | None = None
-    ) -> Draws:
+    def draw(self, latents: Tensor, generator: torch.Generator | None = None, num_draws: int | None = None) -> Draws:
         """Draws for latents (R, ...), laid out by the options; K is `num_draws` or else the option's.
 
         Every random number comes from `generator` (torch's global one if None), first u, then eps.
@@ -288,16 +286,16 @@ class CarvEstimator:
 
     def _check_draws(self, draws: Draws, latents: Tensor) -> None:
         R = latents.shape[0]
-        wanted = (R, draws.t.shape[-1])
+        expected = (R, draws.t.shape[-1])
         shapes = [draws.t.shape, draws.eps.shape[:2]]
         shapes += [] if draws.weights is None else [draws.weights.shape]
-        if any(tuple(s) != wanted for s in shapes) or draws.eps.shape[2:] != latents.shape[1:]:
+        if any(tuple(s) != expected for s in shapes) or draws.eps.shape[2:] != latents.shape[1:]:
             raise CarvError(
                 f"the draws have t {tuple(draws.t.shape)}, eps {tuple(draws.eps.shape)}; latents of "
                 f"{tuple(latents.shape)} need t and weights ({R}, K) and eps ({R}, K, ...)."
             )
         if draws.t.numel() == 0 or draws.t.shape[1] % draws.group_size:
-            raise CarvError(f"{wanted[1]} draws cannot be laid out in groups of {draws.group_size}.")
+            raise CarvError(f"{expected[1]} draws cannot be laid out in groups of {draws.group_size}.")
         check_range(int(draws.t.min()), int(draws.t.max()), self.schedule.num_train_timesteps)
 
     def _run(
@@ -372,10 +370,10 @@ def _groups(x: Tensor, size: int) -> Tensor:
     return x.unflatten(1, (x.shape[1] // size, size))
 
 
-def _check_shape(what: str, got: Tensor, wanted: Tensor) -> None:
-    if got.shape != wanted.shape:
+def _check_shape(what: str, got: Tensor, expected: Tensor) -> None:
+    if got.shape != expected.shape:
         raise CarvError(
-            f"{what} returned {tuple(got.shape)} for z_t of {tuple(wanted.shape)}; the shapes must be equal "
+            f"{what} returned {tuple(got.shape)} for z_t of {tuple(expected.shape)}; the shapes must be equal "
             "(a model that predicts a variance too must leave it out)."
         )
 

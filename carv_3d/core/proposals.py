@@ -201,14 +201,13 @@ class AdaptiveProposal(TimestepProposal):
         mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # NaN (nothing learnt) goes to 1 as well
         rms = ((self._sum + self.prior * mean) / (self._count + self.prior)).sqrt()
         t = torch.arange(self.min_step, self.max_step + 1, device=rms.device)
-        wanted = (
-            self._weights_in_range()
-            * rms[torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")]
+        expected = (
+            self._weights_in_range() * rms[torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")]
         )
-        flat = torch.full_like(wanted, 1.0 / len(wanted))
-        total = wanted.sum()
-        wanted = torch.where(total > 0, wanted / total, flat)
-        return (1 - self.floor) * wanted + self.floor * flat
+        flat = torch.full_like(expected, 1.0 / len(expected))
+        total = expected.sum()
+        expected = torch.where(total > 0, expected / total, flat)
+        return (1 - self.floor) * expected + self.floor * flat
 
     def to(self, device: torch.device | str) -> AdaptiveProposal:
         """Moves the tables; returns self."""

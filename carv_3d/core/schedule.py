@@ -30,9 +30,7 @@ class NoiseSchedule:
         self._sigma = (1 - self.alphas_cumprod).sqrt()
 
     @classmethod
-    def scaled_linear(
-        cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
-    ) -> NoiseSchedule:
+    def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
         """Stable Diffusion's schedule: sqrt(beta) is linear in t. Equal to diffusers' to the last bit."""
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float32) ** 2
         return cls(torch.cumprod(1.0 - betas, dim=0))

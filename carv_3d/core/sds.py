@@ -36,9 +36,7 @@ def sds_loss(
     """
     chosen = EstimatorOptions(**options)
     if chosen.proposal == "adaptive":
-        raise CarvError(
-            "sds_loss keeps no state: for the adaptive proposal make a CarvEstimator, and keep that."
-        )
+        raise CarvError("sds_loss keeps no state: for the adaptive proposal make a CarvEstimator, and keep that.")
     cached = _estimators.setdefault(schedule, {})
     key = replace(chosen, min_step=0, max_step=0)  # an annealed range moves one estimator's
     if key not in cached:

@@ -28,7 +28,7 @@ from carv_3d.distill.request import (
     resolve,
 )
 from carv_3d.errors import CarvError
-from carv_3d.evaluation.scoring import PromptJudge
+from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.io.files import claimed, clear_half_written, make_folder, write_atomic
 from carv_3d.io.tables import append_row, read_metrics, write_rows
 from carv_3d.runs.checkpoint import resumed_state, save_checkpoint
@@ -37,8 +37,8 @@ from carv_3d.runs.progress import Display, StopSignals
 # metrics.csv; an empty cell means that the step has no such figure.
 COLUMNS = (
     "step", "seconds", *(f"seconds_{name}" for name in PHASES), "snr", "ess", "grad_norm", "latent_grad_norm",
-    "grad_norm_fake", "loss_fake", "K", "rows", "max_batch", "nonfinite", "skipped", "unet_rows",
-    "judge_object", "judge_colour", "judge_finish",
+    "grad_norm_fake", "loss_fake", "K", "rows", "max_batch", "nonfinite", "skipped", "nfe",
+    "classifier_object", "classifier_color", "classifier_material",
 )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ class DistillRun:
         self.metrics = folder / "metrics.csv"
         seed = torch.Generator().manual_seed(seed_for(self.options.seed, "preview prompts"))
         self.captions = one.prompts.first(self.options.preview_prompts, seed)
-        self.judges = PromptJudge.for_prompts(list(dict.fromkeys(self.captions)), one.device)
+        self.classifiers = PromptClassifier.for_prompts(list(dict.fromkeys(self.captions)), one.device)
         self.saved_step: int | None = None
         self.last: dict[str, float] = {}
 
@@ -208,16 +208,17 @@ class DistillRun:
         return 0
 
     def preview(self) -> dict[str, float]:
-        """Write previews/step-*.png, of the same prompts and noise every time; returns what the judges say of them."""
+        """Write previews/step-*.png, of the same prompts and noise every time; returns what the classifiers say of
+        them."""
         from carv_3d.distill.evaluate import preview_sheet
 
-        pictures = self.one.pictures(self.captions, seed=0)
+        images = self.one.images(self.captions, seed=0)
         make_folder(self.folder / "previews")
-        preview_sheet(pictures.cpu(), self.folder / "previews" / f"step-{self.one.step:05d}.png", self.captions)
+        preview_sheet(images.cpu(), self.folder / "previews" / f"step-{self.one.step:05d}.png", self.captions)
         scores: dict[str, list[float]] = {}
-        for judge, caption in zip(self.judges, dict.fromkeys(self.captions)):
+        for classifier, caption in zip(self.classifiers, dict.fromkeys(self.captions)):
             mine = [i for i, other in enumerate(self.captions) if other == caption]
-            found = {} if judge is None else judge.score(pictures[mine].permute(0, 2, 3, 1))
+            found = {} if classifier is None else classifier.score(images[mine].permute(0, 2, 3, 1))
             for name, value in found.items():
                 scores.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in scores.items()}

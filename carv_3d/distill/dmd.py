@@ -74,24 +74,24 @@ class DistributionMatching:
         self,
         z: Tensor,
         text_emb: Tensor,
-        no_text: Tensor,
+        uncond: Tensor,
         generator: torch.Generator | None = None,
         draws: Draws | None = None,
         num_draws: int | None = None,
     ) -> Estimate:
         """One step's estimate; `Estimate.loss` has the gradient grad / R in z and is differentiable in nothing else.
 
-        z: (R, C, h, w), from the generator, with autograd. text_emb, no_text: (R, L, D) and (1, L, D) or (R, L, D).
+        z: (R, C, h, w), from the generator, with autograd. text_emb, uncond: (R, L, D) and (1, L, D) or (R, L, D).
         The rest as of `CarvEstimator.estimate`.
         """
         return self.estimator.estimate_residual(
-            z, self.residual, (z.detach(), text_emb, no_text.expand_as(text_emb)), generator, draws, num_draws
+            z, self.residual, (z.detach(), text_emb, uncond.expand_as(text_emb)), generator, draws, num_draws
         )
 
-    def residual(self, z_t: Tensor, t: Tensor, eps: Tensor, z: Tensor, text: Tensor, no_text: Tensor) -> Tensor:
+    def residual(self, z_t: Tensor, t: Tensor, eps: Tensor, z: Tensor, text: Tensor, uncond: Tensor) -> Tensor:
         """f of each row, both scores taken on the same z_t; see `dmd_residual`."""
-        eps_real = self.teacher.eps_hat_cfg(z_t, t, text, no_text, self.guidance_scale)
+        eps_real = self.teacher.eps_hat_cfg(z_t, t, text, uncond, self.guidance_scale)
         eps_fake = self.eps_hat_fake(z_t, t, text)
         if self.meter is not None:
-            self.meter.count(unet_rows=len(z_t))
+            self.meter.count(nfe=len(z_t))
         return dmd_residual(z, z_t, t, eps_real, eps_fake, self.teacher.schedule, self.objective)

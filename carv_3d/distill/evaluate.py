@@ -1,4 +1,5 @@
-"""Pictures of a one-step generator and of its teacher, begun from the same noise, and what the judge makes of them."""
+"""Images of a one-step generator and of its teacher, begun from the same noise, and what the classifier makes of
+them."""
 
 from __future__ import annotations
 
@@ -16,19 +17,19 @@ from carv_3d.core.accounting import Interval
 from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import kernel_distance, ratio_of_means
-from carv_3d.evaluation.scoring import at_judged_size
-from carv_3d.guidance.sampling import prompt_pictures, pure_noise
+from carv_3d.evaluation.scoring import at_classifier_size
+from carv_3d.guidance.sampling import prompt_images, pure_noise
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
 
-SHEET_PIXELS = 128  # small pictures are enlarged to about this
+SHEET_PIXELS = 128  # small images are enlarged to about this
 CAPTION_HEIGHT = 14
 
 
 @torch.no_grad()
-def one_step_pictures(
+def one_step_images(
     generator: nn.Module, teacher: Any, prompts: Sequence[str], seed: int = 0, batch: int = 32
 ) -> Tensor:
-    """One picture of each of N prompts, (N, 3, H, W) in [0, 1], by one evaluation of the network each.
+    """One image of each of N prompts, (N, 3, H, W) in [0, 1], by one evaluation of the network each.
 
     generator: a OneStepGenerator, or its UNet alone, read with the teacher's schedule and prediction type. It is used
         as it is; give the averaged one. The noise depends on the seed and N alone, not on `batch`.
@@ -41,14 +42,13 @@ def one_step_pictures(
     return torch.cat(made)
 
 
-def ddim_pictures(
+def ddim_images(
     teacher: Any, prompts: Sequence[str], scale: float, steps: int, seed: int = 0, batch: int = 50
 ) -> Tensor:
     """The teacher's own, (N, 3, H, W) in [0, 1], by `steps` of DDIM with guidance (2 N rows a step), from the noise of
-    `one_step_pictures` with the same seed."""
+    `one_step_images` with the same seed."""
     made = [
-        prompt_pictures(teacher, names, scale, steps, noise=eps)
-        for eps, names in _batches(teacher, prompts, seed, batch)
+        prompt_images(teacher, names, scale, steps, noise=eps) for eps, names in _batches(teacher, prompts, seed, batch)
     ]
     return torch.cat(made).permute(0, 3, 1, 2)
 
@@ -70,64 +70,64 @@ def counted_rows(unet: nn.Module) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def judge_features(judge: Any, pictures: Tensor, batch: int = 256) -> Tensor:
-    """(N, 3, H, W) in [0, 1] -> (N, 640), the judge's features, see `carv_3d.evaluation.distances`."""
-    return torch.cat([judge.features(at_judged_size(part)) for part in pictures.split(batch)])
+def classifier_features(classifier: Any, images: Tensor, batch: int = 256) -> Tensor:
+    """(N, 3, H, W) in [0, 1] -> (N, 640), the classifier's features, see `carv_3d.evaluation.distances`."""
+    return torch.cat([classifier.features(at_classifier_size(part)) for part in images.split(batch)])
 
 
 @dataclass
 class Scores:
-    """Of some pictures: shares in which the judge names the object, the colour, both, and the squared kernel distance
-    of its features from those of reference pictures. verdicts: per picture, see `tiny.agreement.verdicts`."""
+    """Of some images: shares in which the classifier names the object, the color, both, and the squared kernel distance
+    of its features from those of reference images. correct: per image, see `tiny.agreement.correct`."""
 
     object: float
-    colour: float
+    color: float
     both: float
     kernel: Interval
     features: Tensor
-    verdicts: dict[str, Tensor]
+    correct: dict[str, Tensor]
 
     def ratio(self, teacher: Scores) -> Interval:
         """This share of both over the teacher's for the same prompts, resampled by prompt."""
-        return ratio_of_means(self.verdicts["both"].double(), teacher.verdicts["both"].double())
+        return ratio_of_means(self.correct["both"].double(), teacher.correct["both"].double())
 
     def figures(self) -> dict[str, float]:
         """By the names of `compare.metrics`, for a row of a curve."""
-        shares = {"agreement_object": self.object, "agreement_colour": self.colour, "agreement_both": self.both}
+        shares = {"agreement_object": self.object, "agreement_color": self.color, "agreement_both": self.both}
         return {**shares, "kernel_distance": self.kernel.value}
 
 
-def score_pictures(judge: Any, pictures: Tensor, wanted: Sequence[Any], reference: Tensor) -> Scores:
-    """pictures: (N, 3, H, W) in [0, 1], one for each of N `wanted` (`tiny.agreement.Wanted`). reference: (N, 640),
-    features of true pictures of the same `wanted`."""
-    from carv_3d.tiny.agreement import named, verdicts
+def score_images(classifier: Any, images: Tensor, targets: Sequence[Any], reference: Tensor) -> Scores:
+    """images: (N, 3, H, W) in [0, 1], one for each of N `targets` (`tiny.agreement.Target`). reference: (N, 640),
+    features of true images of the same `targets`."""
+    from carv_3d.tiny.agreement import correct, named
 
-    found = verdicts(named(judge, at_judged_size(pictures)), wanted)
-    features = judge_features(judge, pictures)
-    shares = {name: float(found[name].double().mean()) for name in ("object", "colour", "both")}
-    return Scores(**shares, kernel=kernel_distance(features, reference, paired=True), features=features, verdicts=found)
+    found = correct(named(classifier, at_classifier_size(images)), targets)
+    features = classifier_features(classifier, images)
+    shares = {name: float(found[name].double().mean()) for name in ("object", "color", "both")}
+    return Scores(**shares, kernel=kernel_distance(features, reference, paired=True), features=features, correct=found)
 
 
-def preview_sheet(pictures: Tensor, path: Path, captions: Sequence[str], columns: int | None = None) -> None:
-    """A PNG of pictures (N, 3, H, W) in [0, 1], each over its caption, `columns` a row (about a square unless given).
+def preview_sheet(images: Tensor, path: Path, captions: Sequence[str], columns: int | None = None) -> None:
+    """A PNG of images (N, 3, H, W) in [0, 1], each over its caption, `columns` a row (about a square unless given).
 
-    Small pictures are enlarged, captions too long for their picture are cut. Written whole or not at all.
+    Small images are enlarged, captions too long for their image are cut. Written whole or not at all.
     Raises CarvError for other than N captions, and as `write_png`.
     """
-    if len(captions) != len(pictures) or len(pictures) == 0:
-        raise CarvError(f"a sheet of {len(pictures)} pictures has {len(captions)} captions; each needs its own.")
-    scale = max(1, SHEET_PIXELS // pictures.shape[-1])
-    images = to_uint8(pictures.permute(0, 2, 3, 1))
-    cells = [_captioned(image, caption, scale) for image, caption in zip(images, captions)]
+    if len(captions) != len(images) or len(images) == 0:
+        raise CarvError(f"a sheet of {len(images)} images has {len(captions)} captions; each needs its own.")
+    scale = max(1, SHEET_PIXELS // images.shape[-1])
+    pixels = to_uint8(images.permute(0, 2, 3, 1))
+    cells = [_captioned(image, caption, scale) for image, caption in zip(pixels, captions)]
     write_png(path, contact_sheet(np.stack(cells), columns or int(np.ceil(len(cells) ** 0.5)), gap=4))
 
 
-def _captioned(picture: np.ndarray, caption: str, scale: int) -> np.ndarray:
+def _captioned(image: np.ndarray, caption: str, scale: int) -> np.ndarray:
     from PIL import Image, ImageDraw, ImageFont
 
-    height, width = picture.shape[0] * scale, picture.shape[1] * scale
+    height, width = image.shape[0] * scale, image.shape[1] * scale
     cell = Image.new("RGB", (width, height + CAPTION_HEIGHT), "white")
-    cell.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    cell.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default()
     text = " ".join(caption.split()).encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
     while len(text) > 1 and draw.textlength(text, font=font) > width:

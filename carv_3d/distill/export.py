@@ -39,7 +39,7 @@ arXiv 2605.21489. Made by carv_3d. What its teacher may be used for holds for it
 import torch
 from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained("this folder", torch_dtype=torch.float32)
-pipeline("a red mug", num_inference_steps=1, guidance_scale=1.0).images[0].save("picture.png")
+pipeline("a red mug", num_inference_steps=1, guidance_scale=1.0).images[0].save("image.png")
 ```
 
 On a GPU, take torch.float16 and `.to("cuda")`. Without a type, some releases load the parts in different ones.
@@ -105,8 +105,10 @@ def one_step_scheduler(teacher: Any) -> Any:
 def _check_place(folder: Path, teacher_folder: Path) -> None:
     if folder.exists() and folder.samefile(teacher_folder):
         raise CarvError(f"{folder} is the teacher itself: write the one-step generator to another folder.")
-    if folder.exists() and not (folder / "model_index.json").is_file() and (
-        not folder.is_dir() or any(folder.iterdir())
+    if (
+        folder.exists()
+        and not (folder / "model_index.json").is_file()
+        and (not folder.is_dir() or any(folder.iterdir()))
     ):
         raise CarvError(f"{folder} holds something else than a model: write the one-step generator to another folder.")
 
@@ -132,11 +134,11 @@ def _saved(teacher_folder: Path) -> tuple[torch.dtype, dict[str, tuple[int, ...]
 def _copy_part(source: Path, target: Path, part: str) -> None:
     """A part's small files, and of its weights the ones that are read."""
     (target / part).mkdir()
-    wanted = [] if part == "tokenizer" else weight_files(source, part)
-    if len(wanted) > 1:
-        wanted += wanted[0].parent.glob(f"*{wanted[0].suffix}.index.json")
+    expected = [] if part == "tokenizer" else weight_files(source, part)
+    if len(expected) > 1:
+        expected += expected[0].parent.glob(f"*{expected[0].suffix}.index.json")
     small = [f for f in (source / part).iterdir() if f.suffix in (".json", ".txt") and ".index." not in f.name]
-    for file in (*wanted, *small):
+    for file in (*expected, *small):
         if file.name in ("config.json", "tokenizer_config.json"):
             _write_config(target / part / file.name, read_json(file))
         else:

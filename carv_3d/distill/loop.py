@@ -3,7 +3,7 @@
     distillation = Distillation(StableDiffusionTeacher.load("carv-tiny"), DistillOptions(), TinyCaptions())
     while distillation.step < distillation.options.steps:
         figures = distillation.train_step()
-    pictures = distillation.pictures(["a red mug"], seed=0)
+    images = distillation.images(["a red mug"], seed=0)
 
 It knows nothing of folders and files; `carv_3d.distill.command` does.
 """
@@ -88,10 +88,9 @@ class Distillation:
         self.generator_updates = Updates(self.generator, options.lr, *rules)
         self.fake_updates = Updates(self.fake, options.fake_lr, *rules)
         self.generators = {
-            name: torch.Generator().manual_seed(seed_for(options.seed, f"{name} {self.ranks.rank}"))
-            for name in STREAMS
+            name: torch.Generator().manual_seed(seed_for(options.seed, f"{name} {self.ranks.rank}")) for name in STREAMS
         }
-        self.no_text = self.teacher.text_embeddings([""]).float()
+        self.uncond = self.teacher.text_embeddings([""]).float()
         self.step = 0
 
     def train_step(self) -> dict[str, float]:
@@ -99,7 +98,7 @@ class Distillation:
         the fake score's updates, the first on the same samples.
 
         Returns the step's figures by name: those of `Estimate.scalars` (latent_grad_norm for its grad_norm),
-        grad_norm and grad_norm_fake before clipping, loss_fake, skipped, seconds and seconds_<phase>, unet_rows so far.
+        grad_norm and grad_norm_fake before clipping, loss_fake, skipped, seconds and seconds_<phase>, nfe so far.
 
         Raises:
             CarvError: a gradient has not been finite for many updates.
@@ -131,7 +130,7 @@ class Distillation:
             "grad_norm_fake": norm_fake,
             "loss_fake": loss_fake,
             "skipped": float(skipped > 0),
-            "unet_rows": float(self.meter.unet_rows),
+            "nfe": float(self.meter.nfe),
         }
         return figures
 
@@ -141,7 +140,7 @@ class Distillation:
         Returns z (R, C, h, w), its text (R, L, D) and the estimate.
         """
         z, text = self.generate(self.options.batch_size)
-        estimate = self.matching.estimate(z, text, self.no_text, self.generators["draws"])
+        estimate = self.matching.estimate(z, text, self.uncond, self.generators["draws"])
         self.generator_updates.zero_grad()
         with self.meter.phase("backward"):
             self.generator_updates.scaled(self.loss(estimate, z)).backward()
@@ -162,7 +161,7 @@ class Distillation:
         eps = self._noise(n, of["noise"])
         with self.meter.phase("generate"), self.autocast():
             z = self.generator(eps, text)
-        self.meter.count(unet_rows=n)
+        self.meter.count(nfe=n)
         return z, text
 
     def embed(self, prompts: list[str]) -> Tensor:
@@ -174,7 +173,7 @@ class Distillation:
         return text
 
     @torch.no_grad()
-    def pictures(self, prompts: list[str], seed: int) -> Tensor:
+    def images(self, prompts: list[str], seed: int) -> Tensor:
         """(n, 3, H, W) in [0, 1] of the averaged generator: the same noise for the same seed. Not counted."""
         noise = torch.Generator().manual_seed(seed_for(self.options.seed, f"previews {seed}"))
         with self.meter.uncounted():
@@ -208,7 +207,7 @@ class Distillation:
                 found = self.fake_training.backward(
                     z, text, self.generators["fake_draws"], scale=self.fake_updates.scale
                 )
-            self.meter.count(unet_rows=len(z) * self.options.fake_draws)
+            self.meter.count(nfe=len(z) * self.options.fake_draws)
             if found.finite < 1.0:  # part of the batch is missing: no mean over it
                 self.fake_updates.spoil()
             with self.meter.phase("update"):
@@ -229,7 +228,7 @@ class Distillation:
         }
         return {
             "step": self.step,
-            "unet_rows": self.meter.unet_rows,
+            "nfe": self.meter.nfe,
             "generator": self.generator.state_dict(),
             "fake": self.fake.state_dict(),
             "average": self.average.state,
@@ -254,7 +253,7 @@ class Distillation:
                 generator.set_state(own["generators"][name].cpu())
             self.matching.estimator.load_state_dict(own["matching"])
             self.fake_training.draws.load_state_dict(own["fake_training"])
-            self.meter.counts.update(unet_rows=state["unet_rows"])
+            self.meter.counts.update(nfe=state["nfe"])
         except CarvError:
             raise
         except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:

@@ -60,14 +60,14 @@ class ListedPrompts:
 
 
 class TinyCaptions:
-    """Captions as in carv-tiny's training: its objects in the colours, finishes and views that it was shown."""
+    """Captions as in carv-tiny's training: its objects in the colors, materials and views that it was shown."""
 
     bounded = False
 
     def __init__(self) -> None:
-        from carv_3d.tiny.dataset import colours_of
+        from carv_3d.tiny.dataset import colors_of
 
-        self._colours = colours_of()
+        self._colors = colors_of()
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
         """n captions at random."""
@@ -75,8 +75,8 @@ class TinyCaptions:
         from carv_3d.tiny.vocabulary import caption
 
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
-        shots = [draw_view(rng, self._colours)[0] for _ in range(n)]
-        return [caption(rng, s.obj, s.colour, s.finish, s.elevation, s.azimuth) for s in shots]
+        shots = [draw_view(rng, self._colors)[0] for _ in range(n)]
+        return [caption(rng, s.obj, s.color, s.material, s.elevation, s.azimuth) for s in shots]
 
     def first(self, n: int, generator: torch.Generator) -> list[str]:
         """n captions at random: there is no first."""

@@ -162,7 +162,7 @@ class VarianceStudy:
         one = self.distillation
         parameters = list(one.generator.parameters())
         z, text = one.generate(setting.B, streams)
-        cond = (z.detach(), text, one.no_text.expand_as(text))
+        cond = (z.detach(), text, one.uncond.expand_as(text))
         for left in range(sets, 0, -1):
             estimate = estimator.estimate_residual(z, one.matching.residual, cond, streams["draws"])
             loss = one.loss(estimate, z)

@@ -58,18 +58,18 @@ class VarianceRequest:
 
 def measure(request: VarianceRequest) -> int:
     """Measure, show and write variance.csv; returns 0, or 128 and the number of the signal that stopped it."""
-    wanted = [read_setting(text) for text in request.settings]
-    check_settings(wanted)
+    expected = [read_setting(text) for text in request.settings]
+    check_settings(expected)
     settings = _settings(request)
     prompts = check_prompts(settings)
     folder = request.out or unused(Path("outputs") / f"distill-variance-{slug(model_name(request.source))}")
     check_unused(folder)
     with folder_for(folder):
-        return _measure(request, wanted, settings, prompts, folder)
+        return _measure(request, expected, settings, prompts, folder)
 
 
 def _measure(
-    request: VarianceRequest, wanted: list[Setting], settings: Settings, prompts: Prompts, folder: Path
+    request: VarianceRequest, expected: list[Setting], settings: Settings, prompts: Prompts, folder: Path
 ) -> int:
     display = Display()
     state = None
@@ -86,7 +86,7 @@ def _measure(
     with StopSignals() as stop, display.progress(0, request.pairs, "pair") as show:
         rows = variance_table(
             one,
-            wanted,
+            expected,
             request.pairs,
             request.budget,
             settings.options.seed,

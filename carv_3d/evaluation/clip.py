@@ -14,7 +14,7 @@ INSTALL = "pip install 'torchmetrics>=1.9,<2'"
 
 
 class ClipScore:
-    """100 times the cosine between CLIP's embeddings of picture and prompt, not below 0, as torchmetrics has it."""
+    """100 times the cosine between CLIP's embeddings of image and prompt, not below 0, as torchmetrics has it."""
 
     def __init__(self, model: str, device: torch.device) -> None:
         """Raises CarvError where torchmetrics or the weights are missing."""
@@ -36,9 +36,9 @@ class ClipScore:
     @torch.no_grad()
     def score(self, views: Tensor, prompt: str) -> float:
         """The mean over `views` (B, H, W, 3) in [0, 1]."""
-        pictures = (views.permute(0, 3, 1, 2).clamp(0, 1) * 255).round().to(torch.uint8).to(self.device)
+        images = (views.permute(0, 3, 1, 2).clamp(0, 1) * 255).round().to(torch.uint8).to(self.device)
         self.metric.reset()
-        self.metric.update(list(pictures), [prompt] * len(pictures))
+        self.metric.update(list(images), [prompt] * len(images))
         return float(self.metric.compute())
 
 

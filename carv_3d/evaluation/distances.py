@@ -1,6 +1,6 @@
-"""How far a set of pictures is from another, on features or on the samples themselves, with what sampling alone gives.
+"""How far a set of images is from another, on features or on the samples themselves, with what sampling alone gives.
 
-Features are those of the judge (`carv_3d.tiny.classifier.Judge.features`), not of Inception: none of these
+Features are those of the classifier (`carv_3d.tiny.classifier.Classifier.features`), not of Inception: none of these
 figures is an FID or a KID, and none compares with published ones.
 """
 
@@ -31,10 +31,10 @@ def kernel_distance(
         1/(m(m-1)) sum_{i != j} k(x_i, x_j) + 1/(n(n-1)) sum_{i != j} k(y_i, y_j) - 2/(mn) sum_{i,j} k(x_i, y_j)
 
     What the kernel Inception distance is on Inception's features. x (m, d), y (n, d): features of two sets of
-    pictures. It is 0 in expectation for sets from one distribution, so it may well be negative.
-    Resampled are the pictures of each set, with replacement, the two sets apart. Two copies of one picture are no
+    images. It is 0 in expectation for sets from one distribution, so it may well be negative.
+    Resampled are the images of each set, with replacement, the two sets apart. Two copies of one image are no
     pair: their kernel would count the diagonal that the estimate leaves out and lift every resample. Each mean over
-    pairs is therefore taken over the pairs of different pictures that the resample holds. Where the two distributions
+    pairs is therefore taken over the pairs of different images that the resample holds. Where the two distributions
     are the same, the interval is wider than it need be (the estimate is degenerate there).
     paired: row i of both sets was made for one prompt (or from one noise). Rows are then no independent draws across
     the sets: the terms k(x_i, y_i) would pull the estimate below 0 by 2/n of what prompts differ by. They are left out,
@@ -109,10 +109,10 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def frechet_floor(real: Tensor, n: int, repeats: int = FLOORS, seed: int = 0) -> Tensor:
-    """What `frechet_distance` gives between real pictures alone at this n: (repeats,), each between two disjoint
+    """What `frechet_distance` gives between real images alone at this n: (repeats,), each between two disjoint
     random sets of n rows of `real` (N, d). Raises CarvError for fewer than 2n rows."""
     if n < 2 or len(real) < 2 * n:
-        raise CarvError(f"the floor at n = {n} needs 2 n real pictures (n at least 2), and there are {len(real)}.")
+        raise CarvError(f"the floor at n = {n} needs 2 n real images (n at least 2), and there are {len(real)}.")
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(repeats):

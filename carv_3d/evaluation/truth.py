@@ -18,7 +18,7 @@ from torch import Tensor
 from carv_3d.scenes.cameras import CameraOptions, Cameras, orbit
 
 SIZE, VIEWS, ELEVATIONS = 64, 16, (5.0, 30.0)
-Pictures = NDArray[Any]
+Images = NDArray[Any]
 
 
 def scoring_cameras(data: CameraOptions) -> Cameras:
@@ -27,14 +27,14 @@ def scoring_cameras(data: CameraOptions) -> Cameras:
 
 
 def true_views(
-    objects: Sequence[str], colour: str, data: CameraOptions, finish: str = "plain"
-) -> tuple[Pictures, Pictures]:
+    objects: Sequence[str], color: str, data: CameraOptions, material: str = "plain"
+) -> tuple[Images, Images]:
     """Renders of the true objects: `rgb (N, 16, 64, 64, 3)` and coverage `alpha (N, 16, 64, 64)`, both uint8."""
     from carv_3d.tiny.render import Shot, render
 
     cameras = scoring_cameras(data)
     shots = [
-        Shot(obj, colour, finish, e, a, data.eval_camera_distance, data.eval_fovy_deg)
+        Shot(obj, color, material, e, a, data.eval_camera_distance, data.eval_fovy_deg)
         for obj in objects for e, a in zip(cameras.elevation.tolist(), cameras.azimuth.tolist())
     ]  # fmt: skip
     rgb, alpha = render(shots, SIZE, threads=1)
@@ -43,41 +43,41 @@ def true_views(
 
 
 def scoring_views(host: Any) -> tuple[Tensor, Tensor]:
-    """A `TextTo3D`'s pictures (16, 64, 64, 3) in [0, 1] on white, and its opacity (16, 64, 64), from those cameras."""
+    """A `TextTo3D`'s images (16, 64, 64, 3) in [0, 1] on white, and its opacity (16, 64, 64), from those cameras."""
     white = torch.ones(3, device=host.device)
     rgb, opacity, _ = host.renderer.render(scoring_cameras(host.config.data), SIZE, SIZE, white)
     return rgb, opacity[..., 0]
 
 
-def psnr(a: Pictures, b: Pictures) -> float:
-    """Peak signal-to-noise ratio of pictures in [0, 1], in dB; 100 where they are equal."""
+def psnr(a: Images, b: Images) -> float:
+    """Peak signal-to-noise ratio of images in [0, 1], in dB; 100 where they are equal."""
     return float(-10 * math.log10(max(np.square(a - b).mean(), 1e-10)))
 
 
-def iou(a: Pictures, b: Pictures) -> float:
+def iou(a: Images, b: Images) -> float:
     """Intersection over union of two boolean arrays, pooled over all views; 0 where both are empty."""
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 
 @dataclass
 class TrueShape:
-    """The true object of a prompt: `rgb` (16, 64, 64, 3) in [0, 1], None where the prompt names no colour, and
+    """The true object of a prompt: `rgb` (16, 64, 64, 3) in [0, 1], None where the prompt names no color, and
     `solid` (16, 64, 64), where it is."""
 
-    rgb: Pictures | None
-    solid: Pictures
+    rgb: Images | None
+    solid: Images
 
     @classmethod
     def of_prompt(cls, prompt: str, data: CameraOptions) -> TrueShape:
         """CarvError where the prompt is none of carv-tiny's."""
         from carv_3d.tiny.vocabulary import parse
 
-        obj, colour, finish = parse(prompt)
-        rgb, alpha = true_views([obj], colour or "red", data, finish)
-        return cls(rgb[0] / 255.0 if colour else None, alpha[0] > 127)
+        obj, color, material = parse(prompt)
+        rgb, alpha = true_views([obj], color or "red", data, material)
+        return cls(rgb[0] / 255.0 if color else None, alpha[0] > 127)
 
     def score(self, rgb: Tensor, opacity: Tensor) -> dict[str, float]:
-        """iou and psnr of pictures as `scoring_views` gives them."""
+        """iou and psnr of images as `scoring_views` gives them."""
         scores = {"iou": iou(opacity.detach().cpu().numpy() > 0.5, self.solid)}
         if self.rgb is not None:
             scores["psnr"] = psnr(rgb.detach().cpu().numpy(), self.rgb)

@@ -28,11 +28,11 @@ MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
 
 @dataclass
 class BackgroundOptions:
-    """What lies behind the object. White alone lets white floaters hide; a light colour shows them."""
+    """What lies behind the object. White alone lets white floaters hide; a light color shows them."""
 
-    random_probability: float = 0.6  # share of the steps with a random colour; the others are white
+    random_probability: float = 0.6  # share of the steps with a random color; the others are white
     random_min: float = 0.72  # its darkest grey, in [0, 1]
-    random_tint: float = 0.16  # how far a channel may fall below that grey; 0 is grey, 1 any colour
+    random_tint: float = 0.16  # how far a channel may fall below that grey; 0 is grey, 1 any color
 
     def __post_init__(self) -> None:
         for name in ("random_probability", "random_min", "random_tint"):
@@ -140,7 +140,7 @@ class TrainerOptions:
     """How long, and what is shown meanwhile."""
 
     max_steps: int = 300
-    val_check_interval: int = 25  # steps between two previews (progress.png) and two readings of the judge
+    val_check_interval: int = 25  # steps between two previews (progress.png) and two readings of the classifier
     step_seconds: float | None = None
     """With num_draws: auto, what a step may take: R is then chosen with K, from data.batch_size on."""
 
@@ -199,7 +199,7 @@ class CheckpointOptions:
 
 
 def _default_data() -> CameraOptions:
-    """The cameras of carv-tiny's training pictures, so that the object fills the frame as it did there."""
+    """The cameras of carv-tiny's training images, so that the object fills the frame as it did there."""
     return CameraOptions(
         elevation_range=(-10.0, 45.0),
         camera_distance_range=(2.5, 3.0),

@@ -11,7 +11,7 @@ from typing import Any
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_told
 from carv_3d.errors import CarvError
-from carv_3d.evaluation.scoring import PromptJudge
+from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.generate.config import config_to_yaml
 from carv_3d.generate.request import Request, resolve
 from carv_3d.generate.trainer import PHASES, TextTo3D, check_prompt
@@ -22,7 +22,7 @@ from carv_3d.report.page import write_report
 from carv_3d.runs.checkpoint import resumed_state, save_checkpoint
 from carv_3d.runs.progress import Display, StopSignals, duration
 
-N_VIEWS = 8  # in preview.png and progress.png, and what the judge sees
+N_VIEWS = 8  # in preview.png and progress.png, and what the classifier sees
 FPS = 16
 SMALLER_SCENE = (
     "a smaller system.geometry.resolution (log2_hashmap_size for a hash grid), data.height and width, "
@@ -54,12 +54,12 @@ COLUMNS = (
     "rows",
     "nonfinite",
     "skipped",
-    "unet_rows",
+    "nfe",
     "renders",
     *(f"loss_{name}" for name in ("recon", "density", "opacity", "sparsity", "opaque", "orient", "tv")),
-    "judge_object",
-    "judge_colour",
-    "judge_finish",
+    "classifier_object",
+    "classifier_color",
+    "classifier_material",
 )
 
 
@@ -106,7 +106,7 @@ class Run:
         self.host, self.folder, self.display = host, folder, display
         self.checkpoint = folder / "checkpoint"
         self.metrics = folder / "metrics.csv"
-        self.judge = PromptJudge.for_prompt(host.config.prompt, host.device)
+        self.classifier = PromptClassifier.for_prompt(host.config.prompt, host.device)
         self.saved_step: int | None = None
         self.last: dict[str, float] = {}
 
@@ -143,12 +143,12 @@ class Run:
         return 0
 
     def preview(self) -> dict[str, float]:
-        """Write progress.png and return the judge's score, {} without a judge."""
+        """Write progress.png and return the classifier's score, {} without a classifier."""
         data = self.host.config.data
         views = self.host.views(self.host.orbit(N_VIEWS), data.height, data.width)
         scale = max(1, round(128 / data.width))
         write_png(self.folder / "progress.png", contact_sheet(to_uint8(views), 4, scale=scale))
-        return self.judge.score(views) if self.judge else {}
+        return self.classifier.score(views) if self.classifier else {}
 
     def save(self) -> None:
         """Write the checkpoint; CarvError where it cannot be written, and then the one before is intact."""
@@ -159,12 +159,10 @@ class Run:
         """What is safe after a failure, and how to go on, for the end of a sentence."""
         if self.saved_step is None:
             return f"no checkpoint was written yet in {self.folder}"
-        return (
-            f"the checkpoint of step {self.saved_step} is intact, go on with: {resume_command(self.folder)}"
-        )
+        return f"the checkpoint of step {self.saved_step} is intact, go on with: {resume_command(self.folder)}"
 
     def export(self) -> None:
-        """Mesh, pictures, films and report; CarvError (after all else is written) where there is no mesh."""
+        """Mesh, images, films and report; CarvError (after all else is written) where there is no mesh."""
         host, config, folder = self.host, self.host.config, self.folder
         data = config.data
         problem: CarvError | None = None
@@ -188,7 +186,7 @@ class Run:
                 problem = error
         write_report(folder, to_mapping(config), self._facts() | facts)
         if problem:
-            raise CarvError(f"{str(problem).rstrip('.')}; the pictures and the report are in {folder}")
+            raise CarvError(f"{str(problem).rstrip('.')}; the images and the report are in {folder}")
 
     def export_mesh(self) -> dict[str, str]:
         """Write asset.glb and return its counts; CarvError where there is no surface."""
@@ -214,12 +212,12 @@ class Run:
             "steps": str(self.host.step),
             "of training": duration(sum(r["seconds"] for r in rows)),
             "draws per render (K)": self._draws(),
-            "denoised latents": f"{self.host.meter.unet_rows:,}",
+            "denoised latents": f"{self.host.meter.nfe:,}",
             "seed": str(config.seed),
         }
-        scores = [r["judge_object"] for r in rows if math.isfinite(r.get("judge_object", math.nan))]
+        scores = [r["classifier_object"] for r in rows if math.isfinite(r.get("classifier_object", math.nan))]
         if scores:
-            facts["the judge: it is the object"] = f"{scores[-1]:.0%}"
+            facts["the classifier: it is the object"] = f"{scores[-1]:.0%}"
         return facts
 
     def _draws(self) -> str:

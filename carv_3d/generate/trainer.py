@@ -3,7 +3,7 @@
     host = TextTo3D(load_config(prompt="a red mug"))
     while host.step < host.config.trainer.max_steps:
         metrics = host.train_step()
-    pictures = host.views(host.orbit(8), 128, 128)
+    images = host.views(host.orbit(8), 128, 128)
 
 It knows nothing of folders and files; `carv_3d.generate.run` does.
 """
@@ -29,7 +29,7 @@ from carv_3d.generate.view_text import ViewText, view_text
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.runs.checkpoint import rng_state, set_rng_state
 from carv_3d.scenes import regularisers
-from carv_3d.scenes.backgrounds import light_colours
+from carv_3d.scenes.backgrounds import light_colors
 from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
@@ -173,7 +173,7 @@ class TextTo3D:
             "lr": self.optimizer.param_groups[0]["lr"],
             "opacity": float(out.opacity.detach().mean()),
             "skipped": 0.0 if finite else 1.0,
-            "unet_rows": float(self.meter.unet_rows),
+            "nfe": float(self.meter.nfe),
             "renders": float(self.meter.renders),
         }
         return metrics
@@ -197,7 +197,7 @@ class TextTo3D:
         out, told = self.upstream(None if auto is None else auto.renders)
         recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.now)["recon"] != 0
         return out, self.guidance(
-            out.comp_rgb, told.text, told.no_text, self.now, negatives=told.negatives, with_recon=recon
+            out.comp_rgb, told.text, told.uncond, self.now, negatives=told.negatives, with_recon=recon
         )
 
     def upstream(self, R: int | None = None) -> tuple[RenderOutput, ViewText]:
@@ -254,11 +254,11 @@ class TextTo3D:
         return {name.removeprefix("lambda_"): annealed(value, step) for name, value in loss.items()}
 
     def _background(self, n: int) -> Tensor:
-        """Colours (n, 3): white, or in `random_probability` of the steps a light one per render."""
+        """Colors (n, 3): white, or in `random_probability` of the steps a light one per render."""
         options, generator = self.config.system.background, self.generators["background"]
         chosen = torch.rand((), generator=generator) < options.random_probability
-        colours = light_colours(n, options.random_min, options.random_tint, generator)
-        return (colours if chosen else torch.ones(n, 3)).to(self.device)
+        colors = light_colors(n, options.random_min, options.random_tint, generator)
+        return (colors if chosen else torch.ones(n, 3)).to(self.device)
 
     def view_text(self, cameras: Cameras) -> ViewText:
         """What the teacher is told of each camera's render ("a red mug, left view")."""
@@ -269,7 +269,7 @@ class TextTo3D:
         return orbit(n_views, options=self.config.data)
 
     def views(self, cameras: Cameras, height: int, width: int) -> Tensor:
-        """Finished pictures (B, height, width, 3) in [0, 1] on white; no random number is used."""
+        """Finished images (B, height, width, 3) in [0, 1] on white; no random number is used."""
         white = torch.ones(3, device=self.device)
         return self.renderer.render(cameras, height, width, white)[0]
 
@@ -279,7 +279,7 @@ class TextTo3D:
             "step": self.step,
             "progress": self.progress,
             "bad_steps": self.bad_steps,
-            "unet_rows": self.meter.unet_rows,
+            "nfe": self.meter.nfe,
             "renders": self.meter.renders,
             "field": self.field.state_dict(),
             "renderer": _without_field(self.renderer.state_dict()),
@@ -304,7 +304,7 @@ class TextTo3D:
             set_rng_state(state["rng"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
             self.progress = state.get("progress")  # older checkpoints have none
-            self.meter.counts.update(unet_rows=state["unet_rows"], renders=state["renders"])
+            self.meter.counts.update(nfe=state["nfe"], renders=state["renders"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CarvError(f"the checkpoint does not fit this configuration ({_first_line(error)})") from error
 

@@ -22,29 +22,29 @@ F_FRONT_SIDE = (4.0, 0.5, -2.426)  # perp_neg_f_fs, perp_neg_f_sf
 
 @dataclass
 class ViewText:
-    """What guidance is told of R renders: `text` (R, L, D), `no_text` (1, L, D) and, with Perp-Neg, `negatives`: their
+    """What guidance is told of R renders: `text` (R, L, D), `uncond` (1, L, D) and, with Perp-Neg, `negatives`: their
     embeddings (R, 2, L, D) and weights (R, 2), at most 0."""
 
     text: Tensor
-    no_text: Tensor
+    uncond: Tensor
     negatives: tuple[Tensor, Tensor] | None = None
 
     def first(self) -> ViewText:
         """Of the first render alone."""
         negatives = None if self.negatives is None else (self.negatives[0][:1], self.negatives[1][:1])
-        return ViewText(self.text[:1], self.no_text[:1], negatives)
+        return ViewText(self.text[:1], self.uncond[:1], negatives)
 
 
 def view_text(teacher: Any, options: PromptOptions, cameras: Cameras) -> ViewText:
     """The embeddings for R cameras, by their nominal elevation and azimuth."""
-    no_text = teacher.text_embeddings([options.negative_prompt])
+    uncond = teacher.text_embeddings([options.negative_prompt])
     views = list(zip(cameras.elevation.tolist(), cameras.azimuth.tolist()))
     if options.use_perp_neg:
-        return _perp_neg(teacher, options, views, no_text)
+        return _perp_neg(teacher, options, views, uncond)
     prompts = [options.prompt] * len(views)
     if options.view_dependent_prompting:
         prompts = [f"{options.prompt}, {_phrase(options, *view)}" for view in views]
-    return ViewText(teacher.text_embeddings(prompts), no_text)
+    return ViewText(teacher.text_embeddings(prompts), uncond)
 
 
 def _phrase(options: PromptOptions, elevation: float, azimuth: float) -> str:
@@ -54,9 +54,7 @@ def _phrase(options: PromptOptions, elevation: float, azimuth: float) -> str:
     )  # fmt: skip
 
 
-def _perp_neg(
-    teacher: Any, options: PromptOptions, views: list[tuple[float, float]], no_text: Tensor
-) -> ViewText:
+def _perp_neg(teacher: Any, options: PromptOptions, views: list[tuple[float, float]], uncond: Tensor) -> ViewText:
     """Perp-Neg's text between two sides and its two negatives, as threestudio mixes them by the azimuth."""
     phrases = [f"{options.prompt}, {phrase}" for phrase in COARSE_PHRASES]
     front, side, back, overhead = teacher.text_embeddings(phrases)
@@ -65,7 +63,7 @@ def _perp_neg(
         turned = abs(shift_azimuth(azimuth)) / 90  # 0 in front, 1 at the side, 2 behind
         if _phrase(options, elevation, azimuth) == OVERHEAD:
             text.append(overhead)
-            negatives.append(torch.stack([no_text[0], no_text[0]]))
+            negatives.append(torch.stack([uncond[0], uncond[0]]))
             weights.append((0.0, 0.0))
         elif turned < 1:
             r = 1 - turned
@@ -77,7 +75,7 @@ def _perp_neg(
             text.append(r * side + (1 - r) * back)
             negatives.append(torch.stack([side, front]))
             weights.append((-_decay(F_SIDE_BACK, r), -_decay(F_FRONT_BEHIND, r)))
-    return ViewText(torch.stack(text), no_text, (torch.stack(negatives), torch.tensor(weights).to(no_text)))
+    return ViewText(torch.stack(text), uncond, (torch.stack(negatives), torch.tensor(weights).to(uncond)))
 
 
 def _decay(of: tuple[float, float, float], r: float) -> float:

@@ -52,7 +52,7 @@ class GuidanceOptions:
     var_red: bool = True
     """With use_sjc: f = eps_hat - eps; false: f = eps_hat, the same in expectation and noisier."""
     use_img_loss: bool = False
-    """Also return loss_sds_img, HiFA's loss in image space (arXiv 2305.18766): the gradient on the pictures is the
+    """Also return loss_sds_img, HiFA's loss in image space (arXiv 2305.18766): the gradient on the images is the
     mean of (p/q) w (x - decode(z0_hat)) alpha / sigma. Every draw is decoded for it."""
     grad_clip: Annealed | None = None
     """Annealed. Elementwise limit of each draw's w(t) (eps_hat - eps), before the weights p/q and the mean,
@@ -138,9 +138,7 @@ class GuidanceOptions:
         for name, value in (("min_step_percent", low), ("max_step_percent", high)):
             if any(not 0 <= v <= 1 for v in annealed_values(value)):
                 raise CarvError(f"{name} is {value}; a share of the timesteps lies between 0 and 1.")
-        if counts_steps(low) != counts_steps(high) and not (
-            isinstance(low, float) or isinstance(high, float)
-        ):
+        if counts_steps(low) != counts_steps(high) and not (isinstance(low, float) or isinstance(high, float)):
             return  # one counts steps, the other epochs: `timestep_range` looks at every step
         ends = [end for value in (low, high) if not isinstance(value, float) for end in knots(value)[0]]
         for end in [0.0, *ends]:
@@ -170,8 +168,6 @@ class GuidanceOptions:
             progress = min(max(step / self.trainer_max_steps, 0.0), 1.0) ** 0.5
             low = high = low + (top - low) * (1.0 - progress)
         if low > high:
-            raise CarvError(
-                f"min_step_percent ({low:g}) is above max_step_percent ({high:g}) at step {step}."
-            )
+            raise CarvError(f"min_step_percent ({low:g}) is above max_step_percent ({high:g}) at step {step}.")
         last = num_train_timesteps - 1
         return min(int(num_train_timesteps * low), last), min(int(num_train_timesteps * high), last)

@@ -1,4 +1,4 @@
-"""What the teacher sees in a step's renders: the noisy latents of one draw, denoised to a picture."""
+"""What the teacher sees in a step's renders: the noisy latents of one draw, denoised to an image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def denoised_previews(
 ) -> dict[str, Any]:
     """The first draw of up to `max_items` renders (0 or less: of all), as threestudio's `guidance_eval` shows them.
 
-    Returns bs (how many), noise_levels (t / T of each), and pictures (bs, H, W, 3) in [0, 1]: imgs_noisy,
-    imgs_1orig (the clean picture guessed at once), imgs_1step (one DDIM step, eta 1), imgs_final (all of the
+    Returns bs (how many), noise_levels (t / T of each), and images (bs, H, W, 3) in [0, 1]: imgs_noisy,
+    imgs_1orig (the clean image guessed at once), imgs_1step (one DDIM step, eta 1), imgs_final (all of the
     `num_steps` that are left). The guidance's own generator is left alone.
     """
     estimate, teacher = output.estimate, guidance.teacher
@@ -44,14 +44,14 @@ def denoised_previews(
                 clean.append(step.pred_original_sample)
         final.append(z)
 
-    def pictures(latents: Tensor) -> Tensor:
+    def images(latents: Tensor) -> Tensor:
         return teacher.decode(latents).permute(0, 2, 3, 1)
 
     return {
         "bs": n,
         "noise_levels": [float(timesteps[i]) / teacher.schedule.num_train_timesteps for i in first],
-        "imgs_noisy": pictures(z_t),
-        "imgs_1step": pictures(torch.cat(one_step)),
-        "imgs_1orig": pictures(torch.cat(clean)),
-        "imgs_final": pictures(torch.cat(final)),
+        "imgs_noisy": images(z_t),
+        "imgs_1step": images(torch.cat(one_step)),
+        "imgs_1orig": images(torch.cat(clean)),
+        "imgs_final": images(torch.cat(final)),
     }

@@ -1,4 +1,4 @@
-"""Pictures from a teacher alone: DDIM from pure noise, with or without guidance."""
+"""Images from a teacher alone: DDIM from pure noise, with or without guidance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def sample_pictures(
+def sample_images(
     teacher: Any,
     eps_hat: Callable[[Tensor, Tensor], Tensor],
     num: int,
@@ -18,7 +18,7 @@ def sample_pictures(
     seed: int = 0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """`num` pictures (num, H, W, 3) in [0, 1] from pure noise, by DDIM without noise on the way.
+    """`num` images (num, H, W, 3) in [0, 1] from pure noise, by DDIM without noise on the way.
 
     eps_hat: called as eps_hat(z_t (num, C, h, w), t (num,)), on the teacher's latents and timesteps.
     noise: (num, C, h, w) to begin from, in place of the seed's.
@@ -27,11 +27,11 @@ def sample_pictures(
     z = pure_noise(teacher, num, seed) if noise is None else noise
     for t in scheduler.timesteps:
         z = scheduler.step(eps_hat(z, t.to(z.device).expand(num)), int(t), z).prev_sample
-    pictures: Tensor = teacher.decode(z)
-    return pictures.permute(0, 2, 3, 1)
+    images: Tensor = teacher.decode(z)
+    return images.permute(0, 2, 3, 1)
 
 
-def prompt_pictures(
+def prompt_images(
     teacher: Any,
     prompts: Sequence[str],
     guidance_scale: float,
@@ -39,14 +39,14 @@ def prompt_pictures(
     seed: int = 0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """A picture of each of N prompts, (N, H, W, 3), by `sample_pictures` with classifier-free guidance."""
+    """An image of each of N prompts, (N, H, W, 3), by `sample_images` with classifier-free guidance."""
     cond, uncond = teacher.text_embeddings(prompts), teacher.text_embeddings([""] * len(prompts))
 
     def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:
         guided: Tensor = teacher.eps_hat_cfg(z_t, t, cond, uncond, guidance_scale)
         return guided
 
-    return sample_pictures(teacher, eps_hat, len(prompts), num_steps, seed, noise)
+    return sample_images(teacher, eps_hat, len(prompts), num_steps, seed, noise)
 
 
 def pure_noise(teacher: Any, num: int, seed: int) -> Tensor:

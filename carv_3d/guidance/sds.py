@@ -1,7 +1,7 @@
 """Score distillation: renders in, a loss out whose gradient is the estimator's. One for every host.
 
     guidance = SDSGuidance(StableDiffusionTeacher.load("carv-tiny"), GuidanceOptions(num_draws=4))
-    out = guidance(rgb, text, no_text, step)    # rgb (B, H, W, 3), embeddings (B, L, D)
+    out = guidance(rgb, text, uncond, step)    # rgb (B, H, W, 3), embeddings (B, L, D)
     out.loss_sds.backward()
 
 One encode and one backward per render whatever K is (arXiv 2605.21489, "reuse"); what a host has of its
@@ -63,7 +63,7 @@ class GuidanceOutput:
 
 
 class SDSGuidance:
-    """Score distillation of a teacher into whatever rendered the pictures.
+    """Score distillation of a teacher into whatever rendered the images.
 
     It is no torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
     """
@@ -139,7 +139,7 @@ class SDSGuidance:
     ) -> GuidanceOutput:
         """One step.
 
-        rgb: (B, H, W, 3) in [0, 1], differentiable; resized to the teacher's pictures if need be. With
+        rgb: (B, H, W, 3) in [0, 1], differentiable; resized to the teacher's images if need be. With
             `rgb_as_latents` (B, H, W, C) scaled latents, resized to the teacher's latents.
         prompts_cond, prompts_uncond: (B, L, D), or (1, L, D) for all renders.
         step, epoch: where the schedules are; steps count from 0.
@@ -158,10 +158,10 @@ class SDSGuidance:
         scale = annealed(options.guidance_scale, step, epoch)
         low, high = options.timestep_range(self.teacher.schedule.num_train_timesteps, step, epoch)
         self.estimator.set_range(low, high)
-        latents, pictures = self._latents(rgb, generator, rgb_as_latents)
-        n, each = pictures.shape[0], 1
+        latents, images = self._latents(rgb, generator, rgb_as_latents)
+        n, each = images.shape[0], 1
         if options.vae_sample == "draw" and not rgb_as_latents:
-            latents, draws, each = self._sample_each_draw(pictures, generator, draws)
+            latents, draws, each = self._sample_each_draw(images, generator, draws)
         cond: tuple[Tensor, ...] = (_per_render("prompts_cond", prompts_cond, n, 3),)
         cond += (_per_render("prompts_uncond", prompts_uncond, n, 3),)
         if negatives is not None:
@@ -171,8 +171,8 @@ class SDSGuidance:
         against_cond = tuple(c.repeat_interleave(each, 0) for c in against_cond) if each > 1 else against_cond
 
         if options.use_img_loss and rgb_as_latents:
-            raise CarvError("use_img_loss needs pictures, and this render is latents: set it to false.")
-        known = (*cond, *against_cond, *((pictures.detach(),) if options.use_img_loss else ()))
+            raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
+        known = (*cond, *against_cond, *((images.detach(),) if options.use_img_loss else ()))
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             schedule = self.estimator.schedule
@@ -186,11 +186,11 @@ class SDSGuidance:
             if not options.use_img_loss:
                 return f
 
-            def picture(noise: Tensor) -> Tensor:
+            def image(noise: Tensor) -> Tensor:
                 return self.teacher.decode((z_t - sigma * noise) / alpha)
 
-            shown = rows[-1] if against is None else picture(other)
-            return f, w * (shown - picture(predicted)) * alpha / sigma
+            shown = rows[-1] if against is None else image(other)
+            return f, w * (shown - image(predicted)) * alpha / sigma
 
         clip = None if options.grad_clip is None else annealed(options.grad_clip, step, epoch)
         K, auto = None, self.auto if draws is None else None
@@ -203,9 +203,7 @@ class SDSGuidance:
         if auto is not None:
             auto.learn(latents, estimate)
             scalars.update(auto.scalars)
-        scalars["guidance_scale"] = (
-            scale if negatives is not None else effective_scale(scale, options.cfg_convention)
-        )
+        scalars["guidance_scale"] = scale if negatives is not None else effective_scale(scale, options.cfg_convention)
         scalars.update(min_step=float(low), max_step=float(high))
         if each > 1:
             scalars["K"] = float(each)
@@ -214,14 +212,12 @@ class SDSGuidance:
         output = GuidanceOutput(estimate.loss, scalars, estimate, latents, cond, scale)
         if estimate.extra is not None:
             _, finite, grad = reduce_draws(estimate.extra, estimate.weights, clip)
-            output.loss_sds_img = surrogate_loss(pictures, grad)
+            output.loss_sds_img = surrogate_loss(images, grad)
             scalars["nonfinite_img"] = float((~finite).sum())
         if options.use_recon_loss if with_recon is None else with_recon:
             if rgb_as_latents:
-                raise CarvError(
-                    "loss_recon needs pictures, and this render is latents: set lambda_recon to 0."
-                )
-            output.loss_recon = F.mse_loss(pictures, self.teacher.decode(latents[::each], clamp=False))
+                raise CarvError("loss_recon needs images, and this render is latents: set lambda_recon to 0.")
+            output.loss_recon = F.mse_loss(images, self.teacher.decode(latents[::each], clamp=False))
         return output
 
     def eps_hat(self, z_t: Tensor, t: Tensor, cond: tuple[Tensor, ...], scale: float) -> Tensor:
@@ -229,36 +225,34 @@ class SDSGuidance:
 
         cond: text and no text (N, L, D), and with Perp-Neg the negatives (N, M, L, D) and weights (N, M).
         """
-        text, no_text, *perp_neg = cond
+        text, uncond, *perp_neg = cond
         if perp_neg:
             negatives, weights = perp_neg
-            return perp_neg_eps_hat(self.teacher, z_t, t, text, no_text, negatives, weights, scale)
-        return self.teacher.eps_hat_cfg(z_t, t, text, no_text, scale, self.options.cfg_convention)
+            return perp_neg_eps_hat(self.teacher, z_t, t, text, uncond, negatives, weights, scale)
+        return self.teacher.eps_hat_cfg(z_t, t, text, uncond, scale, self.options.cfg_convention)
 
-    def _latents(
-        self, rgb: Tensor, generator: torch.Generator, rgb_as_latents: bool
-    ) -> tuple[Tensor, Tensor]:
-        """(latents (B, C, h, w), the pictures or latents that were given, at the teacher's size)."""
+    def _latents(self, rgb: Tensor, generator: torch.Generator, rgb_as_latents: bool) -> tuple[Tensor, Tensor]:
+        """(latents (B, C, h, w), the images or latents that were given, at the teacher's size)."""
         channels = self.teacher.latent_channels if rgb_as_latents else 3
         if rgb.dim() != 4 or rgb.shape[-1] != channels:
-            kind = "latents" if rgb_as_latents else "pictures"
+            kind = "latents" if rgb_as_latents else "images"
             raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
-        pictures = rgb.permute(0, 3, 1, 2)
+        images = rgb.permute(0, 3, 1, 2)
         size = self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
-        if pictures.shape[-2:] != (size, size):
-            pictures = F.interpolate(pictures, (size, size), mode="bilinear", align_corners=False)
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
         if rgb_as_latents:
-            return pictures, pictures
+            return images, images
         if self.options.vae_sample == "draw":
-            return pictures, pictures  # encoded once the draws are known
+            return images, images  # encoded once the draws are known
         sample = self.options.vae_sample == "sample"
-        return self.teacher.encode(pictures, generator=generator, sample=sample), pictures
+        return self.teacher.encode(images, generator=generator, sample=sample), images
 
     def _sample_each_draw(
-        self, pictures: Tensor, generator: torch.Generator, draws: Draws | None
+        self, images: Tensor, generator: torch.Generator, draws: Draws | None
     ) -> tuple[Tensor, Draws, int]:
-        """(latents (B K, C, h, w), their draws (B K, 1, ...), K) of pictures (B, 3, H, W): one encoding, K samples."""
-        mean, std = self.teacher.posterior(pictures)
+        """(latents (B K, C, h, w), their draws (B K, 1, ...), K) of images (B, 3, H, W): one encoding, K samples."""
+        mean, std = self.teacher.posterior(images)
         draws = self.estimator.draw(mean, generator) if draws is None else draws
         K = draws.t.shape[1]
         mean, std = mean.repeat_interleave(K, 0), std.repeat_interleave(K, 0)

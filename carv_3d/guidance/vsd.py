@@ -1,9 +1,10 @@
 """Variational score distillation (ProlificDreamer, arXiv 2305.16213) on the same estimator.
 
-    f = w(t) (eps_hat_teacher(z_t, t, y) - eps_hat_student(z_t, t, y, camera))
+    f = w(t) (eps_hat_teacher(z_t, t, y) - eps_hat_lora(z_t, t, y, camera))
 
-The student is a model of the renders: a LoRA of a diffusion model, trained on them while they change. Both sides share
-one render and one encode: K draws of (t, eps) for f, and K_lora draws, with t and eps of their own, for the student.
+The LoRA score is a model of the renders: a LoRA of a diffusion model, trained on them while they change. Both sides
+share
+one render and one encode: K draws of (t, eps) for f, and K_lora draws, with t and eps of their own, for the LoRA score.
 At K = K_lora = 1 with the proposal "uniform" this is threestudio's stable-diffusion-vsd-guidance.
 """
 
@@ -27,14 +28,14 @@ from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.guidance.vsd_options import VSDOptions
 from carv_3d.teachers.base import Teacher
 
-__all__ = ["Student", "VSDGuidance", "VSDOptions", "VSDOutput"]
+__all__ = ["TrainedScore", "VSDGuidance", "VSDOptions", "VSDOutput"]
 
 NO_CAMERA = 0.1  # the share of draws that lora_cfg_training trains without camera, as in threestudio
 CAMERA_WIDTH = 16  # a matrix of 4 x 4
 
 
-class Student(Protocol):
-    """The trained model of the renders; `teachers.lora_student.LoraStudent` is one."""
+class TrainedScore(Protocol):
+    """The trained model of the renders; `teachers.lora_score.LoraScore` is one."""
 
     @property
     def schedule(self) -> NoiseSchedule: ...
@@ -58,10 +59,10 @@ class VSDOutput:
 
     loss_vsd: scalar; its gradient w.r.t. the latents is the mean over renders and draws of (p/q) f, and it has no
         other. Its value means nothing.
-    loss_lora: scalar, the mean squared error of the student on this step's draws; differentiable in the student's
+    loss_lora: scalar, the mean squared error of the LoRA score on this step's draws; differentiable in the LoRA score's
         parameters and in nothing else.
     sds: the step as `SDSGuidance` gives it, every draw of f unreduced among it.
-    scalars: sds.scalars, guidance_scale_lora, K_lora, and nonfinite_lora, the draws that did not train the student.
+    scalars: sds.scalars, guidance_scale_lora, K_lora, and nonfinite_lora, the draws that did not train the LoRA score.
     """
 
     loss_vsd: Tensor
@@ -71,41 +72,41 @@ class VSDOutput:
 
     @property
     def loss_vsd_img(self) -> Tensor | None:
-        """See `GuidanceOptions.use_img_loss`; the student's picture takes the place of the render."""
+        """See `GuidanceOptions.use_img_loss`; the LoRA score's image takes the place of the render."""
         return self.sds.loss_sds_img
 
 
 class VSDGuidance:
-    """Variational score distillation of a teacher into whatever rendered the pictures.
+    """Variational score distillation of a teacher into whatever rendered the images.
 
-    It is no torch module: the host trains `student.parameters()`, and saves them with its own.
+    It is no torch module: the host trains `lora_score.parameters()`, and saves them with its own.
     """
 
     def __init__(
         self,
         teacher: Teacher,
-        student: Student,
+        lora_score: TrainedScore,
         options: VSDOptions | None = None,
         meter: CostMeter | None = None,
         **estimator: Any,
     ) -> None:
-        """meter: told the seconds and UNet rows of the student (the teacher's are `TimedTeacher`'s to tell).
+        """meter: told the seconds and UNet rows of the LoRA score (the teacher's are `TimedTeacher`'s to tell).
 
         `estimator` goes to EstimatorOptions as it is (rank and world size, for one).
         """
         self.options = options or VSDOptions()
-        self.student, self.meter = student, meter
+        self.lora_score, self.meter = lora_score, meter
         self.sds = SDSGuidance(teacher, self.options, **estimator)
         samples = self.options.lora_n_timestamp_samples
         self.training = CarvEstimator(
-            student.schedule,
+            lora_score.schedule,
             EstimatorOptions(
                 num_draws=samples,
                 proposal="uniform",
                 stratify=self.options.stratify,
                 antithetic=self.options.antithetic and samples % 2 == 0,
                 min_step=0,
-                max_step=student.schedule.num_train_timesteps - 1,
+                max_step=lora_score.schedule.num_train_timesteps - 1,
                 **estimator,
             ),
         )
@@ -116,7 +117,7 @@ class VSDGuidance:
         rgb: Tensor,
         prompts_cond: Tensor,
         prompts_uncond: Tensor,
-        prompts_student: Tensor,
+        prompts_lora: Tensor,
         camera: Tensor,
         step: int,
         epoch: int = 0,
@@ -125,22 +126,22 @@ class VSDGuidance:
     ) -> VSDOutput:
         """One step; see `SDSGuidance.__call__` for what is not named here, `more` among it.
 
-        prompts_student: (B, L, D) or (1, L, D), the student's text, the same from every side.
+        prompts_lora: (B, L, D) or (1, L, D), the LoRA score's text, the same from every side.
         camera: (B, 4, 4) or (B, 16).
-        lora_draws: explicit draws for the student's training, instead of drawing.
+        lora_draws: explicit draws for the LoRA score's training, instead of drawing.
         Raises CarvError for shapes that do not fit.
         """
         R, scale = len(rgb), annealed(self.options.guidance_scale_lora, step, epoch)
         camera = camera.detach().flatten(1).float()
-        if camera.shape != (R, CAMERA_WIDTH) or prompts_student.dim() != 3 or len(prompts_student) not in (1, R):
+        if camera.shape != (R, CAMERA_WIDTH) or prompts_lora.dim() != 3 or len(prompts_lora) not in (1, R):
             raise CarvError(
-                f"camera has shape {tuple(camera.shape)} and prompts_student {tuple(prompts_student.shape)}; "
+                f"camera has shape {tuple(camera.shape)} and prompts_lora {tuple(prompts_lora.shape)}; "
                 f"{R} renders need ({R}, {CAMERA_WIDTH}) and ({R}, L, D)."
             )
-        text = prompts_student.expand(R, -1, -1)
+        text = prompts_lora.expand(R, -1, -1)
 
         def against(z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
-            return self.student_eps_hat(z_t, t, text, camera, scale)
+            return self.lora_eps_hat(z_t, t, text, camera, scale)
 
         out = self.sds(
             rgb, prompts_cond, prompts_uncond, step, epoch=epoch, against=against, against_cond=(text, camera), **more
@@ -155,20 +156,21 @@ class VSDGuidance:
         }
         return VSDOutput(out.loss_sds, loss_lora, out, scalars)
 
-    def student_eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, scale: float) -> Tensor:
-        """`none + s (camera - none)`, in one batch; half of it where s is 0 or 1. Arguments as of `Student.eps_hat`."""
+    def lora_eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, scale: float) -> Tensor:
+        """`none + s (camera - none)`, in one batch; half of it where s is 0 or 1. Arguments as of
+        `TrainedScore.eps_hat`."""
         none = torch.zeros_like(camera)
         with self._timed("denoise", len(z_t) * (1 if scale in (0.0, 1.0) else 2)):
             if scale in (0.0, 1.0):
-                return self.student.eps_hat(z_t, t, text, camera if scale == 1.0 else none)
+                return self.lora_score.eps_hat(z_t, t, text, camera if scale == 1.0 else none)
             both = (torch.cat(pair) for pair in ((z_t, z_t), (t, t), (text, text), (camera, none)))
-            seen, unseen = self.student.eps_hat(*both).chunk(2)
+            seen, unseen = self.lora_score.eps_hat(*both).chunk(2)
         return unseen + scale * (seen - unseen)
 
     def _train(
         self, latents: Tensor, text: Tensor, camera: Tensor, generator: torch.Generator, draws: Draws | None
     ) -> tuple[Tensor, float]:
-        """(the student's loss on latents (R, C, h, w), how many draws were left out of it).
+        """(the LoRA score's loss on latents (R, C, h, w), how many draws were left out of it).
 
         Gradients are taken batch by batch, so that memory holds one batch's graph; the loss carries them. A batch
         whose gradient is not finite counts as 0.
@@ -180,10 +182,10 @@ class VSDGuidance:
         if self.options.lora_cfg_training:
             without = torch.rand(len(t), generator=generator, device=generator.device) < NO_CAMERA
             camera = camera.masked_fill(without.to(camera.device)[:, None], 0.0)
-        parameters = self.student.parameters()
+        parameters = self.lora_score.parameters()
 
         def losses(rows: slice) -> Tensor:
-            return self.student.squared_errors(z[rows], t[rows], eps[rows], text[rows], camera[rows])
+            return self.lora_score.squared_errors(z[rows], t[rows], eps[rows], text[rows], camera[rows])
 
         with self._timed("train_lora", len(t)):
             found = summed_gradients(losses, len(t), parameters, self._max_batch)
@@ -200,7 +202,7 @@ class VSDGuidance:
             return
         with self.meter.phase(phase):
             yield
-        self.meter.count(unet_rows=rows)  # after it succeeded: a batch that ran out of memory is tried again
+        self.meter.count(nfe=rows)  # after it succeeded: a batch that ran out of memory is tried again
 
     def join_ranks(self, rank: int, world_size: int) -> None:
         """See `SDSGuidance.join_ranks`."""
@@ -208,7 +210,7 @@ class VSDGuidance:
         self.training.options = replace(self.training.options, rank=rank, world_size=world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """As `SDSGuidance.state_dict`: tensors and primitives, without the student's parameters."""
+        """As `SDSGuidance.state_dict`: tensors and primitives, without the LoRA score's parameters."""
         return {**self.sds.state_dict(), "training": self.training.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and films of a run: contact sheets, PNG, GIF and MP4, each written whole or not at all."""
+"""Images and films of a run: contact sheets, PNG, GIF and MP4, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from carv_3d.errors import CarvError
 from carv_3d.io.files import write_via
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 
-def to_uint8(images: Tensor) -> Picture:
-    """Pictures (N, H, W, 3) in [0, 1] as bytes; what lies outside is cut off, NaN becomes 0."""
+def to_uint8(images: Tensor) -> ImageArray:
+    """Images (N, H, W, 3) in [0, 1] as bytes; what lies outside is cut off, NaN becomes 0."""
     array = images.detach().float().cpu().nan_to_num(0.0).clamp(0, 1).numpy()
     return (array * 255.0 + 0.5).astype(np.uint8)
 
 
-def contact_sheet(images: Picture, columns: int, gap: int = 2, scale: int = 1) -> Picture:
-    """Pictures (N, H, W, 3) on one sheet, `columns` a row, `gap` white pixels apart, enlarged `scale` times.
+def contact_sheet(images: ImageArray, columns: int, gap: int = 2, scale: int = 1) -> ImageArray:
+    """Images (N, H, W, 3) on one sheet, `columns` a row, `gap` white pixels apart, enlarged `scale` times.
 
-    Returns one picture; cells that are left over in the last row are white.
+    Returns one image; cells that are left over in the last row are white.
     """
     n, height, width, _ = images.shape
     rows = -(-n // columns)
@@ -36,7 +36,7 @@ def contact_sheet(images: Picture, columns: int, gap: int = 2, scale: int = 1) -
     return sheet
 
 
-def _enlarge(image: Picture, scale: int) -> Picture:
+def _enlarge(image: ImageArray, scale: int) -> ImageArray:
     if scale == 1:
         return image
     from PIL import Image
@@ -45,25 +45,23 @@ def _enlarge(image: Picture, scale: int) -> Picture:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def write_png(path: Path, image: Picture) -> None:
-    """Write one picture (H, W, 3); CarvError where the disk is full or the place cannot be written."""
+def write_png(path: Path, image: ImageArray) -> None:
+    """Write one image (H, W, 3); CarvError where the disk is full or the place cannot be written."""
     from PIL import Image
 
     write_via(path, lambda temporary: Image.fromarray(image).save(temporary, format="PNG", optimize=True))
 
 
-def write_gif(path: Path, frames: Picture, fps: int) -> None:
+def write_gif(path: Path, frames: ImageArray, fps: int) -> None:
     """Write frames (N, H, W, 3) as a GIF that loops for ever; CarvError as `write_png`.
 
-    One palette of 256 colours, taken from all frames, so that nothing flickers.
+    One palette of 256 colors, taken from all frames, so that nothing flickers.
     """
     from PIL import Image
 
     sample = contact_sheet(frames[:: max(1, len(frames) // 12)], 4, gap=0)
     palette = Image.fromarray(sample).quantize(256, method=Image.Quantize.MEDIANCUT)
-    images = [
-        Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for f in frames
-    ]
+    images = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for f in frames]
 
     def save(temporary: Path) -> None:
         images[0].save(
@@ -78,7 +76,7 @@ def write_gif(path: Path, frames: Picture, fps: int) -> None:
     write_via(path, save)
 
 
-def write_mp4(path: Path, frames: Picture, fps: int) -> None:
+def write_mp4(path: Path, frames: ImageArray, fps: int) -> None:
     """Write frames (N, H, W, 3) as H.264 that every browser plays (odd sizes are padded by a row or column).
 
     Raises:

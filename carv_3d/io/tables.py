@@ -10,6 +10,15 @@ from pathlib import Path
 
 from carv_3d.io.files import explain_os_error, write_atomic
 
+# Columns of runs that version 0.1.0 wrote, and what they are called now.
+RENAMED = {
+    "judge_object": "classifier_object",
+    "judge_colour": "classifier_color",
+    "judge_finish": "classifier_material",
+    "agreement_colour": "agreement_color",
+    "unet_rows": "nfe",
+}
+
 
 def append_row(path: Path, columns: Sequence[str], row: dict[str, float]) -> None:
     """Add a row; CarvError where it cannot be written."""
@@ -45,7 +54,7 @@ def read_table(path: Path) -> tuple[list[dict[str, float]], int]:
     with path.open(newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
             try:
-                rows.append({k: float(v) if v != "" else math.nan for k, v in row.items()})
+                rows.append({RENAMED.get(k, k): float(v) if v != "" else math.nan for k, v in row.items()})
             except (TypeError, ValueError):  # a line that a kill cut short has missing or garbled cells
                 damaged += 1
     return rows, damaged

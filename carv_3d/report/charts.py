@@ -10,8 +10,8 @@ from html import escape
 
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 38
-# told apart by the colour-blind too
-COLOURS = ("#2f6f9f", "#c8553d", "#5a8f4e", "#8a6bb1", "#b08a2e", "#4d8f8b")
+# told apart by the color-blind too
+COLORS = ("#2f6f9f", "#c8553d", "#5a8f4e", "#8a6bb1", "#b08a2e", "#4d8f8b")
 
 
 @dataclass
@@ -67,13 +67,11 @@ def smooth(y: Sequence[float], window: int, robust: bool = False) -> list[float]
     return out
 
 
-def line_chart(
-    series: Sequence[Series], x_label: str, y_label: str, window: int = 1, robust: bool = False
-) -> str:
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, window: int = 1, robust: bool = False) -> str:
     """An SVG of `series` with axes, grid and, for more than one line, a legend; '' where there is no point.
 
     With `window` > 1 each line is drawn faint as it is, and its running mean over `window` points on top.
-    A series without points takes no place in the legend, and keeps its colour from the others.
+    A series without points takes no place in the legend, and keeps its color from the others.
     With `robust` the y axis ends a little above the 98th percentile, what lies higher is cut off at
     it, and running medians take the place of means.
     Names and labels are escaped.
@@ -119,25 +117,25 @@ def line_chart(
         f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
     )
-    colours = {id(one): COLOURS[index % len(COLOURS)] for index, one in enumerate(series)}
+    colors = {id(one): COLORS[index % len(COLORS)] for index, one in enumerate(series)}
     for one in drawn:
-        colour = colours[id(one)]
+        color = colors[id(one)]
         shown = one.points
         if one.band:
             around = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in reversed(one.band)]
-            parts.append(f'<path d="{path(around)}Z" fill="{colour}" fill-opacity=".16"/>')
+            parts.append(f'<path d="{path(around)}Z" fill="{color}" fill-opacity=".16"/>')
         if window > 1 and len(shown) > window:
-            parts.append(f'<path d="{path(shown)}" fill="none" stroke="{colour}" stroke-opacity=".25"/>')
+            parts.append(f'<path d="{path(shown)}" fill="none" stroke="{color}" stroke-opacity=".25"/>')
             shown = list(zip([p[0] for p in shown], smooth([p[1] for p in shown], window, robust)))
         if len(shown) == 1:
             cx, cy = px(shown[0][0]), py(shown[0][1])
-            parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" fill="{colour}"/>')
-        parts.append(f'<path d="{path(shown)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" fill="{color}"/>')
+        parts.append(f'<path d="{path(shown)}" fill="none" stroke="{color}" stroke-width="2"/>')
     if len(drawn) > 1:
         x = float(LEFT + 8)
         for one in drawn:
-            colour = colours[id(one)]
-            parts.append(f'<rect x="{x:.0f}" y="{TOP}" width="12" height="3" fill="{colour}"/>')
+            color = colors[id(one)]
+            parts.append(f'<rect x="{x:.0f}" y="{TOP}" width="12" height="3" fill="{color}"/>')
             parts.append(f'<text class="tick" x="{x + 17:.0f}" y="{TOP + 6}">{escape(one.name)}</text>')
             x += 30 + 6.6 * len(one.name)
     parts.append("</svg>")

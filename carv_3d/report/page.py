@@ -29,10 +29,10 @@ POLICY = (
 # Column of metrics.csv -> title, label of the y axis, what it tells.
 CURVES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (
-        ("judge_object", "judge_colour", "judge_finish"),
-        "The judge's score",
+        ("classifier_object", "classifier_color", "classifier_material"),
+        "The classifier's score",
         "probability",
-        "How sure a classifier with no part in the run is of the prompt's object, colour and finish.",
+        "How sure a classifier with no part in the run is of the prompt's object, color and material.",
     ),
     (
         ("snr_step",),
@@ -52,7 +52,7 @@ CURVES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "seconds",
         "Where a step's time goes: rendering, encoding, the K denoisings and the one backward pass.",
     ),
-    (("opacity",), "Mean opacity", "opacity", "The share of the picture that the object covers."),
+    (("opacity",), "Mean opacity", "opacity", "The share of the image that the object covers."),
     (
         ("grad_norm",),
         "Norm of the latent gradient",
@@ -163,11 +163,11 @@ def _model(asset: str) -> str:
     )
 
 
-def _views(picture: str) -> str:
-    if not picture:
+def _views(image: str) -> str:
+    if not image:
         return ""
-    image = f'<img class="views" src="{picture}" alt="The object from all around">'
-    return f'<h2>Views</h2><section class="card">{image}</section>'
+    tag = f'<img class="views" src="{image}" alt="The object from all around">'
+    return f'<h2>Views</h2><section class="card">{tag}</section>'
 
 
 def _turntable(folder: Path) -> str:
@@ -175,10 +175,10 @@ def _turntable(folder: Path) -> str:
     if video:
         media = f'<video src="{video}" autoplay loop muted playsinline controls></video>'
     else:
-        picture = data_uri(folder / "turntable.gif", "image/gif")
-        if not picture:
+        image = data_uri(folder / "turntable.gif", "image/gif")
+        if not image:
             return '<div class="card"><p class="note">No turntable was made: the run had not ended.</p></div>'
-        media = f'<img src="{picture}" alt="The object turning">'
+        media = f'<img src="{image}" alt="The object turning">'
     caption = '<p class="caption"><span>Rendered from the radiance field itself.</span></p>'
     return f'<div class="card">{media}{caption}</div>'
 

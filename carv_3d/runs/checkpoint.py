@@ -24,6 +24,7 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import explain_os_error, write_atomic
 
 FORMAT = 1
+RENAMED = {"unet_rows": "nfe"}  # entries of the states that version 0.1.0 wrote
 
 
 def previous_path(path: Path) -> Path:
@@ -90,7 +91,7 @@ def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any],
             continue
         try:
             content = torch.load(candidate, map_location="cpu", weights_only=True)
-            version, state = content["format"], content["state"]
+            version, state = content["format"], _renamed(content["state"])
         except Exception as error:  # torch raises many kinds for a damaged file: pickle, zip, Runtime, EOF
             damaged.append(f"{candidate.name} ({str(error).splitlines()[0][:80] if str(error) else 'empty'})")
             continue
@@ -108,6 +109,11 @@ def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any],
             "begin again without --resume and with a new --out"
         )
     raise CarvError(f"there is no checkpoint at {path}")
+
+
+def _renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with today's names, where a run of version 0.1.0 wrote it."""
+    return {RENAMED.get(k, k): _renamed(v) if k == "host" else v for k, v in state.items()}
 
 
 def _set_aside(path: Path) -> None:

@@ -71,7 +71,7 @@ class Display:
     def progress(
         self, done: int, total: int, unit: str = "step"
     ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """Yield `show(step, figures)`; figures: seconds, snr_step (or snr), iou, judge_object, each shown where
+        """Yield `show(step, figures)`; figures: seconds, snr_step (or snr), iou, classifier_object, each shown where
         it is there. `unit` says what is counted."""
         if not self.console.is_terminal:
             yield self._plain_lines(done, total, unit)
@@ -111,7 +111,7 @@ class Display:
 
 
 def describe(figures: Mapping[str, float]) -> str:
-    """The figures of a step in a few words: "0.31 s/step  SNR 0.42  judge 0.87".
+    """The figures of a step in a few words: "0.31 s/step  SNR 0.42  classifier 0.87".
 
     >>> describe({"seconds": 0.3, "snr_step": 0.5})
     '0.30 s/step  SNR 0.500'
@@ -124,8 +124,8 @@ def describe(figures: Mapping[str, float]) -> str:
         parts.append(f"SNR {snr:.3f}")
     if "iou" in figures:
         parts.append(f"IoU {figures['iou']:.2f}")
-    if "judge_object" in figures:
-        parts.append(f"judge {figures['judge_object']:.2f}")
+    if "classifier_object" in figures:
+        parts.append(f"classifier {figures['classifier_object']:.2f}")
     return "  ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Plain light backgrounds: one recipe for the renders of a run and for the pictures that carv-tiny was trained on."""
+"""Plain light backgrounds: one recipe for the renders of a run and for the images that carv-tiny was trained on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 
-def light_colours(count: int, darkest: float, tint: float, generator: torch.Generator | None = None) -> Tensor:
-    """Colours ``(count, 3)``: a grey in ``[darkest, 1]`` times, for each channel alone, a factor in ``[1 - tint, 1]``.
+def light_colors(count: int, darkest: float, tint: float, generator: torch.Generator | None = None) -> Tensor:
+    """Colors ``(count, 3)``: a grey in ``[darkest, 1]`` times, for each channel alone, a factor in ``[1 - tint, 1]``.
 
-    ``darkest=1, tint=1`` are independent uniform channels. Saturated colours take carv-tiny's autoencoder off its
-    manifold; light and hardly coloured ones do not.
+    ``darkest=1, tint=1`` are independent uniform channels. Saturated colors take carv-tiny's autoencoder off its
+    manifold; light and hardly colored ones do not.
     """
     value = darkest + (1 - darkest) * torch.rand(count, 1, generator=generator)
     return value * (1 - tint * torch.rand(count, 3, generator=generator))

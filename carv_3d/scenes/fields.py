@@ -1,4 +1,4 @@
-"""Radiance fields behind one small interface: points in, density and colour out.
+"""Radiance fields behind one small interface: points in, density and color out.
 
 All of them answer inside a sphere of radius `radius` around the origin and start from the same blob of
 density, `density_scale softplus(blob_scale (blob_radius - |x|))`, so that there is something to see at
@@ -69,7 +69,7 @@ class FieldOptions:
 
 
 class Field(nn.Module, ABC):
-    """Density and colour in space. Points are (N, 3) in world units; both results are differentiable in
+    """Density and color in space. Points are (N, 3) in world units; both results are differentiable in
     the parameters."""
 
     def __init__(self, options: FieldOptions) -> None:
@@ -79,10 +79,10 @@ class Field(nn.Module, ABC):
 
     @abstractmethod
     def raw(self, x: Tensor) -> Tensor:
-        """Four logits (N, 4) at `x` (N, 3): density, then colour."""
+        """Four logits (N, 4) at `x` (N, 3): density, then color."""
 
     def density_and_color(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Density (N, 1), at least 0, per unit of length, and colour (N, 3) in [0, 1] at `x` (N, 3)."""
+        """Density (N, 1), at least 0, per unit of length, and color (N, 3) in [0, 1] at `x` (N, 3)."""
         raw = self.raw(x)
         return self._density(raw[:, :1]), torch.sigmoid(raw[:, 1:])
 

@@ -1,7 +1,7 @@
-"""Writing one vertex-coloured mesh as binary glTF 2.0.
+"""Writing one vertex-colored mesh as binary glTF 2.0.
 
 Written by hand because COLOR_0 is linear light and needs more than the eight bits that mesh libraries
-write, and because a mesh with vertex colours should still carry a material: without one, viewers may show
+write, and because a mesh with vertex colors should still carry a material: without one, viewers may show
 glTF's default, which is fully metallic and looks black without an environment.
 """
 

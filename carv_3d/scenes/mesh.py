@@ -1,7 +1,7 @@
-"""From a radiance field to a closed, coloured mesh in a file.
+"""From a radiance field to a closed, colored mesh in a file.
 
 Density on a lattice -> level -> solid pieces without cavities -> marching cubes -> light smoothing ->
-colours as a camera in front of each vertex would see them -> GLB.
+colors as a camera in front of each vertex would see them -> GLB.
 """
 
 from __future__ import annotations
@@ -149,11 +149,11 @@ def mesh_from_volume(
 def surface_colors(
     field: Field, points: NDArray[Any], normals: NDArray[Any], n_samples: int = 24
 ) -> NDArray[np.float32]:
-    """Colours (V, 3) in [0, 1] of what a camera looking along `-normals` sees at `points` (V, 3).
+    """Colors (V, 3) in [0, 1] of what a camera looking along `-normals` sees at `points` (V, 3).
 
     A short ray from 2 to 20 hundredths of the radius below the surface, its samples weighted by
     `T alpha sigma` over their sum, those much thinner than the heaviest one left out: the visible part, and
-    of it the dense part, so that neither a background nor the colour of the air around it enters.
+    of it the dense part, so that neither a background nor the color of the air around it enters.
     """
     device = next(field.parameters()).device
     edges = torch.linspace(0.02, 0.2, n_samples + 1, device=device) * field.radius
@@ -180,7 +180,7 @@ def surface_colors(
 def extract_mesh(
     field: Field, options: MeshOptions | None = None, log: Callable[[str], None] | None = None
 ) -> trimesh.Trimesh:
-    """The field's surface as a closed mesh with vertex colours (sRGB), in world axes and units (z up).
+    """The field's surface as a closed mesh with vertex colors (sRGB), in world axes and units (z up).
 
     The level is kept in `mesh.metadata["level"]`. Raises CarvError for an empty or a full field.
     """
@@ -207,8 +207,8 @@ def save_mesh(
     """Write `mesh` (from `extract_mesh`) to `path`, by its suffix.
 
     `.glb`: y up, the front (+x) turned to glTF's front (+z), the longest side `longest_side` metres, centred
-    and standing on the ground plane y = 0, colours in linear light, a rough non-metallic material.
-    `.ply`, `.obj`, `.stl`: world axes and units as they are (stl without colours).
+    and standing on the ground plane y = 0, colors in linear light, a rough non-metallic material.
+    `.ply`, `.obj`, `.stl`: world axes and units as they are (stl without colors).
     Raises CarvError for another suffix.
     """
     path = Path(path)

@@ -23,7 +23,7 @@ from carv_3d.scenes.fields import Field
 
 __all__ = ["RenderOptions", "RenderOutput", "VolumeRenderer", "ray_sphere"]
 
-COARSE_PICTURE = 48  # pixels along the side of the picture that says which rays are worth their samples
+COARSE_IMAGE = 48  # pixels along the side of the image that says which rays are worth their samples
 INVISIBLE = 1e-3  # opacity
 
 
@@ -31,10 +31,10 @@ INVISIBLE = 1e-3  # opacity
 class RenderOptions:
     """How rays are sampled.
 
-    `num_samples_per_ray` in training; finished pictures take at least `eval_samples_per_ray`, since few
+    `num_samples_per_ray` in training; finished images take at least `eval_samples_per_ray`, since few
     samples without jitter draw contour lines on a hard surface. `randomized`: jitter in training.
     `grid_prune`: occupancy grid "auto" (on CUDA), or true, or false. `eval_chunk_rays`: how many rays of a
-    finished picture are held in memory at once.
+    finished image are held in memory at once.
     """
 
     num_samples_per_ray: int = 36
@@ -59,7 +59,7 @@ class RenderOptions:
 
 @dataclass
 class RenderOutput:
-    """Pictures, differentiable in the field (and the colours in the background).
+    """Images, differentiable in the field (and the colors in the background).
 
     `comp_rgb` (B, H, W, 3) over the background, `opacity` (B, H, W, 1) in [0, 1], `depth` (B, H, W, 1): the
     mean distance along the ray where there is anything, 0 elsewhere.
@@ -145,7 +145,7 @@ class VolumeRenderer(nn.Module):
         background: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> RenderOutput:
-        """Render `rays` (B, H, W, 3) over `background`: colours (B, 3) or (3,), black without one.
+        """Render `rays` (B, H, W, 3) over `background`: colors (B, 3) or (3,), black without one.
 
         In training mode with `randomized` each sample is drawn uniformly within its interval, from
         `generator`; the intervals stay, so that the quadrature is unbiased in the optical depth and exact
@@ -234,42 +234,42 @@ class VolumeRenderer(nn.Module):
     def render(
         self, cameras: Cameras, height: int, width: int, background: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Finished pictures without gradients, in chunks: `comp_rgb` (B, H, W, 3) in [0, 1], `opacity`,
+        """Finished images without gradients, in chunks: `comp_rgb` (B, H, W, 3) in [0, 1], `opacity`,
         `depth` (B, H, W, 1), as in evaluation mode. Rays that meet nothing visible cost next to nothing."""
         device = next(self.field.parameters()).device
         was_training = self.training
         self.eval()
         try:
-            pictures = []
+            images = []
             for i in range(len(cameras)):
                 b = torch.zeros(3) if background is None else background.expand(len(cameras), 3)[i]
-                pictures.append(self._finished(cameras[i].to(device).rays(height, width), b.to(device)))
+                images.append(self._finished(cameras[i].to(device).rays(height, width), b.to(device)))
         finally:
             self.train(was_training)
-        rgb, opacity, depth = torch.stack(pictures).split([3, 1, 1], dim=-1)
+        rgb, opacity, depth = torch.stack(images).split([3, 1, 1], dim=-1)
         return rgb, opacity, depth
 
     def _finished(self, rays: Rays, background: Tensor) -> Tensor:
-        """One finished picture: colour, opacity and depth (H, W, 5)."""
+        """One finished image: color, opacity and depth (H, W, 5)."""
         seen = self._worth_tracing(rays)
-        picture = torch.cat([background.clamp(0, 1), background.new_zeros(2)]).repeat(*seen.shape, 1)
+        image = torch.cat([background.clamp(0, 1), background.new_zeros(2)]).repeat(*seen.shape, 1)
         parts = []
         chunks = (r[0][seen].split(self.options.eval_chunk_rays) for r in (rays.origins, rays.directions))
         for o, d in zip(*chunks):
             out = self(Rays(o[None, None], d[None, None]), background)
             parts.append(torch.cat([out.comp_rgb.clamp(0, 1), out.opacity, out.depth], dim=-1)[0, 0])
         if parts:
-            picture[seen] = torch.cat(parts)
-        return picture
+            image[seen] = torch.cat(parts)
+        return image
 
     def _worth_tracing(self, rays: Rays) -> Tensor:
-        """Pixels (H, W) at most a coarse pixel away from one that a coarse picture of the same rays sees.
+        """Pixels (H, W) at most a coarse pixel away from one that a coarse image of the same rays sees.
 
-        A coarse pixel is a 48th of the picture, less than what the default field can resolve; small pictures
+        A coarse pixel is a 48th of the image, less than what the default field can resolve; small images
         are traced whole.
         """
         H, W = rays.directions.shape[1:3]
-        stride = min(H, W) // COARSE_PICTURE
+        stride = min(H, W) // COARSE_IMAGE
         if stride < 2:
             return torch.ones(H, W, dtype=torch.bool, device=rays.origins.device)
         middle = slice(stride // 2, None, stride)

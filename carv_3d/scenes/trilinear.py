@@ -1,6 +1,6 @@
 """Trilinear interpolation of a channels-last voxel grid: what a CPU render spends its time on.
 
-`F.grid_sample` takes 50-60 ms forward and backward for the 147 456 samples of a 64x64 picture with 36
+`F.grid_sample` takes 50-60 ms forward and backward for the 147 456 samples of a 64x64 image with 36
 samples a ray, on one core; the two loops here, compiled by numba, take 10 ms. They are used on the CPU, in
 float32, where numba is installed and the points need no gradient; anything else goes through
 `F.grid_sample`, which computes the same.

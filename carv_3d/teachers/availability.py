@@ -128,10 +128,10 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
     try:
         info = huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
         files = needed_files((entry.rfilename for entry in info.siblings or []), family)
-        for wanted in (["model_index.json"], files):  # the whole only once it is known to be of the family
+        for expected in (["model_index.json"], files):  # the whole only once it is known to be of the family
             folder = Path(
                 huggingface_hub.snapshot_download(
-                    name, revision=info.sha, cache_dir=cache_dir, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S
+                    name, revision=info.sha, cache_dir=cache_dir, allow_patterns=expected, etag_timeout=HUB_TIMEOUT_S
                 )
             )
             check_family(folder, family)
@@ -149,17 +149,15 @@ def needed_files(listing: Iterable[str], family: Family = STABLE_DIFFUSION) -> l
     safetensors rather than .bin, the plain variant rather than fp16 or non_ema, no safety checker.
     """
     names = sorted(listing)
-    wanted = [name for name in names if name == "model_index.json"]
+    expected = [name for name in names if name == "model_index.json"]
     for part in family.components:
         inside = [name for name in names if name.startswith(f"{part}/") and name.count("/") == 1]
-        wanted += [name for name in inside if name.endswith((".json", ".txt"))]
+        expected += [name for name in inside if name.endswith((".json", ".txt"))]
         if part in family.classes:
-            safe = [
-                name for name in inside if _is_weight(name, f"{part}/{WEIGHT_STEMS[part]}", ".safetensors")
-            ]
+            safe = [name for name in inside if _is_weight(name, f"{part}/{WEIGHT_STEMS[part]}", ".safetensors")]
             binary = [name for name in inside if _is_weight(name, f"{part}/{BIN_STEMS[part]}", ".bin")]
-            wanted += safe or binary
-    return wanted
+            expected += safe or binary
+    return expected
 
 
 def _is_weight(name: str, stem: str, suffix: str) -> bool:
@@ -173,9 +171,7 @@ def _why(error: BaseException) -> str:
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if "GatedRepoError" in names:
-        return (
-            "the hub gives it only to those who accepted its licence (accept it there, then `hf auth login`)"
-        )
+        return "the hub gives it only to those who accepted its licence (accept it there, then `hf auth login`)"
     if names & {"RepositoryNotFoundError", "DisabledRepoError"} or status in (401, 404, 410):
         return "the hub has no public model of that name"
     if status == 403:

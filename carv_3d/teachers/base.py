@@ -1,6 +1,6 @@
 """What a frozen diffusion model offers to the estimators, and guidance written once for all of them.
 
-A *teacher* turns pictures into latents and latents into noise predictions. It knows no
+A *teacher* turns images into latents and latents into noise predictions. It knows no
 renderer, no estimator and no host. Everything here speaks of `eps_hat(z_t, t, y)`, the noise
 prediction of arXiv 2605.21489: a model that predicts `v` converts it before it returns.
 """
@@ -33,7 +33,7 @@ class Teacher(NoisePredictor, Protocol):
 
     schedule: alpha_t and sigma_t of the model's own training, on `device`.
     latent_channels, latent_size: latents are (N, latent_channels, latent_size, latent_size).
-    image_size: pictures are (B, 3, image_size, image_size) in [0, 1].
+    image_size: images are (B, 3, image_size, image_size) in [0, 1].
     device, dtype: where the model is and what it computes in; inputs and outputs of the methods
         keep the caller's dtype (float32 as a rule), whatever `dtype` is.
     """
@@ -48,7 +48,7 @@ class Teacher(NoisePredictor, Protocol):
     def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w), differentiable in `images`.
 
-        `sample` draws once from the posterior per picture (noise that counts as upstream);
+        `sample` draws once from the posterior per image (noise that counts as upstream);
         otherwise its mode is taken.
         """
         ...
@@ -58,7 +58,7 @@ class Teacher(NoisePredictor, Protocol):
         ...
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
-        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), differentiable in `latents`."""
+        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), differentiable in `latents`."""
         ...
 
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:

@@ -60,7 +60,7 @@ class GaussianTeacher(ClassifierFree):
     def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, C, n, n) in about [-1, 1]; linear, so there is no posterior.
 
-        The picture's patches are averaged, and its three channels repeated to C.
+        The image's patches are averaged, and its three channels repeated to C.
         """
         small = F.adaptive_avg_pool2d(images, self.latent_size) * 2 - 1
         return small[:, torch.arange(self.latent_channels, device=small.device) % 3]
@@ -71,7 +71,7 @@ class GaussianTeacher(ClassifierFree):
         return z, torch.zeros_like(z)
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
-        """(B, C, n, n) -> (B, 3, H, W): the first channels (repeated to three) as blocks of colour."""
+        """(B, C, n, n) -> (B, 3, H, W): the first channels (repeated to three) as blocks of color."""
         channels = torch.arange(3, device=latents.device) % self.latent_channels
         small = latents[:, channels] / 2 + 0.5
         large = F.interpolate(small, scale_factor=self.image_size // self.latent_size, mode="nearest")

@@ -1,4 +1,4 @@
-"""What every latent diffusion teacher shares: finding and loading a model, pictures and latents, remembered prompts."""
+"""What every latent diffusion teacher shares: finding and loading a model, images and latents, remembered prompts."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class LatentDiffusionTeacher(Denoiser):
     def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, H / factor, W / factor), in images' dtype.
 
-        Differentiable in `images`. `sample` takes one posterior sample per picture from `generator`
+        Differentiable in `images`. `sample` takes one posterior sample per image from `generator`
         (the global one if None), else the posterior's mode. H and W are multiples of the VAE's factor
         (`image_size` is the size that the model was trained at); CarvError otherwise.
         """
@@ -150,21 +150,21 @@ class LatentDiffusionTeacher(Denoiser):
     def _posterior(self, images: Tensor) -> Any:
         if images.dim() != 4 or images.shape[1] != 3 or any(n % self.vae_factor for n in images.shape[2:]):
             raise CarvError(
-                f"encode takes pictures (B, 3, H, W) with sides that are multiples of {self.vae_factor}, "
+                f"encode takes images (B, 3, H, W) with sides that are multiples of {self.vae_factor}, "
                 f"not {tuple(images.shape)}."
             )
         with torch.autocast(self.device.type, enabled=False):
             return self.vae.encode(images.to(self.vae_dtype) * 2 - 1).latent_dist
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
-        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1], in latents' dtype.
+        """Scaled latents (B, C, h, w) -> images (B, 3, H, W) in [0, 1], in latents' dtype.
 
         Differentiable in `latents`; `clamp` cuts to [0, 1], where the gradient is zero outside.
         """
         with torch.autocast(self.device.type, enabled=False):
-            pictures = self.vae.decode(latents.to(self.vae_dtype) / self._scaling + self._shift).sample
-        pictures = (pictures * 0.5 + 0.5).to(latents.dtype)
-        return pictures.clamp(0, 1) if clamp else pictures
+            images = self.vae.decode(latents.to(self.vae_dtype) / self._scaling + self._shift).sample
+        images = (images * 0.5 + 0.5).to(latents.dtype)
+        return images.clamp(0, 1) if clamp else images
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:

@@ -113,8 +113,8 @@ def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch
 
 def _knows_its_attention(kind: Any, folder: Path) -> bool:
     """False if the VAE has no attention in its middle and this diffusers (before 0.26) has no option for that."""
-    wanted = read_json(folder / "vae" / "config.json").get("mid_block_add_attention", True)
-    return wanted or "mid_block_add_attention" in inspect.signature(kind.__init__).parameters
+    expected = read_json(folder / "vae" / "config.json").get("mid_block_add_attention", True)
+    return expected or "mid_block_add_attention" in inspect.signature(kind.__init__).parameters
 
 
 def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
@@ -139,14 +139,12 @@ def _load_renamed(model: Any, file: Path) -> list[str]:
     from safetensors.torch import load_file
 
     saved = {key.removeprefix("text_model."): value for key, value in load_file(str(file)).items()}
-    wanted = model.state_dict()
+    expected = model.state_dict()
     found = {
-        key: saved[key.removeprefix("text_model.")]
-        for key in wanted
-        if key.removeprefix("text_model.") in saved
+        key: saved[key.removeprefix("text_model.")] for key in expected if key.removeprefix("text_model.") in saved
     }
     model.load_state_dict(found, strict=False)
-    return [key for key in wanted if key not in found and not key.endswith("position_ids")]
+    return [key for key in expected if key not in found and not key.endswith("position_ids")]
 
 
 @contextlib.contextmanager
@@ -178,6 +176,4 @@ def _named(folder: Path, part: str, file: Path) -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = (lines[0] if lines else type(error).__name__)[:200].rstrip(".:")
-        raise CarvError(
-            f"the {part} of {folder} cannot be loaded from {file} ({said}); {WAY_OUT}."
-        ) from error
+        raise CarvError(f"the {part} of {folder} cannot be loaded from {file} ({said}); {WAY_OUT}.") from error

@@ -38,11 +38,11 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
     for part in family.components:
         if _class_name(index, part) is None:
             raise CarvError(_bad(index_file, f"it lists no {part}"))
-    for part, wanted in family.classes.items():
+    for part, expected in family.classes.items():
         found = _class_name(index, part)
-        if found != wanted:
+        if found != expected:
             pipeline = index.get("_class_name", "pipeline")
-            why = f"it holds a {pipeline} whose {part} is a {found}, where {family.name} has a {wanted}"
+            why = f"it holds a {pipeline} whose {part} is a {found}, where {family.name} has a {expected}"
             raise CarvError(_bad(index_file, why))
     unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
     _check_unet(folder / "unet" / "config.json", unet, vae, family)
@@ -138,10 +138,10 @@ def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any], family: F
                 "(an inpainting, depth or upscaling model is no text-to-image teacher)",
             )
         )
-    wanted = {
+    expected = {
         "class_embed_type": (None,), "num_class_embeds": (None,), "addition_embed_type": family.addition_embed_types,
     }  # fmt: skip
-    for key, values in wanted.items():
+    for key, values in expected.items():
         if unet.get(key) not in values:
             these = " or ".join(map(repr, values))
             why = f"the UNet has {key} = {unet.get(key)!r}, where {family.name} has {these}"

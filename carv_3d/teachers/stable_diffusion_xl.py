@@ -21,7 +21,7 @@ TIME_IDS = 6  # original size, upper left corner of the crop, target size
 class StableDiffusionXLTeacher(LatentDiffusionTeacher):
     """A `carv_3d.teachers.base.Teacher` whose text embeddings are packed, see `xl_text.pack`: (B, L + 1, max(D, P)).
 
-    Pictures are said to be whole and of the model's own size. The VAE stays in float32, whatever the UNet is in,
+    Images are said to be whole and of the model's own size. The VAE stays in float32, whatever the UNet is in,
     unless its config says `force_upcast: false`: Stable Diffusion XL's own overflows in half precision.
     """
 

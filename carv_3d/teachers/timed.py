@@ -34,12 +34,12 @@ class TimedTeacher(ClassifierFree):
     def decode(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `Teacher.decode`, timed."""
         with self._meter.phase("decode"):
-            pictures: Tensor = self._teacher.decode(*args, **kwargs)
-        return pictures
+            images: Tensor = self._teacher.decode(*args, **kwargs)
+        return images
 
     def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
         """As `Teacher.eps_hat`, timed, its rows counted."""
         with self._meter.phase("denoise"):
             eps: Tensor = self._teacher.eps_hat(z_t, t, text_emb)
-        self._meter.count(unet_rows=z_t.shape[0])  # after it succeeded: a batch that ran out of memory is tried again
+        self._meter.count(nfe=z_t.shape[0])  # after it succeeded: a batch that ran out of memory is tried again
         return eps

@@ -1,4 +1,4 @@
-"""The KL autoencoder of carv-tiny: 64×64 pictures to 16×16×4 latents, robust to half-made renders."""
+"""The KL autoencoder of carv-tiny: 64×64 images to 16×16×4 latents, robust to half-made renders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv_3d.scenes.backgrounds import light_colours
-from carv_3d.tiny.dataset import Pictures
+from carv_3d.scenes.backgrounds import light_colors
+from carv_3d.tiny.dataset import Images
 
 CONFIG: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "sample_size": 64, "latent_channels": 4, "layers_per_block": 1,
@@ -21,18 +21,18 @@ CONFIG: dict[str, Any] = {
 
 
 def light_backgrounds(count: int, generator: torch.Generator, white: float = 0.4) -> Tensor:
-    """``(count, 3)``: white for a share, else light and hardly coloured (saturated ones ruin the autoencoder)."""
-    light = light_colours(count, 0.72, 0.16, generator)
+    """``(count, 3)``: white for a share, else light and hardly colored (saturated ones ruin the autoencoder)."""
+    light = light_colors(count, 0.72, 0.16, generator)
     plain = torch.rand(count, 1, generator=generator) < white
     return torch.where(plain, torch.ones(count, 3), light)
 
 
-def batch(pictures: Pictures, count: int, generator: torch.Generator) -> Tensor:
-    """``(count, 3, 64, 64)`` in [0, 1]: pictures, and what a half-trained field looks like (fog, blends, blur,
-    colour patches)."""
+def batch(images: Images, count: int, generator: torch.Generator) -> Tensor:
+    """``(count, 3, 64, 64)`` in [0, 1]: images, and what a half-trained field looks like (fog, blends, blur,
+    color patches)."""
     background = light_backgrounds(count, generator)
-    index = torch.randint(len(pictures.shots), (count,), generator=generator).numpy()
-    x = torch.from_numpy(pictures.on(index, background.numpy().astype(np.float32))).permute(0, 3, 1, 2).contiguous()
+    index = torch.randint(len(images.shots), (count,), generator=generator).numpy()
+    x = torch.from_numpy(images.on(index, background.numpy().astype(np.float32))).permute(0, 3, 1, 2).contiguous()
     fog = background[:, :, None, None]
     share = torch.rand(count, 1, 1, 1, generator=generator)
     kind = torch.rand(count, 1, 1, 1, generator=generator)
@@ -46,7 +46,7 @@ def batch(pictures: Pictures, count: int, generator: torch.Generator) -> Tensor:
 
 
 def loss(vae: Any, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Absolute and squared error, error of the finite differences (edges) and of the mean colour of 8×8 patches, and
+    """Absolute and squared error, error of the finite differences (edges) and of the mean color of 8×8 patches, and
     a very faint KL term: with 2e-3 and no patches, reconstructions kept one axis of hue (pink came out beige)."""
     x = 2 * x - 1
     posterior = vae.encode(x).latent_dist
@@ -60,22 +60,22 @@ def loss(vae: Any, x: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def psnr(vae: Any, x: Tensor) -> float:
-    """Of ``decode(encode(x))``, in dB, over pictures ``x (N, 3, H, W)`` in [0, 1]."""
+    """Of ``decode(encode(x))``, in dB, over images ``x (N, 3, H, W)`` in [0, 1]."""
     y = vae.decode(vae.encode(2 * x - 1).latent_dist.mean).sample.add(1).div(2).clamp(0, 1)
     return float(-10 * torch.log10((x - y).square().mean()))
 
 
 @torch.no_grad()
-def encode_all(vae: Any, pictures: Pictures, background: str, seed: int, log: Any = print) -> tuple[Tensor, Tensor]:
-    """Posterior mean and standard deviation of every picture, ``(N, 4, 16, 16)`` half precision each."""
-    means, stds, n = [], [], len(pictures.shots)
+def encode_all(vae: Any, images: Images, background: str, seed: int, log: Any = print) -> tuple[Tensor, Tensor]:
+    """Posterior mean and standard deviation of every image, ``(N, 4, 16, 16)`` half precision each."""
+    means, stds, n = [], [], len(images.shots)
     generator = torch.Generator().manual_seed(seed)
     for i in range(0, n, 250):
         index = np.arange(i, min(i + 250, n))
-        colour = light_backgrounds(len(index), generator, white=1.0 if background == "white" else 0.0)
-        x = torch.from_numpy(pictures.on(index, colour.numpy())).permute(0, 3, 1, 2).contiguous()
+        color = light_backgrounds(len(index), generator, white=1.0 if background == "white" else 0.0)
+        x = torch.from_numpy(images.on(index, color.numpy())).permute(0, 3, 1, 2).contiguous()
         posterior = vae.encode(2 * x - 1).latent_dist
         means.append(posterior.mean.half())
         stds.append(posterior.std.half())
-    log(f"encoded {n} pictures on {background}")
+    log(f"encoded {n} images on {background}")
     return torch.cat(means), torch.cat(stds)

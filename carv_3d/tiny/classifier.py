@@ -1,4 +1,4 @@
-"""The judge: a small network that tells object, colour, finish and view from one picture.
+"""The classifier: a small network that tells object, color, material and view from one image.
 
 The offline stand-in for CLIP R-precision. It is trained on renders of its own (other cameras and seeds than the
 teacher's, all pairs, heavy augmentation) and never guides anything.
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from carv_3d.errors import CarvError
 from carv_3d.scenes.view_phrases import FINE_PHRASES, OVERHEAD, view_phrase
 from carv_3d.tiny.autoencoder import light_backgrounds
-from carv_3d.tiny.vocabulary import COLOURS, FINISHES, OBJECTS
+from carv_3d.tiny.vocabulary import COLORS, MATERIALS, OBJECTS
 
-if TYPE_CHECKING:  # rendering needs numba, judging does not
+if TYPE_CHECKING:  # rendering needs numba, scoring does not
     from carv_3d.tiny.render import Shot
 
 VIEWS = (*FINE_PHRASES, OVERHEAD)
-CLASSES = {"object": len(OBJECTS), "colour": len(COLOURS), "finish": len(FINISHES), "view": len(VIEWS)}
+CLASSES = {"object": len(OBJECTS), "color": len(COLORS), "material": len(MATERIALS), "view": len(VIEWS)}
 WEIGHTS = Path(__file__).parent / "classifier.safetensors"
 IGNORE = -100
 
@@ -42,9 +42,9 @@ class _Block(nn.Module):
         return F.relu(y + self.skip(F.avg_pool2d(x, 2)))
 
 
-class Judge(nn.Module):
-    """Pictures ``(B, 3, 64, 64)`` in [0, 1] -> logits ``{"object", "colour", "finish", "view"}``, each ``(B, n)``, the
-    classes in the order of OBJECTS, COLOURS, FINISHES and VIEWS."""
+class Classifier(nn.Module):
+    """Images ``(B, 3, 64, 64)`` in [0, 1] -> logits ``{"object", "color", "material", "view"}``, each ``(B, n)``, the
+    classes in the order of OBJECTS, COLORS, MATERIALS and VIEWS."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,29 +56,31 @@ class Judge(nn.Module):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """``(B, 640)``: the last map pooled to 2×2, for the distances between sets of pictures."""
+        """``(B, 640)``: the last map pooled to 2×2, for the distances between sets of images."""
         x = self.blocks(F.relu(self.stem(2 * images - 1)))
         return F.adaptive_avg_pool2d(x, 2).flatten(1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """See the class; differentiable in the pictures."""
+        """See the class; differentiable in the images."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
     @classmethod
-    def load(cls, path: Path = WEIGHTS) -> Judge:
-        """The trained judge, frozen. Raises :class:`CarvError` where its weights are missing or damaged."""
+    def load(cls, path: Path = WEIGHTS) -> Classifier:
+        """The trained classifier, frozen. Raises :class:`CarvError` where its weights are missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not path.exists():
-            raise CarvError(f"no judge's weights at {path.name}: python -m carv_3d.tiny.classifier trains one")
-        judge = cls()
+            raise CarvError(f"no classifier's weights at {path.name}: python -m carv_3d.tiny.classifier trains one")
+        classifier = cls()
         try:
-            judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+            classifier.load_state_dict(
+                {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+            )
         except (SafetensorError, RuntimeError) as error:
-            raise CarvError(f"the judge's weights {path.name} are damaged: restore the file") from error
-        return judge.eval().requires_grad_(False)
+            raise CarvError(f"the classifier's weights {path.name} are damaged: restore the file") from error
+        return classifier.eval().requires_grad_(False)
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -101,29 +103,29 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return ((x - 0.5) * gain + 0.5 + bias + noise).clamp(0, 1)
 
 
-def train(work: Path, out: Path = WEIGHTS, pictures: int = 45_000, steps: int = 5_000, seed: int = 0) -> None:
-    """Render other pictures than the teacher's, train the judge on them, write ``out`` in half precision."""
+def train(work: Path, out: Path = WEIGHTS, images: int = 45_000, steps: int = 5_000, seed: int = 0) -> None:
+    """Render other images than the teacher's, train the classifier on them, write ``out`` in half precision."""
     from safetensors.torch import save_file
 
     from carv_3d.tiny.dataset import build, source_hash
     from carv_3d.tiny.objects import ROUND
     from carv_3d.tiny.stage import run_stage
 
-    data = build(work / "judge", pictures, seed=seed + 2, seen_only=False)
-    names, tints = list(OBJECTS), list(COLOURS)
+    data = build(work / "classifier", images, seed=seed + 2, training_only=False)
+    names, tints = list(OBJECTS), list(COLORS)
     labels = torch.tensor([
-        [names.index(s.obj), tints.index(s.colour), FINISHES.index(s.finish), _view_class(s.obj in ROUND, s)]
+        [names.index(s.obj), tints.index(s.color), MATERIALS.index(s.material), _view_class(s.obj in ROUND, s)]
         for s in data.shots
     ])  # fmt: skip
     torch.manual_seed(seed)
-    judge = Judge()
-    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves this form out
+    classifier = Classifier()
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves this form out
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(pictures, (64,), generator=generator)
+        index = torch.randint(images, (64,), generator=generator)
         background = light_backgrounds(64, generator).numpy().astype(np.float32)
         x = torch.from_numpy(data.on(index.numpy(), background)).permute(0, 3, 1, 2).contiguous()
-        logits = judge(augment(x, generator).contiguous(memory_format=torch.channels_last))
+        logits = classifier(augment(x, generator).contiguous(memory_format=torch.channels_last))
         terms = [
             F.cross_entropy(logits[k], labels[index, i], ignore_index=IGNORE, label_smoothing=0.05)
             for i, k in enumerate(CLASSES)
@@ -131,15 +133,15 @@ def train(work: Path, out: Path = WEIGHTS, pictures: int = 45_000, steps: int = 
         return torch.stack(terms).sum()
 
     weights = run_stage(
-        "judge",
-        judge,
+        "classifier",
+        classifier,
         loss_of,
         steps=steps,
         lr=3e-3,
         folder=work,
         seed=seed + 7,
         ema=0.99,
-        made_with={"pictures": pictures, "seed": seed, "objects": source_hash()},
+        made_with={"images": images, "seed": seed, "objects": source_hash()},
     )
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
     out.parent.mkdir(parents=True, exist_ok=True)

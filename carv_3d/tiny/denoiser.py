@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.tiny.dataset import Pictures
+from carv_3d.tiny.dataset import Images
 from carv_3d.tiny.tokens import LENGTH
 from carv_3d.tiny.vocabulary import caption
 
@@ -59,13 +59,13 @@ class Denoiser(nn.Module):
 
 
 class Latents:
-    """Cached posterior of each picture on each background, and its captions, drawn anew every time."""
+    """Cached posterior of each image on each background, and its captions, drawn anew every time."""
 
-    def __init__(self, posteriors: list[tuple[Tensor, Tensor]], scaling: float, pictures: Pictures, tokenizer: Any):
+    def __init__(self, posteriors: list[tuple[Tensor, Tensor]], scaling: float, images: Images, tokenizer: Any):
         self.posteriors, self.scaling, self.shots, self.tokenizer = (
             posteriors,
             scaling,
-            pictures.shots,
+            images.shots,
             tokenizer,
         )
 
@@ -79,7 +79,7 @@ class Latents:
         texts = []
         for i in index.tolist():
             s = self.shots[i]
-            text = caption(rng, s.obj, s.colour, s.finish, s.elevation, s.azimuth)
+            text = caption(rng, s.obj, s.color, s.material, s.elevation, s.azimuth)
             texts.append("" if rng.random() < NO_PROMPT else text)
         ids = self.tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
         return z, ids.input_ids
@@ -88,7 +88,7 @@ class Latents:
 def weight_of(snr: Tensor) -> Tensor:
     """Of the squared error of v: min(SNR + 1, 4) / (SNR + 1).
 
-    An error of v is SNR + 1 times one of the picture, so the picture's error weighs alike at all high noise levels,
+    An error of v is SNR + 1 times one of the image, so the image's error weighs alike at all high noise levels,
     where the text decides what stands where, and at most four times as much at the low ones.
     """
     return (snr + 1).clamp_max(CAP) / (snr + 1)

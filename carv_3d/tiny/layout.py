@@ -1,4 +1,4 @@
-"""What the text encoder learns before the UNet sees it: to foretell, from the caption alone, the picture's layout.
+"""What the text encoder learns before the UNet sees it: to foretell, from the caption alone, the image's layout.
 
 Token ``WORDS + i`` of the sequence (padding that follows every caption) learns to say what latent stands in cell i of a
 4×4 grid. The UNet's cross-attention then only has to look up the token of its own place, the same for all captions;

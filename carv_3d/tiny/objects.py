@@ -315,7 +315,7 @@ OBJECTS: dict[str, Callable[[], list[Prim]]] = {
     ],
 }
 
-# Objects that look the same, or nearly so, from every side: no view phrase can be told from their pictures.
+# Objects that look the same, or nearly so, from every side: no view phrase can be told from their images.
 ROUND = frozenset(
     [
         "bottle",

@@ -9,11 +9,11 @@ RADIUS = 0.84
 SPHERE, BOX, CYLINDER, CONE, TORUS, CAPSULE, ELLIPSOID = range(7)
 UNION, SUBTRACT, INTERSECT = range(3)
 
-# Index 0 is the colour that the prompt names; the others are fixed accents, as few as an object needs.
+# Index 0 is the color that the prompt names; the others are fixed accents, as few as an object needs.
 MAIN, DARK, CREAM, WOOD, LEAF, ORANGE, SKY, STEEL = range(8)
 ACCENTS = np.array(
     [
-        [0.0, 0.0, 0.0],  # MAIN, replaced by the object's colour
+        [0.0, 0.0, 0.0],  # MAIN, replaced by the object's color
         [0.16, 0.16, 0.18],
         [0.94, 0.88, 0.74],
         [0.48, 0.30, 0.16],

@@ -1,4 +1,4 @@
-"""Pictures of the objects from any camera: the teacher's training data and the ground truth of the benchmarks."""
+"""Images of the objects from any camera: the teacher's training data and the ground truth of the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from carv_3d.tiny.objects import packed
 from carv_3d.tiny.primitives import ACCENTS
 from carv_3d.tiny.tracer import trace
-from carv_3d.tiny.vocabulary import COLOURS, FINISHES
+from carv_3d.tiny.vocabulary import COLORS, MATERIALS
 
 DISTANCE, FOVY = (2.5, 3.0), (36.0, 42.0)  # ranges of the training cameras: world units, degrees
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to take: what, and from where (degrees; front at azimuth 0), on which background."""
+    """One image to take: what, and from where (degrees; front at azimuth 0), on which background."""
 
     obj: str
-    colour: str
-    finish: str = "plain"
+    color: str
+    material: str = "plain"
     elevation: float = 15.0
     azimuth: float = 30.0
     distance: float = 2.75
@@ -31,9 +31,9 @@ class Shot:
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
-def second_colour(colour: str) -> np.ndarray:
-    """What stripes and spots are painted in: cream white on dark and strong colours, near black on light ones."""
-    r, g, b = COLOURS[colour]
+def second_color(color: str) -> np.ndarray:
+    """What stripes and spots are painted in: cream white on dark and strong colors, near black on light ones."""
+    r, g, b = COLORS[color]
     light = 0.3 * r + 0.59 * g + 0.11 * b > 0.58
     return np.array([0.14, 0.14, 0.16] if light else [0.96, 0.95, 0.92])
 
@@ -46,16 +46,16 @@ def _pose(elevation: float, azimuth: float, distance: float) -> np.ndarray:
 
 
 def render_view(shots: list[Shot], size: int = 64, samples: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Colourings of one view (``shots`` differ in colour, finish and background alone), traced once:
+    """Colorings of one view (``shots`` differ in color, material and background alone), traced once:
     ``rgb (C, size, size, 3)`` float in [0, 1] and coverage ``alpha (size, size)``."""
     first = shots[0]
     obj = packed(first.obj)
     palettes = np.stack([ACCENTS] * len(shots))
-    palettes[:, 0] = [COLOURS[s.colour] for s in shots]
+    palettes[:, 0] = [COLORS[s.color] for s in shots]
     rgb, alpha = np.empty((len(shots), size, size, 3)), np.empty((size, size))
     trace(
-        obj.rows, obj.centre, obj.scale, palettes, np.stack([second_colour(s.colour) for s in shots]),
-        np.array([FINISHES.index(s.finish) for s in shots]), _pose(first.elevation, first.azimuth, first.distance),
+        obj.rows, obj.centre, obj.scale, palettes, np.stack([second_color(s.color) for s in shots]),
+        np.array([MATERIALS.index(s.material) for s in shots]), _pose(first.elevation, first.azimuth, first.distance),
         1.0 / math.tan(math.radians(first.fovy) / 2), size, samples,
         np.array([s.background for s in shots]), rgb, alpha,
     )  # fmt: skip

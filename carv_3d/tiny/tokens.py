@@ -9,7 +9,7 @@ from typing import Any
 from carv_3d.tiny.vocabulary import LONGEST, all_words
 
 WORDS = LONGEST + 2  # tokens for a caption, with start and end
-CELLS = 16  # tokens after it for the layout of the picture, see layout.py
+CELLS = 16  # tokens after it for the layout of the image, see layout.py
 LENGTH = WORDS + CELLS
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -1,4 +1,4 @@
-"""Sphere tracing of packed signed distance fields (:mod:`.shapes`), compiled by numba, one thread a picture.
+"""Sphere tracing of packed signed distance fields (:mod:`.shapes`), compiled by numba, one thread an image.
 
 Threads come from the caller's pool (the kernels release the GIL): numba's own parallel pool and torch's fight.
 """
@@ -58,9 +58,9 @@ def _primitive(row, x, y, z):
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _distance(rows, centre, scale, x, y, z):
-    """Distance and material at a world point."""
+    """Distance and part at a world point."""
     x, y, z = x / scale + centre[0], y / scale + centre[1], z / scale + centre[2]
-    best, material = 1e9, 0
+    best, part = 1e9, 0
     for i in range(rows.shape[0]):
         row = rows[i]
         dist = _primitive(row, x, y, z)
@@ -71,13 +71,13 @@ def _distance(rows, centre, scale, x, y, z):
             best = max(best, dist)
         else:
             if dist < best:
-                material = int(row[2])
+                part = int(row[2])
             if k > 0.0:
                 h = max(k - abs(best - dist), 0.0) / k
                 best = min(best, dist) - h * h * k * 0.25
             else:
                 best = min(best, dist)
-    return best * scale, material
+    return best * scale, part
 
 
 @njit(cache=True, nogil=True)
@@ -90,11 +90,11 @@ def distances(rows, centre, scale, points):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _second(finish, x, y, z):
-    """Whether the finish paints the second colour at a world point."""
-    if finish == STRIPED:
+def _second(material, x, y, z):
+    """Whether the material paints the second color at a world point."""
+    if material == STRIPED:
         return (z / 0.30) % 1.0 < 0.38
-    if finish == SPOTTED:  # balls on a body-centred lattice
+    if material == SPOTTED:  # balls on a body-centred lattice
         step = 0.34
         for shift in range(2):
             s = 0.5 * shift
@@ -107,9 +107,9 @@ def _second(finish, x, y, z):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def trace(rows, centre, scale, palettes, seconds, finishes, pose, focal, size, samples, backgrounds, rgb, alpha):
-    """One view in C colourings: the rays are traced once. ``palettes (C, M, 3)`` by material, ``seconds (C, 3)``,
-    ``finishes (C,)``, ``pose (4, 3)`` = right, up, forward, position; ``focal`` in units of half the picture;
+def trace(rows, centre, scale, palettes, seconds, materials, pose, focal, size, samples, backgrounds, rgb, alpha):
+    """One view in C colorings: the rays are traced once. ``palettes (C, M, 3)`` by part, ``seconds (C, 3)``,
+    ``materials (C,)``, ``pose (4, 3)`` = right, up, forward, position; ``focal`` in units of half the image;
     ``samples``² rays a pixel; writes ``rgb (C, size, size, 3)`` in [0, 1] and ``alpha (size, size)``."""
     n, weight = size * samples, 1.0 / (samples * samples)
     rgb[:] = 0.0
@@ -126,12 +126,12 @@ def trace(rows, centre, scale, palettes, seconds, finishes, pose, focal, size, s
             ox, oy, oz = pose[3, 0], pose[3, 1], pose[3, 2]
             along = -(ox * dx + oy * dy + oz * dz)
             miss2 = ox * ox + oy * oy + oz * oz - along * along
-            hit, t, material = False, 0.0, 0
+            hit, t, part = False, 0.0, 0
             if miss2 < REACH:
                 half = math.sqrt(REACH - miss2)
                 t, end = along - half, along + half
                 for _ in range(64):
-                    dist, material = _distance(rows, centre, scale, ox + t * dx, oy + t * dy, oz + t * dz)
+                    dist, part = _distance(rows, centre, scale, ox + t * dx, oy + t * dy, oz + t * dz)
                     if dist < 0.004:
                         hit = True
                         break
@@ -152,9 +152,9 @@ def trace(rows, centre, scale, palettes, seconds, finishes, pose, focal, size, s
             g = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-12
             shade = weight * (AMBIENT + (1.0 - AMBIENT) * max(0.0, -(gx * dx + gy * dy + gz * dz) / g))
             for c in range(rgb.shape[0]):
-                if material == 0 and _second(finishes[c], x, y, z):
+                if part == 0 and _second(materials[c], x, y, z):
                     for ch in range(3):
                         rgb[c, row, col, ch] += shade * seconds[c, ch]
                 else:
                     for ch in range(3):
-                        rgb[c, row, col, ch] += shade * palettes[c, material, ch]
+                        rgb[c, row, col, ch] += shade * palettes[c, part, ch]

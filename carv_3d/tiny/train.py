@@ -1,6 +1,6 @@
 """``python -m carv_3d.tiny.train``: carv-tiny again from nothing, seeded, resumable at any moment.
 
-Stages: pictures, autoencoder, latents, the layout that the text encoder foretells, text encoder and UNet, export. Each
+Stages: images, autoencoder, latents, the layout that the text encoder foretells, text encoder and UNet, export. Each
 leaves its result in the working folder and is skipped when it stands there. Random numbers come from (seed, step): a
 resumed run equals an uninterrupted one, if both are compiled or neither is.
 """
@@ -20,26 +20,26 @@ import torch
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.tiny import autoencoder, denoiser, layout
-from carv_3d.tiny.dataset import Pictures, build, source_hash
+from carv_3d.tiny.dataset import Images, build, source_hash
 from carv_3d.tiny.export import export
 from carv_3d.tiny.quick import PRECISIONS, choose_precision, compile_in_place, gradient_of
 from carv_3d.tiny.stage import run_stage, told_by
 from carv_3d.tiny.tokens import END, LENGTH, START, build_tokenizer
-from carv_3d.tiny.vocabulary import COLOURS, all_words
+from carv_3d.tiny.vocabulary import COLORS, all_words
 
-COUNTS = ("pictures", "vae_steps", "vae_batch", "text_steps", "text_batch", "unet_steps", "unet_batch")
+COUNTS = ("images", "vae_steps", "vae_batch", "text_steps", "text_batch", "unet_steps", "unet_batch")
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """``work`` holds pictures and checkpoints; ``out`` gets the model folder; ``vae_steps``, ``text_steps`` and
-    ``unet_steps`` of ``vae_batch``, ``text_batch`` and ``unet_batch`` pictures; ``init`` is a model folder to start
+    """``work`` holds images and checkpoints; ``out`` gets the model folder; ``vae_steps``, ``text_steps`` and
+    ``unet_steps`` of ``vae_batch``, ``text_batch`` and ``unet_batch`` images; ``init`` is a model folder to start
     from: its autoencoder is kept as it is, its text encoder and UNet, where it has them, are trained further.
     ``unet_precision`` "auto" is "bf16" where the processor has it; ``compile`` compiles the UNet where that works."""
 
     work: Path
     out: Path
-    pictures: int = 30_000
+    images: int = 30_000
     vae_steps: int = 1_800
     vae_batch: int = 24
     vae_lr: float = 3e-3
@@ -79,10 +79,10 @@ def made_with(o: TrainOptions, part: str) -> dict[str, Any]:
     own = {k: v for k, v in vars(o).items() if k.startswith(part) and not k.endswith("steps")}
     words = hashlib.sha256(" ".join(all_words()).encode()).hexdigest()[:12]
     init = str(o.init) if o.init is not None else ""
-    return {**own, "pictures": o.pictures, "seed": o.seed, "init": init, "objects": source_hash(), "words": words}
+    return {**own, "images": o.images, "seed": o.seed, "init": init, "objects": source_hash(), "words": words}
 
 
-def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
+def train_autoencoder(o: TrainOptions, images: Images) -> Any:
     """The trained autoencoder, frozen; that of ``init`` as it is."""
     from diffusers import AutoencoderKL
 
@@ -92,7 +92,7 @@ def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
     vae = AutoencoderKL(**autoencoder.CONFIG).to(memory_format=torch.channels_last)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
-        x = autoencoder.batch(pictures, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
+        x = autoencoder.batch(images, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
         return autoencoder.loss(vae, x, generator)
 
     weights = run_stage("autoencoder", vae, loss_of, steps=o.vae_steps, lr=o.vae_lr, folder=o.work, seed=o.seed + 3,
@@ -100,22 +100,22 @@ def train_autoencoder(o: TrainOptions, pictures: Pictures) -> Any:
                         ema=0.98, log=log)  # fmt: skip
     vae.load_state_dict(weights)
     vae.eval().requires_grad_(False)
-    for colour in COLOURS:  # a lost hue shows here, and hardly in a mean over all
-        index = np.array([i for i, s in enumerate(pictures.shots) if s.colour == colour][:50], int)
-        if not len(index):  # few pictures need not show every colour
+    for color in COLORS:  # a lost hue shows here, and hardly in a mean over all
+        index = np.array([i for i, s in enumerate(images.shots) if s.color == color][:50], int)
+        if not len(index):  # few images need not show every color
             continue
-        x = torch.from_numpy(pictures.on(index, np.ones((len(index), 3)))).permute(0, 3, 1, 2).contiguous()
-        log(f"autoencoder: {autoencoder.psnr(vae, x):.1f} dB on {colour}")
+        x = torch.from_numpy(images.on(index, np.ones((len(index), 3)))).permute(0, 3, 1, 2).contiguous()
+        log(f"autoencoder: {autoencoder.psnr(vae, x):.1f} dB on {color}")
     return vae
 
 
-def cached_latents(o: TrainOptions, vae: Any, pictures: Pictures) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def cached_latents(o: TrainOptions, vae: Any, images: Images) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(mean, std) of the posteriors, on white and on light backgrounds, from the working folder where they stand."""
     weights = torch.cat([p.detach().flatten() for p in vae.parameters()]).numpy().tobytes()
-    key = weights + repr((len(pictures.shots), o.seed, source_hash())).encode()
+    key = weights + repr((len(images.shots), o.seed, source_hash())).encode()
     path = o.work / f"latents-{hashlib.sha256(key).hexdigest()[:12]}.pt"
     if not path.exists():
-        found = [autoencoder.encode_all(vae, pictures, b, o.seed + 2, log) for b in ("white", "light")]
+        found = [autoencoder.encode_all(vae, images, b, o.seed + 2, log) for b in ("white", "light")]
         torch.save(found, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
     return torch.load(path, weights_only=True)
@@ -170,9 +170,9 @@ def train(o: TrainOptions) -> None:
     """All stages; those whose results stand in ``o.work`` are skipped. Raises :class:`CarvError` where a checkpoint
     there was made with other values."""
     torch.set_num_threads(o.threads)
-    pictures = build(o.work / "train", o.pictures, seed=o.seed + 1, log=log)
-    vae = train_autoencoder(o, pictures)
-    posteriors = cached_latents(o, vae, pictures)
+    images = build(o.work / "train", o.images, seed=o.seed + 1, log=log)
+    vae = train_autoencoder(o, images)
+    posteriors = cached_latents(o, vae, images)
     scaling = float(1 / posteriors[0][0].float().std()) if o.init is None else float(vae.config.scaling_factor)
     tokenizer = tokenizer_of(o)
     torch.manual_seed(o.seed)
@@ -189,7 +189,7 @@ def train(o: TrainOptions) -> None:
         layout.grow(model.text, older)
     model.unet.to(memory_format=torch.channels_last)  # a third quicker on a CPU
     schedule = NoiseSchedule.scaled_linear()
-    data = denoiser.Latents(posteriors, scaling, pictures, tokenizer)
+    data = denoiser.Latents(posteriors, scaling, images, tokenizer)
     train_text(o, model, data, older)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What carv-tiny was taught to read: objects, colours, finishes, views, and the wording around them.
+"""What carv-tiny was taught to read: objects, colors, materials, views, and the wording around them.
 
 Pure data and string work: no torch, no numba, so that a prompt is checked before anything is loaded.
 """
@@ -57,8 +57,8 @@ OBJECTS: dict[str, tuple[str, ...]] = {
     "crown": ("crown",),
 }
 
-# colour -> albedo
-COLOURS: dict[str, tuple[float, float, float]] = {
+# color -> albedo
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.82, 0.09, 0.09),
     "orange": (0.96, 0.49, 0.06),
     "yellow": (0.96, 0.85, 0.12),
@@ -72,8 +72,8 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.95, 0.95, 0.94),
     "gray": (0.50, 0.51, 0.53),
 }
-COLOUR_WORDS: dict[str, tuple[str, ...]] = {
-    **{c: (c,) for c in COLOURS},
+COLOR_WORDS: dict[str, tuple[str, ...]] = {
+    **{c: (c,) for c in COLORS},
     "turquoise": ("turquoise", "teal", "cyan"),
     "purple": ("purple", "violet"),
     "gray": ("gray", "grey"),
@@ -81,45 +81,45 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "blue": ("blue", "navy"),
 }
 
-FINISHES = ("plain", "striped", "spotted")
-FINISH_WORDS = {"plain": ("", "plain"), "striped": ("striped", "stripy"), "spotted": ("spotted", "dotted")}
-FINISH_NOUNS = {"plain": (), "striped": ("stripes",), "spotted": ("spots", "dots", "polka dots")}  # "with ..."
+MATERIALS = ("plain", "striped", "spotted")
+MATERIAL_WORDS = {"plain": ("", "plain"), "striped": ("striped", "stripy"), "spotted": ("spotted", "dotted")}
+MATERIAL_NOUNS = {"plain": (), "striped": ("stripes",), "spotted": ("spots", "dots", "polka dots")}  # "with ..."
 
 LONGEST = 18  # words and commas of a caption that reach the UNet; the tokens after them are the layout's
 VIEW_ROOM = 4  # of these, for ", back left view"
 
 # Every word here is taught: check_prompt accepts no other.
 TEMPLATES = (
-    "{x}", "a {x}", "a {x}", "a {x}", "a photo of a {x}", "a 3d model of a {x}", "the {x}", "a picture of a {x}",
+    "{x}", "a {x}", "a {x}", "a {x}", "a photo of a {x}", "a 3d model of a {x}", "the {x}", "an image of a {x}",
     "a rendering of a {x}", "one small {x}", "a big {x}", "a little {x}", "a nice {x}", "a beautiful {x}", "my {x}",
     "this {x}", "an image of a {x}", "a render of a single {x}", "a high quality photo of a {x}",
     "a dslr photo of a {x}",
 )  # fmt: skip
 
 
-def unseen_pairs() -> frozenset[tuple[str, str]]:
-    """The tenth of the object–colour pairs that training never shows, spread evenly: 48 of 480."""
-    names, colours = sorted(OBJECTS), sorted(COLOURS)
+def held_out_combinations() -> frozenset[tuple[str, str]]:
+    """The tenth of the object–color pairs that training never shows, spread evenly: 48 of 480."""
+    names, colors = sorted(OBJECTS), sorted(COLORS)
     order = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
     pairs = set()
     for i, name in enumerate(order):
-        pairs.add((name, colours[i % 12]))
+        pairs.add((name, colors[i % 12]))
         if i % 5 == 0:
-            pairs.add((name, colours[(i + 5) % 12]))
+            pairs.add((name, colors[(i + 5) % 12]))
     return frozenset(pairs)
 
 
-def caption(rng: random.Random, obj: str, colour: str, finish: str, elevation: float, azimuth: float) -> str:
-    """A caption in natural wording, with synonyms, half of the time without a word on a plain finish.
+def caption(rng: random.Random, obj: str, color: str, material: str, elevation: float, azimuth: float) -> str:
+    """A caption in natural wording, with synonyms, half of the time without a word on a plain material.
 
     Few are in threestudio's four coarse view phrases: two of them share their words with a sector half as wide.
     """
     noun = OBJECTS[obj][0] if rng.random() < 0.7 else rng.choice(OBJECTS[obj])
-    tint = COLOUR_WORDS[colour][0] if rng.random() < 0.8 else rng.choice(COLOUR_WORDS[colour])
-    if FINISH_NOUNS[finish] and rng.random() < 0.3:
-        phrase = f"{tint} {noun} with {rng.choice(FINISH_NOUNS[finish])}"
+    tint = COLOR_WORDS[color][0] if rng.random() < 0.8 else rng.choice(COLOR_WORDS[color])
+    if MATERIAL_NOUNS[material] and rng.random() < 0.3:
+        phrase = f"{tint} {noun} with {rng.choice(MATERIAL_NOUNS[material])}"
     else:
-        pattern = rng.choice(FINISH_WORDS[finish])
+        pattern = rng.choice(MATERIAL_WORDS[material])
         words = (pattern, tint, noun) if rng.random() < 0.3 else (tint, pattern, noun)
         phrase = " ".join(w for w in words if w)
     text = rng.choice(TEMPLATES).format(x=phrase)
@@ -133,8 +133,8 @@ def caption(rng: random.Random, obj: str, colour: str, finish: str, elevation: f
 def all_words() -> list[str]:
     """Every word the tokenizer holds as one token, sorted."""
     text = " ".join([
-        *(w for ws in OBJECTS.values() for w in ws), *(w for ws in COLOUR_WORDS.values() for w in ws),
-        *(w for ws in FINISH_WORDS.values() for w in ws), *(w for ws in FINISH_NOUNS.values() for w in ws),
+        *(w for ws in OBJECTS.values() for w in ws), *(w for ws in COLOR_WORDS.values() for w in ws),
+        *(w for ws in MATERIAL_WORDS.values() for w in ws), *(w for ws in MATERIAL_NOUNS.values() for w in ws),
         *TEMPLATES, "with an", *FINE_PHRASES, *COARSE_PHRASES,
     ])  # fmt: skip
     return sorted(set(re.findall(r"[a-z]+|[0-9]", text.replace("{x}", " "))))
@@ -157,11 +157,11 @@ def find(prompt: str, table: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 def parse(prompt: str) -> tuple[str, str | None, str]:
-    """Object, colour (None where the prompt names none) and finish of a prompt that :func:`check_prompt` accepts."""
+    """Object, color (None where the prompt names none) and material of a prompt that :func:`check_prompt` accepts."""
     check_prompt(prompt)
-    colours = find(prompt, COLOUR_WORDS)
-    finishes = find(prompt, {k: FINISH_WORDS[k] + FINISH_NOUNS[k] for k in FINISHES if k != "plain"})
-    return find(prompt, OBJECTS)[0], colours[0] if colours else None, finishes[0] if finishes else "plain"
+    colors = find(prompt, COLOR_WORDS)
+    materials = find(prompt, {k: MATERIAL_WORDS[k] + MATERIAL_NOUNS[k] for k in MATERIALS if k != "plain"})
+    return find(prompt, OBJECTS)[0], colors[0] if colors else None, materials[0] if materials else "plain"
 
 
 WAY_OUT = (
@@ -182,7 +182,7 @@ def check_words(text: str, what: str = "The prompt", room: int = 0) -> None:
     if near:
         raise CarvError(
             f"carv-tiny does not know {', '.join(near)}; it knows the objects {', '.join(OBJECTS)}, "
-            f"the colours {', '.join(COLOURS)} and the finishes {', '.join(FINISHES)}; {WAY_OUT}."
+            f"the colors {', '.join(COLORS)} and the materials {', '.join(MATERIALS)}; {WAY_OUT}."
         )
     count = len(words_of(text))
     if count > LONGEST - room:
@@ -196,7 +196,7 @@ def check_prompt(prompt: str, room: int = 0) -> None:
     """Raise :class:`CarvError` where carv-tiny cannot know what is asked: which words, the nearest known, the way out.
 
     A prompt is accepted if every word is in the vocabulary, all of them are read, with ``room`` for what is said behind
-    them, and it names exactly one object, at most one colour and at most one finish.
+    them, and it names exactly one object, at most one color and at most one material.
     """
     if not prompt.strip():
         raise CarvError('The prompt is empty: write what to make, for example "a red mug".')
@@ -210,8 +210,8 @@ def check_prompt(prompt: str, room: int = 0) -> None:
             f"The prompt names no object that carv-tiny knows: name one of {', '.join(OBJECTS)}, "
             f'as in "a red mug"; {WAY_OUT}.'
         )
-    finishes = {k: FINISH_WORDS[k] + FINISH_NOUNS[k] for k in FINISHES}
-    for what, table in (("colours", COLOUR_WORDS), ("finishes", finishes)):
+    materials = {k: MATERIAL_WORDS[k] + MATERIAL_NOUNS[k] for k in MATERIALS}
+    for what, table in (("colors", COLOR_WORDS), ("materials", materials)):
         named = find(prompt, table)
         if len(named) > 1:
             several = ", ".join(named)

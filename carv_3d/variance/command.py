@@ -1,4 +1,4 @@
-"""`carv variance`: from a configuration or a run to tables and pictures of its estimators' variance."""
+"""`carv variance`: from a configuration or a run to tables and images of its estimators' variance."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
     if stop.number:
         display.say(f"Stopped. Go on with the same command and --resume; what was measured is in {folder}")
         return 128 + stop.number
-    display.say(f"Done: variance.csv and the pictures are in {folder}")
+    display.say(f"Done: variance.csv and the images are in {folder}")
     return 0
 
 
@@ -145,7 +145,7 @@ def measure(
             if len(blocks) >= 2:
                 found = rows(step, study.entries, blocks, BASELINE)
                 worst = max(row.precision for row in found)
-                text = f"{len(blocks)} blocks, widest ECM ± {worst:.0%} (wanted {tolerance:.0%})"
+                text = f"{len(blocks)} blocks, widest ECM ± {worst:.0%} (expected {tolerance:.0%})"
                 bar.update(task, completed=time.perf_counter() - begin, text=text)
                 if enough or tight(found, tolerance, len(blocks)):
                     display.say(f"step {step}: {text}" + (", the time is up" if enough else ""))

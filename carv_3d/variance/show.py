@@ -1,4 +1,4 @@
-"""The figures as a table on the terminal, as CSV and as pictures."""
+"""The figures as a table on the terminal, as CSV and as images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from carv_3d.core.accounting import Interval
 from carv_3d.io.files import write_atomic, write_via
-from carv_3d.report.charts import COLOURS
+from carv_3d.report.charts import COLORS
 from carv_3d.variance.figures import PAPER_ECM, PAPER_ORACLE, Row, Timesteps
 
 COLUMNS = (
@@ -101,10 +101,10 @@ def summary(found: Sequence[Row], baseline: Row, by_t: Timesteps) -> list[str]:
 
 
 def write_figures(folder: Path, found: Sequence[Row], by_t: dict[int, Timesteps]) -> list[str]:
-    """The pictures, in `folder`; their names."""
+    """The images, in `folder`; their names."""
     points = list(dict.fromkeys(row.step for row in found))
     names = list(dict.fromkeys(row.entry.method.name for row in found))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
     def variance(axes: Any, step: int) -> None:
         for name in names:
@@ -113,7 +113,7 @@ def write_figures(folder: Path, found: Sequence[Row], by_t: dict[int, Timesteps]
                 if not mine:
                     continue
                 x, y = [r.seconds * 1e3 for r in mine], [r.variance.value for r in mine]
-                axes.plot(x, y, marker="o", markersize=3, color=colours[name], linestyle="-" if R == 1 else ":",
+                axes.plot(x, y, marker="o", markersize=3, color=colors[name], linestyle="-" if R == 1 else ":",
                           label=f"{name}, R = {R}")  # fmt: skip
         lowest: dict[tuple[int, int], Row] = {}
         for r in (r for r in found if r.step == step):
@@ -138,12 +138,12 @@ def write_figures(folder: Path, found: Sequence[Row], by_t: dict[int, Timesteps]
                         continue
                     x, y = [k for k, _ in values], [v.value for _, v in values]
                     low, high = [v.value - v.low for _, v in values], [v.high - v.value for _, v in values]
-                    axes.errorbar(x, y, [low, high], marker="o", markersize=3, capsize=2, color=colours[name],
+                    axes.errorbar(x, y, [low, high], marker="o", markersize=3, capsize=2, color=colors[name],
                                   linestyle="-" if R == 1 else ":", label=f"{name}, R = {R}")  # fmt: skip
             if which == "ecm" and any(r.entry.K == 8 for r in found):
                 for name in names:
                     if name in PAPER_ECM:
-                        axes.plot([8], [PAPER_ECM[name]], "x", color=colours[name])
+                        axes.plot([8], [PAPER_ECM[name]], "x", color=colors[name])
                 axes.plot([], [], "kx", label="the paper, (1, 8)")
             axes.axhline(1.0, color="0.6", linewidth=0.8)
             axes.set(xscale="log", xlabel="K", ylabel="ECM against (2, 1) uniform" if which == "ecm" else "RE")
@@ -158,16 +158,16 @@ def write_figures(folder: Path, found: Sequence[Row], by_t: dict[int, Timesteps]
         axes.bar(one.t, [x / top for x in one.norm], width=0.8 * (one.t[-1] - one.t[0]) / max(len(one.t) - 1, 1),
                  color="0.85", label="RMS |J^T f|, one draw")  # fmt: skip
         for values, name, style in ((one.weight, "proposal w(t)", "-"), (one.oracle, "oracle", "--")):
-            axes.plot(one.t, [x / max(values) for x in values], style, color=COLOURS[0], label=name)
+            axes.plot(one.t, [x / max(values) for x in values], style, color=COLORS[0], label=name)
         axes.set(xlabel="timestep", ylabel="relative", ylim=(0, 1.1))
 
-    pictures = {
+    images = {
         "variance.png": (variance, "upper right"), "ecm.png": (against_k("ecm"), "upper left"),
         "re.png": (against_k("re"), "upper right"), "timesteps.png": (by_timestep, "lower right"),
     }  # fmt: skip
-    for name, (draw, corner) in pictures.items():
+    for name, (draw, corner) in images.items():
         _panels(folder / name, points, draw, corner)
-    return list(pictures)
+    return list(images)
 
 
 def _panels(path: Path, points: Sequence[int], draw: Any, corner: str) -> None:

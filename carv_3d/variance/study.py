@@ -115,7 +115,7 @@ class Study:
         self._look(entries[0], turn)
         out, told = host.upstream()
         z: Tensor = host.teacher.encode(
-            self._pictures(out.comp_rgb), torch.Generator(host.device).manual_seed(self._seed(turn, 1)),
+            self._images(out.comp_rgb), torch.Generator(host.device).manual_seed(self._seed(turn, 1)),
             self._single.options.vae_sample != "mode",
         )  # fmt: skip
         latents = z.permute(0, 2, 3, 1)
@@ -126,7 +126,7 @@ class Study:
             losses: list[Tensor] = []
             for _ in range(2):
                 guided = guidance(
-                    given[0], told.text, told.no_text, step, negatives=told.negatives, rgb_as_latents=given[1],
+                    given[0], told.text, told.uncond, step, negatives=told.negatives, rgb_as_latents=given[1],
                     with_recon=False,
                 )  # fmt: skip
                 losses.append(guided.loss_sds)
@@ -152,7 +152,7 @@ class Study:
         draws = Draws(t.to(latents.device), eps.to(latents))
         one = told.first()
         guided = self._single(
-            latents[:1], one.text, one.no_text, step, negatives=one.negatives, rgb_as_latents=True, with_recon=False,
+            latents[:1], one.text, one.uncond, step, negatives=one.negatives, rgb_as_latents=True, with_recon=False,
             draws=draws,
         )  # fmt: skip
         grads = parameter_gradients(guided.latents, self.parameters, guided.estimate.residual)[0]
@@ -191,7 +191,7 @@ class Study:
                 with torch.no_grad():
                     out, told = self.host.upstream()
                     self.guidances[e.key](
-                        out.comp_rgb, told.text, told.no_text, self.host.now, negatives=told.negatives, with_recon=False
+                        out.comp_rgb, told.text, told.uncond, self.host.now, negatives=told.negatives, with_recon=False
                     )
             estimator = self.guidances[e.key].estimator
             parts = [part for part in (estimator.proposal, estimator.control) if part is not None]
@@ -202,12 +202,12 @@ class Study:
         for part, state in self._learnt.get(e.key, ()):
             part.load_state_dict(state)
 
-    def _pictures(self, rgb: Tensor) -> Tensor:
+    def _images(self, rgb: Tensor) -> Tensor:
         size = self.host.teacher.image_size
-        pictures = rgb.permute(0, 3, 1, 2)
-        if pictures.shape[-2:] == (size, size):
-            return pictures
-        return torch.nn.functional.interpolate(pictures, (size, size), mode="bilinear", align_corners=False)
+        images = rgb.permute(0, 3, 1, 2)
+        if images.shape[-2:] == (size, size):
+            return images
+        return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", align_corners=False)
 
     def _gradient(self, loss: Tensor) -> Tensor:
         grads: Any = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)

@@ -111,8 +111,8 @@ def embeddings(prompt_utils: Any, views: tuple) -> tuple[torch.Tensor, torch.Ten
     """
     n = len(views[0])
     if not prompt_utils.use_perp_neg:
-        text, no_text = prompt_utils.get_text_embeddings(*views).chunk(2)  # threestudio gives text first
-        return text, no_text, None
+        text, uncond = prompt_utils.get_text_embeddings(*views).chunk(2)  # threestudio gives text first
+        return text, uncond, None
     given, weights = prompt_utils.get_text_embeddings_perp_neg(*views)
     negatives = given[2 * n :].unflatten(0, (n, weights.shape[1]))  # interleaved by item
     return given[:n], given[n : 2 * n], (negatives, weights)
@@ -126,6 +126,6 @@ def ranks() -> dict[str, int]:
 
 
 def preview_texts(noise_levels: Any, elevation: Any, azimuth: Any, camera_distances: Any) -> list[str]:
-    """What threestudio writes beside each picture of `guidance_eval`."""
+    """What threestudio writes beside each image of `guidance_eval`."""
     rows = zip(noise_levels, elevation.tolist(), azimuth.tolist(), camera_distances.tolist())
     return [f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}" for n, e, a, c in rows]

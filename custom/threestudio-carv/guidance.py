@@ -83,10 +83,8 @@ class CarvStableDiffusionGuidance(CarvGuidance):
     ) -> dict[str, Any]:
         epoch, step = self._begin(len(rgb))
         views = (elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting)
-        text, no_text, negatives = embeddings(prompt_utils, views)
-        out = self._carv(
-            rgb, text, no_text, step, epoch=epoch, rgb_as_latents=rgb_as_latents, negatives=negatives
-        )
+        text, uncond, negatives = embeddings(prompt_utils, views)
+        out = self._carv(rgb, text, uncond, step, epoch=epoch, rgb_as_latents=rgb_as_latents, negatives=negatives)
         losses = {"loss_sds": out.loss_sds, "loss_sds_img": out.loss_sds_img, "loss_recon": out.loss_recon}
         result: dict[str, Any] = {name: loss for name, loss in losses.items() if loss is not None}
         result.update(out.scalars)
@@ -111,7 +109,7 @@ class CarvStableDiffusionGuidance(CarvGuidance):
     def decode_latents(
         self, latents: torch.Tensor, latent_height: int | None = None, latent_width: int | None = None
     ) -> torch.Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] of latents (B, C, h, w), for systems that show what they render in latents.
+        """Images (B, 3, H, W) in [0, 1] of latents (B, C, h, w), for systems that show what they render in latents.
 
         The latents are resized first: to latent_height and latent_width, or to the model's own size.
         """

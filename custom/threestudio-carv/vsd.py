@@ -14,10 +14,10 @@ from threestudio.utils.base import BaseModule
 
 from carv_3d.config.annealing import annealed
 from carv_3d.errors import CarvError
-from carv_3d.guidance.sampling import sample_pictures
+from carv_3d.guidance.sampling import sample_images
 from carv_3d.guidance.vsd import VSDGuidance, VSDOptions
 from carv_3d.teachers.denoiser import load_denoiser
-from carv_3d.teachers.lora_student import LoraStudent, check_pair
+from carv_3d.teachers.lora_score import LoraScore, check_pair
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 
@@ -74,10 +74,10 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         teacher = StableDiffusionTeacher.load(names[0], with_text=False, **how)
         denoiser = teacher if names[1] in ("", names[0]) else load_denoiser(names[1], **how)
         check_pair(teacher, denoiser)
-        student = LoraStudent(denoiser, options.lora_rank)
-        self.lora = student.lora
+        lora_score = LoraScore(denoiser, options.lora_rank)
+        self.lora = lora_score.lora
         self._untrained_steps = 0
-        self._carv = VSDGuidance(TimedTeacher(teacher, self._meter), student, options, self._meter)
+        self._carv = VSDGuidance(TimedTeacher(teacher, self._meter), lora_score, options, self._meter)
 
     def forward(
         self,
@@ -93,11 +93,11 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
     ) -> dict[str, Any]:
         epoch, step = self._begin(len(rgb))
         views = (elevation, azimuth, camera_distances)
-        text, no_text, negatives = embeddings(prompt_utils, (*views, self.cfg.view_dependent_prompting))
+        text, uncond, negatives = embeddings(prompt_utils, (*views, self.cfg.view_dependent_prompting))
         own_text, _ = prompt_utils.get_text_embeddings(*views, False).chunk(2)
         camera = self._camera(mvp_mtx, c2w)
         out = self._carv(
-            rgb, text, no_text, own_text, camera, step, epoch=epoch, rgb_as_latents=rgb_as_latents, negatives=negatives
+            rgb, text, uncond, own_text, camera, step, epoch=epoch, rgb_as_latents=rgb_as_latents, negatives=negatives
         )
         result: dict[str, Any] = {"loss_vsd": out.loss_vsd, "loss_lora": out.loss_lora, **out.scalars}
         if out.loss_vsd_img is not None:
@@ -130,14 +130,14 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         seed: int = 0,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The teacher's own pictures (B, H, W, 3) of the prompt, for `visualize_samples`."""
+        """The teacher's own images (B, H, W, 3) of the prompt, for `visualize_samples`."""
         carv, (epoch, step) = self._carv.sds, self._when
         views = (elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting)
-        text, no_text = prompt_utils.get_text_embeddings(*views).chunk(2)
+        text, uncond = prompt_utils.get_text_embeddings(*views).chunk(2)
         scale = annealed(self._carv.options.guidance_scale, step, epoch)
         with self._meter.uncounted():
-            return sample_pictures(
-                carv.teacher, lambda z, t: carv.eps_hat(z, t, (text, no_text), scale), len(elevation), seed=seed
+            return sample_images(
+                carv.teacher, lambda z, t: carv.eps_hat(z, t, (text, uncond), scale), len(elevation), seed=seed
             )
 
     def sample_lora(
@@ -158,7 +158,7 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         scale = annealed(carv.options.guidance_scale_lora, step, epoch)
 
         def eps_hat(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return carv.student_eps_hat(z, t, text, camera, scale)
+            return carv.lora_eps_hat(z, t, text, camera, scale)
 
         with self._meter.uncounted():
-            return sample_pictures(carv.sds.teacher, eps_hat, len(elevation), seed=seed)
+            return sample_images(carv.sds.teacher, eps_hat, len(elevation), seed=seed)

@@ -16,9 +16,9 @@ from PIL import Image
 
 from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel, cosine, kernel
 from carv_3d.attribution.command import AttributeOptions, kept_kernel, score
-from carv_3d.attribution.encoded import EncodedPictures, encode_images
+from carv_3d.attribution.encoded import EncodedImages, encode_images
+from carv_3d.attribution.images import FolderImages, TinyImages
 from carv_3d.attribution.page import render_page
-from carv_3d.attribution.pictures import FolderPictures, TinyPictures
 from carv_3d.attribution.queries import Query, kind_of
 from carv_3d.attribution.scores import Scores
 from carv_3d.attribution.store import RowStore
@@ -26,7 +26,7 @@ from carv_3d.cli import main as cli
 from carv_3d.errors import CarvError
 
 NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>"""
-SIZE = 16  # of the pictures of `sd_folder`
+SIZE = 16  # of the images of `sd_folder`
 
 
 def save(path: Path, seed: int, size: int = SIZE) -> None:
@@ -62,28 +62,28 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
         rows = list(csv.DictReader(handle))
     values = [float(r["score"]) for r in rows]
     assert values == sorted(values, reverse=True)
-    assert {r["caption"] for r in rows if r["picture"] == "0.png"} == {"a red mug"}
+    assert {r["caption"] for r in rows if r["image"] == "0.png"} == {"a red mug"}
 
     def feature(index: int, draws: DrawOptions, role: str, key: str, caption: str) -> torch.Tensor:
         maker = FeatureMaker(GradientModel.of_teacher(sd_teacher), FeatureOptions(draws, dim=64), role)
-        z = encode_images([FolderPictures(data, SIZE).image(index)], sd_teacher)[0]
+        z = encode_images([FolderImages(data, SIZE).image(index)], sd_teacher)[0]
         return maker.feature(key, z, sd_teacher.text_embeddings([caption])[0])
 
     items = [feature(i, DrawOptions(4, 2), "train", f"{i}.png", "a red mug" if i == 0 else "") for i in (0, 4)]
-    wanted = cosine(feature(3, DrawOptions(16, 8), "query", "0", "")[None], torch.stack(items))
-    found = {r["picture"]: r for r in rows}
-    for name, value, error in zip(("0.png", "4.png"), wanted.values[0], wanted.errors[0]):
+    expected = cosine(feature(3, DrawOptions(16, 8), "query", "0", "")[None], torch.stack(items))
+    found = {r["image"]: r for r in rows}
+    for name, value, error in zip(("0.png", "4.png"), expected.values[0], expected.errors[0]):
         assert float(found[name]["score"]) == pytest.approx(float(value), rel=1e-3)
         assert float(found[name]["standard_error"]) == pytest.approx(float(error), rel=1e-2)
     page = Path("a/report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7  # the query, and every training picture once
+    assert page.count("data:image/png;base64,") == 7  # the query, and every training image once
     assert "Done: open" in capsys.readouterr().out
     # again: nothing is computed anew, and nothing is written over
     assert cli.main(arguments(data / "3.png", data, sd_folder, "--out", "a")) == 2
     assert "not an empty folder" in capsys.readouterr().err
     assert cli.main(arguments(data / "3.png", data, sd_folder, "--out", "b")) == 0
     assert Path("b/scores.csv").read_text() == Path("a/scores.csv").read_text()
-    assert "pictures a second" not in Path("b/report.html").read_text()
+    assert "images a second" not in Path("b/report.html").read_text()
     # in two shares, of which the first alone makes no page
     shares = [
         *arguments(data / "3.png", data, sd_folder, "--out", "c"),
@@ -92,7 +92,7 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
         "--shard",
     ]
     assert cli.main([*shares, "1/2"]) == 0
-    assert "3 training pictures are left" in capsys.readouterr().out
+    assert "3 training images are left" in capsys.readouterr().out
     assert not Path("c").exists()
     assert cli.main([*shares, "0/2"]) == 0
     assert Path("c/scores.csv").read_text() == Path("a/scores.csv").read_text()
@@ -110,7 +110,7 @@ def test_the_method_is_relatif_unless_another_is_named(data, sd_folder, place) -
     assert "ridge" in page
 
 
-def test_a_prompt_is_asked_about_by_pictures_of_it(data, sd_folder, place) -> None:
+def test_a_prompt_is_asked_about_by_images_of_it(data, sd_folder, place) -> None:
     assert cli.main(arguments("a red mug", data, sd_folder, "--views", "2", "--method", "trak")) == 0
     page = Path("outputs/attribution-a-red-mug/report.html").read_text()
     assert page.count("data:image/png;base64,") == 8
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(data, sd_folder, place, m
 
     def interrupt(self, key, z, condition=None):
         if len(made) == 2:
-            os.kill(os.getpid(), 2)  # Ctrl-C, during the third picture
+            os.kill(os.getpid(), 2)  # Ctrl-C, during the third image
         made.append(key)
         return feature(self, key, z, condition)
 
@@ -151,7 +151,7 @@ def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place, capsys, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     save(tmp_path / "large.png", 0, 40)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     save(tmp_path / "latin" / "0.png", 0)
     (tmp_path / "latin" / "metadata.jsonl").write_bytes(b'{"file_name": "0.png", "text": "caf\xe9"}')
     (tmp_path / "other-run").mkdir()
@@ -178,15 +178,15 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
         (["attribute", str(tmp_path / "large.png")], "is 40×40 pixels"),  # before any of carv-tiny's are made
         (["attribute", "a red mug", "--shard", "1"], "shard is '1'; it must be I/N"),
         (["attribute", "a red mug", "--shard", "2/2"], "the last is 1"),
-        (arguments("a red mug", tmp_path / "empty", sd_folder), "holds no pictures"),
+        (arguments("a red mug", tmp_path / "empty", sd_folder), "holds no images"),
         (arguments("a red mug", tmp_path / "none", sd_folder), "there is no folder"),
-        (arguments(tmp_path / "large.png", data, sd_folder), "is 40×40 pixels and the model's pictures are 16×16"),
-        (arguments(tmp_path / "text.png", data, sd_folder), "is no picture that can be read"),
+        (arguments(tmp_path / "large.png", data, sd_folder), "is 40×40 pixels and the model's images are 16×16"),
+        (arguments(tmp_path / "text.png", data, sd_folder), "is no image that can be read"),
         (arguments("a red mug", data, tmp_path / "none"), "no diffusion model at"),
     ]
     for words, message in cases:
         assert message in refusal(capsys, words)
-    assert not list((place.parent / "cache").rglob("tiny-pictures*"))
+    assert not list((place.parent / "cache").rglob("tiny-images*"))
 
 
 def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp_path, build_folder) -> None:
@@ -216,64 +216,64 @@ def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp
     assert {p.name: p.read_bytes() for p in (tmp_path / "store" / "loss").iterdir()} == before
 
 
-def test_folders_of_pictures_with_captions_of_either_kind(tmp_path) -> None:
+def test_folders_of_images_with_captions_of_either_kind(tmp_path) -> None:
     save(tmp_path / "b" / "2.jpg", 0)
     save(tmp_path / "1.png", 1, 40)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "b/2.jpg", "text": "a dog"}\n\n')
     (tmp_path / "1.txt").write_text("a cat")
-    pictures = FolderPictures(tmp_path, SIZE, resize=True)
-    assert [pictures.key(i) for i in range(2)] == ["1.png", "b/2.jpg"]
-    assert [pictures.caption(i) for i in range(2)] == ["a cat", "a dog"]
-    assert pictures.image(0).shape == (SIZE, SIZE, 3)
-    first = pictures.fingerprint()
+    images = FolderImages(tmp_path, SIZE, resize=True)
+    assert [images.key(i) for i in range(2)] == ["1.png", "b/2.jpg"]
+    assert [images.caption(i) for i in range(2)] == ["a cat", "a dog"]
+    assert images.image(0).shape == (SIZE, SIZE, 3)
+    first = images.fingerprint()
     (tmp_path / "1.txt").write_text("a bird")
-    assert FolderPictures(tmp_path, SIZE, resize=True).fingerprint() != first
+    assert FolderImages(tmp_path, SIZE, resize=True).fingerprint() != first
     (tmp_path / "metadata.jsonl").write_text("{}")
     with pytest.raises(CarvError, match=r"line 1 of .* needs file_name"):
-        FolderPictures(tmp_path, SIZE, resize=True)
+        FolderImages(tmp_path, SIZE, resize=True)
 
 
 def test_what_is_transparent_is_white(tmp_path) -> None:
     array = np.zeros((SIZE, SIZE, 4), np.uint8)
     array[:8, :, 3] = 255
     Image.fromarray(array).save(tmp_path / "a.png")
-    image = FolderPictures(tmp_path, SIZE).image(0)
+    image = FolderImages(tmp_path, SIZE).image(0)
     assert (image[:8] == 0).all()
     assert (image[8:] == 255).all()
 
 
-def test_carv_tinys_pictures_are_the_first_of_its_training(tmp_path) -> None:
+def test_carv_tinys_images_are_the_first_of_its_training(tmp_path) -> None:
     from carv_3d.tiny.dataset import build
 
-    few = TinyPictures(tmp_path / "few", 4, log=lambda text: None)
+    few = TinyImages(tmp_path / "few", 4, log=lambda text: None)
     more = build(tmp_path / "more", 7, seed=1, log=lambda text: None)
     assert all(np.array_equal(few.image(i), more.rgb[i]) for i in range(4))
     shot = more.shots[2]
-    assert few.labels(2) == {"object": shot.obj, "colour": shot.colour, "finish": shot.finish}
-    assert shot.colour in few.caption(2)
+    assert few.labels(2) == {"object": shot.obj, "color": shot.color, "material": shot.material}
+    assert shot.color in few.caption(2)
     assert few.caption(2).endswith("view")
     with pytest.raises(CarvError, match="items must be 1"):
-        TinyPictures(tmp_path / "no", 30_001)
+        TinyImages(tmp_path / "no", 30_001)
 
 
-def test_pictures_are_encoded_once_and_alike_however_the_work_is_cut(data, sd_teacher, tmp_path, monkeypatch) -> None:
+def test_images_are_encoded_once_and_alike_however_the_work_is_cut(data, sd_teacher, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("carv_3d.attribution.encoded.CHUNK", 2)
-    pictures = FolderPictures(data, SIZE)
-    whole = EncodedPictures(pictures, sd_teacher, tmp_path / "whole")
+    images = FolderImages(data, SIZE)
+    whole = EncodedImages(images, sd_teacher, tmp_path / "whole")
     assert whole.encode()
-    cut = EncodedPictures(pictures, sd_teacher, tmp_path / "cut")
+    cut = EncodedImages(images, sd_teacher, tmp_path / "cut")
     assert not cut.encode(lambda done, total: done == 2)
-    again = EncodedPictures(pictures, sd_teacher, tmp_path / "cut")
+    again = EncodedImages(images, sd_teacher, tmp_path / "cut")
     seen = []
     assert again.encode(lambda done, total: seen.append(done))
     assert seen == [4, 6]
     assert np.array_equal(whole.store.rows, again.store.rows)
-    x = torch.from_numpy(pictures.image(5)).permute(2, 0, 1).float()[None] / 255
+    x = torch.from_numpy(images.image(5)).permute(2, 0, 1).float()[None] / 255
     assert torch.allclose(again.latents(5), sd_teacher.encode(x, sample=False)[0], atol=1e-5)
     assert torch.equal(again.condition(0), sd_teacher.text_embeddings(["a red mug"])[0])
 
 
-def test_scores_of_several_pictures_are_their_mean() -> None:
+def test_scores_of_several_images_are_their_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(3, 4, 5, generator=generator)
     items = torch.randn(8, 2, 5, generator=generator)
@@ -300,7 +300,7 @@ def test_a_kernel_is_kept_until_the_rows_change(tmp_path, monkeypatch) -> None:
     assert torch.allclose(kept_kernel(store), kernel(store.rows))
 
 
-class OnePicture:
+class OneImage:
     name = "one"
 
     def __len__(self) -> int:
@@ -325,7 +325,7 @@ class OnePicture:
 def test_the_page_loads_nothing_and_escapes_everything() -> None:
     scores = Scores(torch.tensor([[1.0, -1.0]]), torch.tensor([[0.1, float("nan")]]))
     query = Query(NASTY, NASTY, [np.zeros((4, 4, 3), np.uint8)], [NASTY], NASTY)
-    page = render_page(query, OnePicture(), scores, NASTY, {NASTY: NASTY})
+    page = render_page(query, OneImage(), scores, NASTY, {NASTY: NASTY})
     assert "<script" not in page
     assert "onerror=alert(1)>" not in page.replace("&gt;", "")
     assert re.findall(r'(?:src|href|url|poster)\s*[=(]\s*["\']?(?!data:)[^"\'\s>&]+', page.replace("src=x", "")) == []
@@ -342,7 +342,7 @@ def test_words_are_told_from_places(tmp_path) -> None:
     assert kind_of("a red mug") == "prompt"
     assert kind_of("mug " * 200) == "prompt"
     save(tmp_path / "x.png", 0)
-    assert kind_of(str(tmp_path / "x.png")) == "picture"
+    assert kind_of(str(tmp_path / "x.png")) == "image"
     (tmp_path / "config.yaml").write_text("")
     assert kind_of(str(tmp_path)) == "run"
 

@@ -93,8 +93,8 @@ def test_a_v_prediction_is_held_against_v(v_prediction_folder) -> None:
     alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (teacher.schedule.alpha, teacher.schedule.sigma))
     with torch.no_grad():
         predicted = teacher.unet(alpha * z + sigma * eps, t, text.expand(2, -1, -1)).sample
-        wanted = (predicted - (alpha * eps - sigma * z)).square().mean()
-        assert float(maker.loss(z, text, draws)) == pytest.approx(float(wanted), rel=1e-5)
+        expected = (predicted - (alpha * eps - sigma * z)).square().mean()
+        assert float(maker.loss(z, text, draws)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_draws_hang_on_the_key_alone(schedule) -> None:
@@ -132,12 +132,12 @@ def test_a_projection_is_its_hash_written_out() -> None:
     project = Projection(1000, 8, seed=5)  # 64 classes of 8: two rows, the last one padded
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     shift = [(int(row[0]) * -1) % 8 for row in project.source]
-    wanted = torch.zeros(8)
+    expected = torch.zeros(8)
     for j in range(1000):
-        wanted[(j % 8 + shift[j // 8 % 64]) % 8] += project.signs[j] * x[j]
-    assert torch.allclose(project([x], [1000]), wanted, atol=1e-5)
+        expected[(j % 8 + shift[j // 8 % 64]) % 8] += project.signs[j] * x[j]
+    assert torch.allclose(project([x], [1000]), expected, atol=1e-5)
     assert torch.allclose(
-        project([None, x[400:]], [400, 600]) + project([x[:400], None], [400, 600]), wanted, atol=1e-5
+        project([None, x[400:]], [400, 600]) + project([x[:400], None], [400, 600]), expected, atol=1e-5
     )
     whole = Projection(10, 64)
     assert torch.equal(whole([x[:4], None], [4, 6]), torch.cat([x[:4], torch.zeros(6)]))

@@ -34,7 +34,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "words"),
     [
         (["genrate", "x"], "did you mean carv generate?"),
-        (["--colour"], "unknown option '--colour'"),
+        (["--color"], "unknown option '--color'"),
         (["generate"], "a prompt is missing"),
         (["generate", "   "], "the prompt is empty"),
         (["generate", ""], "the prompt is empty"),

@@ -36,7 +36,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def carv_run(
     folder: str, prompt: str = "a red mug", seed: int = 0, draws: int = 4, speed: float = 0.1, steps: int = 20
 ) -> Path:
-    """A folder as `carv generate` leaves it; the judge's score rises as 1 - exp(-speed seconds)."""
+    """A folder as `carv generate` leaves it; the classifier's score rises as 1 - exp(-speed seconds)."""
     path = Path(folder)
     path.mkdir(parents=True)
     overrides = [f"system.guidance.num_draws={draws}", "system.guidance.antithetic=false"]
@@ -45,10 +45,10 @@ def carv_run(
     (path / "asset.glb").write_bytes(b"glTF-" + folder.encode())
     with (path / "metrics.csv").open("w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["step", "seconds", "snr", "judge_object", "unet_rows", "renders"])
+        writer.writerow(["step", "seconds", "snr", "classifier_object", "nfe", "renders"])
         for i in range(1, steps + 1):
-            judged = 1 - np.exp(-speed * 0.5 * i) if i % 5 == 0 else ""
-            writer.writerow([i, 0.5, 1 / i, judged, 2 * draws * i, i])
+            scored = 1 - np.exp(-speed * 0.5 * i) if i % 5 == 0 else ""
+            writer.writerow([i, 0.5, 1 / i, scored, 2 * draws * i, i])
     return path
 
 
@@ -82,8 +82,8 @@ def test_a_run_of_carv_is_read_with_its_own_clock() -> None:
     run = read_run(carv_run("x", seed=3))
     assert (run.prompt, run.seed, run.method) == ("a red mug", 3, "")
     assert run.axes["seconds"].tolist() == [0.5 * i for i in range(1, 21)]
-    assert run.axes["unet_rows"][-1] == 160
-    x, y = run.series("judge_object", "seconds")
+    assert run.axes["nfe"][-1] == 160
+    x, y = run.series("classifier_object", "seconds")
     assert x.tolist() == [2.5, 5.0, 7.5, 10.0]
     assert y[-1] == pytest.approx(1 - np.exp(-1))
 
@@ -95,7 +95,7 @@ def test_a_trial_of_threestudio_is_read_over_its_parts() -> None:
     assert x.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert y.tolist() == [0, 1, 2, 3, 14, 15, 16, 17]  # what was done again replaces what was done before
     assert run.axes["renders"].tolist() == (2 * x).tolist()
-    assert run.axes["unet_rows"].tolist() == (4 * x).tolist()  # text and no text
+    assert run.axes["nfe"].tolist() == (4 * x).tolist()  # text and no text
     assert sorted(run.metrics) == ["grad_norm"]
     assert any("no clock" in note for note in run.notes)
 
@@ -155,13 +155,13 @@ def test_methods_are_named_by_what_differs() -> None:
     assert [run.method for run in named] == ["mine", "num_draws=1", "num_draws=8"]
 
 
-def test_a_comparison_of_folders_leaves_tables_pictures_and_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_of_folders_leaves_tables_images_and_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(3):
         carv_run(f"slow{i}", seed=i, speed=0.1)
         carv_run(f"quick{i}", seed=i, speed=0.2)
     words = [f"{name}={name}{i}" for name in ("slow", "quick") for i in range(3)]
     assert cli.main(["compare", *words, "--out", "out"]) == 0
-    assert "quick: judge_object, seconds to the baseline's final 0.632: 0.5" in capsys.readouterr().out
+    assert "quick: classifier_object, seconds to the baseline's final 0.632: 0.5" in capsys.readouterr().out
     with Path("out/reach.csv").open() as handle:
         (row,) = [r for r in csv.DictReader(handle) if r["axis"] == "seconds"]
     assert row["method"] == "quick"
@@ -169,12 +169,12 @@ def test_a_comparison_of_folders_leaves_tables_pictures_and_a_page(capsys: pytes
     assert float(row["reached"]) == 1.0
     from PIL import Image
 
-    assert min(Image.open("out/curves-judge-object.png").size) > 300
+    assert min(Image.open("out/curves-classifier-object.png").size) > 300
     text = Path("out/compare.html").read_text()
     assert text.count("<model-viewer ") == 2  # of three seeds the first
     assert "4 further run(s)" in text
     with Path("out/curves.csv").open() as handle:
-        last = [r for r in csv.DictReader(handle) if (r["metric"], r["axis"]) == ("judge_object", "seconds")][-1]
+        last = [r for r in csv.DictReader(handle) if (r["metric"], r["axis"]) == ("classifier_object", "seconds")][-1]
     assert (last["method"], float(last["x"])) == ("quick", 10.0)
     assert float(last["mean"]) == pytest.approx(1 - np.exp(-2), abs=1e-4)
     assert refusal(capsys, *words, "--out", "out").endswith("choose another --out")

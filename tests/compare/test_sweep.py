@@ -70,7 +70,7 @@ def test_runs_in_turns_are_the_runs_that_they_would_be_alone(common: list[str]) 
         folder = sweep.folder(Path("out"), method, 0, 0)
         rows = read_metrics(folder / "metrics.csv")
         assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
-        assert [r["step"] for r in rows if r["judge_object"] == r["judge_object"]] == [0, 2, 4]
+        assert [r["step"] for r in rows if r["classifier_object"] == r["classifier_object"]] == [0, 2, 4]
         host = TextTo3D(sweep.configuration(method, 0, 0))
         for _ in range(4):
             host.train_step()
@@ -108,9 +108,7 @@ def test_equal_seconds_by_each_run_s_own_clock(common: list[str], monkeypatch: p
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_schedules_are_laid_over_the_budget(
-    common: list[str], monkeypatch: pytest.MonkeyPatch, fixed: bool
-) -> None:
+def test_schedules_are_laid_over_the_budget(common: list[str], monkeypatch: pytest.MonkeyPatch, fixed: bool) -> None:
     """Steps get quicker: two of half a second, then four of a quarter; the schedules see the seconds alone, unless
     trainer.max_steps is given."""
     step = TextTo3D.train_step
@@ -187,7 +185,7 @@ def test_the_true_shape_is_itself() -> None:
     half = shape.solid.copy()
     half[:8] = False
     assert iou(half, shape.solid) == pytest.approx(shape.solid[8:].sum() / shape.solid.sum())
-    assert TrueShape.of_prompt("a mug", Config().data).rgb is None  # no colour: a silhouette alone
+    assert TrueShape.of_prompt("a mug", Config().data).rgb is None  # no color: a silhouette alone
 
 
 def test_short_keys_find_their_group() -> None:
@@ -294,6 +292,6 @@ def test_on_ray_a_worker_that_is_killed_loses_nothing_and_repeats_nothing(common
             ray, here = (sweep_of(common).folder(o, method, 0, seed) for o in (out, Path("here")))
             rows = read_metrics(ray / "metrics.csv")
             assert [r["step"] for r in rows] == list(range(41))
-            assert rows[-1]["unet_rows"] == read_metrics(here / "metrics.csv")[-1]["unet_rows"]
+            assert rows[-1]["nfe"] == read_metrics(here / "metrics.csv")[-1]["nfe"]
             assert torch.equal(field_of(ray), field_of(here))
     assert not (out / ".token").exists()

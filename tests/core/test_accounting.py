@@ -118,8 +118,8 @@ def test_parameter_gradients_average_to_the_gradient_of_the_loss() -> None:
     parts = parameter_gradients(latents, [theta, bias, unused], group_draws(weighted, 2))
     assert parts.shape == (2, 2, 9)
     out.loss.backward()
-    wanted = torch.cat([theta.grad, bias.grad, torch.zeros(3)])  # type: ignore[list-item]
-    torch.testing.assert_close(parts.mean((0, 1)), wanted)
+    expected = torch.cat([theta.grad, bias.grad, torch.zeros(3)])  # type: ignore[list-item]
+    torch.testing.assert_close(parts.mean((0, 1)), expected)
 
 
 def test_ecm_and_re_by_hand() -> None:
@@ -151,9 +151,7 @@ def test_interval_agrees_with_resampling_the_gradients_themselves() -> None:
     ).double()
     assert got.low == pytest.approx(float(values.quantile(0.025)))
     assert got.high == pytest.approx(float(values.quantile(0.975)))
-    assert re_interval(base, method, resamples=10).value == pytest.approx(
-        total_variance(base) / total_variance(method)
-    )
+    assert re_interval(base, method, resamples=10).value == pytest.approx(total_variance(base) / total_variance(method))
     with pytest.raises(CarvError, match=r"need \(12,\)"):
         ecm_interval(base, torch.ones(3), method, 1.0)
 
@@ -169,9 +167,9 @@ def test_cost_meter_splits_the_seconds_and_counts() -> None:
     with pytest.raises(ValueError, match="boom"), meter.phase("broken"):
         raise ValueError("boom")
     assert "broken" in meter.seconds
-    meter.count(unet_rows=16, renders=2)
-    meter.count(unet_rows=16, rays=100)
-    assert (meter.unet_rows, meter.renders, meter.counts["rays"]) == (32, 2, 100)
+    meter.count(nfe=16, renders=2)
+    meter.count(nfe=16, rays=100)
+    assert (meter.nfe, meter.renders, meter.counts["rays"]) == (32, 2, 100)
     assert meter.total_seconds == pytest.approx(sum(meter.seconds.values()))
     again = CostMeter()
     again.load_state_dict(meter.state_dict())
@@ -182,10 +180,10 @@ def test_cost_meter_splits_the_seconds_and_counts() -> None:
 
 def test_what_happens_uncounted_leaves_the_meter_as_it_was() -> None:
     meter = CostMeter()
-    meter.count(unet_rows=3)
+    meter.count(nfe=3)
     with meter.phase("render"):
         pass
     before = meter.state_dict()
     with meter.uncounted(), meter.phase("denoise"):
-        meter.count(unet_rows=50)
+        meter.count(nfe=50)
     assert meter.state_dict() == before

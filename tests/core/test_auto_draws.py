@@ -137,8 +137,8 @@ def test_R_and_K_of_a_given_time_per_step(regime: dict[str, float], options: Any
 def test_seconds_between_and_below_what_was_measured() -> None:
     measured: Timings = {8: deque([0.10]), 32: deque([0.60]), 40: deque([0.50])}
     found = {n: on_line(measured, n) for n in (1, 4, 8, 16, 32, 40, 48)}
-    wanted = {1: 0.1 / 8, 4: 0.05, 8: 0.1, 16: 0.1 + 0.5 / 3, 32: 0.6, 40: 0.5, 48: 0.6}
-    assert found == pytest.approx(wanted)  # in proportion below, the line between, what was measured itself
+    expected = {1: 0.1 / 8, 4: 0.05, 8: 0.1, 16: 0.1 + 0.5 / 3, 32: 0.6, 40: 0.5, 48: 0.6}
+    assert found == pytest.approx(expected)  # in proportion below, the line between, what was measured itself
     assert on_line({4: deque([0.2])}, 1) == pytest.approx(0.05)
     affine: Timings = {2: deque([1.2]), 4: deque([1.4])}
     assert on_line(affine, 1) == pytest.approx(1.1)
@@ -188,11 +188,11 @@ def test_unbiased_while_K_is_sought() -> None:
         seen |= {estimate.scalars["K"] for estimate, _ in steps}
     z = (cameras @ loop.theta.detach()).view(2, *SHAPE)
     exact = TEACHER.sds_gradient(z, COND.expand(2, 1, 3), UNCOND.expand(2, 1, 3), SCALE, "sds", LOW, HIGH)
-    wanted = torch.einsum("nij,ni->j", cameras, exact.flatten(1)) / 2
+    expected = torch.einsum("nij,ni->j", cameras, exact.flatten(1)) / 2
     found = torch.stack(means)
     error = found.std(0) / len(found) ** 0.5
-    assert float(((found.mean(0) - wanted) / error).abs().max()) < 4
-    assert float(error.norm() / wanted.norm()) < 0.1  # a bias of a tenth would show
+    assert float(((found.mean(0) - expected) / error).abs().max()) < 4
+    assert float(error.norm() / expected.norm()) < 0.1  # a bias of a tenth would show
     assert len(seen) > 2  # K changed, and measured steps are among them
 
 
@@ -208,10 +208,10 @@ def test_a_difference_is_worth_the_variance_in_that_many_strata(k: int) -> None:
         found.append(R * difference(x, k, g).square().sum())
     coarse = mean.unflatten(0, (k, S // k))
     in_stratum = coarse.var(1, correction=0).sum(1) + D2 * noise.square().view(k, -1).mean(1)
-    wanted = float(in_stratum.sum()) / k**2
+    expected = float(in_stratum.sum()) / k**2
     values = torch.stack(found)
-    assert abs(float(values.mean()) - wanted) < 4 * float(values.std()) / calls**0.5
-    assert float(values.std()) / calls**0.5 < 0.1 * wanted
+    assert abs(float(values.mean()) - expected) < 4 * float(values.std()) / calls**0.5
+    assert float(values.std()) / calls**0.5 < 0.1 * expected
 
 
 @pytest.mark.parametrize(("stop", "seconds"), [(8, None), (8, 30.0), (50, 30.0)])  # 8: within the first burst

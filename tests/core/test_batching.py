@@ -24,8 +24,8 @@ def test_the_sum_is_that_of_all_rows_at_once(max_batch: int) -> None:
     a, b = parameters()
     whole = torch.autograd.grad(losses_of(a, b, X).sum() * 8.0, [a, b])
     found = summed_gradients(lambda rows: losses_of(a, b, X[rows]), len(X), [a, b], max_batch, scale=8.0)
-    for got, wanted in zip(found.gradients, whole):
-        torch.testing.assert_close(got, wanted)
+    for got, expected in zip(found.gradients, whole):
+        torch.testing.assert_close(got, expected)
     torch.testing.assert_close(found.losses, losses_of(a, b, X).detach())
     assert bool(found.finite.all())
     assert found.max_batch == max_batch
@@ -51,8 +51,8 @@ def test_memory_that_runs_out_anywhere_counts_no_row_twice(where: str, monkeypat
     monkeypatch.setattr(torch, where, failing)
     found = summed_gradients(losses, len(X), [a, b], 4)
     monkeypatch.undo()
-    for got, wanted in zip(found.gradients, whole):
-        torch.testing.assert_close(got, wanted)
+    for got, expected in zip(found.gradients, whole):
+        torch.testing.assert_close(got, expected)
 
 
 def test_a_batch_that_is_not_finite_is_left_out_and_told() -> None:
@@ -62,6 +62,6 @@ def test_a_batch_that_is_not_finite_is_left_out_and_told() -> None:
     found = summed_gradients(lambda rows: losses_of(a, b, x[rows]), len(x), [a, b], 1)
     assert found.finite.tolist() == [True, True, True, False, True]
     kept = x[[0, 1, 2, 4]]
-    for got, wanted in zip(found.gradients, torch.autograd.grad(losses_of(a, b, kept).sum(), [a, b])):
-        torch.testing.assert_close(got, wanted)
+    for got, expected in zip(found.gradients, torch.autograd.grad(losses_of(a, b, kept).sum(), [a, b])):
+        torch.testing.assert_close(got, expected)
     assert found.losses[3] == 0

@@ -39,11 +39,11 @@ def test_gradient_is_the_weighted_mean_over_renders(proposal: str) -> None:
     latents = some_latents(3)
     out = make(num_draws=6, proposal=proposal, antithetic=True).estimate(latents, model, generator=seeded(1))
     out.loss.backward()
-    wanted = torch.zeros_like(latents)
+    expected = torch.zeros_like(latents)
     for r in range(3):
         for k in range(6):
-            wanted[r] += out.weights[r, k] * out.residual[r, k] / 6 / 3
-    torch.testing.assert_close(latents.grad, wanted)
+            expected[r] += out.weights[r, k] * out.residual[r, k] / 6 / 3
+    torch.testing.assert_close(latents.grad, expected)
     assert torch.equal(latents.grad, out.grad / 3)  # type: ignore[arg-type]
 
 
@@ -66,8 +66,8 @@ def test_cond_goes_with_its_render(K: int) -> None:
 
     out = make(num_draws=K, max_batch=2, weighting="uniform").estimate(some_latents(), echo, cond, seeded(1))
     predicted = out.residual + out.eps
-    wanted = (cond[0] * cond[1]).view(3, 1, 1, 1, 1).expand_as(predicted)
-    torch.testing.assert_close(predicted, wanted)
+    expected = (cond[0] * cond[1]).view(3, 1, 1, 1, 1).expand_as(predicted)
+    torch.testing.assert_close(predicted, expected)
 
 
 @pytest.mark.parametrize("K", [1, 8])
@@ -92,7 +92,7 @@ def test_one_upstream_call_and_one_backward_per_render_whatever_k(K: int) -> Non
 def test_a_draw_that_is_not_finite_is_dropped_and_counted(bad: float) -> None:
     clean = make(num_draws=4)
     draws = clean.draw(some_latents(2), seeded(1))
-    wanted = clean.estimate(some_latents(2), model, draws=draws)
+    expected = clean.estimate(some_latents(2), model, draws=draws)
     broken = draws.t[1, 2]
 
     def sometimes(z_t: Tensor, t: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def test_a_draw_that_is_not_finite_is_dropped_and_counted(bad: float) -> None:
     out = clean.estimate(latents, sometimes, draws=draws)
     assert out.scalars["nonfinite"] == 1
     assert out.finite.tolist() == [[True] * 4, [True, True, False, True]]
-    kept = wanted.weights[..., None, None, None] * wanted.residual
+    kept = expected.weights[..., None, None, None] * expected.residual
     kept[1, 2] = 0  # and the mean is still over four
     torch.testing.assert_close(out.grad, kept.mean(1))
     out.loss.backward()
@@ -221,12 +221,8 @@ def test_ranks_stratify_together_and_scalars_say_what_was_done() -> None:
     assert "snr" not in s  # one draw says nothing of its own noise
     out = make(num_draws=4, proposal="weight").estimate(some_latents(2), model, generator=seeded(0))
     u = (out.weights[..., None, None, None] * out.residual).flatten(2)
-    assert out.scalars["snr"] == pytest.approx(
-        float(u.mean(1).square().sum() / (u.var(1).sum() / 4)), rel=1e-4
-    )
-    assert out.scalars["ess"] == pytest.approx(
-        float(out.weights.sum() ** 2 / out.weights.square().sum()), rel=1e-5
-    )
+    assert out.scalars["snr"] == pytest.approx(float(u.mean(1).square().sum() / (u.var(1).sum() / 4)), rel=1e-4)
+    assert out.scalars["ess"] == pytest.approx(float(out.weights.sum() ** 2 / out.weights.square().sum()), rel=1e-5)
     assert out.scalars["grad_norm"] == pytest.approx(float((out.grad / 2).norm()), rel=1e-5)
 
 

@@ -104,8 +104,8 @@ def test_adaptive_starts_as_the_weight_proposal_with_the_floor() -> None:
 def test_adaptive_goes_to_the_rms_of_what_it_was_fed() -> None:
     proposal = taught(5.0, prior=1e-9)
     w = SCHEDULE.w(torch.arange(20, 981), "sds").double()
-    wanted = w * torch.where(torch.arange(20, 981) < 200, 5.0, 1.0)
-    torch.testing.assert_close(proposal.q, 0.9 * wanted / wanted.sum() + 0.1 / 961)
+    expected = w * torch.where(torch.arange(20, 981) < 200, 5.0, 1.0)
+    torch.testing.assert_close(proposal.q, 0.9 * expected / expected.sum() + 0.1 / 961)
 
 
 def test_adaptive_learns_per_bin() -> None:

@@ -56,7 +56,7 @@ def test_mistakes_are_named(make: object, said: str) -> None:
         make()  # type: ignore[operator]
 
 
-def test_v_and_z_t_turn_into_picture_and_noise() -> None:
+def test_v_and_z_t_turn_into_image_and_noise() -> None:
     schedule, g = NoiseSchedule.scaled_linear(), torch.Generator().manual_seed(3)
     z, eps = torch.randn(2, 3, 4, 4, generator=g), torch.randn(2, 3, 4, 4, generator=g)
     t = torch.tensor([10, 900])

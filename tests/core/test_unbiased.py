@@ -71,9 +71,7 @@ def repeated(estimator: CarvEstimator, model: Any, n: int, seed: int) -> tuple[T
         out = estimator.estimate(Z.expand(n, *SHAPE), model, generator=g)
         return out.grad.flatten(1), out.weights.mean(1)
     steps = [estimator.estimate(Z.expand(3, *SHAPE), model, generator=g) for _ in range(n // 10)]
-    return torch.stack([s.grad[1].flatten() for s in steps]), torch.stack(
-        [s.weights[1].mean() for s in steps]
-    )
+    return torch.stack([s.grad[1].flatten() for s in steps]), torch.stack([s.weights[1].mean() for s in steps])
 
 
 REFERENCE = MIXTURE.sds_gradient(Z, COND, UNCOND, SCALE, "sds", LOW, HIGH).flatten()
@@ -105,17 +103,15 @@ def test_weights_average_to_one(proposal: str, stratify: str, pairs: bool, K: in
     _, weights = estimator.proposal.sample(u)
     # the standard error is the exact one: p/q has rare large values, of which a sample tells too little
     ones = torch.ones(HIGH - LOW + 1, 1, dtype=torch.float64)
-    variance = variance_in_strata(
-        estimator.proposal, 1 if stratify == "none" else groups, ones, 0 * ones[:, 0]
-    )
+    variance = variance_in_strata(estimator.proposal, 1 if stratify == "none" else groups, ones, 0 * ones[:, 0])
     assert abs(float(weights.mean()) - 1) < 4 * (variance / groups / n) ** 0.5
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "fantasia3d"])
 def test_unbiased_for_the_other_weightings(weighting: str) -> None:
     grad, _ = repeated(make("weight", "render", True, 4, weighting=weighting), eps_hat, 2400, seed=0)
-    wanted = MIXTURE.sds_gradient(Z, COND, UNCOND, SCALE, weighting, LOW, HIGH).flatten()
-    assert float(((grad.mean(0) - wanted) / (grad.std(0) / 2400**0.5)).abs().max()) < 4
+    expected = MIXTURE.sds_gradient(Z, COND, UNCOND, SCALE, weighting, LOW, HIGH).flatten()
+    assert float(((grad.mean(0) - expected) / (grad.std(0) / 2400**0.5)).abs().max()) < 4
 
 
 def test_adaptive_stays_unbiased_while_it_learns() -> None:
@@ -142,11 +138,11 @@ def test_a_proposal_fitted_to_pairs_is_better_for_pairs_than_one_fitted_to_singl
 def test_cameras_in_a_fixed_order_are_no_bias() -> None:
     # render r always looks from its own side (another z): fixed strata would tie timesteps to sides
     z = torch.cat([Z, -Z, 2 * Z])
-    wanted = SINGLE.sds_gradient(z, torch.zeros(3, 1, 1).double(), min_step=LOW, max_step=HIGH)
+    expected = SINGLE.sds_gradient(z, torch.zeros(3, 1, 1).double(), min_step=LOW, max_step=HIGH)
     estimator, g = make("uniform", "global", False, 1), torch.Generator().manual_seed(0)
     steps = torch.stack([estimator.estimate(z, single_eps_hat, generator=g).grad for _ in range(800)])
     error = steps.std(0) / 800**0.5
-    assert float(((steps.mean(0) - wanted) / error).abs().max()) < 4
+    assert float(((steps.mean(0) - expected) / error).abs().max()) < 4
 
 
 def variance_in_strata(proposal: TimestepProposal, S: int, m: Tensor, c2: Tensor) -> float:
@@ -189,7 +185,7 @@ def test_variance_is_what_theory_says(proposal: str, stratify: str, pairs: bool,
             estimator.estimate(Z.expand(32, *SHAPE), single_eps_hat, generator=g)
     per_render = stratify == "none" or (stratify == "render" and estimator.design.group_size < K)
     R = 1 if per_render else 3
-    wanted = theory(estimator.proposal, estimator.design, R, K)
+    expected = theory(estimator.proposal, estimator.design, R, K)
     if per_render:
         grad = estimator.estimate(Z.expand(6000, *SHAPE), single_eps_hat, generator=g).grad.flatten(1)
     else:
@@ -200,8 +196,8 @@ def test_variance_is_what_theory_says(proposal: str, stratify: str, pairs: bool,
     squares = (grad - grad.mean(0)).square().sum(1)
     n = len(grad)
     got, error = float(squares.sum() / (n - 1)), float(squares.std() / n**0.5)
-    assert abs(got - wanted) < 4 * error
-    assert error < 0.2 * wanted
+    assert abs(got - expected) < 4 * error
+    assert error < 0.2 * expected
 
 
 @pytest.mark.parametrize("proposal", ["uniform", "weight"])

@@ -24,7 +24,7 @@ from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
 from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
 from carv_3d.errors import CarvError
-from carv_3d.evaluation.scoring import PromptJudge
+from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.io.files import locked
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -73,9 +73,9 @@ def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
     assert sorted(os.listdir("whole/previews")) == ["step-00002.png", "step-00004.png"]
     found = rows("whole")
     assert [r["step"] for r in found] == ["1", "2", "3", "4"]
-    assert found[0]["unet_rows"] == str(2 + 3 * 2 * 2 + 2 * 2)
+    assert found[0]["nfe"] == str(2 + 3 * 2 * 2 + 2 * 2)
     assert found[0]["snr"] != ""
-    assert found[1]["judge_object"] != ""
+    assert found[1]["classifier_object"] != ""
     settings = read_settings(Path("whole"))
     assert (settings.model, settings.options.num_draws, settings.options.steps) == (str(sd_folder), 2, 4)
 
@@ -102,7 +102,7 @@ def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
     assert len(rows("cut")) == 5
     # and where memory ran out, go on with fewer samples and at another precision
     assert cli.main(["distill", "--resume", "--out", "cut", "steps=6", "batch_size=1", "precision=bf16"]) == 0
-    fourth, fifth, sixth = (int(r["unet_rows"]) for r in rows("cut")[3:])
+    fourth, fifth, sixth = (int(r["nfe"]) for r in rows("cut")[3:])
     assert 2 * (sixth - fifth) == fifth - fourth
     settings = read_settings(Path("cut"))
     assert (settings.options.batch_size, settings.options.precision) == (1, "bf16")
@@ -208,7 +208,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert "is of no run of carv distill" in message
 
 
-@pytest.mark.parametrize("where", ["generate", "backward", "pictures"])
+@pytest.mark.parametrize("where", ["generate", "backward", "images"])
 def test_memory_that_runs_out_is_one_sentence(
     where: str, sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -259,9 +259,7 @@ def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
         assert resolve(DistillRequest(name))[0] == Settings(name, DistillOptions())
 
 
-def test_a_dry_run_writes_nothing(
-    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     unwritable = place / "prompts.txt" / "run"
     asked = words(place, sd_folder, "--dry-run", "--out", str(unwritable))
     assert f"cannot write {unwritable}" in refusal(capsys, asked)
@@ -335,23 +333,23 @@ def test_the_device_is_the_stored_runs_and_cuda_is_not_taken_for_granted(
     assert asked == [True, True, False]
 
 
-def test_the_judges_of_all_captions_share_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    from carv_3d.tiny.classifier import Judge
+def test_the_classifiers_of_all_captions_share_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from carv_3d.tiny.classifier import Classifier
 
-    loaded, load = [], Judge.load
-    monkeypatch.setattr(Judge, "load", lambda: loaded.append(load()) or loaded[-1])
-    judges = PromptJudge.for_prompts(["a red mug", "a zeppelin", "a blue tree"], torch.device("cpu"))
+    loaded, load = [], Classifier.load
+    monkeypatch.setattr(Classifier, "load", lambda: loaded.append(load()) or loaded[-1])
+    classifiers = PromptClassifier.for_prompts(["a red mug", "a zeppelin", "a blue tree"], torch.device("cpu"))
     assert len(loaded) == 1
-    assert judges[1] is None
+    assert classifiers[1] is None
     views = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    for prompt, judge in (("a red mug", judges[0]), ("a blue tree", judges[2])):
-        alone = PromptJudge.for_prompt(prompt, torch.device("cpu"))
-        assert judge is not None
+    for prompt, classifier in (("a red mug", classifiers[0]), ("a blue tree", classifiers[2])):
+        alone = PromptClassifier.for_prompt(prompt, torch.device("cpu"))
+        assert classifier is not None
         assert alone is not None
-        assert judge.judge is loaded[0]
-        assert judge.score(views) == alone.score(views)
-    assert judges[0].targets != judges[2].targets  # type: ignore[union-attr]
-    assert PromptJudge.for_prompts(["a zeppelin"], torch.device("cpu")) == [None]
+        assert classifier.classifier is loaded[0]
+        assert classifier.score(views) == alone.score(views)
+    assert classifiers[0].targets != classifiers[2].targets  # type: ignore[union-attr]
+    assert PromptClassifier.for_prompts(["a zeppelin"], torch.device("cpu")) == [None]
 
 
 def test_distilling_loads_no_scenes() -> None:
@@ -370,15 +368,15 @@ def test_prompts_of_a_list_and_of_carv_tiny() -> None:
     assert listed.first(5, torch.Generator()) == ["a", "b", "c", "a", "b"]
     tiny = read_prompts(None, "carv-tiny")
     assert isinstance(tiny, TinyCaptions)
-    from carv_3d.tiny.vocabulary import COLOURS, OBJECTS, parse, unseen_pairs
+    from carv_3d.tiny.vocabulary import COLORS, OBJECTS, held_out_combinations, parse
 
     generator = torch.Generator().manual_seed(0)
     captions = tiny.draw(400, generator)
     assert captions == tiny.draw(400, torch.Generator().manual_seed(0))
     pairs = {parse(c)[:2] for c in captions}
-    assert not pairs & unseen_pairs()
+    assert not pairs & held_out_combinations()
     assert len({p[0] for p in pairs}) == len(OBJECTS)
-    assert len({p[1] for p in pairs}) == len(COLOURS)
+    assert len({p[1] for p in pairs}) == len(COLORS)
     assert tiny.draw(400, generator) != captions
 
 

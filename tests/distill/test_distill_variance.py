@@ -89,13 +89,13 @@ def test_the_variance_falls_as_theory_says(one: Distillation) -> None:
     for _ in range(200):
         study.round()
     for setting, samples in zip(settings, study.samples):
-        for values, wanted in (
+        for values, expected in (
             (samples.total, s_out2 / setting.B + s_in2 / (setting.B * setting.K)),
             (samples.inner, s_in2 / (setting.B * setting.K)),
         ):
             x = torch.tensor(values, dtype=torch.float64)
-            assert abs(float(x.mean()) - wanted) < 4 * float(x.std()) / len(x) ** 0.5
-            assert float(x.std()) / len(x) ** 0.5 < 0.2 * wanted
+            assert abs(float(x.mean()) - expected) < 4 * float(x.std()) / len(x) ** 0.5
+            assert float(x.std()) / len(x) ** 0.5 < 0.2 * expected
     rows = study.rows()
     assert rows[0].reduction.value == 1.0
     assert rows[3].variance.low < s_out2 / 8 + s_in2 / 128 < rows[3].variance.high

@@ -37,9 +37,7 @@ def fake_eps_hat(z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
 
 def matching(objective: str, meter: CostMeter | None = None, **options: Any) -> DistributionMatching:
     chosen = {"proposal": "uniform", "weighting": "uniform", "min_step": LOW, "max_step": HIGH, "max_batch": 100_000}
-    return DistributionMatching(
-        REAL, fake_eps_hat, EstimatorOptions(**{**chosen, **options}), SCALE, objective, meter
-    )
+    return DistributionMatching(REAL, fake_eps_hat, EstimatorOptions(**{**chosen, **options}), SCALE, objective, meter)
 
 
 def repeated(one: DistributionMatching, n: int, seed: int) -> Tensor:
@@ -74,12 +72,12 @@ def exact_kl() -> Tensor:
 @pytest.mark.parametrize("proposal", ["uniform", "weight", "adaptive"])
 @pytest.mark.parametrize(("stratify", "pairs", "K"), LAYOUTS)
 def test_unbiased_for_the_closed_form(proposal: str, stratify: str, pairs: bool, K: int) -> None:
-    wanted = exact_kl()
+    expected = exact_kl()
     one = matching("kl", num_draws=K, proposal=proposal, stratify=stratify, antithetic=pairs)
     grad = repeated(one, 1600, seed=K)
     error = grad.std(0) / len(grad) ** 0.5
-    assert float(((grad.mean(0) - wanted) / error).abs().max()) < 4
-    assert float(error.norm() / wanted.norm()) < 0.15  # narrow enough to see a bias
+    assert float(((grad.mean(0) - expected) / error).abs().max()) < 4
+    assert float(error.norm() / expected.norm()) < 0.15  # narrow enough to see a bias
 
 
 def test_towards_the_teacher_and_of_known_size() -> None:
@@ -91,8 +89,8 @@ def test_towards_the_teacher_and_of_known_size() -> None:
     z_t, none = SCHEDULE.add_noise(z, eps, t), torch.zeros(3, 1, 1)
     hats = [model.eps_hat(z_t, t, none) for model in (real, fake)]
     alpha2 = SCHEDULE.alphas_cumprod[t].double().view(3, 1, 1, 1)
-    wanted = alpha2 / (alpha2 * 0.16 + 1 - alpha2) * (M - MEANS[:1].double())
-    torch.testing.assert_close(dmd_residual(z, z_t, t, *hats, SCHEDULE, "kl"), wanted, rtol=1e-5, atol=1e-7)
+    expected = alpha2 / (alpha2 * 0.16 + 1 - alpha2) * (M - MEANS[:1].double())
+    torch.testing.assert_close(dmd_residual(z, z_t, t, *hats, SCHEDULE, "kl"), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_the_objective_dmd_is_that_of_its_reference_code() -> None:
@@ -102,12 +100,12 @@ def test_the_objective_dmd_is_that_of_its_reference_code() -> None:
     z_t = SCHEDULE.add_noise(z, eps, t)
     alpha, sigma = (x.double().view(3, 1, 1, 1) for x in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
     p_real, p_fake = (z - (z_t - sigma * e) / alpha for e in (eps_real, eps_fake))
-    wanted = (p_real - p_fake) / p_real.abs().mean(dim=[1, 2, 3], keepdim=True)
-    torch.testing.assert_close(dmd_residual(z, z_t, t, eps_real, eps_fake, SCHEDULE, "dmd"), wanted)
+    expected = (p_real - p_fake) / p_real.abs().mean(dim=[1, 2, 3], keepdim=True)
+    torch.testing.assert_close(dmd_residual(z, z_t, t, eps_real, eps_fake, SCHEDULE, "dmd"), expected)
     # and DMD's equation: w alpha_t (s_fake - s_real) with its w, but for the alpha_t that the code leaves out
     s_real, s_fake = -eps_real / sigma, -eps_fake / sigma
     w = sigma**2 / (alpha**2 * p_real.abs().mean(dim=[1, 2, 3], keepdim=True))
-    torch.testing.assert_close(w * alpha * (s_fake - s_real), wanted)
+    torch.testing.assert_close(w * alpha * (s_fake - s_real), expected)
 
 
 def test_the_normaliser_of_each_draw_keeps_the_objective_and_a_pooled_one_does_not() -> None:
@@ -140,7 +138,7 @@ def test_the_rows_that_are_counted() -> None:
     one = matching("dmd", meter, num_draws=8)
     z = Z.expand(3, *SHAPE).clone().requires_grad_()
     out = one.estimate(z, TEXT.expand(3, 1, 2), NO_TEXT, torch.Generator().manual_seed(0))
-    assert meter.counts == {"unet_rows": 24, "renders": 0, "draws": 24}  # the teacher's are TimedTeacher's to count
+    assert meter.counts == {"nfe": 24, "renders": 0, "draws": 24}  # the teacher's are TimedTeacher's to count
     out.loss.backward()
     torch.testing.assert_close(z.grad, out.grad / 3)
 

@@ -119,10 +119,10 @@ def test_weights_keep_the_teachers_type_and_nothing_tells_of_the_machine(sd_fold
         if name.endswith((".json", ".md")):
             assert str(tmp_path) not in (tmp_path / "model" / name).read_text(), name
     code = (tmp_path / "model" / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    picture = tmp_path / "picture.png"
-    code = code.replace('"this folder"', repr(str(tmp_path / "model"))).replace('"picture.png"', repr(str(picture)))
+    image = tmp_path / "image.png"
+    code = code.replace('"this folder"', repr(str(tmp_path / "model"))).replace('"image.png"', repr(str(image)))
     exec(code, {})  # the card's own words
-    assert picture.stat().st_size > 50
+    assert image.stat().st_size > 50
 
 
 def test_a_scheduler_of_another_kind_gives_its_betas_and_nothing_else(sd_folder, tmp_path) -> None:

@@ -42,7 +42,7 @@ def test_the_work_of_a_step() -> None:
     assert one.generator.unet.rows == [3, 3]
     assert one.fake.unet.rows == [3 * 8, 3 * 2, 3 * 2]
     assert backwards == [1]
-    assert figures["unet_rows"] == 48 + 6 + 24 + 12
+    assert figures["nfe"] == 48 + 6 + 24 + 12
     assert figures["K"] == 8
     assert figures["rows"] == 24
     assert {name for name in figures if name.startswith("seconds_")} == {
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_a_loop_over_samples_and_draws() -> None:
         g.set_state(before[name])
     z2, _ = one.generate(2)
     torch.testing.assert_close(z, z2)
-    teacher, none = one.teacher._teacher, one.no_text
+    teacher, none = one.teacher._teacher, one.uncond
     inner = torch.zeros(())
     for r in range(2):
         for k in range(4):
@@ -71,8 +71,8 @@ def test_the_gradient_is_that_of_a_loop_over_samples_and_draws() -> None:
             fake = SCHEDULE.z_from_eps(z_t, one.fake.eps_hat(z_t, t, text[r : r + 1]), t)
             f = ((fake - real) / (row - real).abs().mean()).detach()
             inner = inner + (f * z2[r : r + 1]).mean() / (2 * 4)
-    wanted = torch.autograd.grad(inner, list(one.generator.parameters()))
-    for mine, theirs in zip(got, wanted):
+    expected = torch.autograd.grad(inner, list(one.generator.parameters()))
+    for mine, theirs in zip(got, expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
@@ -133,8 +133,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path, opti
         }
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again)))
     assert all(torch.equal(v, again.average.state[k]) for k, v in whole.average.state.items())
-    assert torch.equal(whole.pictures(["0"], 1), again.pictures(["0"], 1))
-    assert not torch.equal(whole.pictures(["0"], 1), whole.pictures(["0"], 2))
+    assert torch.equal(whole.images(["0"], 1), again.images(["0"], 1))
+    assert not torch.equal(whole.images(["0"], 1), whole.images(["0"], 2))
 
 
 def test_a_state_of_other_options_or_processes_is_refused() -> None:
@@ -154,9 +154,9 @@ def test_previews_come_from_the_average() -> None:
     for name, value in one.generator.state_dict().items():
         torch.testing.assert_close(one.average.state[name], start[name] + 0.9 * (value - start[name]))  # (1 + 0)/10
     assert torch.equal(one.averaged().unet.A, one.average.state["unet.A"])
-    rows = one.meter.unet_rows
-    one.pictures(["0", "1"], 0)
-    assert one.meter.unet_rows == rows
+    rows = one.meter.nfe
+    one.images(["0", "1"], 0)
+    assert one.meter.nfe == rows
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:

@@ -29,9 +29,9 @@ def test_the_generator_is_one_step_to_the_clean_latents(kind: str, t: int | None
     raw = unet(eps, torch.zeros(3), text)[0]
     abar = SCHEDULE.alphas_cumprod[999 if t is None else t]
     alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
-    wanted = (eps - sigma * raw) / alpha if kind == "epsilon" else alpha * eps - sigma * raw
+    expected = (eps - sigma * raw) / alpha if kind == "epsilon" else alpha * eps - sigma * raw
     z = generator(eps, text)
-    torch.testing.assert_close(z, wanted)
+    torch.testing.assert_close(z, expected)
     z.sum().backward()
     slope = -float(sigma / alpha) if kind == "epsilon" else -float(sigma)
     torch.testing.assert_close(unet.b.grad, torch.full((4,), 3 * slope))
@@ -101,8 +101,8 @@ def test_the_fake_scores_gradient_is_that_of_the_mean_squared_error(kind: str) -
             z_t = abar.sqrt() * z[r] + (1 - abar).sqrt() * eps
             target = eps if kind == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * z[r]
             total = total + (unet(z_t, t, text[r : r + 1])[0] - target).square().mean() / (3 * K)
-    wanted = torch.autograd.grad(total, list(fake.parameters()))
-    for mine, theirs in zip(got, wanted):
+    expected = torch.autograd.grad(total, list(fake.parameters()))
+    for mine, theirs in zip(got, expected):
         torch.testing.assert_close(mine, 8 * theirs, rtol=1e-4, atol=1e-5)
     assert found.loss == pytest.approx(float(total.detach()), rel=1e-5)
     assert found.finite == 1.0

@@ -54,7 +54,7 @@ def test_every_trial_is_read_at_the_same_seconds_of_its_own(tmp_path) -> None:
         assert [row["seconds"] for row in trial.rows] == [0.0, 4.0, 10.0]
         assert [row["steps"] for row in trial.rows] == [0.0, 4.0 / K, 10.0 / K]
         rows_of_a_step = 2 + 3 * 2 * K + 2  # generator; teacher's pair and fake on K draws each; the fake's training
-        assert [row["unet_rows"] for row in trial.rows] == [rows_of_a_step * s / K for s in READINGS]
+        assert [row["nfe"] for row in trial.rows] == [rows_of_a_step * s / K for s in READINGS]
     names = [line.split(":")[0] for line in order]
     assert names[4:8] == names[:4][::-1]  # in turns, there and back
     alone = build(made[0].options)
@@ -110,7 +110,7 @@ def test_another_run_is_not_gone_on_with(tmp_path) -> None:
     with pytest.raises(CarvError, match="other options"):
         Trial(tmp_path, "a", replace(OPTIONS, lr=0.1), build, weight)
     with pytest.raises(CarvError, match="other options"):
-        Trial(tmp_path, "a", OPTIONS, build, weight, made_with="400 pictures")
+        Trial(tmp_path, "a", OPTIONS, build, weight, made_with="400 images")
 
 
 def test_a_comparison_at_other_seconds_is_refused_before_anything_goes_on(tmp_path) -> None:
@@ -133,19 +133,19 @@ def test_a_comparison_at_other_seconds_is_refused_before_anything_goes_on(tmp_pa
 
 
 def test_figures_of_another_start_or_of_other_weights_are_told_apart() -> None:
-    one, judge = build(OPTIONS), torch.nn.Linear(2, 2)
+    one, classifier = build(OPTIONS), torch.nn.Linear(2, 2)
     state = one.state_dict()
-    told = [origin(None, judge), origin(state, judge)]
+    told = [origin(None, classifier), origin(state, classifier)]
     assert told[0].startswith("started from the teacher, ")
     assert told[1].startswith("started from step 0 of ")
-    assert origin({**state, "generators": 1}, judge) == told[1]  # what a start does not take
+    assert origin({**state, "generators": 1}, classifier) == told[1]  # what a start does not take
     state = build(OPTIONS).state_dict()
-    assert origin(state, judge) == told[1]
+    assert origin(state, classifier) == told[1]
     with torch.no_grad():
-        judge.bias[0] += 1e-3
-    told.append(origin(state, judge))
-    told.append(origin({**state, "step": 1}, judge))
-    told.append(origin({**state, "average": {k: v + 1e-3 for k, v in state["average"].items()}}, judge))
+        classifier.bias[0] += 1e-3
+    told.append(origin(state, classifier))
+    told.append(origin({**state, "step": 1}, classifier))
+    told.append(origin({**state, "average": {k: v + 1e-3 for k, v in state["average"].items()}}, classifier))
     assert len(set(told)) == 5
 
 

@@ -132,7 +132,7 @@ def test_the_floor_is_what_sampling_alone_gives_and_falls_with_n() -> None:
     assert torch.equal(small, frechet_floor(real, 50, repeats=6))
     halves = frechet_floor(real[:4], 2, repeats=30)  # two of four, disjoint: three ways to split them
     assert len({round(v, 9) for v in halves.tolist()}) == 3
-    with pytest.raises(CarvError, match="2 n real pictures"):
+    with pytest.raises(CarvError, match="2 n real images"):
         frechet_floor(real, 601)
 
 

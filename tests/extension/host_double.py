@@ -115,7 +115,7 @@ class PromptUtils:
     """Of B items: text embeddings (B, L, D), unconditional (B, L, D), negatives (B, 2, L, D), weights (B, 2)."""
 
     text: Tensor
-    no_text: Tensor
+    uncond: Tensor
     negatives: Tensor | None = None
     weights: Tensor | None = None
     from_all_sides: Tensor | None = None  # text (B, L, D) that says nothing of the view
@@ -128,15 +128,15 @@ class PromptUtils:
         assert len(elevation) == len(self.text)
         if not by_view:
             assert self.from_all_sides is not None
-            return torch.cat([self.from_all_sides, self.no_text])
-        return torch.cat([self.text, self.no_text])
+            return torch.cat([self.from_all_sides, self.uncond])
+        return torch.cat([self.text, self.uncond])
 
     def get_text_embeddings_perp_neg(
         self, elevation: Tensor, azimuth: Tensor, distances: Tensor, by_view: bool
     ) -> tuple[Tensor, Tensor]:
         assert self.negatives is not None
         assert self.weights is not None
-        return torch.cat([self.text, self.no_text, self.negatives.flatten(0, 1)]), self.weights
+        return torch.cat([self.text, self.uncond, self.negatives.flatten(0, 1)]), self.weights
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:

@@ -50,11 +50,11 @@ def rgb() -> Tensor:
 
 
 def prompts(teacher: Any, perp_neg: bool = False) -> Any:
-    text, no_text = teacher.text_embeddings(["a mug", "a cup"]), teacher.text_embeddings(["", "bad"])
+    text, uncond = teacher.text_embeddings(["a mug", "a cup"]), teacher.text_embeddings(["", "bad"])
     if not perp_neg:
-        return double.PromptUtils(text, no_text)
+        return double.PromptUtils(text, uncond)
     negatives = teacher.text_embeddings(["front", "side", "back", "top"]).unflatten(0, (B, 2))
-    return double.PromptUtils(text, no_text, negatives, torch.tensor([[-0.5, -2.0], [0.0, -1.0]]))
+    return double.PromptUtils(text, uncond, negatives, torch.tensor([[-0.5, -2.0], [0.0, -1.0]]))
 
 
 BATCH = {
@@ -66,7 +66,7 @@ BATCH = {
 def stock_gradient(
     teacher: Any, rgb: Tensor, utils: Any, t: Tensor, eps: Tensor, w: Any, scale: float, clip: float | None = None
 ) -> Tensor:
-    """threestudio's gradient on the rendered picture, item by item, for the same timesteps and noise."""
+    """threestudio's gradient on the rendered image, item by item, for the same timesteps and noise."""
     total = torch.zeros_like(rgb)
     for i in range(len(rgb)):
         z = teacher.encode(rgb.permute(0, 3, 1, 2)[i : i + 1], sample=False)
@@ -77,7 +77,7 @@ def stock_gradient(
             def predict(embedding: Tensor, i: int = i, z_t: Tensor = z_t) -> Tensor:
                 return teacher.eps_hat(z_t, t[i : i + 1], embedding[None])
 
-            text, null = predict(utils.text[i]), predict(utils.no_text[i])
+            text, null = predict(utils.text[i]), predict(utils.uncond[i])
             if utils.use_perp_neg:
                 e_pos, push = text - null, 0
                 for j in range(2):
@@ -111,12 +111,10 @@ def test_one_uniform_draw_is_the_stock_gradient(
     again = make(num_draws=1, proposal="uniform", weighting_strategy=strategy, guidance_scale=7.5)._carv
     latents = torch.zeros(B, 4, 8, 8)
     same = again.estimator.draw(latents, again.generator)
-    wanted = stock_gradient(
-        sd_teacher, rgb, utils, same.t[:, 0], same.eps[:, 0], WEIGHTS[strategy], 7.5, clip
-    )
+    expected = stock_gradient(sd_teacher, rgb, utils, same.t[:, 0], same.eps[:, 0], WEIGHTS[strategy], 7.5, clip)
     found = torch.autograd.grad(out["loss_sds"], rgb)[0]
-    assert wanted.abs().max() > 1e-3
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     assert draws.estimator.proposal.min_step >= 20
 
 
@@ -156,7 +154,7 @@ def test_options_of_the_model_reach_its_loading(host: Any, make: Any, monkeypatc
 def test_prompts_may_be_the_same_for_all_views(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
     utils = prompts(sd_teacher)
     asked = []
-    utils.get_text_embeddings = lambda *views: asked.append(views[3]) or torch.cat([utils.text, utils.no_text])
+    utils.get_text_embeddings = lambda *views: asked.append(views[3]) or torch.cat([utils.text, utils.uncond])
     for by_view in (True, False):
         make(view_dependent_prompting=by_view)(rgb, utils, **BATCH)
     assert asked == [True, False]
@@ -166,10 +164,10 @@ def test_all_that_is_logged_is_a_scalar(make: Any, sd_teacher: Any, rgb: Tensor)
     out = make(use_img_loss=True)(rgb, prompts(sd_teacher), **BATCH)
     for name, value in out.items():
         assert isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1), name
-    for name in ("grad_norm", "min_step", "max_step", "K", "ess", "snr", "nonfinite", "unet_rows", "renders",
+    for name in ("grad_norm", "min_step", "max_step", "K", "ess", "snr", "nonfinite", "nfe", "renders",
                  "seconds_encode", "seconds_denoise", "loss_sds_img"):  # fmt: skip
         assert name in out
-    assert (out["K"], out["renders"], out["unet_rows"]) == (4.0, float(B), 2.0 * 4 * B)
+    assert (out["K"], out["renders"], out["nfe"]) == (4.0, float(B), 2.0 * 4 * B)
 
 
 def test_num_draws_auto_is_measured_on_the_hosts_parameters(make: Any, sd_teacher: Any) -> None:
@@ -214,7 +212,7 @@ def test_timesteps_stay_in_range_at_the_very_top(make: Any, sd_teacher: Any, rgb
     assert out["max_step"] == 999.0
 
 
-def test_previews_are_pictures_and_leave_the_draws_alone(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
+def test_previews_are_images_and_leave_the_draws_alone(make: Any, sd_teacher: Any, rgb: Tensor) -> None:
     guidance, other = make(max_items_eval=1, guidance_scale=2.0), make(guidance_scale=2.0)
     found = guidance(rgb, prompts(sd_teacher, True), guidance_eval=True, **BATCH)["eval"]
     assert found["bs"] == 1
@@ -224,7 +222,7 @@ def test_previews_are_pictures_and_leave_the_draws_alone(make: Any, sd_teacher: 
         assert 0 <= float(found[name].min()) <= float(found[name].max()) <= 1
     plain = other(rgb, prompts(sd_teacher, True), **BATCH)
     again = guidance(rgb, prompts(sd_teacher, True), **BATCH)
-    assert again["unet_rows"] == 2 * plain["unet_rows"]  # previews are not counted
+    assert again["nfe"] == 2 * plain["nfe"]  # previews are not counted
     other(rgb, prompts(sd_teacher, True), **BATCH)
     assert torch.equal(guidance._carv.generator.get_state(), other._carv.generator.get_state())
 
@@ -243,7 +241,7 @@ def test_state_survives_the_hosts_checkpoint(host: Any, make: Any, sd_teacher: A
     assert second.own == 1
     found = [s.guidance(rgb, prompts(sd_teacher), **BATCH) for s in (first, second)]
     assert torch.equal(found[0]["loss_sds"], found[1]["loss_sds"])
-    for counted in ("unet_rows", "renders"):
+    for counted in ("nfe", "renders"):
         assert found[0][counted] == found[1][counted]
     assert found[1]["renders"] == 4 * B
 
@@ -293,8 +291,8 @@ def test_an_unknown_option_is_refused_with_the_nearest_one(make: Any) -> None:
 def test_systems_that_render_latents_can_show_them(make: Any, sd_teacher: Any) -> None:
     z = torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     guidance = make()
-    wanted = sd_teacher.decode(torch.nn.functional.interpolate(z, (8, 8), mode="bilinear", align_corners=False))
-    torch.testing.assert_close(guidance.decode_latents(z), wanted)
+    expected = sd_teacher.decode(torch.nn.functional.interpolate(z, (8, 8), mode="bilinear", align_corners=False))
+    torch.testing.assert_close(guidance.decode_latents(z), expected)
     assert guidance.decode_latents(z, latent_height=16, latent_width=16).shape == (1, 3, 32, 32)
 
 
@@ -329,12 +327,12 @@ def test_the_built_in_model_sets_the_sizes(host: Any) -> None:
     guidance = host.modules["carv-stable-diffusion-guidance"]({"pretrained_model_name_or_path": "carv-tiny"})
     teacher = guidance._carv.teacher
     assert (teacher.image_size, teacher.latent_size) == (64, 16)
-    pictures = torch.rand(1, 32, 32, 3).requires_grad_()
+    images = torch.rand(1, 32, 32, 3).requires_grad_()
     text = torch.zeros(1, 20, teacher.unet.config.cross_attention_dim)
     batch = {name: value[:1] if isinstance(value, Tensor) else value for name, value in BATCH.items()}
-    out = guidance(pictures, double.PromptUtils(text, text), **batch)
+    out = guidance(images, double.PromptUtils(text, text), **batch)
     assert guidance._carv.estimator.options.num_draws == 4
-    assert torch.autograd.grad(out["loss_sds"], pictures)[0].abs().max() > 0
+    assert torch.autograd.grad(out["loss_sds"], images)[0].abs().max() > 0
 
 
 def test_an_old_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,13 +22,13 @@ def _one_rank(rank: int, folder: str, store: str, answers: Any) -> None:
              "stratify": "global", "min_step_percent": 0.0, "max_step_percent": 1.0}
         )  # fmt: skip
         torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-        pictures = torch.full((4, 16, 16, 3), 0.5)
+        images = torch.full((4, 16, 16, 3), 0.5)
         batch = {name: torch.zeros(4) for name in ("elevation", "azimuth", "camera_distances")}
         utils = double.PromptUtils(torch.zeros(4, 20, 16), torch.zeros(4, 20, 16))
         seen = []
         teacher = guidance._carv.teacher._teacher
         teacher.eps_hat = lambda z, t, text: seen.append(t) or torch.zeros_like(z)
-        guidance(pictures, utils, **batch)
+        guidance(images, utils, **batch)
         state = guidance.carv_state() if rank == 0 else None
         shared = [state]
         torch.distributed.broadcast_object_list(shared)

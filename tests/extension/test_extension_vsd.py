@@ -61,8 +61,8 @@ def rgb() -> Tensor:
 
 @pytest.fixture
 def utils(sd_teacher: Any) -> Any:
-    text, no_text = sd_teacher.text_embeddings(["a mug", "a cup"]), sd_teacher.text_embeddings(["", "bad"])
-    return double.PromptUtils(text, no_text, from_all_sides=sd_teacher.text_embeddings(["all", "round"]))
+    text, uncond = sd_teacher.text_embeddings(["a mug", "a cup"]), sd_teacher.text_embeddings(["", "bad"])
+    return double.PromptUtils(text, uncond, from_all_sides=sd_teacher.text_embeddings(["all", "round"]))
 
 
 def test_every_stock_option_has_its_stock_default(host: Any) -> None:
@@ -86,10 +86,10 @@ def test_the_host_sees_the_lora_and_nothing_else(make: Any) -> None:
     guidance = make()
     assert {name.split(".")[0] for name, _ in guidance.named_parameters()} == {"lora"}
     assert all(key.startswith("lora.") for key in guidance.state_dict())
-    assert {id(p) for p in guidance.parameters()} == {id(p) for p in guidance._carv.student.parameters()}
+    assert {id(p) for p in guidance.parameters()} == {id(p) for p in guidance._carv.lora_score.parameters()}
     guidance.train()  # as Lightning does to whatever is registered
     assert not guidance._carv.sds.teacher.unet.training
-    assert not guidance._carv.student.denoiser.unet.training
+    assert not guidance._carv.lora_score.denoiser.unet.training
 
 
 @pytest.mark.parametrize(("kind", "matrix"), [("extrinsics", "c2w"), ("mvp", "mvp_mtx")])
@@ -105,13 +105,13 @@ def test_one_uniform_draw_is_the_stock_gradient(
     abar = sd_teacher.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
     with torch.no_grad():
         z_t = abar.sqrt() * z + (1 - abar).sqrt() * eps
-        e, e0 = sd_teacher.eps_hat(z_t, t, utils.text), sd_teacher.eps_hat(z_t, t, utils.no_text)
-        own = guidance._carv.student.eps_hat(z_t, t, utils.from_all_sides, BATCH[matrix].flatten(1))
+        e, e0 = sd_teacher.eps_hat(z_t, t, utils.text), sd_teacher.eps_hat(z_t, t, utils.uncond)
+        own = guidance._carv.lora_score.eps_hat(z_t, t, utils.from_all_sides, BATCH[matrix].flatten(1))
         f = (1 - abar) * (e0 + 7.5 * (e - e0) - own)
-    wanted = torch.autograd.grad(z, rgb, f / B)[0]
-    assert wanted.abs().max() > 1e-3
+    expected = torch.autograd.grad(z, rgb, f / B)[0]
+    assert expected.abs().max() > 1e-3
     found = torch.autograd.grad(out["loss_vsd"], rgb)[0]
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_all_that_is_logged_is_a_scalar(make: Any, rgb: Tensor, utils: Any) -> None:
@@ -120,7 +120,7 @@ def test_all_that_is_logged_is_a_scalar(make: Any, rgb: Tensor, utils: Any) -> N
         assert isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1), name
     assert {name for name in out if name.startswith("loss_")} == {"loss_vsd", "loss_lora", "loss_vsd_img"}
     assert (out["K"], out["K_lora"], out["renders"]) == (4.0, 2.0, float(B))
-    assert out["unet_rows"] == 3 * 4 * B + 2 * B
+    assert out["nfe"] == 3 * 4 * B + 2 * B
     assert "seconds_train_lora" in out
 
 
@@ -162,11 +162,11 @@ def test_state_survives_the_hosts_checkpoint(host: Any, make: Any, rgb: Tensor, 
 
 def test_one_model_for_both_is_loaded_once(make: Any, sd_folder: Path, rgb: Tensor, utils: Any) -> None:
     guidance = make(pretrained_model_name_or_path_lora=str(sd_folder))
-    assert guidance._carv.student.denoiser.unet is guidance._carv.sds.teacher.unet
+    assert guidance._carv.lora_score.denoiser.unet is guidance._carv.sds.teacher.unet
     assert bool(torch.isfinite(guidance(rgb, utils, **BATCH)["loss_lora"]))
 
 
-def test_samples_are_pictures_of_either_side(make: Any, utils: Any) -> None:
+def test_samples_are_images_of_either_side(make: Any, utils: Any) -> None:
     guidance = make()
     teacher_side, lora_side = guidance.sample(utils, **BATCH), guidance.sample_lora(utils, **BATCH)
     assert teacher_side.shape == lora_side.shape == (B, 16, 16, 3)
@@ -176,7 +176,7 @@ def test_samples_are_pictures_of_either_side(make: Any, utils: Any) -> None:
 
 
 def test_the_lora_models_unet_alone_is_loaded(make: Any, v_prediction_folder: Path) -> None:
-    denoiser = make()._carv.student.denoiser
+    denoiser = make()._carv.lora_score.denoiser
     whole = StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu")
     assert not hasattr(denoiser, "vae")
     assert denoiser.prediction_type == "v_prediction"

@@ -38,25 +38,25 @@ def test_one_draw_is_text_plus_scale_times_the_difference(
 ) -> None:
     # threestudio's convention, with XL's own conditions on each side
     teacher = StableDiffusionXLTeacher.load(str(xl_folder), device="cpu")
-    text, no_text = teacher.text_embeddings(["a mug", "a cup"]), teacher.text_embeddings(["", ""])
+    text, uncond = teacher.text_embeddings(["a mug", "a cup"]), teacher.text_embeddings(["", ""])
     guidance = make(host, xl_folder, num_draws=1, proposal="uniform", guidance_scale=7.5)
     g = torch.Generator().manual_seed(1)
     draws = Draws(torch.randint(20, 980, (B, 1), generator=g), torch.randn(B, 1, 4, 8, 8, generator=g))
     monkeypatch.setattr(guidance._carv.estimator, "draw", lambda *_: draws)
     rgb = torch.rand(B, 16, 16, 3, generator=g).requires_grad_()
-    out = guidance(rgb, double.PromptUtils(text, no_text), **BATCH)
+    out = guidance(rgb, double.PromptUtils(text, uncond), **BATCH)
     z = teacher.encode(rgb.permute(0, 3, 1, 2), sample=False)
     t, eps = draws.t[:, 0], draws.eps[:, 0]
     abar = teacher.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
     with torch.no_grad():
         z_t = abar.sqrt() * z + (1 - abar).sqrt() * eps
-        e, e0 = teacher.eps_hat(z_t, t, text), teacher.eps_hat(z_t, t, no_text)
+        e, e0 = teacher.eps_hat(z_t, t, text), teacher.eps_hat(z_t, t, uncond)
         f = (1 - abar) * (e + 7.5 * (e - e0) - eps)
-    wanted = torch.autograd.grad(z, rgb, f / B)[0]
+    expected = torch.autograd.grad(z, rgb, f / B)[0]
     found = torch.autograd.grad(out["loss_sds"], rgb)[0]
-    assert wanted.abs().max() > 1e-3
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
-    assert (out["unet_rows"], out["renders"]) == (2.0 * B, float(B))
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert (out["nfe"], out["renders"]) == (2.0 * B, float(B))
 
 
 def test_options_are_the_sd_guidances_but_for_the_model(host: Any) -> None:

@@ -97,13 +97,13 @@ def test_one_uniform_draw_gives_the_stock_gradient(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "randint", lambda *_, **__: t)
         patch.setattr(torch, "randn_like", lambda *_, **__: eps)
-        wanted = stock(rgb, utils, rgb_as_latents=latents, **batch(n))
+        expected = stock(rgb, utils, rgb_as_latents=latents, **batch(n))
     monkeypatch.setattr(ours._carv.estimator, "draw", lambda *_, **__: Draws(t[:, None], eps[:, None]))
     found = ours(rgb, utils, rgb_as_latents=latents, **batch(n))
 
     assert (found["min_step"], found["max_step"]) == (stock.min_step, stock.max_step)
-    assert found["grad_norm"] == pytest.approx(wanted["grad_norm"].item(), rel=1e-5)
-    expected, got = gradients(wanted, rgb), gradients(found, rgb)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"].item(), rel=1e-5)
+    expected, got = gradients(expected, rgb), gradients(found, rgb)
     assert set(got) == set(expected)
     for name, gradient in expected.items():
         size = float(gradient.abs().max())
@@ -113,10 +113,10 @@ def test_one_uniform_draw_gives_the_stock_gradient(
         assert float((got[name] - gradient).norm() / gradient.norm()) < 5e-5, name
 
 
-def test_the_pictures_of_guidance_eval_start_from_the_same_noise(
+def test_the_images_of_guidance_eval_start_from_the_same_noise(
     prompts: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows is drawn anew by both; the noisy picture, the noise level and the text beside it are the same."""
+    """What follows is drawn anew by both; the noisy image, the noise level and the text beside it are the same."""
     stock, ours = both({"guidance_scale": 20.0})
     source = torch.Generator().manual_seed(3)
     z, eps = (torch.randn(1, 4, 64, 64, generator=source) for _ in range(2))
@@ -124,16 +124,16 @@ def test_the_pictures_of_guidance_eval_start_from_the_same_noise(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "randint", lambda *_, **__: t)
         patch.setattr(torch, "randn_like", lambda *_, **__: eps)
-        wanted = stock(rgb, utils, rgb_as_latents=True, guidance_eval=True, **batch(1))["eval"]
+        expected = stock(rgb, utils, rgb_as_latents=True, guidance_eval=True, **batch(1))["eval"]
     monkeypatch.setattr(ours._carv.estimator, "draw", lambda *_, **__: Draws(t[:, None], eps[:, None]))
     found = ours(rgb, utils, rgb_as_latents=True, guidance_eval=True, **batch(1))["eval"]
-    assert set(found) == set(wanted)
-    assert (found["bs"], found["texts"]) == (wanted["bs"], wanted["texts"])
+    assert set(found) == set(expected)
+    assert (found["bs"], found["texts"]) == (expected["bs"], expected["texts"])
     # its chain of timesteps ends at the scheduler's steps_offset, ours at 0
-    assert found["noise_levels"] == pytest.approx([float(level) for level in wanted["noise_levels"]], abs=1.1e-3)
+    assert found["noise_levels"] == pytest.approx([float(level) for level in expected["noise_levels"]], abs=1.1e-3)
     for name in ("imgs_noisy", "imgs_1step", "imgs_1orig", "imgs_final"):
-        assert found[name].shape == wanted[name].shape
-    torch.testing.assert_close(found["imgs_noisy"], wanted["imgs_noisy"], atol=1e-5, rtol=1e-4)
+        assert found[name].shape == expected[name].shape
+    torch.testing.assert_close(found["imgs_noisy"], expected["imgs_noisy"], atol=1e-5, rtol=1e-4)
 
 
 def test_a_stock_configuration_is_accepted_as_it_is(threestudio: Any) -> None:
@@ -184,8 +184,8 @@ def test_eight_draws_have_the_stock_mean_whatever_the_design(prompts: Any, both:
         x = gradients_ @ directions
         return x.mean(0), x.std(0) / len(x) ** 0.5
 
-    wanted, error = mean_and_error(drawn[300:])
-    assert float(wanted[0] / error[0]) > 20  # there is a mean to be missed
+    expected, error = mean_and_error(drawn[300:])
+    assert float(expected[0] / error[0]) > 20  # there is a mean to be missed
     for proposal, stratify, antithetic in DESIGNS:
         _, ours = both(
             {"guidance_scale": 20.0},
@@ -193,6 +193,6 @@ def test_eight_draws_have_the_stock_mean_whatever_the_design(prompts: Any, both:
             small,
         )
         found, its_error = mean_and_error(torch.stack([gradient(ours) for _ in range(SEEDS)]))
-        z = (found - wanted).abs() / (error.square() + its_error.square()).sqrt()
+        z = (found - expected).abs() / (error.square() + its_error.square()).sqrt()
         assert float(z.max()) < 4, (proposal, stratify, antithetic, z)
-        assert float(its_error[0]) < 0.2 * float(wanted[0])
+        assert float(its_error[0]) < 0.2 * float(expected[0])

@@ -18,7 +18,7 @@ from real_host import EXTENSION
 
 CONFIGS = EXTENSION / "configs"
 STEPS = 20
-PLAIN = {"K", "ess", "snr", "nonfinite", "grad_norm", "unet_rows", "renders", "seconds_denoise", "min_step", "max_step"}
+PLAIN = {"K", "ess", "snr", "nonfinite", "grad_norm", "nfe", "renders", "seconds_denoise", "min_step", "max_step"}
 
 
 def launch(
@@ -73,7 +73,7 @@ def test_a_shipped_configuration_trains(
         assert set(logged) >= PLAIN
         assert all(math.isfinite(value) for value in logged.values()), logged
         assert (logged["K"], logged["nonfinite"]) == (4.0, 0.0)
-        assert (logged["renders"], logged["unet_rows"]) == (i * renders, i * renders * 4 * per_draw)
+        assert (logged["renders"], logged["nfe"]) == (i * renders, i * renders * 4 * per_draw)
         assert 1.0 <= logged["ess"] <= 4.0 * renders + 1e-6
         assert ("seconds_encode" in logged) == (config not in ("carv-sjc", "carv-latentnerf"))
         assert "seconds_decode" not in logged
@@ -81,8 +81,8 @@ def test_a_shipped_configuration_trains(
         # the schedule follows the steps
         falls = [980 - 29 * i for i in range(STEPS)]
         assert [one["logged"]["max_step"] for one in steps] == pytest.approx(falls, abs=1)
-    pictures = sorted((tmp_path / "run" / "outputs").rglob("*.png"))
-    assert pictures, "threestudio's own test views"
+    images = sorted((tmp_path / "run" / "outputs").rglob("*.png"))
+    assert images, "threestudio's own test views"
 
 
 def kinds(value: Any) -> set[str]:

@@ -26,9 +26,7 @@ def refusal(*overrides: str, path: Path | None = None) -> str:
 
 
 def test_the_written_out_config_is_the_default() -> None:
-    assert (
-        differing_keys(to_mapping(load_config(CONFIGS / "carv-tiny.yaml")), to_mapping(load_config())) == []
-    )
+    assert differing_keys(to_mapping(load_config(CONFIGS / "carv-tiny.yaml")), to_mapping(load_config())) == []
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

@@ -104,9 +104,7 @@ OPTIONS_WITH_AN_EFFECT = [
 
 
 @pytest.mark.parametrize("overrides", OPTIONS_WITH_AN_EFFECT)
-def test_the_option_has_an_effect(
-    overrides: str, sd_folder: Path, sd_teacher: Any, baseline: dict[str, Any]
-) -> None:
+def test_the_option_has_an_effect(overrides: str, sd_folder: Path, sd_teacher: Any, baseline: dict[str, Any]) -> None:
     config = tiny_config(sd_folder, *overrides.split(" & "))
     assert not same(baseline, fingerprint(config, sd_teacher))
 
@@ -134,9 +132,7 @@ GIVEN_ANOTHER = [
 
 
 @pytest.mark.parametrize(("given", "option"), GIVEN_ANOTHER)
-def test_the_option_has_an_effect_given_another(
-    given: str, option: str, sd_folder: Path, sd_teacher: Any
-) -> None:
+def test_the_option_has_an_effect_given_another(given: str, option: str, sd_folder: Path, sd_teacher: Any) -> None:
     one = fingerprint(tiny_config(sd_folder, *given.split(" & ")), sd_teacher)
     other = fingerprint(tiny_config(sd_folder, *given.split(" & "), option), sd_teacher)
     assert not same(one, other)

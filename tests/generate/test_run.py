@@ -62,9 +62,7 @@ def field_of(folder: Path) -> torch.Tensor:
     return grid
 
 
-def test_a_run_leaves_everything_that_is_promised(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_leaves_everything_that_is_promised(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     import trimesh
 
     out = carv(capsys, "generate", "A red mug!", "--seed", "3", *words, "system.exporter.longest_side=2")
@@ -82,15 +80,13 @@ def test_a_run_leaves_everything_that_is_promised(
     rows = read_metrics(folder / "metrics.csv")
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert (folder / "metrics.csv").read_text().splitlines()[0].split(",") == list(COLUMNS)
-    assert all(np.isfinite([r[c] for c in ("seconds", "ess", "lr", "unet_rows")]).all() for r in rows)
+    assert all(np.isfinite([r[c] for c in ("seconds", "ess", "lr", "nfe")]).all() for r in rows)
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "A red mug!" in report
     assert "<b>yes</b><span>closed</span>" in report
 
 
-def test_the_default_folder_is_never_written_over(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_default_folder_is_never_written_over(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
         carv(capsys, "generate", "a red mug", *words)
     assert sorted(os.listdir("outputs")) == ["a-red-mug-0", "a-red-mug-0-2", "a-red-mug-0-3"]
@@ -185,9 +181,7 @@ def test_killed_before_the_first_checkpoint_it_begins_again(
     assert os.listdir("outputs") == ["a-red-mug-0"]
 
 
-def test_resume_takes_the_newest_of_the_default_folders(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_takes_the_newest_of_the_default_folders(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     carv(capsys, "generate", "a red mug", *words)
     carv(capsys, "generate", "a red mug", *words)
     out = carv(capsys, "generate", "a red mug", "--resume")
@@ -195,9 +189,7 @@ def test_resume_takes_the_newest_of_the_default_folders(
     assert "Resumed after step 4" in out  # it was done: the outputs are made again
 
 
-def test_resume_may_lengthen_a_run_but_not_change_it(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_may_lengthen_a_run_but_not_change_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     carv(capsys, "generate", "a red mug", "--out", "run", *words)
     before = (Path("run/config.yaml").read_text(), field_of(Path("run")))
     for change, words_of in (
@@ -233,9 +225,7 @@ def test_a_truncated_checkpoint_falls_back_and_two_are_one_sentence(
     assert torch.equal(field_of(Path("run")), whole)
     for name in ("checkpoint", "checkpoint.previous"):
         Path("run", name).write_bytes(b"PK\x03\x04")
-    assert "no checkpoint in run can be read" in carv(
-        capsys, "generate", "--resume", "--out", "run", expect=2
-    )
+    assert "no checkpoint in run can be read" in carv(capsys, "generate", "--resume", "--out", "run", expect=2)
 
 
 def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_one_before(
@@ -264,9 +254,7 @@ def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_one_before(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no file size limits to set")
-def test_a_file_size_limit_is_told_like_a_full_disk(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_size_limit_is_told_like_a_full_disk(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -316,9 +304,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     assert Path("file").read_text() == ""
 
 
-def test_a_folder_where_another_run_is_at_work_is_refused(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_where_another_run_is_at_work_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     import fcntl
 
     carv(capsys, "generate", "a red mug", "--out", "run", *words)
@@ -331,7 +317,7 @@ def test_a_folder_where_another_run_is_at_work_is_refused(
     assert "another run is at work in run" in message
 
 
-def test_a_field_without_a_surface_still_gives_pictures_and_a_report(
+def test_a_field_without_a_surface_still_gives_images_and_a_report(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = "system.exporter.level=1.0e+6"

@@ -110,23 +110,23 @@ def test_backgrounds_are_white_or_light_in_their_shares(sd_folder: Path, sd_teac
     overrides = ["random_probability=0.6", "random_min=0.5", "random_tint=0.2"]
     overrides = [f"system.background.{o}" for o in overrides]
     host = TextTo3D(tiny_config(sd_folder, *overrides), sd_teacher)
-    colours = torch.stack([host._background(2) for _ in range(1000)])
-    white = (colours == 1).flatten(1).all(dim=1)
+    colors = torch.stack([host._background(2) for _ in range(1000)])
+    white = (colors == 1).flatten(1).all(dim=1)
     assert float(white.float().mean()) == pytest.approx(0.4, abs=4 * (0.24 / 1000) ** 0.5)
-    assert 0.4 <= float(colours.min()) < 0.45
-    assert float(colours[~white].mean()) == pytest.approx(0.75 * 0.9, abs=0.01)
+    assert 0.4 <= float(colors.min()) < 0.45
+    assert float(colors[~white].mean()) == pytest.approx(0.75 * 0.9, abs=0.01)
 
 
 def test_prompts_name_the_side_that_the_camera_sees(sd_folder: Path, sd_teacher: Any) -> None:
     host = TextTo3D(tiny_config(sd_folder), sd_teacher)
     told = host.view_text(orbit(4, elevation=10.0))
-    wanted = [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
-    assert torch.equal(told.text, sd_teacher.text_embeddings(wanted))
-    assert torch.equal(told.no_text, sd_teacher.text_embeddings([""]))
+    expected = [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
+    assert torch.equal(told.text, sd_teacher.text_embeddings(expected))
+    assert torch.equal(told.uncond, sd_teacher.text_embeddings([""]))
     assert told.negatives is None
     coarse = TextTo3D(tiny_config(sd_folder, "system.prompt_processor.fine_views=false"), sd_teacher)
-    wanted = [f"a red mug, {side} view" for side in ("front", "side", "back", "side")]
-    assert torch.equal(coarse.view_text(orbit(4, elevation=10.0)).text, sd_teacher.text_embeddings(wanted))
+    expected = [f"a red mug, {side} view" for side in ("front", "side", "back", "side")]
+    assert torch.equal(coarse.view_text(orbit(4, elevation=10.0)).text, sd_teacher.text_embeddings(expected))
 
 
 def test_work_is_counted(sd_folder: Path, sd_teacher: Any) -> None:
@@ -134,7 +134,7 @@ def test_work_is_counted(sd_folder: Path, sd_teacher: Any) -> None:
     host.train_step()
     metrics = host.train_step()
     assert metrics["renders"] == 2 * 3
-    assert metrics["unet_rows"] == 2 * 3 * 2 * 2  # steps, renders, draws, text and unconditional
+    assert metrics["nfe"] == 2 * 3 * 2 * 2  # steps, renders, draws, text and unconditional
     phases = [metrics[f"seconds_{name}"] for name in ("render", "encode", "denoise", "backward")]
     assert min(phases) > 0
     assert sum(phases) < metrics["seconds"]

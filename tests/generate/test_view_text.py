@@ -39,11 +39,11 @@ def test_the_text_lies_between_two_sides_and_the_others_are_pushed_away(
 ) -> None:  # fmt: skip
     told, of = view_text(sd_teacher, OPTIONS, orbit(1, elevation=10.0, start=turn * azimuth)), sides(sd_teacher)
     assert told.negatives is not None
-    wanted = torch.stack([share * of[name] for name, share in mixture.items()]).sum(0)
-    torch.testing.assert_close(told.text[0], wanted)
+    expected = torch.stack([share * of[name] for name, share in mixture.items()]).sum(0)
+    torch.testing.assert_close(told.text[0], expected)
     assert torch.equal(told.negatives[0][0], torch.stack([of[name] for name in negatives]))
     torch.testing.assert_close(told.negatives[1], -torch.tensor([weights]), atol=1e-4, rtol=0)
-    assert torch.equal(told.no_text, sd_teacher.text_embeddings(["bad"]))
+    assert torch.equal(told.uncond, sd_teacher.text_embeddings(["bad"]))
 
 
 def test_from_above_nothing_is_pushed_away(sd_teacher: Any) -> None:

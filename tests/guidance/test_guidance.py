@@ -25,9 +25,7 @@ def batch(sd_teacher: Any) -> tuple[Tensor, Tensor, Tensor]:
 def some_draws(k: int, seed: int = 0) -> Draws:
     g = torch.Generator().manual_seed(seed)
     t = torch.randint(20, 981, (B, k), generator=g)
-    return Draws(
-        t=t, eps=torch.randn(B, k, 4, 8, 8, generator=g), weights=0.5 + torch.rand(B, k, generator=g)
-    )
+    return Draws(t=t, eps=torch.randn(B, k, 4, 8, 8, generator=g), weights=0.5 + torch.rand(B, k, generator=g))
 
 
 def gradient(loss: Tensor, rgb: Tensor) -> Tensor:
@@ -63,9 +61,9 @@ def test_gradient_is_the_textbooks(sd_teacher: Any, batch: Any, k: int, max_batc
     )
     draws = some_draws(k)
     out = guidance(*batch, step=0, draws=draws)
-    wanted = textbook(sd_teacher, batch, draws, 7.5)
-    assert wanted.abs().max() > 1e-3
-    torch.testing.assert_close(gradient(out.loss_sds, batch[0]), wanted, rtol=1e-3, atol=1e-5)
+    expected = textbook(sd_teacher, batch, draws, 7.5)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(gradient(out.loss_sds, batch[0]), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_grad_clip_cuts_each_draw_before_the_mean(sd_teacher: Any, batch: Any) -> None:
@@ -73,8 +71,8 @@ def test_grad_clip_cuts_each_draw_before_the_mean(sd_teacher: Any, batch: Any) -
     draws = some_draws(3)
     for step, clip in ((0, 0.5), (10, 0.1)):
         out = SDSGuidance(sd_teacher, options)(*batch, step=step, draws=draws)
-        wanted = textbook(sd_teacher, batch, draws, 7.5, clip)
-        torch.testing.assert_close(gradient(out.loss_sds, batch[0]), wanted, rtol=1e-3, atol=1e-5)
+        expected = textbook(sd_teacher, batch, draws, 7.5, clip)
+        torch.testing.assert_close(gradient(out.loss_sds, batch[0]), expected, rtol=1e-3, atol=1e-5)
         assert out.scalars["grad_clip"] == pytest.approx(clip)
 
 
@@ -83,12 +81,10 @@ def test_score_jacobian_chaining_is_its_papers(sd_teacher: Any, batch: Any, var_
     """grad = -(D(zs) - y) / s, or -(D(zs) - zs) / s without var_red, with zs = y + s eps, s = sigma / alpha."""
     rgb, cond, uncond = batch
     draws = some_draws(3)
-    options = GuidanceOptions(
-        guidance_scale=7.5, num_draws=3, use_sjc=True, var_red=var_red, vae_sample="mode"
-    )
+    options = GuidanceOptions(guidance_scale=7.5, num_draws=3, use_sjc=True, var_red=var_red, vae_sample="mode")
     out = SDSGuidance(sd_teacher, options)(*batch, step=0, draws=draws)
     y = sd_teacher.encode(rgb.permute(0, 3, 1, 2), sample=False)
-    wanted = torch.zeros_like(y)
+    expected = torch.zeros_like(y)
     with torch.no_grad():
         for k in range(3):
             t, eps = draws.t[:, k], draws.eps[:, k]
@@ -98,9 +94,9 @@ def test_score_jacobian_chaining_is_its_papers(sd_teacher: Any, batch: Any, var_
             text, null = (sd_teacher.eps_hat(zs / (1 + s**2).sqrt(), t, e) for e in (cond, uncond))
             denoised = zs - s * (null + 7.5 * (text - null))
             grad = -(denoised - (y if var_red else zs)) / s
-            wanted += draws.weights[:, k].view(-1, 1, 1, 1) * grad / 3
-    wanted = torch.autograd.grad(y, rgb, wanted / B)[0]
-    torch.testing.assert_close(gradient(out.loss_sds, rgb), wanted, rtol=1e-3, atol=1e-5)
+            expected += draws.weights[:, k].view(-1, 1, 1, 1) * grad / 3
+    expected = torch.autograd.grad(y, rgb, expected / B)[0]
+    torch.testing.assert_close(gradient(out.loss_sds, rgb), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("clip", [None, 0.2])
@@ -111,23 +107,23 @@ def test_image_loss_is_hifas(sd_teacher: Any, batch: Any, clip: float | None) ->
         guidance_scale=2.0, num_draws=3, max_batch=4, use_img_loss=True, vae_sample="mode", grad_clip=clip
     )
     out = SDSGuidance(sd_teacher, options)(*batch, step=0, draws=draws)
-    pictures = rgb.detach().permute(0, 3, 1, 2)
-    wanted = torch.zeros_like(pictures)
+    images = rgb.detach().permute(0, 3, 1, 2)
+    expected = torch.zeros_like(images)
     with torch.no_grad():
-        y = sd_teacher.encode(pictures, sample=False)
+        y = sd_teacher.encode(images, sample=False)
         for k in range(3):
             t, eps = draws.t[:, k], draws.eps[:, k]
             abar = sd_teacher.schedule.alpha(t).square().view(-1, 1, 1, 1)
             z_t = abar.sqrt() * y + (1 - abar).sqrt() * eps
             text, null = (sd_teacher.eps_hat(z_t, t, e) for e in (cond, uncond))
             z0 = (z_t - (1 - abar).sqrt() * (null + 2.0 * (text - null))) / abar.sqrt()
-            grad = (1 - abar) * (pictures - sd_teacher.decode(z0)) * (abar / (1 - abar)).sqrt()
-            wanted += draws.weights[:, k].view(-1, 1, 1, 1) * grad.clamp(-(clip or 9e9), clip or 9e9) / 3 / B
+            grad = (1 - abar) * (images - sd_teacher.decode(z0)) * (abar / (1 - abar)).sqrt()
+            expected += draws.weights[:, k].view(-1, 1, 1, 1) * grad.clamp(-(clip or 9e9), clip or 9e9) / 3 / B
     assert out.loss_sds_img is not None
     found = gradient(out.loss_sds_img, rgb).permute(0, 3, 1, 2)
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
-    assert float(out.loss_sds_img.detach()) == pytest.approx(0.5 * B * float(wanted.square().sum()), rel=1e-3)
-    with pytest.raises(CarvError, match="use_img_loss needs pictures"):
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert float(out.loss_sds_img.detach()) == pytest.approx(0.5 * B * float(expected.square().sum()), rel=1e-3)
+    with pytest.raises(CarvError, match="use_img_loss needs images"):
         SDSGuidance(sd_teacher, options)(torch.rand(B, 8, 8, 4), cond, uncond, step=0, rgb_as_latents=True)
 
 
@@ -148,9 +144,7 @@ def test_threestudios_convention_is_the_standard_one_at_one_more(sd_teacher: Any
     draws = some_draws(2)
     grads = []
     for convention, scale in (("threestudio", 7.5), ("standard", 8.5)):
-        options = GuidanceOptions(
-            guidance_scale=scale, cfg_convention=convention, num_draws=2, vae_sample=False
-        )
+        options = GuidanceOptions(guidance_scale=scale, cfg_convention=convention, num_draws=2, vae_sample=False)
         out = SDSGuidance(sd_teacher, options)(*batch, step=0, draws=draws)
         assert out.scalars["guidance_scale"] == 8.5
         grads.append(gradient(out.loss_sds, batch[0]))
@@ -201,8 +195,8 @@ def test_perp_neg_reaches_the_right_rows(sd_teacher: Any, batch: Any) -> None:
             draws=Draws(t=draws.t[row], eps=draws.eps[row], weights=draws.weights[row]),
             negatives=(negatives[0][row], negatives[1][row]),
         )
-        wanted = gradient(one.loss_sds, rgb)[i] / B
-        torch.testing.assert_close(gradient(both.loss_sds, rgb)[i], wanted, rtol=1e-3, atol=1e-5)
+        expected = gradient(one.loss_sds, rgb)[i] / B
+        torch.testing.assert_close(gradient(both.loss_sds, rgb)[i], expected, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(gradient(both.loss_sds, rgb), plain, rtol=1e-2)
 
 
@@ -216,8 +210,8 @@ def test_other_sizes_are_resized_and_latents_are_taken_as_they_are(sd_teacher: A
     torch.testing.assert_close(gradient(first, small), gradient(second, small))
     latents = torch.randn(B, 8, 8, 4).requires_grad_()
     out = guidance(latents, cond, uncond, step=0, draws=draws, rgb_as_latents=True)
-    wanted = (out.estimate.weights[..., None, None, None] * out.estimate.residual).mean(1) / B
-    torch.testing.assert_close(gradient(out.loss_sds, latents), wanted.permute(0, 2, 3, 1))
+    expected = (out.estimate.weights[..., None, None, None] * out.estimate.residual).mean(1) / B
+    torch.testing.assert_close(gradient(out.loss_sds, latents), expected.permute(0, 2, 3, 1))
 
 
 def test_recon_loss_is_asked_for_and_known(sd_teacher: Any, batch: Any) -> None:
@@ -225,11 +219,11 @@ def test_recon_loss_is_asked_for_and_known(sd_teacher: Any, batch: Any) -> None:
     assert guidance(*batch, step=0).loss_recon is None
     out = guidance(*batch, step=0, with_recon=True)
     x = batch[0].permute(0, 3, 1, 2)
-    wanted = (x - sd_teacher.decode(sd_teacher.encode(x, sample=False), clamp=False)).square().mean()
+    expected = (x - sd_teacher.decode(sd_teacher.encode(x, sample=False), clamp=False)).square().mean()
     assert out.loss_recon is not None
-    torch.testing.assert_close(out.loss_recon, wanted)
-    torch.testing.assert_close(gradient(out.loss_recon, batch[0]), gradient(wanted, batch[0]))
-    with pytest.raises(CarvError, match="loss_recon needs pictures"):
+    torch.testing.assert_close(out.loss_recon, expected)
+    torch.testing.assert_close(gradient(out.loss_recon, batch[0]), gradient(expected, batch[0]))
+    with pytest.raises(CarvError, match="loss_recon needs images"):
         guidance(torch.zeros(B, 8, 8, 4), *batch[1:], step=0, rgb_as_latents=True, with_recon=True)
 
 
@@ -269,9 +263,7 @@ def test_timesteps_follow_the_schedule(sd_teacher: Any, batch: Any) -> None:
 
 
 @pytest.mark.parametrize("proposal", ["weight", "adaptive"])
-def test_a_resumed_guidance_goes_on_as_if_it_had_not_stopped(
-    sd_teacher: Any, batch: Any, proposal: str
-) -> None:
+def test_a_resumed_guidance_goes_on_as_if_it_had_not_stopped(sd_teacher: Any, batch: Any, proposal: str) -> None:
     def make(seed: int) -> SDSGuidance:
         return SDSGuidance(sd_teacher, GuidanceOptions(num_draws=4, proposal=proposal, seed=seed))
 
@@ -295,7 +287,7 @@ def test_global_random_state_is_left_alone(sd_teacher: Any, batch: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda rgb, c, u: (rgb[..., :2], c, u), r"pictures \(B, H, W, 3\), not \(2, 16, 16, 2\)"),
+        (lambda rgb, c, u: (rgb[..., :2], c, u), r"images \(B, H, W, 3\), not \(2, 16, 16, 2\)"),
         (lambda rgb, c, u: (rgb, c[:, 0], u), "prompts_cond has shape"),
         (lambda rgb, c, u: (rgb, c, torch.cat([u, u])), r"prompts_uncond has shape \(4, 20, 16\)"),
     ],

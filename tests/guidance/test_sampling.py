@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.guidance.sampling import ddim, prompt_pictures, pure_noise, sample_pictures
+from carv_3d.guidance.sampling import ddim, prompt_images, pure_noise, sample_images
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 
@@ -24,13 +24,13 @@ def test_ddim_is_the_recursion_written_out() -> None:
         eps = eps_hat(z, torch.full((3,), t))
         before = abar[max(t - 200, 0)]
         z = before.sqrt() * (z - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt() + (1 - before).sqrt() * eps
-    found = sample_pictures(gauss, eps_hat, 3, K, seed=4)
+    found = sample_images(gauss, eps_hat, 3, K, seed=4)
     torch.testing.assert_close(found, gauss.decode(z).permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_each_picture_is_of_its_own_prompt_guided() -> None:
+def test_each_image_is_of_its_own_prompt_guided() -> None:
     gauss = teacher()
-    found = prompt_pictures(gauss, ["light", "dark", "light", "dark"], 2.0, 20, seed=1)
+    found = prompt_images(gauss, ["light", "dark", "light", "dark"], 2.0, 20, seed=1)
     expected = torch.tensor([0.85, 0.2, 0.85, 0.2])  # (mean + 1) / 2
     torch.testing.assert_close(found.mean((1, 2, 3)), expected, atol=0.05, rtol=0)
     cond, uncond = (gauss.text_embeddings([p]) for p in ("light", ""))
@@ -38,7 +38,7 @@ def test_each_picture_is_of_its_own_prompt_guided() -> None:
     def guided(z, t):
         return gauss.eps_hat_cfg(z, t, cond, uncond, 2.0)
 
-    torch.testing.assert_close(prompt_pictures(gauss, ["light"], 2.0, 20, 1), sample_pictures(gauss, guided, 1, 20, 1))
+    torch.testing.assert_close(prompt_images(gauss, ["light"], 2.0, 20, 1), sample_images(gauss, guided, 1, 20, 1))
 
 
 def test_ddim_knows_any_schedule() -> None:
@@ -51,6 +51,6 @@ def test_ddim_knows_any_schedule() -> None:
 def test_noise_that_is_given_is_begun_from() -> None:
     gauss = teacher()
     z = pure_noise(gauss, 2, 5)
-    own, given = (prompt_pictures(gauss, ["light", "dark"], 2.0, 4, seed=5, noise=x) for x in (None, z))
+    own, given = (prompt_images(gauss, ["light", "dark"], 2.0, 4, seed=5, noise=x) for x in (None, z))
     assert torch.equal(own, given)
-    assert not torch.allclose(own, prompt_pictures(gauss, ["light", "dark"], 2.0, 4, noise=z.flip(0)))
+    assert not torch.allclose(own, prompt_images(gauss, ["light", "dark"], 2.0, 4, noise=z.flip(0)))

@@ -14,7 +14,7 @@ from carv_3d.guidance.vsd_options import VSDOptions
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 MEANS = torch.tensor([0.5, -0.4, 0.2, 0.9]).double().view(1, 1, 2, 2)
-PICTURE = torch.tensor([0.9, 0.2, 0.4, 0.6]).double().view(1, 2, 2, 1).expand(1, 2, 2, 3)
+IMAGE = torch.tensor([0.9, 0.2, 0.4, 0.6]).double().view(1, 2, 2, 1).expand(1, 2, 2, 3)
 
 
 class Blurred(GaussianTeacher):
@@ -33,7 +33,7 @@ class Blurred(GaussianTeacher):
 
 
 def gradients(vae_sample: str, n: int, K: int = 4) -> tuple[Tensor, int]:
-    """(n, 4) gradients on the picture's one channel that counts, and how often it was encoded for each."""
+    """(n, 4) gradients on the image's one channel that counts, and how often it was encoded for each."""
     teacher = Blurred(MEANS, std=0.4)
     options = GuidanceOptions(
         num_draws=K, vae_sample=vae_sample, seed=0, guidance_scale=1.0, proposal="weight", max_batch=10**6
@@ -41,7 +41,7 @@ def gradients(vae_sample: str, n: int, K: int = 4) -> tuple[Tensor, int]:
     guidance, text = SDSGuidance(teacher, options), teacher.text_embeddings([""])
     out = []
     for _ in range(n):
-        rgb = PICTURE.expand(20, 2, 2, 3).clone().requires_grad_()
+        rgb = IMAGE.expand(20, 2, 2, 3).clone().requires_grad_()
         guided = guidance(rgb, text, text, step=0)
         assert guided.scalars["K"] == K
         out.append(torch.autograd.grad(guided.loss_sds * 20, rgb)[0][..., 0].flatten(1))
@@ -58,26 +58,26 @@ def test_the_same_expectation_by_one_encoding_at_less_variance() -> None:
     assert float(per_draw.var(0).sum()) < 0.7 * float(per_render.var(0).sum())
     # eps_hat is linear in z here, so the objective is known: that of the mean, and through std that of xi f(z)
     teacher = Blurred(MEANS, std=0.4)
-    mean = GaussianTeacher.encode(teacher, PICTURE.permute(0, 3, 1, 2))
+    mean = GaussianTeacher.encode(teacher, IMAGE.permute(0, 3, 1, 2))
     text = torch.zeros(1, 1, 1).double()
     low, high = GuidanceOptions().timestep_range(1000, 0)
     plain = teacher.sds_gradient(mean, text, min_step=low, max_step=high)
     slope = teacher.sds_gradient(mean + 1, text, min_step=low, max_step=high) - plain
     z = plain + 0.3 * (0.8 + 0.3 * mean) * slope  # E[(1 + 0.3 xi) f(mean + std xi)]
-    wanted = torch.autograd.grad(
-        GaussianTeacher.encode(teacher, (x := PICTURE.clone().requires_grad_()).permute(0, 3, 1, 2)), x, z
+    expected = torch.autograd.grad(
+        GaussianTeacher.encode(teacher, (x := IMAGE.clone().requires_grad_()).permute(0, 3, 1, 2)), x, z
     )[0][..., 0].flatten()
     sure = per_draw.std(0) / len(per_draw) ** 0.5
-    assert float(((per_draw.mean(0) - wanted) / sure).abs().max()) < 4
+    assert float(((per_draw.mean(0) - expected) / sure).abs().max()) < 4
 
 
 def test_the_posterior_is_what_encode_samples(sd_teacher: Any) -> None:
-    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    mean, std = sd_teacher.posterior(pictures)
-    z = sd_teacher.encode(pictures, torch.Generator().manual_seed(3))
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = sd_teacher.posterior(images)
+    z = sd_teacher.encode(images, torch.Generator().manual_seed(3))
     xi = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(mean + std * xi, z)
-    torch.testing.assert_close(mean, sd_teacher.encode(pictures, sample=False))
+    torch.testing.assert_close(mean, sd_teacher.encode(images, sample=False))
 
 
 @pytest.mark.parametrize(

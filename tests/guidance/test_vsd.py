@@ -16,7 +16,7 @@ from carv_3d.core.estimator import Draws
 from carv_3d.errors import CarvError
 from carv_3d.guidance.vsd import VSDGuidance, VSDOptions
 from carv_3d.teachers.gaussian import GaussianTeacher
-from carv_3d.teachers.lora_student import LoraStudent
+from carv_3d.teachers.lora_score import LoraScore
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 
@@ -29,15 +29,15 @@ def teacher(sd_folder: Path) -> Any:
 
 
 @pytest.fixture
-def student(v_prediction_folder: Path) -> LoraStudent:
+def lora_score(v_prediction_folder: Path) -> LoraScore:
     """Of another model than the teacher's, that predicts v: threestudio's own pair is 2.1-base and 2.1."""
     torch.manual_seed(0)
-    return LoraStudent(StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu"))
+    return LoraScore(StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu"))
 
 
 @pytest.fixture
 def batch(sd_teacher: Any) -> tuple[Tensor, ...]:
-    """rgb, the teacher's text and no text, the student's text, the camera."""
+    """rgb, the teacher's text and no text, the LoRA score's text, the camera."""
     g = torch.Generator().manual_seed(0)
     rgb = torch.rand(B, 16, 16, 3, generator=g).requires_grad_()
     text, null = sd_teacher.text_embeddings(["a mug, side", "a mug, back"]), sd_teacher.text_embeddings(["", ""])
@@ -56,7 +56,7 @@ def gradient(loss: Tensor, rgb: Tensor) -> Tensor:
 def textbook(
     teacher: Any, unet: Any, batch: tuple[Tensor, ...], draws: Draws, scale: float, scale_lora: float
 ) -> Tensor:
-    """threestudio's gradient on the picture, for a v-predicting LoRA model, draw by draw."""
+    """threestudio's gradient on the image, for a v-predicting LoRA model, draw by draw."""
     rgb, text, null, own, camera = batch
     total, k = torch.zeros_like(rgb), draws.t.shape[1]
     for r in range(B):
@@ -77,80 +77,80 @@ def textbook(
 
 @pytest.mark.parametrize(("k", "scale_lora"), [(1, 1.0), (1, 2.5), (1, 0.0), (3, 1.0)])
 def test_gradient_is_the_textbooks(
-    teacher: Any, student: LoraStudent, batch: Any, v_prediction_folder: Path, k: int, scale_lora: float
+    teacher: Any, lora_score: LoraScore, batch: Any, v_prediction_folder: Path, k: int, scale_lora: float
 ) -> None:
-    unet = merged(v_prediction_folder, trained(student.lora))
+    unet = merged(v_prediction_folder, trained(lora_score.lora))
     options = VSDOptions(
         num_draws=k, proposal="uniform", guidance_scale_lora=scale_lora, vae_sample="mode", max_batch=2
     )
     draws = some_draws(k)
-    out = VSDGuidance(teacher, student, options)(*batch, step=0, draws=draws)
-    wanted = textbook(teacher, unet, batch, draws, 7.5, scale_lora)
-    assert wanted.abs().max() > 1e-3
-    torch.testing.assert_close(gradient(out.loss_vsd, batch[0]), wanted, rtol=1e-3, atol=1e-5)
+    out = VSDGuidance(teacher, lora_score, options)(*batch, step=0, draws=draws)
+    expected = textbook(teacher, unet, batch, draws, 7.5, scale_lora)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(gradient(out.loss_vsd, batch[0]), expected, rtol=1e-3, atol=1e-5)
     assert out.scalars["guidance_scale"] == 7.5  # uncond + s (text - uncond), as in threestudio's own
 
 
-def test_each_loss_reaches_its_own_side_only(teacher: Any, student: LoraStudent, batch: Any) -> None:
-    trained(student.lora)
-    out = VSDGuidance(teacher, student, VSDOptions(seed=0, vae_sample="mode"))(*batch, step=0)
-    first = torch.autograd.grad(out.loss_vsd, student.parameters(), retain_graph=True, allow_unused=True)
+def test_each_loss_reaches_its_own_side_only(teacher: Any, lora_score: LoraScore, batch: Any) -> None:
+    trained(lora_score.lora)
+    out = VSDGuidance(teacher, lora_score, VSDOptions(seed=0, vae_sample="mode"))(*batch, step=0)
+    first = torch.autograd.grad(out.loss_vsd, lora_score.parameters(), retain_graph=True, allow_unused=True)
     assert all(g is None for g in first)
     assert torch.autograd.grad(out.loss_lora, batch[0], retain_graph=True, allow_unused=True) == (None,)
-    assert all(bool(g.any()) for g in torch.autograd.grad(out.loss_lora, student.parameters()))
+    assert all(bool(g.any()) for g in torch.autograd.grad(out.loss_lora, lora_score.parameters()))
 
 
 @pytest.mark.parametrize(("k", "max_batch"), [(1, 4), (3, 4), (3, 1)])
 def test_the_loras_loss_is_the_mean_squared_error(
-    teacher: Any, student: LoraStudent, batch: Any, k: int, max_batch: int
+    teacher: Any, lora_score: LoraScore, batch: Any, k: int, max_batch: int
 ) -> None:
-    trained(student.lora)
+    trained(lora_score.lora)
     options = VSDOptions(
         num_draws=1, lora_n_timestamp_samples=k, lora_cfg_training=False, lora_max_batch=max_batch, vae_sample="mode"
     )
     draws = some_draws(k, seed=3, low=0)
-    out = VSDGuidance(teacher, student, options)(*batch, step=0, lora_draws=draws)
+    out = VSDGuidance(teacher, lora_score, options)(*batch, step=0, lora_draws=draws)
     rgb, _, _, own, camera = batch
     z = teacher.encode(rgb.permute(0, 3, 1, 2), sample=False).detach()
-    denoiser, losses = student.denoiser, []
+    denoiser, losses = lora_score.denoiser, []
     for r in range(B):
         for j in range(k):
             t, eps = draws.t[r, j : j + 1], draws.eps[r, j : j + 1]
             abar = denoiser.schedule.alphas_cumprod[t]
             z_t = abar.sqrt() * z[r : r + 1] + (1 - abar).sqrt() * eps
-            with student.lora.active(camera[r].reshape(1, 16)):
+            with lora_score.lora.active(camera[r].reshape(1, 16)):
                 v = denoiser.unet(z_t, t, encoder_hidden_states=own).sample
             losses.append((v - (abar.sqrt() * eps - (1 - abar).sqrt() * z[r : r + 1])).square().mean())
-    wanted = torch.stack(losses).mean()
-    torch.testing.assert_close(out.loss_lora, wanted, rtol=1e-4, atol=1e-5)
-    found = torch.autograd.grad(out.loss_lora, student.parameters())
-    for a, b in zip(found, torch.autograd.grad(wanted, student.parameters())):
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(out.loss_lora, expected, rtol=1e-4, atol=1e-5)
+    found = torch.autograd.grad(out.loss_lora, lora_score.parameters())
+    for a, b in zip(found, torch.autograd.grad(expected, lora_score.parameters())):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_a_tenth_of_the_loras_draws_see_no_camera(teacher: Any, student: LoraStudent, batch: Any) -> None:
+def test_a_tenth_of_the_loras_draws_see_no_camera(teacher: Any, lora_score: LoraScore, batch: Any) -> None:
     seen: list[Tensor] = []
-    errors = student.squared_errors
+    errors = lora_score.squared_errors
 
     def spy(z: Tensor, t: Tensor, eps: Tensor, text: Tensor, camera: Tensor) -> Tensor:
         seen.append(camera)
         return errors(z, t, eps, text, camera)
 
-    student.squared_errors = spy  # type: ignore[method-assign]
+    lora_score.squared_errors = spy  # type: ignore[method-assign]
     for drop in (True, False):
         options = VSDOptions(num_draws=1, lora_n_timestamp_samples=200, lora_max_batch=400, lora_cfg_training=drop)
-        VSDGuidance(teacher, student, options)(*batch, step=0, generator=torch.Generator().manual_seed(1))
+        VSDGuidance(teacher, lora_score, options)(*batch, step=0, generator=torch.Generator().manual_seed(1))
     with_drop, without = (1 - float(c.any(1).float().mean()) for c in seen)
     assert abs(with_drop - 0.1) < 4 * (0.1 * 0.9 / 400) ** 0.5
     assert without == 0
 
 
-def test_the_image_loss_is_threestudios(teacher: Any, student: LoraStudent, batch: Any) -> None:
+def test_the_image_loss_is_threestudios(teacher: Any, lora_score: LoraScore, batch: Any) -> None:
     rgb, text, null, own, camera = batch
     options = VSDOptions(num_draws=2, guidance_scale=2.0, use_img_loss=True, vae_sample="mode")
     draws = some_draws(2)
-    out = VSDGuidance(teacher, student, options)(*batch, step=0, draws=draws)
-    wanted = torch.zeros_like(rgb)
+    out = VSDGuidance(teacher, lora_score, options)(*batch, step=0, draws=draws)
+    expected = torch.zeros_like(rgb)
     with torch.no_grad():
         z = teacher.encode(rgb.permute(0, 3, 1, 2), sample=False)
         for k in range(2):
@@ -158,13 +158,13 @@ def test_the_image_loss_is_threestudios(teacher: Any, student: LoraStudent, batc
             abar = teacher.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
             z_t = abar.sqrt() * z + (1 - abar).sqrt() * eps
             sides = (
-                student.eps_hat(z_t, t, own.expand(B, -1, -1), camera.flatten(1)),
+                lora_score.eps_hat(z_t, t, own.expand(B, -1, -1), camera.flatten(1)),
                 teacher.eps_hat_cfg(z_t, t, text, null, 2.0),
             )
             est, pre = (teacher.decode((z_t - (1 - abar).sqrt() * e) / abar.sqrt()) for e in sides)
-            wanted += ((1 - abar) * (est - pre) * (abar / (1 - abar)).sqrt()).permute(0, 2, 3, 1) / 2 / B
+            expected += ((1 - abar) * (est - pre) * (abar / (1 - abar)).sqrt()).permute(0, 2, 3, 1) / 2 / B
     assert out.loss_vsd_img is not None
-    torch.testing.assert_close(gradient(out.loss_vsd_img, rgb), wanted, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradient(out.loss_vsd_img, rgb), expected, rtol=1e-3, atol=1e-5)
 
 
 # --- unbiased
@@ -173,7 +173,7 @@ def test_the_image_loss_is_threestudios(teacher: Any, student: LoraStudent, batc
 MEANS = torch.tensor([[1.0, -0.5, 0.3, 0.8], [-0.7, 0.9, -0.2, 0.1]], dtype=torch.float64).view(2, 1, 2, 2)
 
 
-class GaussianStudent:
+class GaussianScore:
     """A model of the renders that is known exactly: its eps_hat is a Gaussian's; its one parameter is idle."""
 
     def __init__(self) -> None:
@@ -195,8 +195,8 @@ class GaussianStudent:
 @pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("k", [4, 8])
 def test_unbiased_for_the_exact_gradient(proposal: str, antithetic: bool, k: int) -> None:
-    # E[w (eps_teacher - eps_student)]: eps cancels, so it is the difference of two known SDS gradients
-    teacher, student = GaussianTeacher(MEANS, std=0.4, image_size=2), GaussianStudent()
+    # E[w (eps_teacher - eps_lora)]: eps cancels, so it is the difference of two known SDS gradients
+    teacher, lora_score = GaussianTeacher(MEANS, std=0.4, image_size=2), GaussianScore()
     z = torch.tensor([0.5, -1.0, 0.8, 0.1], dtype=torch.float64).view(1, 1, 2, 2)
     text, null = teacher.text_embeddings(["0"]), teacher.text_embeddings([""])
     R = 2000
@@ -204,30 +204,30 @@ def test_unbiased_for_the_exact_gradient(proposal: str, antithetic: bool, k: int
         num_draws=k, proposal=proposal, antithetic=antithetic, guidance_scale=4.0, max_batch=10**5, seed=k,
         lora_max_batch=10**5,
     )  # fmt: skip
-    guidance = VSDGuidance(teacher, student, options)
+    guidance = VSDGuidance(teacher, lora_score, options)
     rendered = z.expand(R, -1, -1, -1).permute(0, 2, 3, 1)
     for _ in range(3):  # something to adapt to
         out = guidance(rendered, text, null, text, torch.zeros(R, 16), step=0, rgb_as_latents=True)
     grads = out.sds.estimate.grad.flatten(1)
     one = torch.zeros(1, 1, 1, dtype=torch.float64)
-    wanted = teacher.sds_gradient(z, text, null, 4.0) - student.model.sds_gradient(z, one)
+    expected = teacher.sds_gradient(z, text, null, 4.0) - lora_score.model.sds_gradient(z, one)
     error = grads.std(0) / R**0.5
-    assert ((grads.mean(0) - wanted.flatten()).abs() < 4 * error).all()
-    assert wanted.abs().max() > 20 * error.max()  # tight enough to notice a wrong objective
+    assert ((grads.mean(0) - expected.flatten()).abs() < 4 * error).all()
+    assert expected.abs().max() > 20 * error.max()  # tight enough to notice a wrong objective
 
 
 def test_more_draws_train_the_lora_on_the_same_objective_with_less_noise(
-    teacher: Any, student: LoraStudent, batch: Any
+    teacher: Any, lora_score: LoraScore, batch: Any
 ) -> None:
-    trained(student.lora)
+    trained(lora_score.lora)
     stats = {}
     for k in (1, 8):
         options = VSDOptions(num_draws=1, lora_n_timestamp_samples=k, lora_max_batch=16, vae_sample="mode", seed=5)
-        guidance = VSDGuidance(teacher, student, options)
+        guidance = VSDGuidance(teacher, lora_score, options)
         grads = []
         for _ in range(30):
             out = guidance(*batch, step=0)
-            grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(out.loss_lora, student.parameters())]))
+            grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(out.loss_lora, lora_score.parameters())]))
         stats[k] = torch.stack(grads)
     difference = stats[1].mean(0) - stats[8].mean(0)
     spread = stats[1].var(0) / 30 + stats[8].var(0) / 30
@@ -241,10 +241,10 @@ def test_more_draws_train_the_lora_on_the_same_objective_with_less_noise(
 
 def test_the_lora_learns(teacher: Any, batch: Any) -> None:
     torch.manual_seed(0)
-    student = LoraStudent(teacher)  # of the teacher itself
+    lora_score = LoraScore(teacher)  # of the teacher itself
     options = VSDOptions(num_draws=1, lora_n_timestamp_samples=8, lora_max_batch=16, lora_cfg_training=False, seed=0)
-    guidance = VSDGuidance(teacher, student, options)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-2)
+    guidance = VSDGuidance(teacher, lora_score, options)
+    optimizer = torch.optim.AdamW(lora_score.parameters(), lr=3e-2)
     text, held_out = batch[3].expand(B, -1, -1), some_draws(24, seed=100, low=0)
     t = held_out.t[:, 0]
     with torch.no_grad():
@@ -252,40 +252,40 @@ def test_the_lora_learns(teacher: Any, batch: Any) -> None:
         plain = teacher.eps_hat(z, t, text)
         row = [x.repeat_interleave(24, dim=0) for x in (z, text, batch[4].flatten(1))]
         fixed = (row[0], held_out.t.flatten(), held_out.eps.flatten(0, 1), row[1], row[2])
-        before = float(student.squared_errors(*fixed).mean())
+        before = float(lora_score.squared_errors(*fixed).mean())
     for step in range(40):
         optimizer.zero_grad()
         guidance(*batch, step=step).loss_lora.backward()
         optimizer.step()
     with torch.no_grad():
-        after = float(student.squared_errors(*fixed).mean())
+        after = float(lora_score.squared_errors(*fixed).mean())
         assert torch.equal(teacher.eps_hat(z, t, text), plain)  # the teacher has learnt nothing
     # a random UNet leaves a LoRA little to gain: from 292 to 264, where predicting 0 everywhere would have 259
     assert after < 0.95 * before
-    assert not student.lora.untouched
+    assert not lora_score.lora.untouched
 
 
 @pytest.mark.parametrize(("k", "k_lora"), [(1, 1), (4, 3), (8, 8)])
 def test_one_encode_and_counted_rows_whatever_k(
-    teacher: Any, student: LoraStudent, batch: Any, k: int, k_lora: int
+    teacher: Any, lora_score: LoraScore, batch: Any, k: int, k_lora: int
 ) -> None:
-    calls: dict[str, list[int]] = {"encode": [], "decode": [], "teacher": [], "student": []}
+    calls: dict[str, list[int]] = {"encode": [], "decode": [], "teacher": [], "lora_score": []}
     for name, module in (
         ("encode", teacher.vae.encoder),
         ("decode", teacher.vae.decoder),
         ("teacher", teacher.unet),
-        ("student", student.denoiser.unet),
+        ("lora_score", lora_score.denoiser.unet),
     ):
         module.register_forward_hook(
             lambda m, i, o, name=name: calls[name].append((o if isinstance(o, Tensor) else o[0]).shape[0])
         )
     meter = CostMeter()
     options = VSDOptions(num_draws=k, lora_n_timestamp_samples=k_lora, max_batch=8, lora_max_batch=4, seed=0)
-    out = VSDGuidance(TimedTeacher(teacher, meter), student, options, meter)(*batch, step=0)
+    out = VSDGuidance(TimedTeacher(teacher, meter), lora_score, options, meter)(*batch, step=0)
     assert (calls["encode"], calls["decode"]) == ([B], [])
     assert sum(calls["teacher"]) == 2 * B * k
-    assert sum(calls["student"]) == B * k + B * k_lora
-    assert meter.unet_rows == 3 * B * k + B * k_lora
+    assert sum(calls["lora_score"]) == B * k + B * k_lora
+    assert meter.nfe == 3 * B * k + B * k_lora
     assert set(meter.seconds) == {"encode", "denoise", "train_lora"}
     assert (out.scalars["K"], out.scalars["K_lora"]) == (k, k_lora)
 
@@ -294,11 +294,11 @@ def test_one_encode_and_counted_rows_whatever_k(
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     v_prediction_folder: Path, teacher: Any, batch: Any, proposal: str
 ) -> None:
-    def build(seed: int) -> tuple[VSDGuidance, LoraStudent, torch.optim.Optimizer]:
+    def build(seed: int) -> tuple[VSDGuidance, LoraScore, torch.optim.Optimizer]:
         torch.manual_seed(seed)
-        student = LoraStudent(StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu"))
+        lora_score = LoraScore(StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu"))
         options = VSDOptions(num_draws=2, proposal=proposal, lora_n_timestamp_samples=2, seed=seed)
-        return VSDGuidance(teacher, student, options), student, torch.optim.Adam(student.parameters(), lr=1e-2)
+        return VSDGuidance(teacher, lora_score, options), lora_score, torch.optim.Adam(lora_score.parameters(), lr=1e-2)
 
     def step(guidance: VSDGuidance, optimizer: torch.optim.Optimizer, i: int) -> tuple[Tensor, float]:
         out = guidance(*batch, step=i)
@@ -307,12 +307,12 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
         optimizer.step()
         return gradient(out.loss_vsd, batch[0]), float(out.loss_lora.detach())
 
-    first, student, optimizer = build(0)
+    first, lora_score, optimizer = build(0)
     for i in range(3):
         step(first, optimizer, i)
     second, other, another = build(99)
     second.load_state_dict(first.state_dict())
-    other.lora.load_state_dict(student.lora.state_dict())
+    other.lora.load_state_dict(lora_score.lora.state_dict())
     another.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for i in (3, 4):
         (grad, loss), (grad_2, loss_2) = step(first, optimizer, i), step(second, another, i)
@@ -320,14 +320,14 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
         assert loss == loss_2
 
 
-def test_a_batch_that_is_not_finite_does_not_train(teacher: Any, student: LoraStudent, batch: Any) -> None:
+def test_a_batch_that_is_not_finite_does_not_train(teacher: Any, lora_score: LoraScore, batch: Any) -> None:
     options = VSDOptions(num_draws=1, lora_n_timestamp_samples=2, lora_max_batch=1, vae_sample="mode")
     draws = some_draws(2, low=0)
     draws.eps[0, 0] = float("nan")
-    out = VSDGuidance(teacher, student, options)(*batch, step=0, draws=some_draws(1), lora_draws=draws)
+    out = VSDGuidance(teacher, lora_score, options)(*batch, step=0, draws=some_draws(1), lora_draws=draws)
     assert out.scalars["nonfinite_lora"] == 1.0
     assert bool(torch.isfinite(out.loss_lora))
-    grads = torch.autograd.grad(out.loss_lora, student.parameters())
+    grads = torch.autograd.grad(out.loss_lora, lora_score.parameters())
     assert all(bool(torch.isfinite(g).all()) for g in grads)
     assert any(bool(g.any()) for g in grads)
 
@@ -337,12 +337,12 @@ def test_a_batch_that_is_not_finite_does_not_train(teacher: Any, student: LoraSt
     [
         (lambda b: (*b[:4], b[4][:1]), r"camera has shape \(1, 16\)"),
         (lambda b: (*b[:4], b[4][:, :3]), r"camera has shape \(2, 12\)"),
-        (lambda b: (*b[:3], b[3][0], b[4]), r"prompts_student \(20, 16\)"),
+        (lambda b: (*b[:3], b[3][0], b[4]), r"prompts_lora \(20, 16\)"),
     ],
 )
-def test_wrong_shapes_are_named(teacher: Any, student: LoraStudent, batch: Any, change: Any, said: str) -> None:
+def test_wrong_shapes_are_named(teacher: Any, lora_score: LoraScore, batch: Any, change: Any, said: str) -> None:
     with pytest.raises(CarvError, match=said):
-        VSDGuidance(teacher, student)(*change(batch), step=0)
+        VSDGuidance(teacher, lora_score)(*change(batch), step=0)
 
 
 @pytest.mark.parametrize(

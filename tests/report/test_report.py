@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "turntable.gif").write_bytes(b"GIF89a")
     (tmp_path / "preview.png").write_bytes(b"png")
     (tmp_path / "metrics.csv").write_text(
-        "step,seconds,snr_step,ess,judge_object\n1,0.5,0.25,3.9,\n2,0.4,0.5,3.8,0.7\n3,0.4,nan,3.9,\n4,0.4"
+        "step,seconds,snr_step,ess,classifier_object\n1,0.5,0.25,3.9,\n2,0.4,0.5,3.8,0.7\n3,0.4,nan,3.9,\n4,0.4"
     )
     return tmp_path
 
@@ -44,7 +44,7 @@ def test_it_shows_model_film_views_curves_and_settings(folder: Path) -> None:
     assert "data:model/gltf-binary;base64,Z2xURi1tb2RlbA==" in page
     assert "data:video/mp4;base64,ZmlsbQ==" in page
     assert "data:image/png;base64,cG5n" in page
-    assert without_viewer(page).count("<svg") == 3  # the judge's score, SNR and the effective sample size
+    assert without_viewer(page).count("<svg") == 3  # the classifier's score, SNR and the effective sample size
     assert "<td>system.guidance.num_draws</td><td>2</td>" in page
     assert "customElements" in page  # the viewer's own code
 
@@ -97,8 +97,8 @@ def test_it_is_written_into_the_folder(folder: Path) -> None:
 def test_metrics_are_read_with_gaps_and_without_a_torn_line(folder: Path) -> None:
     rows = read_metrics(folder / "metrics.csv")
     assert [r["step"] for r in rows] == [1.0, 2.0, 3.0]
-    assert math.isnan(rows[0]["judge_object"])
-    assert rows[1]["judge_object"] == 0.7
+    assert math.isnan(rows[0]["classifier_object"])
+    assert rows[1]["classifier_object"] == 0.7
     assert [r["step"] for r in read_metrics(folder / "metrics.csv", last_step=2)] == [1.0, 2.0]
     assert read_metrics(folder / "nothing.csv") == []
 

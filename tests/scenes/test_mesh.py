@@ -1,4 +1,4 @@
-"""Meshes: closed, of the right volume, coloured as the surface, and GLB files that say so when read back."""
+"""Meshes: closed, of the right volume, colored as the surface, and GLB files that say so when read back."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_srgb_to_linear_known_values() -> None:
     assert got == pytest.approx([0.0, 0.0031308, 0.2140411, 1.0], rel=1e-4)
 
 
-def test_other_formats_keep_world_axes_and_colours(tmp_path: Path) -> None:
+def test_other_formats_keep_world_axes_and_colors(tmp_path: Path) -> None:
     mesh = extract_mesh(painted_box(), MeshOptions(resolution=64))
     for suffix in (".ply", ".obj"):
         again = trimesh.load(save_mesh(mesh, tmp_path / f"box{suffix}"), force="mesh")

@@ -182,7 +182,7 @@ class LatticeGrid:
         return torch.tensor(rows, dtype=torch.int64), t0, t0 + kw["render_step_size"]
 
 
-def test_packed_samples_give_the_dense_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_samples_give_the_dense_image(monkeypatch: pytest.MonkeyPatch) -> None:
     _packed_kernels(monkeypatch)
     field = VoxelGridField(FieldOptions(resolution=16))
     dense = VolumeRenderer(field, RenderOptions(eval_samples_per_ray=150)).eval()
@@ -225,7 +225,7 @@ def test_options_are_checked() -> None:
         VolumeRenderer(VoxelGridField(FieldOptions(resolution=4)), RenderOptions(grid_prune=True))
 
 
-def test_large_pictures_leave_out_what_is_empty_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_leave_out_what_is_empty_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     field = VoxelGridField()
     with torch.no_grad():  # a thin bent rod, one voxel wide, and nothing else
         field.grid[..., 0] = -20.0
@@ -237,7 +237,7 @@ def test_large_pictures_leave_out_what_is_empty_and_nothing_else(monkeypatch: py
     real = field.density_and_color
     monkeypatch.setattr(field, "density_and_color", lambda x: (queries.append(len(x)), real(x))[1])
     culled, some = renderer.render(cameras, 192, 200, torch.ones(3)), sum(queries)
-    monkeypatch.setattr("carv_3d.scenes.rendering.COARSE_PICTURE", 1000)
+    monkeypatch.setattr("carv_3d.scenes.rendering.COARSE_IMAGE", 1000)
     whole, every = renderer.render(cameras, 192, 200, torch.ones(3)), sum(queries) - some
     assert whole[1].max() > 0.9
     for a, b in zip(culled, whole):

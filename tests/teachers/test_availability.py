@@ -46,9 +46,7 @@ def test_built_in_model_that_is_not_installed(tmp_path: Path, monkeypatch: pytes
     assert "not in this installation" in sentence("carv-tiny")
 
 
-def test_built_in_model_resolves_to_the_package_folder(
-    sd_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_built_in_model_resolves_to_the_package_folder(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = Path(availability.__file__).parents[1] / "tiny" / "weights"
     assert availability.BUILT_IN["carv-tiny"] == inside
     monkeypatch.setitem(availability.BUILT_IN, "carv-tiny", sd_folder)
@@ -94,9 +92,7 @@ def edit(file: Path, **values: Any) -> None:
             "git lfs pull",
         ),
         (
-            lambda f: [
-                (f / "tokenizer" / n).unlink(missing_ok=True) for n in ("vocab.json", "tokenizer.json")
-            ],
+            lambda f: [(f / "tokenizer" / n).unlink(missing_ok=True) for n in ("vocab.json", "tokenizer.json")],
             "tokenizer/vocab.json",
             "it is missing",
         ),

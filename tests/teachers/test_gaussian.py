@@ -55,9 +55,7 @@ def test_expectation_agrees_with_averaging_and_with_more_nodes(teacher: Gaussian
     eps = torch.randn(n, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     eps = torch.cat([eps, -eps])
     tt = t.expand(2 * n)
-    one = teacher.eps_hat(
-        teacher.schedule.add_noise(Z[:1].expand_as(eps), eps, tt), tt, text.expand(2 * n, 1, 3)
-    )
+    one = teacher.eps_hat(teacher.schedule.add_noise(Z[:1].expand_as(eps), eps, tt), tt, text.expand(2 * n, 1, 3))
     pairs = (one[:n] + one[n:]) / 2
     error = pairs.std(0) / n**0.5 + 1e-9
     assert float(((pairs.mean(0) - got[0]) / error).abs().max()) < 4
@@ -76,11 +74,11 @@ def test_guidance_is_linear_and_written_as_everywhere(teacher: GaussianTeacher) 
     torch.testing.assert_close(got, parts[1] + 7.5 * (parts[0] - parts[1]))
 
 
-def test_pictures_and_latents(teacher: GaussianTeacher) -> None:
+def test_images_and_latents(teacher: GaussianTeacher) -> None:
     latents = (torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(2)) * 2 - 1).requires_grad_()
-    pictures = teacher.decode(latents)
-    assert pictures.shape == (2, 3, 8, 8)
-    torch.testing.assert_close(teacher.encode(pictures), latents)
+    images = teacher.decode(latents)
+    assert images.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(teacher.encode(images), latents)
     x = torch.rand(1, 3, 8, 8, requires_grad=True)
     teacher.encode(x).sum().backward()
     torch.testing.assert_close(x.grad, torch.full_like(x, 2 / 16))

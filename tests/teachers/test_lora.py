@@ -12,7 +12,7 @@ from torch import nn
 from carv_3d.errors import CarvError
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.lora import CameraLora, LowRank
-from carv_3d.teachers.lora_student import LoraStudent, check_pair
+from carv_3d.teachers.lora_score import LoraScore, check_pair
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 
@@ -54,14 +54,14 @@ def teacher(sd_folder: Path) -> Any:
 
 
 def test_it_is_the_merged_weights_and_a_class_embedding(teacher: Any, sd_folder: Path) -> None:
-    student = LoraStudent(teacher, rank=3)
-    unet = merged(sd_folder, trained(student.lora))
+    lora_score = LoraScore(teacher, rank=3)
+    unet = merged(sd_folder, trained(lora_score.lora))
     z, t, text, camera = rows(3)
     with torch.no_grad():
-        found = student.eps_hat(z, t, text, camera)
-        wanted = unet(z, t, encoder_hidden_states=text, class_labels=camera).sample
+        found = lora_score.eps_hat(z, t, text, camera)
+        expected = unet(z, t, encoder_hidden_states=text, class_labels=camera).sample
         assert not torch.allclose(found, teacher.eps_hat(z, t, text), atol=1e-2)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_every_attention_layer_has_one_and_the_unet_keeps_its_parameters(teacher: Any) -> None:
@@ -77,24 +77,24 @@ def test_every_attention_layer_has_one_and_the_unet_keeps_its_parameters(teacher
 
 def test_outside_of_its_calls_the_teacher_is_what_it_was(teacher: Any, sd_teacher: Any) -> None:
     z, t, text, camera = rows(2)
-    student = LoraStudent(teacher)
-    trained(student.lora)
+    lora_score = LoraScore(teacher)
+    trained(lora_score.lora)
     with torch.no_grad():
-        student.eps_hat(z, t, text, camera)
+        lora_score.eps_hat(z, t, text, camera)
         assert torch.equal(teacher.eps_hat(z, t, text), sd_teacher.eps_hat(z, t, text))
 
 
 def test_before_training_only_the_camera_tells(teacher: Any) -> None:
-    student = LoraStudent(teacher)
-    assert student.lora.untouched
+    lora_score = LoraScore(teacher)
+    assert lora_score.lora.untouched
     z, t, text, camera = rows(2)
     with torch.no_grad():
         plain = teacher.eps_hat(z, t, text)
-        assert not torch.allclose(student.eps_hat(z, t, text, camera), plain, atol=1e-4)
-        for p in student.lora.camera_embedding.parameters():
+        assert not torch.allclose(lora_score.eps_hat(z, t, text, camera), plain, atol=1e-4)
+        for p in lora_score.lora.camera_embedding.parameters():
             p.zero_()
-        torch.testing.assert_close(student.eps_hat(z, t, text, camera), plain)
-    assert not trained(student.lora).untouched
+        torch.testing.assert_close(lora_score.eps_hat(z, t, text, camera), plain)
+    assert not trained(lora_score.lora).untouched
 
 
 def test_half_precision_keeps_float32_weights() -> None:
@@ -112,11 +112,11 @@ def test_a_half_precision_unet_trains_the_float32_lora(sd_folder: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):  # float16's place on a CPU
         torch.manual_seed(0)
         teacher = StableDiffusionTeacher.load(str(sd_folder), device="cpu", with_text=False)
-        student = LoraStudent(Denoiser(teacher.unet.to(dtype), teacher.schedule))
-        trained(student.lora)
-        errors = student.squared_errors(z, t, eps, text, camera)
+        lora_score = LoraScore(Denoiser(teacher.unet.to(dtype), teacher.schedule))
+        trained(lora_score.lora)
+        errors = lora_score.squared_errors(z, t, eps, text, camera)
         assert errors.dtype == torch.float32
-        found = torch.autograd.grad(errors.sum(), student.parameters())
+        found = torch.autograd.grad(errors.sum(), lora_score.parameters())
         assert all(g.dtype == torch.float32 for g in found)
         grads.append(torch.cat([g.flatten() for g in found]))
     assert float(torch.cosine_similarity(*grads, dim=0)) > 0.99
@@ -125,8 +125,8 @@ def test_a_half_precision_unet_trains_the_float32_lora(sd_folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["sd_folder", "v_prediction_folder"])
 def test_the_error_is_in_what_the_model_predicts(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
-    student = LoraStudent(StableDiffusionTeacher.load(str(folder), device="cpu"))
-    unet = merged(folder, trained(student.lora))
+    lora_score = LoraScore(StableDiffusionTeacher.load(str(folder), device="cpu"))
+    unet = merged(folder, trained(lora_score.lora))
     z, t, text, camera = rows(3)
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(7))
     from diffusers import DDPMScheduler
@@ -134,9 +134,9 @@ def test_the_error_is_in_what_the_model_predicts(kind: str, request: pytest.Fixt
     scheduler = DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler")
     target = eps if kind == "sd_folder" else scheduler.get_velocity(z, eps, t)
     prediction = unet(scheduler.add_noise(z, eps, t), t, encoder_hidden_states=text, class_labels=camera).sample
-    errors = student.squared_errors(z, t, eps, text, camera)
-    wanted = (prediction - target).square().sum((1, 2, 3))
-    torch.testing.assert_close(errors, wanted, rtol=1e-4, atol=1e-3)
+    errors = lora_score.squared_errors(z, t, eps, text, camera)
+    expected = (prediction - target).square().sum((1, 2, 3))
+    torch.testing.assert_close(errors, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_models_that_do_not_fit_are_named(teacher: Any, xl_folder: Path, sd_folder: Path) -> None:

@@ -18,9 +18,7 @@ from carv_3d.teachers.loading import dtype_argument, load_vae_without_attention
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 
-def rows(
-    teacher: Any, n: int, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def rows(teacher: Any, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     size = teacher.latent_size
     z = torch.randn(n, teacher.latent_channels, size, size, generator=g)
@@ -177,9 +175,7 @@ def test_perp_neg_of_two_is_two_perp_negs_of_one(sd_teacher: Any) -> None:
         each = [perp_neg_eps_hat(sd_teacher, *(x[i : i + 1] for x in everything), 7.5) for i in (0, 1)]
         torch.testing.assert_close(both, torch.cat(each), rtol=1e-4, atol=1e-4)
         # one row written out
-        text, null, *neg = (
-            sd_teacher.eps_hat(z[1:], t[1:], y[None]) for y in (cond[1], uncond[1], *negatives[1])
-        )
+        text, null, *neg = (sd_teacher.eps_hat(z[1:], t[1:], y[None]) for y in (cond[1], uncond[1], *negatives[1]))
     e = text - null
     push = e.clone()
     for m in (0, 1):
@@ -193,9 +189,7 @@ def test_perp_neg_of_two_is_two_perp_negs_of_one(sd_teacher: Any) -> None:
 # --- precision and versions
 
 
-def test_half_precision_on_the_cpu_is_float32_with_a_note(
-    sd_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_half_precision_on_the_cpu_is_float32_with_a_note(sd_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         teacher = StableDiffusionTeacher.load(str(sd_folder), device="cpu", half_precision=True)
     assert teacher.dtype == torch.float32

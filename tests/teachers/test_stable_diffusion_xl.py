@@ -67,8 +67,8 @@ def test_text_is_the_pipelines(teacher: Any, pipeline: Any) -> None:
 
 
 def test_an_empty_prompt_is_the_pipelines_unconditional(teacher: Any, pipeline: Any, copy: Path) -> None:
-    _, no_text, _, no_pooled = pipeline.encode_prompt("a cup", device="cpu", do_classifier_free_guidance=True)
-    assert not no_text.any()
+    _, uncond, _, no_pooled = pipeline.encode_prompt("a cup", device="cpu", do_classifier_free_guidance=True)
+    assert not uncond.any()
     assert not no_pooled.any()
     assert not teacher.text_embeddings([""]).any()
     # a model that was trained otherwise says so
@@ -86,7 +86,7 @@ def test_eps_hat_is_the_unet_with_pooled_text_and_the_models_own_size(teacher: A
     ids = pipeline._get_add_time_ids((16, 16), (0, 0), (16, 16), torch.float32, text_encoder_projection_dim=12)
     with torch.no_grad():
         found = teacher.eps_hat(z, t, teacher.text_embeddings(PROMPTS))
-        wanted = pipeline.unet(
+        expected = pipeline.unet(
             z,
             t,
             encoder_hidden_states=text,
@@ -95,7 +95,7 @@ def test_eps_hat_is_the_unet_with_pooled_text_and_the_models_own_size(teacher: A
         # both kinds of condition matter, so the comparison means something
         swapped = pack(text, pooled.flip(0))
         assert not torch.allclose(found, teacher.eps_hat(z, t, swapped), atol=1e-4)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("text", "pooled"), [(5, 3), (3, 5), (4, 4)])
@@ -161,7 +161,7 @@ def test_the_vae_stays_in_float32_unless_its_config_allows_half(
     assert StableDiffusionXLTeacher._choose_vae_dtype(copy, torch.float16) == dtype
 
 
-def test_pictures_pass_a_float32_vae_beside_a_half_unet(teacher: Any) -> None:
+def test_images_pass_a_float32_vae_beside_a_half_unet(teacher: Any) -> None:
     import copy as copier
 
     mixed = StableDiffusionXLTeacher(copier.deepcopy(teacher.unet).half(), teacher.vae, None, teacher.schedule)

@@ -44,8 +44,8 @@ def test_the_loss_is_the_error_of_the_layout_and_a_little_of_the_distance_to_the
     torch.testing.assert_close(layout.loss(model, z, ids, older), error + 0.05 * apart)
 
 
-def test_the_layout_of_two_captions_is_learnt_from_their_pictures() -> None:
-    """The mean of the pictures under each caption: what is left of the error is their own variance."""
+def test_the_layout_of_two_captions_is_learnt_from_their_images() -> None:
+    """The mean of the images under each caption: what is left of the error is their own variance."""
     g = torch.Generator().manual_seed(0)
     model, ids = layout.Layout(encoder(LENGTH, 1), width=32), torch.ones(16, LENGTH, dtype=torch.long)
     ids[:, 1], ids[8:, 2] = 5, 7  # one word apart

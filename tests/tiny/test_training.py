@@ -166,8 +166,16 @@ def test_exported_folder_loads_as_any_other_and_gives_the_same_noise(tmp_path, w
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--unet-steps", "0"], ["--text-batch", "0"], ["--init", "nowhere"], ["--unet-precision", "fp8"],
-     ["--unet-lr", "-1"], ["--vae-lr", "nan"], ["--seed", "-1"], ["--work", f"{__file__}/x"]],
+    [
+        ["--unet-steps", "0"],
+        ["--text-batch", "0"],
+        ["--init", "nowhere"],
+        ["--unet-precision", "fp8"],
+        ["--unet-lr", "-1"],
+        ["--vae-lr", "nan"],
+        ["--seed", "-1"],
+        ["--work", f"{__file__}/x"],
+    ],
 )
 def test_bad_options_end_in_one_sentence(arguments, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -191,7 +199,7 @@ def test_training_further_keeps_the_tokenizer_that_the_model_came_with(tmp_path,
 
 
 def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys) -> None:
-    few = ["--pictures", "20", "--vae-steps", "2", "--vae-batch", "2", "--text-steps", "2", "--text-batch", "2",
+    few = ["--images", "20", "--vae-steps", "2", "--vae-batch", "2", "--text-steps", "2", "--text-batch", "2",
            "--unet-steps", "2", "--unet-batch", "2", "--threads", str(torch.get_num_threads())]  # fmt: skip
     folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     train.main([*folders, *few, "--unet-precision", "fp32", "--no-compile"])

@@ -14,19 +14,19 @@ WEIGHTS = BUILT_IN["carv-tiny"]
 
 def test_sizes_of_the_world() -> None:
     assert len(v.OBJECTS) >= 40
-    assert len(v.COLOURS) >= 12
-    assert len(v.FINISHES) == 3
+    assert len(v.COLORS) >= 12
+    assert len(v.MATERIALS) == 3
 
 
 def test_a_tenth_of_the_pairs_is_unseen_and_spread() -> None:
-    pairs = v.unseen_pairs()
-    assert len(pairs) == len(v.OBJECTS) * len(v.COLOURS) // 10
+    pairs = v.held_out_combinations()
+    assert len(pairs) == len(v.OBJECTS) * len(v.COLORS) // 10
     by_object = [sum(o == name for o, _ in pairs) for name in v.OBJECTS]
-    by_colour = [sum(c == name for _, c in pairs) for name in v.COLOURS]
+    by_color = [sum(c == name for _, c in pairs) for name in v.COLORS]
     assert min(by_object) >= 1
     assert max(by_object) <= 2
-    assert min(by_colour) >= 2
-    assert max(by_colour) <= 6
+    assert min(by_color) >= 2
+    assert max(by_color) <= 6
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_parse(prompt: str, expected: tuple) -> None:
         ("a red thing", "thing"),
         ("a red", "no object"),
         ("a mug and a car", "several objects"),
-        ("a red blue car", "several colours"),
+        ("a red blue car", "several colors"),
         ("a red mug with stripes and spots", "'and'"),
-        ("a striped spotted red mug", "several finishes"),
-        ("a plain striped red mug", "several finishes"),
+        ("a striped spotted red mug", "several materials"),
+        ("a plain striped red mug", "several materials"),
         (f"a {'big ' * 16}red mug", "The prompt has 19 words and commas, and carv-tiny reads 18: shorten"),
         ("../../x", "does not know"),
         ("<script>", "does not know"),
@@ -98,8 +98,8 @@ def test_a_negative_prompt_is_checked_for_its_words_alone() -> None:
 def test_every_known_word_is_taught() -> None:
     rng, seen = random.Random(1), set()
     for _ in range(30_000):
-        colour, finish = rng.choice(list(v.COLOURS)), rng.choice(v.FINISHES)
-        text = v.caption(rng, rng.choice(list(v.OBJECTS)), colour, finish, rng.uniform(-10, 90), rng.uniform(0, 360))
+        color, material = rng.choice(list(v.COLORS)), rng.choice(v.MATERIALS)
+        text = v.caption(rng, rng.choice(list(v.OBJECTS)), color, material, rng.uniform(-10, 90), rng.uniform(0, 360))
         seen.update(v.words_of(text))
     assert set(v.all_words()) <= seen
 
@@ -107,8 +107,8 @@ def test_every_known_word_is_taught() -> None:
 def test_every_caption_is_made_of_known_words_and_parses_back() -> None:
     rng, known = random.Random(0), set(v.all_words())
     for name in v.OBJECTS:
-        for colour in v.COLOURS:
-            finish = rng.choice(v.FINISHES)
-            text = v.caption(rng, name, colour, finish, rng.uniform(-10, 90), rng.uniform(0, 360))
+        for color in v.COLORS:
+            material = rng.choice(v.MATERIALS)
+            text = v.caption(rng, name, color, material, rng.uniform(-10, 90), rng.uniform(0, 360))
             assert set(v.words_of(text)) - {","} <= known
-            assert v.parse(text) == (name, colour, finish)
+            assert v.parse(text) == (name, color, material)

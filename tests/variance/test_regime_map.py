@@ -36,7 +36,7 @@ def test_the_lines_of_an_earlier_map(script: dict[str, Any], tmp_path: Path) -> 
         writer.writerow(asdict(line))
     assert script["lines"](path) == [line]
     another = script["Regime"](1.0, 30, 1.0, 0.2, 0.3, "is", 1, 4, 1.0, 1.0, 1.0, 3.0)
-    script["picture"]([line, another], tmp_path / "m.png")
+    script["image"]([line, another], tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
     path.write_text("a,b\n1,2\n")
     with pytest.raises(CarvError, match=r"^--also \S+ is no regimes.csv"):

@@ -33,7 +33,7 @@ def row(ecm: float, re: str, seconds: float) -> dict[str, str]:
 
 
 def test_a_method_over_another_from_the_same_blocks(script: dict[str, Any], tmp_path: Path) -> None:
-    """"is" has half of the variance of "uniform" and five quarters of its seconds, in every block of both prompts."""
+    """ "is" has half of the variance of "uniform" and five quarters of its seconds, in every block of both prompts."""
     entries = VarianceRequest(Path("x"), K=(4,), methods=("uniform", "is")).entries()
     folders = [tmp_path / name for name in ("a", "b")]
     for folder, scale in zip(folders, (1.0, 3.0)):
@@ -59,8 +59,8 @@ def test_figures_over_prompts(script: dict[str, Any]) -> None:
     found = [[row(0.5, "1.0", 0.5)], [row(2.0, "4.0", 0.78)]]
     line = script["table"](found).splitlines()[-1]
     # a draw: 0.05 s of denoising over (0.64 - 0.2) s; geometric means 1 and 2
-    wanted = "| 30 | strat | (1, 4) | 0.11 | 50% | 1.00 (0.50–2.00) | — | 2.00 | 50% | 2.00 (1.00–4.00) | 1.00-3.00 |"
-    assert line == wanted
+    expected = "| 30 | strat | (1, 4) | 0.11 | 50% | 1.00 (0.50–2.00) | — | 2.00 | 50% | 2.00 (1.00–4.00) | 1.00-3.00 |"
+    assert line == expected
     endless = {**row(0.5, "1.0", 0.5), "ecm_bound": "inf"}
     assert "| 0.50 | — | — | — | 1.00 |" in script["table"]([[endless]]).splitlines()[-1]
     alone = script["table"]([[row(1.5, "", 0.5)]]).splitlines()[-1]

@@ -196,14 +196,14 @@ def test_the_oracle_by_timestep_by_hand() -> None:
     assert flat.share < 0  # w rises where the gradient falls
 
 
-def test_pictures_are_written(tmp_path: Path) -> None:
+def test_images_are_written(tmp_path: Path) -> None:
     from PIL import Image
 
     found = rows(7, ENTRIES, made_up((7.0, 3.0), (9.0, 5.0)), BASELINE)
     by_t = timesteps([Block({}, {}, {}, [(t, 1.0 + t) for t in range(100)])], torch.ones(100), 0, 99)
     for name in write_figures(tmp_path, found, {7: by_t}):
-        with Image.open(tmp_path / name) as picture:
-            assert len(picture.convert("L").getcolors() or [0] * 9) > 8
+        with Image.open(tmp_path / name) as image:
+            assert len(image.convert("L").getcolors() or [0] * 9) > 8
 
 
 def test_methods_and_grids_are_read() -> None:

@@ -8,7 +8,7 @@ from carv_3d.tiny import objects, shapes
 from carv_3d.tiny.dataset import build, draw_view
 from carv_3d.tiny.render import Shot, render, render_view
 from carv_3d.tiny.tracer import distances
-from carv_3d.tiny.vocabulary import COLOURS, OBJECTS, unseen_pairs
+from carv_3d.tiny.vocabulary import COLORS, OBJECTS, held_out_combinations
 
 
 def at(prim: shapes.Prim, *point: float) -> float:
@@ -57,7 +57,7 @@ def test_a_sphere_covers_the_disc_that_geometry_says(monkeypatch: pytest.MonkeyP
     ball = shapes.pack([shapes.sphere(0.3, 0.1, 0, 1.2)])
     monkeypatch.setattr("carv_3d.tiny.render.packed", lambda name: ball)
     _, alpha = render_view([Shot("ball", "red", distance=2.75, fovy=39.0)], size=128)
-    radius = math.tan(math.asin(shapes.RADIUS / 2.75)) / math.tan(math.radians(19.5))  # of half the picture
+    radius = math.tan(math.asin(shapes.RADIUS / 2.75)) / math.tan(math.radians(19.5))  # of half the image
     assert alpha.mean() == pytest.approx(math.pi * radius**2 / 4, rel=0.05)  # pack works on a grid of 0.04
 
 
@@ -69,11 +69,11 @@ def test_the_front_faces_x_and_the_left_is_y() -> None:
     assert abs(int(duck[:, :32].sum()) - int(duck[:, 32:].sum())) < 0.05 * duck.sum()  # symmetric from the front
     side = render([Shot("duck", "red", azimuth=90.0, elevation=5.0)])[1][0]
     top = side[: np.nonzero(side.any(1))[0][0] + 12].sum(0)
-    assert top[:32].sum() > top[32:].sum()  # from its left the head looks to the left of the picture
+    assert top[:32].sum() > top[32:].sum()  # from its left the head looks to the left of the image
 
 
-def test_colourings_of_one_view_equal_pictures_taken_alone() -> None:
-    shots = draw_view(random.Random(3), {"car": list(COLOURS)})
+def test_colorings_of_one_view_equal_images_taken_alone() -> None:
+    shots = draw_view(random.Random(3), {"car": list(COLORS)})
     together, alpha = render(shots)
     for i, shot in enumerate(shots):
         alone, alone_alpha = render([shot])
@@ -89,13 +89,13 @@ def test_dataset_is_seeded_reopened_and_never_shows_an_unseen_pair(tmp_path) -> 
     again = build(tmp_path / "a", 60, seed=5, log=lambda m: None)
     assert (tmp_path / "a" / "rgb.npy").stat().st_mtime_ns == stamp
     assert again.shots == first.shots
-    assert not {(s.obj, s.colour) for s in first.shots} & unseen_pairs()
+    assert not {(s.obj, s.color) for s in first.shots} & held_out_combinations()
 
 
 def test_a_background_put_in_later_equals_one_rendered(tmp_path) -> None:
-    pictures = build(tmp_path, 6, seed=7, log=lambda m: None)
+    images = build(tmp_path, 6, seed=7, log=lambda m: None)
     grey = (0.8, 0.7, 0.9)
-    shots = [Shot(**{**s.__dict__, "background": grey}) for s in pictures.shots]
+    shots = [Shot(**{**s.__dict__, "background": grey}) for s in images.shots]
     rendered = render(shots)[0] / 255
-    composed = pictures.on(np.arange(6), np.tile(np.array([grey]), (6, 1)))
+    composed = images.on(np.arange(6), np.tile(np.array([grey]), (6, 1)))
     np.testing.assert_allclose(composed, rendered, atol=1.2 / 255)

@@ -13,8 +13,8 @@ from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.lora import CameraLora
 
 
-class LoraStudent:
-    """A `carv_3d.guidance.vsd.Student`. `lora` is a torch module: the host trains it, saves it and moves it."""
+class LoraScore:
+    """A `carv_3d.guidance.vsd.LoRA score`. `lora` is a torch module: the host trains it, saves it and moves it."""
 
     def __init__(self, denoiser: Denoiser, rank: int = 4) -> None:
         """denoiser: it may be the teacher itself, which is left as it is outside of this object's calls."""
@@ -47,16 +47,14 @@ class LoraStudent:
         return (prediction.float() - self.denoiser.target(z, eps, t).float()).square().flatten(1).sum(1)
 
 
-def check_pair(teacher: Any, student: Denoiser) -> None:
+def check_pair(teacher: Any, lora_score: Denoiser) -> None:
     """Raises CarvError unless both speak of the same latents, noise levels and text."""
-    names = f"{teacher.name or 'the teacher'} and {student.name or 'the LoRA model'}"
+    names = f"{teacher.name or 'the teacher'} and {lora_score.name or 'the LoRA model'}"
     way_out = "take both from one series (Stable Diffusion 2.1 base and 2.1, say), or the same for both"
     for key, what in (("in_channels", "latents of {} channels"), ("cross_attention_dim", "text {} wide")):
-        ours, theirs = (getattr(model.unet.config, key) for model in (teacher, student))
+        ours, theirs = (getattr(model.unet.config, key) for model in (teacher, lora_score))
         if ours != theirs:
-            raise CarvError(
-                f"{names} do not fit: they take {what.format(ours)} and {what.format(theirs)}; {way_out}."
-            )
-    first, second = teacher.schedule.alphas_cumprod, student.schedule.alphas_cumprod.to(teacher.schedule.device)
+            raise CarvError(f"{names} do not fit: they take {what.format(ours)} and {what.format(theirs)}; {way_out}.")
+    first, second = teacher.schedule.alphas_cumprod, lora_score.schedule.alphas_cumprod.to(teacher.schedule.device)
     if first.shape != second.shape or not torch.allclose(first, second, atol=1e-4):
         raise CarvError(f"{names} do not fit: their noise schedules differ; {way_out}.")

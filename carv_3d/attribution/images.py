@@ -1,4 +1,4 @@
-"""Training pictures: a folder of them, or carv-tiny's own training set, known to the last pixel."""
+"""Training images: a folder of them, or carv-tiny's own training set, known to the last pixel."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import explain_os_error
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-TINY_SEED = 1  # of the pictures that carv-tiny was trained on, see teachers.tiny.train
+TINY_SEED = 1  # of the images that carv-tiny was trained on, see teachers.tiny.train
 TINY_COUNT = 30_000
 Image = NDArray[np.uint8]
 
 
-class TrainingPictures(Protocol):
-    """Pictures (S, S, 3) with their captions. `key` names a picture for good; `labels` is {} or what is known of it."""
+class TrainingImages(Protocol):
+    """Images (S, S, 3) with their captions. `key` names an image for good; `labels` is {} or what is known of it."""
 
     name: str
 
@@ -34,8 +34,8 @@ class TrainingPictures(Protocol):
     def fingerprint(self) -> str: ...
 
 
-class TinyPictures:
-    """The first `count` pictures of carv-tiny's training set, rendered into `folder` unless they are there."""
+class TinyImages:
+    """The first `count` images of carv-tiny's training set, rendered into `folder` unless they are there."""
 
     name = "tiny"
 
@@ -43,57 +43,57 @@ class TinyPictures:
         from carv_3d.tiny.dataset import build, source_hash
 
         if not 1 <= count <= TINY_COUNT:
-            raise CarvError(f"carv-tiny was trained on {TINY_COUNT} pictures: items must be 1 .. {TINY_COUNT}.")
+            raise CarvError(f"carv-tiny was trained on {TINY_COUNT} images: items must be 1 .. {TINY_COUNT}.")
         try:
-            self._pictures = build(folder, count, TINY_SEED, log=log)
+            self._images = build(folder, count, TINY_SEED, log=log)
         except OSError as error:
             raise explain_os_error(error, folder) from error
         self._source = source_hash()
 
     def __len__(self) -> int:
-        return len(self._pictures.shots)
+        return len(self._images.shots)
 
     def key(self, index: int) -> str:
         return f"tiny-{index}"
 
     def image(self, index: int) -> Image:
-        return np.asarray(self._pictures.rgb[index])
+        return np.asarray(self._images.rgb[index])
 
     def caption(self, index: int) -> str:
         """As a caption of the training, without its synonyms: "a striped red mug, left view"."""
         from carv_3d.scenes.view_phrases import view_phrase
         from carv_3d.tiny.vocabulary import OBJECTS
 
-        shot = self._pictures.shots[index]
-        finish = "" if shot.finish == "plain" else f"{shot.finish} "
-        text = f"a {finish}{shot.colour} {OBJECTS[shot.obj][0]}, {view_phrase(shot.elevation, shot.azimuth)}"
+        shot = self._images.shots[index]
+        material = "" if shot.material == "plain" else f"{shot.material} "
+        text = f"a {material}{shot.color} {OBJECTS[shot.obj][0]}, {view_phrase(shot.elevation, shot.azimuth)}"
         return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
     def labels(self, index: int) -> dict[str, str]:
-        shot = self._pictures.shots[index]
-        return {"object": shot.obj, "colour": shot.colour, "finish": shot.finish}
+        shot = self._images.shots[index]
+        return {"object": shot.obj, "color": shot.color, "material": shot.material}
 
     def fingerprint(self) -> str:
         return f"tiny-{self._source}-{len(self)}"
 
 
-class FolderPictures:
-    """The pictures in a folder and below, by name. Captions from `metadata.jsonl` (file_name, text), or from a
+class FolderImages:
+    """The images in a folder and below, by name. Captions from `metadata.jsonl` (file_name, text), or from a
     text file beside each; "" where there is none."""
 
     def __init__(self, folder: Path, size: int, resize: bool = False, limit: int | None = None) -> None:
         """size: the model's. resize: cut the middle square of others and scale it.
 
-        Raises CarvError for a folder that is missing or holds no picture, and for one that is no picture or of
+        Raises CarvError for a folder that is missing or holds no image, and for one that is no image or of
         another size, before any of them is read whole.
         """
         if not folder.is_dir():
-            raise CarvError(f"there is no folder {folder} of training pictures; name one with --data, or --data tiny.")
+            raise CarvError(f"there is no folder {folder} of training images; name one with --data, or --data tiny.")
         self.name, self._folder, self._size, self._resize = str(folder), folder, size, resize
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         self._paths = found[:limit]
         if not self._paths:
-            raise CarvError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); name another folder, or --data tiny.")
+            raise CarvError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder, or --data tiny.")
         for path in self._paths:
             check_size(path, size, resize)
         self._captions = _read_metadata(folder)
@@ -105,7 +105,7 @@ class FolderPictures:
         return self._paths[index].relative_to(self._folder).as_posix()
 
     def image(self, index: int) -> Image:
-        return read_picture(self._paths[index], self._size, self._resize)
+        return read_image(self._paths[index], self._size, self._resize)
 
     def caption(self, index: int) -> str:
         key = self.key(index)
@@ -118,7 +118,7 @@ class FolderPictures:
         return {}
 
     def fingerprint(self) -> str:
-        """Of every picture's bytes and caption."""
+        """Of every image's bytes and caption."""
         digest = hashlib.sha256(f"{self._size} {self._resize}".encode())
         for index, path in enumerate(self._paths):
             try:
@@ -130,28 +130,28 @@ class FolderPictures:
 
 
 def check_size(path: Path, size: int, resize: bool) -> None:
-    """Raises CarvError unless `path` is a picture of size × size, or of any size where it may be resized."""
+    """Raises CarvError unless `path` is an image of size × size, or of any size where it may be resized."""
     width, height = _open(path).size
     if (width, height) != (size, size) and not resize:
         raise CarvError(
-            f"{path} is {width}×{height} pixels and the model's pictures are {size}×{size}: pass --resize to cut the "
+            f"{path} is {width}×{height} pixels and the model's images are {size}×{size}: pass --resize to cut the "
             "middle square and scale it, as long as its training did the same."
         )
 
 
-def read_picture(path: Path, size: int, resize: bool) -> Image:
+def read_image(path: Path, size: int, resize: bool) -> Image:
     """(size, size, 3); what is transparent is white."""
     from PIL import Image as Pillow
 
     check_size(path, size, resize)
     try:
-        picture = _open(path).convert("RGBA")
+        image = _open(path).convert("RGBA")
     except OSError as error:
         raise CarvError(
             f"{path} is cut short or damaged ({error}): replace it, or take it out of the folder."
         ) from error
-    white = Pillow.new("RGBA", picture.size, (255, 255, 255, 255))
-    flat = Pillow.alpha_composite(white, picture).convert("RGB")
+    white = Pillow.new("RGBA", image.size, (255, 255, 255, 255))
+    flat = Pillow.alpha_composite(white, image).convert("RGB")
     if flat.size != (size, size):
         side = min(flat.size)
         left, top = (flat.width - side) // 2, (flat.height - side) // 2
@@ -166,9 +166,9 @@ def _open(path: Path) -> Any:
     try:
         return Pillow.open(path)
     except Pillow.DecompressionBombError:
-        raise CarvError(f"{path} has more pixels than any picture should: make it smaller, or take it away.") from None
+        raise CarvError(f"{path} has more pixels than any image should: make it smaller, or take it away.") from None
     except Pillow.UnidentifiedImageError:
-        raise CarvError(f"{path} is no picture that can be read: convert it to PNG, or take it away.") from None
+        raise CarvError(f"{path} is no image that can be read: convert it to PNG, or take it away.") from None
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
 
