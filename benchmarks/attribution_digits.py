@@ -37,6 +37,7 @@ from carv_3d.attribution import (
 )
 from carv_3d.attribution.metrics import linear_datamodelling_score, mean_interval
 from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import first_line
 
 RIDGES = [10.0**e for e in np.arange(-4, 4.01, 0.5)]  # of the mean eigenvalue
 PORT_RIDGES = [10.0**e for e in range(-3, 5)]
@@ -217,7 +218,7 @@ def main() -> None:
         try:
             scores = make()
         except Exception as error:  # what a package fails with is a result here
-            print(f"| {name} | failed: {str(error).splitlines()[0][:90]} | |", flush=True)
+            print(f"| {name} | failed: {first_line(error)} | |", flush=True)
             return None
         each = linear_datamodelling_score(scores[~validation], halves, outcomes[:, ~validation])
         if not bool(each.isfinite().all()):

@@ -14,6 +14,12 @@ class CarvError(ValueError):
     """
 
 
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """The first line of an error's message, cut at `limit` characters, no full stop; its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit].rstrip(" .:") if lines else type(error).__name__
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and exit with its status; a CarvError becomes its sentence, and status 1."""
     try:

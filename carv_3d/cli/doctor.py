@@ -16,7 +16,7 @@ from carv_3d.cli.doctor_threestudio import CONFIG
 from carv_3d.cli.doctor_threestudio import examine as examine_checkout
 from carv_3d.cli.finding import Finding
 from carv_3d.cli.parser import Parser
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.version import __version__
 
 SET_UP = "run ./install.sh in the repository's folder"
@@ -96,8 +96,7 @@ def _package(module: str, purpose: str, requirement: str) -> Callable[[], Findin
         try:
             importlib.import_module(module)
         except Exception as error:  # a broken installation fails in many ways; all of them are told
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return Finding(module, False, f"installed, but does not load: {first}", remedy, True)
+            return Finding(module, False, f"installed, but does not load: {first_line(error)}", remedy, True)
         distribution = "scikit-image" if module == "skimage" else module
         return Finding(module, True, f"{_version(distribution)} ({purpose})")
 

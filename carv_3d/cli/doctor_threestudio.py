@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from carv_3d.cli.finding import Finding
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import expanded
 
 # by package: a module that threestudio imports and a CPU machine mostly lacks, or whose absence ends its launch
@@ -71,7 +71,7 @@ def _problem(module: str) -> str:
         if module in LOADED:
             getattr(importlib.import_module(module), LOADED[module])
     except Exception as error:  # whatever a package that does not fit the others raises
-        return f"{_installed(module)} does not load: {str(error).strip().splitlines()[0][:160]}"
+        return f"{_installed(module)} does not load: {first_line(error)}"
     return ""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from carv_3d.compare.engine import clip_of, run_group, warm_teachers
 from carv_3d.compare.sweep import Sweep
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import locked, write_atomic
 from carv_3d.runs.progress import Display, StopSignals
 
@@ -79,9 +79,8 @@ def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[N
         ray.init(log_to_driver=False, configure_logging=False, **({"address": address} if address else here))
     except Exception as error:  # a node that does not come up in time is a bare Exception of Ray's
         ray.shutdown()
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         where = f"at {address}" if address else "here"
-        raise CarvError(f"Ray {where} cannot be reached or begun ({reason}); see ray status") from error
+        raise CarvError(f"Ray {where} cannot be reached or begun ({first_line(error)}); see ray status") from error
     try:
         yield
     finally:

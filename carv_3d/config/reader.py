@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, Union
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def read_override(override: str, example: str = "system.guidance.num_draws=8") -
     try:
         return OmegaConf.from_dotlist([override])
     except (YAMLError, OmegaConfBaseException) as error:
-        raise CarvError(f"the value of {override!r} cannot be read: {str(error).splitlines()[0]}") from error
+        raise CarvError(f"the value of {override!r} cannot be read: {first_line(error)}") from error
 
 
 def resolved(what: str, *parts: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def resolved(what: str, *parts: Any) -> dict[str, Any]:
     try:
         merged = OmegaConf.to_container(OmegaConf.merge({}, *parts), resolve=True)
     except (OmegaConfBaseException, ValueError, TypeError) as error:  # TypeError: a list where a group is
-        raise CarvError(f"{what} cannot be resolved: {str(error).splitlines()[0]}") from error
+        raise CarvError(f"{what} cannot be resolved: {first_line(error)}") from error
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
 

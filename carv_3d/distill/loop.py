@@ -30,7 +30,7 @@ from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import Prompts
 from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.updates import Updates
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.teachers.timed import TimedTeacher
 
 MAX_BAD_STEPS = 20  # updates in a row without a finite gradient before a run gives up
@@ -271,5 +271,4 @@ class Distillation:
 
 
 def _unfit(error: BaseException) -> CarvError:
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-    return CarvError(f"the checkpoint does not fit these options ({why})")
+    return CarvError(f"the checkpoint does not fit these options ({first_line(error)})")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 
 DEFAULT = "openai/clip-vit-base-patch16"
 INSTALL = "pip install 'torchmetrics>=1.9,<2'"
@@ -26,10 +26,9 @@ class ClipScore:
             # as a callable: torchmetrics knows names on the hub alone, and transformers below 5
             self.metric: Any = CLIPScore(model_name_or_path=lambda: _load(model)).to(device)
         except Exception as error:  # the hub's and transformers' kinds are many
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise CarvError(
-                f"no CLIP could be loaded from {model} ({reason}); give a folder or a hub id that is here, or leave "
-                "--clip out"
+                f"no CLIP could be loaded from {model} ({first_line(error)}); give a folder or a hub id that is here, "
+                "or leave --clip out"
             ) from error
         self.device = device
 

@@ -23,7 +23,7 @@ from carv_3d.core.costs import CostMeter
 from carv_3d.core.devices import choose_device, keep_freed_memory
 from carv_3d.core.seeds import seed_for
 from carv_3d.core.signal import SignalToNoise
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.generate.config import Config
 from carv_3d.generate.view_text import ViewText, view_text
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
@@ -306,12 +306,8 @@ class TextTo3D:
             self.progress = state.get("progress")  # older checkpoints have none
             self.meter.counts.update(nfe=state["nfe"], renders=state["renders"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise CarvError(f"the checkpoint does not fit this configuration ({_first_line(error)})") from error
+            raise CarvError(f"the checkpoint does not fit this configuration ({first_line(error)})") from error
 
 
 def _without_field(state: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in state.items() if not k.startswith("field.")}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

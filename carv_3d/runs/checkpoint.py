@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import explain_os_error, write_atomic
 
 FORMAT = 1
@@ -93,7 +93,7 @@ def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any],
             content = torch.load(candidate, map_location="cpu", weights_only=True)
             version, state = content["format"], _renamed(content["state"])
         except Exception as error:  # torch raises many kinds for a damaged file: pickle, zip, Runtime, EOF
-            damaged.append(f"{candidate.name} ({str(error).splitlines()[0][:80] if str(error) else 'empty'})")
+            damaged.append(f"{candidate.name} ({first_line(error, 80)})")
             continue
         if version > FORMAT:
             raise CarvError(f"{candidate} was written by a newer carv_3d (format {version}); update it")

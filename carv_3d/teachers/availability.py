@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import expanded
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import BIN_STEMS, WAY_OUT, WEIGHT_STEMS, WrongFamily, check_family, check_folder
@@ -181,8 +181,8 @@ def _why(error: BaseException) -> str:
     if "OfflineModeIsEnabled" in names:
         return "this is offline mode, so the hub is not asked"
     if names & {"LocalEntryNotFoundError", "ConnectionError", "TransportError", "TimeoutError", "Timeout"}:
-        return f"the hub cannot be reached from here ({type(error).__name__}: {_first_line(error)})"
-    return f"the hub did not deliver it ({type(error).__name__}: {_first_line(error)})"
+        return f"the hub cannot be reached from here ({type(error).__name__}: {first_line(error)})"
+    return f"the hub did not deliver it ({type(error).__name__}: {first_line(error)})"
 
 
 def _mirror(name: str) -> str:
@@ -190,8 +190,3 @@ def _mirror(name: str) -> str:
         return ""
     when, mirror = GONE[name]
     return f" (it was withdrawn in {when}; {mirror} is a public mirror)"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else "no details")[:120].rstrip(".")

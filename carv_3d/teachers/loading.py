@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import WAY_OUT, read_json, weight_files
 
@@ -174,6 +174,6 @@ def _named(folder: Path, part: str, file: Path) -> Iterator[None]:
     except (CarvError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = (lines[0] if lines else type(error).__name__)[:200].rstrip(".:")
-        raise CarvError(f"the {part} of {folder} cannot be loaded from {file} ({said}); {WAY_OUT}.") from error
+        raise CarvError(
+            f"the {part} of {folder} cannot be loaded from {file} ({first_line(error)}); {WAY_OUT}."
+        ) from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 
 PRECISIONS = ("auto", "bf16", "fp32")
 ALIKE = 0.99  # least cosine of whole gradients
@@ -44,7 +44,7 @@ def compile_in_place(module: nn.Module, gradient: Callable[[], list[Tensor]], lo
         module.compile()
         reason = differs(gradient(), expected)
     except Exception as error:  # no compiler, no headers of Python's, a Python too new for torch to compile, ...
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
     if reason:
         plain(module)
         log(f"not compiled, so slower: {reason}")
