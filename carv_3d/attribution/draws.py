@@ -6,20 +6,13 @@ hold a covariance of the noise that two items share, and change with the batch s
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from carv_3d.attribution.options import DrawOptions
 from carv_3d.core.estimator import Draws
 from carv_3d.core.proposals import TimestepProposal
-
-
-def keyed_generator(seed: int, *key: str | int) -> torch.Generator:
-    """A CPU generator whose state depends on `seed` and `key` alone."""
-    digest = hashlib.sha256("\0".join([str(seed), *map(str, key)]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+from carv_3d.core.seeds import keyed_generator
 
 
 def draws_of(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from carv_3d.attribution.draws import keyed_generator
+from carv_3d.core.seeds import keyed_generator
 from carv_3d.errors import CarvError
 
 CLASSES = 64  # C, how many different turns there are

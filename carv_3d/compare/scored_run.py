@@ -18,7 +18,7 @@ from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import make_folder, write_atomic
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
 from carv_3d.io.tables import read_metrics
-from carv_3d.runs.checkpoint import has_checkpoint, rng_state, set_rng_state
+from carv_3d.runs.checkpoint import has_checkpoint
 from carv_3d.runs.progress import Display
 
 RESULT = "result.json"  # written last: a run that has one is done
@@ -51,7 +51,6 @@ class ScoredRun(Run):
     def __init__(
         self, host: TextTo3D, folder: Path, display: Display, length: Length, clip: ClipScore | None = None
     ) -> None:
-        self.rng = rng_state()  # the global generators' as the host left them: this run alone goes on with them
         super().__init__(host, folder, display)
         self.length, self.clip = length, clip
         self.clock = 0.0
@@ -81,38 +80,35 @@ class ScoredRun(Run):
         """Open the folder: begin in it, or take up the run in it at its last point."""
         make_folder(self.folder)
         write_atomic(self.folder / LABEL, json.dumps({"method": method}, ensure_ascii=False) + "\n")
-        with self._own_rng():
-            self.open(resume=has_checkpoint(self.checkpoint))
-            rows = read_metrics(self.metrics)
-            if not rows:
-                self.append({"step": 0.0, "seconds": 0.0, "nfe": 0.0, "renders": 0.0} | self.scores())
-                self.save()
+        self.open(resume=has_checkpoint(self.checkpoint))
+        rows = read_metrics(self.metrics)
+        if not rows:
+            self.append({"step": 0.0, "seconds": 0.0, "nfe": 0.0, "renders": 0.0} | self.scores())
+            self.save()
         self.clock = sum(row["seconds"] for row in rows)
 
     def advance(self, slice_seconds: float) -> None:
         """Steps until the slice is used up, a point is reached (then it is scored and saved), or the run is done."""
         until = self.clock + slice_seconds
-        with self._own_rng():
-            while not self.finished and self.clock < until:
-                point = self._points_passed()
-                if self.length.seconds is not None and self.length.scheduled:
-                    self.host.progress = min(1.0, self.clock / self.length.seconds)
-                row = self.host.train_step()
-                self.clock += row["seconds"]
-                due = self.finished or self._points_passed() > point
-                if due:
-                    row |= self.scores()
-                self.append(row)
-                self.last |= {name: value for name, value in row.items() if math.isfinite(value)}
-                if due:
-                    self.save()
-                    return
+        while not self.finished and self.clock < until:
+            point = self._points_passed()
+            if self.length.seconds is not None and self.length.scheduled:
+                self.host.progress = min(1.0, self.clock / self.length.seconds)
+            row = self.host.train_step()
+            self.clock += row["seconds"]
+            due = self.finished or self._points_passed() > point
+            if due:
+                row |= self.scores()
+            self.append(row)
+            self.last |= {name: value for name, value in row.items() if math.isfinite(value)}
+            if due:
+                self.save()
+                return
 
     def pause(self) -> None:
         """Save where it stands, between two points, to go on from here."""
         if self.host.step != self.saved_step:
-            with self._own_rng():
-                self.save()
+            self.save()
 
     def finish(self) -> None:
         """Images, mesh, and the result, which says that the run is done."""
@@ -146,24 +142,6 @@ class ScoredRun(Run):
 
     def _points_passed(self) -> int:
         return math.floor(self.done / self.length.total * self.length.points + 1e-9)
-
-    def _own_rng(self) -> _Swapped:
-        return _Swapped(self)
-
-
-class _Swapped:
-    """Within it the global random generators are one run's own, so that runs in turns are what each would be alone."""
-
-    def __init__(self, run: ScoredRun) -> None:
-        self.run = run
-
-    def __enter__(self) -> None:
-        self.outside = rng_state()
-        set_rng_state(self.run.rng)
-
-    def __exit__(self, *_: object) -> None:
-        self.run.rng = rng_state()
-        set_rng_state(self.outside)
 
 
 def _known(row: Mapping[str, float], name: str) -> bool:

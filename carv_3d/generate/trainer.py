@@ -21,16 +21,15 @@ from torch import Tensor
 from carv_3d.config.annealing import annealed
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.devices import choose_device, keep_freed_memory
-from carv_3d.core.seeds import seed_for
+from carv_3d.core.seeds import OwnGlobals, seed_for
 from carv_3d.core.signal import SignalToNoise
 from carv_3d.errors import CarvError, first_line
 from carv_3d.generate.config import Config
 from carv_3d.generate.view_text import ViewText, view_text
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
-from carv_3d.runs.checkpoint import rng_state, set_rng_state
 from carv_3d.scenes import regularisers
 from carv_3d.scenes.backgrounds import light_colors
-from carv_3d.scenes.cameras import Cameras, orbit, sample_cameras
+from carv_3d.scenes.cameras import CameraOptions, Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
 from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES
@@ -100,9 +99,10 @@ class TextTo3D:
         plain = teacher if teacher is not None else load_teacher(config)
         self.meter = CostMeter(self.device)
         self.teacher: Any = TimedTeacher(plain, self.meter)
-        torch.manual_seed(config.seed)
+        self.globals = OwnGlobals(config.seed, self.device)
         system = config.system
-        self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
+        with self.globals.in_use():
+            self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
         kind = next(name for name, one in FIELDS.items() if type(self.field) is one)
         self.config = config = replace(config, system=replace(system, geometry_type=kind))
         if kind != "voxel" and system.loss.lambda_tv != 0:
@@ -178,31 +178,49 @@ class TextTo3D:
         }
         return metrics
 
-    def backward(self) -> tuple[RenderOutput, GuidanceOutput, dict[str, Tensor]]:
-        """A step without the optimizer's: its gradient is left in the field's parameters. Returns the renders,
-        the guidance and the unweighted losses. Only generators, meter and occupancy grid move on."""
-        out, guided = self.forward()
+    def backward(
+        self, guidance: SDSGuidance | None = None, data: CameraOptions | None = None
+    ) -> tuple[RenderOutput, GuidanceOutput, dict[str, Tensor]]:
+        """A step without the optimizer's: its gradient is left in the field's parameters.
+
+        Only generators, meter and occupancy grid move on.
+
+        Args:
+            guidance: in place of the run's own.
+            data: cameras in place of the run's own.
+
+        Returns:
+            The renders, the guidance's output and the unweighted losses.
+        """
         lambdas = self._lambdas(self.now)
+        out, guided = self._forward(guidance or self.guidance, data or self.config.data, lambdas)
         losses = self._losses(out, guided, lambdas)
         self.optimizer.zero_grad(set_to_none=True)
         with self.meter.phase("backward"):
             torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum().backward()
         return out, guided, losses
 
-    def forward(self) -> tuple[RenderOutput, GuidanceOutput]:
-        """A step's renders and guidance, before any backward (for accounts of variance, say)."""
-        self.meter.seconds = dict.fromkeys(PHASES, 0.0)
-        self.renderer.update(self.step)
-        auto = self.guidance.auto
-        out, told = self.upstream(None if auto is None else auto.renders)
-        recon = self.config.system.guidance.use_recon_loss and self._lambdas(self.now)["recon"] != 0
-        return out, self.guidance(
-            out.comp_rgb, told.text, told.uncond, self.now, negatives=told.negatives, with_recon=recon
-        )
+    def forward(
+        self, guidance: SDSGuidance | None = None, data: CameraOptions | None = None
+    ) -> tuple[RenderOutput, GuidanceOutput]:
+        """A step's renders and guidance before any backward; arguments as of `backward`."""
+        return self._forward(guidance or self.guidance, data or self.config.data, self._lambdas(self.now))
 
-    def upstream(self, R: int | None = None) -> tuple[RenderOutput, ViewText]:
-        """A step's R renders (data.batch_size unless given), and the text that goes with their cameras."""
-        data = self.config.data
+    def _forward(
+        self, guidance: SDSGuidance, data: CameraOptions, lambdas: dict[str, float]
+    ) -> tuple[RenderOutput, GuidanceOutput]:
+        self.meter.seconds = dict.fromkeys(PHASES, 0.0)
+        with self.globals.in_use():
+            self.renderer.update(self.step)
+            out, view = self.upstream(None if guidance.auto is None else guidance.auto.renders, data)
+            recon = self.config.system.guidance.use_recon_loss and lambdas["recon"] != 0
+            return out, guidance(
+                out.comp_rgb, view.text, view.uncond, self.now, negatives=view.negatives, with_recon=recon
+            )
+
+    def upstream(self, R: int | None = None, data: CameraOptions | None = None) -> tuple[RenderOutput, ViewText]:
+        """A step's R renders (`data.batch_size` unless given), and the text that goes with their cameras."""
+        data = data or self.config.data
         cameras = sample_cameras(data, R, generator=self.generators["cameras"], step=self.step)
         with self.meter.phase("render"):
             rays = cameras.to(self.device).rays(data.height, data.width)
@@ -251,7 +269,10 @@ class TextTo3D:
 
     def _lambdas(self, step: int) -> dict[str, float]:
         loss = vars(self.config.system.loss)
-        return {name.removeprefix("lambda_"): annealed(value, step) for name, value in loss.items()}
+        return {
+            name.removeprefix("lambda_"): value if isinstance(value, float) else annealed(value, step)
+            for name, value in loss.items()
+        }
 
     def _background(self, n: int) -> Tensor:
         """Colors (n, 3): white, or in `random_probability` of the steps a light one per render."""
@@ -287,7 +308,7 @@ class TextTo3D:
             "guidance": self.guidance.state_dict(),
             "signal": self.signal.state_dict(),
             "generators": {name: g.get_state() for name, g in self.generators.items()},
-            "rng": rng_state(),
+            "rng": self.globals.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -301,7 +322,7 @@ class TextTo3D:
                 self.signal.load_state_dict(state["signal"])
             for name, generator in self.generators.items():
                 generator.set_state(state["generators"][name].cpu())
-            set_rng_state(state["rng"])
+            self.globals.load_state_dict(state["rng"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
             self.progress = state.get("progress")  # older checkpoints have none
             self.meter.counts.update(nfe=state["nfe"], renders=state["renders"])

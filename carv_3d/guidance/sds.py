@@ -24,6 +24,7 @@ from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
+from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions
 from carv_3d.guidance.perp_neg import perp_neg_eps_hat
@@ -92,7 +93,7 @@ class SDSGuidance:
         self.generator = torch.Generator(device=teacher.device)
         seed = self.options.seed
         self._seed = int(torch.randint(2**62, ())) if seed is None else seed
-        self.generator.manual_seed(self._seed + self.estimator.options.rank)
+        self.generator.manual_seed(rank_seed(self._seed, self.estimator.options.rank))
         self.auto: AutoDraws | None = None
         if K == AUTO:
             self._refuse_ranks(self.estimator.options.world_size)
@@ -112,7 +113,7 @@ class SDSGuidance:
             self._refuse_ranks(world_size)
         self.estimator.options = replace(now, rank=rank, world_size=world_size)
         if rank != now.rank:
-            self.generator.manual_seed(self._seed + rank)
+            self.generator.manual_seed(rank_seed(self._seed, rank))
 
     @staticmethod
     def _refuse_ranks(world_size: int) -> None:
@@ -284,7 +285,7 @@ class SDSGuidance:
             rank = self.estimator.options.rank
             if state.get("rank", 0) != rank:
                 base = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-                self.generator.manual_seed(int(base) + rank)
+                self.generator.manual_seed(rank_seed(int(base), rank))
         else:
             log.warning(
                 "the saved random state is of a %s generator and this one is on %s: the draws start afresh.",

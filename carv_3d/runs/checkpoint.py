@@ -11,12 +11,10 @@ import hashlib
 import io
 import json
 import os
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -134,29 +132,3 @@ def fingerprint_of(module: nn.Module, *more: Tensor, config: Mapping[str, Any] |
         digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
         digest.update(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of every global random number generator (torch, CUDA, numpy, python), as plain data."""
-    legacy: Any = np.random.get_state()  # noqa: NPY002 -- the global state is meant
-    kind, keys, position, has_gauss, cached = legacy
-    keys = torch.from_numpy(keys.astype(np.int64))
-    version, internal, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), keys, int(position), int(has_gauss), float(cached)],
-        "python": [version, list(internal), gauss],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what `rng_state` returned (CUDA's only where as many devices are there)."""
-    torch.set_rng_state(state["torch"].cpu())
-    cuda: list[Tensor] = [s.cpu() for s in state["cuda"]]
-    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))

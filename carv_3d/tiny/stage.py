@@ -14,6 +14,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from carv_3d.core.ema import Average
+from carv_3d.core.seeds import step_seed
 from carv_3d.errors import CarvError
 from carv_3d.io.files import os_errors_told
 from carv_3d.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
@@ -86,7 +87,7 @@ def run_stage(
     begun = saved = shown = time.monotonic()
     smooth = math.nan
     for step in range(first, steps):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        generator = torch.Generator().manual_seed(step_seed(seed, step))
         for group in optimizer.param_groups:
             fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))
             group["lr"] = group["share"] * lr * min(1.0, (step + 1) / 200) * fall

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from carv_3d.core.accounting import parameter_gradients
 from carv_3d.core.estimator import Draws
+from carv_3d.core.seeds import batch_seed
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.generate.view_text import ViewText
 from carv_3d.guidance.sds import SDSGuidance
@@ -215,7 +216,7 @@ class Study:
         return torch.cat([g.reshape(-1) for g in whole])
 
     def _seed(self, number: int, purpose: int) -> int:
-        return (self.seed * 1_000_003 + (number + 1000) * 1009 + purpose) % 2**62
+        return batch_seed(self.seed, number, purpose)
 
 
 def _cross_covariance(pairs: list[tuple[Tensor, Tensor]]) -> float:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from saved_state import untested_after_restoring
 from tiny_host import tiny_config
+from torch import Tensor
 
 from carv_3d.config.reader import look_up, to_mapping
 from carv_3d.core.auto_draws import MAX_RENDERS
+from carv_3d.core.seeds import OwnGlobals
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
-from carv_3d.scenes.cameras import orbit
+from carv_3d.guidance.sds import SDSGuidance
+from carv_3d.scenes.cameras import Cameras, orbit
 
 
 @pytest.mark.parametrize("proposal", ["weight", "adaptive"])
@@ -32,7 +38,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
         first.train_step()
     save_checkpoint(tmp_path / "c", first.state_dict())
     second = TextTo3D(config, sd_teacher)
-    torch.rand(5)
     second.load_state_dict(load_checkpoint(tmp_path / "c")[0])
     assert second.step == 3
     for _ in range(3):
@@ -43,6 +48,127 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert {k: v for k, v in last.items() if k not in timings} == pytest.approx(
         {k: v for k, v in resumed.items() if k not in timings}, rel=0, abs=0, nan_ok=True
     )
+
+
+class Careless:
+    """A teacher that also draws from torch's global generator."""
+
+    def __init__(self, teacher: Any) -> None:
+        self._teacher = teacher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return self._teacher.eps_hat(z_t, t, text) + 0.1 * torch.rand(())
+
+    def eps_hat_cfg(self, z_t: Tensor, *rest: Any) -> Tensor:
+        return self._teacher.eps_hat_cfg(z_t, *rest) + 0.1 * torch.rand(())
+
+
+def steps_of(host: TextTo3D, count: int) -> list[Tensor]:
+    """The field's parameters after `count` more steps."""
+    for _ in range(count):
+        host.train_step()
+    return [p.detach().clone() for p in host.field.parameters()]
+
+
+def test_a_run_has_the_global_generators_for_itself(sd_folder: Path, sd_teacher: Any) -> None:
+    config, teacher = tiny_config(sd_folder), Careless(sd_teacher)
+    alone = steps_of(TextTo3D(config, teacher), 4)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, other = TextTo3D(config, teacher), TextTo3D(tiny_config(sd_folder, seed=1), teacher)
+    for _ in range(2):  # interleaved with another run, and with draws of the host's own
+        steps_of(one, 1)
+        steps_of(other, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    resumed = TextTo3D(config, teacher)
+    resumed.load_state_dict(copy.deepcopy(one.state_dict()))
+    for host in (one, resumed):
+        assert all(map(torch.equal, alone, steps_of(host, 2)))
+
+
+def test_every_item_of_the_saved_state_is_restored(sd_folder: Path, sd_teacher: Any) -> None:
+    given = ["control_variate=true", "proposal=adaptive", "num_draws=4", "antithetic=false"]
+    config = tiny_config(sd_folder, *(f"system.guidance.{word}" for word in given), "trainer.max_steps=9")
+    host = TextTo3D(config, Careless(sd_teacher))
+    steps_of(host, 3)
+    host.progress, host.bad_steps = 0.5, 19
+    fresh = TextTo3D(config, Careless(sd_teacher))
+    steps_of(fresh, 1)  # a fresh optimizer has no state at all
+    fresh.globals = OwnGlobals(77, host.device)
+    fresh.field.grid.data.add_(1)
+    constant = ("optimizer.param_groups.", "guidance.generator_device", "guidance.rank", "guidance.estimator.shared")
+    constant += ("guidance.estimator.proposal.name", "guidance.estimator.proposal.min_step")
+    assert [k for k in untested_after_restoring(fresh, host.state_dict()) if not k.startswith(constant)] == []
+    assert fresh.now == host.now == 4
+
+
+def test_a_resumed_run_remembers_how_many_steps_were_not_finite(
+    sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(sd_teacher), "eps_hat", lambda self, z_t, t, text: torch.full_like(z_t, float("nan")))
+    host = TextTo3D(tiny_config(sd_folder, "trainer.max_steps=30"), sd_teacher)
+    steps_of(host, 19)
+    resumed = TextTo3D(host.config, sd_teacher)
+    resumed.load_state_dict(host.state_dict())
+    with pytest.raises(CarvError, match="not been finite for 20 steps"):
+        resumed.train_step()
+
+
+def test_a_step_takes_another_guidance_and_other_cameras_for_the_one_call(sd_folder: Path, sd_teacher: Any) -> None:
+    host = TextTo3D(tiny_config(sd_folder), sd_teacher)
+    other = SDSGuidance(host.teacher, replace(host.guidance.options, num_draws=3))
+    data = replace(host.config.data, batch_size=2)
+    own, config = host.guidance, host.config
+    for out, guided, *_ in (host.forward(other, data), host.backward(other, data)):
+        assert len(out.comp_rgb) == 2
+        assert guided.estimate.residual.shape[:2] == (2, 3)
+    assert host.guidance is own
+    assert host.config is config
+    out, guided = host.forward()
+    assert len(out.comp_rgb) == 1
+    assert guided.estimate.residual.shape[:2] == (1, 2)
+
+
+def test_annealed_losses_follow_the_step(sd_folder: Path, sd_teacher: Any) -> None:
+    """lambda_recon falls from 1000 to 0 over 100 steps; without any other loss the gradient is half of it at 50."""
+    others = ["sds", "density", "opacity"]
+    words = [f"system.loss.lambda_{name}=0" for name in others] + ["system.guidance.use_recon_loss=true"]
+
+    def gradient(recon: str, step: int) -> Tensor:
+        host = TextTo3D(tiny_config(sd_folder, *words, f"system.loss.lambda_recon={recon}"), sd_teacher)
+        host.step = step
+        host.backward()
+        return host.field.grid.grad.clone()
+
+    whole = gradient("1000", 50)
+    assert whole.norm() > 0
+    torch.testing.assert_close(gradient("[1000,0,100]", 50), whole / 2, rtol=1e-4, atol=1e-9)
+    assert gradient("[1000,0,100]", 100).norm() == 0
+
+
+def test_cameras_follow_the_step(sd_folder: Path, sd_teacher: Any) -> None:
+    """With progressive_until the first cameras stand at the evaluation view, later ones are spread; a low-discrepancy
+    sequence goes on from step to step."""
+    spread = TextTo3D(tiny_config(sd_folder, "data.progressive_until=10", "data.batch_size=16"), sd_teacher)
+    seen: list[Cameras] = []
+    text = spread.view_text
+    spread.view_text = lambda cameras: seen.append(cameras) or text(cameras)  # type: ignore[method-assign]
+    for step in (0, 10):
+        spread.step = step
+        spread.upstream()
+    width = [float(c.elevation.max() - c.elevation.min()) for c in seen]
+    assert width[0] < 0.2 * width[1]
+    sequence = TextTo3D(tiny_config(sd_folder, "data.camera_sampling=low_discrepancy"), sd_teacher)
+    seen.clear()
+    sequence.view_text = lambda cameras: seen.append(cameras) or text(cameras)  # type: ignore[method-assign]
+    for step in (0, 1):
+        sequence.step = step
+        sequence.upstream()
+    assert abs(float(seen[0].azimuth[0] - seen[1].azimuth[0])) > 1
 
 
 def test_num_draws_auto_measures_the_run_and_is_logged(sd_folder: Path, sd_teacher: Any) -> None:
