@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from carv_3d.compare.command import ENGINES, run_sweep
+from carv_3d.cli.compare import ENGINES
+from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.reach import Reach
 from carv_3d.compare.sweep import Sweep

@@ -96,7 +96,7 @@ def test_what_is_no_trouble_with_a_path_keeps_its_traceback(monkeypatch: pytest.
     def broken(words: list[str]) -> int:
         raise OSError("of a library's own making")
 
-    monkeypatch.setattr(cli, "doctor", broken)
+    monkeypatch.setattr(doctor, "main", broken)
     with pytest.raises(OSError, match="own making"):
         cli.main(["doctor"])
 
@@ -169,7 +169,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_and_slips_answer_without_the_heavy_imports() -> None:
     code = (
-        "import sys; from carv_3d import cli; cli.main(['--help']); cli.main(['generate', '--help']);"
+        "import sys; from carv_3d.cli import main as cli; cli.main(['--help']); cli.main(['generate', '--help']);"
         "cli.main(['generate', 'x', '--sed']); cli.main(['generate', ' ']);"
         "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'rich', 'numpy')))"
     )
@@ -193,7 +193,7 @@ def test_an_interrupt_is_told_without_a_traceback(
     def interrupted(words: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "doctor", interrupted)
+    monkeypatch.setattr(doctor, "main", interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "carv: interrupted\n"
 
@@ -232,10 +232,10 @@ def test_doctor_fails_only_where_the_main_job_cannot_run(monkeypatch: pytest.Mon
     optional = doctor.Finding("tiny-cuda-nn", False, "not installed", "pip install it")
     missing = doctor.Finding("nerfacc", False, "not installed", "pip install nerfacc", needed=True)
     monkeypatch.setattr(doctor, "examine", lambda: [good, optional])
-    assert doctor.main(lines.append) == 0
+    assert doctor.report(lines.append) == 0
     assert "Ready" in lines[-1]
     monkeypatch.setattr(doctor, "examine", lambda: [good, optional, missing])
-    assert doctor.main(lines.append) == 1
+    assert doctor.report(lines.append) == 1
     assert "Not ready: nerfacc" in lines[-1]
     assert any("-> pip install nerfacc" in line for line in lines)
 
