@@ -6,7 +6,8 @@ turns uniform numbers into timesteps by its inverse CDF, so that it goes with ev
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,25 @@ def real_dtype(device: torch.device | str | None) -> torch.dtype:
     return torch.float32 if device is not None and torch.device(device).type == "mps" else torch.float64
 
 
-class TimestepProposal:
-    """Base: tables of q over [min_step, max_step], built when first needed and when the range has moved.
+class Measure(NamedTuple):
+    """A density over timesteps with its running sum, and where in it a range of timesteps lies.
 
-    A subclass gives `_density`. `builds` counts the builds of the tables.
+    density: (n,), of the timesteps from `offset` on. cumulative: (n + 1,), the sum of density[:i].
+    first, last: `cumulative` at both ends of the range. total: the sum of the density over the range.
+    """
+
+    density: Tensor
+    cumulative: Tensor
+    offset: int
+    first: float
+    last: float
+    total: Tensor
+
+
+class TimestepProposal:
+    """Base: timesteps of [min_step, max_step] by the inverse CDF of a density.
+
+    The range has this one owner; the options say where it begins. A subclass gives `_measure`.
     """
 
     name = ""
@@ -42,14 +58,11 @@ class TimestepProposal:
         """weighting: the w that multiplies the residual, a name or a table (T,), see NoiseSchedule.w."""
         self.num_train_timesteps = schedule.num_train_timesteps
         self.weights = schedule.weights(weighting).to(real_dtype(schedule.device))
-        self.builds = 0
-        self._cdf: Tensor | None = None
-        self._p_over_q: Tensor | None = None
         self.min_step, self.max_step = -1, -1
         self.set_range(min_step, self.num_train_timesteps - 1 if max_step is None else max_step)
 
     def set_range(self, min_step: int, max_step: int) -> None:
-        """p becomes uniform on the integers min_step .. max_step; free of cost where that is so already.
+        """p becomes uniform on the integers min_step .. max_step.
 
         Raises CarvError if the range is empty or leaves the schedule.
         """
@@ -57,7 +70,7 @@ class TimestepProposal:
             return
         check_range(min_step, max_step, self.num_train_timesteps)
         self.min_step, self.max_step = int(min_step), int(max_step)
-        self._cdf = self._p_over_q = None
+        self._measured: Measure | None = None
 
     def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """u of any shape in [0, 1) -> (t, p/q), both of u's shape: t integers, p/q in the tables' dtype.
@@ -65,10 +78,11 @@ class TimestepProposal:
         t is the one timestep with CDF(t - 1) <= u < CDF(t): exact for this discrete distribution, also
         where a stratum of u straddles two timesteps.
         """
-        cdf, p_over_q = self._tables()
-        u = u.to(cdf.dtype).clamp(max=1.0 - torch.finfo(cdf.dtype).eps)
-        index = torch.searchsorted(cdf, u.contiguous(), right=True).clamp(max=len(cdf) - 1)
-        return index + self.min_step, p_over_q[index]
+        m = self._in_range()
+        mass = m.first + u.to(m.cumulative.dtype) * (m.last - m.first)
+        mass = mass.clamp(m.first, m.last * (1.0 - torch.finfo(mass.dtype).eps))
+        index = torch.searchsorted(m.cumulative, mass.contiguous(), right=True) - 1
+        return index + m.offset, m.total / (self._length * m.density[index])  # exactly 1 for a flat density
 
     def update(self, t: Tensor, value: Tensor) -> None:
         """Learn from what was drawn; nothing to learn here."""
@@ -76,18 +90,20 @@ class TimestepProposal:
     @property
     def q(self) -> Tensor:
         """(max_step - min_step + 1,) the probability of each timestep of the range."""
-        cdf, _ = self._tables()
-        return torch.diff(cdf, prepend=cdf.new_zeros(1))
+        cdf = self._density_in_range().cumsum(0)
+        return torch.diff(cdf / cdf[-1], prepend=cdf.new_zeros(1))
 
     @property
     def p_over_q(self) -> Tensor:
         """(max_step - min_step + 1,) the importance weight of each timestep; 0 where q is 0."""
-        return self._tables()[1]
+        density = self._density_in_range()
+        ratio = self._in_range().total / (self._length * density)
+        return torch.where(density > 0, ratio, torch.zeros_like(ratio))
 
     def to(self, device: torch.device | str) -> TimestepProposal:
         """Moves the tables, in place."""
         self.weights = self.weights.to(device=device, dtype=real_dtype(device))
-        self._cdf = self._p_over_q = None
+        self._measured = None
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,47 +119,76 @@ class TimestepProposal:
             )
         self.set_range(state["min_step"], state["max_step"])
 
-    def _density(self) -> Tensor:
-        """q over the range, not normalised, never negative."""
+    def _measure(self) -> Measure:
         raise NotImplementedError
 
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        if self._cdf is None or self._p_over_q is None:
-            self.builds += 1
-            density = self._density()
-            total = density.sum()
-            cdf = density.cumsum(0)
-            self._cdf = cdf / cdf[-1]
-            ratio = total / (len(density) * density)  # exactly 1 for a flat density
-            self._p_over_q = torch.where(density > 0, ratio, torch.zeros_like(ratio))
-        return self._cdf, self._p_over_q
+    def _in_range(self) -> Measure:
+        if self._measured is None:
+            self._measured = self._measure()
+        return self._measured
 
-    def _weights_in_range(self) -> Tensor:
-        return self.weights[self.min_step : self.max_step + 1]
+    def _density_in_range(self) -> Tensor:
+        m = self._in_range()
+        return m.density[self.min_step - m.offset : self.max_step + 1 - m.offset]
 
-
-class UniformProposal(TimestepProposal):
-    """q = p; p/q is exactly 1."""
-
-    name = "uniform"
-
-    def _density(self) -> Tensor:
-        return torch.ones_like(self._weights_in_range())
+    @property
+    def _length(self) -> int:
+        return self.max_step - self.min_step + 1
 
 
 class WeightProposal(TimestepProposal):
-    """q ∝ p w, with the w that really multiplies the residual, so that (p/q) w is the same for every draw."""
+    """q ∝ p w, with the w that really multiplies the residual, so that (p/q) w is the same for every draw.
+
+    One running sum C of w over all timesteps serves every range: t is where C reaches C[min] + u (C[max + 1] - C[min]).
+    """
 
     name = "weight"
 
-    def _density(self) -> Tensor:
-        weights = self._weights_in_range()
-        if not bool((weights >= 0).all() & (weights.sum() > 0) & torch.isfinite(weights.sum())):
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        weighting: str | Tensor = "sds",
+        min_step: int = 0,
+        max_step: int | None = None,
+    ) -> None:
+        super().__init__(schedule, weighting, min_step, max_step)
+        self._density = self._unnormalized()
+        self._host = self._density.double().cpu()  # so that a range that moves waits for no device
+        self._sums = running_sum(torch.where((self._host > 0) & self._host.isfinite(), self._host, 0.0))
+        self._cumulative = self._sums.to(self._density)
+
+    def _unnormalized(self) -> Tensor:
+        return self.weights
+
+    def _measure(self) -> Measure:
+        low, high = self.min_step, self.max_step + 1
+        here = self._host[low:high]
+        total = here.sum()  # of no axes, so that it goes with tensors of any device
+        if not (bool((here >= 0).all()) and 0 < float(total) < math.inf):
             raise CarvError(
                 f"w(t) is zero, negative or not finite on the timesteps {self.min_step} .. {self.max_step}, "
                 "so nothing can be drawn in proportion to it: take the proposal 'uniform'."
             )
-        return weights
+        first, last = float(self._sums[low]), float(self._sums[high])
+        if last - first < 1e-6 * last:  # too small a part of the sum to be told from it in all its digits
+            density = self._density[low:high]
+            return Measure(density, running_sum(here).to(density), low, 0.0, float(total), total)
+        return Measure(self._density, self._cumulative, 0, first, last, total)
+
+    def to(self, device: torch.device | str) -> WeightProposal:
+        """Moves the tables, in place."""
+        super().to(device)
+        self._density, self._cumulative = self._density.to(self.weights), self._sums.to(self.weights)
+        return self
+
+
+class UniformProposal(WeightProposal):
+    """q = p; p/q is exactly 1."""
+
+    name = "uniform"
+
+    def _unnormalized(self) -> Tensor:
+        return torch.ones_like(self.weights)
 
 
 class AdaptiveProposal(TimestepProposal):
@@ -194,16 +239,20 @@ class AdaptiveProposal(TimestepProposal):
         rows = F.one_hot(place, bins).to(value.dtype) * valid.to(value.dtype)[:, None]
         self._sum = self.decay * self._sum + torch.where(valid, value, torch.zeros_like(value)) @ rows
         self._count = self.decay * self._count + rows.sum(0)
-        self._cdf = self._p_over_q = None
+        self._measured = None
+
+    def _measure(self) -> Measure:
+        density = self._density()
+        cumulative = running_sum(density)
+        return Measure(density, cumulative / cumulative[-1], self.min_step, 0.0, 1.0, density.sum())
 
     def _density(self) -> Tensor:
+        """q over the range, of a sum of about 1."""
         mean = self._sum.sum() / self._count.sum()
         mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # NaN (nothing learnt) goes to 1 as well
         rms = ((self._sum + self.prior * mean) / (self._count + self.prior)).sqrt()
         t = torch.arange(self.min_step, self.max_step + 1, device=rms.device)
-        expected = (
-            self._weights_in_range() * rms[torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")]
-        )
+        expected = self.weights[t] * rms[torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")]
         flat = torch.full_like(expected, 1.0 / len(expected))
         total = expected.sum()
         expected = torch.where(total > 0, expected / total, flat)
@@ -228,7 +277,7 @@ class AdaptiveProposal(TimestepProposal):
                 "set the number of bins back."
             )
         self._sum, self._count = state["sum"].to(self._sum), state["count"].to(self._count)
-        self._cdf = self._p_over_q = None
+        self._measured = None
 
 
 def make_proposal(
@@ -250,6 +299,11 @@ def make_proposal(
     if name == "adaptive":
         return AdaptiveProposal(schedule, weighting, min_step, max_step, **adaptive)
     raise CarvError(f"proposal is {name!r}; it must be one of {', '.join(PROPOSALS)}.")
+
+
+def running_sum(density: Tensor) -> Tensor:
+    """(n,) -> (n + 1,): the sum of density[:i], from 0 on."""
+    return torch.cat([density.new_zeros(1), density.cumsum(0)])
 
 
 def check_range(min_step: int, max_step: int, num_train_timesteps: int | None = None) -> None:

@@ -28,6 +28,11 @@ class NoiseSchedule:
             raise CarvError("alphas_cumprod leaves [0, 1]; give the cumulative product, not the betas.")
         self._alpha = self.alphas_cumprod.sqrt()
         self._sigma = (1 - self.alphas_cumprod).sqrt()
+        self._weights = {
+            "sds": 1 - self.alphas_cumprod,
+            "uniform": torch.ones_like(self.alphas_cumprod),
+            "fantasia3d": self._alpha * (1 - self.alphas_cumprod),
+        }
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
@@ -105,10 +110,6 @@ class NoiseSchedule:
                     f"{self.num_train_timesteps} timesteps, and each needs one weight."
                 )
             return strategy.detach().to(self.device)
-        if strategy == "sds":
-            return 1 - self.alphas_cumprod
-        if strategy == "uniform":
-            return torch.ones_like(self.alphas_cumprod)
-        if strategy == "fantasia3d":
-            return self._alpha * (1 - self.alphas_cumprod)
-        raise CarvError(f"the weighting is {strategy!r}; it must be one of {', '.join(WEIGHTINGS)}.")
+        if strategy not in self._weights:
+            raise CarvError(f"the weighting is {strategy!r}; it must be one of {', '.join(WEIGHTINGS)}.")
+        return self._weights[strategy]

@@ -1,4 +1,4 @@
-"""Proposals: exact inverse CDFs, weights that keep the expectation, tables built once, the lag."""
+"""Proposals: exact inverse CDFs, weights that keep the expectation, one table for every range, the lag."""
 
 from __future__ import annotations
 
@@ -80,19 +80,51 @@ def test_timesteps_of_weight_zero_are_never_drawn() -> None:
         make_proposal("weight", NoiseSchedule(torch.linspace(0.9, 0.1, 6)), table, 0, 1).sample(torch.rand(1))
 
 
-@pytest.mark.parametrize("name", ["uniform", "weight", "adaptive"])
-def test_tables_are_built_when_the_range_moves_and_not_before(name: str) -> None:
+@pytest.mark.parametrize("name", ["uniform", "weight"])
+def test_a_range_that_moves_builds_no_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     proposal = make_proposal(name, SCHEDULE, "sds", 20, 980)
-    for _ in range(3):
-        proposal.set_range(20, 980)
-        proposal.sample(torch.rand(4))
-    assert proposal.builds == 1
-    proposal.set_range(100, 300)
-    proposal.set_range(100, 300)
-    t, _ = proposal.sample(torch.rand(1000))
-    assert proposal.builds == 2
-    assert (int(t.min()), int(t.max())) >= (100, 0)
-    assert int(t.max()) <= 300
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda *_, **__: pytest.fail("a running sum was made anew"))
+    for low, high in ((100, 300), (0, 999), (300, 300), (20, 980)):
+        proposal.set_range(low, high)
+        t, _ = proposal.sample(midpoints(1000))
+        assert low <= int(t.min()) <= int(t.max()) <= high
+
+
+@pytest.mark.parametrize("weighting", ["sds", "uniform", "fantasia3d"])
+@pytest.mark.parametrize(("low", "high"), [(20, 980), (0, 999), (0, 0), (650, 651), (940, 999)])
+def test_one_running_sum_serves_every_range(weighting: str, low: int, high: int) -> None:
+    u = torch.rand(20_000, generator=torch.Generator().manual_seed(low), dtype=torch.float64)
+    t, weights = make_proposal("weight", SCHEDULE, weighting, low, high).sample(u)
+    w = SCHEDULE.weights(weighting).double()[low : high + 1]
+    cdf = w.cumsum(0) / w.sum()  # the table of this range alone
+    assert torch.equal(t, torch.searchsorted(cdf, u, right=True) + low)
+    torch.testing.assert_close(weights, w.mean() / w[t - low], rtol=1e-14, atol=0)
+
+
+def test_a_range_of_a_tiny_part_of_the_weight_is_drawn_rightly() -> None:
+    table = torch.exp(-torch.arange(1000, dtype=torch.float64) / 10)  # 1e-39 of the sum lies from 900 on
+    t, _ = make_proposal("weight", SCHEDULE, table, 900, 909).sample(midpoints(100_000))
+    expected = table[900:910] / table[900:910].sum()
+    torch.testing.assert_close(torch.bincount(t - 900) / 1e5, expected.float(), rtol=0, atol=2e-5)
+
+
+def test_weights_outside_of_the_range_do_not_matter() -> None:
+    table = SCHEDULE.weights("sds").clone()
+    u, expected = midpoints(1000), make_proposal("weight", SCHEDULE, "sds", 20, 980)
+    table[[0, 3, 990]] = torch.tensor([float("inf"), -5.0, float("nan")])
+    proposal = make_proposal("weight", SCHEDULE, table, 20, 980)
+    assert torch.equal(proposal.sample(u)[0], expected.sample(u)[0])
+    proposal.set_range(3, 980)
+    with pytest.raises(CarvError, match=r"not finite on the timesteps 3 \.\. 980"):
+        proposal.sample(u)
+
+
+def test_the_end_of_a_range_is_reached_and_not_passed() -> None:
+    table = torch.tensor([1e6, 0.1, 0.0, 0.7, 0.0, 0.3])
+    proposal = make_proposal("weight", NoiseSchedule(torch.linspace(0.9, 0.1, 6)), table, 1, 4)
+    t, weights = proposal.sample(torch.tensor([0.0, 0.13, 1 - 2**-53, 1.0], dtype=torch.float64))
+    assert t.tolist() == [1, 3, 3, 3]
+    torch.testing.assert_close(weights, torch.tensor([2.0, 2 / 7, 2 / 7, 2 / 7]).double(), rtol=1e-6, atol=0)
 
 
 def test_adaptive_starts_as_the_weight_proposal_with_the_floor() -> None:
@@ -136,6 +168,16 @@ def test_an_update_waits_for_the_next_sample() -> None:
     torch.testing.assert_close(weights, 1 / 961 / before[t - 20])
     assert not torch.allclose(proposal.q, before)
     assert not torch.equal(proposal.sample(u)[1], weights)
+
+
+@pytest.mark.parametrize("decay", [0.9, 1.0])
+def test_the_count_of_draws_fades(decay: float) -> None:
+    proposal = AdaptiveProposal(SCHEDULE, "uniform", decay=decay, bins=4)
+    for _ in range(7):
+        proposal.update(torch.tensor([10]), torch.tensor([4.0]))
+    expected = sum(decay**n for n in range(7))
+    assert proposal.state_dict()["count"].tolist() == pytest.approx([expected, 0, 0, 0])
+    assert proposal.state_dict()["sum"].tolist() == pytest.approx([4 * expected, 0, 0, 0])
 
 
 def test_old_draws_fade_and_bad_values_are_left_out() -> None:
