@@ -1,4 +1,4 @@
-"""The convergence table of docs/RESULTS.md: ten prompts, three seeds, both sides at equal wall-clock.
+"""The convergence table of docs/results: ten prompts, three seeds, both sides at equal wall-clock.
 
     ./install.sh python benchmarks/convergence.py [--scene light|heavy] [--seeds 3] [--budget SECONDS] [--work DIR]
 

@@ -1,4 +1,4 @@
-"""The ECM and RE tables of docs/RESULTS.md: `carv variance` on five prompts at three points of a run, side by side.
+"""The ECM and RE tables of docs/results: `carv variance` on five prompts at three points of a run, side by side.
 
     ./install.sh python benchmarks/variance_table.py [--scene light|heavy] [--prompts 5] [--budget 300]
         [--at 30 150 270] [--grid R=1 K=2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic]

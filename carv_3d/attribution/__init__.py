@@ -2,7 +2,7 @@
 
 Why neither `traker` nor `dattri` is underneath: both take one gradient of an item, so that its draws leave no groups
 and a score no standard error; timesteps and noise reach them through the batch, which ties draws to slots; both have
-no ridge unless told, and traker is in float16, which came to nothing on the digits of docs/RESULTS.md. What is left
+no ridge unless told, and traker is in float16, which came to nothing on the digits of docs/results/attribution.md. What is left
 of them beside that, a projection and a solve, is short. `benchmarks/attribution_digits.py` runs both beside this.
 """
 

@@ -70,7 +70,7 @@ class AttributeOptions:
     views: int = 4
     """Images that stand for a prompt or an asset."""
     method: str = "relatif"
-    """cosine | relatif | trak | d-trak. See docs/RESULTS.md for what each finds."""
+    """cosine | relatif | trak | d-trak. See docs/results for what each finds."""
     prompt: str = ""
     """Of an image."""
     resize: bool = False

@@ -156,7 +156,7 @@ def _default_guidance() -> GuidanceOptions:
         guidance_scale=3.5,
         max_step_percent=[0.98, 0.4, steps],
         trainer_max_steps=steps,
-        num_draws=2,  # one antithetic pair measured best, see docs/RESULTS.md
+        num_draws=2,  # one antithetic pair measured best, see docs/results
         antithetic=True,
         use_recon_loss=True,
     )
