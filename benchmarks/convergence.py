@@ -1,6 +1,6 @@
 """The convergence table of docs/results: ten prompts, three seeds, both sides at equal wall-clock.
 
-    ./install.sh python benchmarks/convergence.py [--scene light|heavy] [--seeds 3] [--budget SECONDS] [--work DIR]
+    ./install.sh python benchmarks/convergence.py [--scene voxel|hash-grid] [--seeds 3] [--budget SECONDS] [--work DIR]
 
 Both sides are tuned with the same effort first: six variants each (two allocations at three learning rates), on two
 prompts that are not among the ten, for the same seconds; of each side the variant with the best final IoU is taken.
@@ -47,10 +47,10 @@ class Scene:
 
 
 SCENES = {
-    "light": Scene(
+    "voxel": Scene(
         CONFIGS / "carv-tiny.yaml", {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))}, (0.03, 0.06, 0.12), 30.0
     ),
-    "heavy": Scene(  # upstream is dear
+    "hash-grid": Scene(  # upstream is dear
         CONFIGS / "carv-tiny-hash-grid.yaml",
         {"baseline": ((1, 1), (2, 1)), "carv": ((1, 8), (1, 16))},
         (0.04, 0.08, 0.16),
@@ -129,7 +129,7 @@ def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Met
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scene", choices=list(SCENES), default="light")
+    parser.add_argument("--scene", choices=list(SCENES), default="voxel")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the ten")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, help="seconds of each run's own clock (30 light, 60 heavy)")

@@ -1,6 +1,6 @@
 """The ECM and RE tables of docs/results: `carv variance` on five prompts at three points of a run, side by side.
 
-    ./install.sh python benchmarks/variance_table.py [--scene light|heavy] [--prompts 5] [--budget 300]
+    ./install.sh python benchmarks/variance_table.py [--scene voxel|hash-grid] [--prompts 5] [--budget 300]
         [--at 30 150 270] [--grid R=1 K=2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic]
         [--against is+strat+antithetic] [--work DIR]
 
@@ -35,7 +35,7 @@ from carv_3d.variance.study import Block, Entry
 PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
 METHODS = "uniform,is,strat,is+strat,is+strat+antithetic"
 CONFIGS = Path(__file__).parent.parent / "configs"
-SCENES = {"light": CONFIGS / "carv-tiny.yaml", "heavy": CONFIGS / "carv-tiny-hash-grid.yaml"}  # heavy: upstream is dear
+SCENES = {"voxel": CONFIGS / "carv-tiny.yaml", "hash-grid": CONFIGS / "carv-tiny-hash-grid.yaml"}  # heavy: upstream is dear
 
 
 def over_prompts(values: Sequence[float]) -> str:
@@ -109,7 +109,7 @@ def over(folders: Sequence[Path], entries: Sequence[Entry], name: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scene", choices=list(SCENES), default="light")
+    parser.add_argument("--scene", choices=list(SCENES), default="voxel")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the five")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of measuring for each prompt")
     parser.add_argument("--at", type=int, nargs="+", default=[30, 150, 270])

@@ -1,9 +1,8 @@
 """Influence scores of a diffusion model's training items, on the estimator of `core`.
 
-Why neither `traker` nor `dattri` is underneath: both take one gradient of an item, so that its draws leave no groups
-and a score no standard error; timesteps and noise reach them through the batch, which ties draws to slots; both have
-no ridge unless told, and traker is in float16, which came to nothing on the digits of docs/results/attribution.md. What is left
-of them beside that, a projection and a solve, is short. `benchmarks/attribution_digits.py` runs both beside this.
+Neither `traker` nor `dattri` is used. Both take one gradient of an item, so its draws leave no groups, and a score has no
+standard error. Timesteps and noise reach them through the batch, which ties draws to slots. Both have no ridge by default.
+`benchmarks/attribution_digits.py` compares with both, see docs/results/attribution.md.
 """
 
 from __future__ import annotations

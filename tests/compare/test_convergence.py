@@ -23,7 +23,7 @@ def script() -> dict[str, Any]:
     return runpy.run_path(str(FILE))
 
 
-@pytest.mark.parametrize("scene", ["light", "heavy"])
+@pytest.mark.parametrize("scene", ["voxel", "hash-grid"])
 def test_both_sides_are_tried_alike(script: dict[str, Any], scene: str) -> None:
     one = script["SCENES"][scene]
     found = script["variants"](one)
@@ -40,7 +40,7 @@ def test_both_sides_are_tried_alike(script: dict[str, Any], scene: str) -> None:
 
 
 def test_the_best_of_a_side_by_its_final_iou(script: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
-    found = script["variants"](replace(script["SCENES"]["heavy"], rates=(0.02, 0.04, 0.08)))
+    found = script["variants"](replace(script["SCENES"]["hash-grid"], rates=(0.02, 0.04, 0.08)))
     lines = ["metric,method,mean"]
     for i, m in enumerate(found):
         lines += [f"iou,{m.name},{0.5 + 0.01 * (i in (1, 11)) + (0.2 if i == 4 else 0)}", f"psnr,{m.name},{99 - i}"]
