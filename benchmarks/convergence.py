@@ -50,7 +50,7 @@ SCENES = {
     "voxel": Scene(
         CONFIGS / "carv-tiny.yaml", {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))}, (0.03, 0.06, 0.12), 30.0
     ),
-    "hash-grid": Scene(  # upstream is dear
+    "hash-grid": Scene(  # expensive upstream work
         CONFIGS / "carv-tiny-hash-grid.yaml",
         {"baseline": ((1, 1), (2, 1)), "carv": ((1, 8), (1, 16))},
         (0.04, 0.08, 0.16),
@@ -132,7 +132,9 @@ def main() -> int:
     parser.add_argument("--scene", choices=list(SCENES), default="voxel")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the ten")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=float, help="seconds of each run's own clock (30 light, 60 heavy)")
+    parser.add_argument(
+        "--budget", type=float, help="seconds of training time of each run (30 for voxel, 60 for hash-grid)"
+    )
     parser.add_argument("--points", type=int, default=20, help="evaluations of each run")
     parser.add_argument("--work", type=Path, default=Path("outputs/convergence"))
     parser.add_argument("--engine", choices=ENGINES, default="local")

@@ -35,7 +35,10 @@ from carv_3d.variance.study import Block, Entry
 PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
 METHODS = "uniform,is,strat,is+strat,is+strat+antithetic"
 CONFIGS = Path(__file__).parent.parent / "configs"
-SCENES = {"voxel": CONFIGS / "carv-tiny.yaml", "hash-grid": CONFIGS / "carv-tiny-hash-grid.yaml"}  # heavy: upstream is dear
+SCENES = {
+    "voxel": CONFIGS / "carv-tiny.yaml",
+    "hash-grid": CONFIGS / "carv-tiny-hash-grid.yaml",
+}  # expensive upstream work
 
 
 def over_prompts(values: Sequence[float]) -> str:
