@@ -1,8 +1,8 @@
 """Influence scores of a diffusion model's training items, on the estimator of `core`.
 
-Neither `traker` nor `dattri` is used. Both take one gradient of an item, so its draws leave no groups, and a score has no
-standard error. Timesteps and noise reach them through the batch, which ties draws to slots. Both have no ridge by default.
-`benchmarks/attribution_digits.py` compares with both, see docs/results/attribution.md.
+Neither `traker` nor `dattri` is used. Both take one gradient of an item, so its draws leave no groups, and a score
+has no standard error. Timesteps and noise reach them through the batch, which ties draws to slots. Both have no ridge
+by default. `benchmarks/attribution_digits.py` compares with both (docs/results/attribution.md).
 """
 
 from __future__ import annotations
