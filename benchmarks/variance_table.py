@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 
+from carv_3d.cli.variance import read_grid
 from carv_3d.core.accounting import Interval
 from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import load_teacher
 from carv_3d.io.files import slug
-from carv_3d.variance.command import VarianceRequest, read_grid, run
+from carv_3d.variance.command import VarianceRequest, run
 from carv_3d.variance.figures import rows
 from carv_3d.variance.show import with_ends
 from carv_3d.variance.study import Block, Entry
