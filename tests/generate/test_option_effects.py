@@ -155,19 +155,19 @@ def test_how_work_is_cut_up_does_not_change_the_result(
 
 
 ELSEWHERE = {  # option -> where it is tried
-    "device": "test_config.py",
-    "trainer.val_check_interval": "test_run.py",
-    "trainer.step_seconds": "test_text_to_3d.py",
-    "checkpoint.every_n_train_steps": "test_run.py",
+    "device": "generate/test_config.py",
+    "trainer.val_check_interval": "generate/test_run.py",
+    "trainer.step_seconds": "generate/test_trainer.py",
+    "checkpoint.every_n_train_steps": "generate/test_run.py",
     "system.renderer.grid_resolution": "scenes/test_rendering.py",
     "system.renderer.prune_density_threshold": "scenes/test_rendering.py",
     "system.exporter.min_component": "scenes/test_mesh.py",
-    "system.exporter.longest_side": "test_run.py",
-    "system.guidance.half_precision_weights": "../teachers/test_stable_diffusion.py",  # half_precision there
-    "system.guidance.pretrained_model_name_or_path": "../cli/test_cli.py",
-    "system.prompt_processor.prompt": "test_config.py",
-    "system.prompt_processor.front_threshold": "test_option_effects.py",
-    "system.prompt_processor.back_threshold": "test_option_effects.py",
+    "system.exporter.longest_side": "generate/test_run.py",
+    "system.guidance.half_precision_weights": "teachers/test_stable_diffusion.py",  # half_precision there
+    "system.guidance.pretrained_model_name_or_path": "cli/test_cli.py",
+    "system.prompt_processor.prompt": "generate/test_config.py",
+    "system.prompt_processor.front_threshold": "generate/test_option_effects.py",
+    "system.prompt_processor.back_threshold": "generate/test_option_effects.py",
 }
 
 
@@ -176,7 +176,7 @@ def test_no_option_is_left_untried() -> None:
     tried = {part.partition("=")[0] for word in words for part in word.split(" & ")}
     assert not tried & ELSEWHERE.keys()
     for name, file in ELSEWHERE.items():
-        text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+        text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
         assert name.rpartition(".")[2].removesuffix("_weights") in text
     assert sorted(name for name, _ in flatten(to_mapping(Config()))) == sorted(tried | ELSEWHERE.keys())
 
