@@ -9,7 +9,7 @@ from carv_3d.core.designs import STRATIFY, Design
 from carv_3d.core.devices import DEVICES
 from carv_3d.core.estimator import EstimatorOptions
 from carv_3d.core.proposals import PROPOSALS
-from carv_3d.distill.dmd import OBJECTIVES
+from carv_3d.distill.dmd import CHOICES as OBJECTIVES
 from carv_3d.errors import CarvError
 
 PRECISIONS = ("float32", "bf16", "fp16")

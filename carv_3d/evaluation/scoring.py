@@ -6,22 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.errors import CarvError
+from carv_3d.guidance.images import resized
 
 CLASSIFIER_SIZE = 64  # pixels; the classifier's images
 
 
 def at_classifier_size(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) as the classifier takes them, (B, 3, 64, 64) float32 on the CPU."""
-    images = images.float().cpu()
-    if images.shape[-2:] == (CLASSIFIER_SIZE, CLASSIFIER_SIZE):
-        return images
-    return F.interpolate(
-        images, (CLASSIFIER_SIZE, CLASSIFIER_SIZE), mode="bilinear", align_corners=False, antialias=True
-    )
+    return resized(images.float().cpu(), CLASSIFIER_SIZE, antialias=True)
 
 
 class PromptClassifier:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
 
 from carv_3d.config.annealing import Annealed, annealed, annealed_values, check_annealed, counts_steps, knots
 from carv_3d.core.designs import STRATIFY
 from carv_3d.core.proposals import PROPOSALS
-from carv_3d.core.schedule import WEIGHTINGS
+from carv_3d.core.schedule import WEIGHTINGS, NoiseSchedule
 from carv_3d.errors import CarvError
-from carv_3d.teachers.base import CFG_CONVENTIONS
+from carv_3d.guidance.cfg import CFG_CONVENTIONS
+from carv_3d.objectives.table import OBJECTIVES
 
 AUTO = "auto"
 VAE_SAMPLES = ("sample", "mode", "draw")
@@ -20,12 +24,24 @@ FLAGS = (
 ANNEALED = ("guidance_scale", "min_step_percent", "max_step_percent", "grad_clip")
 
 
+class Annealing(NamedTuple):
+    """The annealed options at one step: `guidance_scale`, the first and last timestep, and `grad_clip`."""
+
+    guidance_scale: float
+    min_step: int
+    max_step: int
+    grad_clip: float | None
+
+
 @dataclass
 class GuidanceOptions:
-    """What score distillation is told. "Annealed" values may be `C()` schedules, see `carv_3d.config.annealing`.
+    """The options of score distillation. "Annealed" values may be `C()` schedules, see `carv_3d.config.annealing`.
 
     Raises CarvError, naming the option, for a value that cannot be meant.
     """
+
+    objectives: ClassVar[tuple[str, ...]] = ("sds", "sjc", "sjc_plain", "hifa", "csd", "nfsd")
+    _image_objective: ClassVar[str] = "hifa"
 
     pretrained_model_name_or_path: str = "carv-tiny"
     """carv-tiny, a local diffusers folder, or a hub id."""
@@ -45,18 +61,21 @@ class GuidanceOptions:
     `trainer_max_steps`; it stays at the minimum from there on. As in threestudio, a max_step_percent that is a
     list gives its second entry: v1 of [v0, v1, end], v0 of [start, v0, v1, end]."""
     trainer_max_steps: int = 25000
+    objective: str = "sds"
+    """What is distilled, see `carv_3d.objectives`. sds: w (guided - eps). sjc: guided - eps; sjc_plain: guided.
+    hifa: sds, and loss_sds_img, a loss in image space for which every draw is decoded. csd: w (text - uncond), without
+    a guidance scale. nfsd: noise-free; it needs a negative prompt."""
     weighting_strategy: str = "sds"
-    """w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar)."""
+    """w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar). sjc has none."""
     use_sjc: bool = False
-    """Score Jacobian chaining (arXiv 2212.00774) in place of score distillation. It has no w(t)."""
+    """threestudio's name for `objective: sjc`."""
     var_red: bool = True
-    """With use_sjc: f = eps_hat - eps; false: f = eps_hat, the same in expectation and noisier."""
+    """threestudio's; with use_sjc and false: `objective: sjc_plain`, the same in expectation and noisier."""
     use_img_loss: bool = False
-    """Also return loss_sds_img, HiFA's loss in image space (arXiv 2305.18766): the gradient on the images is the
-    mean of (p/q) w (x - decode(z0_hat)) alpha / sigma. Every draw is decoded for it."""
+    """threestudio's name for `objective: hifa`."""
     grad_clip: Annealed | None = None
-    """Annealed. Elementwise limit of each draw's w(t) (eps_hat - eps), before the weights p/q and the mean,
-    so that the objective is threestudio's whatever K is. (Clipping the mean would change it with K.)"""
+    """Annealed. Elementwise limit of each draw's f, before the weights p/q and the mean, so that the objective is
+    threestudio's whatever K is. (Clipping the mean would change it with K.)"""
 
     num_draws: int | str = 4
     """K, draws of (t, eps) per render. auto: the K with the least variance times seconds, measured as the run goes
@@ -109,25 +128,40 @@ class GuidanceOptions:
             ("weighting_strategy", WEIGHTINGS),
             ("cfg_convention", CFG_CONVENTIONS),
             ("vae_sample", VAE_SAMPLES),
+            ("objective", self.objectives),
         ):
             if getattr(self, name) not in allowed:
                 raise CarvError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
-        if self.use_sjc and self.weighting_strategy != "sds":
-            raise CarvError(
-                f"use_sjc has no w(t), so weighting_strategy {self.weighting_strategy} would be ignored: leave it out."
-            )
-        if self.use_sjc and self.use_img_loss:
-            raise CarvError("use_img_loss belongs to score distillation: set use_sjc or use_img_loss to false.")
+        self._name_objective()
         self._check_per_draw_sample()
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise CarvError(f"seed is {self.seed!r}; it must be a whole number or null.")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise CarvError(f"seed is {self.seed}; it must be at least 0 and below 2^63, or null.")
 
+    def _name_objective(self) -> None:
+        """threestudio's flags as an objective; from here on the objective alone says what is distilled."""
+        if self.use_sjc and self.use_img_loss:
+            raise CarvError("use_img_loss belongs to score distillation: set use_sjc or use_img_loss to false.")
+        plain, image = self.objectives[0], self._image_objective
+        flagged = image if self.use_img_loss else "sjc" if self.var_red else "sjc_plain"
+        if self.use_sjc or self.use_img_loss:
+            if self.objective not in (plain, flagged):
+                flag = "use_sjc" if self.use_sjc else "use_img_loss"
+                raise CarvError(f"{flag} means objective {flagged}, and objective is {self.objective}: leave one out.")
+            self.objective = flagged
+        self.use_sjc, self.var_red, self.use_img_loss = False, True, False
+        if OBJECTIVES[self.objective].weight is not None and self.weighting_strategy != "sds":
+            raise CarvError(
+                f"objective {self.objective} has no w(t), so weighting_strategy {self.weighting_strategy} would be "
+                "ignored: leave it out."
+            )
+
     def _check_per_draw_sample(self) -> None:
         if self.vae_sample != "draw":
             return
-        refused = {"num_draws": AUTO, "proposal": "adaptive", "use_img_loss": True, "control_variate": True}
+        refused: dict[str, str | bool] = {"num_draws": AUTO, "proposal": "adaptive", "control_variate": True}
+        refused["objective"] = self._image_objective
         for name, bad in refused.items():
             if getattr(self, name) == bad:
                 shown = str(bad).lower()
@@ -150,10 +184,15 @@ class GuidanceOptions:
                     "set them so that the first is never the larger."
                 )
 
-    @property
-    def weighting(self) -> str:
-        """w(t) by its name, as it multiplies the residual."""
-        return "uniform" if self.use_sjc else self.weighting_strategy
+    def weights(self, schedule: NoiseSchedule) -> Tensor:
+        """w(t) as it multiplies the residual, over all timesteps (T,)."""
+        return OBJECTIVES[self.objective].weights(schedule, self.weighting_strategy)
+
+    def at(self, num_train_timesteps: int, step: int, epoch: int = 0) -> Annealing:
+        """The annealed options at a step. Raises CarvError if the schedules of the timesteps have crossed."""
+        clip = None if self.grad_clip is None else annealed(self.grad_clip, step, epoch)
+        scale = annealed(self.guidance_scale, step, epoch)
+        return Annealing(scale, *self.timestep_range(num_train_timesteps, step, epoch), clip)
 
     def timestep_range(self, num_train_timesteps: int, step: int, epoch: int = 0) -> tuple[int, int]:
         """The smallest and largest timestep at a step, both included, within [0, T - 1].

@@ -23,7 +23,6 @@ def denoised_previews(
     """
     estimate, teacher = output.estimate, guidance.teacher
     n = min(max_items, len(estimate.t)) if max_items > 0 else len(estimate.t)
-    cond = tuple(c[:n] for c in output.cond)
     scheduler = ddim(teacher.schedule.alphas_cumprod, num_steps)
     timesteps = scheduler.timesteps.to(teacher.device)
     t = estimate.t[:n, 0].to(teacher.device)
@@ -34,9 +33,9 @@ def denoised_previews(
     one_step, clean, final = [], [], []
     for b, start in enumerate(first):
         z = z_t[b : b + 1]
-        row = tuple(c[b : b + 1] for c in cond)
+        cond = output.cond.filled([c[b : b + 1] for c in output.cond.tensors])
         for i, now in enumerate(timesteps[start:]):
-            eps = guidance.eps_hat(z, now.expand(1), row, output.scale)
+            eps = guidance.predict(z, now.expand(1), cond, output.scale).guided
             step = scheduler.step(eps, int(now), z, eta=1.0, generator=generator)
             z = step.prev_sample
             if i == 0:

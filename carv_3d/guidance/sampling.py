@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv_3d.guidance.cfg import classifier_free
+
 
 @torch.no_grad()
 def sample_images(
@@ -43,8 +45,7 @@ def prompt_images(
     cond, uncond = teacher.text_embeddings(prompts), teacher.text_embeddings([""] * len(prompts))
 
     def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:
-        guided: Tensor = teacher.eps_hat_cfg(z_t, t, cond, uncond, guidance_scale)
-        return guided
+        return classifier_free(teacher.eps_hat, z_t, t, (cond,), (uncond,), guidance_scale)
 
     return sample_images(teacher, eps_hat, len(prompts), num_steps, seed, noise)
 

@@ -11,7 +11,7 @@ own (prompt processors, batches, configs) stays in the host.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,52 +19,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv_3d.config.annealing import annealed
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
 from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
+from carv_3d.guidance.cfg import Conditioning, effective_scale, predict
+from carv_3d.guidance.images import resized
 from carv_3d.guidance.options import AUTO, GuidanceOptions
-from carv_3d.guidance.perp_neg import perp_neg_eps_hat
-from carv_3d.teachers.base import Teacher, effective_scale
+from carv_3d.objectives.residuals import EpsHat
+from carv_3d.objectives.table import OBJECTIVES
+from carv_3d.teachers.base import Teacher
 
-__all__ = ["GuidanceOptions", "GuidanceOutput", "SDSGuidance"]
+__all__ = ["Conditioning", "GuidanceOptions", "GuidanceOutput", "SDSGuidance"]
 
 log = logging.getLogger(__name__)
+
+TrainedEpsHat = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (z_t (N, ...), t (N,), of N samples) -> (N, ...)
 
 
 @dataclass
 class GuidanceOutput:
-    """What one step of guidance gives.
+    """One step of guidance, of R renders with K draws each.
 
-    loss_sds: scalar; its gradient w.r.t. the latents is the mean over renders of the mean over draws of
-        (p/q) w(t) (eps_hat - eps), and reaches the renders through the encoder. Its value means nothing.
-    loss_recon: scalar, MSE(rgb, decode(encode(rgb))), or None if not asked for.
-    loss_sds_img: scalar, see `GuidanceOptions.use_img_loss`, or None.
-    scalars: for the log: the estimator's (see Estimate) and the annealed guidance_scale (as in
-        uncond + s (text - uncond)), min_step, max_step and grad_clip of this step; with num_draws "auto" those of
-        `AutoDraws.scalars` (K is then 16 or 32 in the steps that are measured).
-    estimate: every draw, unreduced, for accounting.
-    latents: (B, C, h, w), what the estimate is of, with autograd. With vae_sample "draw" each draw has its own: (B K,
-        C, h, w), and the estimate is laid out as of B K renders with one draw each.
-    cond, scale: what `SDSGuidance.eps_hat` was told, of each of these: text and no text (B, L, D), and
-        Perp-Neg's; and the annealed option guidance_scale.
+    Attributes:
+        loss_sds: scalar; its gradient w.r.t. the latents is the mean over renders of the mean over draws of (p/q) f,
+            and reaches the renders through the encoder. Its value means nothing.
+        scalars: for the log: the estimator's (see Estimate) and the annealed guidance_scale (as in
+            uncond + s (text - uncond)), min_step, max_step and grad_clip of this step; with num_draws "auto" those of
+            `AutoDraws.scalars` (K is then 16 or 32 in the steps that are measured).
+        estimate: every draw, unreduced (R, K, ...), for accounting.
+        latents: (R, C, h, w), what the estimate is of, with autograd; with vae_sample "draw" each render's first draw.
+        cond: of R renders, as `SDSGuidance.predict` takes it.
+        scale: the s in uncond + s (text - uncond).
+        loss_recon: scalar, MSE(rgb, decode(encode(rgb))), or None if not asked for.
+        loss_sds_img: scalar, of the objective's residual in image space, or None where it has none.
     """
 
     loss_sds: Tensor
     scalars: dict[str, float]
     estimate: Estimate
     latents: Tensor
-    cond: tuple[Tensor, ...]
+    cond: Conditioning
     scale: float
     loss_recon: Tensor | None = None
     loss_sds_img: Tensor | None = None
 
 
 class SDSGuidance:
-    """Score distillation of a teacher into whatever rendered the images.
+    """Score distillation of a teacher into whatever rendered the images, under the objective that the options name.
 
     It is no torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
     """
@@ -72,30 +76,30 @@ class SDSGuidance:
     def __init__(self, teacher: Teacher, options: GuidanceOptions | None = None, **estimator: Any) -> None:
         """`estimator` goes to EstimatorOptions as it is (rank and world size, for one)."""
         self.teacher = teacher
-        self.options = options or GuidanceOptions()
-        low, high = self.options.timestep_range(teacher.schedule.num_train_timesteps, 0)
-        K = self.options.num_draws
+        self.options = o = options or GuidanceOptions()
+        self.objective = OBJECTIVES[o.objective]
+        self.weights = o.weights(teacher.schedule)
+        now = o.at(teacher.schedule.num_train_timesteps, 0)
         self.estimator = CarvEstimator(
             teacher.schedule,
             EstimatorOptions(
-                num_draws=FIRST_K if isinstance(K, str) else K,
-                proposal=self.options.proposal,
-                stratify=self.options.stratify,
-                antithetic=self.options.antithetic,
-                control_variate=self.options.control_variate,
-                max_batch=self.options.max_batch,
-                weighting=self.options.weighting,
-                min_step=low,
-                max_step=high,
+                num_draws=FIRST_K if isinstance(o.num_draws, str) else o.num_draws,
+                proposal=o.proposal,
+                stratify=o.stratify,
+                antithetic=o.antithetic,
+                control_variate=o.control_variate,
+                max_batch=o.max_batch,
+                min_step=now.min_step,
+                max_step=now.max_step,
                 **estimator,
             ),
+            weights=self.weights,
         )
         self.generator = torch.Generator(device=teacher.device)
-        seed = self.options.seed
-        self._seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self._seed = int(torch.randint(2**62, ())) if o.seed is None else o.seed
         self.generator.manual_seed(rank_seed(self._seed, self.estimator.options.rank))
         self.auto: AutoDraws | None = None
-        if K == AUTO:
+        if o.num_draws == AUTO:
             self._refuse_ranks(self.estimator.options.world_size)
             self.estimator.meter = meter = CostMeter(teacher.device)
             design = self.estimator.design
@@ -129,130 +133,165 @@ class SDSGuidance:
         prompts_cond: Tensor,
         prompts_uncond: Tensor,
         step: int,
+        *,
+        negatives: tuple[Tensor, Tensor] | None = None,
+        prompts_negative: Tensor | None = None,
+        **more: Any,
+    ) -> GuidanceOutput:
+        """One step, see `guide` for what is not named here (`epoch`, `generator`, `rgb_as_latents`, ...).
+
+        Args:
+            rgb: (B, H, W, 3) in [0, 1].
+            prompts_cond: (B, L, D), or (1, L, D) for all renders.
+            prompts_uncond: the same.
+            step: where the schedules are; steps count from 0.
+            negatives: Perp-Neg, as embeddings (B, M, L, D) and weights (B, M), the weights already negative. The
+                scale is then guidance_scale itself, as in threestudio, whatever cfg_convention is.
+            prompts_negative: (B, L, D) or (1, L, D), for objectives that need a negative prompt.
+        """
+        perp_neg = (None, None) if negatives is None else negatives
+        return self.guide(rgb, Conditioning(prompts_cond, prompts_uncond, prompts_negative, *perp_neg), step, **more)
+
+    def guide(
+        self,
+        rgb: Tensor,
+        cond: Conditioning,
+        step: int,
+        *,
+        epoch: int = 0,
         generator: torch.Generator | None = None,
         rgb_as_latents: bool = False,
-        epoch: int = 0,
-        negatives: tuple[Tensor, Tensor] | None = None,
         with_recon: bool | None = None,
         draws: Draws | None = None,
-        against: Callable[..., Tensor] | None = None,
-        against_cond: tuple[Tensor, ...] = (),
+        trained: TrainedEpsHat | None = None,
     ) -> GuidanceOutput:
         """One step.
 
-        rgb: (B, H, W, 3) in [0, 1], differentiable; resized to the teacher's images if need be. With
-            `rgb_as_latents` (B, H, W, C) scaled latents, resized to the teacher's latents.
-        prompts_cond, prompts_uncond: (B, L, D), or (1, L, D) for all renders.
-        step, epoch: where the schedules are; steps count from 0.
-        generator: of noise, timesteps and posterior samples; the guidance's own unless given.
-        negatives: Perp-Neg, as embeddings (B, M, L, D) and weights (B, M), the weights already negative. The
-            scale is then guidance_scale itself, as in threestudio, whatever cfg_convention is.
-        with_recon: whether to decode for `loss_recon`; options.use_recon_loss unless given.
-        draws: explicit draws for the estimator, instead of drawing.
-        against: what the teacher's prediction is held against in place of eps, a model of the renders (variational
-            score distillation); against(z_t (N, ...), t (N,), *rows of against_cond) -> (N, ...).
-        against_cond: tensors with B rows.
-        Raises CarvError for shapes that do not fit the teacher.
+        Args:
+            rgb: (R, H, W, 3) in [0, 1], differentiable; resized to the teacher's images if need be. With
+                `rgb_as_latents` (R, H, W, C) scaled latents, resized to the teacher's latents.
+            cond: of R renders, or of 1 for all.
+            step: where the schedules are; steps count from 0.
+            epoch: for schedules that count epochs.
+            generator: of noise, timesteps and posterior samples; the guidance's own unless given.
+            rgb_as_latents: see `rgb`.
+            with_recon: whether to decode for `loss_recon`; options.use_recon_loss unless given.
+            draws: explicit draws for the estimator, instead of drawing.
+            trained: the prediction of a model of the renders, for objectives that need one.
+
+        Raises:
+            CarvError: shapes that do not fit the teacher, or something that the objective needs and was not given.
         """
-        options = self.options
-        generator = generator or self.generator
-        scale = annealed(options.guidance_scale, step, epoch)
-        low, high = options.timestep_range(self.teacher.schedule.num_train_timesteps, step, epoch)
-        self.estimator.set_range(low, high)
-        latents, images = self._latents(rgb, generator, rgb_as_latents)
-        n, each = images.shape[0], 1
-        if options.vae_sample == "draw" and not rgb_as_latents:
+        o, generator = self.options, generator or self.generator
+        now = o.at(self.estimator.schedule.num_train_timesteps, step, epoch)
+        self.estimator.set_range(now.min_step, now.max_step)
+        images = self._images(rgb, rgb_as_latents, o.use_recon_loss if with_recon is None else with_recon)
+        cond = self._checked(cond, images, trained)
+        s = self._scale(now.guidance_scale, cond)
+        each = 1
+        if rgb_as_latents:
+            latents = images
+        elif o.vae_sample == "draw":
             latents, draws, each = self._sample_each_draw(images, generator, draws)
-        cond: tuple[Tensor, ...] = (_per_render("prompts_cond", prompts_cond, n, 3),)
-        cond += (_per_render("prompts_uncond", prompts_uncond, n, 3),)
-        if negatives is not None:
-            cond += (_per_render("negatives", negatives[0], n, 4),)
-            cond += (_per_render("the weights of negatives", negatives[1], n, 2),)
-        cond = tuple(c.repeat_interleave(each, 0) for c in cond) if each > 1 else cond
-        against_cond = tuple(c.repeat_interleave(each, 0) for c in against_cond) if each > 1 else against_cond
-
-        if options.use_img_loss and rgb_as_latents:
-            raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
-        known = (*cond, *against_cond, *((images.detach(),) if options.use_img_loss else ()))
-
-        def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-            schedule = self.estimator.schedule
-            predicted = self.eps_hat(z_t, t, rows[: len(cond)], scale)
-            other = eps if against is None else against(z_t, t, *rows[len(cond) : len(cond) + len(against_cond)])
-            w, alpha, sigma = (
-                x.to(eps.dtype).view(-1, 1, 1, 1)
-                for x in (schedule.w(t, options.weighting), schedule.alpha(t), schedule.sigma(t))
-            )
-            f = w * (predicted - other) if options.var_red or not options.use_sjc else predicted
-            if not options.use_img_loss:
-                return f
-
-            def image(noise: Tensor) -> Tensor:
-                return self.teacher.decode((z_t - sigma * noise) / alpha)
-
-            shown = rows[-1] if against is None else image(other)
-            return f, w * (shown - image(predicted)) * alpha / sigma
-
-        clip = None if options.grad_clip is None else annealed(options.grad_clip, step, epoch)
+        else:
+            latents = self.teacher.encode(images, generator=generator, sample=o.vae_sample == "sample")
         K, auto = None, self.auto if draws is None else None
         if auto is not None:
             draws, K = auto.plan(self.estimator, latents, generator)
+        per_latent = cond.filled([c.repeat_interleave(each, 0) for c in cond.tensors]) if each > 1 else cond
         estimate = self.estimator.estimate_residual(
-            latents, residual, cond=known, generator=generator, draws=draws, num_draws=K, grad_clip=clip
-        )
+            latents, self._residual(per_latent, s, trained), cond=per_latent.tensors, generator=generator, draws=draws,
+            num_draws=K, grad_clip=now.grad_clip,
+        )  # fmt: skip
         scalars = dict(estimate.scalars)
         if auto is not None:
             auto.learn(latents, estimate)
             scalars.update(auto.scalars)
-        scalars["guidance_scale"] = scale if negatives is not None else effective_scale(scale, options.cfg_convention)
-        scalars.update(min_step=float(low), max_step=float(high))
+        scalars.update(guidance_scale=s, min_step=float(now.min_step), max_step=float(now.max_step))
+        if now.grad_clip is not None:
+            scalars["grad_clip"] = now.grad_clip
+        loss = estimate.loss
         if each > 1:
             scalars["K"] = float(each)
-        if clip is not None:
-            scalars["grad_clip"] = clip
-        output = GuidanceOutput(estimate.loss, scalars, estimate, latents, cond, scale)
+            latents, estimate = latents[::each], _by_render(estimate, each, self.estimator.design.group_size)
+        output = GuidanceOutput(loss, scalars, estimate, latents, cond, s)
         if estimate.extra is not None:
-            _, finite, grad = reduce_draws(estimate.extra, estimate.weights, clip)
+            _, finite, grad = reduce_draws(estimate.extra, estimate.weights, now.grad_clip)
             output.loss_sds_img = surrogate_loss(images, grad)
             scalars["nonfinite_img"] = float((~finite).sum())
-        if options.use_recon_loss if with_recon is None else with_recon:
-            if rgb_as_latents:
-                raise CarvError("loss_recon needs images, and this render is latents: set lambda_recon to 0.")
-            output.loss_recon = F.mse_loss(images, self.teacher.decode(latents[::each], clamp=False))
+        if o.use_recon_loss if with_recon is None else with_recon:
+            output.loss_recon = F.mse_loss(images, self.teacher.decode(latents, clamp=False))
         return output
+
+    def predict(
+        self, z_t: Tensor, t: Tensor, cond: Conditioning, s: float, needs: Sequence[str] = ("guided",)
+    ) -> EpsHat:
+        """The teacher's predictions for z_t (N, C, h, w) at t (N,), see `carv_3d.guidance.cfg.predict`."""
+        return predict(self.teacher.eps_hat, z_t, t, cond, s, needs)
 
     def eps_hat(self, z_t: Tensor, t: Tensor, cond: tuple[Tensor, ...], scale: float) -> Tensor:
         """The teacher's prediction under guidance: z_t (N, C, h, w), t (N,) -> (N, C, h, w).
 
-        cond: text and no text (N, L, D), and with Perp-Neg the negatives (N, M, L, D) and weights (N, M).
+        cond: fields of `Conditioning`, in order. scale: as the option guidance_scale has it.
         """
-        text, uncond, *perp_neg = cond
-        if perp_neg:
-            negatives, weights = perp_neg
-            return perp_neg_eps_hat(self.teacher, z_t, t, text, uncond, negatives, weights, scale)
-        return self.teacher.eps_hat_cfg(z_t, t, text, uncond, scale, self.options.cfg_convention)
+        of = Conditioning(*cond)
+        return self.predict(z_t, t, of, self._scale(scale, of)).guided
 
-    def _latents(self, rgb: Tensor, generator: torch.Generator, rgb_as_latents: bool) -> tuple[Tensor, Tensor]:
-        """(latents (B, C, h, w), the images or latents that were given, at the teacher's size)."""
+    def _scale(self, guidance_scale: float, cond: Conditioning) -> float:
+        """The s in uncond + s (text - uncond)."""
+        perp_neg = cond.perp_neg is not None
+        return guidance_scale if perp_neg else effective_scale(guidance_scale, self.options.cfg_convention)
+
+    def _residual(
+        self, cond: Conditioning, s: float, trained: TrainedEpsHat | None
+    ) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+        """The objective as the estimator calls it: (z_t (N, ...), t (N,), eps (N, ...), *of N samples) -> f."""
+        objective, schedule = self.objective, self.estimator.schedule
+
+        def residual(z_t: Tensor, t: Tensor, eps: Tensor, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            of = cond.filled(tensors)
+            e = self.predict(z_t, t, of, s, objective.needs)
+            if trained is not None:
+                e = e._replace(trained=trained(z_t, t, of))
+            w = self.weights[t].to(eps.dtype).view(-1, *[1] * (eps.dim() - 1))
+            f = objective.function(e, eps, z_t, t, schedule, w)
+            if objective.image is None:
+                return f
+            return f, objective.image(e, eps, z_t, t, schedule, w, of.images, self.teacher.decode)
+
+        return residual
+
+    def _checked(self, cond: Conditioning, images: Tensor, trained: TrainedEpsHat | None) -> Conditioning:
+        """What goes with each render, once it is known to be all that the objective needs."""
+        needs, name = self.objective.needs, self.options.objective
+        if "negative" in needs and cond.negative is None:
+            raise CarvError(f"the objective {name} needs prompts_negative, a negative prompt's embeddings (B, L, D).")
+        if "trained" in needs and trained is None:
+            raise CarvError(f"the objective {name} needs a trained score: use VSDGuidance, or another objective.")
+        if "guided" not in needs and cond.perp_neg is not None:
+            raise CarvError(f"the objective {name} has no guidance, so Perp-Neg's negatives would be ignored.")
+        cond = cond.per_render(len(images))
+        return cond._replace(
+            negative=cond.negative if "negative" in needs else None,
+            images=images.detach() if self.objective.image else None,
+        )
+
+    def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool) -> Tensor:
+        """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at the teacher's size."""
         channels = self.teacher.latent_channels if rgb_as_latents else 3
         if rgb.dim() != 4 or rgb.shape[-1] != channels:
             kind = "latents" if rgb_as_latents else "images"
             raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
-        images = rgb.permute(0, 3, 1, 2)
-        size = self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
-        if rgb_as_latents:
-            return images, images
-        if self.options.vae_sample == "draw":
-            return images, images  # encoded once the draws are known
-        sample = self.options.vae_sample == "sample"
-        return self.teacher.encode(images, generator=generator, sample=sample), images
+        if rgb_as_latents and self.objective.image is not None:
+            raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
+        if rgb_as_latents and with_recon:
+            raise CarvError("loss_recon needs images, and this render is latents: set lambda_recon to 0.")
+        return resized(rgb.permute(0, 3, 1, 2), self.teacher.latent_size if rgb_as_latents else self.teacher.image_size)
 
     def _sample_each_draw(
         self, images: Tensor, generator: torch.Generator, draws: Draws | None
     ) -> tuple[Tensor, Draws, int]:
-        """(latents (B K, C, h, w), their draws (B K, 1, ...), K) of images (B, 3, H, W): one encoding, K samples."""
+        """(latents (R K, C, h, w), their draws (R K, 1, ...), K) of images (R, 3, H, W): one encoding, K samples."""
         mean, std = self.teacher.posterior(images)
         draws = self.estimator.draw(mean, generator) if draws is None else draws
         K = draws.t.shape[1]
@@ -294,7 +333,8 @@ class SDSGuidance:
             )
 
 
-def _per_render(name: str, value: Tensor, n: int, dims: int) -> Tensor:
-    if value.dim() != dims or value.shape[0] not in (1, n):
-        raise CarvError(f"{name} has shape {tuple(value.shape)}; it needs {dims} axes and {n} rows (or 1).")
-    return value if value.shape[0] == n else value.expand(n, *value.shape[1:])
+def _by_render(estimate: Estimate, K: int, group_size: int) -> Estimate:
+    """An estimate of R K latents with one draw each, as of R renders with K draws each."""
+    names = ("residual", "weights", "t", "eps", "finite")
+    by_draw = {name: getattr(estimate, name)[:, 0].unflatten(0, (-1, K)) for name in names}
+    return replace(estimate, grad=estimate.grad.unflatten(0, (-1, K)).mean(1), group_size=group_size, **by_draw)

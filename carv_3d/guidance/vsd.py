@@ -24,6 +24,7 @@ from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
+from carv_3d.guidance.cfg import Conditioning, classifier_free
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.guidance.vsd_options import VSDOptions
 from carv_3d.teachers.base import Teacher
@@ -122,9 +123,10 @@ class VSDGuidance:
         step: int,
         epoch: int = 0,
         lora_draws: Draws | None = None,
+        negatives: tuple[Tensor, Tensor] | None = None,
         **more: Any,
     ) -> VSDOutput:
-        """One step; see `SDSGuidance.__call__` for what is not named here, `more` among it.
+        """One step; see `SDSGuidance.__call__` and `guide` for what is not named here, `more` among it.
 
         prompts_lora: (B, L, D) or (1, L, D), the LoRA score's text, the same from every side.
         camera: (B, 4, 4) or (B, 16).
@@ -140,12 +142,15 @@ class VSDGuidance:
             )
         text = prompts_lora.expand(R, -1, -1)
 
-        def against(z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
-            return self.lora_eps_hat(z_t, t, text, camera, scale)
+        def trained(z_t: Tensor, t: Tensor, of: Conditioning) -> Tensor:
+            assert of.trained_text is not None
+            assert of.camera is not None
+            return self.lora_eps_hat(z_t, t, of.trained_text, of.camera, scale)
 
-        out = self.sds(
-            rgb, prompts_cond, prompts_uncond, step, epoch=epoch, against=against, against_cond=(text, camera), **more
-        )
+        cond = Conditioning(prompts_cond, prompts_uncond, trained_text=text, camera=camera)
+        if negatives is not None:
+            cond = cond._replace(perp_neg=negatives[0], perp_neg_weights=negatives[1])
+        out = self.sds.guide(rgb, cond, step, epoch=epoch, trained=trained, **more)
         generator = more.get("generator") or self.sds.generator
         loss_lora, dropped = self._train(out.latents.detach(), text, camera, generator, lora_draws)
         scalars = {
@@ -157,15 +162,10 @@ class VSDGuidance:
         return VSDOutput(out.loss_sds, loss_lora, out, scalars)
 
     def lora_eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, scale: float) -> Tensor:
-        """`none + s (camera - none)`, in one batch; half of it where s is 0 or 1. Arguments as of
-        `TrainedScore.eps_hat`."""
+        """`none + s (camera - none)`, see `classifier_free`; arguments as of `TrainedScore.eps_hat`."""
         none = torch.zeros_like(camera)
         with self._timed("denoise", len(z_t) * (1 if scale in (0.0, 1.0) else 2)):
-            if scale in (0.0, 1.0):
-                return self.lora_score.eps_hat(z_t, t, text, camera if scale == 1.0 else none)
-            both = (torch.cat(pair) for pair in ((z_t, z_t), (t, t), (text, text), (camera, none)))
-            seen, unseen = self.lora_score.eps_hat(*both).chunk(2)
-        return unseen + scale * (seen - unseen)
+            return classifier_free(self.lora_score.eps_hat, z_t, t, (text, camera), (text, none), scale)
 
     def _train(
         self, latents: Tensor, text: Tensor, camera: Tensor, generator: torch.Generator, draws: Draws | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from carv_3d.config.annealing import Annealed, check_annealed
 from carv_3d.errors import CarvError
@@ -18,6 +19,11 @@ class VSDOptions(GuidanceOptions):
     Raises CarvError, naming the option, for a value that cannot be meant.
     """
 
+    objectives: ClassVar[tuple[str, ...]] = ("vsd", "vsd_hifa")
+    _image_objective: ClassVar[str] = "vsd_hifa"
+
+    objective: str = "vsd"
+    """vsd: w (guided - trained). vsd_hifa: the same, and loss_vsd_img, a loss in image space."""
     pretrained_model_name_or_path_lora: str = ""
     """The model that the LoRA is a variant of; "" or the teacher's own name: the teacher itself, loaded once."""
     guidance_scale: Annealed = 7.5
@@ -35,6 +41,8 @@ class VSDOptions(GuidanceOptions):
     """What a host gives as camera: extrinsics (camera to world) or mvp (model, view and projection)."""
 
     def __post_init__(self) -> None:
+        if self.use_sjc:
+            raise CarvError("use_sjc is no part of variational score distillation: leave it out.")
         super().__post_init__()
         self.guidance_scale_lora = check_annealed("guidance_scale_lora", self.guidance_scale_lora)
         for name in ("lora_rank", "lora_n_timestamp_samples", "lora_max_batch"):
@@ -50,6 +58,5 @@ class VSDOptions(GuidanceOptions):
             )
         if self.vae_sample == "draw":
             raise CarvError("vae_sample is draw, and the LoRA trains on one sample per render: take sample or mode.")
-        for name in ("use_sjc", "use_recon_loss"):
-            if getattr(self, name):
-                raise CarvError(f"{name} is no part of variational score distillation: leave it out.")
+        if self.use_recon_loss:
+            raise CarvError("use_recon_loss is no part of variational score distillation: leave it out.")

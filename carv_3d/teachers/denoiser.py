@@ -10,14 +10,13 @@ from torch import Tensor
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.teachers.availability import resolve_model
-from carv_3d.teachers.base import ClassifierFree
 from carv_3d.teachers.loading import choose_dtype, load_parts
 from carv_3d.teachers.memory import can_offload, offload_to_cpu
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
-class Denoiser(ClassifierFree):
+class Denoiser:
     """What of a teacher predicts noise. No torch module: nothing of it lands in a host's checkpoint or optimizer."""
 
     def __init__(self, unet: Any, schedule: NoiseSchedule, prediction_type: str = "epsilon", name: str = "") -> None:

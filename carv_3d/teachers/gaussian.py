@@ -3,8 +3,8 @@
     z ~ sum_m pi_m N(mu_m, s^2 I)   =>   eps_hat(z_t, t) = sigma_t (z_t - alpha_t sum_m r_m mu_m) / v_t,
     v_t = alpha_t^2 s^2 + sigma_t^2,     r = softmax_m(log pi_m - |z_t - alpha_t mu_m|^2 / 2 v_t)
 
-Its expected score distillation gradient is known too: closed form for one component, Gauss-Hermite quadrature
-over the span of the means for several. What an estimator gives is held against that in the tests.
+Its expectation over eps is known too: closed form for one component, Gauss-Hermite quadrature over the span of the
+means for several. What an estimator gives is held against that in the tests.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from torch import Tensor
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
-from carv_3d.teachers.base import ClassifierFree, effective_scale
 
 NAMED = 0.98  # how much of the mixture a prompt's own component gets
 
 
-class GaussianTeacher(ClassifierFree):
+class GaussianTeacher:
     """The protocol of `carv_3d.teachers.base.Teacher`, with a component of the mixture for each name.
 
     A text embedding (B, 1, M) is log pi: for "" all components are equally likely, for a prompt that holds
@@ -129,40 +128,6 @@ class GaussianTeacher(ClassifierFree):
         r = torch.softmax(text_emb[:, 0].to(z)[:, None] + logits / v[:, None, None], dim=-1)
         mean = (mass[:, None] * r).sum(1) @ means
         return (sigma * alpha / v)[:, None, None, None] * (z - mean.view_as(z))
-
-    def sds_gradient(
-        self,
-        z: Tensor,
-        cond: Tensor,
-        uncond: Tensor | None = None,
-        guidance_scale: float = 1.0,
-        weighting: str = "sds",
-        min_step: int = 20,
-        max_step: int = 980,
-        convention: str = "standard",
-    ) -> Tensor:
-        """The objective's exact latent gradient E_{t, eps}[w (eps_hat - eps)], t uniform on the range.
-
-        z: (R, C, n, n). cond, uncond: (R, 1, M); without `uncond` there is no guidance.
-        Returns (R, C, n, n): what `Estimate.grad` estimates, whatever the proposal and the design.
-        """
-        timesteps = torch.arange(min_step, max_step + 1, device=z.device)
-        w = self.schedule.w(timesteps, weighting).to(z.dtype) / len(timesteps)
-        s = 1.0 if uncond is None else effective_scale(guidance_scale, convention)
-
-        def along(row: Tensor, text: Tensor) -> Tensor:
-            n = len(timesteps)
-            rows, texts = row.expand(n, *row.shape), text.expand(n, *text.shape)
-            return torch.einsum("t,t...->...", w, self.expected_eps_hat(rows, timesteps, texts))
-
-        out = []
-        for r, row in enumerate(z):
-            g = along(row, cond[r])
-            if uncond is not None:
-                null = along(row, uncond[r])
-                g = null + s * (g - null)
-            out.append(g)
-        return torch.stack(out)
 
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)

@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from carv_3d.core.costs import CostMeter
-from carv_3d.teachers.base import ClassifierFree
 
 
-class TimedTeacher(ClassifierFree):
+class TimedTeacher:
     """A teacher whose calls are timed by phase and counted; everything else passes through."""
 
     def __init__(self, teacher: Any, meter: CostMeter) -> None:

@@ -164,7 +164,7 @@ def by_timestep(host: TextTo3D, blocks: Sequence[Block]) -> Timesteps:
     """The gradient's size by timestep where the host is."""
     schedule, options = host.teacher.schedule, host.guidance.options
     low, high = options.timestep_range(schedule.num_train_timesteps, host.now)
-    return timesteps(blocks, schedule.weights(options.weighting), low, high)
+    return timesteps(blocks, options.weights(schedule), low, high)
 
 
 def early_middle_late(config: Config) -> list[int]:

@@ -27,6 +27,7 @@ from carv_3d.core.estimator import Draws
 from carv_3d.core.seeds import batch_seed
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.generate.view_text import ViewText
+from carv_3d.guidance.images import resized
 from carv_3d.guidance.sds import SDSGuidance
 from carv_3d.variance.methods import LEARNING, PLAIN, Method
 
@@ -115,8 +116,9 @@ class Study:
         host, step = self.host, self.host.now
         self._look(entries[0], turn)
         out, told = host.upstream()
+        images = resized(out.comp_rgb.permute(0, 3, 1, 2), host.teacher.image_size)
         z: Tensor = host.teacher.encode(
-            self._images(out.comp_rgb), torch.Generator(host.device).manual_seed(self._seed(turn, 1)),
+            images, torch.Generator(host.device).manual_seed(self._seed(turn, 1)),
             self._single.options.vae_sample != "mode",
         )  # fmt: skip
         latents = z.permute(0, 2, 3, 1)
@@ -202,13 +204,6 @@ class Study:
     def _forget(self, e: Entry) -> None:
         for part, state in self._learnt.get(e.key, ()):
             part.load_state_dict(state)
-
-    def _images(self, rgb: Tensor) -> Tensor:
-        size = self.host.teacher.image_size
-        images = rgb.permute(0, 3, 1, 2)
-        if images.shape[-2:] == (size, size):
-            return images
-        return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", align_corners=False)
 
     def _gradient(self, loss: Tensor) -> Tensor:
         grads: Any = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)

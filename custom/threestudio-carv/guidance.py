@@ -5,8 +5,8 @@ from typing import Any
 
 import threestudio
 import torch
-import torch.nn.functional as F
 
+from carv_3d.guidance.images import resized
 from carv_3d.guidance.previews import denoised_previews
 from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -115,4 +115,4 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         """
         teacher = self._carv.teacher
         size = (latent_height or teacher.latent_size, latent_width or teacher.latent_size)
-        return teacher.decode(F.interpolate(latents, size, mode="bilinear", align_corners=False))
+        return teacher.decode(resized(latents, *size))

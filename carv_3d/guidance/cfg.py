@@ -1,0 +1,158 @@
+"""Noise predictions under classifier-free guidance and Perp-Neg: the one place where scores are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+from carv_3d.objectives.residuals import EpsHat
+
+CFG_CONVENTIONS = ("standard", "threestudio")
+
+EpsModel = Callable[..., Tensor]  # (z_t (N, C, h, w), t (N,), *condition (N, ...)) -> (N, C, h, w)
+
+
+class Conditioning(NamedTuple):
+    """What goes with each of N samples (or R renders); None where it is not used.
+
+    Attributes:
+        text: (N, L, D), the prompt's embeddings.
+        uncond: (N, L, D), the empty prompt's, or those of what is to be avoided, as hosts give them.
+        negative: (N, L, D), a negative prompt's next to `uncond`, for objectives that need it.
+        perp_neg: (N, M, L, D), Perp-Neg's negatives.
+        perp_neg_weights: (N, M), as threestudio gives them: already negative.
+        trained_text: (N, L, D), the text of a trained score.
+        camera: (N, 16), its camera.
+        images: (N, 3, H, W), the renders, for residuals in image space.
+    """
+
+    text: Tensor
+    uncond: Tensor
+    negative: Tensor | None = None
+    perp_neg: Tensor | None = None
+    perp_neg_weights: Tensor | None = None
+    trained_text: Tensor | None = None
+    camera: Tensor | None = None
+    images: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that are there, in order."""
+        return tuple(x for x in self if x is not None)
+
+    def filled(self, tensors: Sequence[Tensor]) -> Conditioning:
+        """The same fields with other samples: `tensors` is laid out as `self.tensors`."""
+        rest = iter(tensors)
+        return Conditioning(*(None if x is None else next(rest) for x in self))  # type: ignore[arg-type]
+
+    def per_render(self, R: int) -> Conditioning:
+        """One of each for R renders, from R or 1. Raises CarvError for other shapes."""
+        return Conditioning(*_expanded(self, R))  # type: ignore[arg-type]
+
+
+def _expanded(cond: Conditioning, R: int) -> Iterator[Tensor | None]:
+    names = {
+        "text": ("prompts_cond", 3),
+        "uncond": ("prompts_uncond", 3),
+        "negative": ("prompts_negative", 3),
+        "perp_neg": ("negatives", 4),
+        "perp_neg_weights": ("the weights of negatives", 2),
+    }
+    for field, x in zip(Conditioning._fields, cond):
+        name, dims = names.get(field, (field, 0))
+        if x is None or not dims:
+            yield x
+            continue
+        if x.dim() != dims or x.shape[0] not in (1, R):
+            raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and {R} rows (or 1).")
+        yield x if x.shape[0] == R else x.expand(R, *x.shape[1:])
+
+
+def effective_scale(guidance_scale: float, convention: str) -> float:
+    """The `s` in `uncond + s (text - uncond)`.
+
+    "standard" takes the scale as it is. "threestudio" is `text + scale (text - uncond)`, what threestudio's
+    stable-diffusion-guidance computes: the same thing at `scale + 1`. Raises CarvError for any other name.
+    """
+    if convention not in CFG_CONVENTIONS:
+        raise CarvError(f"cfg_convention is {convention!r}; it must be one of {', '.join(CFG_CONVENTIONS)}.")
+    return float(guidance_scale) + (1.0 if convention == "threestudio" else 0.0)
+
+
+def classifier_free(
+    eps_hat: EpsModel, z_t: Tensor, t: Tensor, cond: Sequence[Tensor], uncond: Sequence[Tensor], s: float
+) -> Tensor:
+    """`uncond + s (cond - uncond)` (arXiv 2207.12598), in one batch of 2N samples, N where s is 0 or 1.
+
+    Args:
+        eps_hat: called as eps_hat(z_t, t, *condition).
+        z_t: (N, C, h, w).
+        t: (N,) integers.
+        cond: the condition, tensors (N, ...).
+        uncond: what takes its place, of the same shapes.
+        s: the guidance scale.
+
+    Returns:
+        (N, C, h, w), in z_t's dtype.
+    """
+    if s in (0.0, 1.0):
+        return eps_hat(z_t, t, *(cond if s == 1.0 else uncond))
+    with_it, without = _in_one_batch(eps_hat, z_t, t, [cond, uncond])
+    return without + s * (with_it - without)
+
+
+def predict(eps_hat: EpsModel, z_t: Tensor, t: Tensor, cond: Conditioning, s: float, needs: Sequence[str]) -> EpsHat:
+    """The predictions of a teacher that `needs` names, all in one batch; `guided` takes those that it is made of.
+
+    Args:
+        eps_hat: the teacher's, without guidance: eps_hat(z_t, t, text).
+        z_t: (N, C, h, w).
+        t: (N,) integers.
+        cond: of N samples. With Perp-Neg `guided` is `uncond + s (e + sum_m w_m perp(e_m, e))`, `e = text - uncond`
+            and `e_m = perp_neg_m - uncond` (arXiv 2304.04968).
+        s: the guidance scale, see `effective_scale`.
+        needs: fields of `EpsHat`, of text, uncond, guided and negative.
+
+    Returns:
+        Each (N, C, h, w) in z_t's dtype; what was not run is None.
+    """
+    names = set(needs)
+    if "guided" in needs:
+        alone = cond.perp_neg is None and s in (0.0, 1.0)
+        names |= {"text" if s == 1.0 else "uncond"} if alone else {"text", "uncond"}
+    texts = {name: (getattr(cond, name),) for name in ("text", "uncond", "negative") if name in names}
+    perp_neg = () if cond.perp_neg is None or "guided" not in needs else cond.perp_neg.unbind(1)
+    if perp_neg:  # recorded results have this memory format, and with it the kernels' last bits
+        z_t = z_t.contiguous()
+    out = _in_one_batch(eps_hat, z_t, t, [*texts.values(), *((x,) for x in perp_neg)])
+    e = EpsHat(**dict(zip(texts, out)))
+    if "guided" not in needs:
+        return e
+    if s in (0.0, 1.0) and not perp_neg:
+        return e._replace(guided=e.text if s == 1.0 else e.uncond)
+    push = towards = e.text - e.uncond
+    if cond.perp_neg_weights is not None:
+        for weight, negative in zip(cond.perp_neg_weights.unbind(1), out[len(texts) :]):
+            weight = weight.to(push).view(-1, *[1] * (push.dim() - 1))
+            push = push + weight * perpendicular(negative - e.uncond, towards)
+    return e._replace(guided=e.uncond + s * push)
+
+
+def perpendicular(x: Tensor, y: Tensor) -> Tensor:
+    """The part of x at right angles to y, sample by sample: x - (<x, y> / <y, y>) y, both (N, C, h, w)."""
+    dims = tuple(range(1, x.dim()))
+    along = (x * y).sum(dims, keepdim=True) / (y * y).sum(dims, keepdim=True).clamp_min(1e-6)
+    return x - along * y
+
+
+def _in_one_batch(eps_hat: EpsModel, z_t: Tensor, t: Tensor, conds: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """eps_hat of the same z_t under each of n conditions, by one call."""
+    n = len(conds)
+    if n == 1:
+        return (eps_hat(z_t, t, *conds[0]),)
+    condition = (torch.cat(parts) for parts in zip(*conds))
+    return eps_hat(torch.cat([z_t] * n), torch.cat([t] * n), *condition).chunk(n)
