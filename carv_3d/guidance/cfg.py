@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,26 +50,29 @@ class Conditioning(NamedTuple):
         return Conditioning(*(None if x is None else next(rest) for x in self))  # type: ignore[arg-type]
 
     def per_render(self, R: int) -> Conditioning:
-        """One of each for R renders, from R or 1. Raises CarvError for other shapes."""
-        return Conditioning(*_expanded(self, R))  # type: ignore[arg-type]
+        """The texts of R renders, from R or 1. Raises CarvError, with `SDSGuidance`'s names, for other shapes."""
+        changed = {}
+        for field, (name, dims) in TEXTS.items():
+            x = getattr(self, field)
+            if x is None:
+                continue
+            if x.dim() != dims or x.shape[0] not in (1, R):
+                raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and {R} rows (or 1).")
+            changed[field] = x if x.shape[0] == R else x.expand(R, *x.shape[1:])
+        if self.perp_neg is not None and self.perp_neg_weights is not None:
+            M, weights = self.perp_neg.shape[1], self.perp_neg_weights.shape[1]
+            if weights != M:
+                raise CarvError(f"Perp-Neg was given {M} negatives and {weights} weights; each negative needs one.")
+        return self._replace(**changed)
 
 
-def _expanded(cond: Conditioning, R: int) -> Iterator[Tensor | None]:
-    names = {
-        "text": ("prompts_cond", 3),
-        "uncond": ("prompts_uncond", 3),
-        "negative": ("prompts_negative", 3),
-        "perp_neg": ("negatives", 4),
-        "perp_neg_weights": ("the weights of negatives", 2),
-    }
-    for field, x in zip(Conditioning._fields, cond):
-        name, dims = names.get(field, (field, 0))
-        if x is None or not dims:
-            yield x
-            continue
-        if x.dim() != dims or x.shape[0] not in (1, R):
-            raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and {R} rows (or 1).")
-        yield x if x.shape[0] == R else x.expand(R, *x.shape[1:])
+TEXTS = {
+    "text": ("prompts_cond", 3),
+    "uncond": ("prompts_uncond", 3),
+    "negative": ("prompts_negative", 3),
+    "perp_neg": ("negatives", 4),
+    "perp_neg_weights": ("the weights of negatives", 2),
+}
 
 
 def effective_scale(guidance_scale: float, convention: str) -> float:

@@ -69,10 +69,11 @@ def csd(e: EpsHat, eps: Tensor, z_t: Tensor, t: Tensor, schedule: NoiseSchedule,
 def nfsd(e: EpsHat, eps: Tensor, z_t: Tensor, t: Tensor, schedule: NoiseSchedule, w: Tensor) -> Tensor:
     """`w (d + s (text - uncond))`: noise-free score distillation (arXiv 2310.17590).
 
-    d is `uncond` where t < 0.2 T and `uncond - negative` elsewhere; `s (text - uncond)` is `guided - uncond`.
+    d is `uncond` where t < 0.2 T and `uncond - negative` elsewhere, so all of it is `guided` there and
+    `guided - negative` elsewhere.
     """
     early = (t < 0.2 * schedule.num_train_timesteps).view(-1, *[1] * (z_t.dim() - 1))
-    return w * (torch.where(early, e.uncond, e.uncond - e.negative) + (e.guided - e.uncond))
+    return w * torch.where(early, e.guided, e.guided - e.negative)
 
 
 def dmd(

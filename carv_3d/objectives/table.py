@@ -52,7 +52,7 @@ OBJECTIVES: dict[str, Objective] = {
     "sjc_plain": Objective(r.sjc_plain, ("guided",), one),
     "hifa": Objective(r.sds, ("guided",), image=r.hifa),
     "csd": Objective(r.csd, ("text", "uncond")),
-    "nfsd": Objective(r.nfsd, ("guided", "uncond", "negative")),
+    "nfsd": Objective(r.nfsd, ("guided", "negative")),
     "vsd": Objective(r.vsd, ("guided", "trained")),
     "vsd_hifa": Objective(r.vsd, ("guided", "trained"), image=r.hifa),
     "dmd": Objective(r.dmd, ("guided", "trained"), one),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact import guided, sds_gradient
 from torch import Tensor
 
 from carv_3d.core.auto_draws import (
@@ -62,7 +63,7 @@ class Loop:
     def eps_hat(self, z_t: Tensor, t: Tensor) -> Tensor:
         n = len(z_t)
         self.meter.time += self.batched + self.c_den * n
-        return TEACHER.eps_hat_cfg(z_t, t, COND.expand(n, 1, 3), UNCOND.expand(n, 1, 3), SCALE)
+        return guided(TEACHER, z_t, t, COND.expand(n, 1, 3), UNCOND.expand(n, 1, 3), SCALE)
 
     def render(self, R: int) -> Tensor:
         return (self.cameras(R) @ self.theta).view(R, *SHAPE)
@@ -187,7 +188,7 @@ def test_unbiased_while_K_is_sought() -> None:
         means.append(torch.stack([g for _, g in steps]).mean(0))
         seen |= {estimate.scalars["K"] for estimate, _ in steps}
     z = (cameras @ loop.theta.detach()).view(2, *SHAPE)
-    exact = TEACHER.sds_gradient(z, COND.expand(2, 1, 3), UNCOND.expand(2, 1, 3), SCALE, "sds", LOW, HIGH)
+    exact = sds_gradient(TEACHER, z, COND.expand(2, 1, 3), UNCOND.expand(2, 1, 3), SCALE, "sds", LOW, HIGH)
     expected = torch.einsum("nij,ni->j", cameras, exact.flatten(1)) / 2
     found = torch.stack(means)
     error = found.std(0) / len(found) ** 0.5

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact import guided, sds_gradient
 from torch import Tensor
 
 from carv_3d.core.designs import Design
@@ -33,7 +34,7 @@ LAYOUTS = [
 
 def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:
     n = len(z_t)
-    return MIXTURE.eps_hat_cfg(z_t, t, COND.expand(n, 1, 3), UNCOND.expand(n, 1, 3), SCALE)
+    return guided(MIXTURE, z_t, t, COND.expand(n, 1, 3), UNCOND.expand(n, 1, 3), SCALE)
 
 
 def single_eps_hat(z_t: Tensor, t: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ def repeated(estimator: CarvEstimator, model: Any, n: int, seed: int) -> tuple[T
     return torch.stack([s.grad[1].flatten() for s in steps]), torch.stack([s.weights[1].mean() for s in steps])
 
 
-REFERENCE = MIXTURE.sds_gradient(Z, COND, UNCOND, SCALE, "sds", LOW, HIGH).flatten()
+REFERENCE = sds_gradient(MIXTURE, Z, COND, UNCOND, SCALE, "sds", LOW, HIGH).flatten()
 
 
 @pytest.mark.parametrize("proposal", ["uniform", "weight", "adaptive"])
@@ -110,7 +111,7 @@ def test_weights_average_to_one(proposal: str, stratify: str, pairs: bool, K: in
 @pytest.mark.parametrize("weighting", ["uniform", "fantasia3d"])
 def test_unbiased_for_the_other_weightings(weighting: str) -> None:
     grad, _ = repeated(make("weight", "render", True, 4, weighting=weighting), eps_hat, 2400, seed=0)
-    expected = MIXTURE.sds_gradient(Z, COND, UNCOND, SCALE, weighting, LOW, HIGH).flatten()
+    expected = sds_gradient(MIXTURE, Z, COND, UNCOND, SCALE, weighting, LOW, HIGH).flatten()
     assert float(((grad.mean(0) - expected) / (grad.std(0) / 2400**0.5)).abs().max()) < 4
 
 
@@ -138,7 +139,7 @@ def test_a_proposal_fitted_to_pairs_is_better_for_pairs_than_one_fitted_to_singl
 def test_cameras_in_a_fixed_order_are_no_bias() -> None:
     # render r always looks from its own side (another z): fixed strata would tie timesteps to sides
     z = torch.cat([Z, -Z, 2 * Z])
-    expected = SINGLE.sds_gradient(z, torch.zeros(3, 1, 1).double(), min_step=LOW, max_step=HIGH)
+    expected = sds_gradient(SINGLE, z, torch.zeros(3, 1, 1).double(), low=LOW, high=HIGH)
     estimator, g = make("uniform", "global", False, 1), torch.Generator().manual_seed(0)
     steps = torch.stack([estimator.estimate(z, single_eps_hat, generator=g).grad for _ in range(800)])
     error = steps.std(0) / 800**0.5

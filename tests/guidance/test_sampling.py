@@ -1,5 +1,6 @@
 import pytest
 import torch
+from exact import guided
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.guidance.sampling import ddim, prompt_images, pure_noise, sample_images
@@ -35,10 +36,10 @@ def test_each_image_is_of_its_own_prompt_guided() -> None:
     torch.testing.assert_close(found.mean((1, 2, 3)), expected, atol=0.05, rtol=0)
     cond, uncond = (gauss.text_embeddings([p]) for p in ("light", ""))
 
-    def guided(z, t):
-        return gauss.eps_hat_cfg(z, t, cond, uncond, 2.0)
+    def eps_hat(z, t):
+        return guided(gauss, z, t, cond, uncond, 2.0)
 
-    torch.testing.assert_close(prompt_images(gauss, ["light"], 2.0, 20, 1), sample_images(gauss, guided, 1, 20, 1))
+    torch.testing.assert_close(prompt_images(gauss, ["light"], 2.0, 20, 1), sample_images(gauss, eps_hat, 1, 20, 1))
 
 
 def test_ddim_knows_any_schedule() -> None:

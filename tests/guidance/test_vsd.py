@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact import guided, sds_gradient
 from test_lora import merged, trained
 from torch import Tensor, nn
 
@@ -159,7 +160,7 @@ def test_the_image_loss_is_threestudios(teacher: Any, lora_score: LoraScore, bat
             z_t = abar.sqrt() * z + (1 - abar).sqrt() * eps
             sides = (
                 lora_score.eps_hat(z_t, t, own.expand(B, -1, -1), camera.flatten(1)),
-                teacher.eps_hat_cfg(z_t, t, text, null, 2.0),
+                guided(teacher, z_t, t, text, null, 2.0),
             )
             est, pre = (teacher.decode((z_t - (1 - abar).sqrt() * e) / abar.sqrt()) for e in sides)
             expected += ((1 - abar) * (est - pre) * (abar / (1 - abar)).sqrt()).permute(0, 2, 3, 1) / 2 / B
@@ -210,7 +211,7 @@ def test_unbiased_for_the_exact_gradient(proposal: str, antithetic: bool, k: int
         out = guidance(rendered, text, null, text, torch.zeros(R, 16), step=0, rgb_as_latents=True)
     grads = out.sds.estimate.grad.flatten(1)
     one = torch.zeros(1, 1, 1, dtype=torch.float64)
-    expected = teacher.sds_gradient(z, text, null, 4.0) - lora_score.model.sds_gradient(z, one)
+    expected = sds_gradient(teacher, z, text, null, 4.0) - sds_gradient(lora_score.model, z, one)
     error = grads.std(0) / R**0.5
     assert ((grads.mean(0) - expected.flatten()).abs() < 4 * error).all()
     assert expected.abs().max() > 20 * error.max()  # tight enough to notice a wrong objective

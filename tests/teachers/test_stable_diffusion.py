@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from carv_3d.errors import CarvError
-from carv_3d.guidance.perp_neg import perp_neg_eps_hat, perpendicular
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.loading import dtype_argument, load_vae_without_attention
@@ -135,55 +134,6 @@ def test_a_model_that_predicts_the_true_v_gives_the_true_eps(v_prediction_folder
     alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (teacher.schedule.alpha, teacher.schedule.sigma))
     teacher.unet.forward = lambda *args, **kwargs: (alpha * eps - sigma * z,)
     torch.testing.assert_close(teacher.eps_hat(teacher.schedule.add_noise(z, eps, t), t, cond), eps)
-
-
-@pytest.mark.parametrize(("convention", "s"), [("standard", 7.5), ("threestudio", 8.5)])
-def test_cfg_conventions(sd_teacher: Any, convention: str, s: float) -> None:
-    z, t, cond, uncond = rows(sd_teacher, 3)
-    with torch.no_grad():
-        text, null = sd_teacher.eps_hat(z, t, cond), sd_teacher.eps_hat(z, t, uncond)
-        guided = sd_teacher.eps_hat_cfg(z, t, cond, uncond, 7.5, convention)
-    torch.testing.assert_close(guided, null + s * (text - null), rtol=1e-4, atol=1e-4)
-    if convention == "threestudio":  # in threestudio's own words
-        torch.testing.assert_close(guided, text + 7.5 * (text - null), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("scale", "rows_seen"), [(7.5, 6), (1.0, 3), (0.0, 3)])
-def test_cfg_runs_one_batch_and_no_row_too_many(sd_teacher: Any, scale: float, rows_seen: int) -> None:
-    z, t, cond, uncond = rows(sd_teacher, 3)
-    seen: list[int] = []
-    hook = sd_teacher.unet.register_forward_hook(lambda m, i, o: seen.append(i[0].shape[0]))
-    with torch.no_grad():
-        sd_teacher.eps_hat_cfg(z, t, cond, uncond, scale)
-    hook.remove()
-    assert seen == [rows_seen]
-
-
-def test_perpendicular_known_value() -> None:
-    x, y = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]])
-    assert torch.equal(perpendicular(x, y), torch.tensor([[0.0, 4.0]]))
-
-
-def test_perp_neg_of_two_is_two_perp_negs_of_one(sd_teacher: Any) -> None:
-    z, t, cond, uncond = rows(sd_teacher, 2)
-    g = torch.Generator().manual_seed(9)
-    negatives = torch.randn(2, 2, *cond.shape[1:], generator=g)
-    weights = -torch.rand(2, 2, generator=g)
-    everything = (z, t, cond, uncond, negatives, weights)
-    with torch.no_grad():
-        both = perp_neg_eps_hat(sd_teacher, *everything, guidance_scale=7.5)
-        each = [perp_neg_eps_hat(sd_teacher, *(x[i : i + 1] for x in everything), 7.5) for i in (0, 1)]
-        torch.testing.assert_close(both, torch.cat(each), rtol=1e-4, atol=1e-4)
-        # one row written out
-        text, null, *neg = (sd_teacher.eps_hat(z[1:], t[1:], y[None]) for y in (cond[1], uncond[1], *negatives[1]))
-    e = text - null
-    push = e.clone()
-    for m in (0, 1):
-        d = neg[m] - null
-        push += weights[1, m] * (d - (d * e).sum() / (e * e).sum() * e)
-    torch.testing.assert_close(both[1:], null + 7.5 * push, rtol=1e-4, atol=1e-4)
-    with pytest.raises(CarvError, match=r"negatives \(N, M, L, D\)"):
-        perp_neg_eps_hat(sd_teacher, z, t, cond, uncond, negatives[:1], weights, 7.5)
 
 
 # --- precision and versions
