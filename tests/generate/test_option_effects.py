@@ -79,6 +79,7 @@ OPTIONS_WITH_AN_EFFECT = [
     "system.guidance.use_recon_loss=false",
     "system.guidance.seed=5",
     "system.guidance.sqrt_anneal=true",
+    "system.guidance.objective=csd",
     "system.guidance.use_sjc=true",
     "system.guidance.use_img_loss=true",
     "system.loss.lambda_sds=2",
