@@ -2,7 +2,7 @@
 
     CARV_THREESTUDIO=PATH python benchmarks/threestudio.py [--model carv-tiny] [--steps 100] [--repeats 60]
 
-Needs threestudio's packages (without CUDA: those that it imports, see tests/extension/real_host.py). The scene is
+Needs threestudio's packages (without CUDA: those that it imports, see tests/real_host/cpu_host.py). The scene is
 threestudio's own NeRF of configs/carv-dreamfusion-tiny.yaml, trained for --steps steps and then frozen. In every
 repeat each guidance gets the render of one fresh camera; its seconds are those of render, guidance and backward ("in
 guidance" is all but the render and its backward), its gradient that of the distillation loss with respect to the scene.
@@ -19,8 +19,8 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "extension")]
-import real_host  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real_host")]
+import cpu_host  # noqa: E402
 
 from carv_3d.core.accounting import ecm_interval, total_variance  # noqa: E402
 from carv_3d.errors import CarvError, run_script  # noqa: E402
@@ -54,22 +54,8 @@ def cameras(host: Any, cfg: Any) -> Iterator[dict[str, Any]]:
         yield from data.train_dataloader()
 
 
-def fit_stock_to(model: Any) -> None:
-    """threestudio writes 512 and 64 out; exchange them for this model's sizes where its guidance calls interpolate."""
-    from threestudio.models.guidance import stable_diffusion_guidance as module
-
-    sizes = {(512, 512): (model.image_size,) * 2, (64, 64): (model.latent_size,) * 2}
-    proxy = types.ModuleType("functional")
-    vars(proxy).update(vars(torch.nn.functional))
-
-    def interpolate(x: Tensor, size: tuple[int, int], **more: Any) -> Tensor:
-        return torch.nn.functional.interpolate(x, sizes.get(tuple(size), size), **more)
-
-    proxy.interpolate = interpolate  # type: ignore[attr-defined]
-    module.F = proxy
-
-
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="carv-tiny", help="carv-tiny or a diffusers folder")
     parser.add_argument("--prompt", default="a red mug")
@@ -78,20 +64,32 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--width", type=int, default=64, help="of the renders")
     parser.add_argument("--samples", type=int, default=64, help="on a ray")
-    o = parser.parse_args()
-    checkout = os.environ.get("CARV_THREESTUDIO")
-    if not checkout:
-        raise CarvError("CARV_THREESTUDIO names no threestudio checkout; set it to the folder that holds launch.py.")
-    host = real_host.enter(checkout)
-    real_host.load_extension()
+    return parser.parse_args()
+
+
+@dataclass
+class Bench:
+    """threestudio's system and prompts, every guidance by its name, and the cameras."""
+
+    system: Any
+    prompts: Any
+    guidances: dict[str, Any]
+    batches: Iterator[dict[str, Any]]
+    optimizer: torch.optim.Optimizer
+
+
+def build(o: argparse.Namespace, checkout: str) -> Bench:
+    """Everything that is measured, in a working directory of its own."""
+    host = cpu_host.enter(checkout)
+    cpu_host.load_extension()
     os.chdir(tempfile.mkdtemp())
     from threestudio.systems.utils import parse_optimizer
     from threestudio.utils.config import load_config
 
-    config = real_host.EXTENSION / "configs" / "carv-dreamfusion-tiny.yaml"
+    config = cpu_host.EXTENSION / "configs" / "carv-dreamfusion-tiny.yaml"
     folder = str(resolve_model(o.model))
     sizes = [f"data.width={o.width}", f"data.height={o.width}", f"system.renderer.num_samples_per_ray={o.samples}"]
-    given = [*real_host.settings(config, folder), *sizes, f"system.prompt_processor.prompt={o.prompt}"]
+    given = [*cpu_host.settings(config, folder), *sizes, f"system.prompt_processor.prompt={o.prompt}"]
     cfg = load_config(str(config), cli_args=given)
     torch.manual_seed(cfg.seed)
     system = host.find(cfg.system_type)(cfg.system)
@@ -104,52 +102,79 @@ def main() -> None:
     guidances = {
         name: host.find(OURS if options else STOCK)({**shared, **options}) for name, options in VARIANTS.items()
     }
-    fit_stock_to(guidances["carv, K = 4"]._carv.teacher)
-    batches = cameras(host, cfg)
-
     system.guidance = guidances["carv, K = 4"]
-    optimizer = parse_optimizer(cfg.system.optimizer, system)
-    for step in range(o.steps):
-        system.do_update_step(0, step)
-        optimizer.zero_grad()
-        system.training_step(next(batches), 0)["loss"].backward()
-        optimizer.step()
+    cpu_host.use_sizes_of(system.guidance._carv.teacher)
+    return Bench(system, prompts, guidances, cameras(host, cfg), parse_optimizer(cfg.system.optimizer, system))
 
-    parameters = [p for p in system.geometry.parameters() if p.requires_grad]
-    drawn: dict[str, list[Tensor]] = {name: [] for name in VARIANTS}
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    in_guidance: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for repeat in range(-2, o.repeats):  # two rounds warm up
-        for name, guidance in guidances.items():
-            batch = next(batches)
-            guidance.update_step(0, o.steps)
+
+def train(bench: Bench, steps: int) -> None:
+    """Move the scene away from its first state."""
+    for step in range(steps):
+        bench.system.do_update_step(0, step)
+        bench.optimizer.zero_grad()
+        bench.system.training_step(next(bench.batches), 0)["loss"].backward()
+        bench.optimizer.step()
+
+
+@dataclass
+class Measured:
+    """Of one guidance, by repeat: seconds of a step, those in the guidance, and the flat gradient."""
+
+    seconds: list[float] = field(default_factory=list)
+    in_guidance: list[float] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+def measure(bench: Bench, steps: int, repeats: int) -> dict[str, Measured]:
+    """One gradient of each guidance in every repeat, interleaved; two repeats warm up."""
+    parameters = [p for p in bench.system.geometry.parameters() if p.requires_grad]
+    measured = {name: Measured() for name in bench.guidances}
+    for repeat in range(-2, repeats):
+        for name, guidance in bench.guidances.items():
+            batch = next(bench.batches)
+            guidance.update_step(0, steps)
             begin = time.perf_counter()
-            rgb = system(batch)["comp_rgb"]
+            rgb = bench.system(batch)["comp_rgb"]
             rendered = time.perf_counter()
             image = rgb.detach().requires_grad_()  # the same gradient in two parts, to time them apart
-            loss = guidance(image, prompts(), **batch, rgb_as_latents=False)["loss_sds"]
+            loss = guidance(image, bench.prompts(), **batch, rgb_as_latents=False)["loss_sds"]
             (on_image,) = torch.autograd.grad(loss, image)
             guided = time.perf_counter()
             gradient = torch.autograd.grad(rgb, parameters, on_image)
             if repeat >= 0:
-                seconds[name].append(time.perf_counter() - begin)
-                in_guidance[name].append(guided - rendered)
-                drawn[name].append(torch.cat([g.flatten() for g in gradient]))
+                measured[name].seconds.append(time.perf_counter() - begin)
+                measured[name].in_guidance.append(guided - rendered)
+                measured[name].gradients.append(torch.cat([g.flatten() for g in gradient]))
+    return measured
 
-    gradients = {name: torch.stack(g) for name, g in drawn.items()}
-    cost = {name: statistics.median(s) for name, s in seconds.items()}
-    base = next(iter(VARIANTS))
-    print(f"\n{o.model}, {o.prompt!r}, {o.width}² renders of {o.samples} samples a ray, frozen after {o.steps} steps, "
-          f"{o.repeats} gradients each, {torch.get_num_threads()} threads, torch {torch.__version__}\n")  # fmt: skip
+
+def show(measured: dict[str, Measured]) -> None:
+    """Print the table; the first guidance is the baseline."""
     print("| guidance | ms a step | of stock | ms in guidance | of stock | variance of stock | ECM [95 %] |")
     print("|---|---|---|---|---|---|---|")
-    apart = {name: statistics.median(s) for name, s in in_guidance.items()}
+    gradients = {name: torch.stack(m.gradients) for name, m in measured.items()}
+    cost = {name: statistics.median(m.seconds) for name, m in measured.items()}
+    inside = {name: statistics.median(m.in_guidance) for name, m in measured.items()}
+    base = next(iter(measured))
     for name, g in gradients.items():
-        found = ecm_interval(gradients[base], cost[base], g, cost[name], generator=torch.Generator().manual_seed(0))
+        ecm = ecm_interval(gradients[base], cost[base], g, cost[name], generator=torch.Generator().manual_seed(0))
         print(f"| {name} | {cost[name] * 1e3:.0f} | {cost[name] / cost[base]:.2f} "
-              f"| {apart[name] * 1e3:.0f} | {apart[name] / apart[base]:.2f} "
+              f"| {inside[name] * 1e3:.0f} | {inside[name] / inside[base]:.2f} "
               f"| {total_variance(g) / total_variance(gradients[base]):.3f} "
-              f"| {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] |")  # fmt: skip
+              f"| {ecm.value:.2f} [{ecm.low:.2f}, {ecm.high:.2f}] |")  # fmt: skip
+
+
+def main() -> None:
+    """Build, train, measure and show."""
+    o = arguments()
+    checkout = os.environ.get("CARV_THREESTUDIO")
+    if not checkout:
+        raise CarvError("CARV_THREESTUDIO names no threestudio checkout; set it to the folder that holds launch.py.")
+    bench = build(o, checkout)
+    train(bench, o.steps)
+    print(f"\n{o.model}, {o.prompt!r}, {o.width}² renders of {o.samples} samples a ray, frozen after {o.steps} steps, "
+          f"{o.repeats} gradients each, {torch.get_num_threads()} threads, torch {torch.__version__}\n")  # fmt: skip
+    show(measure(bench, o.steps, o.repeats))
 
 
 if __name__ == "__main__":

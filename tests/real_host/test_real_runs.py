@@ -1,4 +1,4 @@
-"""Training in a real threestudio: its launcher, datamodule, systems and Lightning's Trainer, where one is named.
+"""Training in a real threestudio: its launcher, datamodule, systems and Lightning's Trainer.
 
 carv-magic3d-refine-sd is not among these: it rasterises with nvdiffrast, which needs CUDA.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_host import EXTENSION
+from cpu_host import EXTENSION
 
 CONFIGS = EXTENSION / "configs"
 STEPS = 20
@@ -24,7 +24,7 @@ PLAIN = {"K", "ess", "snr", "nonfinite", "grad_norm", "nfe", "renders", "seconds
 def launch(
     checkout: Path, config: str, steps: int, workdir: Path, *overrides: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    script, file = Path(__file__).with_name("real_host.py"), CONFIGS / f"{config}.yaml"
+    script, file = Path(__file__).with_name("cpu_host.py"), CONFIGS / f"{config}.yaml"
     return subprocess.run(
         [sys.executable, *map(str, (script, checkout, file, steps, workdir)), *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables},
@@ -130,7 +130,7 @@ def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("system.guidance.num_draws=0", "num_draws is 0; it must be a whole number of at least 1."),
+        ("system.guidance.num_draws=0", "num_draws is 0; it must be a whole number of at least 1"),
         ("system.guidance.num_drawz=4", "guidance has no option 'num_drawz'; did you mean num_draws?"),
         ("system.guidance.pretrained_model_name_or_path=./nowhere", "there is no such folder"),
     ],

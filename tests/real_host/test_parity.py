@@ -1,6 +1,6 @@
 """The extension beside threestudio's own guidance, in one process: the same gradient for the same draws, the same mean.
 
-Runs where CARV_THREESTUDIO names a checkout. Both guidances load the same random weights.
+Both guidances load the same random weights.
 """
 
 from __future__ import annotations

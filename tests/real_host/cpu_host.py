@@ -1,6 +1,6 @@
 """A real threestudio checkout, on a machine without a GPU: for the tests and `benchmarks/threestudio.py`.
 
-    python tests/extension/real_host.py CHECKOUT CONFIG STEPS WORKDIR [key=value ...]    trains; JSON lines on stdout
+    python tests/real_host/cpu_host.py CHECKOUT CONFIG STEPS WORKDIR [key=value ...]    trains; JSON lines on stdout
 
 threestudio says CUDA throughout. `enter` puts stand-ins for the packages that a CPU run imports and does not use, gives
 the CPU for its device, and renders with dense samples in place of nerfacc's CUDA kernels. The checkout is only read.
@@ -119,6 +119,21 @@ def load_extension() -> Any:
     sys.modules[EXTENSION.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def use_sizes_of(teacher: Any) -> None:
+    """Has threestudio's guidances resize to this model's images and latents, where they write 512 and 64 out."""
+    from threestudio.models.guidance import stable_diffusion_guidance, stable_diffusion_vsd_guidance
+
+    sizes = {(512, 512): (teacher.image_size,) * 2, (64, 64): (teacher.latent_size,) * 2}
+    proxy = types.ModuleType("functional")
+    vars(proxy).update(vars(torch.nn.functional))
+
+    def interpolate(x: Tensor, size: tuple[int, int], **more: Any) -> Tensor:
+        return torch.nn.functional.interpolate(x, sizes.get(tuple(size), size), **more)
+
+    proxy.interpolate = interpolate  # type: ignore[attr-defined]
+    stable_diffusion_guidance.F = stable_diffusion_vsd_guidance.F = proxy
 
 
 def _render_densely() -> None:

@@ -1,6 +1,6 @@
 """`carv-vsd-guidance` beside threestudio's own, in one process: the same LoRA and draws, the same gradients.
 
-Runs where CARV_THREESTUDIO names a checkout, on packages whose diffusers threestudio's own guidance can still use
+Runs on packages whose diffusers threestudio's own guidance can still use
 (below 0.20: its LoRAAttnProcessor takes a hidden_size).
 """
 
