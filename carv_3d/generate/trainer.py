@@ -25,8 +25,10 @@ from carv_3d.core.seeds import OwnGlobals, seed_for
 from carv_3d.core.signal import SignalToNoise
 from carv_3d.errors import CarvError, first_line
 from carv_3d.generate.config import Config
-from carv_3d.generate.view_text import ViewText, view_text
+from carv_3d.generate.view_text import view_text
+from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
+from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.scenes import regularisers
 from carv_3d.scenes.backgrounds import light_colors
 from carv_3d.scenes.cameras import CameraOptions, Cameras, orbit, sample_cameras
@@ -64,6 +66,12 @@ def check_prompt(config: Config) -> None:
         raise CarvError(
             f"the prompt names a view ({max(named, key=len)}), and each render's own is said behind it: leave it out, "
             "or set system.prompt_processor.view_dependent_prompting=false"
+        )
+    objective = config.system.guidance.objective
+    if "negative" in OBJECTIVES[objective].needs and not config.system.prompt_processor.negative_prompt.strip():
+        raise CarvError(
+            f"the objective {objective} needs a negative prompt: set system.prompt_processor.negative_prompt, or "
+            "another system.guidance.objective"
         )
     if config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny":
         from carv_3d.tiny import vocabulary
@@ -212,13 +220,11 @@ class TextTo3D:
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         with self.globals.in_use():
             self.renderer.update(self.step)
-            out, view = self.upstream(None if guidance.auto is None else guidance.auto.renders, data)
+            out, cond = self.upstream(None if guidance.auto is None else guidance.auto.renders, data)
             recon = self.config.system.guidance.use_recon_loss and lambdas["recon"] != 0
-            return out, guidance(
-                out.comp_rgb, view.text, view.uncond, self.now, negatives=view.negatives, with_recon=recon
-            )
+            return out, guidance.guide(out.comp_rgb, cond, self.now, with_recon=recon)
 
-    def upstream(self, R: int | None = None, data: CameraOptions | None = None) -> tuple[RenderOutput, ViewText]:
+    def upstream(self, R: int | None = None, data: CameraOptions | None = None) -> tuple[RenderOutput, Conditioning]:
         """A step's R renders (`data.batch_size` unless given), and the text that goes with their cameras."""
         data = data or self.config.data
         cameras = sample_cameras(data, R, generator=self.generators["cameras"], step=self.step)
@@ -281,9 +287,10 @@ class TextTo3D:
         colors = light_colors(n, options.random_min, options.random_tint, generator)
         return (colors if chosen else torch.ones(n, 3)).to(self.device)
 
-    def view_text(self, cameras: Cameras) -> ViewText:
-        """What the teacher is told of each camera's render ("a red mug, left view")."""
-        return view_text(self.teacher, self.config.system.prompt_processor, cameras)
+    def view_text(self, cameras: Cameras) -> Conditioning:
+        """What each camera's render is conditioned on ("a red mug, left view")."""
+        apart = "negative" in self.guidance.objective.needs
+        return view_text(self.teacher, self.config.system.prompt_processor, cameras, apart)
 
     def orbit(self, n_views: int) -> Cameras:
         """`n_views` cameras around the object at the evaluation elevation, the first in front."""

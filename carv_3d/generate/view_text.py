@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from carv_3d.guidance.cfg import Conditioning
 from carv_3d.scenes.cameras import Cameras
 from carv_3d.scenes.view_phrases import COARSE_PHRASES, OVERHEAD, shift_azimuth, view_phrase
 
@@ -20,31 +20,29 @@ F_SIDE_BACK, F_FRONT_BEHIND = (1.0, 0.5, -0.606), (1.0, 0.5, 0.967)  # threestud
 F_FRONT_SIDE = (4.0, 0.5, -2.426)  # perp_neg_f_fs, perp_neg_f_sf
 
 
-@dataclass
-class ViewText:
-    """What guidance is told of R renders: `text` (R, L, D), `uncond` (1, L, D) and, with Perp-Neg, `negatives`: their
-    embeddings (R, 2, L, D) and weights (R, 2), at most 0."""
+def view_text(teacher: Any, options: PromptOptions, cameras: Cameras, apart: bool = False) -> Conditioning:
+    """The embeddings for R cameras, by their nominal elevation and azimuth.
 
-    text: Tensor
-    uncond: Tensor
-    negatives: tuple[Tensor, Tensor] | None = None
+    Args:
+        teacher: its `text_embeddings` are used.
+        options: the prompts.
+        cameras: R of them.
+        apart: whether the negative prompt is an embedding of its own, next to that of the empty prompt; otherwise it
+            takes the empty prompt's place.
 
-    def first(self) -> ViewText:
-        """Of the first render alone."""
-        negatives = None if self.negatives is None else (self.negatives[0][:1], self.negatives[1][:1])
-        return ViewText(self.text[:1], self.uncond[:1], negatives)
-
-
-def view_text(teacher: Any, options: PromptOptions, cameras: Cameras) -> ViewText:
-    """The embeddings for R cameras, by their nominal elevation and azimuth."""
-    uncond = teacher.text_embeddings([options.negative_prompt])
+    Returns:
+        text (R, L, D), uncond and negative (1, L, D); with Perp-Neg its embeddings (R, 2, L, D) and weights (R, 2), at
+        most 0.
+    """
     views = list(zip(cameras.elevation.tolist(), cameras.azimuth.tolist()))
-    if options.use_perp_neg:
-        return _perp_neg(teacher, options, views, uncond)
     prompts = [options.prompt] * len(views)
-    if options.view_dependent_prompting:
+    if options.view_dependent_prompting and not options.use_perp_neg:
         prompts = [f"{options.prompt}, {_phrase(options, *view)}" for view in views]
-    return ViewText(teacher.text_embeddings(prompts), uncond)
+    uncond = teacher.text_embeddings(["" if apart else options.negative_prompt])
+    negative = teacher.text_embeddings([options.negative_prompt]) if apart else None
+    if options.use_perp_neg:
+        return _perp_neg(teacher, options, views, uncond)._replace(negative=negative)
+    return Conditioning(teacher.text_embeddings(prompts), uncond, negative)
 
 
 def _phrase(options: PromptOptions, elevation: float, azimuth: float) -> str:
@@ -54,7 +52,7 @@ def _phrase(options: PromptOptions, elevation: float, azimuth: float) -> str:
     )  # fmt: skip
 
 
-def _perp_neg(teacher: Any, options: PromptOptions, views: list[tuple[float, float]], uncond: Tensor) -> ViewText:
+def _perp_neg(teacher: Any, options: PromptOptions, views: list[tuple[float, float]], uncond: Tensor) -> Conditioning:
     """Perp-Neg's text between two sides and its two negatives, as threestudio mixes them by the azimuth."""
     phrases = [f"{options.prompt}, {phrase}" for phrase in COARSE_PHRASES]
     front, side, back, overhead = teacher.text_embeddings(phrases)
@@ -75,7 +73,7 @@ def _perp_neg(teacher: Any, options: PromptOptions, views: list[tuple[float, flo
             text.append(r * side + (1 - r) * back)
             negatives.append(torch.stack([side, front]))
             weights.append((-_decay(F_SIDE_BACK, r), -_decay(F_FRONT_BEHIND, r)))
-    return ViewText(torch.stack(text), uncond, (torch.stack(negatives), torch.tensor(weights).to(uncond)))
+    return Conditioning(torch.stack(text), uncond, None, torch.stack(negatives), torch.tensor(weights).to(uncond))
 
 
 def _decay(of: tuple[float, float, float], r: float) -> float:

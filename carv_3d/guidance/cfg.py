@@ -49,6 +49,10 @@ class Conditioning(NamedTuple):
         rest = iter(tensors)
         return Conditioning(*(None if x is None else next(rest) for x in self))  # type: ignore[arg-type]
 
+    def samples(self, which: slice) -> Conditioning:
+        """Of some of the samples alone."""
+        return self.filled([x[which] if len(x) > 1 else x for x in self.tensors])
+
     def per_render(self, R: int) -> Conditioning:
         """The texts of R renders, from R or 1. Raises CarvError, with `SDSGuidance`'s names, for other shapes."""
         changed = {}

@@ -33,7 +33,7 @@ def denoised_previews(
     one_step, clean, final = [], [], []
     for b, start in enumerate(first):
         z = z_t[b : b + 1]
-        cond = output.cond.filled([c[b : b + 1] for c in output.cond.tensors])
+        cond = output.cond.samples(slice(b, b + 1))
         for i, now in enumerate(timesteps[start:]):
             eps = guidance.predict(z, now.expand(1), cond, output.scale).guided
             step = scheduler.step(eps, int(now), z, eta=1.0, generator=generator)

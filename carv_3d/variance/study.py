@@ -26,7 +26,7 @@ from carv_3d.core.accounting import parameter_gradients
 from carv_3d.core.estimator import Draws
 from carv_3d.core.seeds import batch_seed
 from carv_3d.generate.trainer import TextTo3D
-from carv_3d.generate.view_text import ViewText
+from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.images import resized
 from carv_3d.guidance.sds import SDSGuidance
 from carv_3d.variance.methods import LEARNING, PLAIN, Method
@@ -128,10 +128,7 @@ class Study:
             given = (out.comp_rgb, False) if e.method.upstream[1] else (latents, True)
             losses: list[Tensor] = []
             for _ in range(2):
-                guided = guidance(
-                    given[0], told.text, told.uncond, step, negatives=told.negatives, rgb_as_latents=given[1],
-                    with_recon=False,
-                )  # fmt: skip
+                guided = guidance.guide(given[0], told, step, rgb_as_latents=given[1], with_recon=False)
                 losses.append(guided.loss_sds)
                 self._forget(e)
             one, two = losses
@@ -144,7 +141,7 @@ class Study:
         if entries[0] is self.entries[0]:
             norms += self._norms(turn, latents, told)
 
-    def _norms(self, turn: int, latents: Tensor, told: ViewText, n: int = 2) -> list[tuple[int, float]]:
+    def _norms(self, turn: int, latents: Tensor, told: Conditioning, n: int = 2) -> list[tuple[int, float]]:
         """|J^T f|^2 of n single draws of the first render, their timesteps spread evenly over the range."""
         step = self.host.now
         low, high = self.original.options.timestep_range(self.host.teacher.schedule.num_train_timesteps, step)
@@ -153,11 +150,8 @@ class Study:
         g = torch.Generator().manual_seed(self._seed(turn, 2))
         eps = torch.randn(1, n, *latents.permute(0, 3, 1, 2).shape[1:], generator=g)
         draws = Draws(t.to(latents.device), eps.to(latents))
-        one = told.first()
-        guided = self._single(
-            latents[:1], one.text, one.uncond, step, negatives=one.negatives, rgb_as_latents=True, with_recon=False,
-            draws=draws,
-        )  # fmt: skip
+        first = told.samples(slice(1))
+        guided = self._single.guide(latents[:1], first, step, rgb_as_latents=True, with_recon=False, draws=draws)
         grads = parameter_gradients(guided.latents, self.parameters, guided.estimate.residual)[0]
         return [(int(when), float(g.double().square().sum())) for when, g in zip(t[0], grads)]
 
@@ -193,9 +187,7 @@ class Study:
                 self._look(e, -1 - i)
                 with torch.no_grad():
                     out, told = self.host.upstream()
-                    self.guidances[e.key](
-                        out.comp_rgb, told.text, told.uncond, self.host.now, negatives=told.negatives, with_recon=False
-                    )
+                    self.guidances[e.key].guide(out.comp_rgb, told, self.host.now, with_recon=False)
             estimator = self.guidances[e.key].estimator
             parts = [part for part in (estimator.proposal, estimator.control) if part is not None]
             self._learnt[e.key] = [(part, copy.deepcopy(part.state_dict())) for part in parts]

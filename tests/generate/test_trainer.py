@@ -249,7 +249,8 @@ def test_prompts_name_the_side_that_the_camera_sees(sd_folder: Path, sd_teacher:
     expected = [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
     assert torch.equal(told.text, sd_teacher.text_embeddings(expected))
     assert torch.equal(told.uncond, sd_teacher.text_embeddings([""]))
-    assert told.negatives is None
+    assert told.perp_neg is None
+    assert told.negative is None
     coarse = TextTo3D(tiny_config(sd_folder, "system.prompt_processor.fine_views=false"), sd_teacher)
     expected = [f"a red mug, {side} view" for side in ("front", "side", "back", "side")]
     assert torch.equal(coarse.view_text(orbit(4, elevation=10.0)).text, sd_teacher.text_embeddings(expected))
@@ -314,6 +315,23 @@ def test_a_view_in_the_prompt_is_refused_where_each_render_has_its_own(sd_folder
     off = "system.prompt_processor.view_dependent_prompting=false"
     told = TextTo3D(tiny_config(sd_folder, off, prompt=prompt), sd_teacher).view_text(orbit(1))
     assert torch.equal(told.text, sd_teacher.text_embeddings([prompt]))
+
+
+def test_an_objective_with_a_negative_prompt_is_given_it_and_asks_for_it(sd_folder: Path, sd_teacher: Any) -> None:
+    nfsd = "system.guidance.objective=nfsd"
+    with pytest.raises(CarvError, match="the objective nfsd needs a negative prompt: set system"):
+        TextTo3D(tiny_config(sd_folder, nfsd), sd_teacher)
+    gradients = []
+    for negative in ("bad", "worse"):
+        host = TextTo3D(
+            tiny_config(sd_folder, nfsd, f"system.prompt_processor.negative_prompt={negative}"), sd_teacher
+        )
+        _, guided, _ = host.backward()
+        assert torch.equal(guided.cond.uncond, sd_teacher.text_embeddings([""]))
+        assert torch.equal(guided.cond.negative, sd_teacher.text_embeddings([negative]))
+        gradients.append(guided.estimate.grad)
+        assert host.meter.nfe == 3 * 2  # text, unconditional and negative, of two draws
+    assert not torch.equal(*gradients)
 
 
 def test_words_that_carv_tiny_does_not_know_are_refused_before_it_is_loaded() -> None:
