@@ -20,6 +20,7 @@ from carv_3d.core.accounting import CostMeter
 from carv_3d.core.batching import run_in_batches
 from carv_3d.core.control import EpsControl
 from carv_3d.core.designs import STRATIFY, Design
+from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.proposals import PROPOSALS, check_range, make_proposal
 from carv_3d.core.reduction import finite_draws, per_draw, surrogate_loss
 from carv_3d.core.schedule import WEIGHTINGS, NoiseSchedule
@@ -158,6 +159,9 @@ class CarvEstimator:
         self.proposal = make_proposal(o.proposal, schedule, weighting, o.min_step, o.max_step, **adaptive)
         self.control = EpsControl(self.proposal.weights) if o.control_variate else None
         self.max_batch = o.max_batch
+        self.non_finite: NonFiniteSteps | None = NonFiniteSteps(
+            "eps_hat gave no finite draw", "look for NaN in the latents, lower the learning rate, or use float32"
+        )
         self._shared = torch.Generator().manual_seed(o.shared_seed)
 
     def set_range(self, min_step: int, max_step: int) -> None:
@@ -203,7 +207,8 @@ class CarvEstimator:
         the rest keeps its weight and the estimate stays unbiased for f restricted to where it is finite,
         whatever the proposal and the design.
 
-        Raises CarvError for shapes that do not fit, and where memory runs out on a single row.
+        Raises CarvError for shapes that do not fit, where memory runs out on a single row, and after many steps in a
+        row without a finite draw (`self.non_finite`).
         """
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor:
@@ -262,6 +267,8 @@ class CarvEstimator:
             if own:
                 self._teach(f, finite, draws)
             scalars = self._scalars(weighted, weights, finite, grad, draws.group_size)
+        if self.non_finite is not None:  # None: the host counts
+            self.non_finite.update(scalars["nonfinite"] < R * K)
         loss = surrogate_loss(latents, grad)
         extra = None if extra is None else extra.unflatten(0, (R, K))
         return Estimate(loss, f, weights, draws.t, draws.eps, finite, grad, scalars, draws.group_size, extra)
@@ -269,13 +276,18 @@ class CarvEstimator:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if it had not stopped (the caller's generator apart)."""
         control = {} if self.control is None else {"control": self.control.state_dict()}
-        return {"proposal": self.proposal.state_dict(), "shared_generator": self._shared.get_state(), **control}
+        count = 0 if self.non_finite is None else self.non_finite.count
+        counted = {"non_finite": count} if count else {}
+        shared = self._shared.get_state()
+        return {"proposal": self.proposal.state_dict(), "shared_generator": shared, **control, **counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CarvError for the state of another proposal."""
         self.proposal.load_state_dict(state["proposal"])
         if self.control is not None and "control" in state:
             self.control.load_state_dict(state["control"])
+        if self.non_finite is not None:
+            self.non_finite.count = state.get("non_finite", 0)
         self._shared.set_state(state["shared_generator"].cpu())
 
     def _move(self, device: torch.device) -> None:

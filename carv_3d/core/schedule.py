@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ class NoiseSchedule:
             raise CarvError("alphas_cumprod leaves [0, 1]; give the cumulative product, not the betas.")
         self._alpha = self.alphas_cumprod.sqrt()
         self._sigma = (1 - self.alphas_cumprod).sqrt()
+        self.estimators: dict[Any, Any] = {}  # of `sds_loss`, by their options
         self._weights = {
             "sds": 1 - self.alphas_cumprod,
             "uniform": torch.ones_like(self.alphas_cumprod),

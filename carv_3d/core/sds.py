@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,7 @@ from carv_3d.core.estimator import CarvEstimator, Cond, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
-_estimators: weakref.WeakKeyDictionary[NoiseSchedule, dict[EstimatorOptions, CarvEstimator]]
-_estimators = weakref.WeakKeyDictionary()
+MOST_KEPT = 8  # estimators of a schedule: one for each weighting, proposal and design in use
 
 
 def sds_loss(
@@ -31,16 +29,26 @@ def sds_loss(
         loss = sds_loss(encode(render(camera)), eps_hat, schedule, num_draws=8)
         loss.backward()
 
-    options: of EstimatorOptions. Keep one `schedule`: the tables are cached with it. The proposal "adaptive"
-    learns from step to step and needs a CarvEstimator of its own; here it raises CarvError.
+    options: of EstimatorOptions, which may change from call to call. What learns from step to step, the proposal
+    "adaptive" and `control_variate`, needs a CarvEstimator of its own; here it raises CarvError.
     """
-    chosen = EstimatorOptions(**options)
-    if chosen.proposal == "adaptive":
-        raise CarvError("sds_loss keeps no state: for the adaptive proposal make a CarvEstimator, and keep that.")
-    cached = _estimators.setdefault(schedule, {})
-    key = replace(chosen, min_step=0, max_step=0)  # an annealed range moves one estimator's
-    if key not in cached:
-        # through a copy: the cache must not keep the schedule, its own key, alive
-        cached[key] = CarvEstimator(NoiseSchedule(schedule.alphas_cumprod), chosen)
-    cached[key].set_range(chosen.min_step, chosen.max_step)
-    return cached[key].estimate(latents, eps_hat, cond, generator).loss
+    o = EstimatorOptions(**options)
+    if o.proposal == "adaptive" or o.control_variate:
+        what = "the control variate" if o.control_variate else "the adaptive proposal"
+        raise CarvError(f"sds_loss learns nothing from step to step: for {what} make a CarvEstimator, and keep that.")
+    estimator = _kept(schedule, o)
+    estimator.set_range(o.min_step, o.max_step)
+    return estimator.estimate(
+        latents, eps_hat, cond, generator, num_draws=o.num_draws, grad_clip=o.grad_clip
+    ).loss
+
+
+def _kept(schedule: NoiseSchedule, o: EstimatorOptions) -> CarvEstimator:
+    """The schedule's own estimator for these options, those apart that are given at every call."""
+    key = replace(o, num_draws=2, grad_clip=None, min_step=0, max_step=0)
+    kept = schedule.estimators
+    if key not in kept:
+        while len(kept) >= MOST_KEPT:  # options that change at every call must not pile up
+            kept.pop(next(iter(kept)))
+        kept[key] = CarvEstimator(schedule, key)
+    return kept[key]

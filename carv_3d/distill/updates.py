@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.distill.ranks import Ranks
 
 
@@ -30,13 +31,20 @@ class Updates:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=0.0)
         self.grad_clip, self.ranks = grad_clip, ranks
         self.scaler: Any = _scaler(self.parameters[0].device.type) if scaled else None
-        self.skipped = 0
-        """Updates in a row that were left out, because a gradient was not finite."""
+        self.non_finite = NonFiniteSteps(
+            "a gradient has not been finite", "lower lr, fake_lr or guidance_scale, or set precision=float32", "update"
+        )
+        self.non_finite.warned = scaled  # fp16's first updates are left out while its scale is found
 
     @property
     def scale(self) -> float:
         """What losses are multiplied by in half precision; 1 without."""
         return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
+    @property
+    def skipped(self) -> int:
+        """Updates in a row that were left out, because a gradient was not finite."""
+        return self.non_finite.count
 
     def scaled(self, loss: Tensor) -> Tensor:
         """`loss` times `scale`, to call backward on."""
@@ -67,7 +75,7 @@ class Updates:
             self.scaler.update()
         elif finite:
             self.optimizer.step()
-        self.skipped = 0 if finite else self.skipped + 1
+        self.non_finite.update(finite)
         return norm if finite else float("nan")
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,7 +86,7 @@ class Updates:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.skipped = int(state["skipped"])
+        self.non_finite.count = int(state["skipped"])
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from carv_3d.config.annealing import annealed
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.devices import choose_device, keep_freed_memory
+from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.seeds import OwnGlobals, seed_for
 from carv_3d.core.signal import SignalToNoise
 from carv_3d.errors import CarvError, first_line
@@ -38,7 +39,6 @@ from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.timed import TimedTeacher
 
-MAX_BAD_STEPS = 20  # steps in a row without a finite gradient before a run gives up
 PHASES = ("render", "encode", "denoise", "decode", "backward")
 
 
@@ -132,7 +132,12 @@ class TextTo3D:
         self.step = 0
         self.progress: float | None = None
         self._ended: float | None = None  # when the last step did
-        self.bad_steps = 0
+        self.guidance.estimator.non_finite = None  # `_apply` counts
+        self.non_finite = NonFiniteSteps(
+            "the gradient has not been finite",
+            "lower system.optimizer.args.lr or system.guidance.guidance_scale, or set "
+            "system.guidance.half_precision_weights=false",
+        )
 
     @property
     def now(self) -> int:
@@ -239,18 +244,11 @@ class TextTo3D:
         (the regularisers alone would dissolve the scene)."""
         gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
         blind = not bool(guided.estimate.finite.any())
-        if not blind and all(bool(torch.isfinite(g).all()) for g in gradients):
+        finite = not blind and all(bool(torch.isfinite(g).all()) for g in gradients)
+        if finite:
             self.optimizer.step()
-            self.bad_steps = 0
-            return True
-        self.bad_steps += 1
-        if self.bad_steps >= MAX_BAD_STEPS:
-            raise CarvError(
-                f"the gradient has not been finite for {MAX_BAD_STEPS} steps; lower "
-                "system.optimizer.args.lr or system.guidance.guidance_scale, or set "
-                "system.guidance.half_precision_weights=false"
-            )
-        return False
+        self.non_finite.update(finite)
+        return finite
 
     def _losses(self, out: RenderOutput, guided: GuidanceOutput, lambdas: dict[str, float]) -> dict[str, Tensor]:
         """The losses whose lambda is not 0, unweighted."""
@@ -306,7 +304,7 @@ class TextTo3D:
         return {
             "step": self.step,
             "progress": self.progress,
-            "bad_steps": self.bad_steps,
+            "bad_steps": self.non_finite.count,
             "nfe": self.meter.nfe,
             "renders": self.meter.renders,
             "field": self.field.state_dict(),
@@ -330,7 +328,7 @@ class TextTo3D:
             for name, generator in self.generators.items():
                 generator.set_state(state["generators"][name].cpu())
             self.globals.load_state_dict(state["rng"])
-            self.step, self.bad_steps = state["step"], state["bad_steps"]
+            self.step, self.non_finite.count = state["step"], state["bad_steps"]
             self.progress = state.get("progress")  # older checkpoints have none
             self.meter.counts.update(nfe=state["nfe"], renders=state["renders"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
+from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
 from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
@@ -94,6 +95,11 @@ class SDSGuidance:
                 **estimator,
             ),
             weights=self.weights,
+        )
+        self.estimator.non_finite = NonFiniteSteps(
+            "the diffusion model gave no finite prediction",
+            "lower the learning rate or guidance_scale, or set half_precision_weights=false, and resume from a "
+            "checkpoint of before",
         )
         self.generator = torch.Generator(device=teacher.device)
         self._seed = int(torch.randint(2**62, ())) if o.seed is None else o.seed

@@ -1,4 +1,4 @@
-"""What every guidance of this extension shares: options, ranks, embeddings, costs, state, a model gone blind."""
+"""What every guidance of this extension shares: options, ranks, embeddings, costs, state."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from threestudio.utils.base import BaseObject
 
 from carv_3d.core.costs import CostMeter
 from carv_3d.errors import CarvError
-
-MAX_BLIND_STEPS = 20
 
 
 class CarvCalls:
@@ -36,7 +34,6 @@ class CarvCalls:
     def configure(self) -> None:
         self._meter = CostMeter(self.device)
         self._when = (0, 0)  # epoch, step
-        self._blind_steps = 0
 
     def _loading(self) -> dict[str, Any]:
         """threestudio's options of loading, as `StableDiffusionTeacher.load` and `load_denoiser` take them."""
@@ -63,15 +60,6 @@ class CarvCalls:
     def _costs(self) -> dict[str, float]:
         """Seconds by phase of this call; UNet rows and renders since the start."""
         return self._meter.as_scalars()
-
-    def _count_blind(self, saw: bool) -> None:
-        """Raises CarvError when not one draw was finite for MAX_BLIND_STEPS steps in a row."""
-        self._blind_steps = 0 if saw else self._blind_steps + 1
-        if self._blind_steps >= MAX_BLIND_STEPS:
-            raise CarvError(
-                f"the diffusion model gave no finite prediction for {MAX_BLIND_STEPS} steps: lower the learning rate "
-                "or guidance_scale, or set half_precision_weights=false, and resume from a checkpoint of before."
-            )
 
     def carv_state(self) -> dict[str, Any]:
         """For the mixin `carv-checkpoint`: tensors and primitives."""

@@ -90,7 +90,6 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         result.update(out.scalars)
         result["grad_norm"] = float(out.estimate.grad.norm())  # over the batch, as threestudio logs it
         result.update(self._costs())
-        self._count_blind(bool(out.estimate.finite.any()))
         if guidance_eval:
             with self._meter.uncounted():
                 shown = denoised_previews(self._carv, out, self.cfg.max_items_eval)

@@ -104,7 +104,6 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
             result["loss_vsd_img"] = out.loss_vsd_img
         result["grad_norm"] = float(out.sds.estimate.grad.norm())  # over the batch, as threestudio logs it
         result.update(self._costs())
-        self._count_blind(bool(out.sds.estimate.finite.any()))
         self._count_untrained()
         return result
 

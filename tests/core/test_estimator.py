@@ -13,7 +13,6 @@ import carv_3d
 from carv_3d.core.accounting import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
 from carv_3d.core.reduction import surrogate_loss
-from carv_3d.core.sds import sds_loss
 from carv_3d.errors import CarvError
 
 
@@ -305,20 +304,6 @@ def test_as_a_library_in_five_lines() -> None:
         optimizer.step()
         optimizer.zero_grad()
     torch.testing.assert_close(theta.detach(), target, atol=0.02, rtol=0)  # all the teacher's mass is at 1
-
-
-def test_sds_loss_is_the_estimators_and_keeps_its_tables() -> None:
-    a = sds_loss(some_latents(), model, SCHEDULE, generator=seeded(1), num_draws=8)
-    b = make(num_draws=8).estimate(some_latents(), model, generator=seeded(1)).loss
-    assert torch.equal(a, b)
-    from carv_3d.core import sds as module
-
-    n = len(module._estimators[SCHEDULE])
-    for low in (20, 30, 40):
-        sds_loss(some_latents(), model, SCHEDULE, num_draws=8, min_step=low)
-    assert len(module._estimators[SCHEDULE]) == n
-    with pytest.raises(CarvError, match="keep that"):
-        sds_loss(some_latents(), model, SCHEDULE, proposal="adaptive")
 
 
 @pytest.mark.parametrize(

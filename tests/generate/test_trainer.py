@@ -95,7 +95,7 @@ def test_every_item_of_the_saved_state_is_restored(sd_folder: Path, sd_teacher: 
     config = tiny_config(sd_folder, *(f"system.guidance.{word}" for word in given), "trainer.max_steps=9")
     host = TextTo3D(config, Careless(sd_teacher))
     steps_of(host, 3)
-    host.progress, host.bad_steps = 0.5, 19
+    host.progress, host.non_finite.count = 0.5, 19
     fresh = TextTo3D(config, Careless(sd_teacher))
     steps_of(fresh, 1)  # a fresh optimizer has no state at all
     fresh.globals = OwnGlobals(77, host.device)
@@ -270,7 +270,7 @@ def test_work_is_counted(sd_folder: Path, sd_teacher: Any) -> None:
 def test_a_gradient_that_is_not_finite_is_left_out_and_then_ends_the_run(
     sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("carv_3d.generate.trainer.MAX_BAD_STEPS", 2)
+    monkeypatch.setattr("carv_3d.core.non_finite.LIMIT", 2)
     host = TextTo3D(tiny_config(sd_folder, "system.loss.lambda_sds=1.0e+38"), sd_teacher)
     before = [p.clone() for p in host.field.parameters()]
     monkeypatch.setattr(host, "_lambdas", lambda step: {**TextTo3D._lambdas(host, step), "sds": float("nan")})
@@ -283,7 +283,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_then_ends_the_run(
 def test_a_teacher_that_gives_no_finite_draw_moves_nothing_and_ends_the_run(
     sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("carv_3d.generate.trainer.MAX_BAD_STEPS", 2)
+    monkeypatch.setattr("carv_3d.core.non_finite.LIMIT", 2)
     host = TextTo3D(tiny_config(sd_folder), sd_teacher)
     monkeypatch.setattr(type(host.teacher), "eps_hat", lambda self, z_t, t, text: torch.full_like(z_t, float("nan")))
     before = [p.clone() for p in host.field.parameters()]
