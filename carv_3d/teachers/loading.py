@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from carv_3d.core.schedule import refuse_flows
 from carv_3d.errors import CarvError, first_line
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import WAY_OUT, read_json, weight_files
@@ -73,7 +74,9 @@ def load_scheduler(folder: Path) -> Any:
     """The scheduler of a diffusers folder, of whatever kind, as a DDIMScheduler. Raises CarvError as `load_parts`."""
     import diffusers
 
-    with _quiet(diffusers.utils.logging), _named(folder, "scheduler", folder / "scheduler" / "scheduler_config.json"):
+    file = folder / "scheduler" / "scheduler_config.json"
+    with _quiet(diffusers.utils.logging), _named(folder, "scheduler", file):
+        refuse_flows(read_json(file))
         return diffusers.DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler")
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
-from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.core.schedule import NoiseSchedule, named_betas
 from carv_3d.errors import CarvError
 
 
@@ -42,18 +47,88 @@ def test_add_noise_is_differentiable_and_keeps_the_type() -> None:
     torch.testing.assert_close(z.grad.flatten(), torch.tensor([0.6, 0.84**0.5]).double())
 
 
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+COSINE = named_betas("squaredcos_cap_v2", 1000, 0.0, 0.0)
+SCALED = NoiseSchedule.scaled_linear()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"beta_schedule": "linear", "beta_end": 0.03, "num_train_timesteps": 200},
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": True},
+        {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 100},
+        {"beta_schedule": "sigmoid"},
+        {"trained_betas": [0.01, 0.02, 0.4]},
+    ],
+)
+def test_a_config_gives_diffusers_schedule_to_the_last_bit(config: dict[str, Any]) -> None:
+    from diffusers import DDPMScheduler, EulerDiscreteScheduler
+
+    theirs = DDPMScheduler(**config)
+    for ours in (NoiseSchedule.from_config(theirs.config), NoiseSchedule.from_config(config)):
+        assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
+    assert torch.equal(NoiseSchedule.from_diffusers(theirs).alphas_cumprod, theirs.alphas_cumprod)
+    if config.get("beta_schedule") != "sigmoid":
+        euler = EulerDiscreteScheduler(**config)
+        assert torch.equal(NoiseSchedule.from_diffusers(euler).alphas_cumprod, euler.alphas_cumprod)
+
+
+def test_tables_of_every_kind_are_taken() -> None:
+    abar = [0.9, 0.5, 0.1]
+    for table in (abar, tuple(abar), np.array(abar), torch.tensor(abar, dtype=torch.float64)):
+        assert NoiseSchedule(table).alphas_cumprod.tolist() == abar
+        assert NoiseSchedule.from_alphas_cumprod(table).alphas_cumprod.dtype == torch.float64
+    assert NoiseSchedule(np.array(abar, dtype=np.float32)).alphas_cumprod.dtype == torch.float32
+    assert NoiseSchedule(torch.tensor(abar).half()).alphas_cumprod.dtype == torch.float32
+    assert NoiseSchedule.from_betas([0.1, 0.5]).alphas_cumprod.tolist() == pytest.approx([0.9, 0.45])
+    assert NoiseSchedule.from_betas(np.linspace(1e-6, 1e-5, 200)).num_train_timesteps == 200  # little noise is no error
+    assert repr(NoiseSchedule(abar)) == "NoiseSchedule(3 timesteps, abar 0.9 to 0.1, cpu)"
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: NoiseSchedule(torch.ones(2, 2)), r"shape \(2, 2\)"),
+        (lambda: NoiseSchedule(torch.arange(3)), "floating-point"),
         (lambda: NoiseSchedule(torch.tensor([0.5, 1.5])), "leaves"),
+        (lambda: NoiseSchedule([0.5, float("nan")]), "leaves"),
+        (lambda: NoiseSchedule([]), r"shape \(0,\)"),
+        (lambda: NoiseSchedule("sd"), "is a str; it must be a tensor"),
+        (lambda: NoiseSchedule(None), "is a NoneType; it must be a tensor"),
+        (lambda: NoiseSchedule(SCALED), "from_diffusers"),
+        (lambda: NoiseSchedule(SimpleNamespace(alphas_cumprod=BETAS)), "is a SimpleNamespace.*from_diffusers"),
+        (lambda: NoiseSchedule({"beta_start": 1}), "from_config"),
+        (lambda: NoiseSchedule(BETAS), "0.00085 to 0.012.*from_betas"),
+        (lambda: NoiseSchedule(1 - BETAS), "from_betas"),
+        (lambda: NoiseSchedule(1 - COSINE), "from_betas"),
+        (lambda: NoiseSchedule(SCALED.alphas_cumprod.flip(0)), "turned round"),
+        (lambda: NoiseSchedule([0.5, 0.5]), "must fall"),
+        (lambda: NoiseSchedule.from_betas(SCALED.alphas_cumprod), r"use NoiseSchedule\(alphas_cumprod\)"),
+        (lambda: NoiseSchedule.from_betas([-0.1]), "betas leaves"),
+        (lambda: NoiseSchedule.from_config(SCALED), "from_diffusers"),
+        (lambda: NoiseSchedule.from_config({"beta_schedule": "cubic"}), "'cubic'; it must be one of linear"),
+        (lambda: NoiseSchedule.from_config({"_class_name": "EDMEulerScheduler"}), "EDM"),
+        (lambda: NoiseSchedule.from_config({"use_flow_sigmas": True}), "flow matching"),
+        (lambda: NoiseSchedule.from_diffusers({"beta_start": 1}), "from_config"),
+        (lambda: NoiseSchedule.from_diffusers(SimpleNamespace(scheduler=1)), "give the scheduler"),
         (lambda: NoiseSchedule(torch.tensor([0.5])).weights("dreamfusion"), "sds, uniform, fantasia3d"),
         (lambda: NoiseSchedule(torch.tensor([0.5])).weights(torch.ones(2)), "1 timesteps"),
     ],
 )
-def test_mistakes_are_named(make: object, said: str) -> None:
+def test_mistakes_are_named(make: Callable[[], object], said: str) -> None:
     with pytest.raises(CarvError, match=said):
-        make()  # type: ignore[operator]
+        make()
+
+
+def test_flow_matching_is_refused() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    for make in (NoiseSchedule.from_diffusers, lambda s: NoiseSchedule.from_config(s.config)):
+        with pytest.raises(CarvError, match="adds noise as flow matching"):
+            make(scheduler)
 
 
 def test_v_and_z_t_turn_into_image_and_noise() -> None:

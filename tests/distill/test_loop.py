@@ -23,6 +23,7 @@ from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.updates import Updates
 from carv_3d.errors import CarvError
+from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.teachers.gaussian import GaussianTeacher
 
@@ -235,7 +236,7 @@ def test_draws_of_the_options_are_the_estimators() -> None:
     )  # fmt: skip
     one = small(objective="kl", guidance_scale=5.0)
     assert isinstance(one.matching, DistributionMatching)
-    assert (one.matching.objective, one.matching.guidance_scale) == ("kl", 5.0)
+    assert (one.matching.objective, one.matching.guidance_scale) == (OBJECTIVES["kl"], 5.0)
     assert isinstance(one.matching.estimator.draw(torch.zeros(1, *SHAPE)), Draws)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -176,3 +177,12 @@ def test_the_built_in_autoencoder_is_the_same_where_diffusers_has_no_option_for_
         z = older.encode(x).latent_dist.mean
         torch.testing.assert_close(z, teacher.vae.encode(x).latent_dist.mean)
         torch.testing.assert_close(older.decode(z).sample, teacher.vae.decode(z).sample)
+
+
+@pytest.mark.parametrize("own", [{"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"sigma_data": 0.5}])
+def test_a_model_of_flow_matching_or_edm_is_refused(sd_folder: Path, tmp_path: Path, own: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(sd_folder, tmp_path / "model"))
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **own}))
+    with pytest.raises(CarvError, match="flow matching or EDM"):
+        StableDiffusionTeacher.load(str(folder), device="cpu", with_text=False)
