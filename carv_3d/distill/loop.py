@@ -24,13 +24,14 @@ from carv_3d.core.ema import Average
 from carv_3d.core.estimator import Estimate
 from carv_3d.core.seeds import seed_for
 from carv_3d.distill.dmd import DistributionMatching
-from carv_3d.distill.fake import FakeScore, FakeTraining
 from carv_3d.distill.generator import OneStepGenerator
+from carv_3d.distill.network import FakeScore
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import Prompts
 from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.updates import Updates
 from carv_3d.errors import CarvError, first_line
+from carv_3d.objectives.score_matching import ScoreMatching
 from carv_3d.teachers.timed import TimedTeacher
 
 PHASES = ("text", "generate", "denoise", "backward", "train_fake", "update")
@@ -80,9 +81,10 @@ class Distillation:
             self.meter,
         )
         self.matching.estimator.non_finite = None  # `Updates` counts
-        self.fake_training = FakeTraining(
-            self.fake, options.fake_draws, options.stratify, options.antithetic, options.max_batch, **place
-        )
+        self.fake_training = ScoreMatching(
+            self.fake, options.fake_draws, options.stratify, options.antithetic, options.max_batch, shared_seed=1,
+            **place,
+        )  # fmt: skip
         fp16 = options.precision == "fp16"
         rules: tuple[Any, ...] = (options.betas, options.grad_clip, self.ranks, fp16)
         self.generator_updates = Updates(self.generator, options.lr, *rules)
@@ -199,15 +201,15 @@ class Distillation:
                 with torch.no_grad():
                     z, text = self.generate(self.options.batch_size)
             with self.meter.phase("train_fake"), self.autocast():
-                found = self.fake_training.backward(
-                    z, text, self.generators["fake_draws"], scale=self.fake_updates.scale
-                )
+                draws = self.fake_training.draw(z, self.generators["fake_draws"])
+                gradients = self.fake_training.gradients(z, draws, (text,), self.fake_updates.scale)
+                gradients.store()
             self.meter.count(nfe=len(z) * self.options.fake_draws)
-            if found.finite < 1.0:  # part of the batch is missing: no mean over it
+            if not bool(gradients.finite.all()):  # part of the batch is missing: no mean over it
                 self.fake_updates.spoil()
             with self.meter.phase("update"):
                 norms.append(self.fake_updates.apply())
-            losses.append(found.loss)
+            losses.append(gradients.mean)
         return sum(losses) / len(losses), sum(norms) / len(norms)
 
     def _noise(self, n: int, generator: torch.Generator) -> Tensor:
@@ -219,7 +221,7 @@ class Distillation:
         own = {
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             "matching": self.matching.estimator.state_dict(),
-            "fake_training": self.fake_training.draws.state_dict(),
+            "fake_training": self.fake_training.estimator.state_dict(),
         }
         return {
             "step": self.step,
@@ -247,7 +249,7 @@ class Distillation:
             for name, generator in self.generators.items():
                 generator.set_state(own["generators"][name].cpu())
             self.matching.estimator.load_state_dict(own["matching"])
-            self.fake_training.draws.load_state_dict(own["fake_training"])
+            self.fake_training.estimator.load_state_dict(own["fake_training"])
             self.meter.counts.update(nfe=state["nfe"])
         except CarvError:
             raise

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError
-from carv_3d.teachers.denoiser import PREDICTION_TYPES, Denoiser
+from carv_3d.teachers.denoiser import Denoiser
+from carv_3d.teachers.prediction import Prediction, check_prediction_type
 
 SomeNetwork = TypeVar("SomeNetwork", bound="Network")
 
 
-class Network(nn.Module):
+class Network(Prediction, nn.Module):
     """A UNet called as unet(z_t, t, encoder_hidden_states=text, return_dict=False)[0], with its schedule.
 
     Everything of it is trained. Its results are float32 or wider, also within autocast.
@@ -24,10 +24,8 @@ class Network(nn.Module):
     def __init__(self, unet: nn.Module, schedule: NoiseSchedule, prediction_type: str = "epsilon") -> None:
         """Raises CarvError for a prediction type that is not known."""
         super().__init__()
-        if prediction_type not in PREDICTION_TYPES:
-            raise CarvError(f"prediction_type is {prediction_type!r}, not {' or '.join(PREDICTION_TYPES)}.")
         self.unet: Any = unet
-        self.schedule, self.prediction_type = schedule, prediction_type
+        self.schedule, self.prediction_type = schedule, check_prediction_type(prediction_type)
 
     @classmethod
     def of_teacher(cls: type[SomeNetwork], teacher: Denoiser, **more: Any) -> SomeNetwork:
@@ -41,14 +39,6 @@ class Network(nn.Module):
         prediction: Tensor = self.unet(z_t, t, encoder_hidden_states=text_emb, return_dict=False)[0]
         return prediction.to(torch.promote_types(z_t.dtype, torch.float32))
 
-    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """The noise prediction; shapes as of `predict`."""
-        prediction = self.predict(z_t, t, text_emb)
-        return prediction if self.prediction_type == "epsilon" else self.schedule.eps_from_v(z_t, prediction, t)
 
-    def z_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """The clean latents that the prediction stands for; shapes as of `predict`."""
-        prediction = self.predict(z_t, t, text_emb)
-        if self.prediction_type == "epsilon":
-            return self.schedule.z_from_eps(z_t, prediction, t)
-        return self.schedule.z_from_v(z_t, prediction, t)
+class FakeScore(Network):
+    """The score of what the generator makes, trained on it while it changes (arXiv 2311.18828, section 3.2)."""

@@ -3,8 +3,7 @@
     f = w(t) (eps_hat_teacher(z_t, t, y) - eps_hat_lora(z_t, t, y, camera))
 
 The LoRA score is a model of the renders: a LoRA of a diffusion model, trained on them while they change. Both sides
-share
-one render and one encode: K draws of (t, eps) for f, and K_lora draws, with t and eps of their own, for the LoRA score.
+share one render and one encode: K draws of (t, eps) for f, and K_lora draws of their own for the LoRA score.
 At K = K_lora = 1 with the proposal "uniform" this is threestudio's stable-diffusion-vsd-guidance.
 """
 
@@ -12,21 +11,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from carv_3d.config.annealing import annealed
-from carv_3d.core.batching import summed_gradients
 from carv_3d.core.costs import CostMeter
-from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
-from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.core.estimator import Draws
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import Conditioning, classifier_free
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.guidance.vsd_options import VSDOptions
+from carv_3d.objectives.score_matching import Score, ScoreGradients, ScoreMatching
 from carv_3d.teachers.base import Teacher
 
 __all__ = ["TrainedScore", "VSDGuidance", "VSDOptions", "VSDOutput"]
@@ -35,22 +33,14 @@ NO_CAMERA = 0.1  # the share of draws that lora_cfg_training trains without came
 CAMERA_WIDTH = 16  # a matrix of 4 x 4
 
 
-class TrainedScore(Protocol):
-    """The trained model of the renders; `teachers.lora_score.LoraScore` is one."""
+class TrainedScore(Score, Protocol):
+    """The trained model of the renders; `teachers.lora_score.LoraScore` is one.
 
-    @property
-    def schedule(self) -> NoiseSchedule: ...
+    Its conditions are text (N, L, D) and camera (N, 16); a camera of zeros stands for none.
+    """
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained."""
-        ...
-
-    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor, camera: Tensor) -> Tensor:
-        """(N, C, h, w), (N,), (N, L, D), (N, 16) -> (N, C, h, w); a camera of zeros stands for none."""
-        ...
-
-    def squared_errors(self, z: Tensor, t: Tensor, eps: Tensor, text_emb: Tensor, camera: Tensor) -> Tensor:
-        """(N,) |prediction - target|^2, differentiable in `parameters`."""
+    def eps_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
+        """(N, C, h, w), t (N,) and the conditions -> the noise prediction (N, C, h, w)."""
         ...
 
 
@@ -98,20 +88,10 @@ class VSDGuidance:
         self.options = options or VSDOptions()
         self.lora_score, self.meter = lora_score, meter
         self.sds = SDSGuidance(teacher, self.options, **estimator)
-        samples = self.options.lora_n_timestamp_samples
-        self.training = CarvEstimator(
-            lora_score.schedule,
-            EstimatorOptions(
-                num_draws=samples,
-                proposal="uniform",
-                stratify=self.options.stratify,
-                antithetic=self.options.antithetic and samples % 2 == 0,
-                min_step=0,
-                max_step=lora_score.schedule.num_train_timesteps - 1,
-                **estimator,
-            ),
+        o = self.options
+        self.training = ScoreMatching(
+            lora_score, o.lora_n_timestamp_samples, o.stratify, o.antithetic, o.lora_max_batch, **estimator
         )
-        self._max_batch = self.options.lora_max_batch
 
     def __call__(
         self,
@@ -152,14 +132,14 @@ class VSDGuidance:
             cond = cond._replace(perp_neg=negatives[0], perp_neg_weights=negatives[1])
         out = self.sds.guide(rgb, cond, step, epoch=epoch, trained=trained, **more)
         generator = more.get("generator") or self.sds.generator
-        loss_lora, dropped = self._train(out.latents.detach(), text, camera, generator, lora_draws)
+        lora = self._train(out.latents.detach(), text, camera, generator, lora_draws)
         scalars = {
             **out.scalars,
             "guidance_scale_lora": scale,
-            "K_lora": float(self.training.options.num_draws),
-            "nonfinite_lora": dropped,
+            "K_lora": float(self.training.estimator.options.num_draws),
+            "nonfinite_lora": float((~lora.finite).sum()),
         }
-        return VSDOutput(out.loss_sds, loss_lora, out, scalars)
+        return VSDOutput(out.loss_sds, lora.loss(), out, scalars)
 
     def lora_eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, scale: float) -> Tensor:
         """`none + s (camera - none)`, see `classifier_free`; arguments as of `TrainedScore.eps_hat`."""
@@ -169,31 +149,15 @@ class VSDGuidance:
 
     def _train(
         self, latents: Tensor, text: Tensor, camera: Tensor, generator: torch.Generator, draws: Draws | None
-    ) -> tuple[Tensor, float]:
-        """(the LoRA score's loss on latents (R, C, h, w), how many draws were left out of it).
-
-        Gradients are taken batch by batch, so that memory holds one batch's graph; the loss carries them. A batch
-        whose gradient is not finite counts as 0.
-        """
+    ) -> ScoreGradients:
+        """The gradient of the LoRA score's loss on latents (R, C, h, w); some of the draws see no camera."""
         draws = self.training.draw(latents, generator) if draws is None else draws
-        K = draws.t.shape[1]
-        t, eps = draws.t.flatten().to(latents.device), draws.eps.flatten(0, 1).to(latents)
-        z, text, camera = (x.repeat_interleave(K, dim=0) for x in (latents, text, camera))
+        camera = camera.repeat_interleave(draws.t.shape[1], dim=0)
         if self.options.lora_cfg_training:
-            without = torch.rand(len(t), generator=generator, device=generator.device) < NO_CAMERA
+            without = torch.rand(len(camera), generator=generator, device=generator.device) < NO_CAMERA
             camera = camera.masked_fill(without.to(camera.device)[:, None], 0.0)
-        parameters = self.lora_score.parameters()
-
-        def losses(rows: slice) -> Tensor:
-            return self.lora_score.squared_errors(z[rows], t[rows], eps[rows], text[rows], camera[rows])
-
-        with self._timed("train_lora", len(t)):
-            found = summed_gradients(losses, len(t), parameters, self._max_batch)
-        self._max_batch = found.max_batch
-        # a loss of this value whose gradient w.r.t. the parameters is that sum, averaged as the value is
-        inner = torch.stack([(p * total).sum() for p, total in zip(parameters, found.gradients)]).sum()
-        loss = (inner - inner.detach() + found.losses.sum()) / eps.numel()
-        return loss, float((~found.finite).sum())
+        with self._timed("train_lora", len(camera)):
+            return self.training.gradients(latents, draws, (text, camera))
 
     @contextlib.contextmanager
     def _timed(self, phase: str, rows: int) -> Iterator[None]:
@@ -207,13 +171,13 @@ class VSDGuidance:
     def join_ranks(self, rank: int, world_size: int) -> None:
         """See `SDSGuidance.join_ranks`."""
         self.sds.join_ranks(rank, world_size)
-        self.training.options = replace(self.training.options, rank=rank, world_size=world_size)
+        self.training.join_ranks(rank, world_size)
 
     def state_dict(self) -> dict[str, Any]:
         """As `SDSGuidance.state_dict`: tensors and primitives, without the LoRA score's parameters."""
-        return {**self.sds.state_dict(), "training": self.training.state_dict()}
+        return {**self.sds.state_dict(), "training": self.training.estimator.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back `state_dict`, see `SDSGuidance.load_state_dict`."""
         self.sds.load_state_dict(state)
-        self.training.load_state_dict(state["training"])
+        self.training.estimator.load_state_dict(state["training"])

@@ -12,19 +12,16 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.loading import choose_dtype, load_parts
 from carv_3d.teachers.memory import can_offload, offload_to_cpu
+from carv_3d.teachers.prediction import Prediction, check_prediction_type
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
-
-class Denoiser:
+class Denoiser(Prediction):
     """What of a teacher predicts noise. No torch module: nothing of it lands in a host's checkpoint or optimizer."""
 
     def __init__(self, unet: Any, schedule: NoiseSchedule, prediction_type: str = "epsilon", name: str = "") -> None:
         """Raises CarvError for a prediction type that is not known."""
-        if prediction_type not in PREDICTION_TYPES:
-            raise CarvError(f"prediction_type is {prediction_type!r}, not epsilon or v_prediction.")
         self.unet: Any = unet.eval().requires_grad_(False)
-        self.prediction_type = prediction_type
+        self.prediction_type = check_prediction_type(prediction_type)
         self.name = name
         parameter = next(unet.parameters())
         self.device: torch.device = parameter.device
@@ -46,25 +43,6 @@ class Denoiser:
                 "the prompt processor must name the same model as the guidance."
             )
         return {"encoder_hidden_states": text_emb.to(self.dtype)}
-
-    def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What `predict` is trained towards: eps, or `v = alpha_t eps - sigma_t z`. z, eps (N, C, h, w), t (N,)."""
-        if self.prediction_type == "epsilon":
-            return eps
-        return self.schedule.v(z, eps, t)
-
-    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """The model's noise prediction: z_t (N, C, h, w), t (N,) integers, text (N, L, D) -> (N, C, h, w).
-
-        A v-prediction is turned into `eps = alpha_t v + sigma_t z_t`. Result in z_t's dtype.
-        """
-        return self.as_eps(self.predict(z_t, t, text_emb), z_t, t)
-
-    def as_eps(self, prediction: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-        """A result of `predict` as a noise prediction; all (N, C, h, w), t (N,)."""
-        if self.prediction_type == "epsilon":
-            return prediction
-        return self.schedule.eps_from_v(z_t, prediction, t)
 
 
 def load_denoiser(

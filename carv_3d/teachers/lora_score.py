@@ -7,44 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.lora import CameraLora
+from carv_3d.teachers.prediction import Prediction
 
 
-class LoraScore:
-    """A `carv_3d.guidance.vsd.LoRA score`. `lora` is a torch module: the host trains it, saves it and moves it."""
+class LoraScore(Prediction):
+    """A `carv_3d.guidance.vsd.TrainedScore`. `lora` is a torch module: the host trains it, saves it and moves it."""
 
     def __init__(self, denoiser: Denoiser, rank: int = 4) -> None:
         """denoiser: it may be the teacher itself, which is left as it is outside of this object's calls."""
         self.denoiser = denoiser
+        self.schedule, self.prediction_type = denoiser.schedule, denoiser.prediction_type
         # an offloaded UNet's own parameters have no place
         self.lora = CameraLora(denoiser.unet, rank).to(denoiser.device)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The teacher's."""
-        return self.denoiser.schedule
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return list(self.lora.parameters())
 
-    def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor, camera: Tensor) -> Tensor:
-        """(N, C, h, w), t (N,), text (N, L, D), camera (N, 16) -> the noise prediction (N, C, h, w)."""
+    def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor, camera: Tensor) -> Tensor:
+        """What the denoiser with the LoRA predicts, eps or v: text (N, L, D), camera (N, 16) -> (N, C, h, w)."""
         with self.lora.active(camera):
-            return self.denoiser.eps_hat(z_t, t, text_emb)
-
-    def squared_errors(self, z: Tensor, t: Tensor, eps: Tensor, text_emb: Tensor, camera: Tensor) -> Tensor:
-        """(N,) |prediction - target|^2 of z (N, C, h, w) under noise eps, in what the model itself predicts (eps or v).
-
-        Differentiable in `parameters`. Summed over a row, not averaged: half precision keeps such gradients.
-        """
-        z_t = self.schedule.add_noise(z, eps, t)
-        with self.lora.active(camera):
-            prediction = self.denoiser.predict(z_t, t, text_emb)
-        return (prediction.float() - self.denoiser.target(z, eps, t).float()).square().flatten(1).sum(1)
+            return self.denoiser.predict(z_t, t, text_emb)
 
 
 def check_pair(teacher: Any, lora_score: Denoiser) -> None:

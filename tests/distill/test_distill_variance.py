@@ -14,9 +14,9 @@ from torch import Tensor
 
 from carv_3d.core.accounting import Interval
 from carv_3d.core.designs import Design
-from carv_3d.distill.fake import FakeScore
 from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
+from carv_3d.distill.network import FakeScore
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.variance import (

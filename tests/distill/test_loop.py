@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import carv_3d
 from carv_3d.core.estimator import Draws, EstimatorOptions
 from carv_3d.distill.dmd import DistributionMatching
-from carv_3d.distill.fake import FakeScore
 from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
+from carv_3d.distill.network import FakeScore
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.ranks import Ranks
@@ -247,7 +247,7 @@ def test_what_the_options_say_of_weight_and_of_pairs_is_so() -> None:
         assert (float(q.max() / q.min()) < 1.001) == uniform
     for fake_draws, paired in ((2, True), (3, False)):
         one = small(antithetic=True, fake_draws=fake_draws)
-        draws = one.fake_training.draws.draw(torch.zeros(2, *SHAPE), one.generators["fake_draws"])
+        draws = one.fake_training.draw(torch.zeros(2, *SHAPE), one.generators["fake_draws"])
         assert torch.equal(draws.eps[:, 0], -draws.eps[:, 1]) == paired
 
 

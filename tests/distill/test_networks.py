@@ -8,10 +8,9 @@ import pytest
 import torch
 from small import SCHEDULE, SHAPE, LinearUNet
 
-from carv_3d.core.estimator import Draws
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.distill.fake import FakeScore, FakeTraining
 from carv_3d.distill.generator import OneStepGenerator
+from carv_3d.distill.network import FakeScore
 from carv_3d.errors import CarvError
 
 
@@ -80,59 +79,6 @@ def test_v_and_epsilon_say_the_same(v_prediction_folder: Any) -> None:
     eps = teacher.eps_hat(z_t, t, text)
     torch.testing.assert_close(fake.eps_hat(z_t, t, text), eps)
     torch.testing.assert_close(fake.z_hat(z_t, t, text), teacher.schedule.z_from_eps(z_t, eps, t), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_fake_scores_gradient_is_that_of_the_mean_squared_error(kind: str) -> None:
-    unet = LinearUNet()
-    fake = FakeScore(unet, SCHEDULE, kind)
-    z, text = rows(3)
-    g = torch.Generator().manual_seed(1)
-    K = 4
-    draws = Draws(torch.randint(0, 1000, (3, K), generator=g), torch.randn(3, K, *SHAPE, generator=g))
-    found = FakeTraining(fake, K, max_batch=5).backward(z, text, draws=draws, scale=8.0)
-    assert unet.rows == [4, 4, 4]  # 12 rows in batches of at most 5, of equal size
-    got = [p.grad.clone() for p in fake.parameters()]
-    total = torch.zeros(())
-    for r in range(3):
-        for k in range(K):
-            t, eps = draws.t[r, k].reshape(1), draws.eps[r, k][None]
-            abar = SCHEDULE.alphas_cumprod[t].view(1, 1, 1, 1)
-            z_t = abar.sqrt() * z[r] + (1 - abar).sqrt() * eps
-            target = eps if kind == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * z[r]
-            total = total + (unet(z_t, t, text[r : r + 1])[0] - target).square().mean() / (3 * K)
-    expected = torch.autograd.grad(total, list(fake.parameters()))
-    for mine, theirs in zip(got, expected):
-        torch.testing.assert_close(mine, 8 * theirs, rtol=1e-4, atol=1e-5)
-    assert found.loss == pytest.approx(float(total.detach()), rel=1e-5)
-    assert found.finite == 1.0
-
-
-def test_the_fake_scores_draws_lie_in_strata_and_pairs() -> None:
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    class Watched(FakeScore):
-        def squared_errors(self, z: Any, t: Any, eps: Any, text_emb: Any) -> Any:
-            seen.append((t.view(-1, 4), eps.view(-1, 4, *SHAPE)))
-            return super().squared_errors(z, t, eps, text_emb)
-
-    training = FakeTraining(Watched(LinearUNet(), SCHEDULE), 4, "render", antithetic=True, max_batch=100)
-    training.backward(*rows(50), generator=torch.Generator().manual_seed(0))
-    t, eps = seen[0]
-    assert bool((t[:, 0] == t[:, 1]).all())
-    assert bool((t[:, 0] < 500).all())
-    assert bool((t[:, 2] >= 500).all())
-    torch.testing.assert_close(eps[:, 0], -eps[:, 1])
-    assert FakeTraining(FakeScore(LinearUNet(), SCHEDULE), 3, antithetic=True).draws.design.antithetic is False
-
-
-def test_a_row_that_is_not_finite_is_told() -> None:
-    z, text = rows(2)
-    z[1] = float("inf")
-    fake = FakeScore(LinearUNet(), SCHEDULE)
-    found = FakeTraining(fake, 1, "none", max_batch=1).backward(z, text, torch.Generator().manual_seed(0))
-    assert found.finite == 0.5
-    assert all(bool(torch.isfinite(p.grad).all()) for p in fake.parameters() if p.grad is not None)
 
 
 def test_bad_arguments() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from carv_3d.errors import CarvError
+from carv_3d.objectives.score_matching import squared_errors
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.lora import CameraLora, LowRank
 from carv_3d.teachers.lora_score import LoraScore, check_pair
@@ -114,7 +115,7 @@ def test_a_half_precision_unet_trains_the_float32_lora(sd_folder: Path) -> None:
         teacher = StableDiffusionTeacher.load(str(sd_folder), device="cpu", with_text=False)
         lora_score = LoraScore(Denoiser(teacher.unet.to(dtype), teacher.schedule))
         trained(lora_score.lora)
-        errors = lora_score.squared_errors(z, t, eps, text, camera)
+        errors = squared_errors(lora_score, z, t, eps, text, camera)
         assert errors.dtype == torch.float32
         found = torch.autograd.grad(errors.sum(), lora_score.parameters())
         assert all(g.dtype == torch.float32 for g in found)
@@ -134,7 +135,7 @@ def test_the_error_is_in_what_the_model_predicts(kind: str, request: pytest.Fixt
     scheduler = DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler")
     target = eps if kind == "sd_folder" else scheduler.get_velocity(z, eps, t)
     prediction = unet(scheduler.add_noise(z, eps, t), t, encoder_hidden_states=text, class_labels=camera).sample
-    errors = lora_score.squared_errors(z, t, eps, text, camera)
+    errors = squared_errors(lora_score, z, t, eps, text, camera)
     expected = (prediction - target).square().sum((1, 2, 3))
     torch.testing.assert_close(errors, expected, rtol=1e-4, atol=1e-3)
 
