@@ -2,30 +2,52 @@
 
 In a loop of one's own:
 
-    from carv_3d import CarvEstimator, EstimatorOptions, NoiseSchedule
+    from carv_3d import NoiseSchedule, sds_loss
 
-    estimator = CarvEstimator(NoiseSchedule(alphas_cumprod), EstimatorOptions(num_draws=8))
-    latents = encode(render(camera))                      # (R, C, H, W), with autograd
-    estimator.estimate(latents, eps_hat).loss.backward()  # any eps_hat(z_t, t), guidance inside
+    schedule = NoiseSchedule.from_diffusers(pipe.scheduler)
+    latents = encode(render(camera))                        # (R, C, h, w), with autograd
+    sds_loss(latents, eps_hat, schedule, num_draws=8).backward()  # any eps_hat(z_t, t), guidance inside
+
+`CarvEstimator` keeps state and gives every draw: adaptive proposals, annealed ranges, several processes.
+`SDSGuidance` and `VSDGuidance` put it on a `StableDiffusionTeacher`; `GaussianTeacher` is known exactly, for tests.
+The command `carv` and `generate`, `variance`, `compare`, `attribution` and `distill` build on these.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from carv_3d.version import __version__
 
 if TYPE_CHECKING:
-    from carv_3d.core import (
-        CarvEstimator,
-        CostMeter,
-        Draws,
-        Estimate,
-        EstimatorOptions,
-        NoiseSchedule,
-        sds_loss,
-    )
+    from carv_3d.core import CarvEstimator, CostMeter, Draws, Estimate, EstimatorOptions, NoiseSchedule, sds_loss
     from carv_3d.errors import CarvError
+    from carv_3d.generate.config import load_config
+    from carv_3d.guidance import GuidanceOptions, GuidanceOutput, SDSGuidance
+    from carv_3d.guidance.vsd import VSDGuidance
+    from carv_3d.guidance.vsd_options import VSDOptions
+    from carv_3d.teachers.base import Teacher
+    from carv_3d.teachers.gaussian import GaussianTeacher
+    from carv_3d.teachers.lora_score import LoraScore
+    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+    from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
+
+_HOMES = {
+    "core": ("CarvEstimator", "CostMeter", "Draws", "Estimate", "EstimatorOptions", "NoiseSchedule", "sds_loss"),
+    "errors": ("CarvError",),
+    "generate.config": ("load_config",),
+    "guidance": ("GuidanceOptions", "GuidanceOutput", "SDSGuidance"),
+    "guidance.vsd": ("VSDGuidance",),
+    "guidance.vsd_options": ("VSDOptions",),
+    "teachers.base": ("Teacher",),
+    "teachers.gaussian": ("GaussianTeacher",),
+    "teachers.lora_score": ("LoraScore",),
+    "teachers.stable_diffusion": ("StableDiffusionTeacher",),
+    "teachers.stable_diffusion_xl": ("StableDiffusionXLTeacher",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CarvError",
@@ -34,17 +56,49 @@ __all__ = [
     "Draws",
     "Estimate",
     "EstimatorOptions",
+    "GaussianTeacher",
+    "GuidanceOptions",
+    "GuidanceOutput",
+    "LoraScore",
     "NoiseSchedule",
+    "SDSGuidance",
+    "StableDiffusionTeacher",
+    "StableDiffusionXLTeacher",
+    "Teacher",
+    "VSDGuidance",
+    "VSDOptions",
     "__version__",
+    "load_config",
     "sds_loss",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """The names above, when asked for: importing the package alone does not load torch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import carv_3d.core
-    import carv_3d.errors
+    if name in _HOME:
+        value = globals()[name] = getattr(importlib.import_module(f"carv_3d.{_HOME[name]}"), name)
+        return value
+    import difflib
 
-    return getattr(carv_3d.errors if name == "CarvError" else carv_3d.core, name)
+    near = difflib.get_close_matches(name, __all__, 1)
+    hint = f"; did you mean {near[0]}?" if near and not name.startswith("_") else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+class _OldNames:
+    """Asked by `import` where all else found nothing: modules under the names of before the packages."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        if not name.startswith("carv_3d."):
+            return None
+        from carv_3d.moved import spec
+
+        return spec(name)
+
+
+sys.meta_path.append(_OldNames)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+import types
 from collections.abc import Sequence
 
 from carv_3d.errors import CarvError
@@ -71,3 +72,13 @@ def _usage() -> str:
             "carv COMMAND --help tells the arguments; carv --version the version.",
         ]
     )
+
+
+class _Command(types.ModuleType):
+    """This module can be called: console scripts of an older installation hold `from carv_3d.cli import main`."""
+
+    def __call__(self) -> int:
+        return main()
+
+
+sys.modules[__name__].__class__ = _Command
