@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -40,6 +38,7 @@ from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
 from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, expanded, make_folder, slug, unused, write_atomic, write_via
+from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, StopSignals, duration
 
 METHODS = {  # name -> the loss of its features, what the page says
@@ -218,13 +217,11 @@ def kept_kernel(store: RowStore) -> Tensor:
 
 def scores_csv(scores: Scores, images: TrainingImages) -> str:
     """Every training image with its score and standard error, best first."""
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(["rank", "image", "caption", "score", "standard_error"])
-    for rank, i in enumerate(scores.top(0, len(images)), 1):
-        value, error = float(scores.values[0, i]), float(scores.errors[0, i])
-        writer.writerow([rank, images.key(i), images.caption(i), f"{value:.6g}", f"{error:.3g}"])
-    return buffer.getvalue()
+    rows = (
+        (rank, images.key(i), images.caption(i), float(scores.values[0, i]), f"{float(scores.errors[0, i]):.3g}")
+        for rank, i in enumerate(scores.top(0, len(images)), 1)
+    )
+    return csv_text(["rank", "image", "caption", "score", "standard_error"], rows)
 
 
 def _images(options: AttributeOptions, size: int, display: Display) -> TrainingImages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from carv_3d.errors import CarvError
 from carv_3d.io.files import explain_os_error
+from carv_3d.io.structured import parse_json, read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TINY_SEED = 1  # of the images that carv-tiny was trained on, see teachers.tiny.train
@@ -177,20 +177,11 @@ def _read_metadata(folder: Path) -> dict[str, str]:
     path = folder / "metadata.jsonl"
     if not path.exists():
         return {}
-    captions = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise CarvError(f"{path} is not in UTF-8: save it so, or delete it.") from None
-    except OSError as error:
-        raise explain_os_error(error, path, "read") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line) if line.strip() else None
-            if entry is not None:
-                captions[str(entry["file_name"])] = str(entry.get("text", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CarvError(
-                f"line {number} of {path} needs file_name and text in JSON: mend it or delete it."
-            ) from None
+    captions, fix = {}, "mend it or delete it"
+    for number, line in enumerate(read_text(path, fix).splitlines(), 1):
+        if line.strip():
+            entry = parse_json(line, f"line {number} of {path}", fix)
+            if "file_name" not in entry:
+                raise CarvError(f"line {number} of {path} has no file_name; {fix}")
+            captions[str(entry["file_name"])] = str(entry.get("text", ""))
     return captions

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from carv_3d.config.reader import differing_keys, look_up
 from carv_3d.errors import CarvError
 from carv_3d.io.files import explain_os_error, make_folder, write_atomic, write_via
+from carv_3d.io.structured import read_json
 
 FORMAT = 1
 RELEASE_EVERY = 512  # rows that are looked at
@@ -125,12 +126,7 @@ class RowStore:
 
     def _check(self, expected: dict[str, Any]) -> None:
         path = self.folder / "meta.json"
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise explain_os_error(error, path, "read") from error
-        except ValueError:
-            raise CarvError(f"{path} is damaged: delete {self.folder}, and it is made again.") from None
+        stored = read_json(path, f"delete {self.folder}, and it is made again")
         for key in differing_keys(stored, expected):
             raise CarvError(
                 f"the store in {self.folder} was made with {key} = {look_up(stored, key)!r}, and now it is "

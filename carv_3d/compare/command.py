@@ -10,6 +10,7 @@ from pathlib import Path
 from carv_3d.compare.scored_run import RESULT
 from carv_3d.compare.sweep import Sweep, check, describe, open_folder
 from carv_3d.io.files import slug
+from carv_3d.io.structured import read_json
 from carv_3d.runs.progress import Display
 
 
@@ -64,7 +65,7 @@ def _write(
 
     folders = [sweep.folder(out, m, *group) for m in sweep.methods for group in sweep.groups]
     runs = [read_run(folder) for folder in folders]
-    results = [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
+    results = [read_json(folder / RESULT, "delete it, and the run is finished again") for folder in folders]
     for run, result in zip(runs, results):
         if "note" in result:
             run.notes.append(f"{run.method}, {run.prompt}, seed {run.seed}: no mesh ({result['note']})")

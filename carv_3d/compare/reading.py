@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from carv_3d.config.reader import to_mapping
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.io.files import explain_os_error
+from carv_3d.io.structured import read_json
 from carv_3d.io.tables import read_table
 from carv_3d.report.page import flatten
 
@@ -91,13 +91,7 @@ def checked_rows(path: Path, needed: Sequence[str] = ("step", "seconds")) -> tup
     Raises:
         CarvError: not one whole row, or a column of `needed` is missing.
     """
-    try:
-        rows, damaged = read_table(path)
-        torn = not path.read_bytes().endswith(b"\n")
-    except UnicodeDecodeError as error:
-        raise CarvError(f"{path} is damaged: it is no text; restore it or leave the run out") from error
-    if torn and not damaged and rows:  # the last number may have lost its end
-        rows, damaged = rows[:-1], 1
+    rows, damaged = read_table(path, "restore it or leave the run out")
     if not rows:
         raise CarvError(f"{path} is empty or truncated: no whole row is left; leave the run out, or run it again")
     for name in needed:
@@ -108,10 +102,5 @@ def checked_rows(path: Path, needed: Sequence[str] = ("step", "seconds")) -> tup
 
 
 def _label(folder: Path) -> dict[str, Any]:
-    try:
-        label = json.loads((folder / LABEL).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise CarvError(f"{folder / LABEL} is damaged; name the method yourself: NAME={folder}") from error
-    return label if isinstance(label, dict) else {}
+    path = folder / LABEL
+    return read_json(path, f"name the method yourself: NAME={folder}") if path.exists() else {}

@@ -17,6 +17,7 @@ from carv_3d.generate.run import COLUMNS, Run
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import make_folder, write_atomic
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
+from carv_3d.io.structured import read_json
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import has_checkpoint
 from carv_3d.runs.progress import Display
@@ -64,7 +65,7 @@ class ScoredRun(Run):
     def result(self) -> dict[str, Any] | None:
         """What the run came to, once it is done."""
         path = self.folder / RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(path, "delete it, and the run is finished again") if path.exists() else None
 
     @property
     def done(self) -> float:

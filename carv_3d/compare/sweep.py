@@ -7,7 +7,6 @@ OUT/compare.html, *.csv, *.png       made from the runs, at the end
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from carv_3d.compare.scored_run import RESULT, Length
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config
 from carv_3d.io.files import check_unused, explain_os_error, make_folder, slug, write_atomic
+from carv_3d.io.structured import read_json
 
 FORMAT = 2
 SPEC = "sweep.yaml"
@@ -98,20 +98,17 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
         CarvError: the folder holds something else, or another sweep.
     """
     path = out / SPEC
-    stored: Any = None
     try:
         if not path.exists():
             check_unused(out)
             make_folder(out)
             save(sweep, out)
             return sweep
-        text = path.read_bytes()
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
-    with contextlib.suppress(ValueError):  # what is no UTF-8 or no JSON
-        stored = json.loads(text.decode("utf-8"))
-    if not isinstance(stored, dict):
-        raise CarvError(f"{path} is damaged, so its runs cannot be gone on with; choose another --out")
+    stored = read_json(path, "choose another --out")
+    if not isinstance(stored.get("prompts"), list) or not isinstance(stored.get("seeds"), int):
+        raise CarvError(f"{path} has no prompts and seeds, so it is of no comparison; choose another --out")
     asked = describe(sweep)
     for key, value in asked.items():
         if key not in GROWING and stored.get(key) != value:
@@ -119,8 +116,8 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
                 f"the comparison in {out} has {key} = {_short(stored.get(key))}, and not {_short(value)}; "
                 "leave it as it was, or choose another --out"
             )
-    sweep.prompts = list(dict.fromkeys([*stored["prompts"], *sweep.prompts]))
-    sweep.seeds = max(sweep.seeds, int(stored["seeds"]))
+    sweep.prompts = list(dict.fromkeys([*map(str, stored["prompts"]), *sweep.prompts]))
+    sweep.seeds = max(sweep.seeds, stored["seeds"])
     save(sweep, out)
     return sweep
 

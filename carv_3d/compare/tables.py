@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -16,6 +14,7 @@ from carv_3d.compare.reach import Reach, reach
 from carv_3d.compare.records import AXES, RunRecord
 from carv_3d.compare.statistics import Bootstrap, Curve, interval, mean_curve
 from carv_3d.io.files import write_atomic
+from carv_3d.io.tables import csv_text
 
 
 @dataclass(frozen=True)
@@ -137,18 +136,6 @@ def write_tables(folder: Path, comparison: Comparison) -> list[Path]:
         "final.csv": ([f.name for f in fields(Final)], map(astuple, comparison.finals)),
         "runs.csv": (("method", "prompt", "seed", "folder", "steps"), runs),
     }
-    paths = []
     for name, (head, rows) in tables.items():
-        buffer = io.StringIO(newline="")
-        writer = csv.writer(buffer)
-        writer.writerow(head)
-        writer.writerows([_cell(value) for value in row] for row in rows)
-        write_atomic(folder / name, buffer.getvalue())
-        paths.append(folder / name)
-    return paths
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value
+        write_atomic(folder / name, csv_text(head, rows))
+    return [folder / name for name in tables]

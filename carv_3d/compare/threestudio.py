@@ -15,11 +15,13 @@ import numpy as np
 
 from carv_3d.compare.records import RunRecord, columns, method_settings
 from carv_3d.errors import CarvError
+from carv_3d.io.structured import read_yaml
 from carv_3d.io.tables import read_table
 from carv_3d.report.page import flatten
 
 # threestudio's own guidance counts nothing, but its cost is known: rows through the UNet for each render.
 STOCK_ROWS = {"stable-diffusion-guidance": 2, "deep-floyd-guidance": 2}
+LEAVE_OUT = "restore it or leave the run out"
 Rows = dict[int, dict[str, float]]
 
 
@@ -57,12 +59,7 @@ def _csv_rows(folder: Path, notes: list[str]) -> Rows:
     """step -> name -> value, over all parts of a run that was resumed: the later part has the last word."""
     rows: Rows = {}
     for path in sorted((folder / "csv_logs").glob("version_*/metrics.csv"), key=_version):
-        try:
-            found, damaged = read_table(path)
-            if not path.read_bytes().endswith(b"\n") and not damaged and found:
-                found, damaged = found[:-1], 1  # the last number may have lost its end
-        except UnicodeDecodeError as error:
-            raise CarvError(f"{path} is damaged: it is no text; restore it or leave the run out") from error
+        found, damaged = read_table(path, LEAVE_OUT)
         if damaged:
             notes.append(f"{path}: {damaged} damaged line(s) left out")
         part: Rows = {}
@@ -147,15 +144,7 @@ def _fill_counts(axes: dict[str, Any], config: Mapping[str, Any], notes: list[st
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "configs" / "parsed.yaml"
-    if not path.exists():
-        return {}
-    import yaml
-
-    try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CarvError(f"{path} is not readable YAML; restore it or leave the run out") from error
-    return read if isinstance(read, dict) else {}
+    return read_yaml(path, LEAVE_OUT) if path.exists() else {}
 
 
 def _is_figure(name: str) -> bool:

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 
 from carv_3d.errors import CarvError
-from carv_3d.io.files import expanded, explain_os_error
+from carv_3d.io.files import expanded
+from carv_3d.io.structured import read_text
 
 
 class Prompts(Protocol):
@@ -37,14 +38,7 @@ class ListedPrompts:
     @classmethod
     def read(cls, path: Path) -> ListedPrompts:
         """One on each line of a text file, empty lines left out. CarvError where there is none."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CarvError(f"{path} is no text file in UTF-8; write one prompt on each line") from error
-        except FileNotFoundError:
-            raise CarvError(f"there is no prompts file {path}; write one prompt on each line of a text file") from None
-        except OSError as error:
-            raise explain_os_error(error, path, "read") from error
+        text = read_text(path, "write one prompt on each line of a text file")
         prompts = [line.strip() for line in text.splitlines() if line.strip()]
         if not prompts:
             raise CarvError(f"{path} holds no prompts; write one on each line")

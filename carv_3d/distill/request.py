@@ -13,7 +13,8 @@ from carv_3d.config.reader import differing_keys, look_up, read_options, read_ov
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
-from carv_3d.io.files import check_unused, expanded, explain_os_error, newest_run, slug, unused
+from carv_3d.io.files import check_unused, expanded, newest_run, slug, unused
+from carv_3d.io.structured import MissingFileError, read_yaml
 
 EXAMPLE = "num_draws=8"
 # What --resume may change: how long, what is shown and where, and what must be smaller or coarser where memory ran out.
@@ -61,18 +62,12 @@ def read_distill_options(
 
 def read_settings(folder: Path) -> Settings:
     """Of the run in the folder; CarvError where there is none that can be read."""
-    import yaml
-
     path = folder / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = read_yaml(path, "begin again with another --out")
+    except MissingFileError:
         raise CarvError(f"there is no run to resume in {folder}; begin one without --resume") from None
-    except OSError as error:
-        raise explain_os_error(error, path, "read") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CarvError(f"{path} is not readable YAML; begin again with another --out") from error
-    if not isinstance(values, dict) or not isinstance(values.get("model"), str):
+    if not isinstance(values.get("model"), str):
         raise CarvError(f"{path} is of no run of carv distill; name another folder")
     model, prompts_hash = values.pop("model"), str(values.pop("prompts_hash", ""))
     return Settings(model, read_options(DistillOptions(), values), prompts_hash)

@@ -7,8 +7,6 @@ samples of g_a tells the draws' part alike; the rest is upstream, what would be 
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +22,7 @@ from carv_3d.core.estimator import CarvEstimator
 from carv_3d.core.seeds import seed_for
 from carv_3d.distill.loop import Distillation
 from carv_3d.errors import CarvError
+from carv_3d.io import tables
 
 RESAMPLES = 2000
 MIN_PAIRS = 8  # of which the bootstrap makes an interval that is worth showing
@@ -222,14 +221,12 @@ COLUMNS = (
 
 def csv_text(rows: Sequence[VarianceRow]) -> str:
     """One line a setting, with the paper's figures where it has them."""
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(COLUMNS)
+    lines = []
     for row in rows:
         ends = [x for i in (row.variance, row.upstream, row.reduction) for x in (i.value, i.low, i.high)]
-        numbers = [f"{x:.6g}" for x in (*ends, row.seconds)]
-        writer.writerow([row.setting.name, row.setting.B, row.setting.K, *numbers, row.pairs, *_paper(row.setting)])
-    return buffer.getvalue()
+        setting = row.setting
+        lines.append([setting.name, setting.B, setting.K, *ends, row.seconds, row.pairs, *_paper(setting)])
+    return tables.csv_text(COLUMNS, lines)
 
 
 def table_text(rows: Sequence[VarianceRow]) -> list[str]:

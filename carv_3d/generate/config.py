@@ -15,7 +15,7 @@ from carv_3d.config.reader import at_least, one_of, read_options, read_override,
 from carv_3d.core.devices import DEVICES
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions
-from carv_3d.io.files import explain_os_error
+from carv_3d.io.structured import MissingFileError, read_yaml
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions
@@ -285,26 +285,13 @@ def load_config(
 
 
 def _read_yaml(path: Path) -> Any:
-    """A YAML file as an unresolved OmegaConf group; CarvError in one sentence for any mistake in it."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
+    """A YAML file's groups, unresolved; CarvError in one sentence for any mistake in it."""
     try:
-        loaded = OmegaConf.load(path)
-    except FileNotFoundError:
+        return read_yaml(path, "correct it, or name another file")
+    except MissingFileError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise CarvError(f"there is no config file {path}{hint}") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise CarvError(f"{path} is not readable YAML: {' '.join(str(error).split())[:160]}") from error
-    except OSError as error:
-        if error.errno is None:  # OmegaConf's own, for a file that holds a single number
-            raise CarvError(f"{path} must hold groups of options (key: value), and it holds no group") from error
-        raise explain_os_error(error, path, "read") from error
-    if not isinstance(loaded, DictConfig):
-        raise CarvError(f"{path} must hold groups of options (key: value), and it holds a list")
-    return loaded
 
 
 def config_to_yaml(config: Config) -> str:

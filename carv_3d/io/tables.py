@@ -1,14 +1,15 @@
-"""A run's metrics.csv: one line a step, an empty cell where a step has no such figure."""
+"""CSV: a run's metrics.csv, one line a step with an empty cell where a step has no such figure, and other tables."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from carv_3d.io.files import explain_os_error, write_atomic
+from carv_3d.io.structured import RESTORE, read_csv
 
 # Columns of runs that version 0.1.0 wrote, and what they are called now.
 RENAMED = {
@@ -20,26 +21,41 @@ RENAMED = {
 }
 
 
-def append_row(path: Path, columns: Sequence[str], row: dict[str, float]) -> None:
+def append_row(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
     """Add a row; CarvError where it cannot be written."""
     try:
         with path.open("a", newline="", encoding="utf-8") as handle:
-            csv.writer(handle).writerow(_cells(row, columns))
+            csv.writer(handle).writerow(map(_cell, _values(row, columns)))
     except OSError as error:
         raise explain_os_error(error, path) from error
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict[str, float]]) -> None:
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, float]]) -> None:
     """The file anew, whole or not at all."""
+    write_atomic(path, csv_text(columns, (_values(row, columns) for row in rows)))
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A CSV; floats with six digits, NaN and None as empty cells."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow(columns)
-    writer.writerows(_cells(row, columns) for row in rows)
-    write_atomic(path, buffer.getvalue())
+    writer.writerow(header)
+    writer.writerows(map(_cell, row) for row in rows)
+    return buffer.getvalue()
+
+
+def _values(row: Mapping[str, float], columns: Sequence[str]) -> list[float]:
+    return [float(row.get(name, math.nan)) for name in columns]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else value
 
 
 def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, float]]:
-    """The rows of a metrics.csv as numbers (an empty cell becomes NaN); a torn last line is left out.
+    """The whole rows of a metrics.csv as numbers, [] where there is no file.
 
     With `last_step`, only rows whose `step` is at most that.
     """
@@ -47,19 +63,17 @@ def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, flo
     return [row for row in rows if last_step is None or row.get("step", math.inf) <= last_step]
 
 
-def read_table(path: Path) -> tuple[list[dict[str, float]], int]:
-    """The rows of a CSV of numbers (an empty cell becomes NaN), and how many lines a kill left torn or garbled."""
+def read_table(path: Path, fix: str = RESTORE) -> tuple[list[dict[str, float]], int]:
+    """The rows of a CSV of numbers (an empty cell becomes NaN), and how many lines a kill left torn or garbled.
+
+    Raises:
+        CarvError: ending in `fix`, where the file cannot be read or is no CSV.
+    """
+    lines, damaged = read_csv(path, fix, quoted=False)
     rows: list[dict[str, float]] = []
-    damaged = 0
-    with path.open(newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            try:
-                rows.append({RENAMED.get(k, k): float(v) if v != "" else math.nan for k, v in row.items()})
-            except (TypeError, ValueError):  # a line that a kill cut short has missing or garbled cells
-                damaged += 1
+    for line in lines:
+        try:
+            rows.append({RENAMED.get(k, k): float(v) if v != "" else math.nan for k, v in line.items()})
+        except ValueError:
+            damaged += 1
     return rows, damaged
-
-
-def _cells(row: dict[str, float], columns: Sequence[str]) -> list[str]:
-    values = [row.get(name, math.nan) for name in columns]
-    return ["" if math.isnan(v) else f"{v:.6g}" for v in values]

@@ -6,11 +6,11 @@ pointer or a pipeline of another kind is named at once, in one CarvError.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from carv_3d.errors import CarvError
+from carv_3d.io import structured
 from carv_3d.teachers.families import FAMILIES, STABLE_DIFFUSION, Family
 
 WEIGHT_STEMS = {
@@ -24,6 +24,8 @@ WAY_OUT = (
     "name a local diffusers folder (the one that holds model_index.json) as the model (in a configuration: "
     "pretrained_model_name_or_path), or use the built-in carv-tiny"
 )
+
+MEND = f"mend or download it again, {WAY_OUT}."
 
 
 class WrongFamily(CarvError):
@@ -82,12 +84,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; CarvError if it is missing, empty, cut off or not an object."""
     if not file.is_file():
         raise CarvError(_bad(file, "it is missing"))
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CarvError(_bad(file, f"it is not readable JSON ({error})")) from error
-    if not isinstance(value, dict):
-        raise CarvError(_bad(file, "it does not hold a JSON object"))
+    value: dict[str, Any] = structured.read_json(file, MEND)
     return value
 
 
@@ -119,7 +116,7 @@ def check_weight_file(file: Path) -> None:
             raise CarvError(_bad(file, f"it is cut off at {size} bytes"))
         stream.seek(8)
         try:
-            header = json.loads(stream.read(length))
+            header = structured.parse_json(stream.read(length).decode("utf-8"), str(file))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CarvError(_bad(file, "its safetensors header is not readable")) from error
@@ -165,4 +162,4 @@ def _check_tokenizer(here: Path) -> None:
 
 
 def _bad(file: Path, why: str) -> str:
-    return f"the diffusion model cannot be used: {file}: {why}; mend or download it again, {WAY_OUT}."
+    return f"the diffusion model cannot be used: {file}: {why}; {MEND}"

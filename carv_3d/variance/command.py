@@ -13,7 +13,8 @@ from carv_3d.config.reader import to_mapping
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, load_config
 from carv_3d.generate.trainer import TextTo3D, check_prompt
-from carv_3d.io.files import check_unused, explain_os_error, make_folder, slug, write_atomic
+from carv_3d.io.files import check_unused, make_folder, slug, write_atomic
+from carv_3d.io.structured import read_json
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps
@@ -201,13 +202,10 @@ def open_folder(folder: Path, asked: dict[str, Any], resume: bool) -> dict[int, 
     if not resume or not path.exists():
         make_folder(folder)
         return {}
+    kept = read_json(path, "choose another --out")
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        stored = kept.pop("blocks")
-        out = {int(step): [Block(**b) for b in of_point] for step, of_point in stored.items()}
-    except OSError as error:
-        raise explain_os_error(error, path, "read") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        out = {int(step): [Block(**b) for b in blocks] for step, blocks in kept.pop("blocks").items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CarvError(f"{path} is damaged; choose another --out.") from error
     if kept != json.loads(json.dumps(asked)):
         raise CarvError(f"{folder} holds figures of other settings; choose another --out, or give the same ones.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from carv_3d.core.accounting import Interval
+from carv_3d.io import tables
 from carv_3d.io.files import write_atomic, write_via
 from carv_3d.report.charts import COLORS
 from carv_3d.variance.figures import PAPER_ECM, PAPER_ORACLE, Row, Timesteps
@@ -22,19 +21,16 @@ COLUMNS = (
 def csv_text(found: Sequence[Row]) -> str:
     """One line an entry and point; seconds by phase in columns of their own."""
     phases = sorted({name for row in found for name in row.phases} - {"step"})
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow([*COLUMNS, *(f"seconds_{name}" for name in phases)])
+    lines = []
     for row in found:
         e, re = row.entry, row.re
         numbers: list[Any] = [row.variance.value, row.variance.low, row.variance.high, row.s_out2, row.v_in]
         numbers += [row.upstream_share, row.seconds, row.ecm.value, row.ecm.low, row.ecm.high, row.bound]
         numbers += ["", "", ""] if re is None else [re.value, re.low, re.high]
-        cells = [f"{x:.6g}" if isinstance(x, float) else x for x in numbers]
         paper = ["" if row.paper_ecm is None else f"{row.paper_ecm:g}", paper_re(row)]
-        seconds = [f"{row.phases.get(name, 0.0):.6g}" for name in phases]
-        writer.writerow([row.step, e.method.name, e.R, e.K, *cells, *paper, *seconds])
-    return buffer.getvalue()
+        seconds = [row.phases.get(name, 0.0) for name in phases]
+        lines.append([row.step, e.method.name, e.R, e.K, *numbers, *paper, *seconds])
+    return tables.csv_text([*COLUMNS, *(f"seconds_{name}" for name in phases)], lines)
 
 
 def paper_re(row: Row) -> str:
@@ -199,10 +195,9 @@ def write_csv(path: Path, found: Sequence[Row]) -> None:
 
 def write_timesteps(path: Path, by_t: dict[int, Timesteps]) -> None:
     """By point and timestep: the gradient's RMS norm and both proposals; oracle_share is of the point."""
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(["step", "t", "norm", "weight", "oracle", "oracle_share"])
-    for step, one in by_t.items():
-        for values in zip(one.t, one.norm, one.weight, one.oracle):
-            writer.writerow([step, *(f"{x:.6g}" for x in (*values, one.share))])
-    write_atomic(path, buffer.getvalue())
+    rows = (
+        (step, *values, by_point.share)
+        for step, by_point in by_t.items()
+        for values in zip(by_point.t, by_point.norm, by_point.weight, by_point.oracle)
+    )
+    write_atomic(path, tables.csv_text(["step", "t", "norm", "weight", "oracle", "oracle_share"], rows))

@@ -174,7 +174,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
         (["attribute", "a red mug", "--method", "trak", "--dim", "1000000"], "with trak it must be at most 16384"),
         (["attribute", str(tmp_path / "other-run")], "other-run is no run of carv generate (of its config"),
         (["attribute", str(tmp_path / "hub-run")], "did not train owner/model"),
-        (arguments("a red mug", tmp_path / "latin", sd_folder), "is not in UTF-8"),
+        (arguments("a red mug", tmp_path / "latin", sd_folder), "is not text in UTF-8"),
         (["attribute", str(tmp_path / "large.png")], "is 40×40 pixels"),  # before any of carv-tiny's are made
         (["attribute", "a red mug", "--shard", "1"], "shard is '1'; it must be I/N"),
         (["attribute", "a red mug", "--shard", "2/2"], "the last is 1"),
@@ -229,7 +229,7 @@ def test_folders_of_images_with_captions_of_either_kind(tmp_path) -> None:
     (tmp_path / "1.txt").write_text("a bird")
     assert FolderImages(tmp_path, SIZE, resize=True).fingerprint() != first
     (tmp_path / "metadata.jsonl").write_text("{}")
-    with pytest.raises(CarvError, match=r"line 1 of .* needs file_name"):
+    with pytest.raises(CarvError, match=r"line 1 of .* has no file_name; mend it"):
         FolderImages(tmp_path, SIZE, resize=True)
 
 

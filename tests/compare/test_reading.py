@@ -210,7 +210,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         (["headless"], "no column 'step'"),
         (["hollow"], "empty or truncated"),
         (["cut"], "empty or truncated"),
-        (["binary"], "it is no text"),
+        (["binary"], "is not text in UTF-8"),
         (["unknown"], "no config.yaml"),
         (["torn"], "not readable YAML"),
         (["lost"], "empty or truncated"),

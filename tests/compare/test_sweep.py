@@ -19,6 +19,7 @@ from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.scored_run import ScoredRun
 from carv_3d.compare.sweep import Sweep, open_folder
+from carv_3d.errors import CarvError
 from carv_3d.evaluation.truth import TrueShape, iou
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.tables import read_metrics
@@ -161,9 +162,9 @@ def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
     for changed, key in (({"points": 3}, "points"), ({"methods": two_methods()[::-1][:1]}, "methods")):
         with pytest.raises(ValueError, match=f"has {key} = "):
             open_folder(sweep_of(common, **changed), Path("out"))
-    for damaged in ("{", "[]", "\xff"):
+    for damaged in ("{", "[]", "\xff", "{}"):
         Path("out/sweep.yaml").write_bytes(damaged.encode("latin-1"))
-        with pytest.raises(ValueError, match="is damaged"):
+        with pytest.raises(CarvError, match=r"sweep\.yaml (is|does|has) no.*; choose another --out"):
             open_folder(sweep_of(common), Path("out"))
     Path("notes").mkdir()
     Path("notes/mine.txt").write_text("")
@@ -295,3 +296,11 @@ def test_on_ray_a_worker_that_is_killed_loses_nothing_and_repeats_nothing(common
             assert rows[-1]["nfe"] == read_metrics(here / "metrics.csv")[-1]["nfe"]
             assert torch.equal(field_of(ray), field_of(here))
     assert not (out / ".token").exists()
+
+
+def test_a_damaged_result_is_one_sentence_with_its_fix(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"steps": 3')
+    run = ScoredRun.__new__(ScoredRun)
+    run.folder = tmp_path
+    with pytest.raises(CarvError, match=r"result\.json is not readable JSON .*; delete it, and the run is finished"):
+        _ = run.result

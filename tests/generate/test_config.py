@@ -186,7 +186,9 @@ def test_broken_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     file.write_text("- 1\n- 2\n")
     assert "groups of options" in refusal(path=file)
     file.write_text("3\n")
-    assert refusal(path=file) == f"{file} must hold groups of options (key: value), and it holds no group"
+    assert refusal(path=file) == (
+        f"{file} must hold groups of options (key: value), and it holds no group; correct it, or name another file"
+    )
     file.write_bytes(b"\xff\xfe\x00 nonsense \x80")
     assert str(file) in refusal(path=file)
     assert f"did you mean {file}" in refusal(path=tmp_path / "cc.yaml")

@@ -323,9 +323,7 @@ def test_an_objective_with_a_negative_prompt_is_given_it_and_asks_for_it(sd_fold
         TextTo3D(tiny_config(sd_folder, nfsd), sd_teacher)
     gradients = []
     for negative in ("bad", "worse"):
-        host = TextTo3D(
-            tiny_config(sd_folder, nfsd, f"system.prompt_processor.negative_prompt={negative}"), sd_teacher
-        )
+        host = TextTo3D(tiny_config(sd_folder, nfsd, f"system.prompt_processor.negative_prompt={negative}"), sd_teacher)
         _, guided, _ = host.backward()
         assert torch.equal(guided.cond.uncond, sd_teacher.text_embeddings([""]))
         assert torch.equal(guided.cond.negative, sd_teacher.text_embeddings([negative]))

@@ -1,6 +1,6 @@
 """Tests inside a real threestudio. They are collected only where CARV_THREESTUDIO names a checkout.
 
-    benchmarks/real_host.sh CHECKOUT
+benchmarks/real_host.sh CHECKOUT
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+"""JSON, YAML and CSV that may come from anywhere: one checked reader each.
+
+A file is bounded in size before it is read. Whatever is wrong with it becomes one CarvError that names the file, what
+is wrong and the `fix` that the caller gives: truncation, no UTF-8, duplicate keys, deep nesting, aliases without end,
+integers of hundreds of digits. A byte order mark is skipped. YAML is OmegaConf's, which checks the most by itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from carv_3d.errors import CarvError, first_line
+from carv_3d.io.files import explain_os_error
+
+MAX_BYTES = 2**28
+MAX_YAML_BYTES = 2**20  # its reader is slow, and a configuration small
+MAX_DIGITS = 300  # of an integer; more are beyond float
+RESTORE = "restore it"
+
+
+class MissingFileError(CarvError):
+    """There is no such file."""
+
+
+def read_text(path: Path, fix: str = RESTORE, limit: int = MAX_BYTES) -> str:
+    """The UTF-8 text of a file of at most `limit` bytes.
+
+    Raises:
+        CarvError: larger, unreadable or no UTF-8; MissingFileError where there is none.
+    """
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(limit + 1)
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} is missing; {fix}") from None
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    if len(data) > limit:
+        raise CarvError(f"{path} is larger than {limit / 2**20:g} MiB, the most that is read of such a file; {fix}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CarvError(f"{path} is not text in UTF-8; {fix}") from None
+
+
+def read_json(path: Path, fix: str = RESTORE, kind: type = dict) -> Any:
+    """The JSON in a file, an object unless `kind` is list; CarvError for anything else."""
+    return parse_json(read_text(path, fix), str(path), fix, kind)
+
+
+def parse_json(text: str, name: str, fix: str = RESTORE, kind: type = dict) -> Any:
+    """The JSON in `text`, which messages call `name`; as `read_json`."""
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except RecursionError:
+        raise CarvError(f"{name} is not readable JSON (nested too deeply); {fix}") from None
+    except ValueError as error:
+        raise CarvError(f"{name} is not readable JSON ({first_line(error)}); {fix}") from error
+    if not isinstance(value, kind):
+        raise CarvError(f"{name} does not hold a JSON {'object' if kind is dict else kind.__name__}; {fix}")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)[:80]!r} stands twice")
+    return values
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def read_yaml(path: Path, fix: str = RESTORE) -> dict[Any, Any]:
+    """The mapping in a YAML file, {} for an empty one, with its `${...}` unresolved; CarvError for anything else.
+
+    By OmegaConf, so 1e-3 is a number and a date is text.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    text = read_text(path, fix, MAX_YAML_BYTES)
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except RecursionError:
+        raise CarvError(f"{path} is not readable YAML (nested too deeply); {fix}") from None
+    except OSError:  # OmegaConf's for a single number
+        value = None
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise CarvError(f"{path} is not readable YAML ({' '.join(str(error).split())[:160]}); {fix}") from error
+    if not isinstance(value, dict):
+        held = "a list" if isinstance(value, list) else "no group"
+        raise CarvError(f"{path} must hold groups of options (key: value), and it holds {held}; {fix}")
+    return value
+
+
+def read_csv(path: Path, fix: str = RESTORE, quoted: bool = True) -> tuple[list[dict[str, str]], int]:
+    """The rows of a CSV by the names in its first line, and how many damaged lines were left out.
+
+    Damaged is a last line without its end, which may have lost digits, and one with too few or too many cells.
+    quoted: whether cells may stand in quotes; without, a stray quote damages its own line alone.
+    """
+    text, _, torn = read_text(path, fix).replace("\0", "\ufffd").rpartition("\n")
+    reader = csv.reader(io.StringIO(text, newline=""), quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    try:
+        header, *lines = [line for line in reader if line] or [[]]
+    except csv.Error as error:
+        raise CarvError(f"{path} is not readable CSV (line {reader.line_num}: {error}); {fix}") from error
+    if len(set(header)) < len(header):
+        name = next(name for name in header if header.count(name) > 1)
+        raise CarvError(f"{path} has two columns of the name {name[:80]!r}; {fix}")
+    rows = [dict(zip(header, line)) for line in lines if len(line) == len(header)]
+    return rows, len(lines) - len(rows) + bool(torn)
