@@ -139,14 +139,6 @@ class VoxelGridField(Field):
         """One voxel."""
         return 2 * self.radius / (self.options.resolution - 1)
 
-    @torch.no_grad()
-    def upsample(self, resolution: int) -> None:
-        """Refine to `resolution`^3 voxels; the parameter is a new one, so rebuild the optimiser."""
-        volume = self.grid.detach().permute(3, 0, 1, 2)[None]
-        finer = F.interpolate(volume, size=(resolution,) * 3, mode="trilinear", align_corners=True)
-        self.options.resolution = resolution
-        self.grid = nn.Parameter(finer[0].permute(1, 2, 3, 0).contiguous())
-
 
 def _head(n_in: int, options: FieldOptions) -> nn.Sequential:
     """A small MLP from features to four logits."""

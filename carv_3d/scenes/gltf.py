@@ -21,6 +21,31 @@ __all__ = ["srgb_to_linear", "to_gltf_axes", "write_glb"]
 FLOAT, UINT32 = 5126, 5125
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 
+#: One scene of one mesh, whose vertices have positions, normals and colors (accessors 0 to 2); indices are accessor 3.
+SCENE: dict[str, Any] = {
+    "scene": 0,
+    "scenes": [{"nodes": [0]}],
+    "nodes": [{"mesh": 0, "name": "object"}],
+    "meshes": [
+        {
+            "name": "object",
+            "primitives": [
+                {"attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2}, "indices": 3, "material": 0, "mode": 4}
+            ],
+        }
+    ],
+    "materials": [
+        {
+            "name": "rough",
+            "pbrMetallicRoughness": {
+                "baseColorFactor": [1.0, 1.0, 1.0, 1.0],
+                "metallicFactor": 0.0,
+                "roughnessFactor": 1.0,
+            },
+        }
+    ],
+}
+
 
 def srgb_to_linear(c: NDArray[Any]) -> NDArray[np.float64]:
     """Linear light from sRGB values in [0, 1], of any shape (IEC 61966-2-1)."""
@@ -41,12 +66,17 @@ def write_glb(
     colors: NDArray[Any],
     extras: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `vertices` (V, 3) in metres and glTF axes, `faces` (F, 3) counter-clockwise from outside,
-    unit `normals` (V, 3) and `colors` (V, 3), sRGB in [0, 1], to `path`.
+    """Write one mesh with a rough material that is not metallic.
 
-    The material is rough and not metallic. `extras` goes into `asset.extras` (plain JSON values).
+    Args:
+        path: the file.
+        vertices: (V, 3), in metres and glTF axes.
+        faces: (F, 3), counter-clockwise from outside.
+        normals: (V, 3), of length 1.
+        colors: (V, 3), sRGB in [0, 1].
+        extras: plain JSON values for `asset.extras`.
     """
-    blobs = [
+    arrays = [
         (np.asarray(vertices, "<f4"), FLOAT, "VEC3", ARRAY_BUFFER),
         (np.asarray(normals, "<f4"), FLOAT, "VEC3", ARRAY_BUFFER),
         (np.asarray(srgb_to_linear(colors), "<f4"), FLOAT, "VEC3", ARRAY_BUFFER),
@@ -55,45 +85,17 @@ def write_glb(
     views: list[dict[str, Any]] = []
     accessors: list[dict[str, Any]] = []
     body = b""
-    for array, component, kind, target in blobs:
+    for array, component, kind, target in arrays:
         raw = array.tobytes()  # every item is a multiple of four bytes: aligned as glTF asks
         views.append({"buffer": 0, "byteOffset": len(body), "byteLength": len(raw), "target": target})
         accessors.append({"bufferView": len(views) - 1, "componentType": component, "type": kind, "count": len(array)})
         body += raw
-    position = blobs[0][0]
-    accessors[0]["min"] = position.min(axis=0).tolist()
-    accessors[0]["max"] = position.max(axis=0).tolist()
-    asset: dict[str, Any] = {"version": "2.0", "generator": "carv_3d"}
-    if extras:
-        asset["extras"] = dict(extras)
+    accessors[0]["min"] = arrays[0][0].min(axis=0).tolist()
+    accessors[0]["max"] = arrays[0][0].max(axis=0).tolist()
+    asset = {"version": "2.0", "generator": "carv_3d", **({"extras": dict(extras)} if extras else {})}
     document = {
         "asset": asset,
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": "object"}],
-        "meshes": [
-            {
-                "name": "object",
-                "primitives": [
-                    {
-                        "attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2},
-                        "indices": 3,
-                        "material": 0,
-                        "mode": 4,
-                    }
-                ],
-            }
-        ],
-        "materials": [
-            {
-                "name": "rough",
-                "pbrMetallicRoughness": {
-                    "baseColorFactor": [1.0, 1.0, 1.0, 1.0],
-                    "metallicFactor": 0.0,
-                    "roughnessFactor": 1.0,
-                },
-            }
-        ],
+        **SCENE,
         "buffers": [{"byteLength": len(body)}],
         "bufferViews": views,
         "accessors": accessors,

@@ -128,20 +128,82 @@ def test_empty_and_full_fields_say_so() -> None:
     assert choose_level(volume, 1.08, 4.5) == 4.5
     with pytest.raises(CarvError, match="empty: no density above 1e\\+03"):
         choose_level(volume, 1.08, 1000.0)
-    with pytest.raises(CarvError, match="level"):
-        MeshOptions(level="otsu")
 
 
-def test_pieces_below_the_least_share_are_dropped() -> None:
-    field = VoxelGridField(FieldOptions(resolution=48))
+def test_small_pieces_are_a_share_of_the_whole_and_not_of_the_largest() -> None:
+    volume = np.zeros((40, 40, 40), np.float32)
+    for corner in ((4, 4, 4), (4, 24, 4), (24, 4, 4)):
+        volume[tuple(slice(i, i + 12) for i in corner)] = 20.0
+    volume[26:31, 26:31, 26:31] = 20.0  # a fortieth of the whole, a fourteenth of each
+    assert 125 / (3 * 12**3 + 125) < 0.03 < 125 / 12**3
+    bodies = [mesh_from_volume(volume, LEVEL, 1.0, share, smoothing=0).body_count for share in (0.02, 0.03)]
+    assert bodies == [4, 3]
+    assert mesh_from_volume(volume, LEVEL, 1.0, 0.99, smoothing=0).body_count == 1  # the largest stays
+
+
+def test_smoothing_takes_the_steps_away_and_keeps_the_volume() -> None:
+    steps = np.where(ball((0, 0, 0), 0.6, n=32) > LEVEL, 100.0, 0.0).astype(np.float32)  # no subvoxel surface
+    rough, smooth = (mesh_from_volume(steps, LEVEL, 1.08, smoothing=passes) for passes in (0, 20))
+    assert smooth.volume == pytest.approx(rough.volume, rel=0.01)
+    spread = [np.linalg.norm(np.asarray(m.vertices), axis=1).std() for m in (rough, smooth)]
+    assert spread[1] < 0.7 * spread[0]
+
+
+def test_a_hard_edge_lies_between_its_two_lattice_points() -> None:
+    volume = np.zeros((21, 21, 21), np.float32)
+    volume[5:16, 5:16, 5:16] = 1e6
+    mesh = mesh_from_volume(volume, 1.0, 1.0, smoothing=0)
+    np.testing.assert_allclose(mesh.bounds, [[-0.55] * 3, [0.55] * 3], atol=1e-6)  # lattice points 0.5 and 0.6
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("resolution", 7),
+        ("resolution", 1025),
+        ("level", 0.0),
+        ("level", "otsu"),
+        ("min_component", 1.0),
+        ("min_component", -0.1),
+        ("smoothing", -1),
+        ("smoothing", 1001),
+        ("longest_side", 0.0),
+    ],
+)
+def test_options_out_of_range_are_named(option: str, value: Any) -> None:
+    with pytest.raises(CarvError, match=f"mesh option {option} is {value!r}"):
+        MeshOptions(**{option: value})
+    MeshOptions(resolution=8, level=0.1, min_component=0.0, smoothing=0, longest_side=0.01)
+
+
+def test_the_mesh_has_the_resolution_level_and_smoothing_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    real = mesh_from_volume
+
+    def recorded(volume: np.ndarray, level: float, radius: float, min_component: float, smoothing: int) -> Any:
+        asked.update(size=volume.shape, level=level, radius=radius, share=min_component, passes=smoothing)
+        return real(volume, level, radius, min_component, smoothing)
+
+    monkeypatch.setattr("carv_3d.scenes.mesh.mesh_from_volume", recorded)
+    said: list[str] = []
+    field = VoxelGridField(FieldOptions(resolution=16, radius=1.5))
+    mesh = extract_mesh(field, MeshOptions(resolution=20, level=3.5, min_component=0.1, smoothing=2), said.append)
+    assert asked == {"size": (20, 20, 20), "level": 3.5, "radius": 1.5, "share": 0.1, "passes": 2}
+    assert mesh.metadata["level"] == 3.5
+    assert said == [f"mesh: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, closed, level 3.5"]
+
+
+def test_the_lattice_holds_the_field_within_its_sphere_whatever_the_chunk() -> None:
+    field = VoxelGridField(FieldOptions(resolution=9, radius=1.2))
     with torch.no_grad():
-        field.grid[..., 0] = -20.0
-        field.grid[10:26, 10:26, 10:26, 0] = 20.0
-        field.grid[31:35, 31:35, 31:35, 0] = 20.0  # a hundredth or two of the other's volume
-    pieces = [
-        extract_mesh(field, MeshOptions(resolution=64, min_component=share)).body_count for share in (0.0, 0.005, 0.05)
-    ]
-    assert pieces == [2, 2, 1]
+        field.grid[..., 0] = torch.arange(9.0)[:, None, None] + 0.1 * torch.arange(9.0)
+    volume = density_volume(field, 9, chunk=50)
+    np.testing.assert_array_equal(volume, density_volume(field, 9))
+    nodes = lattice(9, 1.2)
+    inside = nodes.norm(dim=-1) < 1.2
+    expected = field.density(nodes.view(-1, 3)).detach().view(9, 9, 9)
+    np.testing.assert_allclose(volume[inside], expected[inside], rtol=1e-5)
+    assert (volume[~inside.numpy()] == 0).all()
 
 
 def read_glb(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -14,8 +14,8 @@ from carv_3d.scenes.rendering import VolumeRenderer
 
 
 def test_sparsity() -> None:
-    value = reg.sparsity(torch.tensor([0.0, 1.0]))
-    assert value.item() == pytest.approx(0.5 * (0.1 + math.sqrt(1.01)))
+    value = reg.sparsity(torch.tensor([0.0, 0.5, 1.0]))
+    assert value.item() == pytest.approx((0.1 + math.sqrt(0.26) + math.sqrt(1.01)) / 3)
 
 
 def test_opaque_is_log_two_at_half_and_small_at_the_ends() -> None:
@@ -42,6 +42,27 @@ def test_orientation_counts_only_normals_that_face_away() -> None:
     directions = torch.tensor([[0.0, 0, 1]]).expand(3, 3)
     value = reg.orientation(weights, normals, directions, n_pixels=4)
     assert value.item() == pytest.approx((0.5 + 0.64) / 4)
+
+
+def test_orientation_moves_the_normals_alone() -> None:
+    weights = torch.tensor([0.5, 1.0], requires_grad=True)
+    normals = torch.tensor([[0.0, 0, 1], [0, 0.6, 0.8]], requires_grad=True)
+    reg.orientation(weights, normals, torch.tensor([[0.0, 0, 1]]).expand(2, 3), n_pixels=2).backward()
+    assert weights.grad is None
+    torch.testing.assert_close(normals.grad, torch.tensor([[0.0, 0, 0.5], [0, 0, 0.8]]))  # 2 w (n . d) d / pixels
+
+
+def test_orientation_of_a_render_is_over_the_samples_that_weigh_enough() -> None:
+    field = VoxelGridField(FieldOptions(resolution=16))
+    with torch.no_grad():
+        field.grid[..., 0] *= -0.3  # hollow: normals face away
+    out = VolumeRenderer(field)(orbit(2, distance=2.5).rays(6, 6))
+    for least in (1e-3, 0.02):
+        keep = out.weights > least
+        expected = reg.orientation(out.weights[keep], field.normal(out.positions[keep]), out.directions[keep], 72)
+        assert 0 < int(keep.sum()) < out.weights.numel()
+        torch.testing.assert_close(reg.orientation_of(field, out, least), expected)
+    assert not torch.equal(reg.orientation_of(field, out), expected)
 
 
 def test_orientation_tells_a_ball_from_a_hollow() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from carv_3d.errors import CarvError
 from carv_3d.scenes.cameras import Cameras, Rays, orbit
 from carv_3d.scenes.fields import Field, FieldOptions, VoxelGridField
-from carv_3d.scenes.rendering import RenderOptions, VolumeRenderer, ray_sphere
+from carv_3d.scenes.rendering import RenderOptions, RenderOutput, VolumeRenderer, ray_sphere
 
 
 class Constant(Field):
@@ -111,6 +111,73 @@ def test_jitter_comes_from_the_generator() -> None:
     other = renderer(rays, None, torch.Generator().manual_seed(4)).comp_rgb
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def samples(training: bool, **options: Any) -> tuple[RenderOutput, Tensor]:
+    """A render of a constant field, and where in its interval each sample lies (rays, samples)."""
+    renderer = VolumeRenderer(Constant(0.5), RenderOptions(**options)).train(training)
+    rays = orbit(1, distance=2.5).rays(40, 40)
+    out = renderer(rays, None, torch.Generator().manual_seed(0))
+    along = (out.positions - rays.origins.view(-1, 3)[out.ray_indices][:, None]).norm(dim=-1)
+    return out, (along - out.t_starts) / (out.t_ends - out.t_starts)
+
+
+def test_each_sample_is_jittered_by_itself_uniformly() -> None:
+    _, u = samples(training=True, num_samples_per_ray=8)
+    error = 1 / math.sqrt(len(u))
+    assert float(u.min()) > -1e-3
+    assert float(u.max()) < 1 + 1e-3
+    assert abs(float(u.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / u.numel())
+    assert float(u.var()) == pytest.approx(1 / 12, rel=0.05)
+    correlation = torch.corrcoef(u.T)
+    assert float((correlation - torch.eye(8)).abs().max()) < 5 * error  # of any two samples of one ray
+    assert abs(float(torch.corrcoef(torch.stack([u[:-1, 0], u[1:, 0]]))[0, 1])) < 4 * error  # of two rays
+
+
+@pytest.mark.parametrize(("training", "options"), [(False, {}), (True, {"randomized": False})])
+def test_without_jitter_samples_are_midpoints(training: bool, options: dict[str, Any]) -> None:
+    _, u = samples(training, **options)
+    torch.testing.assert_close(u, torch.full_like(u, 0.5), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("training", "options", "expected"),
+    [
+        (True, {"num_samples_per_ray": 5, "eval_samples_per_ray": 9}, 5),
+        (False, {"num_samples_per_ray": 5, "eval_samples_per_ray": 9}, 9),
+        (False, {"num_samples_per_ray": 12, "eval_samples_per_ray": 9}, 12),
+    ],
+)
+def test_samples_per_ray_are_those_of_the_mode(training: bool, options: dict[str, Any], expected: int) -> None:
+    out, _ = samples(training, **options)
+    assert out.weights.shape[1] == expected
+
+
+def test_per_sample_outputs_belong_together() -> None:
+    out, _ = samples(training=True)
+    torch.testing.assert_close(out.t_ends[:, :-1], out.t_starts[:, 1:])
+    assert torch.equal(out.sigmas, torch.full_like(out.sigmas, 0.5))
+    opacity = torch.zeros(1600).index_copy(0, out.ray_indices, out.weights.sum(-1))
+    torch.testing.assert_close(out.opacity.view(-1), opacity)
+    torch.testing.assert_close(out.directions.norm(dim=-1), torch.ones_like(out.sigmas))
+    middle = out.ray_indices.tolist().index(20 * 40 + 20)
+    seen = (out.weights[middle] * (out.positions[middle] - orbit(1, distance=2.5).position).norm(dim=-1)).sum()
+    torch.testing.assert_close(out.depth.view(-1)[820], seen / out.weights[middle].sum())
+
+
+def test_the_near_plane_is_where_rays_begin() -> None:
+    ray = Rays(torch.zeros(1, 1, 1, 3), torch.tensor([[[[0.0, 0.0, 1.0]]]]))
+    out = VolumeRenderer(Constant(1.0), RenderOptions(near_plane=0.3)).eval()(ray)
+    assert float(out.t_starts[0, 0]) == pytest.approx(0.3)
+    assert out.opacity.item() == pytest.approx(1 - math.exp(-(1.08 - 0.3)), rel=1e-5)
+
+
+def test_a_finished_image_holds_so_many_rays_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, held = VolumeRenderer(Constant(0.5), RenderOptions(eval_chunk_rays=24)), []
+    forward = renderer.forward
+    monkeypatch.setattr(renderer, "forward", lambda rays, *a: held.append(rays.origins.shape[2]) or forward(rays, *a))
+    renderer.render(orbit(1), 8, 8)
+    assert held == [24, 24, 16]
 
 
 def test_image_gradient_equals_finite_differences() -> None:
@@ -218,9 +285,28 @@ def test_the_occupancy_grid_is_as_fine_and_as_strict_as_told() -> None:
     assert 0 < strict < loose
 
 
-def test_options_are_checked() -> None:
-    with pytest.raises(CarvError, match="num_samples_per_ray"):
-        RenderOptions(num_samples_per_ray=0)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_samples_per_ray", 0),
+        ("eval_samples_per_ray", 0),
+        ("grid_resolution", 0),
+        ("eval_chunk_rays", 0),
+        ("near_plane", -0.1),
+        ("near_plane", math.nan),
+        ("prune_density_threshold", -0.1),
+        ("grid_prune", "yes"),
+    ],
+)
+def test_options_out_of_range_are_named(option: str, value: Any) -> None:
+    with pytest.raises(CarvError, match=f"renderer option {option} is {value!r}"):
+        RenderOptions(**{option: value})
+    RenderOptions(near_plane=0.0, prune_density_threshold=0.0, eval_chunk_rays=1)  # the ends of the ranges
+
+
+def test_an_occupancy_grid_needs_cuda() -> None:
+    assert VolumeRenderer(VoxelGridField(FieldOptions(resolution=4))).grid is None
+    assert VolumeRenderer(VoxelGridField(FieldOptions(resolution=4)), RenderOptions(grid_prune=False)).grid is None
     with pytest.raises(CarvError, match="grid_prune needs a field on CUDA"):
         VolumeRenderer(VoxelGridField(FieldOptions(resolution=4)), RenderOptions(grid_prune=True))
 

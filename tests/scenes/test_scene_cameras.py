@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from carv_3d.errors import CarvError
-from carv_3d.scenes.cameras import CameraOptions, orbit, sample_cameras, view_phrase
+from carv_3d.scenes.cameras import CameraOptions, Cameras, orbit, sample_cameras, view_phrase
 
 
 def test_azimuth_zero_stands_on_plus_x_and_looks_at_the_front() -> None:
@@ -94,12 +94,130 @@ def test_elevation_is_half_uniform_in_angle_and_half_uniform_on_the_sphere() -> 
     assert abs(per_batch.mean().item() - expected) < 4 * per_batch.std().item() / math.sqrt(600)
 
 
-def test_options_name_what_is_wrong() -> None:
-    with pytest.raises(CarvError, match="fovy_range"):
-        CameraOptions(fovy_range=(70, 40))
-    with pytest.raises(CarvError, match="elevation_range"):
-        CameraOptions(elevation_range=(-100, 40))
-    assert CameraOptions(fovy_range=[20, 30]).fovy_range == (20.0, 30.0)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("fovy_range", (70, 40)),
+        ("fovy_range", (0, 40)),
+        ("fovy_range", (40, 180)),
+        ("elevation_range", (-100, 40)),
+        ("elevation_range", (0, 91)),
+        ("azimuth_range", (10, -10)),
+        ("camera_distance_range", (0, 1)),
+        ("camera_distance_range", (1, 2, 3)),
+        ("height", 0),
+        ("width", 0),
+        ("batch_size", 0),
+        ("eval_height", 0),
+        ("eval_width", 0),
+        ("n_test_views", 0),
+        ("eval_elevation_deg", 91.0),
+        ("eval_camera_distance", 0.0),
+        ("eval_fovy_deg", 180.0),
+        ("camera_perturb", -0.1),
+        ("center_perturb", -0.1),
+        ("up_perturb", -0.1),
+        ("progressive_until", -1),
+    ],
+)
+def test_options_name_what_is_wrong(option: str, value: object) -> None:
+    with pytest.raises(CarvError, match=f"^{option} is "):
+        CameraOptions(**{option: value})  # type: ignore[arg-type]
+
+
+def test_ranges_are_pairs_of_numbers() -> None:
+    assert CameraOptions(fovy_range=[20, 30]).fovy_range == (20.0, 30.0)  # type: ignore[arg-type]
+    same = CameraOptions(elevation_range=(90, 90), azimuth_range=(0, 0), height=1, progressive_until=0)
+    assert same.elevation_range == (90.0, 90.0)
+
+
+def draw(count: int, seed: int = 0, **options: object) -> Cameras:
+    return sample_cameras(CameraOptions(batch_size=count, **options), None, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+
+
+def test_the_batch_is_as_large_and_ranges_as_wide_as_the_options_have_them() -> None:
+    ranges = {
+        "elevation_range": (10, 20), "azimuth_range": (30, 50), "camera_distance_range": (3, 5), "fovy_range": (15, 25),
+    }  # fmt: skip
+    cameras = draw(1000, **ranges)
+    assert len(cameras) == 1000
+    drawn = {"elevation_range": cameras.elevation, "azimuth_range": cameras.azimuth,
+             "camera_distance_range": cameras.distance, "fovy_range": cameras.fovy}  # fmt: skip
+    for name, (low, high) in ranges.items():
+        assert low <= float(drawn[name].min()) < low + 0.02 * (high - low), name
+        assert high - 0.02 * (high - low) < float(drawn[name].max()) <= high, name
+        assert float(drawn[name].mean()) == pytest.approx((low + high) / 2, abs=0.05 * (high - low)), name
+    pairs = torch.corrcoef(torch.stack([cameras.azimuth, cameras.distance, cameras.fovy]))
+    assert float((pairs - torch.eye(3)).abs().max()) < 4 / 1000**0.5  # each has draws of its own
+
+
+def test_azimuths_of_a_batch_are_apart_or_independent() -> None:
+    apart, free = draw(50), draw(50, batch_uniform_azimuth=False)
+    assert torch.equal(((apart.azimuth + 180) / 7.2).floor(), torch.arange(50.0))
+    assert len(((free.azimuth + 180) / 7.2).floor().unique()) < 45
+    torch.testing.assert_close((free.azimuth + 180) / 360, ((apart.azimuth + 180) / 7.2).frac(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("option", ["camera_perturb", "center_perturb", "up_perturb"])
+def test_each_perturbation_moves_its_own_part(option: str) -> None:
+    plain, moved = draw(2000), draw(2000, **{option: 0.1})
+    torch.testing.assert_close(moved.elevation, plain.elevation)  # prompts go by the nominal camera
+    assert torch.equal(moved.azimuth, plain.azimuth)
+    shift = moved.position - plain.position
+    forward = [-c.c2w[:, :, 2] for c in (plain, moved)]
+    if option == "camera_perturb":
+        assert float(shift.std()) == pytest.approx(0.1, rel=0.05)
+        torch.testing.assert_close(forward[1], -moved.position / moved.position.norm(dim=1, keepdim=True))
+        return
+    assert torch.equal(shift, torch.zeros_like(shift))
+    if option == "up_perturb":
+        torch.testing.assert_close(forward[1], forward[0])
+        tilt = (moved.c2w[:, :, 0] * plain.c2w[:, :, 1]).sum(1)  # how far `right` leaves the horizontal
+        assert 0.05 < float(tilt.std()) < 0.2
+        return
+    # the nearest point of the axis to the origin: the part of the center's shift across the axis, two of three axes
+    nearest = moved.position - (moved.position * forward[1]).sum(1, keepdim=True) * forward[1]
+    assert float(nearest.square().sum(1).mean()) == pytest.approx(2 * 0.1**2, rel=0.1)
+
+
+def test_progress_counts_only_where_a_step_is_given() -> None:
+    options = CameraOptions(azimuth_range=(-90, 90), progressive_until=9, eval_elevation_deg=12)
+    at_first = sample_cameras(options, 4, torch.Generator().manual_seed(0), step=0)
+    assert at_first.azimuth.tolist() == [0.0] * 4
+    torch.testing.assert_close(at_first.elevation, torch.full((4,), 12.0))
+    halfway = sample_cameras(options, 400, torch.Generator().manual_seed(0), step=5)
+    assert float(halfway.azimuth.abs().max()) == pytest.approx(45, abs=1)
+    for step in (10, None):
+        full = sample_cameras(options, 400, torch.Generator().manual_seed(0), step=step)
+        assert float(full.azimuth.abs().max()) == pytest.approx(90, abs=1)
+
+
+def test_an_orbit_takes_the_evaluation_view_of_the_options() -> None:
+    options = CameraOptions(eval_elevation_deg=33.0, eval_camera_distance=2.25, eval_fovy_deg=41.0)
+    cameras = orbit(3, start=10.0, options=options)
+    assert cameras.elevation.tolist() == [33.0] * 3
+    assert cameras.distance.tolist() == [2.25] * 3
+    assert cameras.fovy.tolist() == [41.0] * 3
+    assert cameras.azimuth.tolist() == [10.0, 130.0, 250.0]
+    torch.testing.assert_close(cameras.position.norm(dim=1), torch.full((3,), 2.25))
+    for views, elevation in ((0, 10.0), (3, [])):
+        with pytest.raises(CarvError, match=f"^{views} views"):
+            orbit(views, elevation=elevation)
+
+
+def test_parts_of_a_batch_are_batches() -> None:
+    cameras = orbit(4)
+    for index, azimuths in (
+        (-1, [270.0]),
+        (1, [90.0]),
+        (slice(1, 3), [90.0, 180.0]),
+        (torch.tensor([3, 0]), [270.0, 0.0]),
+    ):
+        part = cameras[index]
+        assert part.azimuth.tolist() == azimuths
+        assert part.c2w.shape == (len(azimuths), 3, 4)
+    assert cameras.to("cpu").fovy.tolist() == cameras.fovy.tolist()
+    assert cameras.focal(100)[0].item() == pytest.approx(50 / math.tan(math.radians(35)))
 
 
 def test_ranges_grow_until_progressive_until() -> None:
