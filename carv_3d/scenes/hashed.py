@@ -7,45 +7,36 @@ took most of a render's time on a CPU. They are used as those of `trilinear` are
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv_3d.scenes.trilinear import compiled
+from carv_3d.scenes.trilinear import compiled, loops
 
 __all__ = ["PRIMES", "interpolate_hashed", "interpolate_hashed_reference"]
 
 PRIMES = (1, 2654435761, 805459861)
 
 
-@lru_cache(maxsize=1)
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    from carv_3d.scenes import _hashed_numba
-
-    return _hashed_numba.gather, _hashed_numba.scatter
-
-
 class _Hashed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, x: Tensor, res: int) -> Tensor:
-        gather, _ = _kernels()
         x = x.detach().contiguous()
         out = torch.empty(x.shape[0], table.shape[1])
-        gather(table.detach().contiguous().numpy(), x.numpy(), out.numpy(), res, *PRIMES[1:])
+        loops().gather_hashed(table.detach().contiguous().numpy(), x.numpy(), out.numpy(), res, *PRIMES[1:])
         ctx.save_for_backward(x)
         ctx.shape, ctx.res = table.shape, res
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None]:
-        _, scatter = _kernels()
         (x,) = ctx.saved_tensors
         grad_table = torch.zeros(ctx.shape)
-        scatter(grad_table.numpy(), x.numpy(), grad_outputs[0].contiguous().numpy(), ctx.res, *PRIMES[1:])
+        loops().scatter_hashed(
+            grad_table.numpy(), x.numpy(), grad_outputs[0].contiguous().numpy(), ctx.res, *PRIMES[1:]
+        )
         return grad_table, None, None
 
 

@@ -9,7 +9,6 @@ float32, where numba is installed and the points need no gradient; anything else
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["compiled", "interpolate", "interpolate_reference", "numba_available"]
+__all__ = ["compiled", "interpolate", "interpolate_reference", "loops", "numba_available"]
 
 
 @lru_cache(maxsize=1)
@@ -27,33 +26,31 @@ def numba_available() -> bool:
 
 
 @lru_cache(maxsize=1)
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    """The compiled forward and backward loops, kept on disk between runs where that is possible."""
-    from carv_3d.scenes import _trilinear_numba
+def loops() -> Any:
+    """The module of compiled loops, which are kept on disk between runs where that is possible."""
+    from carv_3d.scenes import _numba_loops
 
-    return _trilinear_numba.gather, _trilinear_numba.scatter
+    return _numba_loops
 
 
 class _Trilinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grid: Tensor, x: Tensor) -> Tensor:
-        gather, _ = _kernels()
         D, H, W, C = grid.shape
         flat = grid.detach().contiguous().view(-1, C)
         x = x.detach().contiguous()
         out = torch.empty(x.shape[0], C)
-        gather(flat.numpy(), x.numpy(), out.numpy(), D, H, W)
+        loops().gather_dense(flat.numpy(), x.numpy(), out.numpy(), D, H, W)
         ctx.save_for_backward(x)
         ctx.grid_shape = grid.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
-        _, scatter = _kernels()
         (x,) = ctx.saved_tensors
         D, H, W, C = ctx.grid_shape
         grad_grid = torch.zeros(D * H * W, C)
-        scatter(grad_grid.numpy(), x.numpy(), grad_outputs[0].contiguous().numpy(), D, H, W)
+        loops().scatter_dense(grad_grid.numpy(), x.numpy(), grad_outputs[0].contiguous().numpy(), D, H, W)
         return grad_grid.view(D, H, W, C), None
 
 

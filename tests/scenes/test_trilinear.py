@@ -48,3 +48,19 @@ def test_nan_points_do_not_reach_beyond_the_grid() -> None:
     out = interpolate(grid, x)
     out[1:].sum().backward()
     torch.testing.assert_close(out[1:], torch.ones(2, 4))
+
+
+@pytest.mark.skipif(not trilinear.numba_available(), reason="numba is not installed: there is one path")
+def test_where_the_compiled_loops_are_used() -> None:
+    grid, x = torch.ones(3, 3, 3, 2), torch.zeros(5, 3)
+    assert trilinear.compiled(grid, x)
+    assert not trilinear.compiled(grid.double(), x.double())
+    assert not trilinear.compiled(grid, x.double())
+    assert not trilinear.compiled(grid.to("meta"), x.to("meta"))
+    moving = x.clone().requires_grad_()
+    assert not trilinear.compiled(grid, moving)
+    with torch.no_grad():
+        assert trilinear.compiled(grid, moving)
+    flat = torch.arange(9.0).view(1, 3, 3, 1)  # a grid of one layer has no voxels
+    torch.testing.assert_close(interpolate(flat, x)[0], torch.tensor([4.0]))
+    torch.testing.assert_close(interpolate(grid.double(), x.double()), torch.ones(5, 2, dtype=torch.float64))
