@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from carv_3d.attribution import (
-    DrawOptions,
     FeatureMaker,
     FeatureOptions,
     GradientModel,
+    GroupedDrawOptions,
     choose_ridge,
     cosine,
     relatif,
@@ -106,7 +107,9 @@ def losses_on(models: list[Denoiser], z: Tensor, schedule: NoiseSchedule, draws:
     return torch.stack([(m(z_t, t) - eps).square().flatten(1).mean(1).view(len(z), draws).mean(1) for m in models])
 
 
-def features(model: Denoiser, schedule: NoiseSchedule, z: Tensor, draws: DrawOptions, role: str, loss: str) -> Tensor:
+def features(
+    model: Denoiser, schedule: NoiseSchedule, z: Tensor, draws: GroupedDrawOptions, role: str, loss: str
+) -> Tensor:
     """(N, groups, dim) by this package."""
     options = FeatureOptions(draws=draws, loss=loss, dim=DIM)
     maker = FeatureMaker(GradientModel.of_module(model, schedule), options, role)
@@ -242,13 +245,13 @@ def main() -> None:
         return ridge, scores
 
     steps = schedule.num_train_timesteps
-    plain = DrawOptions(o.draws, 1, "none", False)
-    strata, pairs = DrawOptions(o.draws, 2, "render", False), DrawOptions(o.draws, 2, "none", True)
-    grouped = DrawOptions(o.draws, 2, "render", True)
-    many = DrawOptions(8 * o.draws, 4, "render", True)
+    grouped = GroupedDrawOptions(num_draws=o.draws)
+    strata, pairs = replace(grouped, antithetic=False), replace(grouped, stratify="none")
+    plain = replace(strata, groups=1, stratify="none")
+    many = GroupedDrawOptions(num_draws=8 * o.draws, groups=4)
     made: dict[Any, Tensor] = {}
 
-    def of(loss: str, draws: DrawOptions, role: str) -> Tensor:
+    def of(loss: str, draws: GroupedDrawOptions, role: str) -> Tensor:
         key = (loss, draws, role)
         if key not in made:
             made[key] = features(model, schedule, items if role == "train" else queries, draws, role, loss)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel
+from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
 from carv_3d.attribution.command import cache_folder
 from carv_3d.attribution.encoded import EncodedImages
 from carv_3d.attribution.images import TinyImages
@@ -41,8 +41,8 @@ DESIGNS = {  # title -> stratify, antithetic, importance sampling
 }
 
 
-def options(draws: DrawOptions, o: argparse.Namespace) -> FeatureOptions:
-    return FeatureOptions(draws, o.loss, dim=o.dim)
+def options(draws: GroupedDrawOptions, o: argparse.Namespace) -> FeatureOptions:
+    return FeatureOptions(draws=draws, loss=o.loss, dim=o.dim)
 
 
 def pilot(model: GradientModel, items: EncodedImages, index: range, o: argparse.Namespace) -> TimestepProposal:
@@ -53,7 +53,9 @@ def pilot(model: GradientModel, items: EncodedImages, index: range, o: argparse.
     edges = torch.linspace(0, steps, BINS + 1).long().tolist()
     projection = None
     for low, high in itertools.pairwise(edges):
-        draws = DrawOptions(1, 1, "none", False, low, high - 1)
+        draws = GroupedDrawOptions(
+            num_draws=1, groups=1, stratify="none", antithetic=False, min_step=low, max_step=high - 1
+        )
         maker = FeatureMaker(model, options(draws, o), f"pilot-{low}", projection=projection)
         projection = maker.projection
         squares = [
@@ -120,7 +122,8 @@ def main() -> None:
     queries = range(3 * o.items, 3 * (o.items + o.queries), 3)
     proposal = pilot(model, items, range(3 * (o.items + o.queries), 3 * count, 3), o)
 
-    many = FeatureMaker(model, options(DrawOptions(o.truth, o.truth // 16), o), "truth")
+    draws = GroupedDrawOptions(num_draws=o.truth, groups=o.truth // 16)
+    many = FeatureMaker(model, options(draws, o), "truth")
     projection = many.projection
     truth = torch.stack([many.feature(items.key(i), items.latents(i), items.condition(i)).mean(0) for i in index])
     asked = torch.stack([many.feature(items.key(i), items.latents(i), items.condition(i)).mean(0) for i in queries])
@@ -143,7 +146,8 @@ def main() -> None:
             q: TimestepProposal | None = proposal if importance else None,
             groups: int = 1,
         ) -> FeatureMaker:
-            return FeatureMaker(model, options(DrawOptions(K, groups, s, a), o), f"{t} {K}", q, projection=projection)
+            draws = GroupedDrawOptions(num_draws=K, groups=groups, stratify=s, antithetic=a)
+            return FeatureMaker(model, options(draws, o), f"{t} {K}", q, projection=projection)
 
         if independent:
             most = make(KS[-1], groups=KS[-1] // KS[0])

@@ -65,7 +65,7 @@ def main() -> None:
     made = [prompt_query(p, teacher, 2, seed) for seed, p in enumerate(prompts)]
     table = []
     for method in o.methods:
-        a = AttributeOptions("a red mug", draws=o.draws, query_draws=o.query_draws, method=method)
+        a = AttributeOptions(query="a red mug", num_draws=o.draws, query_draws=o.query_draws, method=method)
         maker = FeatureMaker(model, a.features)
         store = maker.open_store(base / f"{a.features.loss}-{o.draws}", items)
 

@@ -20,6 +20,12 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     return lines[0][:limit].rstrip(" .:") if lines else type(error).__name__
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as an error quotes it: its repr, cut where it is long; a tuple as YAML writes it."""
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and exit with its status; a CarvError becomes its sentence, and status 1."""
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from carv_3d.attribution.features import FeatureMaker
 from carv_3d.attribution.model import GradientModel
-from carv_3d.attribution.options import DrawOptions, FeatureOptions
+from carv_3d.attribution.options import FeatureOptions, GroupedDrawOptions
 from carv_3d.attribution.scores import (
     Scores,
     bilinear,
@@ -23,10 +23,10 @@ from carv_3d.attribution.scores import (
 )
 
 __all__ = [
-    "DrawOptions",
     "FeatureMaker",
     "FeatureOptions",
     "GradientModel",
+    "GroupedDrawOptions",
     "Scores",
     "bilinear",
     "choose_ridge",

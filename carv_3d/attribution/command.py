@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from carv_3d.attribution.encoded import EncodedImages, embed, encode_images
 from carv_3d.attribution.features import FeatureMaker
 from carv_3d.attribution.images import FolderImages, TinyImages, TrainingImages
 from carv_3d.attribution.model import GradientModel
-from carv_3d.attribution.options import DrawOptions, FeatureOptions
+from carv_3d.attribution.options import FeatureOptions, GroupedDrawOptions, ProjectionOptions
 from carv_3d.attribution.queries import (
     Query,
     check_words,
@@ -36,6 +36,7 @@ from carv_3d.attribution.queries import (
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
 from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
+from carv_3d.core.options import DrawOptions, check_draws, option
 from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, expanded, make_folder, slug, unused, write_atomic, write_via
 from carv_3d.io.tables import csv_text
@@ -48,61 +49,57 @@ METHODS = {  # name -> the loss of its features, what the page says
     "d-trak": ("mean-squared-l2-norm", "D-TRAK: as TRAK, with gradients of the output's squared norm"),
 }
 MAX_KERNEL = 2**14  # 2 GiB in float64
-QUERY_GROUPS = 8
+GROUPS, QUERY_GROUPS = 2, 8  # independent groups of the draws of a training image, and of a query's
 
 
-@dataclass(frozen=True)
-class AttributeOptions:
-    """What `carv attribute` is told. Raises CarvError, naming the option, for a value that cannot be meant."""
+@dataclass(frozen=True, kw_only=True)
+class AttributeOptions(
+    ProjectionOptions,
+    DrawOptions,
+    defaults={"num_draws": 8, "antithetic": True},
+    kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
+    renamed={"draws": "num_draws"},
+):
+    """What `carv attribute` is asked. Raises CarvError, naming the option, for a value that cannot be meant."""
 
     query: str
-    model: str | None = None
-    """"carv-tiny", a diffusers folder or a hub id; a run's own model, or else carv-tiny, unless given."""
-    data: str = "tiny"
-    """"tiny", or a folder of the training images."""
-    items: int | None = None
-    """How many of them, the first ones; 2000 of carv-tiny's, all of a folder."""
-    draws: int = 8
-    """Draws of (t, eps) per training image."""
-    query_draws: int = 64
-    """Draws per image of the query."""
-    views: int = 4
-    """Images that stand for a prompt or an asset."""
-    method: str = "relatif"
-    """cosine | relatif | trak | d-trak. See docs/results for what each finds."""
-    prompt: str = ""
-    """Of an image."""
-    resize: bool = False
-    dim: int = 2048
-    seed: int = 0
-    store: Path | None = None
-    """Where latents and features are kept for the next query."""
-    out: Path | None = None
-    shard: str = ""
-    """"I/N": make this share of the gradients, from 0, and stop; processes or machines with one --store share them."""
+    model: str | None = option(
+        None, "carv-tiny, a diffusers folder or a hub id; unless given, a run's own model, or else carv-tiny."
+    )
+    data: str = option("tiny", "tiny (carv-tiny's training images), or a folder of the training images.")
+    items: int | None = option(
+        None, "How many of them, the first ones; unless given, 2000 of carv-tiny's, all of a folder.", least=1
+    )
+    query_draws: int = option(64, "Draws per image of the query.", least=1)
+    views: int = option(4, "Images that stand for a prompt or an asset.", least=1)
+    method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
+    prompt: str = option("", "What an image of the query was made from.")
+    resize: bool = option(False, "Cut and scale images of another size.")
+    store: Path | None = option(None, "Where latents and features are kept for the next query.")
+    out: Path | None = option(None, "The folder of the page.")
+    shard: str = option(
+        "", "I/N: make this share of the gradients, from 0, and stop; processes with one store share them."
+    )
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise CarvError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}.")
-        for name in ("items", "draws", "query_draws", "views", "dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise CarvError(f"{name} is {value}; it must be at least 1.")
-        if not 0 <= self.seed < 2**63:
-            raise CarvError(f"seed is {self.seed}; it must be at least 0 and below 2^63.")
-        if self.method != "cosine" and self.dim > MAX_KERNEL:
+        super().__post_init__()
+        if self.method != "cosine" and (self.dim or 0) > MAX_KERNEL:
             raise CarvError(
                 f"dim is {self.dim}; with {self.method} it must be at most {MAX_KERNEL}: its kernel has dim² numbers."
             )
-        for name, value, groups in (("draws", self.draws, 2), ("query_draws", self.query_draws, QUERY_GROUPS)):
-            if value % (2 * groups):
-                raise CarvError(f"{name} is {value}; it must be a multiple of {2 * groups} ({groups} groups of pairs).")
+        unit = QUERY_GROUPS * (2 if self.antithetic else 1)
+        if self.query_draws % unit:
+            groups = f"{QUERY_GROUPS} groups{' of pairs' if self.antithetic else ''}"
+            raise CarvError(f"query_draws is {self.query_draws}; it must be a multiple of {unit} ({groups}).")
         if self.shard and not re.fullmatch(r"\d+/\d+", self.shard):
             raise CarvError(f"shard is {self.shard!r}; it must be I/N, such as 0/2 for the first of two.")
         if not 0 <= self.share[0] < self.share[1]:
             raise CarvError(f"shard is {self.shard!r}; shares count from 0, so the last is {self.share[1] - 1}.")
         if self.model is not None:
             check_data(self.data, self.model)
+
+    def _check_layout(self) -> None:
+        check_draws(self.K, self.antithetic, GROUPS)
 
     @property
     def share(self) -> tuple[int, int]:
@@ -113,13 +110,18 @@ class AttributeOptions:
     @property
     def features(self) -> FeatureOptions:
         """Of the training images."""
-        return FeatureOptions(DrawOptions(self.draws, 2), METHODS[self.method][0], dim=self.dim, seed=self.seed)
+        return self._features(self.K, GROUPS)
 
     @property
     def query_features(self) -> FeatureOptions:
         """Of the query, whose draws fall into groups that tell its standard error."""
-        draws = DrawOptions(self.query_draws, QUERY_GROUPS)
-        return FeatureOptions(draws, METHODS[self.method][0], dim=self.dim, seed=self.seed)
+        return self._features(self.query_draws, QUERY_GROUPS)
+
+    def _features(self, num_draws: int, groups: int) -> FeatureOptions:
+        draws = GroupedDrawOptions(
+            num_draws=num_draws, groups=groups, stratify=self.stratify, antithetic=self.antithetic
+        )
+        return FeatureOptions(draws=draws, loss=METHODS[self.method][0], dim=self.dim, seed=self.seed)
 
 
 def check_data(data: str, model: str) -> None:
@@ -306,7 +308,7 @@ def _facts(
     facts = {
         "model": model_name.rstrip("/").rpartition("/")[2],
         "training images": f"{len(images):,}",
-        "draws of each (K)": str(options.draws),
+        "draws of each (K)": str(options.num_draws),
         "draws of a query's image": str(options.query_draws),
         "in all": duration(seconds),
     }

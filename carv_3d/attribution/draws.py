@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from carv_3d.attribution.options import DrawOptions
+from carv_3d.attribution.options import GroupedDrawOptions
 from carv_3d.core.estimator import Draws
 from carv_3d.core.proposals import TimestepProposal
 from carv_3d.core.seeds import keyed_generator
 
 
 def draws_of(
-    item: str, role: str, options: DrawOptions, proposal: TimestepProposal, shape: tuple[int, ...], seed: int
+    item: str, role: str, options: GroupedDrawOptions, proposal: TimestepProposal, shape: tuple[int, ...], seed: int
 ) -> list[Draws]:
     """The item's groups of draws, each with t and p/q (1, K / groups) and eps (1, K / groups, *shape), on the CPU.
 
@@ -33,7 +33,7 @@ def draws_of(
     return out
 
 
-def _keyed_eps(options: DrawOptions, shape: tuple[int, ...], key: tuple[int, str, str, int]) -> Tensor:
+def _keyed_eps(options: GroupedDrawOptions, shape: tuple[int, ...], key: tuple[int, str, str, int]) -> Tensor:
     """(1, K / groups, *shape): each pair (or single draw) from a generator of its own."""
     size = options.design.group_size
     units = [

@@ -84,7 +84,7 @@ class FeatureMaker:
         groups = draws_of(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed)
         with self.model.trainable() as parameters:
             rows = [self._group(key, z, condition, draws, parameters) for draws in groups]
-        self.meter.count(items=1, nfe=o.draws.num_draws)
+        self.meter.count(items=1, nfe=o.draws.K)
         return torch.stack(rows)
 
     def _group(self, key: str, z: Tensor, condition: Tensor | None, draws: Draws, parameters: list[Tensor]) -> Tensor:

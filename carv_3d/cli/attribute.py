@@ -21,7 +21,9 @@ def _parser() -> Parser:
         "--data", default="tiny", metavar="FOLDER", help="the images it was trained on (default: tiny, carv-tiny's)"
     )
     parser.add_argument("--items", type=int, metavar="N", help="the first N of them (default: 2000 of carv-tiny's)")
-    parser.add_argument("--draws", type=int, default=8, metavar="K", help="draws per training image (default: 8)")
+    parser.add_argument(
+        "--draws", dest="num_draws", type=int, default=8, metavar="K", help="draws per training image (default: 8)"
+    )
     parser.add_argument(
         "--query-draws", type=int, default=64, metavar="K", help="draws per image of the query (default: 64)"
     )

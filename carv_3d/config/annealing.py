@@ -11,11 +11,27 @@ import itertools
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any
 
-from carv_3d.errors import CarvError
+from carv_3d.core.options import Limits
+from carv_3d.errors import CarvError, shown
 
-Annealed = float | Sequence[float]
+
+class _Schedule:
+    """The kind of an annealed option: what it is called, and its check."""
+
+    words = "a number or a schedule"
+
+    @staticmethod
+    def check(name: str, value: Any, limits: Limits) -> float | list[float]:
+        """As `check_annealed`, with the range of the values in between."""
+        out = check_annealed(name, value)
+        if not limits.hold(annealed_values(out)):
+            raise CarvError(f"{name} is {shown(out)}; its values must be numbers{limits}.")
+        return out
+
+
+Annealed = Annotated[float | Sequence[float], _Schedule]
 
 
 def annealed(value: Annealed, step: float, epoch: float = 0) -> float:
@@ -51,19 +67,19 @@ def counts_steps(value: Annealed) -> bool:
     return isinstance(value, (int, float)) or isinstance(list(value)[-1], Integral)
 
 
-def check_annealed(name: str, value: Any) -> Annealed:
+def check_annealed(name: str, value: Any) -> float | list[float]:
     """The value as a number or a plain list; CarvError naming the option if it is neither or out of order."""
     how = "give a number, [v0, v1, end], [start, v0, v1, end] or [start, v0, v1, s1, v2, s2, ...]"
     if _finite(value):
         return float(value)
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
-        raise CarvError(f"{name} is {value!r}, not a finite number or a schedule: {how}.")
+        raise CarvError(f"{name} is {shown(value)}, not a finite number or a schedule: {how}.")
     items = list(value)
     if not (len(items) == 3 or (len(items) >= 4 and len(items) % 2 == 0)) or not all(map(_finite, items)):
-        raise CarvError(f"{name} is {items}, which is no schedule of finite numbers: {how}.")
+        raise CarvError(f"{name} is {shown(items)}, which is no schedule of finite numbers: {how}.")
     ends, _ = knots(items)
     if any(right <= left for left, right in itertools.pairwise(ends)):
-        raise CarvError(f"{name} is {items}, whose ends {ends} do not increase: {how}.")
+        raise CarvError(f"{name} is {shown(items)}, whose ends do not increase: {how}.")
     return items
 
 

@@ -1,72 +1,52 @@
-"""Nested mappings (from YAML) into nested dataclasses: a mistake is named, with the nearest right key."""
+"""Nested mappings (from YAML) into nested options: a mistake is named, with the nearest right key."""
 
 from __future__ import annotations
 
-import collections.abc
-import dataclasses
 import difflib
-import math
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, Union
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
 
-from carv_3d.errors import CarvError, first_line
+from carv_3d.core.options import Options
+from carv_3d.errors import CarvError, first_line, shown
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Options)
 
 
 def read_options(defaults: T, values: Mapping[str, Any], path: str = "") -> T:
-    """A new dataclass like `defaults` with `values` put in, group by group; neither argument is changed.
+    """New options like `defaults` with `values` put in, group by group; neither argument is changed.
 
     Args:
-        defaults: a dataclass instance; a field that holds a dataclass is a group of its own.
+        defaults: options; a field that holds options is a group of its own.
         values: may name any part of the fields, nested as the groups are.
         path: where `values` stands in the whole, for the messages ("system.guidance").
 
     Raises:
-        CarvError: an unknown key (with the nearest that exists), a value of the wrong kind, or one that the
-            dataclass itself refuses; each with its full name.
+        CarvError: an unknown key (with the nearest that exists), a wrong value, or values that exclude each other;
+            each with its full name.
     """
-    return _read(defaults, values, path, list(_all_keys(defaults, path)))
+    return _read(defaults, values, path, [full for full, _, _ in defaults.walk(path)])
 
 
 def _read(defaults: T, values: Mapping[str, Any], path: str, every_key: list[str]) -> T:
     if not isinstance(values, Mapping):
         whole = path or "the configuration"
-        raise CarvError(f"{whole} is {values!r}, but it must be a group of options (key: value)")
-    hints = typing.get_type_hints(type(defaults))
-    names = [f.name for f in dataclasses.fields(defaults) if f.init]  # type: ignore[arg-type]
-    new: dict[str, Any] = {name: getattr(defaults, name) for name in names}
-    for key, value in values.items():
+        raise CarvError(f"{whole} is {shown(values)}; it must be a group of options (key: value).")
+    declared = defaults.declared()
+    new: dict[str, Any] = {}
+    for given, value in values.items():
+        key = defaults.renamed.get(given, given)
         full = f"{path}.{key}" if path else str(key)
-        if key not in names:
+        if key not in declared:
             raise CarvError(f"unknown option {full!r}{_nearest(full, str(key), path, every_key)}")
-        current = getattr(defaults, key)
-        if dataclasses.is_dataclass(current):
-            new[key] = _read(current, value, full, every_key)
+        if declared[key].is_group:
+            new[key] = _read(getattr(defaults, key), value, full, every_key)
         else:
-            new[key] = _convert(value, hints[key], full)
+            new[key] = declared[key].check(value, full)
     try:
-        return type(defaults)(**new)
+        return replace(defaults, **new)
     except CarvError as error:
         raise CarvError(f"in {path}: {error}" if path else str(error)) from None
-
-
-def at_least(options: Any, low: float, *names: str) -> None:
-    """CarvError where one of the fields is below `low`."""
-    for name in names:
-        if getattr(options, name) < low:
-            raise CarvError(f"{name} is {getattr(options, name)}; it must be at least {low:g}")
-
-
-def one_of(options: Any, name: str, allowed: Sequence[str]) -> None:
-    """CarvError, with the nearest that is allowed, where the field holds another word."""
-    value = getattr(options, name)
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(allowed)}"
-        raise CarvError(f"{name} is {value!r}; {hint}")
 
 
 def read_override(override: str, example: str = "system.guidance.num_draws=8") -> Any:
@@ -110,7 +90,7 @@ def to_mapping(options: Any) -> dict[str, Any]:
             return [plain(v) for v in value]
         return value
 
-    return plain(dataclasses.asdict(options))
+    return plain(asdict(options))
 
 
 def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> list[str]:
@@ -138,15 +118,6 @@ def look_up(values: Mapping[str, Any], dotted: str) -> Any:
     return here
 
 
-def _all_keys(options: Any, path: str) -> Iterator[str]:
-    for one in dataclasses.fields(options):
-        full = f"{path}.{one.name}" if path else one.name
-        value = getattr(options, one.name)
-        yield full
-        if dataclasses.is_dataclass(value):
-            yield from _all_keys(value, full)
-
-
 def _nearest(full: str, key: str, path: str, every_key: Sequence[str]) -> str:
     inside = [k for k in every_key if k.rpartition(".")[0] == path]
     near = difflib.get_close_matches(full, inside, 1, 0.7)
@@ -156,69 +127,3 @@ def _nearest(full: str, key: str, path: str, every_key: Sequence[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; {path or 'the top level'} has: {', '.join(k.rpartition('.')[2] for k in inside)}"
-
-
-def _convert(value: Any, kind: Any, name: str) -> Any:
-    """`value` as the annotation `kind` has it, or a CarvError that says what it must be."""
-    ok, out = _try(value, kind)
-    if not ok:
-        raise CarvError(f"{name} is {value!r}, but it must be {_words(kind)}")
-    return out
-
-
-def _try(value: Any, kind: Any) -> tuple[bool, Any]:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        for one in sorted(arguments, key=lambda a: a is str):  # a word last: it would take anything
-            ok, out = _try(value, one)
-            if ok:
-                return True, out
-        return False, None
-    if kind is Any:
-        return True, value
-    if kind is type(None):
-        return value is None, None
-    if kind is bool:
-        return isinstance(value, bool), value
-    if kind is int:
-        whole = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return (True, int(value)) if whole and int(value) == value else (False, None)
-    if kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return (True, float(value)) if number else (False, None)
-    if kind is str:
-        return isinstance(value, str), value
-    if origin in (list, tuple, collections.abc.Sequence):
-        return _try_sequence(value, origin, arguments)
-    raise TypeError(f"the reader does not know the annotation {kind}")
-
-
-def _try_sequence(value: Any, origin: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, collections.abc.Sequence):
-        return False, None
-    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-        kinds: Sequence[Any] = [arguments[0]] * len(value)
-    else:
-        kinds = arguments if origin is tuple else [arguments[0]] * len(value)
-    if len(kinds) != len(value):
-        return False, None
-    items = []
-    for item, kind in zip(value, kinds):
-        ok, out = _try(item, kind)
-        if not ok:
-            return False, None
-        # Annealed schedules tell steps from epochs by whether their last number is whole: keep it as written.
-        items.append(item if origin is collections.abc.Sequence else out)
-    return True, tuple(items) if origin is tuple else items
-
-
-def _words(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_words(a) for a in arguments)
-    if origin is tuple and Ellipsis not in arguments:
-        return f"a list of {len(arguments)} numbers"
-    if origin in (list, tuple, collections.abc.Sequence):
-        return "a list of numbers"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-    return words.get(kind, str(kind))

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from carv_3d.core.options import DesignOptions, check_draws
 from carv_3d.core.proposals import real_dtype
 from carv_3d.errors import CarvError
 
-STRATIFY = ("none", "render", "global")
-
 
 @dataclass(frozen=True)
-class Design:
+class Design(DesignOptions):
     """A layout of draws. Raises CarvError for a name that does not exist.
 
     stratify: "none", independent draws. "render", the K draws of a render in K strata; where that leaves one
@@ -29,15 +28,6 @@ class Design:
         and a fixed place would tie timesteps to views.
     antithetic: draws 2j and 2j + 1 share t and use eps and -eps; K/2 strata.
     """
-
-    stratify: str = "render"
-    antithetic: bool = False
-
-    def __post_init__(self) -> None:
-        if self.stratify not in STRATIFY:
-            raise CarvError(f"stratify is {self.stratify!r}; it must be one of {', '.join(STRATIFY)}.")
-        if not isinstance(self.antithetic, bool):
-            raise CarvError(f"antithetic is {self.antithetic!r}; it must be true or false.")
 
     @property
     def group_size(self) -> int:
@@ -54,13 +44,7 @@ class Design:
 
     def check(self, num_draws: int) -> None:
         """Raises CarvError for a K that this design cannot lay out."""
-        if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-            raise CarvError(f"num_draws is {num_draws!r}; it must be a whole number of at least 1.")
-        if num_draws % self.group_size:
-            raise CarvError(
-                f"num_draws is {num_draws}, and antithetic draws come in pairs: "
-                f"set num_draws to {num_draws + 1} or antithetic to false."
-            )
+        check_draws(num_draws, self.antithetic)
 
     def draw_u(
         self,

@@ -9,8 +9,6 @@ import torch
 
 from carv_3d.errors import CarvError
 
-DEVICES = ("auto", "cpu", "cuda")
-
 
 def choose_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one; CarvError where CUDA is asked for and absent."""

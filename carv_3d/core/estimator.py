@@ -19,69 +19,38 @@ from torch import Tensor
 from carv_3d.core.accounting import CostMeter
 from carv_3d.core.batching import run_in_batches
 from carv_3d.core.control import EpsControl
-from carv_3d.core.designs import STRATIFY, Design
+from carv_3d.core.designs import Design
 from carv_3d.core.non_finite import NonFiniteSteps
-from carv_3d.core.proposals import PROPOSALS, check_range, make_proposal
+from carv_3d.core.options import (
+    ResidualOptions,
+    SamplingOptions,
+    StepOptions,
+    WeightingOptions,
+    option,
+)
+from carv_3d.core.proposals import check_range, make_proposal
 from carv_3d.core.reduction import finite_draws, per_draw, surrogate_loss
-from carv_3d.core.schedule import WEIGHTINGS, NoiseSchedule
+from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
 Cond = Tensor | Sequence[Tensor] | None
 
 
-@dataclass(frozen=True)
-class EstimatorOptions:
-    """What the estimator is told. Raises CarvError, naming the option, for a value that cannot be meant."""
+@dataclass(frozen=True, kw_only=True)
+class EstimatorOptions(SamplingOptions, StepOptions, ResidualOptions, WeightingOptions, kinds={"num_draws": int}):
+    """What the estimator is given. Raises CarvError, naming the option, for a value that cannot be meant."""
 
-    num_draws: int = 4
-    """K, draws of (t, eps) per render."""
-    proposal: str = "weight"
-    """Where timesteps are drawn: uniform | weight | adaptive."""
-    stratify: str = "render"
-    """none | render | global, see Design."""
-    antithetic: bool = False
-    """Draws in pairs with the same t and opposite noise; K is even."""
-    max_batch: int = 16
-    """Rows given to eps_hat at once; halved by itself when memory runs out."""
-    weighting: str = "sds"
-    """w(t), see NoiseSchedule.w."""
-    min_step: int = 20
-    """Smallest timestep; `set_range` moves it."""
-    max_step: int = 980
-    """Largest timestep, included."""
-    grad_clip: float | None = None
-    """Elementwise limit of each draw's f, before p/q and the mean, so that the objective is the same for
-    every K; None for none."""
-    control_variate: bool = False
-    """Subtract from each draw what it takes from its own noise, see EpsControl."""
-    adaptive_bins: int = 50
-    adaptive_floor: float = 0.1
-    adaptive_decay: float = 0.99
-    rank: int = 0
-    """This process among those that stratify together; its generator must differ from theirs."""
-    world_size: int = 1
-    shared_seed: int = 0
-    """Deals strata out to the ranks; the same on all."""
+    adaptive_bins: int = option(50, "Bins over the timesteps, of the adaptive proposal.", least=1)
+    adaptive_floor: float = option(0.1, "Share of the adaptive proposal that stays uniform.", above=0, most=1)
+    adaptive_decay: float = option(0.99, "Decay of the adaptive proposal's running means.", above=0, most=1)
+    rank: int = option(0, "This process among those that stratify together; its generator must differ from theirs.")
+    world_size: int = option(1, "How many processes stratify together.", least=1)
+    shared_seed: int = option(0, "Deals strata out to the ranks; the same on all.")
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("proposal", PROPOSALS),
-            ("stratify", STRATIFY),
-            ("weighting", WEIGHTINGS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise CarvError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
-        Design(self.stratify, self.antithetic).check(self.num_draws)
-        if not isinstance(self.control_variate, bool):
-            raise CarvError(f"control_variate is {self.control_variate!r}; it must be true or false.")
-        for name in ("max_batch", "world_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CarvError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        super().__post_init__()
         if not 0 <= self.rank < self.world_size:
             raise CarvError(f"rank is {self.rank}; with world_size {self.world_size} it must be below that.")
-        check_range(self.min_step, self.max_step)
-        _check_clip(self.grad_clip)
 
 
 @dataclass
@@ -174,7 +143,7 @@ class CarvEstimator:
         Every random number comes from `generator` (torch's global one if None), first u, then eps.
         """
         R, device, o = latents.shape[0], latents.device, self.options
-        K = o.num_draws if num_draws is None else num_draws
+        K = o.K if num_draws is None else num_draws
         self._move(device)
         u = self.design.draw_u(R, K, generator, device, o.rank, o.world_size, self._shared)
         t, weights = self.proposal.sample(u)
@@ -240,7 +209,7 @@ class CarvEstimator:
         if any(c.shape[:1] != (R,) for c in rows):
             raise CarvError(f"cond has rows {[tuple(c.shape) for c in rows]}; each tensor needs {R} rows.")
         clip = self.options.grad_clip if grad_clip is None else grad_clip
-        _check_clip(clip)
+        self.options.declared()["grad_clip"].check(clip)
         self._move(latents.device)
         own = draws is None
         if draws is None:
@@ -388,8 +357,3 @@ def _check_shape(what: str, got: Tensor, expected: Tensor) -> None:
             f"{what} returned {tuple(got.shape)} for z_t of {tuple(expected.shape)}; the shapes must be equal "
             "(a model that predicts a variance too must leave it out)."
         )
-
-
-def _check_clip(clip: float | None) -> None:
-    if clip is not None and not clip > 0:
-        raise CarvError(f"grad_clip is {clip}; it must be above 0, or null for no clipping.")

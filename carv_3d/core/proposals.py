@@ -7,16 +7,17 @@ turns uniform numbers into timesteps by its inverse CDF, so that it goes with ev
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv_3d.core.options import Proposal
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
-PROPOSALS = ("uniform", "weight", "adaptive")
+PROPOSALS = get_args(Proposal)
 
 
 def real_dtype(device: torch.device | str | None) -> torch.dtype:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from carv_3d.core.options import Weighting
 from carv_3d.errors import CarvError
 
-WEIGHTINGS = ("sds", "uniform", "fantasia3d")
+WEIGHTINGS = get_args(Weighting)
 
 
 class NoiseSchedule:

@@ -38,9 +38,7 @@ def sds_loss(
         raise CarvError(f"sds_loss learns nothing from step to step: for {what} make a CarvEstimator, and keep that.")
     estimator = _kept(schedule, o)
     estimator.set_range(o.min_step, o.max_step)
-    return estimator.estimate(
-        latents, eps_hat, cond, generator, num_draws=o.num_draws, grad_clip=o.grad_clip
-    ).loss
+    return estimator.estimate(latents, eps_hat, cond, generator, num_draws=o.K, grad_clip=o.grad_clip).loss
 
 
 def _kept(schedule: NoiseSchedule, o: EstimatorOptions) -> CarvEstimator:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv_3d.config.annealing import annealed
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.ema import Average
 from carv_3d.core.estimator import Estimate
@@ -76,7 +77,7 @@ class Distillation:
             self.teacher,
             self._fake_eps_hat,
             options.estimator(T, **place),
-            options.guidance_scale,
+            annealed(options.guidance_scale, 0),
             options.objective,
             self.meter,
         )
@@ -86,7 +87,7 @@ class Distillation:
             **place,
         )  # fmt: skip
         fp16 = options.precision == "fp16"
-        rules: tuple[Any, ...] = (options.betas, options.grad_clip, self.ranks, fp16)
+        rules: tuple[Any, ...] = (options.betas, options.max_grad_norm, self.ranks, fp16)
         self.generator_updates = Updates(self.generator, options.lr, *rules)
         self.fake_updates = Updates(self.fake, options.fake_lr, *rules)
         self.generators = {

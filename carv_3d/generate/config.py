@@ -6,13 +6,13 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from carv_3d.config.annealing import Annealed, annealed_values, check_annealed, counts_steps
-from carv_3d.config.reader import at_least, one_of, read_options, read_override, resolved, to_mapping
-from carv_3d.core.devices import DEVICES
+from carv_3d.config.annealing import Annealed, counts_steps
+from carv_3d.config.reader import read_options, read_override, resolved, to_mapping
+from carv_3d.core.options import AdamOptions, NamedOptions, Options, RunOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions
 from carv_3d.io.structured import MissingFileError, read_yaml
@@ -21,133 +21,106 @@ from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions
 from carv_3d.scenes.rendering import RenderOptions
 
-OPTIMIZERS = ("Adam", "AdamW")
-SCHEDULERS = ("exponential", "constant")
 MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
 
 
-@dataclass
-class BackgroundOptions:
+@dataclass(frozen=True, kw_only=True)
+class BackgroundOptions(Options):
     """What lies behind the object. White alone lets white floaters hide; a light color shows them."""
 
-    random_probability: float = 0.6  # share of the steps with a random color; the others are white
-    random_min: float = 0.72  # its darkest grey, in [0, 1]
-    random_tint: float = 0.16  # how far a channel may fall below that grey; 0 is grey, 1 any color
+    random_probability: float = option(
+        0.6, "Share of the steps with a random color; the others are white.", least=0, most=1
+    )
+    random_min: float = option(0.72, "Darkest gray of a random color.", least=0, most=1)
+    random_tint: float = option(
+        0.16, "How far a channel may fall below that gray; 0 is gray, 1 any color.", least=0, most=1
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("random_probability", "random_min", "random_tint"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CarvError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
 
-
-@dataclass
-class PromptOptions:
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(Options):
     """The prompt and how a camera's position is put into words; threestudio's names."""
 
-    prompt: str = ""
-    negative_prompt: str = ""
-    view_dependent_prompting: bool = True
-    fine_views: bool = True  # eight directions ("front left view"); false: threestudio's front, side, back
-    use_perp_neg: bool = False  # Perp-Neg (arXiv 2304.04968): between front, side and back, the others pushed away
-    overhead_threshold: float = 60.0  # degrees
-    front_threshold: float = 45.0
-    back_threshold: float = 45.0
+    prompt: str = option("", "What to make.")
+    negative_prompt: str = option("", "What to avoid: the text of the unconditional half.")
+    view_dependent_prompting: bool = option(True, "Add the camera's direction to the prompt.")
+    fine_views: bool = option(True, "Eight directions (front left view); false: threestudio's front, side and back.")
+    use_perp_neg: bool = option(False, "Perp-Neg (arXiv 2304.04968): between directions, with the others as negatives.")
+    overhead_threshold: float = option(60.0, "Degrees above which a view is overhead.", least=0, most=180)
+    front_threshold: float = option(45.0, "Degrees from the front within which a view is one.", least=0, most=180)
+    back_threshold: float = option(45.0, "Degrees from the back within which a view is one.", least=0, most=180)
 
     def __post_init__(self) -> None:
-        if len(self.prompt) > MAX_PROMPT or len(self.negative_prompt) > MAX_PROMPT:
-            raise CarvError(f"the prompt is longer than {MAX_PROMPT} characters; shorten it")
+        super().__post_init__()
         for text in (self.prompt, self.negative_prompt):
+            if len(text) > MAX_PROMPT:
+                raise CarvError(f"the prompt is longer than {MAX_PROMPT} characters; shorten it.")
             if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
-                raise CarvError("the prompt holds control characters or is no valid UTF-8: write plain text")
+                raise CarvError("the prompt holds control characters or is no valid UTF-8: write plain text.")
         if self.use_perp_neg:
             wrong = ["fine_views=false"] * self.fine_views
             wrong += ["view_dependent_prompting=true"] * (not self.view_dependent_prompting)
             if wrong:
-                raise CarvError(f"use_perp_neg mixes front, side and back view: set {' and '.join(wrong)}")
-        for name in ("overhead_threshold", "front_threshold", "back_threshold"):
-            if not 0 <= getattr(self, name) <= 180:
-                raise CarvError(f"{name} is {getattr(self, name)}; it must lie between 0 and 180 degrees")
+                raise CarvError(f"use_perp_neg mixes front, side and back view: set {' and '.join(wrong)}.")
 
 
-@dataclass
-class LossOptions:
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(Options):
     """What each loss is multiplied by; numbers or `carv_3d.config.annealing` schedules. 0 leaves a loss out.
 
     `loss_sds` is summed over the latent's elements and averaged over renders, the others are means.
     """
 
-    lambda_sds: Annealed = 1.0
-    lambda_sds_img: Annealed = 0.01  # in image space, with system.guidance.use_img_loss alone
-    lambda_recon: Annealed = 1000.0  # MSE(x, decode(encode(x))): keeps renders where the VAE is at home
-    lambda_density: Annealed = 20.0  # mean density over the samples
-    lambda_opacity: Annealed = 50.0  # mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid
-    lambda_sparsity: Annealed = 0.0  # threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike
-    lambda_opaque: Annealed = 0.0  # threestudio's: mean binary entropy of the opacity
-    lambda_orient: Annealed = 0.0  # threestudio's: normals that point away from the camera
-    lambda_tv: Annealed = 0.0  # total variation of the voxel grid (voxel geometry alone)
-
-    def __post_init__(self) -> None:
-        for name in vars(self):
-            value = check_annealed(name, getattr(self, name))
-            if min(annealed_values(value)) < 0:
-                raise CarvError(f"{name} is {value}; what a loss is multiplied by is at least 0")
-            setattr(self, name, value)
+    lambda_sds: Annealed = option(1.0, "Score distillation.", least=0)
+    lambda_sds_img: Annealed = option(0.01, "Score distillation in image space (use_img_loss alone).", least=0)
+    lambda_recon: Annealed = option(
+        1000.0, "MSE(x, decode(encode(x))): keeps renders where the VAE is accurate.", least=0
+    )
+    lambda_density: Annealed = option(20.0, "Mean density over the samples.", least=0)
+    lambda_opacity: Annealed = option(
+        50.0, "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.", least=0
+    )
+    lambda_sparsity: Annealed = option(0.0, "threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike.", least=0)
+    lambda_opaque: Annealed = option(0.0, "threestudio's, mean binary entropy of the opacity.", least=0)
+    lambda_orient: Annealed = option(0.0, "threestudio's, normals that point away from the camera.", least=0)
+    lambda_tv: Annealed = option(0.0, "Total variation of the voxel grid (voxel geometry alone).", least=0)
 
 
-@dataclass
-class OptimizerArgs:
+@dataclass(frozen=True, kw_only=True)
+class OptimizerArgs(AdamOptions, defaults={"lr": 0.06, "betas": (0.9, 0.99)}):
     """Passed to the torch optimizer."""
 
-    lr: float = 0.06
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-15
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise CarvError(f"lr is {self.lr}; it must be above 0")
-        at_least(self, 0, "eps", "weight_decay")
-        if not all(0 <= b < 1 for b in self.betas):
-            raise CarvError(f"betas are {list(self.betas)}; each must be at least 0 and below 1")
+    eps: float = option(1e-15, "Added to the root of the second mean.", least=0)
+    weight_decay: float = option(0.0, "Weight decay.", least=0)
 
 
-@dataclass
-class OptimizerOptions:
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(NamedOptions, defaults={"name": "Adam"}, kinds={"name": Literal["Adam", "AdamW"]}):
     """Which torch optimizer, and its arguments."""
 
-    name: str = "Adam"
-    args: OptimizerArgs = field(default_factory=OptimizerArgs)
-
-    def __post_init__(self) -> None:
-        one_of(self, "name", OPTIMIZERS)
+    args: OptimizerArgs = option(OptimizerArgs, "Its arguments.")
 
 
-@dataclass
-class SchedulerOptions:
-    """How the learning rate falls over the run: exponential, to `final_factor` of itself, or constant."""
+@dataclass(frozen=True, kw_only=True)
+class SchedulerOptions(
+    NamedOptions, defaults={"name": "exponential"}, kinds={"name": Literal["exponential", "constant"]}
+):
+    """How the learning rate falls over the run."""
 
-    name: str = "exponential"
-    final_factor: float = 0.2
-
-    def __post_init__(self) -> None:
-        one_of(self, "name", SCHEDULERS)
-        if not 0 < self.final_factor <= 1:
-            raise CarvError(f"final_factor is {self.final_factor}; it must be above 0 and at most 1")
+    final_factor: float = option(0.2, "exponential: the last learning rate over the first.", above=0, most=1)
 
 
-@dataclass
-class TrainerOptions:
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions(Options):
     """How long, and what is shown meanwhile."""
 
-    max_steps: int = 300
-    val_check_interval: int = 25  # steps between two previews (progress.png) and two readings of the classifier
-    step_seconds: float | None = None
-    """With num_draws: auto, what a step may take: R is then chosen with K, from data.batch_size on."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "max_steps", "val_check_interval")
-        if self.step_seconds is not None and not 0 < self.step_seconds < float("inf"):
-            raise CarvError(f"step_seconds is {self.step_seconds}; it must be above 0, or null for a fixed batch_size")
+    max_steps: int = option(300, "Steps of the run.", least=1)
+    val_check_interval: int = option(25, "Steps between two previews and two readings of the classifier.", least=1)
+    step_seconds: float | None = option(
+        None,
+        "With num_draws=auto, what a step may take: R is then chosen with K, from data.batch_size on.",
+        above=0,
+    )
 
 
 def _default_guidance() -> GuidanceOptions:
@@ -162,40 +135,39 @@ def _default_guidance() -> GuidanceOptions:
     )
 
 
-@dataclass
-class SystemOptions:
-    """The scene, the teacher and what is minimised."""
+@dataclass(frozen=True, kw_only=True)
+class SystemOptions(Options):
+    """The scene, the teacher and what is minimized."""
 
-    geometry_type: str = "auto"
-    geometry: FieldOptions = field(default_factory=FieldOptions)
-    renderer: RenderOptions = field(default_factory=RenderOptions)
-    background: BackgroundOptions = field(default_factory=BackgroundOptions)
-    prompt_processor: PromptOptions = field(default_factory=PromptOptions)
-    guidance: GuidanceOptions = field(default_factory=_default_guidance)
-    loss: LossOptions = field(default_factory=LossOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
-    exporter: MeshOptions = field(default_factory=MeshOptions)
+    geometry_type: str = option(
+        "auto", "The field; auto: tcnn on CUDA with tinycudann, else voxel.", choices=("auto", *FIELDS)
+    )
+    geometry: FieldOptions = option(FieldOptions, "Of the field.")
+    renderer: RenderOptions = option(RenderOptions, "Of the volume renderer.")
+    background: BackgroundOptions = option(BackgroundOptions, "What lies behind the object.")
+    prompt_processor: PromptOptions = option(PromptOptions, "The prompt and its views.")
+    guidance: GuidanceOptions = option(_default_guidance, "Of score distillation.")
+    loss: LossOptions = option(LossOptions, "What each loss is multiplied by.")
+    optimizer: OptimizerOptions = option(OptimizerOptions, "Which torch optimizer.")
+    scheduler: SchedulerOptions = option(SchedulerOptions, "How the learning rate falls.")
+    exporter: MeshOptions = option(MeshOptions, "How the mesh is made.")
 
     def __post_init__(self) -> None:
-        one_of(self, "geometry_type", ("auto", *FIELDS))
+        super().__post_init__()
         for group in (self.guidance, self.loss):
             for name, value in vars(group).items():
                 if isinstance(value, list) and not counts_steps(value):
                     raise CarvError(
                         f"{name} is {value}: an end with a decimal point counts epochs, and a run here has none; "
-                        "write whole steps (trainer.max_steps too, without a point or an exponent)"
+                        "write whole steps (trainer.max_steps too, without a point or an exponent)."
                     )
 
 
-@dataclass
-class CheckpointOptions:
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(Options):
     """How often the run's state is saved."""
 
-    every_n_train_steps: int = 25
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "every_n_train_steps")
+    every_n_train_steps: int = option(25, "Steps between two checkpoints.", least=1)
 
 
 def _default_data() -> CameraOptions:
@@ -213,25 +185,21 @@ def _default_data() -> CameraOptions:
     )
 
 
-@dataclass
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
     """Everything a run depends on. `data` and `system` are threestudio's groups."""
 
-    seed: int = 0
-    device: str = "auto"
-    data: CameraOptions = field(default_factory=_default_data)
-    system: SystemOptions = field(default_factory=SystemOptions)
-    trainer: TrainerOptions = field(default_factory=TrainerOptions)
-    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    data: CameraOptions = option(_default_data, "The cameras.")
+    system: SystemOptions = option(SystemOptions, "The scene, the teacher and what is minimized.")
+    trainer: TrainerOptions = option(TrainerOptions, "How long.")
+    checkpoint: CheckpointOptions = option(CheckpointOptions, "How often the state is saved.")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise CarvError(f"seed is {self.seed}; it must be at least 0 and below 2^63")
-        one_of(self, "device", DEVICES)
+        super().__post_init__()
         if self.trainer.step_seconds is not None and self.system.guidance.num_draws != AUTO:
             raise CarvError(
                 f"trainer.step_seconds is {self.trainer.step_seconds}, which is for num_draws: {AUTO}, and num_draws "
-                f"is {self.system.guidance.num_draws}: set system.guidance.num_draws={AUTO}, or leave step_seconds out"
+                f"is {self.system.guidance.num_draws}: set system.guidance.num_draws={AUTO}, or leave step_seconds out."
             )
 
     @property
@@ -280,7 +248,7 @@ def load_config(
         values["seed"] = seed
     config = config_from(values)
     if prompt is not None:
-        config.system.prompt_processor = replace(config.system.prompt_processor, prompt=prompt)
+        config = read_options(config, {"system": {"prompt_processor": {"prompt": prompt}}})
     return config
 
 

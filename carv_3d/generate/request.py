@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from carv_3d.config.reader import differing_keys, look_up, to_mapping
+from carv_3d.config.reader import differing_keys, look_up, read_options, to_mapping
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, load_config
 from carv_3d.io.files import check_unused, newest_run, slug, unused
@@ -55,7 +55,7 @@ def resolve(request: Request) -> tuple[Config, Path]:
     seed = stored.seed if request.seed is None else request.seed
     config = load_config(base, request.overrides, request.prompt or stored.prompt, seed)
     if config.system.geometry_type == "auto":
-        config.system.geometry_type = stored.system.geometry_type
+        config = read_options(config, {"system": {"geometry_type": stored.system.geometry_type}})
     old, new = to_mapping(stored), to_mapping(config)
     for key in differing_keys(old, new):
         if not key.startswith(CHANGEABLE):

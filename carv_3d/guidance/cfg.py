@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from carv_3d.errors import CarvError
 from carv_3d.objectives.residuals import EpsHat
 
-CFG_CONVENTIONS = ("standard", "threestudio")
+CfgConvention = Literal["standard", "threestudio"]
+CFG_CONVENTIONS = get_args(CfgConvention)
 
 EpsModel = Callable[..., Tensor]  # (z_t (N, C, h, w), t (N,), *condition (N, ...)) -> (N, C, h, w)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from carv_3d.core.batching import summed_gradients
 from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
+from carv_3d.core.options import Stratify
 from carv_3d.core.schedule import NoiseSchedule
 
 
@@ -91,7 +92,7 @@ class ScoreMatching:
         self,
         score: Score,
         num_draws: int = 1,
-        stratify: str = "render",
+        stratify: Stratify = "render",
         antithetic: bool = False,
         max_batch: int = 16,
         **estimator: Any,

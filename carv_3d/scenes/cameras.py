@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv_3d.core.options import BatchOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.scenes.camera_sequence import low_discrepancy
 from carv_3d.scenes.view_phrases import view_phrase
@@ -23,64 +25,44 @@ from carv_3d.scenes.view_phrases import view_phrase
 __all__ = ["CameraOptions", "Cameras", "Rays", "look_at", "orbit", "sample_cameras", "view_phrase"]
 
 Range = tuple[float, float]
-SAMPLING = ("random", "low_discrepancy")
 
 
-@dataclass
-class CameraOptions:
+@dataclass(frozen=True, kw_only=True)
+class CameraOptions(BatchOptions):
     """What `sample_cameras` and `orbit` read; threestudio's `data` keys, most values as in its dreamfusion-sd.
 
     Angles in degrees, distances in world units. `fovy` is the vertical field of view.
     """
 
-    height: int = 64
-    width: int = 64
-    batch_size: int = 1
-    elevation_range: Range = (-10.0, 45.0)
-    azimuth_range: Range = (-180.0, 180.0)
-    camera_distance_range: Range = (1.5, 2.0)
-    fovy_range: Range = (40.0, 70.0)
-    camera_perturb: float = 0.0  # standard deviations of normal perturbations of the position,
-    center_perturb: float = 0.0  # of the point looked at,
-    up_perturb: float = 0.0  # and of the up vector
-    batch_uniform_azimuth: bool = True
-    camera_sampling: str = "random"  # or low_discrepancy: spread evenly over renders and steps, each one still random
-    progressive_until: int = 0  # the ranges grow from the evaluation view to their full width by this step
-    eval_height: int = 64
-    eval_width: int = 64
-    eval_elevation_deg: float = 15.0
-    eval_camera_distance: float = 2.0
-    eval_fovy_deg: float = 70.0
-    n_test_views: int = 120
+    height: int = option(64, "Rows of a render in training.", least=1)
+    width: int = option(64, "Columns of a render in training.", least=1)
+    elevation_range: Range = option((-10.0, 45.0), "Degrees above the horizon.", least=-90, most=90)
+    azimuth_range: Range = option((-180.0, 180.0), "Degrees around the object; 0 sees its front.")
+    camera_distance_range: Range = option((1.5, 2.0), "Distance from the object's center.", least=1e-6)
+    fovy_range: Range = option((40.0, 70.0), "Vertical field of view in degrees.", least=1e-3, most=179)
+    camera_perturb: float = option(0.0, "Standard deviation of a normal shift of the position.", least=0)
+    center_perturb: float = option(0.0, "Standard deviation of a normal shift of the point looked at.", least=0)
+    up_perturb: float = option(0.0, "Standard deviation of a normal shift of the up vector.", least=0)
+    batch_uniform_azimuth: bool = option(True, "One azimuth in each of R equal parts of the range.")
+    camera_sampling: Literal["random", "low_discrepancy"] = option(
+        "random", "low_discrepancy spreads cameras evenly over renders and steps; each one is still random."
+    )
+    progressive_until: int = option(
+        0, "The ranges grow from the evaluation view to their full width by this step.", least=0
+    )
+    eval_height: int = option(64, "Rows of a finished image.", least=1)
+    eval_width: int = option(64, "Columns of a finished image.", least=1)
+    eval_elevation_deg: float = option(15.0, "Elevation of finished images.", least=-90, most=90)
+    eval_camera_distance: float = option(2.0, "Distance of finished images.", least=1e-6)
+    eval_fovy_deg: float = option(70.0, "Field of view of finished images.", least=1e-3, most=179)
+    n_test_views: int = option(120, "Images of the turntable.", least=1)
 
     def __post_init__(self) -> None:
-        if self.camera_sampling not in SAMPLING:
-            raise CarvError(f"camera_sampling is {self.camera_sampling!r}: it must be one of {', '.join(SAMPLING)}.")
-        limits = {
-            "elevation_range": (-90.0, 90.0),
-            "azimuth_range": (-math.inf, math.inf),
-            "camera_distance_range": (1e-6, math.inf),
-            "fovy_range": (1e-3, 179.0),
-        }
-        for name, (low, high) in limits.items():
-            pair = tuple(float(v) for v in getattr(self, name))
-            if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
-                raise CarvError(f"{name} is {list(pair)}: give two rising numbers between {low:g} and {high:g}.")
-            setattr(self, name, pair)
-        for name in ("height", "width", "batch_size", "eval_height", "eval_width", "n_test_views"):
-            if int(getattr(self, name)) < 1:
-                raise CarvError(f"{name} is {getattr(self, name)}: it must be at least 1.")
-        for kind, single in (
-            ("elevation_range", "eval_elevation_deg"),
-            ("camera_distance_range", "eval_camera_distance"),
-            ("fovy_range", "eval_fovy_deg"),
-        ):
-            low, high = limits[kind]
-            if not low <= getattr(self, single) <= high:
-                raise CarvError(f"{single} is {getattr(self, single)}: give a number between {low:g} and {high:g}.")
-        for name in ("camera_perturb", "center_perturb", "up_perturb", "progressive_until"):
-            if getattr(self, name) < 0:
-                raise CarvError(f"{name} is {getattr(self, name)}: it must not be negative.")
+        super().__post_init__()
+        for name in ("elevation_range", "azimuth_range", "camera_distance_range", "fovy_range"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise CarvError(f"{name} is {[low, high]}; give two rising numbers.")
 
     def at_step(self, step: int) -> CameraOptions:
         """The options with elevation and azimuth ranges as wide as `progressive_until` has them at `step`."""

@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv_3d.config.reader import read_options
+from carv_3d.core.options import LatticeOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.scenes.hashed import interpolate_hashed
 from carv_3d.scenes.trilinear import interpolate
@@ -34,38 +34,21 @@ __all__ = [
 ]
 
 
-@dataclass
-class FieldOptions:
+@dataclass(frozen=True, kw_only=True)
+class FieldOptions(LatticeOptions):
     """Sizes and the initial blob; the encoding's keys are threestudio's `pos_encoding_config`."""
 
-    radius: float = 1.08
-    density_scale: float = 10.0
-    blob_scale: float = 12.0
-    blob_radius: float = 0.52
-    resolution: int = 48  # voxels along an edge (voxel field)
-    n_levels: int = 8  # hash fields
-    n_features_per_level: int = 2
-    log2_hashmap_size: int = 17
-    base_resolution: int = 16
-    per_level_scale: float = 1.4472692
-    n_neurons: int = 32
-    n_hidden_layers: int = 1
-
-    def __post_init__(self) -> None:
-        limits = {
-            "resolution": (2, 1024), "n_levels": (1, 32), "n_features_per_level": (1, 16), "log2_hashmap_size": (1, 28),
-            "base_resolution": (2, 4096), "n_neurons": (1, 4096), "n_hidden_layers": (0, 16),
-        }  # fmt: skip
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise CarvError(f"field option {name} is {getattr(self, name)}: give {low} to {high}.")
-        for name in ("radius", "density_scale"):
-            if not getattr(self, name) > 0:
-                raise CarvError(f"field option {name} is {getattr(self, name)}: it must be positive.")
-        if not self.blob_scale >= 0:  # a blob_radius below 0 is none: the field begins empty
-            raise CarvError(f"field option blob_scale is {self.blob_scale}: it must be at least 0.")
-        if self.per_level_scale < 1:
-            raise CarvError(f"field option per_level_scale is {self.per_level_scale}: it must be at least 1.")
+    radius: float = option(1.08, "Radius of the sphere that holds the scene, in world units.", above=0)
+    density_scale: float = option(10.0, "What the density is multiplied by.", above=0)
+    blob_scale: float = option(12.0, "Density of the initial blob at its center.", least=0)
+    blob_radius: float = option(0.52, "Radius of the initial blob; below 0 the field begins empty.")
+    n_levels: int = option(8, "Hash fields: levels of the grid.", least=1, most=32)
+    n_features_per_level: int = option(2, "Hash fields: numbers at each entry.", least=1, most=16)
+    log2_hashmap_size: int = option(17, "Hash fields: entries of a level, as a power of two.", least=1, most=28)
+    base_resolution: int = option(16, "Hash fields: cells of the coarsest level along an edge.", least=2, most=4096)
+    per_level_scale: float = option(1.4472692, "Hash fields: resolution of a level over the one before.", least=1)
+    n_neurons: int = option(32, "Hash fields: width of the network.", least=1, most=4096)
+    n_hidden_layers: int = option(1, "Hash fields: hidden layers of the network.", least=0, most=16)
 
 
 class Field(nn.Module, ABC):
@@ -237,7 +220,7 @@ def make_field(
     grid otherwise; the choice is told to `log`. Raises CarvError for an unknown name or option.
     """
     if not isinstance(options, FieldOptions):
-        options = read_options(FieldOptions(), options or {})
+        options = FieldOptions(**(options or {}))
     device = torch.device(device)
     reason = "as asked"
     if name == "auto":

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
+from carv_3d.core.options import LatticeOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.scenes.fields import Field
 from carv_3d.scenes.gltf import to_gltf_axes, write_glb
@@ -29,28 +30,19 @@ __all__ = ["MeshOptions", "choose_level", "extract_mesh", "mesh_from_volume", "s
 Volume = NDArray[np.float32]
 
 
-@dataclass
-class MeshOptions:
-    """`level`: the density at the surface, or "auto"; `min_component`: pieces below this share of the whole
-    volume are dropped; `smoothing`: passes of Taubin's filter."""
+@dataclass(frozen=True, kw_only=True)
+class MeshOptions(LatticeOptions, defaults={"resolution": 96}):
+    """How the mesh is made from the field."""
 
-    resolution: int = 96
-    level: float | str = "auto"
-    min_component: float = 0.02
-    smoothing: int = 5
-    longest_side: float = 1.0  # of the exported object, in metres
+    level: float | Literal["auto"] = option("auto", "Density at the surface; auto: see `choose_level`.", above=0)
+    min_component: float = option(0.02, "Pieces below this share of the whole volume are dropped.", least=0, below=1)
+    smoothing: int = option(5, "Passes of Taubin's filter.", least=0, most=1000)
+    longest_side: float = option(1.0, "Of the exported object, in meters.", above=0)
 
     def __post_init__(self) -> None:
-        if not 8 <= self.resolution <= 1024:
-            raise CarvError(f"mesh option resolution is {self.resolution}: give 8 to 1024.")
-        if self.level != "auto" and not (isinstance(self.level, (int, float)) and self.level > 0):
-            raise CarvError(f"mesh option level is {self.level!r}: give a positive density or auto.")
-        if not 0 <= self.min_component < 1:
-            raise CarvError(f"mesh option min_component is {self.min_component}: give 0 or more, below 1.")
-        if not 0 <= self.smoothing <= 1000:
-            raise CarvError(f"mesh option smoothing is {self.smoothing}: give 0 to 1000 passes.")
-        if not self.longest_side > 0:
-            raise CarvError(f"mesh option longest_side is {self.longest_side}: it must be above 0.")
+        super().__post_init__()
+        if self.resolution < 8:
+            raise CarvError(f"resolution is {self.resolution}; a mesh needs a whole number from 8 to 1024.")
 
 
 @torch.no_grad()

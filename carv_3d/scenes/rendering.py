@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from nerfacc.volrend import accumulate_along_rays, render_weight_from_density
 from torch import Tensor
 
+from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
 from carv_3d.scenes.cameras import Cameras, Rays
 from carv_3d.scenes.fields import Field
@@ -27,34 +28,20 @@ COARSE_IMAGE = 48  # pixels along the side of the image that says which rays are
 INVISIBLE = 1e-3  # opacity
 
 
-@dataclass
-class RenderOptions:
-    """How rays are sampled.
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions(Options):
+    """How rays are sampled."""
 
-    `num_samples_per_ray` in training; finished images take at least `eval_samples_per_ray`, since few
-    samples without jitter draw contour lines on a hard surface. `randomized`: jitter in training.
-    `grid_prune`: occupancy grid "auto" (on CUDA), or true, or false. `eval_chunk_rays`: how many rays of a
-    finished image are held in memory at once.
-    """
-
-    num_samples_per_ray: int = 36
-    eval_samples_per_ray: int = 64
-    randomized: bool = True
-    near_plane: float = 0.01
-    grid_prune: bool | str = "auto"
-    grid_resolution: int = 64
-    prune_density_threshold: float = 0.01  # in optical depth over one step
-    eval_chunk_rays: int = 8192
-
-    def __post_init__(self) -> None:
-        for name in ("num_samples_per_ray", "eval_samples_per_ray", "grid_resolution", "eval_chunk_rays"):
-            if getattr(self, name) < 1:
-                raise CarvError(f"renderer option {name} is {getattr(self, name)}: it must be at least 1.")
-        for name in ("near_plane", "prune_density_threshold"):
-            if not getattr(self, name) >= 0:
-                raise CarvError(f"renderer option {name} is {getattr(self, name)}: it must be at least 0.")
-        if self.grid_prune not in (True, False, "auto"):
-            raise CarvError(f"renderer option grid_prune is {self.grid_prune!r}: give true, false or auto.")
+    num_samples_per_ray: int = option(36, "Samples of a ray in training.", least=1)
+    eval_samples_per_ray: int = option(
+        64, "Fewest samples of a ray in finished images: few without jitter draw contour lines.", least=1
+    )
+    randomized: bool = option(True, "Jitter the samples in training.")
+    near_plane: float = option(0.01, "Nearest sample, in world units.", least=0)
+    grid_prune: bool | Literal["auto"] = option("auto", "Skip what is empty by an occupancy grid; auto: on CUDA.")
+    grid_resolution: int = option(64, "Cells of the occupancy grid along an edge.", least=1)
+    prune_density_threshold: float = option(0.01, "Least optical depth of a step that is kept.", least=0)
+    eval_chunk_rays: int = option(8192, "Rays of a finished image that are held in memory at once.", least=1)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel, cosine, kernel
+from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions, cosine, kernel
 from carv_3d.attribution.command import AttributeOptions, kept_kernel, score
 from carv_3d.attribution.encoded import EncodedImages, encode_images
 from carv_3d.attribution.images import FolderImages, TinyImages
@@ -64,13 +64,14 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
     assert values == sorted(values, reverse=True)
     assert {r["caption"] for r in rows if r["image"] == "0.png"} == {"a red mug"}
 
-    def feature(index: int, draws: DrawOptions, role: str, key: str, caption: str) -> torch.Tensor:
-        maker = FeatureMaker(GradientModel.of_teacher(sd_teacher), FeatureOptions(draws, dim=64), role)
+    def feature(index: int, draws: GroupedDrawOptions, role: str, key: str, caption: str) -> torch.Tensor:
+        maker = FeatureMaker(GradientModel.of_teacher(sd_teacher), FeatureOptions(draws=draws, dim=64), role)
         z = encode_images([FolderImages(data, SIZE).image(index)], sd_teacher)[0]
         return maker.feature(key, z, sd_teacher.text_embeddings([caption])[0])
 
-    items = [feature(i, DrawOptions(4, 2), "train", f"{i}.png", "a red mug" if i == 0 else "") for i in (0, 4)]
-    expected = cosine(feature(3, DrawOptions(16, 8), "query", "0", "")[None], torch.stack(items))
+    few, many = GroupedDrawOptions(num_draws=4), GroupedDrawOptions(num_draws=16, groups=8)
+    items = [feature(i, few, "train", f"{i}.png", "a red mug" if i == 0 else "") for i in (0, 4)]
+    expected = cosine(feature(3, many, "query", "0", "")[None], torch.stack(items))
     found = {r["image"]: r for r in rows}
     for name, value, error in zip(("0.png", "4.png"), expected.values[0], expected.errors[0]):
         assert float(found[name]["score"]) == pytest.approx(float(value), rel=1e-3)
@@ -349,9 +350,9 @@ def test_words_are_told_from_places(tmp_path) -> None:
 
 def test_options_know_their_limits() -> None:
     with pytest.raises(CarvError, match="did not train owner/model: name its own with --data"):
-        AttributeOptions("a red mug", model="owner/model")
+        AttributeOptions(query="a red mug", model="owner/model")
     with pytest.raises(CarvError, match="query_draws is 8; it must be a multiple of 16"):
-        AttributeOptions("a red mug", query_draws=8)
+        AttributeOptions(query="a red mug", query_draws=8)
 
 
 def test_a_run_is_asked_about_by_views_of_its_asset(sd_folder, sd_teacher, tmp_path) -> None:

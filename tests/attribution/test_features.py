@@ -9,7 +9,7 @@ import pytest
 import torch
 from scaling_double import Scaling, TensorItems
 
-from carv_3d.attribution import DrawOptions, FeatureMaker, FeatureOptions, GradientModel
+from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
 from carv_3d.attribution.draws import draws_of
 from carv_3d.attribution.losses import LOSSES, loss_rows
 from carv_3d.attribution.projection import Projection
@@ -20,7 +20,7 @@ DESIGNS = [("none", False), ("none", True), ("render", False), ("render", True)]
 
 
 def options(stratify: str = "render", antithetic: bool = True, K: int = 4, groups: int = 1, **more) -> FeatureOptions:
-    draws = DrawOptions(num_draws=K, groups=groups, stratify=stratify, antithetic=antithetic)
+    draws = GroupedDrawOptions(num_draws=K, groups=groups, stratify=stratify, antithetic=antithetic)
     return FeatureOptions(draws=draws, dim=None, **more)
 
 
@@ -99,7 +99,7 @@ def test_a_v_prediction_is_held_against_v(v_prediction_folder) -> None:
 
 def test_draws_hang_on_the_key_alone(schedule) -> None:
     proposal = make_proposal("uniform", schedule, "uniform")
-    few, many = DrawOptions(num_draws=4, groups=2), DrawOptions(num_draws=8, groups=4)
+    few, many = GroupedDrawOptions(num_draws=4, groups=2), GroupedDrawOptions(num_draws=8, groups=4)
     a = draws_of("x", "train", few, proposal, (2, 3), 0)
     b = draws_of("x", "train", many, proposal, (2, 3), 0)
     assert all(torch.equal(p.eps, q.eps) and torch.equal(p.t, q.t) for p, q in zip(a, b))
@@ -203,11 +203,11 @@ def test_a_gradient_that_is_not_finite_is_named_and_the_rest_is_kept(model, item
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: DrawOptions(num_draws=0), "num_draws is 0"),
-        (lambda: DrawOptions(num_draws=6, groups=4), "equal groups"),
-        (lambda: DrawOptions(num_draws=6, groups=2), "come in pairs: take a multiple of 4"),
-        (lambda: DrawOptions(stratify="global"), "must be none or render"),
-        (lambda: DrawOptions(min_step=5, max_step=4), "min_step is 5"),
+        (lambda: GroupedDrawOptions(num_draws=0), "num_draws is 0"),
+        (lambda: GroupedDrawOptions(num_draws=6, groups=4), "equal groups"),
+        (lambda: GroupedDrawOptions(num_draws=6, groups=2), "set num_draws to 8"),
+        (lambda: GroupedDrawOptions(stratify="global"), "stratify is 'global'; it must be one of none, render"),
+        (lambda: GroupedDrawOptions(min_step=5, max_step=4), "min_step is 5"),
         (lambda: FeatureOptions(loss="mse"), "loss is 'mse'"),
         (lambda: FeatureOptions(weighting="x"), "weighting is 'x'"),
         (lambda: FeatureOptions(dim=0), "dim is 0"),

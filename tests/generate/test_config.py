@@ -10,6 +10,7 @@ import pytest
 
 import carv_3d
 from carv_3d.config.reader import differing_keys, look_up, read_options, to_mapping
+from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, config_to_yaml, load_config
 from carv_3d.report.page import flatten
@@ -131,7 +132,7 @@ def test_an_unknown_key_is_named_with_the_nearest(override: str, words: str) -> 
         ("seed=-1", "seed is -1"),
         ("system.guidance.seed=-1", "seed is -1"),
         ("system.guidance.seed=9223372036854775808", "below 2^63"),
-        ("system.geometry.resolution=100000", "resolution is 100000: give 2 to 1024"),
+        ("system.geometry.resolution=100000", "resolution is 100000; it must be a whole number from 2 to 1024"),
         ("system.geometry.log2_hashmap_size=200", "log2_hashmap_size is 200"),
         ("system.geometry.n_levels=0", "n_levels is 0"),
         ("system.geometry.n_features_per_level=17", "n_features_per_level is 17"),
@@ -165,7 +166,8 @@ def test_a_value_out_of_range_is_named(override: str, name: str) -> None:
         ("system.guidance.antithetic=3", "true or false"),
         ("system.optimizer.args.betas=0.9", "a list of 2 numbers"),
         ("data.fovy_range=[1,2,3]", "a list of 2 numbers"),
-        ("device=3", "text"),
+        ("device=3", "one of auto, cpu, cuda"),
+        ("system.prompt_processor={prompt: 3}", "text"),
         ("system=3", "a group of options"),
         ("trainer=[1]", ""),
     ],
@@ -222,15 +224,15 @@ def test_control_characters_and_endless_prompts_are_refused() -> None:
 
 
 def test_reading_changes_neither_defaults_nor_values() -> None:
-    @dataclasses.dataclass
-    class Inner:
-        a: int = 1
-        b: tuple[float, float] = (0.0, 1.0)
+    @dataclasses.dataclass(frozen=True)
+    class Inner(Options):
+        a: int = option(1, "")
+        b: tuple[float, float] = option((0.0, 1.0), "")
 
-    @dataclasses.dataclass
-    class Outer:
-        inner: Inner = dataclasses.field(default_factory=Inner)
-        c: float | None = None
+    @dataclasses.dataclass(frozen=True)
+    class Outer(Options):
+        inner: Inner = option(Inner, "")
+        c: float | None = option(None, "")
 
     globals().update(Inner=Inner, Outer=Outer)  # where the annotations are looked up
     defaults, values = Outer(), {"inner": {"b": [1, 2]}}

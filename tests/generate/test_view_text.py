@@ -13,7 +13,7 @@ from carv_3d.generate.config import PromptOptions
 from carv_3d.generate.view_text import view_text
 from carv_3d.scenes.cameras import orbit
 
-OPTIONS = PromptOptions("a red mug", "bad", fine_views=False, use_perp_neg=True)
+OPTIONS = PromptOptions(prompt="a red mug", negative_prompt="bad", fine_views=False, use_perp_neg=True)
 END = math.exp(-0.5)  # of the decay, at r = 1
 
 
