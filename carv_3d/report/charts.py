@@ -67,76 +67,106 @@ def smooth(y: Sequence[float], window: int, robust: bool = False) -> list[float]
     return out
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, window: int = 1, robust: bool = False) -> str:
-    """An SVG of `series` with axes, grid and, for more than one line, a legend; '' where there is no point.
+@dataclass
+class _Frame:
+    """The ranges of both axes, and where they lie in the image."""
 
-    With `window` > 1 each line is drawn faint as it is, and its running mean over `window` points on top.
-    A series without points takes no place in the legend, and keeps its color from the others.
-    With `robust` the y axis ends a little above the 98th percentile, what lies higher is cut off at
-    it, and running medians take the place of means.
-    Names and labels are escaped.
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+    top: int
+
+    @classmethod
+    def around(cls, drawn: Sequence[Series], robust: bool) -> _Frame:
+        xs = [p[0] for s in drawn for p in s.points]
+        ys = [p[1] for s in drawn for p in s.points] + [end for s in drawn for row in s.band for end in row[1:]]
+        x0, x1 = min(xs), max(xs)
+        y0, y1 = min(ys), max(ys)
+        if robust:
+            y1 = min(y1, 1.25 * sorted(ys)[int(0.98 * (len(ys) - 1))])
+        if y0 >= 0 and y0 < 0.5 * y1:
+            y0 = 0.0
+        pad = (y1 - y0) * 0.06 or abs(y1) * 0.1 or 1.0
+        legend = 18 if len(drawn) > 1 else 0
+        return cls(x0, x1 if x1 > x0 else x0 + 1.0, y0 - pad if y0 != 0 else y0, y1 + pad, TOP + legend)
+
+    def x(self, value: float) -> float:
+        return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (min(value, self.y1) - self.y0) / (self.y1 - self.y0)
+        return HEIGHT - BOTTOM - share * (HEIGHT - self.top - BOTTOM)
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in points)
+
+
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, window: int = 1, robust: bool = False) -> str:
+    """An SVG of lines with axes, grid and, for more than one line, a legend.
+
+    Args:
+        series: the lines. One without points takes no place in the legend, and keeps its color from the others.
+        x_label: escaped, as all names are.
+        y_label: the same.
+        window: above 1, each line is drawn faint as it is, with its running mean over so many points on top.
+        robust: the y axis ends a little above the 98th percentile, what lies higher is cut off at it, and running
+            medians take the place of means.
+
+    Returns:
+        The SVG, or "" where there is no point.
     """
-    drawn = [s for s in series if s.points]
+    drawn = [(s, COLORS[index % len(COLORS)]) for index, s in enumerate(series) if s.points]
     if not drawn:
         return ""
-    xs = [p[0] for s in drawn for p in s.points]
-    ys = [p[1] for s in drawn for p in s.points] + [end for s in drawn for row in s.band for end in row[1:]]
-    x0, x1 = min(xs), max(xs)
-    y0, y1 = min(ys), max(ys)
-    if robust:
-        y1 = min(y1, 1.25 * sorted(ys)[int(0.98 * (len(ys) - 1))])
-    if y0 >= 0 and y0 < 0.5 * y1:
-        y0 = 0.0
-    pad = (y1 - y0) * 0.06 or abs(y1) * 0.1 or 1.0
-    y1 += pad
-    top = TOP + (18 if len(drawn) > 1 else 0)  # the legend's line
-    if y0 != 0:
-        y0 -= pad
-    x1 = x1 if x1 > x0 else x0 + 1.0
-
-    def px(x: float) -> float:
-        return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
-
-    def py(y: float) -> float:
-        return HEIGHT - BOTTOM - (min(y, y1) - y0) / (y1 - y0) * (HEIGHT - top - BOTTOM)
-
-    def path(points: Sequence[tuple[float, float]]) -> str:
-        return "M" + "L".join(f"{px(a):.1f},{py(b):.1f}" for a, b in points)
-
+    frame = _Frame.around([s for s, _ in drawn], robust)
     label = escape(f"{y_label} over {x_label}", quote=True)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" class="chart">']
-    for tick in nice_ticks(y0, y1):
-        y = py(tick)
+    parts += _axes(frame, x_label)
+    for line, color in drawn:
+        parts += _line(frame, line, color, window, robust)
+    if len(drawn) > 1:
+        parts += _legend(drawn)
+    return "".join([*parts, "</svg>"])
+
+
+def _axes(frame: _Frame, x_label: str) -> list[str]:
+    parts = []
+    for tick in nice_ticks(frame.y0, frame.y1):
+        y = frame.y(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for tick in nice_ticks(x0, x1, 6):
-        x, y = px(tick), HEIGHT - BOTTOM + 18
+    for tick in nice_ticks(frame.x0, frame.x1, 6):
+        x, y = frame.x(tick), HEIGHT - BOTTOM + 18
         parts.append(f'<text class="tick" x="{x:.1f}" y="{y}" text-anchor="middle">{tick:.6g}</text>')
     parts.append(
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
         f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
     )
-    colors = {id(one): COLORS[index % len(COLORS)] for index, one in enumerate(series)}
-    for one in drawn:
-        color = colors[id(one)]
-        shown = one.points
-        if one.band:
-            around = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in reversed(one.band)]
-            parts.append(f'<path d="{path(around)}Z" fill="{color}" fill-opacity=".16"/>')
-        if window > 1 and len(shown) > window:
-            parts.append(f'<path d="{path(shown)}" fill="none" stroke="{color}" stroke-opacity=".25"/>')
-            shown = list(zip([p[0] for p in shown], smooth([p[1] for p in shown], window, robust)))
-        if len(shown) == 1:
-            cx, cy = px(shown[0][0]), py(shown[0][1])
-            parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" fill="{color}"/>')
-        parts.append(f'<path d="{path(shown)}" fill="none" stroke="{color}" stroke-width="2"/>')
-    if len(drawn) > 1:
-        x = float(LEFT + 8)
-        for one in drawn:
-            color = colors[id(one)]
-            parts.append(f'<rect x="{x:.0f}" y="{TOP}" width="12" height="3" fill="{color}"/>')
-            parts.append(f'<text class="tick" x="{x + 17:.0f}" y="{TOP + 6}">{escape(one.name)}</text>')
-            x += 30 + 6.6 * len(one.name)
-    parts.append("</svg>")
-    return "".join(parts)
+    return parts
+
+
+def _line(frame: _Frame, line: Series, color: str, window: int, robust: bool) -> list[str]:
+    """The band, the line as it is where it is smoothed, and the line on top."""
+    parts, shown = [], line.points
+    if line.band:
+        around = [(x, high) for x, _, high in line.band] + [(x, low) for x, low, _ in reversed(line.band)]
+        parts.append(f'<path d="{frame.path(around)}Z" fill="{color}" fill-opacity=".16"/>')
+    if window > 1 and len(shown) > window:
+        parts.append(f'<path d="{frame.path(shown)}" fill="none" stroke="{color}" stroke-opacity=".25"/>')
+        shown = list(zip([p[0] for p in shown], smooth([p[1] for p in shown], window, robust)))
+    if len(shown) == 1:
+        x, y = frame.x(shown[0][0]), frame.y(shown[0][1])
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
+    parts.append(f'<path d="{frame.path(shown)}" fill="none" stroke="{color}" stroke-width="2"/>')
+    return parts
+
+
+def _legend(drawn: Sequence[tuple[Series, str]]) -> list[str]:
+    parts, x = [], float(LEFT + 8)
+    for line, color in drawn:
+        parts.append(f'<rect x="{x:.0f}" y="{TOP}" width="12" height="3" fill="{color}"/>')
+        parts.append(f'<text class="tick" x="{x + 17:.0f}" y="{TOP + 6}">{escape(line.name)}</text>')
+        x += 30 + 6.6 * len(line.name)
+    return parts

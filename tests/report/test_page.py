@@ -1,0 +1,154 @@
+"""The report's page: offline, escaped, and readable whatever is missing."""
+
+from __future__ import annotations
+
+import math
+import re
+from html import escape, unescape
+from pathlib import Path
+
+import pytest
+
+from carv_3d.config.reader import to_mapping
+from carv_3d.generate.config import load_config
+from carv_3d.io.tables import read_metrics
+from carv_3d.report.charts import Series
+from carv_3d.report.page import CURVES, data_uri, flatten, page, render_report, write_report
+
+NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)></script>&amp; ${a} {b}"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "asset.glb").write_bytes(b"glTF-model")
+    (tmp_path / "turntable.mp4").write_bytes(b"film")
+    (tmp_path / "turntable.gif").write_bytes(b"GIF89a")
+    (tmp_path / "preview.png").write_bytes(b"png")
+    (tmp_path / "metrics.csv").write_text(
+        "step,seconds,snr_step,ess,classifier_object\n1,0.5,0.25,3.9,\n2,0.4,0.5,3.8,0.7\n3,0.4,nan,3.9,\n4,0.4"
+    )
+    return tmp_path
+
+
+def report_of(folder: Path, prompt: str = "a red mug") -> str:
+    return render_report(folder, to_mapping(load_config(prompt=prompt)), {"steps": "3", "<b>": "<i>"})
+
+
+def without_viewer(text: str) -> str:
+    return re.sub(r'<script type="module">.*?</script>', "", text, flags=re.DOTALL)
+
+
+def test_it_shows_model_film_views_curves_and_settings(folder: Path) -> None:
+    text = report_of(folder)
+    assert "data:model/gltf-binary;base64,Z2xURi1tb2RlbA==" in text
+    assert "data:video/mp4;base64,ZmlsbQ==" in text
+    assert "data:image/png;base64,cG5n" in text
+    assert without_viewer(text).count("<svg") == 3  # the classifier's score, SNR and the effective sample size
+    assert "<td>system.guidance.num_draws</td><td>2</td>" in text
+    assert "customElements" in text  # the viewer's own code
+
+
+def test_it_loads_nothing_from_anywhere(folder: Path) -> None:
+    text = without_viewer(report_of(folder))
+    assert re.findall(r'(?:src|href|url|poster)\s*[=(]\s*["\']?(?!data:)[^"\'\s>]+', text) == []
+    assert re.findall(r"https?://", text) == []
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    assert "default-src 'none'" in policy[1]
+    assert "http" not in policy[1]
+    assert "*" not in policy[1]
+
+
+def test_whatever_a_user_wrote_is_text(folder: Path) -> None:
+    text = without_viewer(report_of(folder, NASTY))
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert "<i>" not in text  # facts too
+    assert unescape(re.search(r"<h1>(.*?)</h1>", text)[1]) == NASTY  # type: ignore[index]
+
+
+def test_the_inlined_viewer_cannot_end_its_script_early(folder: Path) -> None:
+    scripts = re.findall(r'<script type="module">(.*?)</script>', report_of(folder), re.DOTALL)
+    assert len(scripts) == 1
+    assert len(scripts[0]) > 500_000
+    assert "sourceMappingURL" not in scripts[0]
+
+
+def test_missing_files_leave_a_note_in_their_place(tmp_path: Path) -> None:
+    text = report_of(tmp_path)
+    assert "No mesh was made" in text
+    assert "No turntable was made" in text
+    assert "No step has been recorded" in text
+    assert "model-viewer>" not in without_viewer(text).split("<footer>")[0].split("</style>")[1]
+
+
+def test_without_a_film_the_gif_stands_in(folder: Path) -> None:
+    (folder / "turntable.mp4").unlink()
+    assert '<img src="data:image/gif;base64,R0lGODlh"' in report_of(folder)
+
+
+def test_it_is_written_into_the_folder(folder: Path) -> None:
+    path = write_report(folder, to_mapping(load_config(prompt="ein Häuschen")), {})
+    assert path == folder / "report.html"
+    assert "ein Häuschen" in path.read_text(encoding="utf-8")
+
+
+def test_metrics_are_read_with_gaps_and_without_a_torn_line(folder: Path) -> None:
+    rows = read_metrics(folder / "metrics.csv")
+    assert [r["step"] for r in rows] == [1.0, 2.0, 3.0]
+    assert math.isnan(rows[0]["classifier_object"])
+    assert rows[1]["classifier_object"] == 0.7
+    assert [r["step"] for r in read_metrics(folder / "metrics.csv", last_step=2)] == [1.0, 2.0]
+    assert read_metrics(folder / "nothing.csv") == []
+
+
+def test_flatten_known_value() -> None:
+    assert flatten({"a": {"b": 1, "c": None}, "d": [1, 2]}) == [("a.b", "1"), ("a.c", "—"), ("d", "[1, 2]")]
+
+
+def test_every_column_has_its_curve_once_and_titles_are_said(folder: Path) -> None:
+    columns = [name for names, *_ in CURVES for name in names]
+    assert len(set(columns)) == len(columns)
+    rows = "".join(f"{step},{','.join('0.5' for _ in columns)}\n" for step in (1, 2))
+    (folder / "metrics.csv").write_text(f"step,{','.join(columns)}\n{rows}")
+    text = without_viewer(report_of(folder))
+    assert text.count("<svg") == len(CURVES)
+    for names, title, label, explanation in CURVES:
+        assert f"<h3>{escape(title)}</h3>" in text
+        assert escape(explanation) in text
+        assert f'aria-label="{escape(label)} over step"' in text
+        for name in names if len(names) > 1 else ():
+            assert f">{name.split('_', 1)[1]}</text>" in text  # the legend
+
+
+def test_long_runs_have_running_means_and_seconds_are_robust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int, bool]] = []
+
+    def recorded(series: list[Series], x: str, y: str, window: int, robust: bool) -> str:
+        drawn.append((len(series), window, robust))
+        return "<svg/>"
+
+    monkeypatch.setattr("carv_3d.report.page.line_chart", recorded)
+    lines = "".join(f"{step},{step},{step if step < 50 else ''}\n" for step in range(100))
+    (folder / "metrics.csv").write_text(f"step,ess,seconds_render\n{lines}")
+    report_of(folder)
+    assert drawn[2] == (1, 5, False)  # the effective sample size: 100 points, means of a twentieth
+    assert drawn[3] == (4, 1, True)  # seconds: 50 points are drawn as they are
+
+
+def test_a_page_has_the_viewer_and_style_only_where_they_are_asked_for() -> None:
+    bare = page("a & b", "<p>x</p>", viewer=False)
+    assert "<title>a &amp; b · carv_3d</title>" in bare
+    assert "<script" not in bare
+    assert "model-viewer" not in bare.split("<body>")[1]
+    assert "<p>x</p>" in bare
+    full = page("t", "", viewer=True, style=".mine{color:red}")
+    assert ".mine{color:red}</style>" in full
+    assert "&lt;model-viewer&gt; 4.4.0" in full
+    assert full.count("<script") == 1
+
+
+def test_data_uris(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"\x00\xff")
+    assert data_uri(tmp_path / "a.bin", "x/y") == "data:x/y;base64,AP8="
+    assert data_uri(tmp_path / "none", "x/y") == ""
