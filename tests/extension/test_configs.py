@@ -7,21 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import host_double as double
 import pytest
+import recorded_parity as recorded
 from omegaconf import OmegaConf
 
 from carv_3d.guidance.sds import GuidanceOptions
 
-sys.path.insert(0, str(Path(__file__).parent))
-import host_double as double
-
 README = (double.EXTENSION / "README.md").read_text()
 CONFIGS = sorted((double.EXTENSION / "configs").glob("*.yaml"))
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return double.install(monkeypatch)
 
 
 def test_all_configurations_are_there() -> None:
@@ -50,10 +44,9 @@ def test_a_configuration_says_what_the_guidance_takes(file: Path, host: Any) -> 
 
 
 def test_every_option_of_ours_is_in_the_readme_with_its_default(host: Any) -> None:
-    from test_extension import STOCK
-
     config = host.modules["carv-stable-diffusion-guidance"].Config()
-    ours = {name: value for name, value in vars(config).items() if name not in STOCK}
+    stock = recorded.facts()["stable-diffusion-guidance"]
+    ours = {name: value for name, value in vars(config).items() if name not in stock}
     rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", README, re.MULTILINE))
     told = {name: OmegaConf.create(f"x: {value.strip('`')}").x for name, value in rows.items()}
     assert told == ours

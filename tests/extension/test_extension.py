@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import host_double as double
 import pytest
 import torch
 from torch import Tensor
@@ -16,23 +17,7 @@ from torch import Tensor
 from carv_3d.errors import CarvError
 from carv_3d.tiny.tokens import LENGTH
 
-sys.path.insert(0, str(Path(__file__).parent))
-import host_double as double
-
 B = 2
-STOCK = {
-    "pretrained_model_name_or_path": "runwayml/stable-diffusion-v1-5", "enable_memory_efficient_attention": False,
-    "enable_sequential_cpu_offload": False, "enable_attention_slicing": False, "enable_channels_last_format": False,
-    "guidance_scale": 100.0, "grad_clip": None, "half_precision_weights": True, "min_step_percent": 0.02,
-    "max_step_percent": 0.98, "sqrt_anneal": False, "trainer_max_steps": 25000, "use_img_loss": False,
-    "use_sjc": False, "var_red": True, "weighting_strategy": "sds", "token_merging": False,
-    "token_merging_params": {}, "view_dependent_prompting": True, "max_items_eval": 4,
-}  # fmt: skip
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return double.install(monkeypatch)
 
 
 @pytest.fixture
@@ -42,11 +27,6 @@ def make(host: Any, sd_folder: Path) -> Any:
         return host.modules["carv-stable-diffusion-guidance"](given)
 
     return build
-
-
-@pytest.fixture
-def rgb() -> Tensor:
-    return torch.rand(B, 16, 16, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
 def prompts(teacher: Any, perp_neg: bool = False) -> Any:
@@ -116,11 +96,6 @@ def test_one_uniform_draw_is_the_stock_gradient(
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     assert draws.estimator.proposal.min_step >= 20
-
-
-def test_every_stock_option_has_its_stock_default(host: Any) -> None:
-    config = host.modules["carv-stable-diffusion-guidance"].Config()
-    assert {name: getattr(config, name) for name in STOCK} == STOCK
 
 
 def test_options_of_the_model_reach_its_loading(host: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+import host_double as double
 import pytest
+import recorded_parity as recorded
 import torch
 from torch import Tensor
 
 from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
-sys.path.insert(0, str(Path(__file__).parent))
-import host_double as double
-
 B = 2
-STOCK = {
-    "weights": None, "pretrained_model_name_or_path": "stabilityai/stable-diffusion-2-1-base",
-    "pretrained_model_name_or_path_lora": "stabilityai/stable-diffusion-2-1",
-    "enable_memory_efficient_attention": False, "enable_sequential_cpu_offload": False,
-    "enable_attention_slicing": False, "enable_channels_last_format": False, "guidance_scale": 7.5,
-    "guidance_scale_lora": 1.0, "grad_clip": None, "half_precision_weights": True, "lora_cfg_training": True,
-    "lora_n_timestamp_samples": 1, "min_step_percent": 0.02, "max_step_percent": 0.98, "sqrt_anneal": False,
-    "trainer_max_steps": 25000, "use_img_loss": False, "view_dependent_prompting": True,
-    "camera_condition_type": "extrinsics",
-}  # fmt: skip
 BATCH = {
     "elevation": torch.tensor([15.0, 20.0]), "azimuth": torch.tensor([0.0, 90.0]),
     "camera_distances": torch.tensor([1.5, 2.0]), "rays_o": None, "height": 64,
     "c2w": torch.randn(B, 4, 4, generator=torch.Generator().manual_seed(1)),
     "mvp_mtx": torch.randn(B, 4, 4, generator=torch.Generator().manual_seed(2)),
 }  # fmt: skip
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return double.install(monkeypatch)
 
 
 @pytest.fixture
@@ -55,26 +38,17 @@ def make(host: Any, sd_folder: Path, v_prediction_folder: Path) -> Any:
 
 
 @pytest.fixture
-def rgb() -> Tensor:
-    return torch.rand(B, 16, 16, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-
-
-@pytest.fixture
 def utils(sd_teacher: Any) -> Any:
     text, uncond = sd_teacher.text_embeddings(["a mug", "a cup"]), sd_teacher.text_embeddings(["", "bad"])
     return double.PromptUtils(text, uncond, from_all_sides=sd_teacher.text_embeddings(["all", "round"]))
-
-
-def test_every_stock_option_has_its_stock_default(host: Any) -> None:
-    config = host.modules["carv-vsd-guidance"].Config()
-    assert {name: getattr(config, name) for name in STOCK} == STOCK
 
 
 def test_every_option_beside_the_stock_ones_is_in_the_readme(host: Any) -> None:
     readme = (double.EXTENSION / "README.md").read_text()
     config = vars(host.modules["carv-vsd-guidance"].Config())
     shared = vars(host.modules["carv-stable-diffusion-guidance"].Config())
-    own = {name: value for name, value in config.items() if name not in STOCK and name not in shared}
+    stock = recorded.facts()["stable-diffusion-vsd-guidance"]
+    own = {name: value for name, value in config.items() if name not in stock and name not in shared}
     assert own == {"lora_max_batch": 4, "lora_rank": 4}
     for name, value in own.items():
         assert f"- `{name}` ({value})" in readme

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+import host_double as double
 import pytest
 import torch
 
@@ -13,19 +13,11 @@ from carv_3d.core.estimator import Draws
 from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 
-sys.path.insert(0, str(Path(__file__).parent))
-import host_double as double
-
 B = 2
 BATCH = {
     "elevation": torch.tensor([15.0, 20.0]), "azimuth": torch.tensor([0.0, 90.0]),
     "camera_distances": torch.tensor([1.5, 2.0]), "rays_o": None, "height": 64,
 }  # fmt: skip
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return double.install(monkeypatch)
 
 
 def make(host: Any, folder: Path, **cfg: Any) -> Any:

@@ -1,0 +1,172 @@
+"""The extension against what threestudio's own guidances gave (`recorded/`, by `record_parity.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recorded_parity as recorded
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+FACTS = recorded.facts()
+TENSORS = load_file(recorded.TENSORS)
+CLOSE = 1e-4
+"""Relative. threestudio's loss rounds its gradient to the last bits of the latents."""
+
+
+@pytest.fixture(scope="module")
+def folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded") / "model")
+
+
+@pytest.fixture(scope="module")
+def v_folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded_v") / "model", "v_prediction")
+
+
+def deal(estimator: Any, t: Tensor, eps: Tensor) -> None:
+    """Has `estimator` draw t (R, K) by its own proposal, and eps (R, K, ...)."""
+    design = estimator.design
+    assert (estimator.proposal.name, design.stratify, design.antithetic) == ("uniform", "none", False)
+
+    def draw_u(R: int, K: int, *_: Any) -> Tensor:
+        assert t.shape == (R, K)
+        low, high = estimator.proposal.min_step, estimator.proposal.max_step
+        return (t.double() - low + 0.5) / (high - low + 1)
+
+    def draw_eps(R: int, K: int, *_: Any) -> Tensor:
+        assert t.shape == (R, K)
+        return eps
+
+    object.__setattr__(design, "draw_u", draw_u)
+    object.__setattr__(design, "draw_eps", draw_eps)
+
+
+def set_posterior(monkeypatch: pytest.MonkeyPatch, vae: Any, noise: Tensor) -> None:
+    kind = type(vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist)
+    monkeypatch.setattr(kind, "sample", lambda self, generator=None: self.mean + self.std * noise)
+
+
+def check_gradients(case: str, out: dict[str, Any], rgb: Tensor) -> None:
+    facts, got = FACTS["cases"][case], recorded.gradients(out, rgb)
+    assert {f"{case}: {name}" for name in got} == {name for name in TENSORS if name.startswith(f"{case}: ")}
+    for name, gradient in got.items():
+        expected = TENSORS[f"{case}: {name}"]
+        size = float(expected.abs().max())
+        assert size > 0
+        assert float((gradient - expected).abs().max()) < CLOSE * size, name
+        assert float((gradient - expected).norm() / expected.norm()) < CLOSE, name
+    assert (out["min_step"], out["max_step"]) == (facts["min_step"], facts["max_step"])
+    assert out["grad_norm"] == pytest.approx(facts["grad_norm"], rel=CLOSE)
+
+
+def make(host: Any, kind: str, folder: Path, **options: Any) -> Any:
+    cfg = {"pretrained_model_name_or_path": str(folder), "half_precision_weights": False}
+    guidance = host.modules[kind]({**cfg, **recorded.ONE_DRAW, **options})
+    guidance.update_step(0, recorded.STEP)
+    return guidance
+
+
+def test_the_model_is_the_recorded_one(folder: Path) -> None:
+    assert recorded.fingerprint(folder) == FACTS["weights"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stock"),
+    [("carv-stable-diffusion-guidance", "stable-diffusion-guidance"),
+     ("carv-vsd-guidance", "stable-diffusion-vsd-guidance")],
+)  # fmt: skip
+def test_every_stock_option_has_its_stock_default(host: Any, kind: str, stock: str) -> None:
+    config = vars(host.modules[kind].Config())
+    assert {name: config[name] for name in FACTS[stock]} == FACTS[stock]
+
+
+@pytest.mark.parametrize(("name", "given"), recorded.CASES)
+def test_one_uniform_draw_gives_the_stock_gradient(
+    name: str, given: str, host: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = f"{name}, {given}"
+    guidance = make(
+        host, "carv-stable-diffusion-guidance", folder, guidance_scale=recorded.SCALE, **recorded.OPTIONS[name]
+    )
+    carv, rgb = guidance._carv, recorded.render(given)
+    n = len(rgb)
+    set_posterior(monkeypatch, carv.teacher.vae, recorded.gaussian("posterior", n, 4, 8, 8))
+    t = torch.tensor(FACTS["cases"][case]["t"])
+    deal(carv.estimator, t[:, None], recorded.gaussian("eps", n, 4, 8, 8)[:, None])
+    utils = recorded.RecordedPrompts(TENSORS, n, "perp-neg" in given)
+    out = guidance(rgb, utils, rgb_as_latents="latents" in given, **recorded.views(n))
+    check_gradients(case, out, rgb)
+
+
+@pytest.mark.parametrize("case", recorded.VSD_OPTIONS)
+def test_one_draw_gives_the_stock_gradients_of_vsd(
+    case: str, host: Any, folder: Path, v_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, facts = recorded.VSD_OPTIONS[case], FACTS["cases"][case]
+    guidance = make(
+        host, "carv-vsd-guidance", folder, pretrained_model_name_or_path_lora=str(v_folder), lora_max_batch=2, **options
+    )
+    parameters = dict(guidance.lora.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.data = 0.3 * recorded.fill(name, *parameter.shape)
+    carv, rgb, n = guidance._carv, recorded.render("images"), options.get("lora_n_timestamp_samples", 1)
+    set_posterior(monkeypatch, carv.sds.teacher.vae, recorded.gaussian("posterior", 2, 4, 8, 8))
+    deal(carv.sds.estimator, torch.tensor(facts["t"])[:, None], recorded.gaussian("eps", 2, 4, 8, 8)[:, None])
+    # threestudio's has the renders along the faster axis
+    t_lora = torch.tensor(facts["t_lora"]).view(n, 2).T
+    eps_lora = recorded.gaussian("eps lora", n * 2, 4, 8, 8).view(n, 2, 4, 8, 8).transpose(0, 1)
+    deal(carv.training.estimator, t_lora, eps_lora)
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.ones(*size))  # no camera is dropped
+    views = {**recorded.views(2), "c2w": recorded.fill("c2w", 2, 4, 4), "mvp_mtx": recorded.fill("mvp_mtx", 2, 4, 4)}
+    out = guidance(rgb, recorded.RecordedPrompts(TENSORS, 2), **views)
+
+    check_gradients(case, out, rgb)
+    assert out["loss_lora"].item() == pytest.approx(facts["loss_lora"], rel=CLOSE)
+    gradient = dict(zip(parameters, torch.autograd.grad(out["loss_lora"], list(parameters.values()))))
+    products = {name: recorded.along(g, name) for name, g in gradient.items()}
+    assert products == pytest.approx(facts["lora_gradient"], rel=CLOSE, abs=CLOSE * facts["lora_norm"])
+    norm = sum(float(g.square().sum()) for g in gradient.values()) ** 0.5
+    assert norm == pytest.approx(facts["lora_norm"], rel=CLOSE)
+
+
+def test_previews_start_from_the_stock_noise(host: Any, folder: Path) -> None:
+    """What follows is drawn anew by both; the noisy image, the noise level and the text are the same."""
+    guidance = make(host, "carv-stable-diffusion-guidance", folder, guidance_scale=recorded.SCALE)
+    deal(guidance._carv.estimator, torch.tensor([[67]]), recorded.gaussian("eps", 1, 4, 8, 8)[:, None])
+    utils, z = recorded.RecordedPrompts(TENSORS, 1), recorded.render("latents")[:1].detach()
+    shown = guidance(z, utils, rgb_as_latents=True, guidance_eval=True, **recorded.views(1))["eval"]
+    facts = FACTS["previews"]
+    assert (shown["bs"], shown["texts"]) == (facts["bs"], facts["texts"])
+    # its chain of timesteps ends at the scheduler's steps_offset, ours at 0
+    assert shown["noise_levels"] == pytest.approx(facts["noise_levels"], abs=1.1e-3)
+    assert {name: list(value.shape) for name, value in shown.items() if isinstance(value, Tensor)} == facts["shapes"]
+    torch.testing.assert_close(shown["imgs_noisy"], TENSORS["previews: imgs_noisy"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("proposal", "stratify", "antithetic"),
+    [("uniform", "none", False), ("weight", "render", True), ("adaptive", "global", False)],
+)
+def test_eight_draws_have_the_stock_mean(
+    proposal: str, stratify: str, antithetic: bool, host: Any, folder: Path
+) -> None:
+    """The mean gradient of some steps, along the stock mean and seven other directions, within 4 standard errors."""
+    options = {"num_draws": 8, "proposal": proposal, "stratify": stratify, "antithetic": antithetic, "seed": 7}
+    guidance = make(host, "carv-stable-diffusion-guidance", folder, guidance_scale=recorded.SCALE, **options)
+    guidance.update_step(0, 0)
+    z = recorded.gaussian("latents", 2, 8, 8, 4).requires_grad_()
+    utils, steps = recorded.RecordedPrompts(TENSORS, 2), []
+    for _ in range(20):
+        out = guidance(z, utils, rgb_as_latents=True, **recorded.views(2))
+        steps.append(torch.autograd.grad(out["loss_sds"], z)[0].flatten())
+    x = torch.stack(steps) @ TENSORS["mean: directions"].T
+    expected, error = (torch.tensor(FACTS["mean"][name]) for name in ("mean", "error"))
+    assert float(expected[0] / error[0]) > 20  # there is a mean to be missed
+    own_error = x.std(0) / len(x) ** 0.5
+    z_scores = (x.mean(0) - expected).abs() / (error.square() + own_error.square()).sqrt()
+    assert float(z_scores.max()) < 4, z_scores
+    assert float(own_error[0]) < 0.3 * float(expected[0])
