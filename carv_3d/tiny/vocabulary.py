@@ -90,7 +90,7 @@ VIEW_ROOM = 4  # of these, for ", back left view"
 
 # Every word here is taught: check_prompt accepts no other.
 TEMPLATES = (
-    "{x}", "a {x}", "a {x}", "a {x}", "a photo of a {x}", "a 3d model of a {x}", "the {x}", "an image of a {x}",
+    "{x}", "a {x}", "a {x}", "a {x}", "a photo of a {x}", "a 3d model of a {x}", "the {x}", "a picture of a {x}",
     "a rendering of a {x}", "one small {x}", "a big {x}", "a little {x}", "a nice {x}", "a beautiful {x}", "my {x}",
     "this {x}", "an image of a {x}", "a render of a single {x}", "a high quality photo of a {x}",
     "a dslr photo of a {x}",

@@ -1,3 +1,4 @@
+import hashlib
 import random
 
 import pytest
@@ -93,6 +94,16 @@ def test_a_negative_prompt_is_checked_for_its_words_alone() -> None:
         v.check_words("ugly")
     with pytest.raises(CarvError, match="The negative prompt has 20 words"):
         v.check_words("big " * 20, "The negative prompt")
+
+
+def test_the_words_are_those_that_the_shipped_weights_were_taught() -> None:
+    words = hashlib.sha256(" ".join(v.all_words()).encode()).hexdigest()
+    assert words.startswith("6bc4e2ee9aab")  # a change needs new weights
+    v.check_prompt("a picture of a red mug")
+    assert (
+        v.caption(random.Random(5), "mug", "red", "striped", 5, 35.0)
+        == "a picture of a red striped mug, front left view"
+    )
 
 
 def test_every_known_word_is_taught() -> None:
