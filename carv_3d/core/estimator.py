@@ -127,7 +127,7 @@ class CarvEstimator:
         weighting = o.weighting if weights is None else weights
         self.proposal = make_proposal(o.proposal, schedule, weighting, o.min_step, o.max_step, **adaptive)
         self.control = EpsControl(self.proposal.weights) if o.control_variate else None
-        self.max_batch = o.max_batch
+        self.num_draws, self.max_batch = o.K, o.max_batch  # where they begin
         self.non_finite: NonFiniteSteps | None = NonFiniteSteps(
             "eps_hat gave no finite draw", "look for NaN in the latents, lower the learning rate, or use float32"
         )
@@ -143,7 +143,7 @@ class CarvEstimator:
         Every random number comes from `generator` (torch's global one if None), first u, then eps.
         """
         R, device, o = latents.shape[0], latents.device, self.options
-        K = o.K if num_draws is None else num_draws
+        K = self.num_draws if num_draws is None else num_draws
         self._move(device)
         u = self.design.draw_u(R, K, generator, device, o.rank, o.world_size, self._shared)
         t, weights = self.proposal.sample(u)

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
-from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
@@ -107,9 +106,7 @@ class SDSGuidance:
         self.auto: AutoDraws | None = None
         if o.num_draws == AUTO:
             self._refuse_ranks(self.estimator.options.world_size)
-            self.estimator.meter = meter = CostMeter(teacher.device)
-            design = self.estimator.design
-            self.auto = AutoDraws(meter, design.group_size, design.stratify != "none", self._seed)
+            self.auto = AutoDraws(self.estimator, self._seed)
 
     def join_ranks(self, rank: int, world_size: int) -> None:
         """Share the strata out among processes that were not yet there when this was built; the noise is never shared.
@@ -201,13 +198,13 @@ class SDSGuidance:
             latents, draws, each = self._sample_each_draw(images, generator, draws)
         else:
             latents = self.teacher.encode(images, generator=generator, sample=o.vae_sample == "sample")
-        K, auto = None, self.auto if draws is None else None
+        auto = self.auto if draws is None else None
         if auto is not None:
-            draws, K = auto.plan(self.estimator, latents, generator)
+            draws = auto.plan(latents, generator)
         per_latent = cond.filled([c.repeat_interleave(each, 0) for c in cond.tensors]) if each > 1 else cond
         estimate = self.estimator.estimate_residual(
             latents, self._residual(per_latent, s, trained), cond=per_latent.tensors, generator=generator, draws=draws,
-            num_draws=K, grad_clip=now.grad_clip,
+            grad_clip=now.grad_clip,
         )  # fmt: skip
         scalars = dict(estimate.scalars)
         if auto is not None:

@@ -10,6 +10,7 @@ import torch
 from exact import guided, sds_gradient
 from torch import Tensor
 
+from carv_3d.core.allocation import Measurement
 from carv_3d.core.auto_draws import (
     BURST,
     FIRST_STEP,
@@ -17,15 +18,12 @@ from carv_3d.core.auto_draws import (
     LEAST_GAP,
     MAX_RENDERS,
     SHARE,
-    STRATA,
     AutoDraws,
-    Timings,
-    difference,
-    leaves,
-    on_line,
 )
+from carv_3d.core.bursts import STRATA, difference, leaves
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Estimate, EstimatorOptions
+from carv_3d.core.step_times import Timings, on_line
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 SHAPE, D = (1, 4, 4), 16
@@ -54,8 +52,7 @@ class Loop:
         self.meter = SimulatedMeter()
         o = EstimatorOptions(**{"min_step": LOW, "max_step": HIGH, "max_batch": 10**6, **options})
         self.estimator = CarvEstimator(TEACHER.schedule, o, self.meter)
-        design = self.estimator.design
-        self.auto = AutoDraws(self.meter, design.group_size, design.stratify != "none", seed)
+        self.auto = AutoDraws(self.estimator, seed)
         self.theta = torch.linspace(-1, 1, D, dtype=torch.float64).requires_grad_()
         self.generator = torch.Generator().manual_seed(seed)
         self.c_up, self.c_den, self.spread, self.batched = c_up, c_den, spread, batched
@@ -76,8 +73,8 @@ class Loop:
         """An estimate, and the gradient of the scene."""
         self.meter.time += self.c_up * R
         z = self.render(R)
-        draws, K = self.auto.plan(self.estimator, z, self.generator)
-        estimate = self.estimator.estimate(z, self.eps_hat, None, self.generator, draws, K)
+        draws = self.auto.plan(z, self.generator)
+        estimate = self.estimator.estimate(z, self.eps_hat, None, self.generator, draws)
         self.auto.learn(z, estimate)
         (g,) = torch.autograd.grad(estimate.loss, self.theta)
         return estimate, g
@@ -273,5 +270,72 @@ def test_leaves_are_the_parameters() -> None:
     out = (a * fixed).exp() + (b + a) * b.detach()
     assert {id(x) for x in leaves(out)} == {id(a), id(b)}
     assert [id(x) for x in leaves(other)] == [id(other)]
-    assert all(K in GRID for K in AutoDraws(CostMeter(), 2).grid)
-    assert 1 not in AutoDraws(CostMeter(), 2).grid
+    pairs = Loop(1.0, 1.0, 0.3, antithetic=True).auto
+    assert pairs.grid == [K for K in GRID if K > 1]
+
+
+@pytest.mark.parametrize(
+    ("gain", "step_seconds", "K"), [(0.01, None, 4), (0.03, None, 8), (0.01, 2.0, 4), (0.03, 2.0, 8)]
+)
+def test_a_new_K_must_be_clearly_better(gain: float, step_seconds: float | None, K: int) -> None:
+    auto = Loop(1.0, 1.0, 0.3).auto
+    auto.step_seconds = step_seconds
+    variances = dict.fromkeys(auto.grid, 2.0) | {4: 1.0, 8: 1.0 - gain}
+    auto._measurement = lambda R, K: Measurement(R, K, variances[K], 1.0)  # type: ignore[method-assign]
+    auto._choose()
+    assert auto.num_draws == auto.estimator.num_draws == K
+
+
+def test_a_K_that_takes_too_long_goes_at_once() -> None:
+    auto = Loop(1.0, 1.0, 0.3).auto
+    auto.step_seconds = 3.0
+    auto._measurement = lambda R, K: Measurement(R, K, 1 + 0.01 / K, float(K))  # type: ignore[method-assign]
+    auto._choose()
+    assert auto.num_draws == 2
+
+
+def test_a_stop_within_a_burst_loses_no_difference_of_gradients() -> None:
+    whole, first, second = (Loop(3.0, 1.0, 0.3, proposal="weight") for _ in range(3))
+    for _ in range(FIRST_STEP + BURST - 1):
+        whole.step()
+        first.step()
+    second.auto.load_state_dict(first.auto.state_dict())
+    assert len(second.auto.variances._outs) == BURST - 2
+    second.generator.set_state(first.generator.get_state())
+    whole.step()
+    second.step()
+    assert second.auto.variances.out2 == whole.auto.variances.out2 != 0
+    assert second.auto.variances.in2 == whole.auto.variances.in2
+
+
+def test_a_state_of_the_last_version_is_read() -> None:
+    generator = torch.Generator().manual_seed(9).get_state()
+    old = {
+        "num_draws": 8, "renders": [None, 2], "when": [31, 52, 2], "means": [1, 0.5, 4.0, 3.0, 2.0, 1.0],
+        "burst": [[[4.0, 3.0, 2.0, 1.0]], [0.25]], "last": torch.ones(2, 3), "others": {1: [0.5], 2: [1.0]},
+        "extra": [0.3], "denoise": {"8": [0.2]}, "generator": generator,
+    }  # fmt: skip
+    auto = Loop(1.0, 1.0, 0.3).auto
+    auto.load_state_dict(old)
+    assert (auto.num_draws, auto.renders, auto.calls, auto.next_burst, auto.left) == (8, None, 31, 52, 2)
+    assert auto.variance(2) == (3.0 + 0.5) / 2
+    assert auto.seconds(4) == 1.0 + 0.2
+    state = auto.state_dict()
+    assert state["variances"]["outs"] == [0.25]
+    assert torch.equal(state["variances"]["generator"], generator)
+    again = Loop(1.0, 1.0, 0.3).auto
+    again.load_state_dict(state)
+    assert state["times"] == {"others": {1: [0.5], 2: [1.0]}, "denoise": {8: [0.2]}, "extra": [0.3]}
+    assert again.state_dict()["times"] == state["times"]
+    auto.load_state_dict({**old, "others": [0.5], "renders": [3, 2]})  # older still
+    assert not auto.times
+
+
+def test_the_meter_may_be_shared_and_set_back() -> None:
+    plain, other = Loop(0.3, 1.0, 0.3, proposal="weight"), Loop(0.3, 1.0, 0.3, proposal="weight")
+    for _ in range(5):
+        plain.step()
+        other.step()
+        other.meter.seconds = {"denoise": 0.0}  # as hosts do at each step
+    assert other.auto.seconds(4) == pytest.approx(plain.auto.seconds(4)) == pytest.approx(plain.cost(4))
+    assert plain.meter.seconds["denoise"] == pytest.approx(20.0)  # auto leaves it alone

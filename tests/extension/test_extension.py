@@ -154,7 +154,7 @@ def test_num_draws_auto_is_measured_on_the_hosts_parameters(make: Any, sd_teache
         out["loss_sds"].backward()  # the measuring leaves the graph whole
     assert out["K_auto"] == out["K"] == guidance._carv.auto.num_draws
     assert out["upstream_share"] >= 0
-    assert guidance._carv.state_dict()["auto"]["means"][0] == 1  # one burst
+    assert guidance._carv.state_dict()["auto"]["variances"]["bursts"] == 1  # one burst
     with pytest.raises(CarvError, match="num_draws is auto, which measures one process, and there are 2"):
         guidance._carv.join_ranks(1, 2)
     with pytest.raises(CarvError, match="num_draws is 'some'"):
