@@ -7,27 +7,46 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from carv_3d.errors import CarvError
+from carv_3d.io.files import write_atomic
+from carv_3d.io.structured import read_json
+from carv_3d.tiny import objects
+from carv_3d.tiny.primitives import ACCENTS, RADIUS
 from carv_3d.tiny.render import DISTANCE, FOVY, Shot, render
 from carv_3d.tiny.vocabulary import COLORS, MATERIALS, OBJECTS, held_out_combinations
 
 MATERIAL_SHARE = (0.5, 0.25, 0.25)
+COLORINGS = 3  # of every view: the rays are the expensive part
+RECIPE = 1  # to be raised when the tracer, the packing or `draw_view` makes other images of the same tables
+NAMES = {"9b77248d88d2": "47c5220b6e14"}  # hash of the tables: the name that version 0.1.0 gave to the same images
+RENAMED = {"colour": "color", "finish": "material", "seen_only": "training_only"}  # in shots.json of version 0.1.0
 
 
 def source_hash() -> str:
-    """Of what the images are made from: a change of an object or of the tracer makes new ones."""
-    here = Path(__file__).parent
-    names = ("shapes.py", "objects.py", "tracer.py", "render.py", "dataset.py")
-    text = "".join("".join((here / n).read_text().split()) for n in names)
-    text += repr((list(OBJECTS), COLORS))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """Names what the images are made from: the objects' tables, the vocabulary, the ranges and the recipe.
+
+    Stores and folders carry it, so it does not depend on how the source is written.
+    """
+    tables = {name: [astuple(primitive) for primitive in make()] for name, make in objects.OBJECTS.items()}
+    held_out = sorted(held_out_combinations())
+    ranges = (RADIUS, ACCENTS.tolist(), DISTANCE, FOVY, MATERIAL_SHARE, COLORINGS)
+    recipe = (RECIPE, tables, list(OBJECTS), list(COLORS.items()), MATERIALS, held_out, ranges)
+    found = hashlib.sha256(repr(_rounded(recipe)).encode()).hexdigest()[:12]
+    return NAMES.get(found, found)
 
 
-COLORINGS = 3  # of every view: the rays are the dear part
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [(key, _rounded(item)) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return round(float(value), 6) + 0.0 if isinstance(value, (int, float)) else value  # no -0.0
 
 
 def draw_view(rng: random.Random, colors: dict[str, list[str]]) -> list[Shot]:
@@ -74,13 +93,14 @@ def build(
     expected = {"count": count, "seed": seed, "training_only": training_only, "objects": source_hash()}
     done = folder / "shots.json"
     if done.exists():
-        stored = json.loads(done.read_text())
-        if stored["made_with"] == expected:
-            return Images(
-                np.load(folder / "rgb.npy", mmap_mode="r"),
-                np.load(folder / "alpha.npy", mmap_mode="r"),
-                [Shot(**{**s, "background": tuple(s["background"])}) for s in stored["shots"]],
-            )
+        stored = read_json(done, f"delete {folder}, and its images are made again")
+        try:
+            if _renamed(stored["made_with"]) == expected:
+                rgb, alpha = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rgb", "alpha"))
+                shots = [Shot(**{**_renamed(s), "background": tuple(s["background"])}) for s in stored["shots"]]
+                return Images(rgb, alpha, shots)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: numpy's, for a cut off array
+            raise CarvError(f"{folder} is damaged; delete it, and its images are made again") from error
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     rng, colors = random.Random(seed), colors_of(training_only)
@@ -92,5 +112,9 @@ def build(
         log(f"rendered {min(i + 900, count)} of {count} images")
     rgb.flush()
     alpha.flush()
-    done.write_text(json.dumps({"made_with": expected, "shots": [asdict(s) for s in shots]}))
+    write_atomic(done, json.dumps({"made_with": expected, "shots": [asdict(s) for s in shots]}))
     return build(folder, count, seed, training_only, log)
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    return {RENAMED.get(key, key): value for key, value in values.items()}
