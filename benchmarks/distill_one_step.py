@@ -33,7 +33,7 @@ from carv_3d.distill.evaluate import (
 from carv_3d.errors import CarvError, run_script
 from carv_3d.evaluation.distances import frechet_distance, kernel_distance
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import draw_targets, pairs, prompts_of, true_renders
+from carv_3d.tiny.agreement import draw_targets, pairs, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 HEAD = "| images | n | UNet rows each | s each | object | color | both | over the teacher's | kernel | Fréchet |"
@@ -75,7 +75,7 @@ def main() -> int:
     classifier, rng, lines, apart = Classifier.load(), random.Random(o.seed), [HEAD, "|" + "---|" * 10], []
     for title, of in (("seen pairs", pairs(seen=True)), ("unseen pairs", pairs(seen=False))):
         targets = draw_targets(of, o.samples, rng)
-        prompts = prompts_of(targets)
+        prompts = target_prompts(targets)
         renders = [true_renders(targets, rng) for _ in range(2)]
         real = classifier_features(classifier, renders[0])
         made, cost = timed(one.unet, partial(one_step_images, one.unet, one, prompts, o.seed))

@@ -28,7 +28,7 @@ from carv_3d.errors import CarvError, run_script
 from carv_3d.evaluation.distances import kernel_distance
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import draw_targets, pairs, prompts_of, true_renders
+from carv_3d.tiny.agreement import draw_targets, pairs, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 FIGURES = ("agreement_both", "agreement_object", "agreement_color", "kernel_distance")
@@ -57,7 +57,7 @@ def main() -> int:
         random.Random(0),
     )
     targets = draw_targets(pairs(seen=True), o.samples, rng)
-    prompts = prompts_of(targets)
+    prompts = target_prompts(targets)
     real, other = (classifier_features(classifier, true_renders(targets, rng)) for _ in range(2))
 
     def build(options: DistillOptions) -> Distillation:

@@ -23,8 +23,8 @@ from carv_3d.tiny.agreement import (
     draw_targets,
     named,
     pairs,
-    prompts_of,
     sides_named,
+    target_prompts,
     true_renders,
 )
 from carv_3d.tiny.classifier import WEIGHTS, Classifier
@@ -52,7 +52,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|" + "---|" * len(SIDES))
     for title, of in (("seen", pairs(seen=True)), ("unseen", pairs(seen=False))):
         targets = draw_targets(of, options.samples, rng)
-        prompts = prompts_of(targets)
+        prompts = target_prompts(targets)
         batches = [prompts[i : i + 50] for i in range(0, len(prompts), 50)]
         made = [prompt_images(teacher, b, options.scale, options.steps, i) for i, b in enumerate(batches)]
         images = torch.cat(made).permute(0, 3, 1, 2)

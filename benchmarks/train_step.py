@@ -16,7 +16,7 @@ import torch
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.tiny import denoiser
-from carv_3d.tiny.quick import compile_in_place, gradient_of
+from carv_3d.tiny.quick import compile_in_place, loss_gradient
 from carv_3d.tiny.stage import FUSED
 from carv_3d.tiny.tokens import LENGTH
 
@@ -41,7 +41,7 @@ class Side:
         return denoiser.loss(self.model, self.schedule, self.z, self.ids, torch.Generator().manual_seed(2))
 
     def gradient(self) -> list[torch.Tensor]:
-        return gradient_of(self.model, self.loss)
+        return loss_gradient(self.model, self.loss)
 
     def seconds(self) -> float:
         begun = time.perf_counter()

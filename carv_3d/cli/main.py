@@ -9,7 +9,7 @@ import types
 from collections.abc import Sequence
 
 from carv_3d.errors import CarvError
-from carv_3d.io.files import os_errors_told
+from carv_3d.io.files import os_errors_explained
 from carv_3d.version import __version__
 
 # name -> (module, function taking the remaining arguments and returning the exit status, help)
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `carv` and return its exit status: 0 done, 2 something the user can mend, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with os_errors_told():
+        with os_errors_explained():
             return _dispatch(words)
     except CarvError as error:
         print(f"carv: {error}", file=sys.stderr)

@@ -59,9 +59,9 @@ class TinyCaptions:
     bounded = False
 
     def __init__(self) -> None:
-        from carv_3d.tiny.dataset import colors_of
+        from carv_3d.tiny.dataset import object_colors
 
-        self._colors = colors_of()
+        self._colors = object_colors()
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
         """n captions at random."""

@@ -30,7 +30,7 @@ from carv_3d.generate.view_text import view_text
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.objectives.table import OBJECTIVES
-from carv_3d.scenes import regularisers
+from carv_3d.scenes import regularizers
 from carv_3d.scenes.backgrounds import light_colors
 from carv_3d.scenes.cameras import CameraOptions, Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
@@ -241,7 +241,7 @@ class TextTo3D:
 
     def _apply(self, guided: GuidanceOutput) -> bool:
         """The optimizer's step, left out where a gradient is not finite or the teacher gave no finite draw at all
-        (the regularisers alone would dissolve the scene)."""
+        (the regularizers alone would dissolve the scene)."""
         gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
         blind = not bool(guided.estimate.finite.any())
         finite = not blind and all(bool(torch.isfinite(g).all()) for g in gradients)
@@ -253,11 +253,11 @@ class TextTo3D:
     def _losses(self, out: RenderOutput, guided: GuidanceOutput, lambdas: dict[str, float]) -> dict[str, Tensor]:
         """The losses whose lambda is not 0, unweighted."""
         makers: dict[str, Callable[[], Tensor]] = {
-            "density": lambda: regularisers.density_sparsity(out.sigmas),
+            "density": lambda: regularizers.density_sparsity(out.sigmas),
             "opacity": lambda: (out.opacity + 1e-3).sqrt().mean(),
-            "sparsity": lambda: regularisers.sparsity(out.opacity),
-            "opaque": lambda: regularisers.opaque(out.opacity),
-            "orient": lambda: regularisers.orientation_of(self.field, out),
+            "sparsity": lambda: regularizers.sparsity(out.opacity),
+            "opaque": lambda: regularizers.opaque(out.opacity),
+            "orient": lambda: regularizers.render_orientation(self.field, out),
             "tv": self._total_variation,
         }
         losses = {"sds": guided.loss_sds}
@@ -269,7 +269,7 @@ class TextTo3D:
 
     def _total_variation(self) -> Tensor:
         assert isinstance(self.field, VoxelGridField)  # refused when built otherwise
-        return regularisers.total_variation(self.field)
+        return regularizers.total_variation(self.field)
 
     def _lambdas(self, step: int) -> dict[str, float]:
         loss = vars(self.config.system.loss)

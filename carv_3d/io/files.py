@@ -24,7 +24,7 @@ def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvEr
 
 
 @contextmanager
-def os_errors_told() -> Iterator[None]:
+def os_errors_explained() -> Iterator[None]:
     """An OSError of the block that names a path becomes a CarvError: locked, too long a name, a disk that is full."""
     try:
         yield

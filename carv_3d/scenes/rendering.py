@@ -51,7 +51,7 @@ class RenderOutput:
     `comp_rgb` (B, H, W, 3) over the background, `opacity` (B, H, W, 1) in [0, 1], `depth` (B, H, W, 1): the
     mean distance along the ray where there is anything, 0 elsewhere.
 
-    Per sample, for regularisers: `weights`, `sigmas`, `t_starts`, `t_ends` (M, S) and `positions`,
+    Per sample, for regularizers: `weights`, `sigmas`, `t_starts`, `t_ends` (M, S) and `positions`,
     `directions` (M, S, 3) when dense (M rays that meet the sphere, `ray_indices` (M,) into B*H*W), or
     (S,), (S, 3) and `ray_indices` (S,) when packed.
     """

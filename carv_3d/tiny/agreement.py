@@ -28,7 +28,7 @@ def draw_targets(of: Sequence[tuple[str, str]], count: int, rng: random.Random) 
     return [(*of[i % len(of)], rng.choice(VIEWS)) for i in rng.sample(range(10**6), count)]
 
 
-def prompts_of(targets: Iterable[Target]) -> list[str]:
+def target_prompts(targets: Iterable[Target]) -> list[str]:
     """The prompt for each: "a red mug, front view"."""
     return [f"a {color} {OBJECTS[obj][0]}, {view}" for obj, color, view in targets]
 

@@ -65,7 +65,7 @@ def draw_view(rng: random.Random, colors: dict[str, list[str]]) -> list[Shot]:
     return [replace(view, color=c, material=rng.choices(MATERIALS, MATERIAL_SHARE)[0]) for c in tints]
 
 
-def colors_of(training_only: bool = True) -> dict[str, list[str]]:
+def object_colors(training_only: bool = True) -> dict[str, list[str]]:
     """The colors in which training shows each object; all of them where ``training_only`` is false."""
     held_out = held_out_combinations() if training_only else frozenset()
     return {o: [c for c in COLORS if (o, c) not in held_out] for o in OBJECTS}
@@ -103,7 +103,7 @@ def build(
             raise CarvError(f"{folder} is damaged; delete it, and its images are made again") from error
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
-    rng, colors = random.Random(seed), colors_of(training_only)
+    rng, colors = random.Random(seed), object_colors(training_only)
     shots = [s for _ in range(math.ceil(count / COLORINGS)) for s in draw_view(rng, colors)][:count]
     rgb = np.lib.format.open_memmap(folder / "rgb.npy", "w+", np.uint8, (count, 64, 64, 3))
     alpha = np.lib.format.open_memmap(folder / "alpha.npy", "w+", np.uint8, (count, 64, 64))

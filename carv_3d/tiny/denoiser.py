@@ -85,7 +85,7 @@ class Latents:
         return z, ids.input_ids
 
 
-def weight_of(snr: Tensor) -> Tensor:
+def error_weight(snr: Tensor) -> Tensor:
     """Of the squared error of v: min(SNR + 1, 4) / (SNR + 1).
 
     An error of v is SNR + 1 times one of the image, so the image's error weighs alike at all high noise levels,
@@ -103,7 +103,7 @@ def timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
 
 
 def loss(model: Denoiser, schedule: NoiseSchedule, z: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Error of ``v = alpha_t eps - sigma_t z``, weighted by :func:`weight_of`, at :func:`timesteps`.
+    """Error of ``v = alpha_t eps - sigma_t z``, weighted by :func:`error_weight`, at :func:`timesteps`.
 
     Not of the noise: near t = 1000 that is all but the input itself, and copying it took up the UNet's whole accuracy.
     """
@@ -112,4 +112,4 @@ def loss(model: Denoiser, schedule: NoiseSchedule, z: Tensor, ids: Tensor, gener
     eps = torch.randn(z.shape, generator=generator)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     error = (model(schedule.add_noise(z, eps, t), t, ids) - schedule.v(z, eps, t)).square().mean(dim=(1, 2, 3))
-    return (error * weight_of((alpha / sigma).square())).mean()
+    return (error * error_weight((alpha / sigma).square())).mean()

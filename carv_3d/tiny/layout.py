@@ -19,7 +19,7 @@ SIDE = int(CELLS**0.5)
 KEEP = 0.05  # weight of staying near the outputs that an older UNet reads
 
 
-def cells_of(z: Tensor) -> Tensor:
+def latent_cells(z: Tensor) -> Tensor:
     """Latents ``(N, C, S, S)`` by cell, row by row: ``(N, CELLS, C (S / SIDE)^2)``."""
     patch = z.shape[-1] // SIDE
     cells = z.unfold(2, patch, patch).unfold(3, patch, patch)  # (N, C, SIDE, SIDE, patch, patch)
@@ -43,7 +43,7 @@ def loss(model: Layout, z: Tensor, ids: Tensor, older: Any = None) -> Tensor:
     """Squared error of the latents ``z (N, 4, 16, 16)`` foretold from ``ids (N, LENGTH)``, and, where an ``older``
     text encoder is given, a little of the distance to what it says of the words."""
     hidden, layout = model(ids)
-    error = (layout - cells_of(z)).square().mean()
+    error = (layout - latent_cells(z)).square().mean()
     if older is None:
         return error
     with torch.no_grad():

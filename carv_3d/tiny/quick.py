@@ -51,7 +51,7 @@ def compile_in_place(module: nn.Module, gradient: Callable[[], list[Tensor]], lo
     return not reason
 
 
-def gradient_of(model: nn.Module, loss: Callable[[], Tensor]) -> list[Tensor]:
+def loss_gradient(model: nn.Module, loss: Callable[[], Tensor]) -> list[Tensor]:
     """The gradient of ``loss()`` with respect to each weight of ``model`` that has one."""
     model.zero_grad(set_to_none=True)
     loss().backward()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from carv_3d.core.ema import Average
 from carv_3d.core.seeds import step_seed
 from carv_3d.errors import CarvError
-from carv_3d.io.files import os_errors_told
+from carv_3d.io.files import os_errors_explained
 from carv_3d.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 
 # 19 ms where 68 were, for the 11 million weights of the UNet and two threads; None is torch's own choice
@@ -26,7 +26,7 @@ FUSED = True if Version(torch.__version__) >= Version("2.4") else None
 def told_by(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
     """Do the work; what the user can mend ends it with one sentence and status 2."""
     try:
-        with os_errors_told():
+        with os_errors_explained():
             work()
     except CarvError as error:
         parser.exit(2, f"{error}\n")

@@ -22,7 +22,7 @@ from carv_3d.errors import CarvError
 from carv_3d.tiny import autoencoder, denoiser, layout
 from carv_3d.tiny.dataset import Images, build, source_hash
 from carv_3d.tiny.export import export
-from carv_3d.tiny.quick import PRECISIONS, choose_precision, compile_in_place, gradient_of
+from carv_3d.tiny.quick import PRECISIONS, choose_precision, compile_in_place, loss_gradient
 from carv_3d.tiny.stage import run_stage, told_by
 from carv_3d.tiny.tokens import END, LENGTH, START, build_tokenizer
 from carv_3d.tiny.vocabulary import COLORS, all_words
@@ -137,7 +137,7 @@ def train_text(o: TrainOptions, model: denoiser.Denoiser, data: denoiser.Latents
     foreteller.load_state_dict(weights)
 
 
-def tokenizer_of(o: TrainOptions) -> Any:
+def load_tokenizer(o: TrainOptions) -> Any:
     """That of ``init``, whose text encoder knows its numbers (those of pieces of words differ from one build to the
     next), or a new one."""
     words = o.work / "tokenizer"
@@ -174,7 +174,7 @@ def train(o: TrainOptions) -> None:
     vae = train_autoencoder(o, images)
     posteriors = cached_latents(o, vae, images)
     scaling = float(1 / posteriors[0][0].float().std()) if o.init is None else float(vae.config.scaling_factor)
-    tokenizer = tokenizer_of(o)
+    tokenizer = load_tokenizer(o)
     torch.manual_seed(o.seed)
     start, end = tokenizer.convert_tokens_to_ids([START, END])
     model = denoiser.Denoiser(len(tokenizer), start, end, autocast=o.unet_precision == "bf16")
@@ -198,7 +198,7 @@ def train(o: TrainOptions) -> None:
         return denoiser.loss(model, schedule, z, ids, generator)
 
     def gradient() -> list[torch.Tensor]:
-        return gradient_of(model, lambda: loss_of(0, torch.Generator().manual_seed(o.seed)))
+        return loss_gradient(model, lambda: loss_of(0, torch.Generator().manual_seed(o.seed)))
 
     def make_quick() -> None:
         compiled = o.compile and compile_in_place(model.unet, gradient, log)

@@ -140,14 +140,14 @@ def all_words() -> list[str]:
     return sorted(set(re.findall(r"[a-z]+|[0-9]", text.replace("{x}", " "))))
 
 
-def words_of(prompt: str) -> list[str]:
+def split_words(prompt: str) -> list[str]:
     """The text's words, digits and marks, in lower case; each is one token, or several where it is unknown."""
     return re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", prompt.lower())
 
 
 def find(prompt: str, table: dict[str, tuple[str, ...]]) -> list[str]:
     """The keys of ``table`` that the prompt names, in order of appearance; longer names win."""
-    text, found = " " + " ".join(words_of(prompt)) + " ", []
+    text, found = " " + " ".join(split_words(prompt)) + " ", []
     for key, name in sorted(((k, n) for k, ns in table.items() for n in ns if n), key=lambda kn: -len(kn[1])):
         at = text.find(f" {name} ")
         if at >= 0:
@@ -175,7 +175,7 @@ def check_words(text: str, what: str = "The prompt", room: int = 0) -> None:
     less the ``room`` of those that will be said behind them. ``what`` the text is, for the sentence."""
     known = set(all_words()) | {",", "."}
     near = []
-    for w in dict.fromkeys(w for w in words_of(text) if w not in known):
+    for w in dict.fromkeys(w for w in split_words(text) if w not in known):
         names = {n for ns in OBJECTS.values() for n in ns}
         close = difflib.get_close_matches(w, sorted(known | names), n=2, cutoff=0.6)
         near.append(f"{w!r}" + (f" (nearest: {', '.join(close)})" if close else ""))
@@ -184,7 +184,7 @@ def check_words(text: str, what: str = "The prompt", room: int = 0) -> None:
             f"carv-tiny does not know {', '.join(near)}; it knows the objects {', '.join(OBJECTS)}, "
             f"the colors {', '.join(COLORS)} and the materials {', '.join(MATERIALS)}; {WAY_OUT}."
         )
-    count = len(words_of(text))
+    count = len(split_words(text))
     if count > LONGEST - room:
         view = f", beside {room} for the view" if room else ""
         raise CarvError(

@@ -287,7 +287,7 @@ def test_a_teacher_that_gives_no_finite_draw_moves_nothing_and_ends_the_run(
     host = TextTo3D(tiny_config(sd_folder), sd_teacher)
     monkeypatch.setattr(type(host.teacher), "eps_hat", lambda self, z_t, t, text: torch.full_like(z_t, float("nan")))
     before = [p.clone() for p in host.field.parameters()]
-    assert host.train_step()["skipped"] == 1.0  # the regularisers' gradients alone are finite
+    assert host.train_step()["skipped"] == 1.0  # the regularizers' gradients alone are finite
     assert all(torch.equal(a, b) for a, b in zip(before, host.field.parameters()))
     with pytest.raises(CarvError, match="has not been finite"):
         host.train_step()

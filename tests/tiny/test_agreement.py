@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from carv_3d.tiny.agreement import agreement, correct, draw_targets, named, pairs, prompts_of, sides_named
+from carv_3d.tiny.agreement import agreement, correct, draw_targets, named, pairs, sides_named, target_prompts
 from carv_3d.tiny.classifier import VIEWS
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS, check_prompt, parse
 
@@ -17,7 +17,7 @@ def test_seen_and_held_out_combinations_are_all_pairs_once() -> None:
 
 def test_prompts_ask_for_what_is_is_figure() -> None:
     targets = draw_targets(pairs(seen=False), 60, random.Random(3))
-    prompts = prompts_of(targets)
+    prompts = target_prompts(targets)
     for (obj, color, view), prompt in zip(targets, prompts):
         check_prompt(prompt)
         assert parse(prompt)[:2] == (obj, color)

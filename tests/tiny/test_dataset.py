@@ -11,7 +11,7 @@ import pytest
 
 from carv_3d.errors import CarvError
 from carv_3d.tiny import dataset
-from carv_3d.tiny.dataset import Images, build, colors_of, draw_view, source_hash
+from carv_3d.tiny.dataset import Images, build, draw_view, object_colors, source_hash
 from carv_3d.tiny.render import Shot, render
 from carv_3d.tiny.vocabulary import COLORS, MATERIALS, OBJECTS, held_out_combinations
 
@@ -42,7 +42,7 @@ def test_a_background_put_in_later_equals_one_rendered(tmp_path) -> None:
 
 def test_views_come_from_all_around_and_a_quarter_from_above() -> None:
     rng = random.Random(0)
-    views = [draw_view(rng, colors_of()) for _ in range(2000)]
+    views = [draw_view(rng, object_colors()) for _ in range(2000)]
     assert all(len({(s.obj, s.elevation, s.azimuth, s.distance, s.fovy) for s in shots}) == 1 for shots in views)
     assert all(len({s.color for s in shots}) == 3 for shots in views)
     first = [shots[0] for shots in views]
@@ -66,9 +66,9 @@ def test_views_come_from_all_around_and_a_quarter_from_above() -> None:
 
 
 def test_held_out_combinations_are_shown_to_the_classifier_alone() -> None:
-    shown = {(o, c) for o, colors in colors_of().items() for c in colors}
+    shown = {(o, c) for o, colors in object_colors().items() for c in colors}
     assert shown == {(o, c) for o in OBJECTS for c in COLORS} - held_out_combinations()
-    assert colors_of(training_only=False) == {o: list(COLORS) for o in OBJECTS}
+    assert object_colors(training_only=False) == {o: list(COLORS) for o in OBJECTS}
 
 
 def test_a_background_shows_where_the_object_does_not_cover() -> None:
@@ -117,7 +117,7 @@ def test_images_are_what_the_recipe_made_so_far() -> None:
     ]
     np.testing.assert_allclose(rgb.reshape(3, 2, 32, 2, 32, 3).mean((2, 4)), quarters, atol=0.3)
     np.testing.assert_allclose((alpha / 255).mean((1, 2)), [0.318, 0.2882, 0.1928], atol=1e-3)
-    view = draw_view(random.Random(11), colors_of())
+    view = draw_view(random.Random(11), object_colors())
     assert [(s.obj, s.color, s.material) for s in view] == [
         ("rabbit", "green", "plain"),
         ("rabbit", "yellow", "striped"),

@@ -98,7 +98,7 @@ def test_seven_in_ten_timesteps_come_from_the_upper_four_tenths() -> None:
 
 def test_the_weight_is_known_at_known_noise_levels() -> None:
     snr = torch.tensor([79.0, 3.0, 1.0, 1e-3])
-    torch.testing.assert_close(denoiser.weight_of(snr), torch.tensor([4 / 80, 1.0, 1.0, 1.0]))
+    torch.testing.assert_close(denoiser.error_weight(snr), torch.tensor([4 / 80, 1.0, 1.0, 1.0]))
 
 
 def test_the_pooled_caption_is_silent_until_it_is_trained() -> None:

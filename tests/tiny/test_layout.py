@@ -17,7 +17,7 @@ def encoder(positions: int, layers: int, seed: int = 0) -> CLIPTextModel:
 
 def test_cells_are_the_patches_of_the_latent_row_by_row() -> None:
     z = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8)
-    cells = layout.cells_of(z)
+    cells = layout.latent_cells(z)
     assert cells.shape == (2, CELLS, 3 * 4)
     assert torch.equal(cells[1, 6].view(3, 2, 2), z[1, :, 2:4, 4:6])  # cell 6: second row, third column
 
@@ -57,5 +57,5 @@ def test_the_layout_of_two_captions_is_learnt_from_their_images() -> None:
         optimizer.step()
     with torch.no_grad():
         found = model(ids)[1]
-    assert float((found - layout.cells_of(means)).square().mean()) < 0.02  # of 1, the means' own
+    assert float((found - layout.latent_cells(means)).square().mean()) < 0.02  # of 1, the means' own
     assert isinstance(model.head, nn.Linear)

@@ -34,7 +34,7 @@ class Small(nn.Module):
             return self(x).float().square().mean()
 
     def gradient(self) -> list[torch.Tensor]:
-        return quick.gradient_of(self, self.loss)
+        return quick.loss_gradient(self, self.loss)
 
 
 def test_precision_follows_the_processor_unless_it_is_named(monkeypatch) -> None:
@@ -54,7 +54,7 @@ def test_bfloat16_products_leave_weights_result_and_gradient_what_they_are() -> 
         model = denoiser.Denoiser(30, 0, 1, autocast=autocast)
         assert model(z, torch.full((4,), 500), ids.view(4, LENGTH)).dtype == torch.float32
         value = denoiser.loss(model, schedule, z, ids.view(4, LENGTH), torch.Generator().manual_seed(2))
-        gradient = quick.gradient_of(model, lambda value=value: value)
+        gradient = quick.loss_gradient(model, lambda value=value: value)
         found[autocast] = value.item(), torch.cat([g.flatten() for g in gradient])
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert found[True][0] != found[False][0]  # the option is heeded

@@ -12,7 +12,7 @@ from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.guidance.sampling import prompt_images
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import agreement, draw_targets, named, pairs, prompts_of, true_renders
+from carv_3d.tiny.agreement import agreement, draw_targets, named, pairs, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -36,7 +36,7 @@ def test_the_classifier_reads_true_renders(classifier: Classifier) -> None:
 def test_carv_tiny_draws_what_it_is_asked_for(seen: bool, classifier: Classifier) -> None:
     teacher = StableDiffusionTeacher.load("carv-tiny", device="cpu")
     targets = draw_targets(pairs(seen), 20, random.Random(2))
-    images = prompt_images(teacher, prompts_of(targets), 3.5, 30, 0).permute(0, 3, 1, 2)
+    images = prompt_images(teacher, target_prompts(targets), 3.5, 30, 0).permute(0, 3, 1, 2)
     shares = agreement(named(classifier, images), targets)
     assert shares["both"] >= 0.8
     shuffled = agreement(named(classifier, images), targets[1:] + targets[:1])

@@ -126,7 +126,7 @@ def test_training_further_keeps_the_tokenizer_that_the_model_came_with(tmp_path,
     numbers["es</w>"], numbers["en</w>"] = numbers["en</w>"], numbers["es</w>"]
     (init / "tokenizer" / "vocab.json").write_text(json.dumps(numbers))
     options = train.TrainOptions(work=tmp_path / "work", out=tmp_path / "out", init=init)
-    tokenizer = train.tokenizer_of(options)
+    tokenizer = train.load_tokenizer(options)
     assert tokenizer.model_max_length == LENGTH
     assert tokenizer("a red mug").input_ids == words[0]("a red mug").input_ids
     assert json.loads((options.work / "tokenizer" / "vocab.json").read_text()) == numbers

@@ -72,7 +72,7 @@ def test_what_is_not_known_is_refused_in_one_sentence(prompt: str, says: str) ->
 
 
 def test_a_prompt_as_long_as_can_be_leaves_room_for_the_view() -> None:
-    assert max(len(v.words_of(f", {phrase}")) for phrase in (*FINE_PHRASES, *COARSE_PHRASES)) == v.VIEW_ROOM
+    assert max(len(v.split_words(f", {phrase}")) for phrase in (*FINE_PHRASES, *COARSE_PHRASES)) == v.VIEW_ROOM
     prompt = f"a {'big ' * 11}red mug"
     v.check_prompt(prompt, v.VIEW_ROOM)
     v.check_prompt(prompt + ", back left view")
@@ -111,7 +111,7 @@ def test_every_known_word_is_taught() -> None:
     for _ in range(30_000):
         color, material = rng.choice(list(v.COLORS)), rng.choice(v.MATERIALS)
         text = v.caption(rng, rng.choice(list(v.OBJECTS)), color, material, rng.uniform(-10, 90), rng.uniform(0, 360))
-        seen.update(v.words_of(text))
+        seen.update(v.split_words(text))
     assert set(v.all_words()) <= seen
 
 
@@ -121,5 +121,5 @@ def test_every_caption_is_made_of_known_words_and_parses_back() -> None:
         for color in v.COLORS:
             material = rng.choice(v.MATERIALS)
             text = v.caption(rng, name, color, material, rng.uniform(-10, 90), rng.uniform(0, 360))
-            assert set(v.words_of(text)) - {","} <= known
+            assert set(v.split_words(text)) - {","} <= known
             assert v.parse(text) == (name, color, material)

@@ -8,7 +8,7 @@ from torch import Tensor
 from carv_3d.scenes.fields import Field, VoxelGridField
 from carv_3d.scenes.rendering import RenderOutput
 
-__all__ = ["density_sparsity", "opaque", "orientation", "orientation_of", "sparsity", "total_variation"]
+__all__ = ["density_sparsity", "opaque", "orientation", "render_orientation", "sparsity", "total_variation"]
 
 
 def sparsity(opacity: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def orientation(weights: Tensor, normals: Tensor, directions: Tensor, n_pixels: 
     return (weights.detach() * facing_away**2).sum() / n_pixels
 
 
-def orientation_of(field: Field, out: RenderOutput, min_weight: float = 1e-3) -> Tensor:
+def render_orientation(field: Field, out: RenderOutput, min_weight: float = 1e-3) -> Tensor:
     """`orientation` of a render, at the samples whose weight exceeds `min_weight` (six more evaluations)."""
     keep = out.weights.detach() > min_weight
     normals = field.normal(out.positions[keep])

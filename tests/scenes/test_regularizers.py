@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from carv_3d.scenes import regularisers as reg
+from carv_3d.scenes import regularizers as reg
 from carv_3d.scenes.cameras import orbit
 from carv_3d.scenes.fields import FieldOptions, VoxelGridField
 from carv_3d.scenes.rendering import VolumeRenderer
@@ -61,18 +61,18 @@ def test_orientation_of_a_render_is_over_the_samples_that_weigh_enough() -> None
         keep = out.weights > least
         expected = reg.orientation(out.weights[keep], field.normal(out.positions[keep]), out.directions[keep], 72)
         assert 0 < int(keep.sum()) < out.weights.numel()
-        torch.testing.assert_close(reg.orientation_of(field, out, least), expected)
-    assert not torch.equal(reg.orientation_of(field, out), expected)
+        torch.testing.assert_close(reg.render_orientation(field, out, least), expected)
+    assert not torch.equal(reg.render_orientation(field, out), expected)
 
 
 def test_orientation_tells_a_ball_from_a_hollow() -> None:
     """The blob's normals face the camera; with the density turned inside out they face away."""
     field = VoxelGridField(FieldOptions(resolution=24))
     rays = orbit(1, distance=2.5).rays(12, 12)
-    ball = reg.orientation_of(field, VolumeRenderer(field)(rays))
+    ball = reg.render_orientation(field, VolumeRenderer(field)(rays))
     with torch.no_grad():
         field.grid[..., 0] *= -0.3
-    hollow = reg.orientation_of(field, VolumeRenderer(field)(rays))
+    hollow = reg.render_orientation(field, VolumeRenderer(field)(rays))
     hollow.backward()
     assert field.grid.grad is not None
     assert hollow > 5 * ball
