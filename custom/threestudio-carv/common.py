@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import threestudio
 import torch
@@ -13,15 +14,59 @@ from omegaconf import OmegaConf
 from threestudio.utils.base import BaseObject
 
 from carv_3d.core.costs import CostMeter
+from carv_3d.core.options import Options
 from carv_3d.errors import CarvError
+from carv_3d.guidance.sds import GuidanceOutput
+
+
+@dataclass
+class HostOptions:
+    """threestudio's options of loading and prompting, which `carv_3d`'s option classes do not have."""
+
+    enable_memory_efficient_attention: bool = False
+    enable_sequential_cpu_offload: bool = False
+    enable_attention_slicing: bool = False
+    enable_channels_last_format: bool = False
+    view_dependent_prompting: bool = True
+
+
+def with_options(kind: type[Options]) -> Callable[[type], type]:
+    """Makes a class threestudio's structured config, with every option of `kind`.
+
+    An option has the default of `kind` unless the class gives another. All are annotated Any: `kind` checks them.
+    """
+
+    def decorate(config: type) -> type:
+        own = inspect.get_annotations(config)
+        config.__annotations__ = {**own, **{name: Any for name in kind.declared() if name not in own}}
+        for name, declared in kind.declared().items():
+            if name not in config.__dict__:
+                setattr(config, name, declared.default)
+        return dataclass(config)
+
+    return decorate
+
+
+class Texts(NamedTuple):
+    """threestudio's embeddings of B renders.
+
+    Attributes:
+        text: (B, L, D).
+        uncond: (B, L, D), of the negative prompt, which is empty unless the user gives one.
+        negatives: None, or Perp-Neg's embeddings (B, M, L, D) and weights (B, M).
+    """
+
+    text: torch.Tensor
+    uncond: torch.Tensor
+    negatives: tuple[torch.Tensor, torch.Tensor] | None
 
 
 class CarvCalls:
-    """Beside one of threestudio's base classes, a guidance whose work is done by a `carv_3d` object with `join_ranks`,
-    `state_dict` and `load_state_dict`.
+    """Next to one of threestudio's base classes, a guidance whose work is done by a `carv_3d` object.
 
-    A subclass sets `_carv` to that object in `configure`, after `super().configure()`, and calls `_begin` first in its
-    `__call__`, `_costs` last. What is not meant for threestudio is private, so that it is not searched for modules.
+    A subclass sets `_carv` to that object in `configure`, after `super().configure()`; it has `join_ranks`,
+    `state_dict` and `load_state_dict`. A call begins with `_begin` and ends with `_result`. What is not meant for
+    threestudio is private, so that it is not searched for modules.
     """
 
     cfg: Any
@@ -32,11 +77,12 @@ class CarvCalls:
         super().__init__(cfg, *args, **kwargs)
 
     def configure(self) -> None:
+        """Called by threestudio before anything else."""
         self._meter = CostMeter(self.device)
-        self._when = (0, 0)  # epoch, step
+        self._when = (0, 0)  # step, epoch
 
     def _loading(self) -> dict[str, Any]:
-        """threestudio's options of loading, as `StableDiffusionTeacher.load` and `load_denoiser` take them."""
+        """The host's options of loading, as `StableDiffusionTeacher.load` and `load_denoiser` take them."""
         if self.cfg.enable_memory_efficient_attention:
             threestudio.info("PyTorch 2 uses memory efficient attention by default.")
         return {
@@ -48,25 +94,38 @@ class CarvCalls:
         }
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
-        self._when = (epoch, global_step)
+        """Called by threestudio before each batch."""
+        self._when = (global_step, epoch)
 
     def _begin(self, renders: int) -> tuple[int, int]:
-        """(epoch, step) of this call. Ranks are read here: some systems build their guidance before there are any."""
+        """(step, epoch) of this call. Ranks are read here: some systems build their guidance before there are any."""
         self._carv.join_ranks(**ranks())
         self._meter.seconds.clear()
         self._meter.count(renders=renders)
         return self._when
 
-    def _costs(self) -> dict[str, float]:
-        """Seconds by phase of this call; UNet rows and renders since the start."""
-        return self._meter.as_scalars()
+    def _texts(self, prompt_utils: Any, *views: torch.Tensor) -> Texts:
+        """The embeddings for elevation, azimuth and camera_distances (B,)."""
+        return embeddings(prompt_utils, (*views, self.cfg.view_dependent_prompting))
+
+    def _result(
+        self, losses: dict[str, torch.Tensor | None], scalars: dict[str, float], out: GuidanceOutput
+    ) -> dict[str, Any]:
+        """What threestudio gets: the losses that there are, and what it logs.
+
+        The seconds by phase are of this call, UNet samples and renders since the start.
+        """
+        norm = float(out.estimate.grad.norm())  # over the batch, as threestudio logs it
+        given = {name: loss for name, loss in losses.items() if loss is not None}
+        return {**given, **scalars, "grad_norm": norm, **self._meter.as_scalars()}
 
     def carv_state(self) -> dict[str, Any]:
         """For the mixin `carv-checkpoint`: tensors and primitives."""
         return {**self._carv.state_dict(), "costs": self._meter.state_dict()}
 
     def load_carv_state(self, state: dict[str, Any]) -> None:
-        self._carv.join_ranks(**ranks())  # first: each rank goes on with noise of its own
+        """Takes back `carv_state`."""
+        self._carv.join_ranks(**ranks())  # first: each rank resumes with noise of its own
         self._carv.load_state_dict(state)
         self._meter.load_state_dict(state["costs"])
 
@@ -76,8 +135,12 @@ class CarvGuidance(CarvCalls, BaseObject):
 
 
 def check_names(config: Any, cfg: Any) -> None:
-    """Raises CarvError for an option that `config`, a dataclass, does not have; threestudio's is a bare TypeError."""
-    known = [one.name for one in fields(config)]
+    """Refuses an option that `config`, a dataclass, does not have; threestudio's error is a bare TypeError.
+
+    Raises:
+        CarvError: with the nearest name.
+    """
+    known = [field.name for field in fields(config)]
     for name in cfg or {}:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1, 0.6)
@@ -85,35 +148,29 @@ def check_names(config: Any, cfg: Any) -> None:
             raise CarvError(f"guidance has no option {name!r}; {hint}")
 
 
-def read_options(kind: Callable[..., Any], cfg: Any, **more: Any) -> Any:
-    """A dataclass of options from those of the host's that it has, and `more`. Raises CarvError for a bad value."""
-    given = {**OmegaConf.to_container(cfg, resolve=True), **more}
-    names = {one.name for one in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in given.items() if name in names})
+def read_options(kind: type[Options], cfg: Any) -> Any:
+    """Options of `kind` from those of the host's that it has.
 
-
-def embeddings(prompt_utils: Any, views: tuple) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """(text (B, L, D), unconditional (B, L, D), None or Perp-Neg's (negatives (B, 2, L, D), weights (B, 2))).
-
-    views: elevation, azimuth, camera_distances (B,), and whether prompts depend on them.
+    Raises:
+        CarvError: for a bad value.
     """
+    given = OmegaConf.to_container(cfg, resolve=True)
+    return kind(**{name: value for name, value in given.items() if name in kind.declared()})
+
+
+def embeddings(prompt_utils: Any, views: tuple) -> Texts:
+    """What threestudio's prompts give for views: elevation, azimuth, camera_distances (B,), and whether they matter."""
     n = len(views[0])
     if not prompt_utils.use_perp_neg:
         text, uncond = prompt_utils.get_text_embeddings(*views).chunk(2)  # threestudio gives text first
-        return text, uncond, None
+        return Texts(text, uncond, None)
     given, weights = prompt_utils.get_text_embeddings_perp_neg(*views)
     negatives = given[2 * n :].unflatten(0, (n, weights.shape[1]))  # interleaved by item
-    return given[:n], given[n : 2 * n], (negatives, weights)
+    return Texts(given[:n], given[n : 2 * n], (negatives, weights))
 
 
 def ranks() -> dict[str, int]:
-    """rank and world_size of this process; (0, 1) where there is no process group (yet)."""
+    """This process's rank and world_size; 0 and 1 where there is no process group (yet)."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return {"rank": 0, "world_size": 1}
     return {"rank": torch.distributed.get_rank(), "world_size": torch.distributed.get_world_size()}
-
-
-def preview_texts(noise_levels: Any, elevation: Any, azimuth: Any, camera_distances: Any) -> list[str]:
-    """What threestudio writes beside each image of `guidance_eval`."""
-    rows = zip(noise_levels, elevation.tolist(), azimuth.tolist(), camera_distances.tolist())
-    return [f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}" for n, e, a, c in rows]

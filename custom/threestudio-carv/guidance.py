@@ -1,74 +1,52 @@
 """`guidance_type: carv-stable-diffusion-guidance`: threestudio's calls to `carv_3d`'s guidance, and nothing more."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import threestudio
 import torch
+import torch.nn.functional as F
 
-from carv_3d.guidance.images import resized
+from carv_3d.errors import CarvError
 from carv_3d.guidance.previews import denoised_previews
 from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
+from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 
-from .common import CarvGuidance, embeddings, preview_texts, read_options
+from .common import CarvGuidance, HostOptions, Texts, read_options, with_options
 
 
 @threestudio.register("carv-stable-diffusion-guidance")
 class CarvStableDiffusionGuidance(CarvGuidance):
-    @dataclass
-    class Config(CarvGuidance.Config):
-        # threestudio's, with its names and defaults
+    """The objective of threestudio's `stable-diffusion-guidance`, or another of `carv_3d`'s."""
+
+    @with_options(GuidanceOptions)
+    class Config(HostOptions, CarvGuidance.Config):
+        """threestudio's own defaults, and the options that only a host has."""
+
         pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"
-        enable_memory_efficient_attention: bool = False
-        enable_sequential_cpu_offload: bool = False
-        enable_attention_slicing: bool = False
-        enable_channels_last_format: bool = False
-        guidance_scale: Any = 100.0
-        grad_clip: Any = None
-        half_precision_weights: bool = True
-        min_step_percent: Any = 0.02
-        max_step_percent: Any = 0.98
-        sqrt_anneal: bool = False
-        trainer_max_steps: int = 25000
-        use_img_loss: bool = False
-        use_sjc: bool = False
-        var_red: bool = True
-        weighting_strategy: str = "sds"
+        cfg_convention: str = "threestudio"
         token_merging: bool = False
         token_merging_params: Any = field(default_factory=dict)
-        view_dependent_prompting: bool = True
         max_items_eval: int = 4
-
-        # carv_3d's; each is explained in carv_3d/guidance/options.py
-        num_draws: Any = 4
-        proposal: str = "weight"
-        stratify: str = "render"
-        antithetic: bool = False
-        max_batch: int = 16
-        vae_sample: Any = True
-        cfg_convention: str = "threestudio"
-        use_recon_loss: bool = False
-        seed: Any = None
 
     cfg: Config
     _teacher_class: Any = StableDiffusionTeacher
 
     def configure(self) -> None:
+        """Loads the model once all options have been checked."""
         super().configure()
-        options = read_options(GuidanceOptions, self.cfg)  # checked before a model is loaded
-        teacher = self._load_teacher(options)
-        self._carv = SDSGuidance(TimedTeacher(teacher, self._meter), options)
-
-    def _load_teacher(self, options: GuidanceOptions) -> Any:
-        merging = dict(self.cfg.token_merging_params or {}) if self.cfg.token_merging else None
-        return self._teacher_class.load(
+        options = read_options(GuidanceOptions, self.cfg)
+        needs_empty = "negative" in OBJECTIVES[options.objective].needs
+        teacher = self._teacher_class.load(
             options.pretrained_model_name_or_path,
-            token_merging=merging,
-            with_text=False,
+            token_merging=dict(self.cfg.token_merging_params or {}) if self.cfg.token_merging else None,
+            with_text=needs_empty,
             **self._loading(),
         )
+        self._empty = teacher.text_embeddings([""]) if needs_empty else None
+        self._carv = SDSGuidance(TimedTeacher(teacher, self._meter), options)
 
     def __call__(
         self,
@@ -81,28 +59,39 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         guidance_eval: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        epoch, step = self._begin(len(rgb))
-        views = (elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting)
-        text, uncond, negatives = embeddings(prompt_utils, views)
-        out = self._carv(rgb, text, uncond, step, epoch=epoch, rgb_as_latents=rgb_as_latents, negatives=negatives)
+        """A step of `SDSGuidance`; rgb is (B, H, W, 3), the views are (B,)."""
+        step, epoch = self._begin(len(rgb))
+        views = (elevation, azimuth, camera_distances)
+        texts, negative = self._with_empty(self._texts(prompt_utils, *views))
+        out = self._carv(
+            rgb, texts.text, texts.uncond, step, epoch=epoch, rgb_as_latents=rgb_as_latents,
+            negatives=texts.negatives, prompts_negative=negative,
+        )  # fmt: skip
         losses = {"loss_sds": out.loss_sds, "loss_sds_img": out.loss_sds_img, "loss_recon": out.loss_recon}
-        result: dict[str, Any] = {name: loss for name, loss in losses.items() if loss is not None}
-        result.update(out.scalars)
-        result["grad_norm"] = float(out.estimate.grad.norm())  # over the batch, as threestudio logs it
-        result.update(self._costs())
+        result = self._result(losses, out.scalars, out)
         if guidance_eval:
             with self._meter.uncounted():
                 shown = denoised_previews(self._carv, out, self.cfg.max_items_eval)
-            shown["texts"] = preview_texts(shown["noise_levels"], elevation, azimuth, camera_distances)
+            shown["texts"] = preview_texts(shown["noise_levels"], *views)
             result["eval"] = shown
         return result
 
+    def _with_empty(self, texts: Texts) -> tuple[Texts, torch.Tensor | None]:
+        """The texts, and the negative prompt apart from them, for an objective that has the empty one as well."""
+        if self._empty is None:
+            return texts, None
+        empty = self._empty.to(texts.uncond)
+        if torch.allclose(texts.uncond, empty.expand_as(texts.uncond), atol=1e-2):
+            raise CarvError(
+                f"the objective {self._carv.options.objective} needs a negative prompt: set "
+                "system.prompt_processor.negative_prompt, or take another objective."
+            )
+        return texts._replace(uncond=empty), texts.uncond
+
     def set_min_max_steps(self, min_step_percent: float = 0.02, max_step_percent: float = 0.98) -> None:
         """The range of timesteps from now on, for systems that set it themselves before each call."""
-        options = self._carv.options
-        if (options.min_step_percent, options.max_step_percent) != (min_step_percent, max_step_percent):
-            given = {"min_step_percent": min_step_percent, "max_step_percent": max_step_percent}
-            self._carv.options = replace(options, sqrt_anneal=False, **given)
+        given = {"min_step_percent": min_step_percent, "max_step_percent": max_step_percent}
+        self._carv.options = replace(self._carv.options, sqrt_anneal=False, **given)
 
     @torch.no_grad()
     def decode_latents(
@@ -114,4 +103,10 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         """
         teacher = self._carv.teacher
         size = (latent_height or teacher.latent_size, latent_width or teacher.latent_size)
-        return teacher.decode(resized(latents, *size))
+        return teacher.decode(F.interpolate(latents, size, mode="bilinear", align_corners=False))
+
+
+def preview_texts(noise_levels: Any, elevation: Any, azimuth: Any, camera_distances: Any) -> list[str]:
+    """What threestudio writes next to each image of `guidance_eval`."""
+    rows = zip(noise_levels, elevation.tolist(), azimuth.tolist(), camera_distances.tolist())
+    return [f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}" for n, e, a, c in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import threestudio
 import torch
@@ -12,30 +13,50 @@ from threestudio.models.prompt_processors.base import hash_prompt
 from threestudio.models.prompt_processors.stable_diffusion_prompt_processor import StableDiffusionPromptProcessor
 
 from carv_3d.teachers.availability import BUILT_IN, resolve_model
+from carv_3d.teachers.families import STABLE_DIFFUSION
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 
+class ChecksModel:
+    """Gives a prompt processor its model's folder, checked before a process is spawned to read it."""
+
+    _family: Any = STABLE_DIFFUSION
+
+    def configure(self, *args: Any, **kwargs: Any) -> None:
+        """Puts the folder in place of the name."""
+        folder = resolve_model(self.cfg.pretrained_model_name_or_path, family=self._family)
+        self.cfg.pretrained_model_name_or_path = str(folder)
+        super().configure(*args, **kwargs)
+
+
 @threestudio.register("carv-stable-diffusion-prompt-processor")
-class CarvStableDiffusionPromptProcessor(StableDiffusionPromptProcessor):
+class CarvStableDiffusionPromptProcessor(ChecksModel, StableDiffusionPromptProcessor):
+    """threestudio's, which reads `carv-tiny` from the package."""
+
     @dataclass
     class Config(StableDiffusionPromptProcessor.Config):
-        pass
+        """threestudio's own options."""
 
     cfg: Config
 
-    def configure(self, *args, **kwargs) -> None:
-        name = self.cfg.pretrained_model_name_or_path
-        if name in BUILT_IN:
+    def configure(self, *args: Any, **kwargs: Any) -> None:
+        """Reads `carv-tiny` here and now."""
+        if self.cfg.pretrained_model_name_or_path in BUILT_IN:
             # threestudio's cache goes by path and prompt: it would outlive weights that came with an older release
             self.cfg.use_cache = False
             self.cfg.spawn = False  # a process of its own is for big text encoders
             self.spawn_func = save_embeddings
-        # a folder in place of the name, checked before a process is spawned to read it
-        self.cfg.pretrained_model_name_or_path = str(resolve_model(name))
         super().configure(*args, **kwargs)
 
 
 def save_embeddings(folder: str, prompts: Sequence[str], cache_dir: str) -> None:
     """As threestudio's `spawn_func`, by carv_3d's reader, since older tokenizers do not know the file of newer ones."""
-    for prompt, embedding in zip(prompts, StableDiffusionTeacher.load(folder, device="cpu").text_embeddings(prompts)):
-        torch.save(embedding.clone(), os.path.join(cache_dir, f"{hash_prompt(folder, prompt)}.pt"))
+    teacher = StableDiffusionTeacher.load(folder, device="cpu")
+    write_embeddings(folder, prompts, teacher.text_embeddings(prompts), cache_dir)
+
+
+def write_embeddings(model: str, prompts: Sequence[str], embeddings: torch.Tensor, cache_dir: str) -> None:
+    """A file for each prompt in threestudio's cache, from embeddings (B, L, D)."""
+    for prompt, embedding in zip(prompts, embeddings):
+        # cloned: a row of a tensor is saved with all of it
+        torch.save(embedding.clone(), os.path.join(cache_dir, f"{hash_prompt(model, prompt)}.pt"))

@@ -5,7 +5,7 @@ UNets and the VAE are not, so they are in neither. For that the system must buil
 prolificdreamer-system does.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import threestudio
@@ -21,54 +21,28 @@ from carv_3d.teachers.lora_score import LoraScore, check_pair
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 
-from .common import CarvCalls, embeddings, read_options
+from .common import CarvCalls, HostOptions, read_options, with_options
 
 MAX_UNTRAINED_STEPS = 20
 
 
 @threestudio.register("carv-vsd-guidance")
 class CarvVSDGuidance(CarvCalls, BaseModule):
-    @dataclass
-    class Config(BaseModule.Config):
-        # threestudio's, with its names and defaults
+    """Variational score distillation, and the LoRA that threestudio trains."""
+
+    @with_options(VSDOptions)
+    class Config(HostOptions, BaseModule.Config):
+        """threestudio's own defaults."""
+
         pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
         pretrained_model_name_or_path_lora: str = "stabilityai/stable-diffusion-2-1"
-        enable_memory_efficient_attention: bool = False
-        enable_sequential_cpu_offload: bool = False
-        enable_attention_slicing: bool = False
-        enable_channels_last_format: bool = False
-        guidance_scale: Any = 7.5
-        guidance_scale_lora: Any = 1.0
-        grad_clip: Any = None
-        half_precision_weights: bool = True
-        lora_cfg_training: bool = True
-        lora_n_timestamp_samples: int = 1
-        min_step_percent: Any = 0.02
-        max_step_percent: Any = 0.98
-        sqrt_anneal: bool = False
-        trainer_max_steps: int = 25000
-        use_img_loss: bool = False
-        view_dependent_prompting: bool = True
-        camera_condition_type: str = "extrinsics"
-
-        # carv_3d's; each is explained in carv_3d/guidance/options.py and carv_3d/guidance/vsd_options.py
-        weighting_strategy: str = "sds"
-        num_draws: Any = 4
-        proposal: str = "weight"
-        stratify: str = "render"
-        antithetic: bool = False
-        max_batch: int = 16
-        lora_max_batch: int = 4
-        lora_rank: int = 4
-        vae_sample: Any = True
-        cfg_convention: str = "standard"
-        seed: Any = None
 
     cfg: Config
 
     def configure(self) -> None:
+        """Loads the models once all options have been checked."""
         super().configure()
-        options = read_options(VSDOptions, self.cfg)  # checked before a model is loaded
+        options = read_options(VSDOptions, self.cfg)
         how = self._loading()
         names = (options.pretrained_model_name_or_path, options.pretrained_model_name_or_path_lora)
         teacher = StableDiffusionTeacher.load(names[0], with_text=False, **how)
@@ -91,21 +65,23 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         rgb_as_latents: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        epoch, step = self._begin(len(rgb))
-        views = (elevation, azimuth, camera_distances)
-        text, uncond, negatives = embeddings(prompt_utils, (*views, self.cfg.view_dependent_prompting))
-        own_text, _ = prompt_utils.get_text_embeddings(*views, False).chunk(2)
-        camera = self._camera(mvp_mtx, c2w)
+        """A step of `VSDGuidance`; rgb is (B, H, W, 3), the views are (B,), the matrices (B, 4, 4)."""
+        step, epoch = self._begin(len(rgb))
+        texts = self._texts(prompt_utils, elevation, azimuth, camera_distances)
+        lora_text = self._lora_text(prompt_utils, elevation, azimuth, camera_distances)
         out = self._carv(
-            rgb, text, uncond, own_text, camera, step, epoch=epoch, rgb_as_latents=rgb_as_latents, negatives=negatives
-        )
-        result: dict[str, Any] = {"loss_vsd": out.loss_vsd, "loss_lora": out.loss_lora, **out.scalars}
-        if out.loss_vsd_img is not None:
-            result["loss_vsd_img"] = out.loss_vsd_img
-        result["grad_norm"] = float(out.sds.estimate.grad.norm())  # over the batch, as threestudio logs it
-        result.update(self._costs())
+            rgb, texts.text, texts.uncond, lora_text, self._camera(mvp_mtx, c2w), step, epoch=epoch,
+            rgb_as_latents=rgb_as_latents, negatives=texts.negatives,
+        )  # fmt: skip
+        losses = {"loss_vsd": out.loss_vsd, "loss_lora": out.loss_lora, "loss_vsd_img": out.loss_vsd_img}
+        result = self._result(losses, out.scalars, out.sds)
         self._count_untrained()
         return result
+
+    @staticmethod
+    def _lora_text(prompt_utils: Any, *views: torch.Tensor) -> torch.Tensor:
+        """(B, L, D), the same from every side, as in threestudio."""
+        return prompt_utils.get_text_embeddings(*views, False).chunk(2)[0]
 
     def _camera(self, mvp_mtx: torch.Tensor, c2w: torch.Tensor) -> torch.Tensor:
         return c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx
@@ -130,14 +106,10 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         **kwargs: Any,
     ) -> torch.Tensor:
         """The teacher's own images (B, H, W, 3) of the prompt, for `visualize_samples`."""
-        carv, (epoch, step) = self._carv.sds, self._when
         views = (elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting)
-        text, uncond = prompt_utils.get_text_embeddings(*views).chunk(2)
-        scale = annealed(self._carv.options.guidance_scale, step, epoch)
-        with self._meter.uncounted():
-            return sample_images(
-                carv.teacher, lambda z, t: carv.eps_hat(z, t, (text, uncond), scale), len(elevation), seed=seed
-            )
+        cond, carv = prompt_utils.get_text_embeddings(*views).chunk(2), self._carv.sds
+        scale = annealed(carv.options.guidance_scale, *self._when)
+        return self._images(lambda z, t: carv.eps_hat(z, t, cond, scale), len(elevation), seed)
 
     def sample_lora(
         self,
@@ -151,13 +123,11 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         **kwargs: Any,
     ) -> torch.Tensor:
         """What the LoRA takes the renders from these cameras for, (B, H, W, 3), for `visualize_samples`."""
-        text, _ = prompt_utils.get_text_embeddings(elevation, azimuth, camera_distances, False).chunk(2)
+        text, carv = self._lora_text(prompt_utils, elevation, azimuth, camera_distances), self._carv
         camera = self._camera(mvp_mtx, c2w).flatten(1).float()
-        carv, (epoch, step) = self._carv, self._when
-        scale = annealed(carv.options.guidance_scale_lora, step, epoch)
+        scale = annealed(carv.options.guidance_scale_lora, *self._when)
+        return self._images(lambda z, t: carv.lora_eps_hat(z, t, text, camera, scale), len(elevation), seed)
 
-        def eps_hat(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return carv.lora_eps_hat(z, t, text, camera, scale)
-
+    def _images(self, eps_hat: Callable[..., torch.Tensor], n: int, seed: int) -> torch.Tensor:
         with self._meter.uncounted():
-            return sample_images(carv.sds.teacher, eps_hat, len(elevation), seed=seed)
+            return sample_images(self._carv.sds.teacher, eps_hat, n, seed=seed)

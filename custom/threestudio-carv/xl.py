@@ -6,19 +6,18 @@ threestudio's prompt processors (views, Perp-Neg, cache) and the guidance's call
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import threestudio
 import torch
-from threestudio.models.prompt_processors.base import PromptProcessor, hash_prompt
+from threestudio.models.prompt_processors.base import PromptProcessor
 
-from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import STABLE_DIFFUSION_XL
 from carv_3d.teachers.loading import choose_dtype
 from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 from carv_3d.teachers.xl_text import XLText
 
 from .guidance import CarvStableDiffusionGuidance
+from .prompt_processor import ChecksModel, write_embeddings
 
 DEFAULT_MODEL = StableDiffusionXLTeacher.default_model
 
@@ -29,6 +28,8 @@ class CarvStableDiffusionXLGuidance(CarvStableDiffusionGuidance):
 
     @dataclass
     class Config(CarvStableDiffusionGuidance.Config):
+        """The same options, for another model."""
+
         pretrained_model_name_or_path: str = DEFAULT_MODEL
 
     cfg: Config
@@ -36,29 +37,26 @@ class CarvStableDiffusionXLGuidance(CarvStableDiffusionGuidance):
 
 
 @threestudio.register("carv-stable-diffusion-xl-prompt-processor")
-class CarvStableDiffusionXLPromptProcessor(PromptProcessor):
+class CarvStableDiffusionXLPromptProcessor(ChecksModel, PromptProcessor):
+    """Both text encoders, packed."""
+
     @dataclass
     class Config(PromptProcessor.Config):
+        """threestudio's own options, for another model."""
+
         pretrained_model_name_or_path: str = DEFAULT_MODEL
 
     cfg: Config
-
-    def configure(self, *args: Any, **kwargs: Any) -> None:
-        # checked before a process is spawned to read it
-        folder = resolve_model(self.cfg.pretrained_model_name_or_path, family=STABLE_DIFFUSION_XL)
-        self.cfg.pretrained_model_name_or_path = str(folder)
-        super().configure(*args, **kwargs)
+    _family = STABLE_DIFFUSION_XL
 
     def prepare_text_embeddings(self) -> None:
-        # threestudio's cache goes by model and prompt alone: what its own processor left there has one encoder's width
+        """Keeps the cache apart: threestudio's goes by model and prompt, and its own processor has one encoder."""
         self._cache_dir = os.path.join(self._cache_dir, "carv-xl")
         super().prepare_text_embeddings()
 
     @staticmethod
     def spawn_func(pretrained_model_name_or_path: str, prompts: list[str], cache_dir: str) -> None:
+        """Called by threestudio, in a process of its own, for prompts that are not in the cache."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         text = XLText.load(pretrained_model_name_or_path, device, choose_dtype(device, None))
-        for prompt, embedding in zip(prompts, text(prompts)):
-            # cloned: a row of a tensor is saved with all of it
-            file = os.path.join(cache_dir, f"{hash_prompt(pretrained_model_name_or_path, prompt)}.pt")
-            torch.save(embedding.clone(), file)
+        write_embeddings(pretrained_model_name_or_path, prompts, text(prompts), cache_dir)

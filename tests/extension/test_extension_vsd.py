@@ -53,7 +53,7 @@ def test_every_option_beside_the_stock_ones_is_in_the_readme(host: Any) -> None:
     for name, value in own.items():
         assert f"- `{name}` ({value})" in readme
     differ = {name for name in shared if name in config and config[name] != shared[name]}
-    assert differ == {"pretrained_model_name_or_path", "guidance_scale", "cfg_convention"}
+    assert differ == {"pretrained_model_name_or_path", "guidance_scale", "cfg_convention", "objective"}
 
 
 def test_the_host_sees_the_lora_and_nothing_else(make: Any) -> None:
