@@ -1,11 +1,11 @@
 """Are the assets what was asked for? One prompt per object and seed, colors at random, against the true shapes.
 
-    ./install.sh python benchmarks/assets.py [--pairs seen|unseen] [--seeds 2] [--first-seed 0]
+    ./install.sh python benchmarks/assets.py [--pairs training|held-out] [--seeds 2] [--first-seed 0]
                                                  [--work DIR] [KEY=VALUE ...]
 
 16 views of each (8 azimuths at elevations 5 and 30). "Nearest": of all forty true shapes in that color, the one with
-the best PSNR is the one asked for. IoU: of the silhouettes, in the pose as it came. The classifier saw none of the
-runs. Done runs are kept in --work and not repeated; KEY=VALUE changes the configuration, as in `carv generate`.
+the best PSNR is the one asked for. IoU: of the silhouettes, in the pose as it came. The classifier has no part in
+the runs. Done runs are kept in --work and not repeated; KEY=VALUE changes the configuration, as in `carv generate`.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from rich.progress import track
 from carv_3d.evaluation.truth import iou, psnr, scoring_views, true_views
 from carv_3d.generate.config import Config, load_config
 from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io.structured import parse_json, read_text
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.classifier import Classifier
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS, held_out_combinations
 
 
 def jobs(pairs: str, seeds: int) -> list[tuple[str, str, int]]:
-    """(object, color, seed): a color at random for each object and seed, among the pairs that training showed or,
-    for "unseen", among those it did not."""
-    unseen, rng, out = held_out_combinations(), random.Random(0), []
+    """(object, color, seed): a color at random for each object and seed, of the combinations that `pairs` names."""
+    held_out, rng, out = held_out_combinations(), random.Random(0), []
     for seed in range(seeds):
         for obj in OBJECTS:
-            choices = [c for c in COLORS if ((obj, c) in unseen) == (pairs == "unseen")]
+            choices = [c for c in COLORS if ((obj, c) in held_out) == (pairs == "held-out")]
             out.append((obj, rng.choice(choices), seed))
     return out
 
@@ -51,12 +51,12 @@ def true_shapes(color: str, config: Config, folder: Path) -> tuple[np.ndarray, n
         part = path.with_suffix(f".{multiprocessing.current_process().pid}.npz")
         np.savez(part, rgb=rgb, alpha=alpha)
         part.replace(path)
-    found = np.load(path)
-    return found["rgb"], found["alpha"]
+    stored = np.load(path)
+    return stored["rgb"], stored["alpha"]
 
 
 def measure(obj: str, color: str, seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """One run and what it came to."""
+    """One run and its figures."""
     config = load_config(overrides=[*overrides, f"seed={seed}"], prompt=f"a {color} {OBJECTS[obj][0]}")
     truth, silhouettes = true_shapes(color, config, folder)
     host = TextTo3D(config, teacher(config.system.guidance.pretrained_model_name_or_path))
@@ -121,7 +121,7 @@ def table(title: str, rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", choices=("seen", "unseen"), default="seen")
+    parser.add_argument("--pairs", choices=("training", "held-out"), default="training", help="combinations")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first-seed", type=int, default=0, help="leave out the seeds before this one")
     parser.add_argument("--objects", nargs="*", default=list(OBJECTS), help="only these")
@@ -133,7 +133,8 @@ def main() -> None:
     folder = options.work / (key if options.overrides else "defaults")
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "runs.jsonl"
-    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    lines = read_text(kept).splitlines() if kept.exists() else []
+    done = [parse_json(line, f"line {number} of {kept}") for number, line in enumerate(lines, 1)]
     last = options.first_seed + options.seeds
     targets = [j for j in jobs(options.pairs, last) if j[0] in options.objects and j[2] >= options.first_seed]
     finished = {(r["object"], r["color"], r["seed"]): r for r in done}
@@ -146,7 +147,7 @@ def main() -> None:
     for r in sorted(rows, key=lambda r: r["gain"]):
         print(f"| {r['object']} | {r['color']} | {r['seed']} | {r['psnr']:.1f} | {r['gain']:.1f} | {r['iou']:.2f} "
               f"| {r['classifier']:.0%} | {r['nearest']} |")  # fmt: skip
-    print("\n| pairs | runs | nearest | PSNR | objects that gain 4 dB | IoU mean (least) "
+    print("\n| combinations | runs | nearest | PSNR | objects that gain 4 dB | IoU mean (least) "
           "| classifier: object and color "
           "| classifier: object | a run |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     print(table(options.pairs, rows))

@@ -33,7 +33,7 @@ from carv_3d.distill.evaluate import (
 from carv_3d.errors import CarvError, run_script
 from carv_3d.evaluation.distances import frechet_distance, kernel_distance
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import draw_targets, pairs, target_prompts, true_renders
+from carv_3d.tiny.agreement import combinations, draw_targets, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 HEAD = "| images | n | UNet rows each | s each | object | color | both | over the teacher's | kernel | Fréchet |"
@@ -73,8 +73,8 @@ def main() -> int:
         raise CarvError("--samples must be at least 2, and --shown from 1 to that")
     one, teacher = (StableDiffusionTeacher.load(name, half_precision=False) for name in (o.model, o.teacher))
     classifier, rng, lines, apart = Classifier.load(), random.Random(o.seed), [HEAD, "|" + "---|" * 10], []
-    for title, of in (("seen pairs", pairs(seen=True)), ("unseen pairs", pairs(seen=False))):
-        targets = draw_targets(of, o.samples, rng)
+    for title in ("training", "held-out"):
+        targets = draw_targets(combinations(title == "held-out"), o.samples, rng)
         prompts = target_prompts(targets)
         renders = [true_renders(targets, rng) for _ in range(2)]
         real = classifier_features(classifier, renders[0])
@@ -91,7 +91,7 @@ def main() -> int:
             f"{title}: one step and teacher are apart by {k.value:.3g} [{k.low:.3g}, {k.high:.3g}] (kernel), "
             f"{frechet_distance(found.features, best.features):.3g} (Fréchet)."
         )
-        if title == "seen pairs":
+        if title == "training":
             sides = torch.stack([made[: o.shown], theirs[: o.shown]], 1).flatten(0, 1)
             captions = [f"{n}: {p}" for p in prompts[: o.shown] for n in ("1 step", f"{o.steps} steps")]
             o.sheet.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from carv_3d.errors import CarvError, run_script
 from carv_3d.evaluation.distances import kernel_distance
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import draw_targets, pairs, target_prompts, true_renders
+from carv_3d.tiny.agreement import combinations, draw_targets, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 FIGURES = ("agreement_both", "agreement_object", "agreement_color", "kernel_distance")
@@ -56,7 +56,7 @@ def main() -> int:
         Classifier.load(),
         random.Random(0),
     )
-    targets = draw_targets(pairs(seen=True), o.samples, rng)
+    targets = draw_targets(combinations(held_out=False), o.samples, rng)
     prompts = target_prompts(targets)
     real, other = (classifier_features(classifier, true_renders(targets, rng)) for _ in range(2))
 

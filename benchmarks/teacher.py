@@ -1,5 +1,7 @@
-"""Does carv-tiny draw what it is asked for? The classifier's word on samples of 30 DDIM steps, seen and unseen pairs
-apart, and, as the ceiling of what the classifier can tell, on true renders of the same prompts.
+"""Does carv-tiny draw what it is asked for? What the classifier names in samples of 30 DDIM steps.
+
+For training combinations and held-out ones, and, as the most that the classifier can name, for true renders of the
+same prompts.
 
     ./install.sh python benchmarks/teacher.py [--model FOLDER] [--samples 400] [--scale 3.5] [--sheet samples.png]
 """
@@ -20,20 +22,20 @@ from carv_3d.tiny.agreement import (
     SIDES,
     Target,
     agreement,
+    combinations,
     draw_targets,
-    named,
-    pairs,
-    sides_named,
+    predict,
     target_prompts,
     true_renders,
+    view_errors,
 )
 from carv_3d.tiny.classifier import WEIGHTS, Classifier
 
 
 def row(title: str, classifier: Classifier, images: Tensor, targets: list[Target]) -> None:
-    told = named(classifier, images)
-    found = {**agreement(told, targets), **sides_named(told, targets)}
-    print(f"| {title} | {len(targets)} | " + " | ".join(f"{v:.1%}" for v in found.values()) + " |", flush=True)
+    predicted = predict(classifier, images)
+    shares = {**agreement(predicted, targets), **view_errors(predicted, targets)}
+    print(f"| {title} | {len(targets)} | " + " | ".join(f"{v:.1%}" for v in shares.values()) + " |", flush=True)
 
 
 def main() -> None:
@@ -48,15 +50,17 @@ def main() -> None:
     options = parser.parse_args()
     teacher, rng = StableDiffusionTeacher.load(options.model), random.Random(0)
     classifier = None if options.no_classifier else Classifier.load(options.classifier)
-    print("| pairs | n | object | color | both | view (of nine) | of the eight sides: " + " | ".join(SIDES) + " |")
+    print(
+        "| combinations | n | object | color | both | view (of nine) | of the eight sides: " + " | ".join(SIDES) + " |"
+    )
     print("|---|---|---|---|---|---|" + "---|" * len(SIDES))
-    for title, of in (("seen", pairs(seen=True)), ("unseen", pairs(seen=False))):
-        targets = draw_targets(of, options.samples, rng)
+    for title in ("training", "held-out"):
+        targets = draw_targets(combinations(title == "held-out"), options.samples, rng)
         prompts = target_prompts(targets)
         batches = [prompts[i : i + 50] for i in range(0, len(prompts), 50)]
         made = [prompt_images(teacher, b, options.scale, options.steps, i) for i, b in enumerate(batches)]
         images = torch.cat(made).permute(0, 3, 1, 2)
-        if options.sheet and title == "seen":
+        if options.sheet and title == "training":
             write_png(options.sheet, contact_sheet(to_uint8(images[:50].permute(0, 2, 3, 1)), 10, gap=0))
             print("\n".join(prompts[:50]))
         if classifier is not None:

@@ -100,9 +100,9 @@ class Scores:
 def score_images(classifier: Any, images: Tensor, targets: Sequence[Any], reference: Tensor) -> Scores:
     """images: (N, 3, H, W) in [0, 1], one for each of N `targets` (`tiny.agreement.Target`). reference: (N, 640),
     features of true images of the same `targets`."""
-    from carv_3d.tiny.agreement import correct, named
+    from carv_3d.tiny.agreement import correct, predict
 
-    found = correct(named(classifier, at_classifier_size(images)), targets)
+    found = correct(predict(classifier, at_classifier_size(images)), targets)
     features = classifier_features(classifier, images)
     shares = {name: float(found[name].double().mean()) for name in ("object", "color", "both")}
     return Scores(**shares, kernel=kernel_distance(features, reference, paired=True), features=features, correct=found)

@@ -12,7 +12,7 @@ from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.guidance.sampling import prompt_images
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import agreement, draw_targets, named, pairs, target_prompts, true_renders
+from carv_3d.tiny.agreement import agreement, combinations, draw_targets, predict, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,21 +25,21 @@ def classifier() -> Classifier:
 
 def test_the_classifier_reads_true_renders(classifier: Classifier) -> None:
     rng = random.Random(1)
-    targets = draw_targets(pairs(seen=True), 100, rng) + draw_targets(pairs(seen=False), 50, rng)
-    shares = agreement(named(classifier, true_renders(targets, rng)), targets)
+    targets = draw_targets(combinations(held_out=False), 100, rng) + draw_targets(combinations(held_out=True), 50, rng)
+    shares = agreement(predict(classifier, true_renders(targets, rng)), targets)
     assert shares["object"] > 0.95
     assert shares["color"] > 0.97
     assert shares["view"] > 0.75
 
 
-@pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])
-def test_carv_tiny_draws_what_it_is_asked_for(seen: bool, classifier: Classifier) -> None:
+@pytest.mark.parametrize("held_out", [False, True], ids=["training", "held out"])
+def test_carv_tiny_draws_what_it_is_asked_for(held_out: bool, classifier: Classifier) -> None:
     teacher = StableDiffusionTeacher.load("carv-tiny", device="cpu")
-    targets = draw_targets(pairs(seen), 20, random.Random(2))
+    targets = draw_targets(combinations(held_out), 20, random.Random(2))
     images = prompt_images(teacher, target_prompts(targets), 3.5, 30, 0).permute(0, 3, 1, 2)
-    shares = agreement(named(classifier, images), targets)
+    shares = agreement(predict(classifier, images), targets)
     assert shares["both"] >= 0.8
-    shuffled = agreement(named(classifier, images), targets[1:] + targets[:1])
+    shuffled = agreement(predict(classifier, images), targets[1:] + targets[:1])
     assert shuffled["both"] <= 0.2
 
 
