@@ -36,9 +36,10 @@ from carv_3d.attribution import (
     relatif,
     trak,
 )
-from carv_3d.attribution.metrics import linear_datamodelling_score, mean_interval
+from carv_3d.attribution.metrics import linear_datamodelling_score
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import first_line
+from carv_3d.stats.bootstrap import mean_interval
 
 RIDGES = [10.0**e for e in np.arange(-4, 4.01, 0.5)]  # of the mean eigenvalue
 PORT_RIDGES = [10.0**e for e in range(-3, 5)]

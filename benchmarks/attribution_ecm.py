@@ -2,7 +2,7 @@
 
 carv-tiny and images of its own training. For each item, repeated features of K evaluations; the variance of a design
 is the mean over items of tr Cov of the (projected) gradient. At equal evaluations cost is equal, so the ECM against
-independent uniform draws is the quotient of the variances; intervals by the jackknife over items. Beside it the rank
+independent uniform draws is the quotient of the variances, with its bootstrap interval over items. Beside it the rank
 correlation over items between cosine scores at K evaluations and those of --truth evaluations, the mean over repeats
 and queries (queries have the truth's draws).
 
@@ -24,9 +24,10 @@ from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, Gro
 from carv_3d.attribution.command import cache_folder
 from carv_3d.attribution.encoded import EncodedImages
 from carv_3d.attribution.images import TinyImages
-from carv_3d.attribution.metrics import jackknife_ratio, spearman
-from carv_3d.core.accounting import total_variance
+from carv_3d.attribution.metrics import spearman
 from carv_3d.core.proposals import TimestepProposal, make_proposal
+from carv_3d.core.variance import total_variance
+from carv_3d.stats.bootstrap import ratio_of_means
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 KS = (4, 8, 16, 32, 64)
@@ -168,8 +169,7 @@ def main() -> None:
     for title in o.designs[1:]:
         cells = []
         for K in KS:
-            r = jackknife_ratio(variances[o.designs[0]][K], variances[title][K])
-            cells.append(f"{r.value:.2f} ({r.low:.2f}–{r.high:.2f})")
+            cells.append(ratio_of_means(variances[o.designs[0]][K], variances[title][K]).text())
         print(f"| {title} | " + " | ".join(cells) + " |")
     print("\nSpearman correlation with the scores of many draws\n\n" + head)
     for title in o.designs:

@@ -36,8 +36,8 @@ def markdown(rows: Sequence[VarianceRow]) -> str:
         paper = PAPER.get(row.setting.name)
         theirs = "— | —" if paper is None else f"{paper:g} | {PAPER['8x1'] / paper:.3g}"
         lines.append(
-            f"| {row.setting.name} | {row.shown(row.variance, 3)} | {row.shown(row.upstream, 2)} "
-            f"| {row.shown(row.reduction, 3)} | {row.seconds:.2f} | {theirs} |"
+            f"| {row.setting.name} | {row.variance.text('.3g')} | {row.upstream.text('.2g')} "
+            f"| {row.reduction.text('.3g')} | {row.seconds:.2f} | {theirs} |"
         )
     return "\n".join(lines)
 

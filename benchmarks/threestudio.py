@@ -31,8 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real_host")]
 import cpu_host  # noqa: E402
 
-from carv_3d.core.accounting import ecm_interval, total_variance  # noqa: E402
+from carv_3d.core.variance import total_variance  # noqa: E402
 from carv_3d.errors import CarvError, run_script  # noqa: E402
+from carv_3d.stats.bootstrap import ecm_interval  # noqa: E402
 from carv_3d.teachers.availability import resolve_model  # noqa: E402
 
 STOCK, OURS = "stable-diffusion-guidance", "carv-stable-diffusion-guidance"
@@ -157,11 +158,10 @@ def show(measured: dict[str, Measured]) -> None:
     inside = {name: statistics.median(m.in_guidance) for name, m in measured.items()}
     base = next(iter(measured))
     for name, g in gradients.items():
-        ecm = ecm_interval(gradients[base], cost[base], g, cost[name], generator=torch.Generator().manual_seed(0))
         print(f"| {name} | {cost[name] * 1e3:.0f} | {cost[name] / cost[base]:.2f} "
               f"| {inside[name] * 1e3:.0f} | {inside[name] / inside[base]:.2f} "
               f"| {total_variance(g) / total_variance(gradients[base]):.3f} "
-              f"| {ecm.value:.2f} [{ecm.low:.2f}, {ecm.high:.2f}] |")  # fmt: skip
+              f"| {ecm_interval(gradients[base], cost[base], g, cost[name]).text()} |")  # fmt: skip
 
 
 def main() -> None:

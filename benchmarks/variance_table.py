@@ -23,14 +23,13 @@ from typing import Any
 import torch
 
 from carv_3d.cli.variance import read_grid
-from carv_3d.core.accounting import Interval
 from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import load_teacher
 from carv_3d.io.files import slug
+from carv_3d.stats.bootstrap import Interval
 from carv_3d.variance.command import VarianceRequest, run
 from carv_3d.variance.figures import rows
-from carv_3d.variance.show import with_ends
 from carv_3d.variance.study import Block, Entry
 
 PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
@@ -82,7 +81,7 @@ def pooled(found: Sequence[Interval]) -> Interval:
     """The geometric mean of ratios that were measured apart, each with its 95 % interval; of these prompts, not of
     prompts in general."""
     if not all(x.low > 0 and x.high < math.inf for x in found):  # too few blocks to tell a variance from 0
-        return Interval(math.nan, math.nan, math.nan)
+        return Interval(math.nan)
     logs = [math.log(x.value) for x in found]
     errors = [(math.log(x.high) - math.log(x.low)) / (2 * 1.96) for x in found]
     mean, error = sum(logs) / len(logs), math.hypot(*errors) / len(errors)
@@ -106,7 +105,7 @@ def over(folders: Sequence[Path], entries: Sequence[Entry], name: str) -> str:
                 less = [one[i].variance.value / one[own].variance.value for one in found]
                 lines.append(
                     f"| {step} | {e.method.name} | ({e.R}, {e.K}) | {over_prompts(less)} "
-                    f"| {with_ends(pooled([one[i].ecm for one in found]))} |"
+                    f"| {pooled([one[i].ecm for one in found]).text()} |"
                 )
     return "\n".join(lines)
 

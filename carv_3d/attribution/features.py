@@ -25,7 +25,7 @@ from carv_3d.attribution.options import FeatureOptions
 from carv_3d.attribution.projection import Projection
 from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
-from carv_3d.core.accounting import CostMeter
+from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import Draws
 from carv_3d.core.proposals import TimestepProposal, make_proposal
 from carv_3d.errors import CarvError

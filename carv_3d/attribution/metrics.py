@@ -1,4 +1,4 @@
-"""How good scores are: against models that were retrained, against many draws, and per evaluation."""
+"""How good scores are, against models that were retrained and against many draws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.accounting import Interval, total_variance
 from carv_3d.errors import CarvError
 
 
@@ -42,31 +41,7 @@ def linear_datamodelling_score(scores: Tensor, subsets: Tensor, outcomes: Tensor
     return spearman(predicted, -outcomes.double().T)
 
 
-def mean_interval(x: Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """The mean of (N,) with its bootstrap interval over the N."""
-    generator = torch.Generator().manual_seed(seed)
-    picked = torch.randint(len(x), (resamples, len(x)), generator=generator)
-    means = x.double()[picked].mean(1)
-    ends = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
-    return Interval(float(x.double().mean()), float(ends[0]), float(ends[1]))
-
-
-def variance_of_features(repeats: Tensor) -> float:
-    """Mean over items of tr Cov of a feature: (M, N, d), M independent repeats for each of N items."""
-    return sum(total_variance(repeats[:, i]) for i in range(repeats.shape[1])) / repeats.shape[1]
-
-
 def shares_among(labels: Sequence[Any], expected: Any, top: Sequence[int]) -> tuple[float, float]:
     """(the share of the `top` items with the expected label, the share among all: what chance gives)."""
     among = sum(labels[i] == expected for i in top) / max(1, len(top))
     return among, sum(label == expected for label in labels) / max(1, len(labels))
-
-
-def jackknife_ratio(numerator: Tensor, denominator: Tensor, level_z: float = 1.96) -> Interval:
-    """mean(numerator) / mean(denominator) of (N,) each, with an interval by the jackknife over N."""
-    n = len(numerator)
-    a, b = numerator.double(), denominator.double()
-    value = float(a.sum() / b.sum())
-    left_out = (a.sum() - a) / (b.sum() - b)
-    error = float(((left_out - left_out.mean()).square().sum() * (n - 1) / n).sqrt())
-    return Interval(value, value - level_z * error, value + level_z * error)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from carv_3d.core.accounting import (
-    CostMeter,
-    VarianceSplit,
-    Welford,
-    ecm,
-    ecm_interval,
-    re,
-    re_interval,
-    variance_split,
-)
 from carv_3d.core.allocation import Measurement, best_measured, best_num_draws, best_within
+from carv_3d.core.costs import CostMeter
 from carv_3d.core.designs import Design
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.proposals import make_proposal
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.core.sds import sds_loss
+from carv_3d.core.variance import cross_covariance, ecm, flat_gradient, half_square, re, total_variance
 
 __all__ = [
     "CarvEstimator",
@@ -28,16 +20,15 @@ __all__ = [
     "EstimatorOptions",
     "Measurement",
     "NoiseSchedule",
-    "VarianceSplit",
-    "Welford",
     "best_measured",
     "best_num_draws",
     "best_within",
+    "cross_covariance",
     "ecm",
-    "ecm_interval",
+    "flat_gradient",
+    "half_square",
     "make_proposal",
     "re",
-    "re_interval",
     "sds_loss",
-    "variance_split",
+    "total_variance",
 ]

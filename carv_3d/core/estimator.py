@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.accounting import CostMeter
 from carv_3d.core.batching import run_in_batches
 from carv_3d.core.control import EpsControl
+from carv_3d.core.costs import CostMeter
 from carv_3d.core.designs import Design
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.options import (

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from carv_3d.core.accounting import Interval
 from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.errors import CarvError
-from carv_3d.evaluation.distances import kernel_distance, ratio_of_means
+from carv_3d.evaluation.distances import kernel_distance
 from carv_3d.evaluation.scoring import at_classifier_size
 from carv_3d.guidance.sampling import prompt_images, pure_noise
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
+from carv_3d.stats.bootstrap import Interval, ratio_of_means
 
 SHEET_PIXELS = 128  # small images are enlarged to about this
 CAPTION_HEIGHT = 14

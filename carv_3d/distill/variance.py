@@ -11,21 +11,22 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from carv_3d.core.accounting import Interval
 from carv_3d.core.designs import Design
 from carv_3d.core.estimator import CarvEstimator
 from carv_3d.core.seeds import seed_for
+from carv_3d.core.variance import gradients, half_square
 from carv_3d.distill.loop import Distillation
 from carv_3d.errors import CarvError
-from carv_3d.io import tables
+from carv_3d.io.files import write_atomic
+from carv_3d.io.tables import csv_text
+from carv_3d.stats.bootstrap import MIN_SAMPLES, Interval, interval, picks
 
-RESAMPLES = 2000
-MIN_PAIRS = 8  # of which the bootstrap makes an interval that is worth showing
 WORDS: dict[str, dict[str, Any]] = {
     "strat": {"stratify": "render"},
     "global": {"stratify": "global"},
@@ -89,11 +90,6 @@ class VarianceRow:
     seconds: float
     pairs: int
 
-    def shown(self, found: Interval, digits: int) -> str:
-        """One of its figures, with the interval unless it is of fewer than `MIN_PAIRS` pairs."""
-        ends = f" [{found.low:.{digits}g}, {found.high:.{digits}g}]" if self.pairs >= MIN_PAIRS else ""
-        return f"{found.value:.{digits}g}{ends}"
-
 
 @dataclass
 class Samples:
@@ -148,11 +144,11 @@ class VarianceStudy:
         }
         first = self._gradients(setting, estimator, streams, 2)
         a, again = next(first), next(first)
-        inner = _half_square(a, again)
+        inner = _apart(a, again)
         begin = time.perf_counter()
         b = next(self._gradients(setting, estimator, streams, 1))
         seconds = time.perf_counter() - begin
-        return (_half_square(a, b) + _half_square(again, b)) / 2, inner, seconds
+        return (_apart(a, b) + _apart(again, b)) / 2, inner, seconds
 
     def _gradients(
         self, setting: Setting, estimator: CarvEstimator, streams: dict[str, torch.Generator], sets: int
@@ -165,29 +161,25 @@ class VarianceStudy:
         for left in range(sets, 0, -1):
             estimate = estimator.estimate_residual(z, one.matching.residual, cond, streams["draws"])
             loss = one.loss(estimate, z)
-            found = torch.autograd.grad(loss, parameters, retain_graph=left > 1, allow_unused=True)
-            yield [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
+            yield gradients(loss, parameters, retain_graph=left > 1)
 
     def rows(self) -> list[VarianceRow]:
         """The figures so far, with 95 % intervals by resampling pairs; CarvError with fewer than two rounds."""
         if self.rounds < 2:
             raise CarvError(f"a variance needs two pairs of each setting at least, and there are {self.rounds}")
-        g = torch.Generator().manual_seed(self.seed)
-        picked = torch.randint(self.rounds, (RESAMPLES, self.rounds), generator=g)
-        base = torch.tensor(self.samples[0].total, dtype=torch.float64)
-        out = []
+        picked = picks(self.rounds)
+
+        def means(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64)[picked].mean(1)
+
+        base, out = means(self.samples[0].total), []
         for setting, s in zip(self.settings, self.samples):
-            total, inner = (torch.tensor(x, dtype=torch.float64) for x in (s.total, s.inner))
-            out.append(
-                VarianceRow(
-                    setting,
-                    _interval(total.mean(), total[picked].mean(1)),
-                    _interval((total - inner).mean(), (total - inner)[picked].mean(1)),
-                    _interval(base.mean() / total.mean(), base[picked].mean(1) / total[picked].mean(1)),
-                    sum(s.seconds) / len(s.seconds),
-                    self.rounds,
-                )
+            total = means(s.total)
+            variance, upstream, reduction = (
+                interval(x, self.rounds) for x in (total, total - means(s.inner), base / total)
             )
+            seconds = sum(s.seconds) / len(s.seconds)
+            out.append(VarianceRow(setting, variance, upstream, reduction, seconds, self.rounds))
         return out
 
 
@@ -219,30 +211,30 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def csv_text(rows: Sequence[VarianceRow]) -> str:
+def write_csv(path: Path, rows: Sequence[VarianceRow]) -> None:
     """One line a setting, with the paper's figures where it has them."""
-    lines = []
+    cells = []
     for row in rows:
         ends = [x for i in (row.variance, row.upstream, row.reduction) for x in (i.value, i.low, i.high)]
-        setting = row.setting
-        lines.append([setting.name, setting.B, setting.K, *ends, row.seconds, row.pairs, *_paper(setting)])
-    return tables.csv_text(COLUMNS, lines)
+        s = row.setting
+        cells.append([s.name, s.B, s.K, *ends, row.seconds, row.pairs, *_paper(s)])
+    write_atomic(path, csv_text(COLUMNS, cells))
 
 
 def table_text(rows: Sequence[VarianceRow]) -> list[str]:
-    """The same as lines of a table; intervals from `MIN_PAIRS` pairs on."""
+    """The same as lines of a table; intervals from `MIN_SAMPLES` pairs on."""
     head = f"{'setting':<24}{'variance':>26}{'upstream':>12}{'reduction':>24}{'pairs':>7}{'s a gradient':>14}"
     lines = [f"{head}{'the paper':>20}"]
     for row in rows:
-        variance, reduction = row.shown(row.variance, 4), row.shown(row.reduction, 3)
+        variance, reduction = row.variance.text(".4g"), row.reduction.text(".3g")
         absolute = _paper(row.setting)
         paper = f"{absolute[0]} ({absolute[1]}x)" if absolute[0] else "-"
         lines.append(
             f"{row.setting.name:<24}{variance:>26}{row.upstream.value:>12.4g}{reduction:>24}{row.pairs:>7}"
             f"{row.seconds:>14.3g}{paper:>20}"
         )
-    if any(row.pairs < MIN_PAIRS for row in rows):
-        lines.append(f"Intervals are shown from {MIN_PAIRS} pairs on: raise --pairs or --budget.")
+    if any(row.pairs < MIN_SAMPLES for row in rows):
+        lines.append(f"Intervals are shown from {MIN_SAMPLES} pairs on: raise --pairs or --budget.")
     return lines
 
 
@@ -251,10 +243,6 @@ def _paper(setting: Setting) -> tuple[str, str]:
     return ("", "") if value is None else (f"{value:g}", f"{PAPER['8x1'] / value:.3g}")
 
 
-def _half_square(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return float(torch.stack([(x - y).double().square().sum() for x, y in zip(a, b)]).sum()) / 2
-
-
-def _interval(value: Tensor, resampled: Tensor) -> Interval:
-    ends = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return Interval(float(value), float(ends[0]), float(ends[1]))
+def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """|a - b|^2 / 2 of two gradients by parameter."""
+    return float(half_square(x - y for x, y in zip(a, b)))

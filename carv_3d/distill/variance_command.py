@@ -14,13 +14,13 @@ from carv_3d.distill.variance import (
     DEFAULT,
     Setting,
     check_settings,
-    csv_text,
     read_setting,
     table_text,
     variance_table,
+    write_csv,
 )
 from carv_3d.errors import CarvError
-from carv_3d.io.files import check_unused, expanded, folder_for, slug, unused, write_atomic
+from carv_3d.io.files import check_unused, expanded, folder_for, slug, unused
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.teachers.availability import BUILT_IN
@@ -96,7 +96,7 @@ def _measure(
     if rows:
         for line in table_text(rows):  # shown first: it was measured, whatever the disk says
             display.say(line)
-        write_atomic(folder / "variance.csv", csv_text(rows))
+        write_csv(folder / "variance.csv", rows)
     if stop.number:
         kept = f"what was measured is in {folder}" if rows else "too little was measured for a figure"
         display.say(f"Stopped; {kept}.")

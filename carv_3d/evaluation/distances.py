@@ -10,12 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carv_3d.core.accounting import Interval
 from carv_3d.errors import CarvError
-
-RESAMPLES = 1000
-LEVEL = 0.95
-FLOORS = 20  # pairs of disjoint sets that the floor is taken over
+from carv_3d.stats.bootstrap import SEED, Interval, counts, interval
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -23,59 +19,41 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x.double() @ y.double().T / x.shape[1] + 1) ** 3
 
 
-def kernel_distance(
-    x: Tensor, y: Tensor, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0, paired: bool = False
-) -> Interval:
+def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> Interval:
     """The unbiased squared MMD under `polynomial_kernel` (arXiv 1801.01401, equation 4), with a bootstrap interval.
 
         1/(m(m-1)) sum_{i != j} k(x_i, x_j) + 1/(n(n-1)) sum_{i != j} k(y_i, y_j) - 2/(mn) sum_{i,j} k(x_i, y_j)
 
-    What the kernel Inception distance is on Inception's features. x (m, d), y (n, d): features of two sets of
-    images. It is 0 in expectation for sets from one distribution, so it may well be negative.
-    Resampled are the images of each set, with replacement, the two sets apart. Two copies of one image are no
-    pair: their kernel would count the diagonal that the estimate leaves out and lift every resample. Each mean over
-    pairs is therefore taken over the pairs of different images that the resample holds. Where the two distributions
-    are the same, the interval is wider than it need be (the estimate is degenerate there).
-    paired: row i of both sets was made for one prompt (or from one noise). Rows are then no independent draws across
-    the sets: the terms k(x_i, y_i) would pull the estimate below 0 by 2/n of what prompts differ by. They are left out,
-    the last mean is over i != j, and pairs are resampled together.
-    Raises CarvError for fewer than two rows a side, or rows of different lengths.
+    It is what the kernel Inception distance is on Inception's features. It is 0 in expectation for sets from one
+    distribution, so it may well be negative. Images are resampled with replacement, the two sets apart. Two copies of
+    one image would count the diagonal that the estimate leaves out and lift every resample: each mean is over the
+    pairs of different images that the resample holds.
+
+    Args:
+        x: (m, d) features of one set of images, m >= 2.
+        y: (n, d) features of the other, n >= 2.
+        paired: whether row i of both sets was made for one prompt (or from one noise). The terms k(x_i, y_i) would
+            pull the estimate below 0 by 2/n of what prompts differ by. They are left out, and pairs are resampled
+            together.
+
+    Raises:
+        CarvError: fewer than two rows a side, or rows of different lengths.
     """
-    values = resampled_kernel_distances(x, y, resamples, seed, paired)
-    low, high = _ends(values[1:], level)
-    return Interval(float(values[0]), low, high)
+    return interval(resampled_kernel_distances(x, y, paired), min(len(x), len(y)))
 
 
-def resampled_kernel_distances(
-    x: Tensor, y: Tensor, resamples: int = RESAMPLES, seed: int = 0, paired: bool = False
-) -> Tensor:
-    """(1 + resamples,) float64: the value of `kernel_distance`, then that of every resample."""
+def resampled_kernel_distances(x: Tensor, y: Tensor, paired: bool = False) -> Tensor:
+    """(1 + RESAMPLES,) float64: the value of `kernel_distance`, then that of every resample."""
     _check(x, y)
     if paired and len(x) != len(y):
         raise CarvError(f"{len(x)} and {len(y)} rows cannot be paired: row i of both must belong together.")
     kxx, kyy, kxy = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
     m, n = kxy.shape
-    generator = torch.Generator().manual_seed(seed)
+    a = counts(m).to(kxy.device)
     if paired:
-        a = _counts(m, resamples, generator).to(kxy.device)
         return _pairs(a, kxx) + _pairs(a, kyy) - 2 * _pairs(a, kxy)
-    a, b = (_counts(size, resamples, generator).to(kxy.device) for size in (m, n))
+    b = counts(n, SEED + 1).to(kxy.device)
     return _pairs(a, kxx) + _pairs(b, kyy) - 2 * ((a @ kxy) * b).sum(1) / (m * n)
-
-
-def _ends(resampled: Tensor, level: float) -> tuple[float, float]:
-    """Of the central `level`; at tiny sizes a resample may hold no pair, or nothing to divide by, and is left out."""
-    finite = resampled[resampled.isfinite()]
-    low, high = torch.quantile(finite, finite.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
-    return low, high
-
-
-def _counts(size: int, resamples: int, generator: torch.Generator) -> Tensor:
-    """(1 + resamples, size) how often each row is drawn, float64; the first row is the sample as it is."""
-    drawn = torch.randint(size, (resamples, size), generator=generator)
-    counts = torch.zeros(resamples, size, dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))
-    return torch.cat([torch.ones_like(counts[:1]), counts])
 
 
 def _pairs(counts: Tensor, kernel: Tensor) -> Tensor:
@@ -92,8 +70,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
     in float64, S the unbiased covariances. With S = R^T R, tr (S_x S_y)^{1/2} is the sum of the singular values of
     R_x R_y^T, so no root of a matrix is taken and nothing is added to a diagonal: it holds for fewer rows than
-    dimensions as well. The fit makes it too large at small n, by how much `frechet_floor` tells: it compares only
-    with figures of the same n. Raises as `kernel_distance`.
+    dimensions as well. The fit makes it too large at small n: compare it with that of two sets of real images of the
+    same n. Raises as `kernel_distance`.
     """
     _check(x, y)
     (mu_x, r_x), (mu_y, r_y) = _fit(x), _fit(y)
@@ -106,36 +84,6 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.double()
     centred = (x - x.mean(0)) / (len(x) - 1) ** 0.5
     return x.mean(0), torch.linalg.qr(centred, mode="r").R
-
-
-def frechet_floor(real: Tensor, n: int, repeats: int = FLOORS, seed: int = 0) -> Tensor:
-    """What `frechet_distance` gives between real images alone at this n: (repeats,), each between two disjoint
-    random sets of n rows of `real` (N, d). Raises CarvError for fewer than 2n rows."""
-    if n < 2 or len(real) < 2 * n:
-        raise CarvError(f"the floor at n = {n} needs 2 n real images (n at least 2), and there are {len(real)}.")
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(repeats):
-        order = torch.randperm(len(real), generator=generator)[: 2 * n].to(real.device)
-        found.append(frechet_distance(real[order[:n]], real[order[n:]]))
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def ratio_of_means(
-    ours: Tensor, theirs: Tensor, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> Interval:
-    """mean(ours) / mean(theirs) for two rows of (n,) values of the same n items, with its bootstrap interval.
-
-    The items are resampled, both values of one together. Raises CarvError for rows that do not fit or a zero mean.
-    """
-    if ours.dim() != 1 or ours.shape != theirs.shape or len(ours) < 2:
-        raise CarvError(f"{tuple(ours.shape)} values are set against {tuple(theirs.shape)}; both need the same items.")
-    if float(theirs.double().mean()) == 0:
-        raise CarvError("the ratio is to a mean of zero: nothing can be set against it.")
-    counts = _counts(len(ours), resamples, torch.Generator().manual_seed(seed)).to(ours.device)
-    values = (counts @ ours.double()) / (counts @ theirs.double())
-    low, high = _ends(values[1:], level)
-    return Interval(float(values[0]), low, high)
 
 
 def wasserstein(x: Tensor, y: Tensor, p: int = 2) -> float:

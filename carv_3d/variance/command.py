@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -146,9 +147,11 @@ def measure(
             if len(blocks) >= 2:
                 found = rows(step, study.entries, blocks, BASELINE)
                 worst = max(row.precision for row in found)
-                text = f"{len(blocks)} blocks, widest ECM ± {worst:.0%} (expected {tolerance:.0%})"
+                text = f"{len(blocks)} batches" + (
+                    "" if math.isnan(worst) else f", widest ECM ± {worst:.0%} (expected {tolerance:.0%})"
+                )
                 bar.update(task, completed=time.perf_counter() - begin, text=text)
-                if enough or tight(found, tolerance, len(blocks)):
+                if enough or tight(found, tolerance):
                     display.say(f"step {step}: {text}" + (", the time is up" if enough else ""))
                     break
             blocks.append(study.block(len(blocks)))

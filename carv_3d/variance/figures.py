@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carv_3d.core.accounting import Interval
+from carv_3d.core.variance import ecm, re
+from carv_3d.stats.bootstrap import Interval, interval, picks
 from carv_3d.variance.study import Block, Entry
 
-LEVEL, RESAMPLES = 0.95, 1000
-LEAST_BLOCKS = 4  # before an interval is believed
 # arXiv 2605.21489 with Stable Diffusion 2.1 and a NeRF: ECM against (2, 1) uniform at (1, 8); RE at K in {2, 4, 8}
 PAPER_ECM = {"uniform": 2.6, "is": 3.0, "strat": 3.0, "is+strat": 3.3}
 PAPER_RE = {"is": (1.05, 1.24), "strat": (1.0, 3.0), "is+strat": (1.25, 1.31)}
@@ -26,7 +25,7 @@ class Row:
 
     variance: tr Cov of a step's gradient; s_out2 and v_in are its parts, of a step. seconds: of a step, and phases of
     it. ecm: against the baseline; re: against uniform at the same (R, K), None where that was not measured. bound: the
-    ECM that free draws without noise would have at this R.
+    ECM that free draws without noise would have at this R. blocks: how many it is of.
     """
 
     step: int
@@ -39,6 +38,7 @@ class Row:
     ecm: Interval
     re: Interval | None
     bound: float
+    blocks: int
 
     @property
     def upstream_share(self) -> float:
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def precision(self) -> float:
-        """Half of the interval of the ECM, relative."""
+        """Half of the interval of the ECM, relative; NaN where there is none."""
         return (self.ecm.high - self.ecm.low) / 2 / abs(self.ecm.value)
 
     @property
@@ -71,24 +71,23 @@ def rows(
     upstream: what the seconds outside of denoising are multiplied by, for regimes that this machine has not.
     """
     n = len(blocks)
-    picked = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
+    picked = picks(n)
 
     def table(values: Callable[[Block], float]) -> Tensor:
         return torch.tensor([values(b) for b in blocks], dtype=torch.float64)
 
     def resampled(values: Tensor) -> Tensor:
-        """(RESAMPLES + 1,) means, the last of the blocks as they are."""
-        return torch.cat([values[picked].mean(1), values.mean(0, keepdim=True)])
+        """(1 + RESAMPLES,) means, the first of the blocks as they are."""
+        return values[picked].mean(1)
 
     def seconds(e: Entry, draws: bool = True) -> Tensor:
-        """Of a step, or of its upstream work alone: (RESAMPLES + 1,) medians."""
+        """Of a step, or of its upstream work alone: (1 + RESAMPLES,) medians."""
 
         def one(b: Block) -> float:
             phases = b.seconds[e.key]
             return upstream * (phases["step"] - phases["denoise"]) + draws * phases["denoise"]
 
-        values = table(one)
-        return torch.cat([values[picked].quantile(0.5, dim=1), values.quantile(0.5).reshape(1)])
+        return table(one)[picked].quantile(0.5, dim=1)
 
     inside = {e.key: resampled(table(lambda b, e=e: b.inside[e.key])) for e in entries}  # type: ignore[misc]
     outside = {e.pool: resampled(table(lambda b, e=e: b.outside[e.pool])) for e in entries}  # type: ignore[misc]
@@ -97,22 +96,23 @@ def rows(
         return inside[e.key] + outside[e.pool]
 
     by_place = {(e.R, e.K): e for e in entries if e.method.name == "uniform"}
-    base = variance(baseline) * seconds(baseline)
+    base = variance(baseline), seconds(baseline)
     out = []
     for e in entries:
         mine, rival, cost = variance(e), by_place.get((e.R, e.K)), seconds(e)
-        free = float(outside[e.pool][-1]) * float(seconds(e, draws=False)[-1])
+        free = float(outside[e.pool][0]) * float(seconds(e, draws=False)[0])
         row = Row(
             step=step,
             entry=e,
-            variance=interval(mine),
-            s_out2=float(outside[e.pool][-1]),
-            v_in=float(inside[e.key][-1]),
-            seconds=float(cost[-1]),
+            variance=interval(mine, n),
+            s_out2=float(outside[e.pool][0]),
+            v_in=float(inside[e.key][0]),
+            seconds=float(cost[0]),
             phases=phases_of(e, blocks),
-            ecm=interval(base / (mine * cost)),
-            re=None if rival is None else interval(variance(rival) / mine),
-            bound=float(base[-1]) / free if free > 0 else float("inf"),
+            ecm=interval(ecm(*base, mine, cost), n),
+            re=None if rival is None else interval(re(variance(rival), mine), n),
+            bound=float((base[0] * base[1])[0]) / free if free > 0 else float("inf"),
+            blocks=n,
         )
         out.append(row)
     return out
@@ -124,15 +124,9 @@ def phases_of(e: Entry, blocks: Sequence[Block]) -> dict[str, float]:
     return {name: statistics.median(one[name] for one in mine) for name in mine[0]}
 
 
-def interval(values: Tensor) -> Interval:
-    """Of resampled values, the last of which is the value itself."""
-    ends = torch.quantile(values[:-1], torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2]).double())
-    return Interval(float(values[-1]), float(ends[0]), float(ends[1]))
-
-
-def tight(found: Sequence[Row], tolerance: float, blocks: int) -> bool:
-    """Whether every ECM's interval is within the tolerance."""
-    return blocks >= LEAST_BLOCKS and all(0 <= row.precision <= tolerance for row in found)
+def tight(found: Sequence[Row], tolerance: float) -> bool:
+    """Whether every ECM has an interval within the tolerance."""
+    return all(0 <= row.precision <= tolerance for row in found)
 
 
 @dataclass

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from carv_3d.core.accounting import Interval
-from carv_3d.io import tables
 from carv_3d.io.files import write_atomic, write_via
+from carv_3d.io.tables import csv_text
 from carv_3d.report.charts import COLORS
+from carv_3d.stats.bootstrap import MIN_SAMPLES, Interval
 from carv_3d.variance.figures import PAPER_ECM, PAPER_ORACLE, Row, Timesteps
 
 COLUMNS = (
-    "step", "method", "R", "K", "variance", "variance_low", "variance_high", "s_out2", "v_in", "upstream_share",
-    "seconds", "ecm", "ecm_low", "ecm_high", "ecm_bound", "re", "re_low", "re_high", "paper_ecm", "paper_re",
+    "step", "method", "R", "K", "batches", "variance", "variance_low", "variance_high", "s_out2", "v_in",
+    "upstream_share", "seconds", "ecm", "ecm_low", "ecm_high", "ecm_bound", "re", "re_low", "re_high", "paper_ecm",
+    "paper_re",
 )  # fmt: skip
 
 
-def csv_text(found: Sequence[Row]) -> str:
-    """One line an entry and point; seconds by phase in columns of their own."""
+def write_csv(path: Path, found: Sequence[Row]) -> None:
+    """One line a setting and step; seconds by phase in columns of their own."""
     phases = sorted({name for row in found for name in row.phases} - {"step"})
-    lines = []
-    for row in found:
-        e, re = row.entry, row.re
-        numbers: list[Any] = [row.variance.value, row.variance.low, row.variance.high, row.s_out2, row.v_in]
-        numbers += [row.upstream_share, row.seconds, row.ecm.value, row.ecm.low, row.ecm.high, row.bound]
-        numbers += ["", "", ""] if re is None else [re.value, re.low, re.high]
-        paper = ["" if row.paper_ecm is None else f"{row.paper_ecm:g}", paper_re(row)]
-        seconds = [row.phases.get(name, 0.0) for name in phases]
-        lines.append([row.step, e.method.name, e.R, e.K, *numbers, *paper, *seconds])
-    return tables.csv_text([*COLUMNS, *(f"seconds_{name}" for name in phases)], lines)
+    columns = [*COLUMNS, *(f"seconds_{name}" for name in phases)]
+    write_atomic(path, csv_text(columns, (_cells(row, phases) for row in found)))
+
+
+def _cells(row: Row, phases: Sequence[str]) -> list[Any]:
+    e, re = row.entry, row.re or Interval(math.nan)
+    return [
+        row.step, e.method.name, e.R, e.K, row.blocks, row.variance.value, row.variance.low, row.variance.high,
+        row.s_out2, row.v_in, row.upstream_share, row.seconds, row.ecm.value, row.ecm.low, row.ecm.high, row.bound,
+        re.value, re.low, re.high, row.paper_ecm, paper_re(row), *(row.phases.get(name, 0.0) for name in phases),
+    ]  # fmt: skip
 
 
 def paper_re(row: Row) -> str:
@@ -42,7 +45,8 @@ def table(found: Sequence[Row], baseline: Row) -> Any:
     """A rich table of one point: variances over the baseline's."""
     from rich.table import Table
 
-    out = Table(title=f"step {baseline.step}", title_justify="left")
+    note = "" if baseline.ecm.known else f"; intervals are shown from {MIN_SAMPLES} on"
+    out = Table(title=f"step {baseline.step}, {baseline.blocks} batches{note}", title_justify="left")
     for name in ("method", "R", "K", "variance", "upstream", "ms", "ECM", "paper", "bound", "RE", "paper"):
         out.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     base = baseline.variance.value
@@ -50,8 +54,8 @@ def table(found: Sequence[Row], baseline: Row) -> Any:
         e = row.entry
         out.add_row(
             e.method.name, str(e.R), str(e.K), f"{row.variance.value / base:.3f}", f"{row.upstream_share:.0%}",
-            f"{row.seconds * 1e3:.0f}", with_ends(row.ecm), "" if row.paper_ecm is None else f"{row.paper_ecm:g}",
-            f"{row.bound:.2f}", "" if row.re is None else with_ends(row.re), paper_re(row),
+            f"{row.seconds * 1e3:.0f}", row.ecm.text(), "" if row.paper_ecm is None else f"{row.paper_ecm:g}",
+            f"{row.bound:.2f}", "" if row.re is None else row.re.text(), paper_re(row),
         )  # fmt: skip
     return out
 
@@ -73,11 +77,6 @@ def plain_number(value: float, _: Any = None) -> str:
     return f"{value:g}"
 
 
-def with_ends(x: Interval) -> str:
-    """ "1.68 [1.52, 1.80]"."""
-    return f"{x.value:.2f} [{x.low:.2f}, {x.high:.2f}]"
-
-
 def summary(found: Sequence[Row], baseline: Row, by_t: Timesteps) -> list[str]:
     """What a point comes to, in sentences."""
     best = max(found, key=lambda row: row.ecm.value)
@@ -90,7 +89,7 @@ def summary(found: Sequence[Row], baseline: Row, by_t: Timesteps) -> list[str]:
     return [
         f"Baseline: (2, 1) uniform, {baseline.seconds * 1e3:.0f} ms; upstream is {baseline.upstream_share:.0%} of its "
         f"variance, and {phases['denoise'] / rest:.2f} of the rest's seconds go to denoising.",
-        f"Best: {best.entry.method.name} at ({best.entry.R}, {best.entry.K}), ECM {with_ends(best.ecm)}; free draws "
+        f"Best: {best.entry.method.name} at ({best.entry.R}, {best.entry.K}), ECM {best.ecm.text()}; free draws "
         f"without noise would have {best.bound:.2f}.",
         f"The weight proposal {reached}.",
     ]
@@ -188,16 +187,11 @@ def _panels(path: Path, points: Sequence[int], draw: Any, corner: str) -> None:
     write_via(path, write)
 
 
-def write_csv(path: Path, found: Sequence[Row]) -> None:
-    """All points' rows."""
-    write_atomic(path, csv_text(found))
-
-
 def write_timesteps(path: Path, by_t: dict[int, Timesteps]) -> None:
     """By point and timestep: the gradient's RMS norm and both proposals; oracle_share is of the point."""
-    rows = (
-        (step, *values, by_point.share)
-        for step, by_point in by_t.items()
-        for values in zip(by_point.t, by_point.norm, by_point.weight, by_point.oracle)
-    )
-    write_atomic(path, tables.csv_text(["step", "t", "norm", "weight", "oracle", "oracle_share"], rows))
+    rows = [
+        [step, *values, one.share]
+        for step, one in by_t.items()
+        for values in zip(one.t, one.norm, one.weight, one.oracle)
+    ]
+    write_atomic(path, csv_text(["step", "t", "norm", "weight", "oracle", "oracle_share"], rows))

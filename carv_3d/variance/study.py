@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.accounting import parameter_gradients
 from carv_3d.core.estimator import Draws
 from carv_3d.core.seeds import batch_seed
+from carv_3d.core.variance import cross_covariance, flat_gradient, half_square
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.images import resized
@@ -98,7 +98,9 @@ class Study:
             for R, cameras in dict.fromkeys((e.R, e.method.upstream[0]) for e in self.entries):
                 mine = [e for e in self.entries if (e.R, e.method.upstream[0]) == (R, cameras)]
                 self._round(number * ROUNDS + turn, mine, inside, halves, norms)
-        outside = {pool: _cross_covariance(pairs) for pool, pairs in halves.items()}
+        outside = {
+            pool: cross_covariance(*(torch.stack(side) for side in zip(*pairs))) for pool, pairs in halves.items()
+        }
         means = {key: sum(values) / len(values) for key, values in inside.items()}
         seconds = {e.key: self._seconds(e) for e in self.entries}
         self.host.config, self.host.guidance = self.config, self.original
@@ -132,12 +134,12 @@ class Study:
                 losses.append(guided.loss_sds)
                 self._forget(e)
             one, two = losses
-            inside[e.key].append(float(self._gradient(one - two).double().square().sum()) / 2)
+            inside[e.key].append(float(half_square(flat_gradient(one - two, self.parameters))))
             sums.setdefault(e.pool, []).append(e.K * torch.stack([one, two]))
         for pool, losses in sums.items():
             total = sum(e.K for e in entries if e.pool == pool)
             both = torch.stack(losses).sum(0) / total
-            halves[pool].append((self._gradient(both[0]), self._gradient(both[1])))
+            halves[pool].append((flat_gradient(both[0], self.parameters), flat_gradient(both[1], self.parameters)))
         if entries[0] is self.entries[0]:
             norms += self._norms(turn, latents, told)
 
@@ -152,8 +154,11 @@ class Study:
         draws = Draws(t.to(latents.device), eps.to(latents))
         first = told.samples(slice(1))
         guided = self._single.guide(latents[:1], first, step, rgb_as_latents=True, with_recon=False, draws=draws)
-        grads = parameter_gradients(guided.latents, self.parameters, guided.estimate.residual)[0]
-        return [(int(when), float(g.double().square().sum())) for when, g in zip(t[0], grads)]
+        squares = [
+            float(flat_gradient(guided.latents, self.parameters, f[None]).double().square().sum())
+            for f in guided.estimate.residual[0]
+        ]
+        return list(zip(t[0].tolist(), squares))
 
     def _seconds(self, e: Entry) -> dict[str, float]:
         """Of one whole step with all its losses, by phase."""
@@ -197,17 +202,5 @@ class Study:
         for part, state in self._learnt.get(e.key, ()):
             part.load_state_dict(state)
 
-    def _gradient(self, loss: Tensor) -> Tensor:
-        grads: Any = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
-        whole = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, self.parameters)]
-        return torch.cat([g.reshape(-1) for g in whole])
-
     def _seed(self, number: int, purpose: int) -> int:
         return batch_seed(self.seed, number, purpose)
-
-
-def _cross_covariance(pairs: list[tuple[Tensor, Tensor]]) -> float:
-    """tr Cov(A, B), unbiased, of n pairs of gradients."""
-    first, second = (torch.stack(side).double() for side in zip(*pairs))
-    centred = (first - first.mean(0)) * (second - second.mean(0))
-    return float(centred.sum()) / (len(pairs) - 1)

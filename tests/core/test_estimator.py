@@ -10,7 +10,7 @@ from estimators import SCHEDULE, SHAPE, make, model, seeded, some_latents
 from torch import Tensor, nn
 
 import carv_3d
-from carv_3d.core.accounting import CostMeter
+from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
 from carv_3d.core.reduction import surrogate_loss
 from carv_3d.errors import CarvError

@@ -12,7 +12,6 @@ import torch
 from small import SCHEDULE, SHAPE, LinearUNet
 from torch import Tensor
 
-from carv_3d.core.accounting import Interval
 from carv_3d.core.designs import Design
 from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
@@ -30,6 +29,7 @@ from carv_3d.distill.variance import (
     variance_table,
 )
 from carv_3d.errors import CarvError
+from carv_3d.stats.bootstrap import Interval
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 MU, S_REAL, S_FAKE = 0.7, 0.4, 0.7

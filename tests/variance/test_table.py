@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import carv_3d
-from carv_3d.core.accounting import Interval
 from carv_3d.errors import CarvError
+from carv_3d.stats.bootstrap import Interval
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.variance.command import VarianceRequest
 

@@ -1,0 +1,83 @@
+"""The variance of a step's gradient, its two sources, and what it costs (arXiv 2605.21489, "variance accounting").
+
+    Var(g) = tr Cov(g) = s_out^2 + V_in            ECM = Var_base cost_base / (Var cost)
+    V_in = s_in^2 / (R K) for independent draws    RE  = Var_uniform / Var_method at equal (R, K)
+
+g is the gradient of a step with respect to all parameters. s_out^2 is the variance of its mean given the upstream
+sample, V_in its mean variance given that sample. Two gradients a, b of one upstream sample, whose draws are
+independent, show both:
+
+    V_in = E |a - b|^2 / 2                         s_out^2 = Cov(a, b) over upstream samples
+
+Nothing is assumed of how strata or pairs tie the draws of one gradient together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def gradients(
+    output: Tensor, parameters: Sequence[Tensor], v: Tensor | None = None, retain_graph: bool = True
+) -> list[Tensor]:
+    """J^T v by parameter, J = d output / d parameters; zeros where a parameter is not reached.
+
+    Args:
+        output: with autograd; a scalar where `v` is not given.
+        parameters: what J is of.
+        v: of the shape of `output`, moved to its device and type.
+        retain_graph: whether the graph is needed again.
+    """
+    v = None if v is None else v.to(output)
+    found = torch.autograd.grad(output, list(parameters), v, retain_graph=retain_graph, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
+
+
+def flat_gradient(output: Tensor, parameters: Sequence[Tensor], v: Tensor | None = None) -> Tensor:
+    """J^T v as one vector (P,), float32 at least; arguments as of `gradients`, and the graph is kept."""
+    parts = gradients(output, parameters, v)
+    return torch.cat([g.reshape(-1).to(torch.promote_types(g.dtype, torch.float32)) for g in parts])
+
+
+def half_square(difference: Tensor | Iterable[Tensor]) -> Tensor:
+    """|a - b|^2 / 2 of a difference of two gradients, in parts or whole, as a float64 scalar.
+
+    It is an unbiased sample of tr Cov of one of the two, given all that they share: V_in where that is the upstream
+    sample, Var(g) where it is nothing.
+    """
+    parts = [difference] if isinstance(difference, Tensor) else difference
+    return torch.stack([part.double().square().sum() for part in parts]).sum() / 2
+
+
+def cross_covariance(a: Tensor, b: Tensor) -> float:
+    """tr Cov(a, b), unbiased, from N >= 2 independent pairs: (N, ...), (N, ...).
+
+    It is s_out^2 where the two of a pair share their upstream sample alone, and may then come out below 0.
+    """
+    if a.shape != b.shape or len(a) < 2:
+        raise CarvError(f"a covariance needs two pairs of one shape at least, not {tuple(a.shape)}, {tuple(b.shape)}.")
+    a, b = a.detach().double(), b.detach().double()
+    return float(((a - a.mean(0)) * (b - b.mean(0))).sum()) / (len(a) - 1)
+
+
+def total_variance(samples: Tensor) -> float:
+    """tr Cov, unbiased, of N >= 2 independent vectors (N, ...)."""
+    return cross_covariance(samples, samples)
+
+
+def ecm(variance_base: Number, cost_base: Number, variance: Number, cost: Number) -> Number:
+    """Effective compute multiplier: the compute that the baseline needs for the same variance, over this one's."""
+    return (variance_base * cost_base) / (variance * cost)
+
+
+def re(variance_uniform: Number, variance: Number) -> Number:
+    """Relative efficiency at equal (R, K): the variance of uniform independent draws over this one's."""
+    return variance_uniform / variance

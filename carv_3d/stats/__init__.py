@@ -1,0 +1,1 @@
+"""Statistics of what is measured: bootstrap intervals, and when one can be believed."""

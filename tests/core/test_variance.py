@@ -1,0 +1,71 @@
+"""Variance accounting against numbers known by hand, and against what was put in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d.core.estimator import CarvEstimator, EstimatorOptions
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.core.variance import cross_covariance, ecm, flat_gradient, gradients, half_square, re, total_variance
+from carv_3d.errors import CarvError
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_total_variance_by_hand() -> None:
+    assert total_variance(torch.tensor([[1.0, -1.0], [2.0, -2.0], [6.0, -6.0]])) == pytest.approx(14)  # 7 in each
+    assert total_variance(1e6 + torch.tensor([[1.0], [2.0], [6.0]])) == pytest.approx(7, rel=1e-3)
+    with pytest.raises(CarvError, match="two pairs"):
+        total_variance(torch.ones(1, 3))
+
+
+def test_half_square_is_a_sample_of_the_variance_whole_or_in_parts() -> None:
+    a, b = normal(20_000, 3), normal(20_000, 3, seed=1)
+    assert float(half_square(a - b)) / 20_000 == pytest.approx(3.0, rel=0.03)
+    assert float(half_square([(a - b)[:, :1], (a - b)[:, 1:]])) == pytest.approx(float(half_square(a - b)))
+    assert float(half_square(torch.tensor([3.0, 4.0]))) == 12.5
+
+
+def test_the_parts_of_the_variance_are_what_was_put_in() -> None:
+    n, d = 4000, 3
+    upstream = 0.5 * normal(n, d)
+    a, b = upstream + 2.0 * normal(n, d, seed=1), upstream + 2.0 * normal(n, d, seed=2)
+    s_out2, v_in = cross_covariance(a, b), float(half_square(a - b)) / n
+    assert s_out2 == pytest.approx(0.25 * d, rel=0.3)
+    assert v_in == pytest.approx(4.0 * d, rel=0.05)
+    assert s_out2 + v_in == pytest.approx(total_variance(a), rel=0.05)
+    with pytest.raises(CarvError, match="one shape"):
+        cross_covariance(a, b[:5])
+
+
+def test_gradients_are_of_every_parameter_and_keep_the_graph() -> None:
+    theta, bias, unused = (normal(3, seed=i).requires_grad_() for i in range(3))
+    latents = torch.stack([(theta * (r + 1)).sin() + bias**2 for r in range(2)])
+    v = normal(2, 3, seed=9)
+    first = flat_gradient(latents, [theta, bias, unused], v)
+    assert torch.equal(first, flat_gradient(latents, [theta, bias, unused], v))
+    (latents * v).sum().backward()
+    expected = torch.cat([theta.grad, bias.grad, torch.zeros(3)])  # type: ignore[list-item]
+    torch.testing.assert_close(first, expected)
+    assert [tuple(g.shape) for g in gradients(theta.sum(), [theta, unused])] == [(3,), (3,)]
+
+
+def test_the_gradients_of_the_draws_average_to_that_of_the_loss() -> None:
+    g = torch.Generator().manual_seed(0)
+    theta = torch.randn(3, generator=g).requires_grad_()
+    latents = torch.stack([(theta * (r + 1)).sin() for r in range(2)]).view(2, 3, 1, 1)
+    estimator = CarvEstimator(NoiseSchedule.scaled_linear(), EstimatorOptions(num_draws=4, proposal="weight"))
+    out = estimator.estimate(latents, lambda z_t, t: z_t.sin(), generator=g)
+    weighted = out.weights[..., None, None, None] * out.residual
+    mean = torch.stack([flat_gradient(latents, [theta], weighted[:, k]) for k in range(4)]).mean(0) / 2
+    out.loss.backward()
+    torch.testing.assert_close(mean, theta.grad)
+
+
+def test_ecm_and_re_by_hand() -> None:
+    assert ecm(12.0, 2.0, 3.0, 4.0) == 2.0
+    assert re(6.0, 3.0) == 2.0
