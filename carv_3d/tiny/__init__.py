@@ -1,1 +1,1 @@
-"""carv-tiny, the built-in teacher: its shapes, captions, training and weights, and the classifier beside it."""
+"""carv-tiny, the built-in teacher: its shapes, captions, training, weights, and its classifier."""

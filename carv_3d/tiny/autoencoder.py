@@ -28,8 +28,7 @@ def light_backgrounds(count: int, generator: torch.Generator, white: float = 0.4
 
 
 def batch(images: Images, count: int, generator: torch.Generator) -> Tensor:
-    """``(count, 3, 64, 64)`` in [0, 1]: images, and what a half-trained field looks like (fog, blends, blur,
-    color patches)."""
+    """Images ``(count, 3, 64, 64)`` in [0, 1], a third of which look half trained: fog, blends, blur, color patches."""
     background = light_backgrounds(count, generator)
     index = torch.randint(len(images.shots), (count,), generator=generator).numpy()
     x = torch.from_numpy(images.on(index, background.numpy().astype(np.float32))).permute(0, 3, 1, 2).contiguous()
@@ -46,8 +45,11 @@ def batch(images: Images, count: int, generator: torch.Generator) -> Tensor:
 
 
 def loss(vae: Any, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Absolute and squared error, error of the finite differences (edges) and of the mean color of 8×8 patches, and
-    a very faint KL term: with 2e-3 and no patches, reconstructions kept one axis of hue (pink came out beige)."""
+    """The autoencoder's loss on images ``x (N, 3, 64, 64)`` in [0, 1]; a scalar.
+
+    Absolute and squared error, error of the finite differences (edges) and of the mean color of 8×8 patches, and a
+    faint KL term. With a KL weight of 2e-3 and no patches one axis of hue was lost: pink came out beige.
+    """
     x = 2 * x - 1
     posterior = vae.encode(x).latent_dist
     z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)

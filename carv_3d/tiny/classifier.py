@@ -1,13 +1,14 @@
-"""The classifier: a small network that tells object, color, material and view from one image.
+"""The classifier: a small network that names object, color, material and view of one image.
 
-The offline stand-in for CLIP R-precision. It is trained on renders of its own (other cameras and seeds than the
-teacher's, all pairs, heavy augmentation) and never guides anything.
+It stands in for CLIP R-precision without a download. It is trained on renders of its own, with other cameras and seeds
+than the teacher's, all combinations and strong augmentation. It never guides anything.
 ``python -m carv_3d.tiny.classifier`` trains it.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,10 @@ class _Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images ``(B, 3, 64, 64)`` in [0, 1] -> logits ``{"object", "color", "material", "view"}``, each ``(B, n)``, the
-    classes in the order of OBJECTS, COLORS, MATERIALS and VIEWS."""
+    """Images ``(B, 3, 64, 64)`` in [0, 1] -> logits "object", "color", "material" and "view", each ``(B, n)``.
+
+    The classes stand in the order of OBJECTS, COLORS, MATERIALS and VIEWS.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,24 +70,26 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Classifier:
-        """The trained classifier, frozen. Raises :class:`CarvError` where its weights are missing or damaged."""
+        """The trained classifier, frozen; CarvError where its weights are missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not path.exists():
-            raise CarvError(f"no classifier's weights at {path.name}: python -m carv_3d.tiny.classifier trains one")
+            raise CarvError(
+                f"the classifier's weights {path} are missing; run python -m carv_3d.tiny.classifier"
+            )
         classifier = cls()
         try:
             classifier.load_state_dict(
                 {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
             )
         except (SafetensorError, RuntimeError) as error:
-            raise CarvError(f"the classifier's weights {path.name} are damaged: restore the file") from error
+            raise CarvError(f"the classifier's weights {path} are damaged; restore the file") from error
         return classifier.eval().requires_grad_(False)
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifts, scales, blur, noise and changes of brightness and contrast that leave the answers what they are."""
+    """Images ``(N, 3, H, W)`` shifted, scaled, blurred, noisy, brighter or darker: their classes stay."""
     n = len(x)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -108,20 +113,15 @@ def train(work: Path, out: Path = WEIGHTS, images: int = 45_000, steps: int = 5_
     from safetensors.torch import save_file
 
     from carv_3d.tiny.dataset import build, source_hash
-    from carv_3d.tiny.objects import ROUND
     from carv_3d.tiny.stage import run_stage
 
     data = build(work / "classifier", images, seed=seed + 2, training_only=False)
-    names, tints = list(OBJECTS), list(COLORS)
-    labels = torch.tensor([
-        [names.index(s.obj), tints.index(s.color), MATERIALS.index(s.material), _view_class(s.obj in ROUND, s)]
-        for s in data.shots
-    ])  # fmt: skip
+    labels = shot_classes(data.shots)
     torch.manual_seed(seed)
     classifier = Classifier()
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves this form out
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+    def step_loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(images, (64,), generator=generator)
         background = light_backgrounds(64, generator).numpy().astype(np.float32)
         x = torch.from_numpy(data.on(index.numpy(), background)).permute(0, 3, 1, 2).contiguous()
@@ -135,7 +135,7 @@ def train(work: Path, out: Path = WEIGHTS, images: int = 45_000, steps: int = 5_
     weights = run_stage(
         "classifier",
         classifier,
-        loss_of,
+        step_loss,
         steps=steps,
         lr=3e-3,
         folder=work,
@@ -149,10 +149,16 @@ def train(work: Path, out: Path = WEIGHTS, images: int = 45_000, steps: int = 5_
     out.with_suffix(".part").replace(out)
 
 
-def _view_class(is_round: bool, shot: Shot) -> int:
-    """The class of a shot's view; from the side nobody can tell where a round object's front is."""
-    phrase = view_phrase(shot.elevation, shot.azimuth)
-    return IGNORE if is_round and phrase != OVERHEAD else VIEWS.index(phrase)
+def shot_classes(shots: Sequence[Shot]) -> Tensor:
+    """Classes (N, 4) in the order of CLASSES; IGNORE for the side of a round object, which no image can show."""
+    from carv_3d.tiny.objects import ROUND
+
+    names, colors, rows = list(OBJECTS), list(COLORS), []
+    for s in shots:
+        phrase = view_phrase(s.elevation, s.azimuth)
+        view = IGNORE if s.obj in ROUND and phrase != OVERHEAD else VIEWS.index(phrase)
+        rows.append([names.index(s.obj), colors.index(s.color), MATERIALS.index(s.material), view])
+    return torch.tensor(rows)
 
 
 if __name__ == "__main__":

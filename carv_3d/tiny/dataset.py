@@ -89,7 +89,18 @@ class Images:
 def build(
     folder: Path, count: int, seed: int, training_only: bool = True, log: Callable[[str], None] = print
 ) -> Images:
-    """Render ``count`` images into ``folder``, or open those that a finished call left there (same arguments)."""
+    """Render images into a folder, or open those that a call with the same arguments has left there.
+
+    Args:
+        folder: for shots.json, rgb.npy and alpha.npy.
+        count: how many images.
+        seed: of the views, colors and materials.
+        training_only: without the held-out combinations.
+        log: is given the progress.
+
+    Raises:
+        CarvError: what is in the folder is damaged.
+    """
     expected = {"count": count, "seed": seed, "training_only": training_only, "objects": source_hash()}
     done = folder / "shots.json"
     if done.exists():

@@ -19,7 +19,7 @@ UNET: dict[str, Any] = {
     "attention_head_dim": 4,  # diffusers reads this as the number of heads
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    # the whole caption reaches every layer beside the timestep: cross-attention alone hardly learnt the views
+    # the whole caption reaches every layer next to the timestep: cross-attention alone hardly learned the views
     "addition_embed_type": "text", "addition_embed_type_num_heads": 4,
 }  # fmt: skip
 LAYERS = 3  # of the text encoder
@@ -48,7 +48,7 @@ class Denoiser(nn.Module):
             )
         )  # fmt: skip
         self.unet = UNet2DConditionModel(**UNET)
-        self.unet.set_attn_processor(AttnProcessor())  # quicker to train on a CPU than SDPA
+        self.unet.set_attn_processor(AttnProcessor())  # faster to train on a CPU than SDPA
         nn.init.zeros_(self.unet.add_embedding.norm2.weight)  # silent at first, so that it can join a trained UNet
 
     def forward(self, z_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
@@ -62,12 +62,8 @@ class Latents:
     """Cached posterior of each image on each background, and its captions, drawn anew every time."""
 
     def __init__(self, posteriors: list[tuple[Tensor, Tensor]], scaling: float, images: Images, tokenizer: Any):
-        self.posteriors, self.scaling, self.shots, self.tokenizer = (
-            posteriors,
-            scaling,
-            images.shots,
-            tokenizer,
-        )
+        self.posteriors, self.scaling = posteriors, scaling
+        self.shots, self.tokenizer = images.shots, tokenizer
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Scaled latents ``(count, 4, 16, 16)`` and token ids ``(count, LENGTH)``."""
@@ -86,26 +82,25 @@ class Latents:
 
 
 def error_weight(snr: Tensor) -> Tensor:
-    """Of the squared error of v: min(SNR + 1, 4) / (SNR + 1).
+    """The weight of the squared error of v: min(SNR + 1, 4) / (SNR + 1).
 
-    An error of v is SNR + 1 times one of the image, so the image's error weighs alike at all high noise levels,
-    where the text decides what stands where, and at most four times as much at the low ones.
+    An error of v is SNR + 1 times one of the image. So the image's error weighs alike at all high noise levels, where
+    the text decides the layout, and at most four times as much at the low ones.
     """
     return (snr + 1).clamp_max(CAP) / (snr + 1)
 
 
 def timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
-    """Stratified timesteps ``(count,)``, seven in ten from the upper four tenths: there the layout is learnt, and
-    slowest."""
+    """Stratified timesteps ``(count,)``, seven in ten from the upper four tenths, where the layout is learned."""
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     share = torch.where(u < 0.3, 2 * u, 0.6 + (u - 0.3) * 4 / 7)
     return (share * steps).long().clamp_max(steps - 1)
 
 
 def loss(model: Denoiser, schedule: NoiseSchedule, z: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Error of ``v = alpha_t eps - sigma_t z``, weighted by :func:`error_weight`, at :func:`timesteps`.
+    """Error of ``v = alpha_t eps - sigma_t z``, weighted by `error_weight`, at `timesteps`; a scalar.
 
-    Not of the noise: near t = 1000 that is all but the input itself, and copying it took up the UNet's whole accuracy.
+    The noise is no target: near t = 1000 it is nearly the input, and copying that used all of the UNet's accuracy.
     """
     count, steps = len(z), schedule.num_train_timesteps
     t = timesteps(count, steps, generator)

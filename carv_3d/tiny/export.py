@@ -23,11 +23,19 @@ def export(
     tokenizer: Any,
     words: Path,
 ) -> None:
-    """Write ``vae``, and ``model`` with the averaged ``weights``, to ``folder``; an old folder is replaced at once.
-    ``words`` is the folder of the tokenizer's own files.
+    """Write a StableDiffusionPipeline's folder; an old one is replaced at once, and keeps its README.md.
 
-    transformers 5 drops the prefix ``text_model.`` from the keys and transformers 4 then loads random text weights
-    without a word, so the prefix is put back.
+    transformers 5 drops the prefix ``text_model.`` from the keys, with which transformers 4 would load random text
+    weights, so the prefix is put back.
+
+    Args:
+        folder: to write.
+        vae: the autoencoder.
+        scaling: its scaling factor, latents of unit variance.
+        model: text encoder and UNet.
+        weights: the model's averaged weights.
+        tokenizer: of the text encoder.
+        words: the folder of the tokenizer's own files.
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from diffusers.models.attention_processor import AttnProcessor2_0
@@ -38,7 +46,7 @@ def export(
     averaged.load_state_dict(weights)
     averaged.unet.set_attn_processor(AttnProcessor2_0())
     half_vae = copy.deepcopy(vae).half()
-    half_vae.register_to_config(scaling_factor=scaling, _name_or_path="")  # a folder of this machine says nothing
+    half_vae.register_to_config(scaling_factor=scaling, _name_or_path="")  # no folder of this machine
     scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
         clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
@@ -52,11 +60,7 @@ def export(
         text = part / "text_encoder" / "model.safetensors"
         tensors = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(text).items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, text, metadata={"format": "pt"})
-        for name in (
-            "vocab.json",
-            "merges.txt",
-            "tokenizer.json",
-        ):  # transformers 4 reads the first two, 5 the last
+        for name in ("vocab.json", "merges.txt", "tokenizer.json"):  # transformers 4 reads the first two, 5 the last
             shutil.copy(words / name, part / "tokenizer" / name)
         if (folder / "README.md").exists():
             shutil.copy(folder / "README.md", part / "README.md")

@@ -1,9 +1,9 @@
-"""What the text encoder learns before the UNet sees it: to foretell, from the caption alone, the image's layout.
+"""What the text encoder learns before the UNet is trained: to predict the image's layout from the caption alone.
 
-Token ``WORDS + i`` of the sequence (padding that follows every caption) learns to say what latent stands in cell i of a
-4×4 grid. The UNet's cross-attention then only has to look up the token of its own place, the same for all captions;
-without it, which way each object turns in each view must be learnt through noise, and hardly is: after 290,000 samples
-left and right were still one to it. A step costs a fourteenth of the UNet's.
+Token ``WORDS + i`` of the sequence, padding that follows every caption, learns to predict the latent in cell i of a 4×4
+grid. The UNet's cross-attention then only has to look up the token of its own place, the same for all captions.
+Without it, how each object turns in each view must be learned through noise: after 290,000 samples left and right were
+still confused. A step costs a fourteenth of the UNet's.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class Layout(nn.Module):
 
 
 def loss(model: Layout, z: Tensor, ids: Tensor, older: Any = None) -> Tensor:
-    """Squared error of the latents ``z (N, 4, 16, 16)`` foretold from ``ids (N, LENGTH)``, and, where an ``older``
-    text encoder is given, a little of the distance to what it says of the words."""
+    """Squared error of the latents ``z (N, 4, 16, 16)`` predicted from ``ids (N, LENGTH)``; a scalar.
+
+    With an ``older`` text encoder, also a little of the distance to its hidden states of the words.
+    """
     hidden, layout = model(ids)
     error = (layout - latent_cells(z)).square().mean()
     if older is None:
@@ -53,8 +55,10 @@ def loss(model: Layout, z: Tensor, ids: Tensor, older: Any = None) -> Tensor:
 
 @torch.no_grad()
 def grow(text: Any, older: Any) -> None:
-    """Give ``text`` the weights of an ``older`` encoder with fewer positions and layers, so that it begins with the
-    same outputs: positions are continued at random, further layers start as the identity."""
+    """Give ``text`` the weights of an ``older`` encoder with fewer positions and layers; its outputs begin the same.
+
+    Positions are continued at random, and further layers start as the identity.
+    """
     own, old = text.state_dict(), older.state_dict()
     for name, value in old.items():
         if own[name].shape == value.shape:

@@ -315,25 +315,11 @@ OBJECTS: dict[str, Callable[[], list[Prim]]] = {
     ],
 }
 
-# Objects that look the same, or nearly so, from every side: no view phrase can be told from their images.
-ROUND = frozenset(
-    [
-        "bottle",
-        "bucket",
-        "goblet",
-        "vase",
-        "bowl",
-        "table",
-        "lamp",
-        "candle",
-        "lighthouse",
-        "tree",
-        "mushroom",
-        "hat",
-        "donut",
-        "crown",
-    ]
-)
+# Objects that look the same, or nearly so, from every side: their images show no view.
+ROUND = frozenset((
+    "bottle", "bucket", "goblet", "vase", "bowl", "table", "lamp", "candle", "lighthouse", "tree", "mushroom", "hat",
+    "donut", "crown",
+))  # fmt: skip
 
 
 @cache

@@ -1,5 +1,4 @@
-"""What makes training on a CPU quicker: bfloat16 products where the processor has them in hardware, and a compiled
-network where there is a C++ compiler."""
+"""Faster training on a CPU: bfloat16 products where the processor has them, and a compiled network."""
 
 from __future__ import annotations
 
@@ -17,10 +16,13 @@ NOTHING = 1e-5  # a share of the whole gradient that is rounding
 
 
 def choose_precision(name: str) -> str:
-    """ "auto" is "bf16" where the processor is known to multiply bfloat16 in hardware, else "fp32"; CarvError for other
-    names."""
+    """The name itself; "auto" is "bf16" where the processor multiplies bfloat16 in hardware, else "fp32".
+
+    Raises:
+        CarvError: for any other name.
+    """
     if name not in PRECISIONS:
-        raise CarvError(f"--unet-precision is {name}: it is one of {', '.join(PRECISIONS)}.")
+        raise CarvError(f"--unet-precision is {name}; it must be one of {', '.join(PRECISIONS)}.")
     return name if name != "auto" else "bf16" if _multiplies_bfloat16() else "fp32"
 
 

@@ -46,8 +46,11 @@ def _pose(elevation: float, azimuth: float, distance: float) -> np.ndarray:
 
 
 def render_view(shots: list[Shot], size: int = 64, samples: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Colorings of one view (``shots`` differ in color, material and background alone), traced once:
-    ``rgb (C, size, size, 3)`` float in [0, 1] and coverage ``alpha (size, size)``."""
+    """Colorings of one view, traced once: the shots differ in color, material and background alone.
+
+    Returns:
+        ``rgb (C, size, size, 3)``, float in [0, 1], and the coverage ``alpha (size, size)``.
+    """
     first = shots[0]
     obj = packed(first.obj)
     palettes = np.stack([ACCENTS] * len(shots))
@@ -65,8 +68,17 @@ def render_view(shots: list[Shot], size: int = 64, samples: int = 2) -> tuple[np
 def render(
     shots: list[Shot], size: int = 64, samples: int = 2, threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``rgb (N, size, size, 3)`` and ``alpha (N, size, size)``, both uint8, one thread a core; neighbours in the
-    list that share their view are traced once."""
+    """Images of shots; neighbors in the list that share their view are traced once.
+
+    Args:
+        shots: N of them.
+        size: rows and columns of an image.
+        samples: rays along each side of a pixel.
+        threads: at work; None is one a core.
+
+    Returns:
+        ``rgb (N, size, size, 3)`` and ``alpha (N, size, size)``, both uint8.
+    """
     views: list[list[int]] = []
     for i, s in enumerate(shots):
         packed(s.obj)

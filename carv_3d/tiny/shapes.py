@@ -16,7 +16,7 @@ from carv_3d.tiny.primitives import BOX, CAPSULE, CONE, CYLINDER, ELLIPSOID, MAI
 
 @dataclass(frozen=True)
 class Prim:
-    """One primitive: its kind, centre, up to four parameters, and how it joins what stands before it."""
+    """One primitive: its kind, centre, up to four parameters, and how it joins those before it."""
 
     kind: int
     at: tuple[float, float, float]
@@ -28,6 +28,7 @@ class Prim:
 
 
 def sphere(x: float, y: float, z: float, r: float, **kw) -> Prim:
+    """Of radius ``r``."""
     return Prim(SPHERE, (x, y, z), (r,), **kw)
 
 
@@ -57,6 +58,7 @@ def capsule(x: float, y: float, z: float, r: float, h: float, **kw) -> Prim:
 
 
 def ellipsoid(x: float, y: float, z: float, rx: float, ry: float, rz: float, **kw) -> Prim:
+    """Of three radii along the axes."""
     return Prim(ELLIPSOID, (x, y, z), (rx, ry, rz), **kw)
 
 
@@ -96,7 +98,7 @@ def pack(prims: list[Prim], radius: float = RADIUS) -> Packed:
         row[4:7] = p.at
         row[7:16] = _rotation(p.rot).T.reshape(-1)  # local from world
         row[16 : 16 + len(p.size)] = p.size
-    from carv_3d.tiny.tracer import distances  # numba is needed by whoever renders, not by whoever reads names
+    from carv_3d.tiny.tracer import distances  # numba is needed to render, not to read names
 
     axis = np.linspace(-1.6, 1.6, 81)
     grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)

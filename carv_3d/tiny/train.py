@@ -1,7 +1,7 @@
 """``python -m carv_3d.tiny.train``: carv-tiny again from nothing, seeded, resumable at any moment.
 
-Stages: images, autoencoder, latents, the layout that the text encoder foretells, text encoder and UNet, export. Each
-leaves its result in the working folder and is skipped when it stands there. Random numbers come from (seed, step): a
+Stages: images, autoencoder, latents, the layout that the text encoder predicts, text encoder and UNet, export. Each
+leaves its result in the working folder and is skipped where it is there. Random numbers come from (seed, step): a
 resumed run equals an uninterrupted one, if both are compiled or neither is.
 """
 
@@ -32,10 +32,17 @@ COUNTS = ("images", "vae_steps", "vae_batch", "text_steps", "text_batch", "unet_
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """``work`` holds images and checkpoints; ``out`` gets the model folder; ``vae_steps``, ``text_steps`` and
-    ``unet_steps`` of ``vae_batch``, ``text_batch`` and ``unet_batch`` images; ``init`` is a model folder to start
-    from: its autoencoder is kept as it is, its text encoder and UNet, where it has them, are trained further.
-    ``unet_precision`` "auto" is "bf16" where the processor has it; ``compile`` compiles the UNet where that works."""
+    """How carv-tiny is trained.
+
+    Attributes:
+        work: folder of images and checkpoints.
+        out: the model folder to write.
+        images: how many are rendered.
+        init: a model folder to start from. Its autoencoder is kept as it is; its text encoder and UNet, where it has
+            them, are trained further.
+        unet_precision: "auto" is "bf16" where the processor has it.
+        compile: the UNet, where that works.
+    """
 
     work: Path
     out: Path
@@ -75,7 +82,7 @@ def log(message: str) -> None:
 
 
 def made_with(o: TrainOptions, part: str) -> dict[str, Any]:
-    """What a part's checkpoint depends on; one made with anything else is refused."""
+    """What a part's checkpoint depends on; one with other values is refused."""
     own = {k: v for k, v in vars(o).items() if k.startswith(part) and not k.endswith("steps")}
     words = hashlib.sha256(" ".join(all_words()).encode()).hexdigest()[:12]
     init = str(o.init) if o.init is not None else ""
@@ -91,11 +98,11 @@ def train_autoencoder(o: TrainOptions, images: Images) -> Any:
     torch.manual_seed(o.seed)
     vae = AutoencoderKL(**autoencoder.CONFIG).to(memory_format=torch.channels_last)
 
-    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+    def step_loss(step: int, generator: torch.Generator) -> torch.Tensor:
         x = autoencoder.batch(images, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
         return autoencoder.loss(vae, x, generator)
 
-    weights = run_stage("autoencoder", vae, loss_of, steps=o.vae_steps, lr=o.vae_lr, folder=o.work, seed=o.seed + 3,
+    weights = run_stage("autoencoder", vae, step_loss, steps=o.vae_steps, lr=o.vae_lr, folder=o.work, seed=o.seed + 3,
                         made_with=made_with(o, "vae"),
                         ema=0.98, log=log)  # fmt: skip
     vae.load_state_dict(weights)
@@ -110,36 +117,35 @@ def train_autoencoder(o: TrainOptions, images: Images) -> Any:
 
 
 def cached_latents(o: TrainOptions, vae: Any, images: Images) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(mean, std) of the posteriors, on white and on light backgrounds, from the working folder where they stand."""
+    """(mean, std) of the posteriors, on white and on light backgrounds, kept in the working folder."""
     weights = torch.cat([p.detach().flatten() for p in vae.parameters()]).numpy().tobytes()
     key = weights + repr((len(images.shots), o.seed, source_hash())).encode()
     path = o.work / f"latents-{hashlib.sha256(key).hexdigest()[:12]}.pt"
     if not path.exists():
-        found = [autoencoder.encode_all(vae, images, b, o.seed + 2, log) for b in ("white", "light")]
-        torch.save(found, path.with_suffix(".part"))
+        latents = [autoencoder.encode_all(vae, images, b, o.seed + 2, log) for b in ("white", "light")]
+        torch.save(latents, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
     return torch.load(path, weights_only=True)
 
 
 def train_text(o: TrainOptions, model: denoiser.Denoiser, data: denoiser.Latents, older: Any) -> None:
-    """The first lessons of the text encoder, skipped where the model that is trained further has had them."""
+    """Train the text encoder alone, unless the model that is trained further has had that."""
     if older is not None and older.config.max_position_embeddings == LENGTH:
         return
     torch.manual_seed(o.seed)
-    foreteller = layout.Layout(model.text)
+    predictor = layout.Layout(model.text)
 
-    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
-        return layout.loss(foreteller, *data.batch(o.text_batch, generator), older)
+    def step_loss(step: int, generator: torch.Generator) -> torch.Tensor:
+        return layout.loss(predictor, *data.batch(o.text_batch, generator), older)
 
-    weights = run_stage("text", foreteller, loss_of, steps=o.text_steps, lr=o.text_lr, folder=o.work, seed=o.seed + 9,
+    weights = run_stage("text", predictor, step_loss, steps=o.text_steps, lr=o.text_lr, folder=o.work, seed=o.seed + 9,
                         made_with=made_with(o, "text"),
                         ema=0.995, log=log)  # fmt: skip
-    foreteller.load_state_dict(weights)
+    predictor.load_state_dict(weights)
 
 
 def load_tokenizer(o: TrainOptions) -> Any:
-    """That of ``init``, whose text encoder knows its numbers (those of pieces of words differ from one build to the
-    next), or a new one."""
+    """That of ``init``, whose text encoder knows its token ids, or a new one."""
     words = o.work / "tokenizer"
     if o.init is None or not (o.init / "tokenizer" / "vocab.json").exists():
         return build_tokenizer(words)
@@ -167,8 +173,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(o: TrainOptions) -> None:
-    """All stages; those whose results stand in ``o.work`` are skipped. Raises :class:`CarvError` where a checkpoint
-    there was made with other values."""
+    """All stages; those whose results are in ``o.work`` are skipped.
+
+    Raises:
+        CarvError: a checkpoint there was made with other values.
+    """
     torch.set_num_threads(o.threads)
     images = build(o.work / "train", o.images, seed=o.seed + 1, log=log)
     vae = train_autoencoder(o, images)
@@ -187,29 +196,29 @@ def train(o: TrainOptions) -> None:
         model.unet.load_state_dict(unet.state_dict(), strict=False)  # older weights lack add_embedding
         older = CLIPTextModel.from_pretrained(o.init / "text_encoder").float().eval().requires_grad_(False)
         layout.grow(model.text, older)
-    model.unet.to(memory_format=torch.channels_last)  # a third quicker on a CPU
+    model.unet.to(memory_format=torch.channels_last)  # a third faster on a CPU
     schedule = NoiseSchedule.scaled_linear()
     data = denoiser.Latents(posteriors, scaling, images, tokenizer)
     train_text(o, model, data, older)
 
-    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+    def step_loss(step: int, generator: torch.Generator) -> torch.Tensor:
         z, ids = data.batch(o.unet_batch, generator)
         z = z.contiguous(memory_format=torch.channels_last)
         return denoiser.loss(model, schedule, z, ids, generator)
 
     def gradient() -> list[torch.Tensor]:
-        return loss_gradient(model, lambda: loss_of(0, torch.Generator().manual_seed(o.seed)))
+        return loss_gradient(model, lambda: step_loss(0, torch.Generator().manual_seed(o.seed)))
 
-    def make_quick() -> None:
+    def begin() -> None:
         compiled = o.compile and compile_in_place(model.unet, gradient, log)
         log(f"denoiser: {o.unet_precision} products, {'compiled' if compiled else 'not compiled'}")
 
     def save(weights: dict[str, torch.Tensor], step: int) -> None:
         export(o.out, vae, scaling, model, weights, tokenizer, o.work / "tokenizer")
 
-    weights = run_stage("denoiser", model, loss_of, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
+    weights = run_stage("denoiser", model, step_loss, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
               made_with=made_with(o, "unet"),
-              slower={"text.": 0.2}, ema=0.9985, on_begin=make_quick, on_save=save, log=log)  # fmt: skip
+              slower={"text.": 0.2}, ema=0.9985, on_begin=begin, on_save=save, log=log)  # fmt: skip
     save(weights, o.unet_steps)
     log(f"carv-tiny is in {o.out}")
 

@@ -110,7 +110,7 @@ def held_out_combinations() -> frozenset[tuple[str, str]]:
 
 
 def caption(rng: random.Random, obj: str, color: str, material: str, elevation: float, azimuth: float) -> str:
-    """A caption in natural wording, with synonyms, half of the time without a word on a plain material.
+    """A caption in natural wording, with synonyms, half of the time without a word for a plain material.
 
     Few are in threestudio's four coarse view phrases: two of them share their words with a sector half as wide.
     """
@@ -147,32 +147,40 @@ def split_words(prompt: str) -> list[str]:
 
 def find(prompt: str, table: dict[str, tuple[str, ...]]) -> list[str]:
     """The keys of ``table`` that the prompt names, in order of appearance; longer names win."""
-    text, found = " " + " ".join(split_words(prompt)) + " ", []
+    text, places = " " + " ".join(split_words(prompt)) + " ", []
     for key, name in sorted(((k, n) for k, ns in table.items() for n in ns if n), key=lambda kn: -len(kn[1])):
         at = text.find(f" {name} ")
         if at >= 0:
-            found.append((at, key))
+            places.append((at, key))
             text = text[: at + 1] + "_" * len(name) + text[at + 1 + len(name) :]
-    return list(dict.fromkeys(key for _, key in sorted(found)))
+    return list(dict.fromkeys(key for _, key in sorted(places)))
 
 
 def parse(prompt: str) -> tuple[str, str | None, str]:
-    """Object, color (None where the prompt names none) and material of a prompt that :func:`check_prompt` accepts."""
+    """Object, color (None where the prompt names none) and material of a prompt that `check_prompt` accepts."""
     check_prompt(prompt)
     colors = find(prompt, COLOR_WORDS)
     materials = find(prompt, {k: MATERIAL_WORDS[k] + MATERIAL_NOUNS[k] for k in MATERIALS if k != "plain"})
     return find(prompt, OBJECTS)[0], colors[0] if colors else None, materials[0] if materials else "plain"
 
 
-WAY_OUT = (
+FIX = (
     "a full Stable Diffusion model reads any words: name its folder as the model (carv generate: "
     "system.guidance.pretrained_model_name_or_path=FOLDER)"
 )
 
 
 def check_words(text: str, what: str = "The prompt", room: int = 0) -> None:
-    """Raise :class:`CarvError` for words that carv-tiny was not taught, and for more words and commas than it reads,
-    less the ``room`` of those that will be said behind them. ``what`` the text is, for the sentence."""
+    """Check that carv-tiny was taught every word of a text, and reads that many.
+
+    Args:
+        text: a prompt or a negative prompt.
+        what: its name in messages.
+        room: words and commas that will be appended to it.
+
+    Raises:
+        CarvError: naming the words, with the nearest that it was taught, or the count.
+    """
     known = set(all_words()) | {",", "."}
     near = []
     for w in dict.fromkeys(w for w in split_words(text) if w not in known):
@@ -182,33 +190,33 @@ def check_words(text: str, what: str = "The prompt", room: int = 0) -> None:
     if near:
         raise CarvError(
             f"carv-tiny does not know {', '.join(near)}; it knows the objects {', '.join(OBJECTS)}, "
-            f"the colors {', '.join(COLORS)} and the materials {', '.join(MATERIALS)}; {WAY_OUT}."
+            f"the colors {', '.join(COLORS)} and the materials {', '.join(MATERIALS)}; {FIX}."
         )
     count = len(split_words(text))
     if count > LONGEST - room:
-        view = f", beside {room} for the view" if room else ""
+        view = f", with {room} kept for the view" if room else ""
         raise CarvError(
-            f"{what} has {count} words and commas, and carv-tiny reads {LONGEST - room}{view}: shorten it; {WAY_OUT}."
+            f"{what} has {count} words and commas, and carv-tiny reads {LONGEST - room}{view}: shorten it; {FIX}."
         )
 
 
 def check_prompt(prompt: str, room: int = 0) -> None:
-    """Raise :class:`CarvError` where carv-tiny cannot know what is asked: which words, the nearest known, the way out.
+    """Check a prompt: `check_words`, exactly one object, at most one color and at most one material.
 
-    A prompt is accepted if every word is in the vocabulary, all of them are read, with ``room`` for what is said behind
-    them, and it names exactly one object, at most one color and at most one material.
+    Raises:
+        CarvError: saying what is wrong and what carv-tiny knows.
     """
     if not prompt.strip():
         raise CarvError('The prompt is empty: write what to make, for example "a red mug".')
     objects = find(prompt, OBJECTS)
     if len(objects) > 1:
         several, example = ", ".join(objects), f'"a red {objects[0]}"'
-        raise CarvError(f"The prompt names several objects ({several}): name one, as in {example}; {WAY_OUT}.")
+        raise CarvError(f"The prompt names several objects ({several}): name one, as in {example}; {FIX}.")
     check_words(prompt, room=room)
     if not objects:
         raise CarvError(
             f"The prompt names no object that carv-tiny knows: name one of {', '.join(OBJECTS)}, "
-            f'as in "a red mug"; {WAY_OUT}.'
+            f'as in "a red mug"; {FIX}.'
         )
     materials = {k: MATERIAL_WORDS[k] + MATERIAL_NOUNS[k] for k in MATERIALS}
     for what, table in (("colors", COLOR_WORDS), ("materials", materials)):
@@ -216,5 +224,5 @@ def check_prompt(prompt: str, room: int = 0) -> None:
         if len(named) > 1:
             several = ", ".join(named)
             raise CarvError(
-                f"The prompt names several {what} ({several}), and carv-tiny was taught one an object; {WAY_OUT}."
+                f"The prompt names several {what} ({several}), and carv-tiny was taught one an object; {FIX}."
             )

@@ -77,7 +77,7 @@ def test_a_prompt_as_long_as_can_be_leaves_room_for_the_view() -> None:
     v.check_prompt(prompt, v.VIEW_ROOM)
     v.check_prompt(prompt + ", back left view")
     for longer in (f"one {prompt}", prompt + ", left view"):
-        with pytest.raises(CarvError, match="carv-tiny reads 14, beside 4 for the view"):
+        with pytest.raises(CarvError, match="carv-tiny reads 14, with 4 kept for the view"):
             v.check_prompt(longer, v.VIEW_ROOM)
 
 
