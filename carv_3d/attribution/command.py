@@ -38,7 +38,7 @@ from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.options import DrawOptions, check_draws, option
 from carv_3d.errors import CarvError
-from carv_3d.io.files import check_unused, expanded, make_folder, slug, unused, write_atomic, write_via
+from carv_3d.io.files import check_unused, claimed, expanded, make_folder, slug, unused, write_atomic, write_via
 from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, StopSignals, duration
 
@@ -149,6 +149,14 @@ def attribute(options: AttributeOptions) -> int:
     check_data(options.data, model_name)
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
     out = _new_folder(options)
+    # shares of one query have the same folder, and leave it alone
+    with contextlib.nullcontext() if options.shard else claimed(out):
+        return _attribute(options, kind, model_name, out, display, begin)
+
+
+def _attribute(
+    options: AttributeOptions, kind: str, model_name: str, out: Path, display: Display, begin: float
+) -> int:
     from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
     with display.status("loading the model"):

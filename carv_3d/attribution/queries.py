@@ -95,8 +95,8 @@ def run_query(folder: Path, teacher: Any, count: int) -> Query:
     """`count` views around the asset of a run, at the size that the model sees."""
     from carv_3d.generate.config import load_config
     from carv_3d.generate.trainer import TextTo3D
+    from carv_3d.generate.view_text import captions
     from carv_3d.runs.checkpoint import load_checkpoint
-    from carv_3d.scenes.view_phrases import view_phrase
 
     config = load_config(folder / "config.yaml")
     state, _ = load_checkpoint(folder / "checkpoint")
@@ -105,10 +105,6 @@ def run_query(folder: Path, teacher: Any, count: int) -> Query:
     cameras = host.orbit(count)
     with torch.no_grad():
         views = to_uint8(host.views(cameras, teacher.image_size, teacher.image_size))
-    options, prompt = config.system.prompt_processor, config.prompt
-    captions = [prompt] * count
-    if options.view_dependent_prompting:
-        angles = zip(cameras.elevation.tolist(), cameras.azimuth.tolist())
-        captions = [f"{prompt}, {view_phrase(e, a, options.fine_views)}" for e, a in angles]
+    prompt, texts = config.prompt, captions(config.system.prompt_processor, cameras)
     note = f"Views of the asset after {host.step} steps; a training image's score is the mean over them."
-    return Query(f"{prompt} (the run in {folder.name})", prompt, list(views), captions, note)
+    return Query(f"{prompt} (the run in {folder.name})", prompt, list(views), texts, note)

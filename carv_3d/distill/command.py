@@ -76,14 +76,13 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
 def _train(
     request: DistillRequest, ranks: Ranks, settings: Settings, folder: Path, prompts: Prompts, display: Display
 ) -> int:
-    with display.status("loading the model"):
-        teacher = load_teacher(settings, ranks)
-    run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
+    with out_of_memory_told(too_large(settings)):
+        with display.status("loading the model"):
+            teacher = load_teacher(settings, ranks)
+        run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
     run.open(request.resume)
-    samples = f"batch_size={run.options.batch_size} samples"
-    too_large = f"memory ran out on {samples}: lower batch_size, or set precision=bf16"
     try:
-        with out_of_memory_told(too_large):
+        with out_of_memory_told(too_large(settings)):
             signal_number = run.train()
     except CarvError as error:
         raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
@@ -96,6 +95,12 @@ def _train(
     ranks.gather(None)  # nobody leaves before it is written
     display.say(f"Done: the one-step model is in {folder / 'model'}")
     return 0
+
+
+def too_large(settings: Settings) -> str:
+    """What to say where memory runs out."""
+    samples = f"batch_size={settings.options.batch_size} samples"
+    return f"memory ran out on {samples}: lower batch_size, or set precision=bf16"
 
 
 def check_prompts(settings: Settings) -> Prompts:

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from carv_3d.core.batching import out_of_memory_told
 from carv_3d.core.devices import peak_memory
-from carv_3d.distill.command import check_prompts, load_teacher
+from carv_3d.distill.command import check_prompts, load_teacher, too_large
 from carv_3d.distill.loop import Distillation
-from carv_3d.distill.request import DistillRequest, resolve
+from carv_3d.distill.request import DistillRequest, Settings, resolve
 from carv_3d.io.files import check_writable
 from carv_3d.runs.progress import duration, seconds_a_step
 
@@ -21,7 +22,11 @@ def dry_run(request: DistillRequest, steps: int = 2) -> int:
     check_writable(folder)
     print(settings.to_yaml(), end="")
     print(f"# folder: {folder}")
-    one = Distillation(load_teacher(settings), settings.options, prompts)
+    with out_of_memory_told(too_large(settings)):
+        return _measured(Distillation(load_teacher(settings), settings.options, prompts), settings, steps)
+
+
+def _measured(one: Distillation, settings: Settings, steps: int) -> int:
     print(f"# device: {one.device}; generator: {sum(p.numel() for p in one.generator.parameters()):,} parameters")
     each = seconds_a_step(one.train_step, steps)
     total = each * settings.options.steps

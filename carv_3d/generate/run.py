@@ -111,11 +111,21 @@ class Run:
         self.last: dict[str, float] = {}
 
     def open(self, resume: bool) -> None:
-        """Begin in the folder, or take up the run in it (and clear what a kill left half written)."""
+        """Begin in the folder, or resume the run in it (and clear what a kill left half written).
+
+        Raises:
+            CarvError: before anything is written, where the run cannot be resumed or is beyond its steps.
+        """
         clear_half_written(self.folder)
         state = resumed_state(self.checkpoint, resume, self.display.say)
         if state is not None:
             self.host.load_state_dict(state)
+            total = self.host.config.trainer.max_steps
+            if self.host.step > total:
+                raise CarvError(
+                    f"the run in {self.folder} is at step {self.host.step}, beyond trainer.max_steps = {total}; give "
+                    f"trainer.max_steps={self.host.step} or more, or none"
+                )
             self.saved_step = self.host.step
             self.display.say(f"Resumed after step {self.host.step}.")
         write_atomic(self.folder / "config.yaml", config_to_yaml(self.host.config))

@@ -34,15 +34,22 @@ def view_text(teacher: Any, options: PromptOptions, cameras: Cameras, apart: boo
         text (R, L, D), uncond and negative (1, L, D); with Perp-Neg its embeddings (R, 2, L, D) and weights (R, 2), at
         most 0.
     """
-    views = list(zip(cameras.elevation.tolist(), cameras.azimuth.tolist()))
-    prompts = [options.prompt] * len(views)
-    if options.view_dependent_prompting and not options.use_perp_neg:
-        prompts = [f"{options.prompt}, {_phrase(options, *view)}" for view in views]
     uncond = teacher.text_embeddings(["" if apart else options.negative_prompt])
     negative = teacher.text_embeddings([options.negative_prompt]) if apart else None
     if options.use_perp_neg:
-        return _perp_neg(teacher, options, views, uncond)._replace(negative=negative)
-    return Conditioning(teacher.text_embeddings(prompts), uncond, negative)
+        return _perp_neg(teacher, options, _views(cameras), uncond)._replace(negative=negative)
+    return Conditioning(teacher.text_embeddings(captions(options, cameras)), uncond, negative)
+
+
+def captions(options: PromptOptions, cameras: Cameras) -> list[str]:
+    """The prompt with the words of each camera's side; under Perp-Neg, which mixes sides, those of the nearest."""
+    if not options.view_dependent_prompting:
+        return [options.prompt] * len(cameras)
+    return [f"{options.prompt}, {_phrase(options, *view)}" for view in _views(cameras)]
+
+
+def _views(cameras: Cameras) -> list[tuple[float, float]]:
+    return list(zip(cameras.elevation.tolist(), cameras.azimuth.tolist()))
 
 
 def _phrase(options: PromptOptions, elevation: float, azimuth: float) -> str:

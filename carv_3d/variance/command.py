@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import to_mapping
+from carv_3d.core.batching import out_of_memory_told
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, load_config
+from carv_3d.generate.run import ALL_TOO_LARGE
 from carv_3d.generate.trainer import TextTo3D, check_prompt
-from carv_3d.io.files import check_unused, make_folder, slug, write_atomic
+from carv_3d.io.files import check_unused, claimed, slug, write_atomic
 from carv_3d.io.structured import read_json
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
@@ -82,9 +84,26 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
     check_prompt(config)
     folder = request.out or Path("outputs") / f"variance-{slug(config.prompt)}"
     asked = {"format": FORMAT, "config": to_mapping(config), "entries": [e.key for e in entries], "points": points}
-    blocks = open_folder(folder, asked, request.resume)
-    with display.status("loading the model"):
-        host = TextTo3D(config, teacher, log=display.say)
+    if not request.resume:
+        check_unused(folder, "choose another --out, or go on in it with --resume")
+    with claimed(folder):
+        blocks = open_folder(folder, asked, request.resume)
+        with display.status("loading the model"), out_of_memory_told(ALL_TOO_LARGE):
+            host = TextTo3D(config, teacher, log=display.say)
+        return _measure_points(request, host, points, state, folder, asked, blocks, entries, display)
+
+
+def _measure_points(
+    request: VarianceRequest,
+    host: TextTo3D,
+    points: Sequence[int],
+    state: dict[str, Any] | None,
+    folder: Path,
+    asked: dict[str, Any],
+    blocks: dict[int, list[Block]],
+    entries: Sequence[Entry],
+    display: Display,
+) -> int:
     found: list[Row] = []
     by_t: dict[int, Timesteps] = {}
     with StopSignals() as stop:
@@ -92,7 +111,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
             go_to(host, step, state, folder / f"scene-{step}", display, lambda: bool(stop.number))
             if stop.number:
                 break
-            study = Study(host, entries, seed=config.seed)
+            study = Study(host, entries, seed=host.config.seed)
             mine = blocks.setdefault(step, [])
 
             def save() -> None:
@@ -203,7 +222,6 @@ def open_folder(folder: Path, asked: dict[str, Any], resume: bool) -> dict[int, 
     if not resume:
         check_unused(folder, "choose another --out, or go on in it with --resume")
     if not resume or not path.exists():
-        make_folder(folder)
         return {}
     kept = read_json(path, "choose another --out")
     try:

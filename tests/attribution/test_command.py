@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions, cosine, kernel
-from carv_3d.attribution.command import AttributeOptions, kept_kernel, score
+from carv_3d.attribution.command import AttributeOptions, attribute, kept_kernel, score
 from carv_3d.attribution.encoded import EncodedImages, encode_images
 from carv_3d.attribution.images import FolderImages, TinyImages
 from carv_3d.attribution.page import render_page
@@ -24,6 +24,7 @@ from carv_3d.attribution.scores import Scores
 from carv_3d.attribution.store import RowStore
 from carv_3d.cli import main as cli
 from carv_3d.errors import CarvError
+from carv_3d.io.files import locked
 
 NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>"""
 SIZE = 16  # of the images of `sd_folder`
@@ -348,6 +349,12 @@ def test_words_are_told_from_places(tmp_path) -> None:
     assert kind_of(str(tmp_path)) == "run"
 
 
+def test_the_second_of_two_in_one_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"), pytest.raises(CarvError, match="another run is at work in"):
+        attribute(AttributeOptions(query="a red mug", out=tmp_path / "out"))
+
+
 def test_options_know_their_limits() -> None:
     with pytest.raises(CarvError, match="did not train owner/model: name its own with --data"):
         AttributeOptions(query="a red mug", model="owner/model")
@@ -379,3 +386,9 @@ def test_a_run_is_asked_about_by_views_of_its_asset(sd_folder, sd_teacher, tmp_p
         views = to_uint8(host.views(host.orbit(4), SIZE, SIZE))
     assert np.array_equal(np.stack(query.images), views)
     assert query.captions == [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
+    coarse = ["fine_views=false", "front_threshold=80", "back_threshold=80", "use_perp_neg=true"]
+    coarse = [f"system.prompt_processor.{word}" for word in coarse]
+    given = load_config(overrides=[*small, model, "seed=3", *coarse], prompt="a red mug")
+    (tmp_path / "config.yaml").write_text(config_to_yaml(given))
+    sides = ("front", "front", "side", "back", "back", "back", "side", "front")  # as the run's own thresholds have it
+    assert run_query(tmp_path, sd_teacher, 8).captions == [f"a red mug, {side} view" for side in sides]

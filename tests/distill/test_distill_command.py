@@ -237,6 +237,19 @@ def test_memory_that_runs_out_is_one_sentence(
         cli.main(["distill", "--resume", "--out", "run"])
 
 
+def test_memory_that_runs_out_at_the_start_is_one_sentence(
+    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def short(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    for target in ("command.load_teacher", "dry_run.load_teacher"):
+        monkeypatch.setattr(f"carv_3d.distill.{target}", short)
+    for more in ([], ["--dry-run"]):
+        message = refusal(capsys, [*words(place, sd_folder, "--out", "run"), *more])
+        assert "memory ran out on batch_size=2 samples" in message
+
+
 def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
     sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -200,6 +200,8 @@ def test_resume_may_lengthen_a_run_but_not_change_it(words: list[str], capsys: p
         message = carv(capsys, "generate", "--resume", "--out", "run", *change, expect=2)
         assert words_of in message
         assert "cannot change it" in message
+    message = carv(capsys, "generate", "--resume", "--out", "run", "trainer.max_steps=2", expect=2)
+    assert "is at step 4, beyond trainer.max_steps = 2; give trainer.max_steps=4 or more" in message
     assert Path("run/config.yaml").read_text() == before[0]
     carv(capsys, "generate", "--resume", "--out", "run", "trainer.max_steps=6")
     assert load_checkpoint(Path("run/checkpoint"))[0]["step"] == 6

@@ -65,7 +65,7 @@ def test_the_first_render_alone(sd_teacher: Any) -> None:
 
 @pytest.mark.parametrize("perp_neg", [False, True])
 def test_a_negative_prompt_of_its_own_leaves_the_empty_prompt(sd_teacher: Any, perp_neg: bool) -> None:
-    options = PromptOptions("a red mug", "bad", fine_views=False, use_perp_neg=perp_neg)
+    options = PromptOptions(prompt="a red mug", negative_prompt="bad", fine_views=False, use_perp_neg=perp_neg)
     told = view_text(sd_teacher, options, orbit(2, elevation=10.0), apart=True)
     assert torch.equal(told.uncond, sd_teacher.text_embeddings([""]))
     assert torch.equal(told.negative, sd_teacher.text_embeddings(["bad"]))

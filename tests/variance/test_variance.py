@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from carv_3d.cli import main as cli
+from carv_3d.cli.main import main as cli
 from carv_3d.cli.variance import read_grid
 from carv_3d.core.variance import total_variance
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io.files import locked
 from carv_3d.teachers.gaussian import GaussianTeacher
 from carv_3d.variance.command import BASELINE, VarianceRequest, run
 from carv_3d.variance.figures import rows, tight, timesteps
@@ -245,6 +246,15 @@ def test_mistakes_are_named_before_any_work(words: list[str], said: str, capsys:
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_the_second_of_two_in_one_folder_is_refused(tmp_path: Path) -> None:
+    config, out = tmp_path / "small.yaml", tmp_path / "out"
+    config.write_text("system:\n  prompt_processor:\n    prompt: a red mug\n")
+    out.mkdir()
+    with locked(out), pytest.raises(CarvError, match="another run is at work in"):
+        run(VarianceRequest(source=config, out=out, overrides=SMALL), teacher())
+    assert list(out.iterdir()) == []
 
 
 def test_the_command_measures_resumes_and_refuses(tmp_path: Path, capsys: Any) -> None:
