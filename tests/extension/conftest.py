@@ -1,8 +1,9 @@
-"""What the extension's tests share: the host double with the extension loaded into it."""
+"""What the extension's tests share: the host double with the extension loaded into it, renders, guidances."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +25,50 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Any:
 def rgb() -> Tensor:
     """Two renders (2, 16, 16, 3)."""
     return torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+@pytest.fixture
+def make(host: Any, sd_folder: Path) -> Callable[..., Any]:
+    """A `carv-stable-diffusion-guidance` with these options."""
+
+    def build(**cfg: Any) -> Any:
+        given = {"pretrained_model_name_or_path": str(sd_folder), "seed": 0, "vae_sample": False, **cfg}
+        return host.modules["carv-stable-diffusion-guidance"](given)
+
+    return build
+
+
+@pytest.fixture
+def make_vsd(host: Any, sd_folder: Path, v_prediction_folder: Path) -> Callable[..., Any]:
+    """A `carv-vsd-guidance` with these options."""
+
+    def build(**cfg: Any) -> Any:
+        torch.manual_seed(0)
+        names = {
+            "pretrained_model_name_or_path": str(sd_folder),
+            "pretrained_model_name_or_path_lora": str(v_prediction_folder),
+        }
+        return host.modules["carv-vsd-guidance"]({**names, "seed": 0, "vae_sample": False, **cfg})
+
+    return build
+
+
+@pytest.fixture
+def utils(sd_teacher: Any) -> double.PromptUtils:
+    """Prompts of two renders, whose text differs by view."""
+    return _prompts(sd_teacher)
+
+
+@pytest.fixture
+def perp_neg(sd_teacher: Any) -> double.PromptUtils:
+    """The same with Perp-Neg."""
+    found = _prompts(sd_teacher)
+    found.negatives = sd_teacher.text_embeddings(["front", "side", "back", "top"]).unflatten(0, (2, 2))
+    found.weights = torch.tensor([[-0.5, -2.0], [0.0, -1.0]])
+    return found
+
+
+def _prompts(teacher: Any) -> double.PromptUtils:
+    texts = (["a mug", "a cup"], ["bad", "worse"], ["all", "round"])
+    text, uncond, from_all_sides = map(teacher.text_embeddings, texts)
+    return double.PromptUtils(text, uncond, from_all_sides=from_all_sides)

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
+
+VIEWS = {
+    "elevation": torch.tensor([15.0, 20.0]), "azimuth": torch.tensor([0.0, 90.0]),
+    "camera_distances": torch.tensor([1.5, 2.0]), "rays_o": None, "height": 64,
+    "c2w": torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1)),
+    "mvp_mtx": torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(2)),
+}  # fmt: skip
+"""Of two renders, some of what threestudio's batches have."""
 
 EXTENSION = Path(__file__).parents[2] / "custom" / "threestudio-carv"
 
@@ -119,13 +127,15 @@ class PromptUtils:
     negatives: Tensor | None = None
     weights: Tensor | None = None
     from_all_sides: Tensor | None = None  # text (B, L, D) that says nothing of the view
+    asked: list[bool] = field(default_factory=list)  # whether text by view was wanted, call by call
 
     @property
     def use_perp_neg(self) -> bool:
         return self.negatives is not None
 
     def get_text_embeddings(self, elevation: Tensor, azimuth: Tensor, distances: Tensor, by_view: bool) -> Tensor:
-        assert len(elevation) == len(self.text)
+        assert len(elevation) == len(azimuth) == len(distances) == len(self.text)
+        self.asked.append(by_view)
         if not by_view:
             assert self.from_all_sides is not None
             return torch.cat([self.from_all_sides, self.uncond])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +18,6 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 B = 2
-BATCH = {
-    "elevation": torch.tensor([15.0, 20.0]), "azimuth": torch.tensor([0.0, 90.0]),
-    "camera_distances": torch.tensor([1.5, 2.0]), "rays_o": None, "height": 64,
-    "c2w": torch.randn(B, 4, 4, generator=torch.Generator().manual_seed(1)),
-    "mvp_mtx": torch.randn(B, 4, 4, generator=torch.Generator().manual_seed(2)),
-}  # fmt: skip
-
-
-@pytest.fixture
-def make(host: Any, sd_folder: Path, v_prediction_folder: Path) -> Any:
-    def build(**cfg: Any) -> Any:
-        torch.manual_seed(0)
-        names = {
-            "pretrained_model_name_or_path": str(sd_folder),
-            "pretrained_model_name_or_path_lora": str(v_prediction_folder),
-        }
-        return host.modules["carv-vsd-guidance"]({**names, "seed": 0, "vae_sample": False, **cfg})
-
-    return build
-
-
-@pytest.fixture
-def utils(sd_teacher: Any) -> Any:
-    text, uncond = sd_teacher.text_embeddings(["a mug", "a cup"]), sd_teacher.text_embeddings(["", "bad"])
-    return double.PromptUtils(text, uncond, from_all_sides=sd_teacher.text_embeddings(["all", "round"]))
 
 
 def test_every_option_beside_the_stock_ones_is_in_the_readme(host: Any) -> None:
@@ -56,8 +33,8 @@ def test_every_option_beside_the_stock_ones_is_in_the_readme(host: Any) -> None:
     assert differ == {"pretrained_model_name_or_path", "guidance_scale", "cfg_convention", "objective"}
 
 
-def test_the_host_sees_the_lora_and_nothing_else(make: Any) -> None:
-    guidance = make()
+def test_the_host_sees_the_lora_and_nothing_else(make_vsd: Callable[..., Any]) -> None:
+    guidance = make_vsd()
     assert {name.split(".")[0] for name, _ in guidance.named_parameters()} == {"lora"}
     assert all(key.startswith("lora.") for key in guidance.state_dict())
     assert {id(p) for p in guidance.parameters()} == {id(p) for p in guidance._carv.lora_score.parameters()}
@@ -66,30 +43,8 @@ def test_the_host_sees_the_lora_and_nothing_else(make: Any) -> None:
     assert not guidance._carv.lora_score.denoiser.unet.training
 
 
-@pytest.mark.parametrize(("kind", "matrix"), [("extrinsics", "c2w"), ("mvp", "mvp_mtx")])
-def test_one_uniform_draw_is_the_stock_gradient(
-    make: Any, sd_teacher: Any, rgb: Tensor, utils: Any, kind: str, matrix: str
-) -> None:
-    cfg = {"num_draws": 1, "proposal": "uniform", "camera_condition_type": kind}
-    guidance, again = make(**cfg), make(**cfg)._carv  # seeded, so a second one draws the same
-    out = guidance(rgb, utils, **BATCH)
-    draws = again.sds.estimator.draw(torch.zeros(B, 4, 8, 8), again.sds.generator)
-    z = sd_teacher.encode(rgb.permute(0, 3, 1, 2), sample=False)
-    t, eps = draws.t[:, 0], draws.eps[:, 0]
-    abar = sd_teacher.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
-    with torch.no_grad():
-        z_t = abar.sqrt() * z + (1 - abar).sqrt() * eps
-        e, e0 = sd_teacher.eps_hat(z_t, t, utils.text), sd_teacher.eps_hat(z_t, t, utils.uncond)
-        own = guidance._carv.lora_score.eps_hat(z_t, t, utils.from_all_sides, BATCH[matrix].flatten(1))
-        f = (1 - abar) * (e0 + 7.5 * (e - e0) - own)
-    expected = torch.autograd.grad(z, rgb, f / B)[0]
-    assert expected.abs().max() > 1e-3
-    found = torch.autograd.grad(out["loss_vsd"], rgb)[0]
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-
-
-def test_all_that_is_logged_is_a_scalar(make: Any, rgb: Tensor, utils: Any) -> None:
-    out = make(use_img_loss=True, lora_n_timestamp_samples=2)(rgb, utils, **BATCH)
+def test_all_that_is_logged_is_a_scalar(make_vsd: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
+    out = make_vsd(use_img_loss=True, lora_n_timestamp_samples=2)(rgb, utils, **double.VIEWS)
     for name, value in out.items():
         assert isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1), name
     assert {name for name in out if name.startswith("loss_")} == {"loss_vsd", "loss_lora", "loss_vsd_img"}
@@ -98,59 +53,128 @@ def test_all_that_is_logged_is_a_scalar(make: Any, rgb: Tensor, utils: Any) -> N
     assert "seconds_train_lora" in out
 
 
-def test_a_training_step_of_the_host_moves_the_lora(make: Any, rgb: Tensor, utils: Any) -> None:
-    guidance = make()
+def test_a_training_step_of_the_host_moves_the_lora(make_vsd: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
+    guidance = make_vsd()
     optimizer = torch.optim.AdamW(guidance.parameters(), lr=1e-3)
-    out = guidance(rgb, utils, **BATCH)
+    out = guidance(rgb, utils, **double.VIEWS)
     (out["loss_vsd"] + out["loss_lora"]).backward()
     optimizer.step()
     assert not guidance.lora.untouched
     assert bool(rgb.grad.any())
 
 
-def test_a_lora_that_no_optimizer_has_is_named(make: Any, rgb: Tensor, utils: Any) -> None:
-    guidance = make(num_draws=1)
-    for _ in range(20):
-        guidance(rgb, utils, **BATCH)
+def test_a_lora_that_no_optimizer_has_is_named(make_vsd: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
+    guidance = make_vsd(num_draws=1)
+    guidance._untrained_steps = 19
+    guidance(rgb, utils, **double.VIEWS)  # the 20th, whose optimizer step is still to come
     with pytest.raises(CarvError, match=re.escape("optimizer.params.guidance.lr")):
-        guidance(rgb, utils, **BATCH)
+        guidance(rgb, utils, **double.VIEWS)
+    with torch.no_grad():
+        next(iter(guidance.lora.layers.values())).up.weight.fill_(0.1)
+    guidance._untrained_steps = 20
+    guidance(rgb, utils, **double.VIEWS)
 
 
-def test_state_survives_the_hosts_checkpoint(host: Any, make: Any, rgb: Tensor, utils: Any) -> None:
+def test_state_survives_the_hosts_checkpoint(host: Any, make_vsd: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
     system_class = type("system:carv-checkpoint", (host.modules["carv-checkpoint"], double.System), {})
     first, second = system_class(), system_class()
-    first.guidance, second.guidance = make(proposal="adaptive"), make(proposal="adaptive", seed=9)
+    first.guidance, second.guidance = make_vsd(proposal="adaptive"), make_vsd(proposal="adaptive", seed=9)
     optimizer = torch.optim.Adam(first.guidance.parameters(), lr=1e-2)
     for _ in range(3):
-        first.guidance(rgb, utils, **BATCH)["loss_lora"].backward()
+        first.guidance(rgb, utils, **double.VIEWS)["loss_lora"].backward()
         optimizer.step()
     checkpoint: dict[str, Any] = {}
     first.on_save_checkpoint(checkpoint)
     second.guidance.load_state_dict(first.guidance.state_dict())  # the host's own, strict
     second.on_load_checkpoint(checkpoint)
     second.on_fit_start()
-    a, b = (s.guidance(rgb, utils, **BATCH) for s in (first, second))
+    a, b = (s.guidance(rgb, utils, **double.VIEWS) for s in (first, second))
     for name in ("loss_vsd", "loss_lora"):
         assert torch.equal(a[name], b[name])
 
 
-def test_one_model_for_both_is_loaded_once(make: Any, sd_folder: Path, rgb: Tensor, utils: Any) -> None:
-    guidance = make(pretrained_model_name_or_path_lora=str(sd_folder))
+def test_one_model_for_both_is_loaded_once(
+    make_vsd: Callable[..., Any], sd_folder: Path, rgb: Tensor, utils: Any
+) -> None:
+    guidance = make_vsd(pretrained_model_name_or_path_lora=str(sd_folder))
     assert guidance._carv.lora_score.denoiser.unet is guidance._carv.sds.teacher.unet
-    assert bool(torch.isfinite(guidance(rgb, utils, **BATCH)["loss_lora"]))
+    assert bool(torch.isfinite(guidance(rgb, utils, **double.VIEWS)["loss_lora"]))
 
 
-def test_samples_are_images_of_either_side(make: Any, utils: Any) -> None:
-    guidance = make()
-    teacher_side, lora_side = guidance.sample(utils, **BATCH), guidance.sample_lora(utils, **BATCH)
-    assert teacher_side.shape == lora_side.shape == (B, 16, 16, 3)
-    assert not torch.equal(teacher_side, lora_side)
-    assert torch.equal(teacher_side, guidance.sample(utils, **BATCH, seed=0))
-    assert not torch.equal(teacher_side, guidance.sample(utils, **BATCH, seed=1))
+def test_perp_negs_negatives_are_passed_on(
+    make_vsd: Callable[..., Any], sd_teacher: Any, rgb: Tensor, perp_neg: Any
+) -> None:
+    guidance = make_vsd(num_draws=1, proposal="uniform")
+    given: dict[str, Any] = {}
+    predict = guidance._carv.sds.predict
+
+    def record(z: Tensor, t: Tensor, cond: Any, *more: Any) -> Any:
+        given.update(cond._asdict())
+        return predict(z, t, cond, *more)
+
+    guidance._carv.sds.predict = record
+    out = guidance(rgb, perp_neg, **double.VIEWS)
+    for name, value in (("text", perp_neg.text), ("uncond", perp_neg.uncond), ("perp_neg", perp_neg.negatives),
+                        ("perp_neg_weights", perp_neg.weights), ("trained_text", perp_neg.from_all_sides)):  # fmt: skip
+        assert torch.equal(given[name], value), name
+    assert out["guidance_scale"] == 7.5
 
 
-def test_the_lora_models_unet_alone_is_loaded(make: Any, v_prediction_folder: Path) -> None:
-    denoiser = make()._carv.lora_score.denoiser
+def test_latents_are_taken_as_they_are(make_vsd: Callable[..., Any], utils: Any) -> None:
+    z = torch.randn(B, 8, 8, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    out = make_vsd(num_draws=1)(z, utils, **double.VIEWS, rgb_as_latents=True)
+    assert torch.autograd.grad(out["loss_vsd"], z)[0].abs().max() > 1e-3
+    assert "seconds_encode" not in out
+
+
+def test_schedules_follow_the_hosts_steps_and_epochs(make_vsd: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
+    guidance = make_vsd(num_draws=1, guidance_scale=[0, 9.0, 5.0, 2.0], guidance_scale_lora=[0, 1.0, 3.0, 100],
+                        max_step_percent=[0, 0.98, 0.5, 100])  # fmt: skip
+    guidance.update_step(1, 50)
+    out = guidance(rgb, utils, **double.VIEWS)
+    assert (out["guidance_scale"], out["guidance_scale_lora"], out["max_step"]) == (7.0, 2.0, 740.0)
+
+
+def test_samples_are_of_either_side_at_this_step(
+    make_vsd: Callable[..., Any], sd_teacher: Any, utils: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guidance = make_vsd(guidance_scale=[0, 9.0, 5.0, 2.0], guidance_scale_lora=[0, 1.0, 3.0, 100])
+    parameters = guidance.lora.parameters()
+    with torch.no_grad():
+        [p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i))) for i, p in enumerate(parameters)]
+    guidance.update_step(1, 50)
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        sys.modules["threestudio-carv.vsd"], "sample_images", lambda *a, **more: asked.append((a, more))
+    )
+    guidance.sample(utils, **double.VIEWS, seed=3)
+    guidance.sample_lora(utils, **double.VIEWS, seed=4)
+    sample, lora = asked
+    assert [(args[0], args[2], more) for args, more in asked] == [
+        (guidance._carv.sds.teacher, B, {"seed": 3}), (guidance._carv.sds.teacher, B, {"seed": 4})
+    ]  # fmt: skip
+    z, t = torch.randn(B, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([700, 100])
+    carv = guidance._carv
+    with torch.no_grad():
+        e, e0 = (sd_teacher.eps_hat(z, t, text) for text in (utils.text, utils.uncond))
+        torch.testing.assert_close(sample[0][1](z, t), e0 + 7.0 * (e - e0), rtol=1e-3, atol=1e-4)
+        camera = double.VIEWS["c2w"].flatten(1)
+        none, seen = (
+            carv.lora_score.eps_hat(z, t, utils.from_all_sides, c) for c in (torch.zeros_like(camera), camera)
+        )
+        torch.testing.assert_close(lora[0][1](z, t), none + 2.0 * (seen - none), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(none, seen)
+
+
+def test_samples_are_images_and_not_counted(make_vsd: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
+    guidance = make_vsd(num_draws=1)
+    before = guidance(rgb, utils, **double.VIEWS)["nfe"]
+    assert guidance.sample(utils, **double.VIEWS).shape == (B, 16, 16, 3)
+    assert guidance(rgb, utils, **double.VIEWS)["nfe"] == 2 * before
+
+
+def test_the_lora_models_unet_alone_is_loaded(make_vsd: Callable[..., Any], v_prediction_folder: Path) -> None:
+    denoiser = make_vsd()._carv.lora_score.denoiser
     whole = StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu")
     assert not hasattr(denoiser, "vae")
     assert denoiser.prediction_type == "v_prediction"
@@ -170,13 +194,13 @@ def test_the_lora_models_unet_alone_is_loaded(make: Any, v_prediction_folder: Pa
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(
-    make: Any, cfg: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+    make_vsd: Callable[..., Any], cfg: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CarvError, match=re.escape(said)):
-        make(**cfg)
+        make_vsd(**cfg)
 
 
-def test_an_xl_model_is_named_as_such(make: Any, xl_folder: Path) -> None:
+def test_an_xl_model_is_named_as_such(make_vsd: Callable[..., Any], xl_folder: Path) -> None:
     with pytest.raises(CarvError, match="holds Stable Diffusion XL"):
-        make(pretrained_model_name_or_path_lora=str(xl_folder))
+        make_vsd(pretrained_model_name_or_path_lora=str(xl_folder))

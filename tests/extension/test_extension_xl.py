@@ -14,10 +14,6 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 
 B = 2
-BATCH = {
-    "elevation": torch.tensor([15.0, 20.0]), "azimuth": torch.tensor([0.0, 90.0]),
-    "camera_distances": torch.tensor([1.5, 2.0]), "rays_o": None, "height": 64,
-}  # fmt: skip
 
 
 def make(host: Any, folder: Path, **cfg: Any) -> Any:
@@ -36,7 +32,7 @@ def test_one_draw_is_text_plus_scale_times_the_difference(
     draws = Draws(torch.randint(20, 980, (B, 1), generator=g), torch.randn(B, 1, 4, 8, 8, generator=g))
     monkeypatch.setattr(guidance._carv.estimator, "draw", lambda *_: draws)
     rgb = torch.rand(B, 16, 16, 3, generator=g).requires_grad_()
-    out = guidance(rgb, double.PromptUtils(text, uncond), **BATCH)
+    out = guidance(rgb, double.PromptUtils(text, uncond), **double.VIEWS)
     z = teacher.encode(rgb.permute(0, 3, 1, 2), sample=False)
     t, eps = draws.t[:, 0], draws.eps[:, 0]
     abar = teacher.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
@@ -86,4 +82,4 @@ def test_folders_of_the_other_family_name_what_to_use(host: Any, sd_folder: Path
 def test_another_prompt_processors_text_is_refused(host: Any, xl_folder: Path, sd_teacher: Any) -> None:
     text = sd_teacher.text_embeddings(["a mug", "a cup"])
     with pytest.raises(CarvError, match="carv-stable-diffusion-xl-prompt-processor"):
-        make(host, xl_folder)(torch.rand(B, 16, 16, 3), double.PromptUtils(text, text), **BATCH)
+        make(host, xl_folder)(torch.rand(B, 16, 16, 3), double.PromptUtils(text, text), **double.VIEWS)
