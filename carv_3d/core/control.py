@@ -4,7 +4,8 @@
 
 It keeps the objective: E[eps | t] = 0 whatever t, and beta comes from earlier draws than those it is used on. (One
 fitted to the draws at hand would take some of their gradient away with the noise.) Beyond arXiv 2605.21489. On top of
-antithetic pairs it changes nothing: there eps cancels by itself.
+antithetic pairs it changes nothing: there eps cancels by itself. A draw teaches no more than |beta| = `MOST`, so that
+steps which went wild cannot make the ones that follow wilder than that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from carv_3d.core.reduction import per_draw
 from carv_3d.errors import CarvError
+
+MOST = 10.0  # as the adaptive proposal's p/q
 
 
 class EpsControl:
@@ -43,6 +46,7 @@ class EpsControl:
         scale = torch.where(known > 0, self.weights[t], torch.ones_like(known))
         products = (f * eps).flatten(2).sum(2).to(self.weights) / scale * known
         squares = eps.square().flatten(2).sum(2).to(self.weights) * known
+        products = products.nan_to_num(0.0).clamp(-MOST * squares, MOST * squares)
         rows = F.one_hot(self._bins(t).flatten(), len(self._products)).to(self.weights)
         self._products = self.decay * self._products + products.flatten() @ rows
         self._squares = self.decay * self._squares + squares.flatten() @ rows

@@ -9,36 +9,57 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from carv_3d.core.batching import run_in_batches
+from carv_3d.core.batching import out_of_memory_told, run_in_batches
+from carv_3d.core.checks import (
+    Cond,
+    check_call,
+    check_draws_fit,
+    check_memory,
+    check_prediction,
+    check_scale,
+    check_setup,
+    conditions,
+)
 from carv_3d.core.control import EpsControl
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.designs import Design
+from carv_3d.core.estimate import Draws, Estimate
 from carv_3d.core.non_finite import NonFiniteSteps
-from carv_3d.core.options import (
-    ResidualOptions,
-    SamplingOptions,
-    StepOptions,
-    WeightingOptions,
-    option,
-)
-from carv_3d.core.proposals import check_range, make_proposal
+from carv_3d.core.options import ResidualOptions, SamplingOptions, StepOptions, WeightingOptions, option
+from carv_3d.core.proposals import make_proposal
 from carv_3d.core.reduction import finite_draws, per_draw, surrogate_loss
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
-Cond = Tensor | Sequence[Tensor] | None
+__all__ = ["CarvEstimator", "Cond", "Draws", "Estimate", "EstimatorOptions"]
+
+Residual = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimatorOptions(SamplingOptions, StepOptions, ResidualOptions, WeightingOptions, kinds={"num_draws": int}):
-    """What the estimator is given. Raises CarvError, naming the option, for a value that cannot be meant."""
+class EstimatorOptions(
+    SamplingOptions,
+    StepOptions,
+    ResidualOptions,
+    WeightingOptions,
+    kinds={"num_draws": int, "min_step": int | None, "max_step": int | None},
+    defaults={"min_step": None, "max_step": None},
+):
+    """What the estimator is given.
+
+    num_draws, max_batch and the range of timesteps say where it begins; from then on they are the estimator's own.
+    Without min_step or max_step the range is from 2 % to 98 % of the schedule's timesteps.
+
+    Raises:
+        CarvError: naming the option, for a value that cannot be meant.
+    """
 
     adaptive_bins: int = option(50, "Bins over the timesteps, of the adaptive proposal.", least=1)
     adaptive_floor: float = option(0.1, "Share of the adaptive proposal that stays uniform.", above=0, most=1)
@@ -52,47 +73,10 @@ class EstimatorOptions(SamplingOptions, StepOptions, ResidualOptions, WeightingO
         if not 0 <= self.rank < self.world_size:
             raise CarvError(f"rank is {self.rank}; with world_size {self.world_size} it must be below that.")
 
-
-@dataclass
-class Draws:
-    """K draws for each of R renders: t (R, K) integers, eps (R, K, ...), weights p/q (R, K), or None for 1.
-
-    group_size: how many neighbours along K share a timestep (2 for antithetic pairs).
-    """
-
-    t: Tensor
-    eps: Tensor
-    weights: Tensor | None = None
-    group_size: int = 1
-
-
-@dataclass
-class Estimate:
-    """One step's estimate. All but `loss` is without autograd.
-
-    loss: scalar; its gradient w.r.t. the latents is exactly grad / R. Its value, |grad|^2 / 2R, is that of
-        threestudio's loss and means nothing by itself.
-    residual: (R, K, ...) f of each draw, without p/q; 0 where the draw was dropped. With a control variate, less that.
-    weights: (R, K) p/q. t: (R, K). eps: (R, K, ...).
-    finite: (R, K), False for a draw that was dropped because f held an inf or a NaN.
-    grad: (R, ...) mean_k (p/q) f, of each render.
-    scalars: K; rows (of eps_hat); nonfinite (draws dropped); ess, (sum p/q)^2 / sum (p/q)^2, of R K at best;
-        grad_norm, of `loss` w.r.t. the latents; max_batch, as it now is; and, where a render has two groups
-        or more, snr: mean_r |grad_r|^2 over the variance of grad_r among draws. The snr takes groups for
-        independent, so under strata it errs on the low side.
-    extra: (R, K, ...) what the residual returned beside f, as it came; None where it returned f alone.
-    """
-
-    loss: Tensor
-    residual: Tensor
-    weights: Tensor
-    t: Tensor
-    eps: Tensor
-    finite: Tensor
-    grad: Tensor
-    scalars: dict[str, float]
-    group_size: int = 1
-    extra: Tensor | None = None
+    def timestep_range(self, T: int) -> tuple[int, int]:
+        """The smallest and the largest timestep, of a schedule of T."""
+        low, high = self.min_step, self.max_step
+        return int(0.02 * T) if low is None else low, min(int(0.98 * T), T - 1) if high is None else high
 
 
 class CarvEstimator:
@@ -110,44 +94,62 @@ class CarvEstimator:
         self,
         schedule: NoiseSchedule,
         options: EstimatorOptions | None = None,
+        *,
         meter: CostMeter | None = None,
         weights: Tensor | None = None,
     ) -> None:
-        """meter: if given, is told the seconds of the phase "denoise" and the count "draws".
+        """An estimator for one objective.
 
-        weights: (T,), what multiplies the residual of `estimate_residual` where `options.weighting` has no name for
-            it; proposals are built on it.
+        Args:
+            schedule: the model's; it follows the latents to their device.
+            options: see there.
+            meter: told the seconds of the phase "denoise" and the count "draws".
+            weights: (T,), what multiplies the residual of `estimate_residual` where `options.weighting` has no name
+                for it; proposals are built on it.
         """
-        self.options = o = options or EstimatorOptions()
+        self.options = o = EstimatorOptions() if options is None else options
+        check_setup(schedule, o, EstimatorOptions)
         self.schedule, self.meter = schedule, meter
         self.design = Design(o.stratify, o.antithetic)
         adaptive = {"bins": o.adaptive_bins, "floor": o.adaptive_floor, "decay": o.adaptive_decay}
         if o.proposal != "adaptive":
             adaptive = {}
         weighting = o.weighting if weights is None else weights
-        self.proposal = make_proposal(o.proposal, schedule, weighting, o.min_step, o.max_step, **adaptive)
+        low, high = o.timestep_range(schedule.num_train_timesteps)
+        self.proposal = make_proposal(o.proposal, schedule, weighting, low, high, **adaptive)
         self.control = EpsControl(self.proposal.weights) if o.control_variate else None
-        self.num_draws, self.max_batch = o.K, o.max_batch  # where they begin
+        self.num_draws, self.max_batch = o.K, o.max_batch
         self.non_finite: NonFiniteSteps | None = NonFiniteSteps(
             "eps_hat gave no finite draw", "look for NaN in the latents, lower the learning rate, or use float32"
         )
         self._shared = torch.Generator().manual_seed(o.shared_seed)
+        self._used = False
+
+    def __repr__(self) -> str:
+        o, p = self.options, self.proposal
+        pairs = ", antithetic" if o.antithetic else ""
+        return (
+            f"CarvEstimator(K={self.num_draws}, {p.name} proposal on {p.min_step} .. {p.max_step}, "
+            f"stratify {o.stratify}{pairs}, {self.schedule!r})"
+        )
 
     def set_range(self, min_step: int, max_step: int) -> None:
         """Timesteps are min_step .. max_step from now on; call it at every step if they are annealed."""
         self.proposal.set_range(min_step, max_step)
 
     def draw(self, latents: Tensor, generator: torch.Generator | None = None, num_draws: int | None = None) -> Draws:
-        """Draws for latents (R, ...), laid out by the options; K is `num_draws` or else the option's.
+        """Draws for latents (R, ...), laid out by the options; K is `num_draws` or else the estimator's.
 
         Every random number comes from `generator` (torch's global one if None), first u, then eps.
         """
         R, device, o = latents.shape[0], latents.device, self.options
         K = self.num_draws if num_draws is None else num_draws
+        self.design.check(K)
         self._move(device)
-        u = self.design.draw_u(R, K, generator, device, o.rank, o.world_size, self._shared)
-        t, weights = self.proposal.sample(u)
-        eps = self.design.draw_eps(R, K, tuple(latents.shape[1:]), generator, device, latents.dtype)
+        with out_of_memory_told(check_memory(K, latents)):
+            u = self.design.draw_u(R, K, generator, device, o.rank, o.world_size, self._shared)
+            t, weights = self.proposal.sample(u)
+            eps = self.design.draw_eps(R, K, tuple(latents.shape[1:]), generator, device, latents.dtype)
         return Draws(t, eps, weights, self.design.group_size)
 
     def estimate(
@@ -156,70 +158,79 @@ class CarvEstimator:
         eps_hat: Callable[..., Tensor],
         cond: Cond = None,
         generator: torch.Generator | None = None,
+        *,
         draws: Draws | None = None,
         num_draws: int | None = None,
         grad_clip: float | None = None,
     ) -> Estimate:
         """Score distillation: f = w(t) (eps_hat(z_t, t, *cond) - eps).
 
-        latents: (R, C, H, W), or (R, ...) of any shape; the loss is differentiable in them and in nothing
-            else.
-        eps_hat: called as eps_hat(z_t (N, ...), t (N,), *rows of cond) without autograd, N <= max_batch;
-            returns (N, ...), with guidance inside.
-        cond: None, or tensors with R rows, each row of which goes with the draws of its render.
-        generator: of every random number, on any device.
-        draws: explicit draws; nothing is drawn then, and an adaptive proposal learns nothing from them.
-        num_draws, grad_clip: in place of the options, for values that change with training. A K chosen from
-            measured variances must come from earlier steps than the one it is used in.
+        A draw whose f is not finite is dropped: it counts as 0 in the mean, which is still over K, so that the rest
+        keeps its weight and the estimate stays unbiased for f restricted to where it is finite, whatever the proposal
+        and the design.
 
-        A draw whose f is not finite is dropped: it counts as 0 in the mean, which is still over K, so that
-        the rest keeps its weight and the estimate stays unbiased for f restricted to where it is finite,
-        whatever the proposal and the design.
+        Args:
+            latents: (R, C, h, w), or (R, ...) of any shape; the loss is differentiable in them and in nothing else. If
+                they need no gradient, `Estimate.grad` is still theirs.
+            eps_hat: called as eps_hat(z_t (N, ...), t (N,), *samples of cond) without autograd, N <= max_batch; returns
+                (N, ...), with guidance inside.
+            cond: None, or tensors of R samples, each of which goes with the draws of its render.
+            generator: of every random number, on any device; torch's global one if None.
+            draws: explicit draws; nothing is drawn then, and an adaptive proposal learns nothing from them.
+            num_draws: K in place of the estimator's. One chosen from measured variances must come from earlier steps
+                than the one it is used in.
+            grad_clip: in place of the option.
 
-        Raises CarvError for shapes that do not fit, where memory runs out on a single row, and after many steps in a
-        row without a finite draw (`self.non_finite`).
+        Raises:
+            CarvError: shapes that do not fit, memory that runs out on a single sample, or many steps in a row without a
+                finite draw (`self.non_finite`).
         """
+        check_call(eps_hat, latents, generator)
 
-        def residual(z_t: Tensor, t: Tensor, eps: Tensor, *rows: Tensor) -> Tensor:
-            predicted = eps_hat(z_t, t, *rows)
-            _check_shape("eps_hat", predicted, z_t)
+        def residual(z_t: Tensor, t: Tensor, eps: Tensor, *samples: Tensor) -> Tensor:
+            predicted = eps_hat(z_t, t, *samples)
+            check_prediction("eps_hat", predicted, z_t)
             w = self.schedule.w(t, self.options.weighting).to(eps.dtype)
             return w.view(-1, *[1] * (eps.dim() - 1)) * (predicted - eps)
 
-        return self.estimate_residual(latents, residual, cond, generator, draws, num_draws, grad_clip)
+        return self.estimate_residual(
+            latents, residual, cond, generator, draws=draws, num_draws=num_draws, grad_clip=grad_clip
+        )
 
     def estimate_residual(
         self,
         latents: Tensor,
-        residual: Callable[..., Tensor | tuple[Tensor, Tensor]],
+        residual: Residual,
         cond: Cond = None,
         generator: torch.Generator | None = None,
+        *,
         draws: Draws | None = None,
         num_draws: int | None = None,
         grad_clip: float | None = None,
     ) -> Estimate:
-        """As `estimate`, for any f = residual(z_t (N, ...), t (N,), eps (N, ...), *rows of cond) -> (N, ...).
+        """As `estimate`, for any f = residual(z_t (N, ...), t (N,), eps (N, ...), *samples of cond) -> (N, ...).
 
         f holds the objective's weight, as in `options.weighting`; what is nonlinear in a draw belongs in it.
         A residual may return (f, extra), extra (N, ...) of any shape: the same draws' contribution to a second
         gradient (in image space, say), see `Estimate.extra` and `reduction.reduce_draws`.
         """
-        rows = () if cond is None else (cond,) if isinstance(cond, Tensor) else tuple(cond)
-        R = latents.shape[0]
-        if any(c.shape[:1] != (R,) for c in rows):
-            raise CarvError(f"cond has rows {[tuple(c.shape) for c in rows]}; each tensor needs {R} rows.")
+        check_call(residual, latents, generator)
+        if not self._used:
+            check_scale(latents)
+            self._used = True
+        samples = conditions(cond, len(latents))
         clip = self.options.grad_clip if grad_clip is None else grad_clip
-        self.options.declared()["grad_clip"].check(clip)
+        clip = self.options.declared()["grad_clip"].check(clip)
         self._move(latents.device)
         own = draws is None
         if draws is None:
             draws = self.draw(latents, generator, num_draws)
         else:
-            self._check_draws(draws, latents)
-        K = draws.t.shape[1]
+            check_draws_fit(draws, latents, self.schedule.num_train_timesteps)
+        R, K = draws.t.shape
         dtype = torch.promote_types(latents.dtype, torch.float32)
         with torch.no_grad():
-            f, extra = self._run(latents.detach(), residual, rows, draws, dtype)
+            f, extra = self._run(latents.detach(), residual, samples, draws, dtype)
             f = f.unflatten(0, (R, K))
             if draws.weights is None:
                 weights = torch.ones(R, K, device=f.device, dtype=dtype)
@@ -227,10 +238,7 @@ class CarvEstimator:
                 weights = draws.weights.to(device=f.device, dtype=dtype)
             f, finite = finite_draws(f, clip)
             if self.control is not None:
-                t, eps = draws.t.to(f.device), draws.eps.to(f)
-                plain, f = f, f - self.control.noise(t, eps)
-                if own:
-                    self.control.update(t, plain, eps, finite)
+                f = self._controlled(self.control, f, finite, draws, own)
             weighted = per_draw(weights, f) * f
             grad = weighted.mean(1)
             if own:
@@ -265,50 +273,30 @@ class CarvEstimator:
         if self.proposal.weights.device != device:
             self.proposal.to(device)
 
-    def _check_draws(self, draws: Draws, latents: Tensor) -> None:
-        R = latents.shape[0]
-        expected = (R, draws.t.shape[-1])
-        shapes = [draws.t.shape, draws.eps.shape[:2]]
-        shapes += [] if draws.weights is None else [draws.weights.shape]
-        if any(tuple(s) != expected for s in shapes) or draws.eps.shape[2:] != latents.shape[1:]:
-            raise CarvError(
-                f"the draws have t {tuple(draws.t.shape)}, eps {tuple(draws.eps.shape)}; latents of "
-                f"{tuple(latents.shape)} need t and weights ({R}, K) and eps ({R}, K, ...)."
-            )
-        if draws.t.numel() == 0 or draws.t.shape[1] % draws.group_size:
-            raise CarvError(f"{expected[1]} draws cannot be laid out in groups of {draws.group_size}.")
-        check_range(int(draws.t.min()), int(draws.t.max()), self.schedule.num_train_timesteps)
-
     def _run(
-        self,
-        latents: Tensor,
-        residual: Callable[..., Tensor | tuple[Tensor, Tensor]],
-        cond: tuple[Tensor, ...],
-        draws: Draws,
-        dtype: torch.dtype,
+        self, latents: Tensor, residual: Residual, cond: tuple[Tensor, ...], draws: Draws, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        """f and extra of all R K rows, (R K, ...), in batches of at most max_batch rows of about equal size."""
+        """f and extra of all R K samples, (R K, ...), in batches of at most max_batch and of about equal size."""
         K = draws.t.shape[1]
         t = draws.t.flatten().to(latents.device)
         eps = draws.eps.flatten(0, 1).to(latents)
-
         extra: Tensor | None = None
 
         def batch(begin: int, end: int) -> Tensor:
             nonlocal extra
             if K == 1:  # the latents keep their memory format, and so the model's kernels their last bits
-                z, rows = latents[begin:end], [c[begin:end] for c in cond]
+                z, samples = latents[begin:end], [c[begin:end] for c in cond]
             else:
                 render = torch.arange(begin, end, device=t.device).div(K, rounding_mode="floor")
-                z, rows = latents[render], [c[render.to(c.device)] for c in cond]
+                z, samples = latents[render], [c[render.to(c.device)] for c in cond]
             z_t = self.schedule.add_noise(z, eps[begin:end], t[begin:end])
-            f = residual(z_t, t[begin:end], eps[begin:end], *rows)
-            if isinstance(f, tuple):
-                f, beside = f
+            f = residual(z_t, t[begin:end], eps[begin:end], *samples)
+            if isinstance(f, tuple) and len(f) == 2:
+                f, second = f
                 if extra is None:
-                    extra = beside.new_empty(len(t), *beside.shape[1:])
-                extra[begin:end] = beside
-            _check_shape("the residual", f, z_t)
+                    extra = second.new_empty(len(t), *second.shape[1:])
+                extra[begin:end] = second
+            check_prediction("the residual", f, z_t)
             return f
 
         out = torch.empty(eps.shape, device=latents.device, dtype=dtype)
@@ -317,6 +305,15 @@ class CarvEstimator:
         if self.meter is not None:
             self.meter.count(draws=len(t))
         return out, extra
+
+    @staticmethod
+    def _controlled(control: EpsControl, f: Tensor, finite: Tensor, draws: Draws, own: bool) -> Tensor:
+        """f less what it takes from its own noise; what it shows of that is for later steps."""
+        t, eps = draws.t.to(f.device), draws.eps.to(f)
+        without = f - control.noise(t, eps)
+        if own:
+            control.update(t, f, eps, finite)
+        return without
 
     def _teach(self, f: Tensor, finite: Tensor, draws: Draws) -> None:
         """Show an adaptive proposal |f|^2 of each group as it was drawn: of the pair's mean for pairs."""
@@ -349,11 +346,3 @@ class CarvEstimator:
 def _groups(x: Tensor, size: int) -> Tensor:
     """(R, K, ...) -> (R, K / size, size, ...)."""
     return x.unflatten(1, (x.shape[1] // size, size))
-
-
-def _check_shape(what: str, got: Tensor, expected: Tensor) -> None:
-    if got.shape != expected.shape:
-        raise CarvError(
-            f"{what} returned {tuple(got.shape)} for z_t of {tuple(expected.shape)}; the shapes must be equal "
-            "(a model that predicts a variance too must leave it out)."
-        )

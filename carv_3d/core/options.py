@@ -205,7 +205,8 @@ class Options:
 
     def _not_above(self, low: str, high: str) -> None:
         """CarvError unless the first option is at most the second."""
-        if getattr(self, low) > getattr(self, high):
+        ends = getattr(self, low), getattr(self, high)
+        if None not in ends and ends[0] > ends[1]:
             raise CarvError(
                 f"{low} is {getattr(self, low)}, above {high}, which is {getattr(self, high)}; change one of the two."
             )

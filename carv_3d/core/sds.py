@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.estimator import CarvEstimator, Cond, EstimatorOptions
+from carv_3d.core.checks import Cond, check_call, check_setup
+from carv_3d.core.estimator import CarvEstimator, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
@@ -20,30 +21,51 @@ def sds_loss(
     latents: Tensor,
     eps_hat: Callable[..., Tensor],
     schedule: NoiseSchedule,
+    *,
     cond: Cond = None,
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Tensor:
-    """The loss of one step in one call, for a loop of one's own; see CarvEstimator.estimate.
+    """The score distillation loss of one step, a scalar to call `backward` on.
 
         loss = sds_loss(encode(render(camera)), eps_hat, schedule, num_draws=8)
         loss.backward()
 
-    options: of EstimatorOptions, which may change from call to call. What learns from step to step, the proposal
-    "adaptive" and `control_variate`, needs a CarvEstimator of its own; here it raises CarvError.
+    Args:
+        latents: (R, C, h, w), or (R, ...) of any shape, with autograd: the loss is differentiable in them alone.
+        eps_hat: the frozen model, eps_hat(z_t (N, ...), t (N,), *samples of cond) -> (N, ...), guidance inside; it
+            runs without autograd.
+        schedule: the model's; keep one from step to step.
+        cond: a tensor, or tensors, of R samples that go with the renders (text embeddings).
+        generator: of every random number, on any device; torch's global one if None.
+        **options: of `EstimatorOptions`: num_draws, proposal, stratify, antithetic, weighting, min_step, max_step,
+            grad_clip, max_batch, ... They may change from call to call.
+
+    Raises:
+        CarvError: something that does not fit; latents without gradient (`CarvEstimator.estimate(...).grad` needs
+            none); what learns from step to step, the proposal "adaptive" and control_variate; many calls in a row
+            without a finite draw.
     """
     o = EstimatorOptions(**options)
     if o.proposal == "adaptive" or o.control_variate:
         what = "the control variate" if o.control_variate else "the adaptive proposal"
         raise CarvError(f"sds_loss learns nothing from step to step: for {what} make a CarvEstimator, and keep that.")
+    check_setup(schedule, o, EstimatorOptions)
+    check_call(eps_hat, latents, generator)
+    if not latents.requires_grad:
+        raise CarvError(
+            "latents need no gradient (requires_grad is False), so the loss would move nothing; encode outside of "
+            "torch.no_grad(), or take CarvEstimator(schedule).estimate(latents, eps_hat).grad for the gradient alone."
+        )
     estimator = _kept(schedule, o)
-    estimator.set_range(o.min_step, o.max_step)
+    estimator.set_range(*o.timestep_range(schedule.num_train_timesteps))
     return estimator.estimate(latents, eps_hat, cond, generator, num_draws=o.K, grad_clip=o.grad_clip).loss
 
 
 def _kept(schedule: NoiseSchedule, o: EstimatorOptions) -> CarvEstimator:
     """The schedule's own estimator for these options, those apart that are given at every call."""
-    key = replace(o, num_draws=2, grad_clip=None, min_step=0, max_step=0)
+    given: dict[str, Any] = {"num_draws": 2, "grad_clip": None, "min_step": None, "max_step": None}
+    key = replace(o, **given)
     kept = schedule.estimators
     if key not in kept:
         while len(kept) >= MOST_KEPT:  # options that change at every call must not pile up

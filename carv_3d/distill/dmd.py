@@ -48,7 +48,7 @@ class DistributionMatching:
         self.teacher, self.eps_hat_fake = teacher, eps_hat_fake
         self.guidance_scale, self.objective, self.meter = guidance_scale, OBJECTIVES[objective], meter
         self.weights = self.objective.weights(teacher.schedule)
-        self.estimator = CarvEstimator(teacher.schedule, options, meter, self.weights)
+        self.estimator = CarvEstimator(teacher.schedule, options, meter=meter, weights=self.weights)
 
     def estimate(
         self,
@@ -65,8 +65,9 @@ class DistributionMatching:
         The rest as of `CarvEstimator.estimate`.
         """
         return self.estimator.estimate_residual(
-            z, self.residual, (z.detach(), text_emb, uncond.expand_as(text_emb)), generator, draws, num_draws
-        )
+            z, self.residual, (z.detach(), text_emb, uncond.expand_as(text_emb)), generator, draws=draws,
+            num_draws=num_draws,
+        )  # fmt: skip
 
     def residual(self, z_t: Tensor, t: Tensor, eps: Tensor, z: Tensor, text: Tensor, uncond: Tensor) -> Tensor:
         """f of each sample, (N, C, h, w); both scores are taken on the same z_t."""

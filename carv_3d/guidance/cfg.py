@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 from carv_3d.objectives.residuals import EpsHat
 
 CfgConvention = Literal["standard", "threestudio"]
@@ -61,6 +61,8 @@ class Conditioning(NamedTuple):
             x = getattr(self, field)
             if x is None:
                 continue
+            if not isinstance(x, Tensor):
+                raise CarvError(f"{name} is {shown(x)}; give embeddings: teacher.text_embeddings([...]).")
             if x.dim() != dims or x.shape[0] not in (1, R):
                 raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and {R} rows (or 1).")
             changed[field] = x if x.shape[0] == R else x.expand(R, *x.shape[1:])

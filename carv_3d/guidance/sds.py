@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
+from carv_3d.core.checks import kind_of
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
@@ -103,6 +104,7 @@ class SDSGuidance:
         self.generator = torch.Generator(device=teacher.device)
         self._seed = int(torch.randint(2**62, ())) if o.seed is None else o.seed
         self.generator.manual_seed(rank_seed(self._seed, self.estimator.options.rank))
+        self._used = False
         self.auto: AutoDraws | None = None
         if o.num_draws == AUTO:
             self._refuse_ranks(self.estimator.options.world_size)
@@ -281,10 +283,15 @@ class SDSGuidance:
 
     def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool) -> Tensor:
         """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at the teacher's size."""
+        if not isinstance(rgb, Tensor):
+            raise CarvError(f"rgb is {kind_of(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
         channels = self.teacher.latent_channels if rgb_as_latents else 3
         if rgb.dim() != 4 or rgb.shape[-1] != channels:
             kind = "latents" if rgb_as_latents else "images"
             raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
+        if not (rgb_as_latents or self._used) and float(rgb.detach().max()) > 2:
+            raise CarvError(f"rgb reaches {float(rgb.detach().max()):g}; images are in [0, 1], so divide by 255.")
+        self._used = True
         if rgb_as_latents and self.objective.image is not None:
             raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
         if rgb_as_latents and with_recon:

@@ -51,7 +51,7 @@ class Loop:
         """spread: of the cameras, which is what makes upstream variance. batched: seconds of a batch, however small."""
         self.meter = SimulatedMeter()
         o = EstimatorOptions(**{"min_step": LOW, "max_step": HIGH, "max_batch": 10**6, **options})
-        self.estimator = CarvEstimator(TEACHER.schedule, o, self.meter)
+        self.estimator = CarvEstimator(TEACHER.schedule, o, meter=self.meter)
         self.auto = AutoDraws(self.estimator, seed)
         self.theta = torch.linspace(-1, 1, D, dtype=torch.float64).requires_grad_()
         self.generator = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ class Loop:
         self.meter.time += self.c_up * R
         z = self.render(R)
         draws = self.auto.plan(z, self.generator)
-        estimate = self.estimator.estimate(z, self.eps_hat, None, self.generator, draws)
+        estimate = self.estimator.estimate(z, self.eps_hat, None, self.generator, draws=draws)
         self.auto.learn(z, estimate)
         (g,) = torch.autograd.grad(estimate.loss, self.theta)
         return estimate, g

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import estimators as core_estimators
 import pytest
 import torch
 from test_unbiased import COND, HIGH, LOW, REFERENCE, SHAPE, SINGLE, Z, eps_hat, make, single_eps_hat, theory
 
-from carv_3d.core.control import EpsControl
+from carv_3d.core.control import MOST, EpsControl
 from carv_3d.core.designs import Design
 from carv_3d.core.estimator import Draws
 from carv_3d.errors import CarvError
@@ -73,3 +74,21 @@ def test_explicit_draws_teach_nothing_and_its_state_is_the_estimators() -> None:
     same = [e.estimate(Z, eps_hat, draws=given).grad for e in (one, two)]
     assert torch.equal(same[0], same[1])
     assert len(COND) == len(SINGLE.means)
+
+
+@pytest.mark.parametrize("huge", [1e30, 1e38])
+def test_steps_that_went_wild_do_not_make_the_next_one_wild(huge: float) -> None:
+    estimator = core_estimators.make(num_draws=2, control_variate=True)
+    g = torch.Generator().manual_seed(0)
+
+    def step(scale: float) -> float:
+        latents = core_estimators.some_latents(8)
+        out = estimator.estimate_residual(latents, lambda z_t, t, eps: scale * eps, generator=g)
+        return float((out.residual + 0).abs().max())
+
+    for _ in range(3):
+        step(huge)
+    assert 1.0 < step(1.0) < 5 * (1 + MOST)  # eps reaches about 4; without a bound it were 1e29
+    for _ in range(300):
+        step(1.0)
+    assert step(1.0) < 3.0  # and what is usual is learnt again

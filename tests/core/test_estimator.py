@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -178,6 +179,23 @@ def test_adaptive_is_taught_the_group_that_was_drawn_and_uses_it_a_step_later() 
     assert len(taught) == 1
 
 
+def test_a_pair_with_one_draw_that_is_not_finite_teaches_nothing() -> None:
+    estimator = make(num_draws=2, proposal="adaptive", antithetic=True)
+    draws: list[Tensor] = []
+
+    def half(z_t: Tensor, t: Tensor) -> Tensor:
+        draws.append(t)
+        out = model(z_t, t)
+        out[1] = float("nan")  # of the first render's pair; the other two are whole
+        return out
+
+    estimator.estimate(some_latents(), half, generator=seeded(1))
+    count = estimator.proposal.state_dict()["count"]
+    t = draws[0].view(3, 2)[:, 0]
+    expected = torch.zeros_like(count).index_add(0, t[1:] * 50 // 1000, torch.ones(2).to(count))
+    assert torch.equal(count, expected)
+
+
 def test_adaptive_leaves_dropped_draws_out() -> None:
     estimator = make(num_draws=4, proposal="adaptive")
     before = estimator.proposal.p_over_q.clone()
@@ -187,13 +205,17 @@ def test_adaptive_leaves_dropped_draws_out() -> None:
 
 @pytest.mark.parametrize("proposal", ["uniform", "weight", "adaptive"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_resumed_estimator_goes_on_as_if_it_had_not_stopped(proposal: str, world_size: int) -> None:
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_a_resumed_estimator_goes_on_as_if_it_had_not_stopped(
+    proposal: str, world_size: int, control_variate: bool
+) -> None:
     options = {"proposal": proposal, "stratify": "global", "world_size": world_size}
+    options |= {"control_variate": control_variate}
     first, second, g = make(**options), make(**options), seeded(1)
     first.set_range(100, 800)
     for _ in range(3):
         first.estimate(some_latents(), model, generator=g)
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     h = torch.Generator()
     h.set_state(g.get_state())
     a, b = (e.estimate(some_latents(), model, generator=x) for e, x in ((first, g), (second, h)))
@@ -286,7 +308,7 @@ def test_what_a_residual_returns_beside_f_comes_back_by_draw(max_batch: int) -> 
 
 def test_the_meter_is_told() -> None:
     meter = CostMeter()
-    estimator = CarvEstimator(SCHEDULE, EstimatorOptions(num_draws=4), meter)
+    estimator = CarvEstimator(SCHEDULE, EstimatorOptions(num_draws=4), meter=meter)
     estimator.estimate(some_latents(3), model, generator=seeded(1))
     assert meter.counts["draws"] == 12
     assert meter.seconds["denoise"] > 0
@@ -329,7 +351,7 @@ def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], said:
 def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(CarvError, match=r"eps_hat returned \(12, 8, 3, 3\)"):
         make().estimate(some_latents(), lambda z_t, t: torch.cat([z_t, z_t], 1))
-    with pytest.raises(CarvError, match="each tensor needs 3 rows"):
+    with pytest.raises(CarvError, match="each must begin with 3, the renders"):
         make().estimate(some_latents(), model, torch.ones(2))
     with pytest.raises(CarvError, match="come in pairs"):
         make(antithetic=True).estimate(some_latents(), model, num_draws=3)

@@ -275,6 +275,9 @@ def test_global_random_state_is_left_alone(sd_teacher: Any, batch: Any) -> None:
     ("change", "said"),
     [
         (lambda rgb, c, u: (rgb[..., :2], c, u), r"images \(B, H, W, 3\), not \(2, 16, 16, 2\)"),
+        (lambda rgb, c, u: (255 * rgb, c, u), r"rgb reaches 2\d\d.*divide by 255"),
+        (lambda rgb, c, u: (rgb.detach().numpy(), c, u), "rgb is a ndarray; .* tensor"),
+        (lambda rgb, c, u: (rgb, "a mug", u), "prompts_cond is 'a mug'; give embeddings"),
         (lambda rgb, c, u: (rgb, c[:, 0], u), "prompts_cond has shape"),
         (lambda rgb, c, u: (rgb, c, torch.cat([u, u])), r"prompts_uncond has shape \(4, 20, 16\)"),
     ],

@@ -1,0 +1,122 @@
+"""What callers give the estimator: refused in one sentence where it cannot be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.core.estimate import Draws
+from carv_3d.core.options import Options
+from carv_3d.core.proposals import check_range
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError, shown
+
+Cond = Tensor | Sequence[Tensor] | None
+
+
+def check_setup(schedule: Any, options: Any, kind: type[Options]) -> None:
+    """CarvError unless these are a NoiseSchedule, and options of that kind."""
+    if not isinstance(schedule, NoiseSchedule):
+        made = "NoiseSchedule.from_diffusers(scheduler)" if hasattr(schedule, "config") else "NoiseSchedule(...)"
+        raise CarvError(f"schedule is {kind_of(schedule)}; it must be a NoiseSchedule: {made}.")
+    if not isinstance(options, kind):
+        how = "**your_dict" if isinstance(options, Mapping) else "num_draws=8"
+        raise CarvError(f"options is {kind_of(options)}; it must be {kind.__name__}: {kind.__name__}({how}).")
+
+
+def check_call(function: Any, latents: Any, generator: Any) -> None:
+    """CarvError unless these are a function, a batch of floating-point numbers, and a generator or None."""
+    if not callable(function):
+        raise CarvError(f"eps_hat is {kind_of(function)}; it must be a function (z_t, t, ...) -> noise prediction.")
+    if not isinstance(latents, Tensor):
+        raise CarvError(f"latents are {kind_of(latents)}; they must be a torch tensor (R, ...), with autograd.")
+    if not latents.is_floating_point():
+        raise CarvError(f"latents are of type {latents.dtype}; they must be floating-point numbers.")
+    if latents.dim() < 2 or latents.numel() == 0:
+        raise CarvError(f"latents have shape {tuple(latents.shape)}; they must be (R, ...), with one render at least.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise CarvError(
+            f"generator is {kind_of(generator)}; it must be a torch.Generator: torch.Generator().manual_seed(0)."
+        )
+
+
+def check_scale(latents: Tensor) -> None:
+    """CarvError for images in 0..255. It waits for the device, so once is enough."""
+    low, high = (float(x) for x in torch.aminmax(latents.detach()))
+    if low >= 0 and high > 64:
+        raise CarvError(
+            f"latents go from {low:g} to {high:g}, as images in 0..255 do; give encoded images, or for a model of "
+            "pixels images / 127.5 - 1."
+        )
+
+
+def conditions(cond: Any, R: int) -> tuple[Tensor, ...]:
+    """The tensors that go with the renders. CarvError for something else, or another number of renders."""
+    given = (cond,) if isinstance(cond, Tensor) else () if cond is None else cond
+    if not isinstance(given, (tuple, list)) or not all(isinstance(c, Tensor) for c in given):
+        raise CarvError(f"cond is {kind_of(cond)}; it must be a tensor, or a tuple of tensors, of {R} embeddings.")
+    if any(c.shape[:1] != (R,) for c in given):
+        raise CarvError(f"cond has shapes {[tuple(c.shape) for c in given]}; each must begin with {R}, the renders.")
+    return tuple(given)
+
+
+def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
+    """CarvError unless `what` returned a tensor of z_t's shape."""
+    kind = type(value).__name__
+    if not isinstance(value, Tensor):
+        if isinstance(getattr(value, "sample", None), Tensor):
+            advice = f"return its .sample instead of the whole {kind}"
+        elif isinstance(value, Mapping):
+            advice = f"return one of its values ({', '.join(map(str, list(value)[:4]))})"
+        elif isinstance(value, (tuple, list)):
+            advice = "return one of its items, the first perhaps"
+        else:
+            advice = "return the noise prediction"
+        raise CarvError(f"{what} returned a {kind}, not a tensor: {advice}.")
+    if value.shape != z_t.shape:
+        raise CarvError(
+            f"{what} returned {tuple(value.shape)} for z_t of {tuple(z_t.shape)}; the shapes must be equal "
+            "(a model that predicts a variance too must leave it out)."
+        )
+
+
+def check_draws_fit(draws: Any, latents: Tensor, num_train_timesteps: int) -> None:
+    """CarvError unless explicit draws go with the latents and the schedule."""
+    if not isinstance(draws, Draws):
+        raise CarvError(f"draws are {kind_of(draws)}; they must be Draws(t, eps, weights), or None.")
+    R = latents.shape[0]
+    expected = (R, draws.t.shape[-1])
+    shapes = [draws.t.shape, draws.eps.shape[:2]]
+    shapes += [] if draws.weights is None else [draws.weights.shape]
+    if any(tuple(s) != expected for s in shapes) or draws.eps.shape[2:] != latents.shape[1:]:
+        raise CarvError(
+            f"the draws have t {tuple(draws.t.shape)}, eps {tuple(draws.eps.shape)}; latents of "
+            f"{tuple(latents.shape)} need t and weights ({R}, K) and eps ({R}, K, ...)."
+        )
+    if draws.t.numel() == 0 or draws.t.shape[1] % draws.group_size:
+        raise CarvError(f"{expected[1]} draws cannot be laid out in groups of {draws.group_size}.")
+    check_range(int(draws.t.min()), int(draws.t.max()), num_train_timesteps)
+
+
+def check_memory(num_draws: int, latents: Tensor) -> str:
+    """What to say where memory does not hold so many draws; CarvError at once where no machine's would."""
+    needed = num_draws * latents.numel() * latents.element_size()
+    size = f"{needed / 2**30:,.1f} GiB" if needed >= 2**30 else f"{needed / 2**20:,.1f} MiB"
+    sentence = (
+        f"num_draws is {num_draws}, whose noise for {len(latents)} renders takes {size} ({needed:,} bytes), more than "
+        "there is memory for; lower it."
+    )
+    if needed > 2**46:
+        raise CarvError(sentence)
+    return sentence
+
+
+def kind_of(value: Any) -> str:
+    """A value as an error names it: short ones themselves, others by their kind."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return shown(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

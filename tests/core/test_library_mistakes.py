@@ -1,0 +1,151 @@
+"""What callers of the library give by mistake: one sentence each, which names the argument and what is due."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from estimators import SCHEDULE, make, model, seeded, some_latents
+from torch import Tensor
+
+from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.core.sds import sds_loss
+from carv_3d.errors import CarvError
+
+Z = some_latents()
+
+
+class UNet2DConditionOutput(OrderedDict[str, Tensor]):
+    """As diffusers': a mapping with attributes."""
+
+    @property
+    def sample(self) -> Tensor:
+        return self["sample"]
+
+
+def loss(latents: Any = Z, eps_hat: Any = model, schedule: Any = SCHEDULE, **more: Any) -> Tensor:
+    return sds_loss(latents, eps_hat, schedule, **more)
+
+
+def returned(value: Callable[[Tensor], Any]) -> Tensor:
+    return loss(eps_hat=lambda z_t, t: value(z_t))
+
+
+IMAGES = 255 * torch.rand(2, 3, 8, 8, generator=seeded())
+MISTAKES: list[tuple[Callable[[], object], str]] = [
+    (lambda: returned(lambda z: UNet2DConditionOutput(sample=z)), "a UNet2DConditionOutput, .* return its .sample"),
+    (lambda: returned(lambda z: (z,)), "eps_hat returned a tuple, not a tensor: return one of its items"),
+    (lambda: returned(lambda z: {"sample": z}), r"returned a dict, .* one of its values \(sample\)"),
+    (lambda: returned(lambda z: None), "returned a NoneType, not a tensor: return the noise prediction"),
+    (lambda: returned(lambda z: z.repeat(1, 2, 1, 1)), r"returned \(12, 8, 3, 3\) for z_t of \(12, 4, 3, 3\)"),
+    (lambda: returned(lambda z: z.sum()), r"returned \(\) for z_t"),
+    (lambda: loss(num_drawz=3), "no option 'num_drawz'; did you mean num_draws"),
+    (lambda: loss(num_draws=0), "num_draws is 0; it must be a whole number of at least 1"),
+    (lambda: loss(num_draws="many"), "num_draws is 'many'"),
+    (lambda: loss(num_draws=2**40), r"num_draws is 1099511627776.*442,368.0 GiB \(474,989,023,199,232 bytes\)"),
+    (lambda: loss(num_draws=2**70), "whose noise for 3 renders takes"),
+    (lambda: loss(grad_clip="a"), "grad_clip is 'a'; it must be"),
+    (lambda: loss(proposal="wieght"), "proposal is 'wieght'.*did you mean weight"),
+    (lambda: loss(min_step="a" * 10_000), "min_step is 'a{70,90} [.]{3}; it must be"),
+    (lambda: loss(cond="a mug"), "cond is 'a mug'; it must be a tensor"),
+    (lambda: loss(cond=("a mug", "", "")), "cond is a tuple; it must be a tensor, or a tuple of tensors"),
+    (lambda: loss(cond=torch.ones(2, 5)), r"cond has shapes \[\(2, 5\)\]; each must begin with 3"),
+    (lambda: loss(generator=0), r"generator is 0; .* torch.Generator\(\).manual_seed\(0\)"),
+    (lambda: loss(schedule=None), "schedule is None; it must be a NoiseSchedule"),
+    (lambda: loss(schedule=SCHEDULE.alphas_cumprod), r"schedule is a Tensor; .*NoiseSchedule\(...\)"),
+    (lambda: loss(schedule=SimpleNamespace(config={})), "from_diffusers"),
+    (lambda: loss(eps_hat=None), "eps_hat is None; it must be a function"),
+    (lambda: sds_loss(Z, SCHEDULE, model), "schedule is a function; it must be a NoiseSchedule"),  # type: ignore
+    (lambda: loss(Z.detach().numpy()), "latents are a ndarray; they must be a torch tensor"),
+    (lambda: loss([[0.5]]), "latents are a list"),
+    (lambda: loss(torch.ones(2, 4, 3, 3, dtype=torch.uint8)), "latents are of type torch.uint8"),
+    (lambda: loss(torch.ones(0, 4, 3, 3, requires_grad=True)), r"latents have shape \(0, 4, 3, 3\)"),
+    (lambda: loss(torch.ones(2, 0, requires_grad=True)), r"latents have shape \(2, 0\)"),
+    (lambda: loss(torch.ones(7, requires_grad=True)), r"latents have shape \(7,\); they must be \(R, ...\)"),
+    (lambda: loss(Z.detach()), "latents need no gradient"),
+    (lambda: loss(IMAGES.requires_grad_(), schedule=NoiseSchedule.scaled_linear()), r"images in 0\.\.255"),
+    (lambda: CarvEstimator(SCHEDULE, 8), r"options is 8; .*EstimatorOptions\(num_draws=8\)"),  # type: ignore
+    (lambda: CarvEstimator(SCHEDULE, {"num_draws": 8}), r"options is a dict; .*\(\*\*your_dict\)"),  # type: ignore
+    (lambda: CarvEstimator(None), "schedule is None"),  # type: ignore[arg-type]
+    (lambda: EstimatorOptions(rank=1), "rank is 1; with world_size 1"),
+    (lambda: make().estimate(Z, model, draws=4), "draws are 4; they must be Draws"),  # type: ignore[arg-type]
+    (lambda: make().estimate(Z, model, num_draws=2.5), "num_draws is 2.5"),  # type: ignore[arg-type]
+    (lambda: make().estimate(Z, model, grad_clip=-1.0), "grad_clip is -1.0; it must be"),
+    (lambda: make(antithetic=True).estimate(Z, model, num_draws=3), "set num_draws to 4"),
+    (lambda: make().estimate_residual(Z, lambda *_: (1, 2, 3)), "the residual returned a tuple"),
+    (lambda: make(max_step=1000), "the teacher's timesteps end at 999"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make_it", "said"), MISTAKES)
+def test_a_mistake_is_one_sentence(make_it: Callable[[], object], said: str) -> None:
+    with pytest.raises(CarvError, match=said) as caught:
+        make_it()
+    message = str(caught.value)
+    assert len(message) < 400
+    assert "\n" not in message
+
+
+def test_order_cannot_be_confused() -> None:
+    with pytest.raises(TypeError, match="3 positional"):
+        sds_loss(Z, model, SCHEDULE, 8)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="positional"):
+        make().estimate(Z, model, None, None, None, 8)  # type: ignore[misc]
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    a = loss(
+        generator=seeded(1),
+        num_draws=np.int64(8),
+        min_step=np.int32(20),
+        max_step=np.int16(980),
+        grad_clip=np.float32(2),
+    )
+    b = loss(generator=seeded(1), num_draws=8, grad_clip=2.0)
+    assert torch.equal(a, b)
+    one = make().estimate(Z, model, generator=seeded(1), num_draws=np.int64(3))  # type: ignore[arg-type]
+    assert one.residual.shape[1] == 3
+
+
+def test_latents_without_gradient_have_an_estimate() -> None:
+    for latents in (Z, Z.detach()):
+        out = make().estimate(latents, model, generator=seeded(1))
+        assert out.loss.requires_grad is latents.requires_grad
+        assert torch.equal(out.grad, make().estimate(Z, model, generator=seeded(1)).grad)
+
+
+@pytest.mark.parametrize(("T", "expected"), [(1000, (20, 980)), (100, (2, 98)), (4, (0, 3)), (1, (0, 0))])
+def test_the_range_is_a_share_of_any_schedule(T: int, expected: tuple[int, int]) -> None:
+    schedule = NoiseSchedule(torch.linspace(0.9, 0.1, T))
+    proposal = CarvEstimator(schedule).proposal
+    assert (proposal.min_step, proposal.max_step) == expected
+    sds_loss(Z, lambda z_t, t: z_t * 0, schedule).backward()
+    assert EstimatorOptions(max_step=T - 1).timestep_range(T) == (expected[0], T - 1)
+
+
+def test_what_a_session_shows_is_short() -> None:
+    estimator = make(num_draws=4, antithetic=True, proposal="adaptive")
+    out = estimator.estimate(Z, model, generator=seeded(1))
+    draws = Draws(out.t, out.eps, out.weights, 2)
+    assert repr(estimator).startswith(
+        "CarvEstimator(K=4, adaptive proposal on 20 .. 980, stratify render, antithetic, Noise"
+    )
+    assert repr(out).startswith("Estimate(R=3, K=4, latents (4, 3, 3), loss=")
+    assert "snr=" in repr(out)
+    assert repr(draws) == f"Draws(R=3, K=4, latents (4, 3, 3), t from {out.t.min()} to {out.t.max()}, in pairs)"
+    assert max(map(len, map(repr, (estimator, out, draws)))) < 200
+
+
+def test_memory_that_runs_out_while_drawing_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(torch, "randn", full)
+    with pytest.raises(CarvError, match=r"num_draws is 4, whose noise for 3 renders takes 0.0 MiB \(1,728 bytes\)"):
+        make().estimate(Z, model)
