@@ -20,7 +20,7 @@ def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvEr
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return CarvError(f"the disk is full: {path} could not be written; free some space and try again")
     reason = error.strerror or str(error)
-    return CarvError(f"cannot {doing} {path}: {reason}; choose another place or mend its permissions")
+    return CarvError(f"cannot {doing} {path}: {reason}; choose another place or change its permissions")
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def clear_half_written(folder: Path) -> None:
 
 
 def write_via(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path` (same suffix), then put it in `path`'s place at once.
+    """Let `write` fill a temporary file next to `path` (same suffix), then put it in `path`'s place at once.
 
     `path` holds either its old content or the whole new one, whatever happens. The data is on the disk
     (fsync) before the name changes.
@@ -81,7 +81,7 @@ def _write_bytes(path: Path, payload: bytes) -> None:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` to fill, which takes `folder`'s place, with all that was in it, at the end.
+    """An empty folder next to `folder` to fill, which takes its place, with all that was in it, at the end.
 
     If the block raises or is killed, `folder` holds what it held. (A kill in the instant between the two renames leaves
     it whole as `.<name>-old`; the next call puts it back first.)
@@ -130,10 +130,10 @@ def slug(text: str, limit: int = 48) -> str:
 
 def unused(path: Path) -> Path:
     """`path`, or the first of `path`-2, `path`-3 ... that is not there, or empty and nobody's (left by a kill)."""
-    found, number = path, 2
-    while found.exists() and not _abandoned(found):
-        found, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return found
+    free, number = path, 2
+    while free.exists() and not _abandoned(free):
+        free, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return free
 
 
 def _abandoned(folder: Path) -> bool:
@@ -145,21 +145,23 @@ def _abandoned(folder: Path) -> bool:
 
 
 def newest_run(path: Path) -> Path:
-    """Of `path` and `path`-2, `path`-3 ... (some may be gone), the run that was begun or gone on with last, by the time
-    of its config.yaml; `path` where there is none."""
-    found = []
+    """The run begun or resumed last of `path`, `path`-2, `path`-3 ..., by the time of its config.yaml.
+
+    Some of them may be gone; `path` where all are.
+    """
+    runs = []
     for config in path.parent.glob(f"{glob.escape(path.name)}*/config.yaml"):
         number = re.fullmatch(rf"{re.escape(path.name)}(?:-(\d+))?", config.parent.name)
         if number is not None:
-            found.append((config.stat().st_mtime_ns, int(number[1] or 1), config.parent))
-    return max(found)[2] if found else path
+            runs.append((config.stat().st_mtime_ns, int(number[1] or 1), config.parent))
+    return max(runs)[2] if runs else path
 
 
-def check_unused(path: Path, way_out: str = "choose another --out") -> None:
-    """Raises CarvError, ending in `way_out`, where `path` is a file, a folder with something in it, or unreadable."""
+def check_unused(path: Path, fix: str = "choose another --out") -> None:
+    """Raises CarvError, ending in `fix`, where `path` is a file, a folder with something in it, or unreadable."""
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise CarvError(f"{path} is not an empty folder; {way_out}")
+            raise CarvError(f"{path} is not an empty folder; {fix}")
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
 

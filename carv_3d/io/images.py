@@ -16,7 +16,7 @@ ImageArray = NDArray[np.uint8]
 
 
 def to_uint8(images: Tensor) -> ImageArray:
-    """Images (N, H, W, 3) in [0, 1] as bytes; what lies outside is cut off, NaN becomes 0."""
+    """Images (N, H, W, 3) in [0, 1] as bytes; what lies outside is cut off and NaN becomes 0."""
     array = images.detach().float().cpu().nan_to_num(0.0).clamp(0, 1).numpy()
     return (array * 255.0 + 0.5).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""CSV: a run's metrics.csv, one line a step with an empty cell where a step has no such figure, and other tables."""
+"""CSV tables; a run's metrics.csv has one line a step, and an empty cell where a step has no such figure."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from html import escape
 
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 38
-# told apart by the color-blind too
+# distinct for the color-blind too
 COLORS = ("#2f6f9f", "#c8553d", "#5a8f4e", "#8a6bb1", "#b08a2e", "#4d8f8b")
 
 

@@ -26,13 +26,13 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 
-# Column of metrics.csv -> title, label of the y axis, what it tells.
+# Column of metrics.csv -> title, label of the y axis, what it shows.
 CURVES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (
         ("classifier_object", "classifier_color", "classifier_material"),
         "The classifier's score",
         "probability",
-        "How sure a classifier with no part in the run is of the prompt's object, color and material.",
+        "The probability of the prompt's object, color and material by a classifier that has no part in the run.",
     ),
     (
         ("snr_step",),
@@ -50,7 +50,7 @@ CURVES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         ("seconds_render", "seconds_encode", "seconds_denoise", "seconds_backward"),
         "Seconds per step",
         "seconds",
-        "Where a step's time goes: rendering, encoding, the K denoisings and the one backward pass.",
+        "The parts of a step: rendering, encoding, the K denoisings and one backward pass.",
     ),
     (("opacity",), "Mean opacity", "opacity", "The share of the image that the object covers."),
     (
@@ -75,7 +75,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def write_report(folder: Path, config: Mapping[str, Any], facts: Mapping[str, str]) -> Path:
-    """Write `folder/report.html` from the files beside it.
+    """Write `folder/report.html` from the files next to it.
 
     Args:
         folder: holds asset.glb, turntable.mp4 (or .gif), preview.png and metrics.csv; one that is missing
@@ -158,7 +158,7 @@ def _model(asset: str) -> str:
         return '<div class="card"><p class="note">No mesh was made: the run had not ended.</p></div>'
     return (
         f'<div class="card">{model_viewer(asset)}'
-        '<p class="caption"><span>Drag to turn, scroll to come nearer.</span>'
+        '<p class="caption"><span>Drag to turn, scroll to zoom.</span>'
         f'<a download="asset.glb" href="{asset}">asset.glb</a></p></div>'
     )
 

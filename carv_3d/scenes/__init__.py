@@ -1,1 +1,1 @@
-from __future__ import annotations
+"""Scenes: cameras, radiance fields, their rendering, and meshes."""

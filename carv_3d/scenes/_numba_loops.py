@@ -50,7 +50,7 @@ def _gather(grid: Any, x: Any, out: Any, D: int, H: int, W: int, channels: int) 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)
 def gather_dense(grid: Any, x: Any, out: Any, D: int, H: int, W: int) -> None:
-    """out (N, C) = trilinear values of grid (D*H*W, C) at x (N, 3) in [-1, 1]."""
+    """Write to out (N, C) the trilinear values of grid (D*H*W, C) at x (N, 3) in [-1, 1]."""
     if grid.shape[1] == 4:  # the radiance field: a constant bound lets the compiler use whole registers
         _gather(grid, x, out, D, H, W, 4)
     else:
@@ -76,7 +76,7 @@ def _scatter(grad_grid: Any, x: Any, grad_out: Any, D: int, H: int, W: int, chan
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)
 def scatter_dense(grad_grid: Any, x: Any, grad_out: Any, D: int, H: int, W: int) -> None:
-    """grad_grid (D*H*W, C) += the transpose of `gather_dense` applied to grad_out (N, C)."""
+    """Add to grad_grid (D*H*W, C) the transpose of `gather_dense` applied to grad_out (N, C)."""
     if grad_grid.shape[1] == 4:
         _scatter(grad_grid, x, grad_out, D, H, W, 4)
     else:
@@ -94,7 +94,7 @@ def _hashed_corner(places: Any, corner: int, p: int, q: int, mask: int) -> Any:
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)
 def gather_hashed(table: Any, x: Any, out: Any, res: int, p: int, q: int) -> None:
-    """out (N, C) = values at x (N, 3) of a grid of res^3 nodes, node (i, j, k) in row (i ^ j p ^ k q) % T of table."""
+    """Write to out (N, C) the values at x (N, 3) of res^3 nodes; row (i ^ j p ^ k q) % T has node (i, j, k)."""
     for n in range(x.shape[0]):
         places = _places(x, n, res, res, res)
         for channel in range(table.shape[1]):
@@ -107,7 +107,7 @@ def gather_hashed(table: Any, x: Any, out: Any, res: int, p: int, q: int) -> Non
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)
 def scatter_hashed(grad_table: Any, x: Any, grad_out: Any, res: int, p: int, q: int) -> None:
-    """grad_table (T, C) += the transpose of `gather_hashed` applied to grad_out (N, C)."""
+    """Add to grad_table (T, C) the transpose of `gather_hashed` applied to grad_out (N, C)."""
     for n in range(x.shape[0]):
         places = _places(x, n, res, res, res)
         for corner in range(8):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def light_colors(count: int, darkest: float, tint: float, generator: torch.Generator | None = None) -> Tensor:
-    """Colors ``(count, 3)``: a grey in ``[darkest, 1]`` times, for each channel alone, a factor in ``[1 - tint, 1]``.
+    """Colors ``(count, 3)``: a gray in ``[darkest, 1]`` times, for each channel alone, a factor in ``[1 - tint, 1]``.
 
     ``darkest=1, tint=1`` are independent uniform channels. Saturated colors take carv-tiny's autoencoder off its
     manifold; light and hardly colored ones do not.

@@ -2,9 +2,9 @@
 
     u_n = frac(shift + n alpha),    alpha_j = phi^-(j+1),    phi^(d+1) = phi + 1,    n = step · B + place in the batch
 
-(Roberts' generalisation of the golden ratio to d dimensions.) The shift is uniform, drawn once for a run. So every u_n
-is uniform when looked at alone, which keeps the objective: each camera has the distribution of random ones. Any stretch
-of the sequence covers the unit cube more evenly than independent numbers do, so the mean over renders and steps varies
+This is Roberts' generalization of the golden ratio to d dimensions. The shift is uniform and drawn once for a run. So
+every u_n by itself is uniform: each camera has the distribution of random ones, and the objective stays. Any stretch of
+the sequence covers the unit cube more evenly than independent numbers do, so the mean over renders and steps varies
 less.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def low_discrepancy(step: int, batch_size: int, dims: int, seed: int) -> Tensor:
-    """(B, dims) in [0, 1), the step's stretch of the sequence whose shift is of `seed`; no state to keep."""
+    """The step's stretch (B, dims) of the sequence, in [0, 1); its shift is drawn from `seed`, and no state is kept."""
     shift = torch.rand(dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     phi = 2.0
     for _ in range(60):

@@ -2,7 +2,7 @@
 
 World axes: x to the object's front, y to its left, z up. A camera at distance d, elevation el and azimuth
 az (degrees) stands at `d (cos el cos az, cos el sin az, sin el)`; azimuth 0 sees the front. Camera axes:
-x right, y up, looking along -z. Pixel (i, j) is column i from the left, row j from the top, and its centre
+x right, y up, looking along -z. Pixel (i, j) is column i from the left, row j from the top, and its center
 lies at (i + 0.5, j + 0.5).
 """
 
@@ -125,7 +125,7 @@ class Cameras:
         return 0.5 * height / torch.tan(0.5 * torch.deg2rad(self.fovy))
 
     def rays(self, height: int, width: int) -> Rays:
-        """The rays through all pixel centres: origins and unit directions (B, height, width, 3)."""
+        """The rays through all pixel centers: origins and unit directions (B, height, width, 3)."""
         device, dtype = self.c2w.device, self.c2w.dtype
         i = torch.arange(width, device=device, dtype=dtype) + 0.5 - 0.5 * width
         j = torch.arange(height, device=device, dtype=dtype) + 0.5 - 0.5 * height
@@ -152,10 +152,19 @@ class Cameras:
 
 
 def look_at(position: Tensor, center: Tensor, up: Tensor, azimuth: Tensor | None = None) -> Tensor:
-    """`c2w` (B, 3, 4) of cameras at `position` (B, 3) that look at `center` (B, 3), with `up` (B, 3).
+    """Poses of cameras that look at a point.
 
-    Looking straight along `up` leaves the roll open; it is then the limit of the cameras at `azimuth` (B,)
-    in degrees (0 without one) as they climb to the pole.
+    Looking straight along `up` leaves the roll open. It is then the limit of the cameras at `azimuth` as they climb to
+    the pole.
+
+    Args:
+        position: (B, 3).
+        center: (B, 3), the points looked at.
+        up: (B, 3).
+        azimuth: (B,) in degrees, 0 without one.
+
+    Returns:
+        `c2w` (B, 3, 4), see `Cameras`.
     """
     forward = F.normalize(center - position, dim=-1)
     right = torch.linalg.cross(forward, up, dim=-1)
@@ -183,34 +192,43 @@ def sample_cameras(
 
     Elevation: with probability 1/2 for the whole batch uniform in degrees, otherwise uniform on the sphere's
     area. Azimuth: uniform; with `batch_uniform_azimuth` one draw in each of B equal parts of the range.
-    Distance and field of view: uniform. `step` matters only with `progressive_until` and `camera_sampling`.
-    With the camera_sampling "low_discrepancy" each camera is so distributed, and they are spread evenly over the batch
-    and the steps (see `camera_sequence`); the coin for the elevation is each camera's own, and `batch_uniform_azimuth`
-    has nothing to add. All draws come from `generator`, on the CPU; the sequence's shift from the generator's seed.
-    Raises CarvError for a sequence without a step.
+    Distance and field of view: uniform.
+
+    With the camera_sampling "low_discrepancy" each camera has this distribution, and they are spread evenly over the
+    batch and the steps, see `camera_sequence`. The coin for the elevation is then each camera's own, and
+    `batch_uniform_azimuth` has no effect.
+
+    Args:
+        options: the ranges.
+        batch_size: B; None is that of the options.
+        generator: of all draws, on the CPU; the sequence's shift is drawn from its seed.
+        step: needed with `progressive_until` and "low_discrepancy".
+
+    Raises:
+        CarvError: a sequence without a step.
     """
     o = options if step is None else options.at_step(step)
     B = o.batch_size if batch_size is None else batch_size
-    rows: list[Tensor] = []
+    units: list[Tensor] = []  # of the sequence, one for each quantity
     if o.camera_sampling == "low_discrepancy":
         if step is None:
             raise CarvError("camera_sampling is low_discrepancy, which needs the number of the step: pass `step`.")
         seed = torch.initial_seed() if generator is None else generator.initial_seed()
-        rows = list(low_discrepancy(step, B, 5, seed).float().clamp(max=1 - 2**-24).unbind(1))
+        units = list(low_discrepancy(step, B, 5, seed).float().clamp(max=1 - 2**-24).unbind(1))
 
     def rand() -> Tensor:
-        return rows.pop() if rows else torch.rand(B, generator=generator)
+        return units.pop() if units else torch.rand(B, generator=generator)
 
     def uniform(pair: Range) -> Tensor:
         return pair[0] + (pair[1] - pair[0]) * rand()
 
     low, high = o.elevation_range
-    coin = rows.pop() if rows else torch.rand((), generator=generator).expand(B)
+    coin = units.pop() if units else torch.rand((), generator=generator).expand(B)
     u = rand()
     heights = [math.sin(math.radians(end)) for end in (low, high)]
     by_area = torch.rad2deg(torch.asin(heights[0] + (heights[1] - heights[0]) * u)).clamp(low, high)
     elevation = torch.where(coin < 0.5, low + (high - low) * u, by_area)
-    spread = o.batch_uniform_azimuth and not rows
+    spread = o.batch_uniform_azimuth and not units
     fraction = rand()
     if spread:
         fraction = (fraction + torch.arange(B)) / B
@@ -233,12 +251,20 @@ def orbit(
     start: float = 0.0,
     options: CameraOptions | None = None,
 ) -> Cameras:
-    """`n_views` cameras around the object, at equal steps of azimuth from `start`, counter-clockwise.
+    """Cameras around the object at equal steps of azimuth, counter-clockwise.
 
-    The last is one step short of the first, so that a turntable loops. `elevation` may be a sequence: then
-    `n_views` is shared out evenly over its rings (16 views over 2 elevations are twice 8 azimuths).
-    With `options` the evaluation elevation, distance and field of view are read from there.
-    Raises CarvError where the views do not divide evenly over the rings.
+    The last is one step short of the first, so that a turntable loops.
+
+    Args:
+        n_views: how many.
+        elevation: in degrees; of a sequence each has an equal share of the views (16 over 2 are twice 8 azimuths).
+        distance: from the origin.
+        fovy: vertical field of view in degrees.
+        start: azimuth of the first, in degrees.
+        options: take elevation, distance and field of view from its evaluation view.
+
+    Raises:
+        CarvError: the views do not divide evenly over the elevations.
     """
     if options is not None:
         elevation, distance = options.eval_elevation_deg, options.eval_camera_distance

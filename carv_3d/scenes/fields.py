@@ -52,8 +52,10 @@ class FieldOptions(LatticeOptions):
 
 
 class Field(nn.Module, ABC):
-    """Density and color in space. Points are (N, 3) in world units; both results are differentiable in
-    the parameters."""
+    """Density and color in space.
+
+    Points are (N, 3) in world units. Both results are differentiable in the parameters.
+    """
 
     def __init__(self, options: FieldOptions) -> None:
         super().__init__()
@@ -101,7 +103,7 @@ class VoxelGridField(Field):
     """A dense grid of logits (D, D, D, 4), interpolated trilinearly, activated after the interpolation.
 
     `grid[i, j, k]` lies at `radius (2 (i, j, k)/(D - 1) - 1)`; channel 0 is density, 1 to 3 are red, green
-    and blue. The quickest field on a CPU.
+    and blue. The fastest field on a CPU.
     """
 
     def __init__(self, options: FieldOptions | None = None) -> None:
@@ -214,10 +216,17 @@ def make_field(
     log: Callable[[str], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> Field:
-    """The field called `name` ("voxel", "hash", "tcnn" or "auto") on `device`.
+    """A field by its name.
 
-    "auto" takes tinycudann's hash grid where `device` is CUDA and tinycudann is installed, and the voxel
-    grid otherwise; the choice is told to `log`. Raises CarvError for an unknown name or option.
+    Args:
+        name: "voxel", "hash", "tcnn", or "auto": tinycudann's hash grid where `device` is CUDA and tinycudann is
+            installed, and the voxel grid otherwise.
+        options: a `FieldOptions` or its values by name.
+        log: is given the choice in a sentence.
+        device: where its parameters are.
+
+    Raises:
+        CarvError: an unknown name or option.
     """
     if not isinstance(options, FieldOptions):
         options = FieldOptions(**(options or {}))

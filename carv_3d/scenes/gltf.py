@@ -1,8 +1,8 @@
 """Writing one vertex-colored mesh as binary glTF 2.0.
 
-Written by hand because COLOR_0 is linear light and needs more than the eight bits that mesh libraries
-write, and because a mesh with vertex colors should still carry a material: without one, viewers may show
-glTF's default, which is fully metallic and looks black without an environment.
+trimesh's exporter was weighed. COLOR_0 is linear light and needs more than the eight bits that mesh libraries write.
+And a mesh with vertex colors needs a material: glTF's default is fully metallic and looks black without an
+environment.
 """
 
 from __future__ import annotations

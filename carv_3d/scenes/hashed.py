@@ -1,8 +1,9 @@
-"""Trilinear interpolation of a grid whose nodes share the rows of a table through a spatial hash (Instant NGP,
-arXiv 2201.05989, equation 4): node (i, j, k) is in row (i ^ 2654435761 j ^ 805459861 k) mod T.
+"""Trilinear interpolation of a grid whose nodes share the rows of a table through a spatial hash.
 
-`benchmarks/interpolation.py` sets the two loops here, compiled by numba, beside torch's `embedding_bag`, whose backward
-took most of a render's time on a CPU. They are used as those of `trilinear` are, and anything else goes through it.
+Instant NGP, arXiv 2201.05989, equation 4: node (i, j, k) is in row (i ^ 2654435761 j ^ 805459861 k) mod T.
+
+`benchmarks/interpolation.py` compares the loops compiled by numba with torch's `embedding_bag`, whose backward pass
+took most of a render's time on a CPU. They are used where those of `trilinear` are, and `embedding_bag` elsewhere.
 """
 
 from __future__ import annotations
@@ -54,10 +55,14 @@ def interpolate_hashed_reference(table: Tensor, x: Tensor, res: int) -> Tensor:
 
 
 def interpolate_hashed(table: Tensor, x: Tensor, res: int) -> Tensor:
-    """Values (N, C) at the points `x` (N, 3) of the cube [-1, 1]^3, of a grid of res^3 nodes in `table` (T, C).
+    """Values (N, C) of a hashed grid.
 
-    T is a power of two. -1 and 1 are the outermost nodes, and points outside take the border's value. Differentiable in
-    `table`, and in `x` where `x` requires a gradient.
+    Differentiable in `table`, and in `x` where `x` requires a gradient.
+
+    Args:
+        table: (T, C), T a power of two.
+        x: (N, 3) points of the cube [-1, 1]^3, whose faces are the outermost nodes; others take the border's value.
+        res: nodes along each axis.
     """
     if compiled(table, x) and res > 1:
         out: Tensor = _Hashed.apply(table, x, res)

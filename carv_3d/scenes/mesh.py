@@ -66,7 +66,9 @@ def choose_level(volume: Volume, radius: float, level: float | str = "auto") -> 
     belongs to the render's silhouette where half the light is stopped, `exp(-sum sigma dx) < 1/2`, and to
     the solid's where the largest density passes the level; the level equates the two areas. It stays
     between the density that stops half the light over 0.4 radii and half of the 99.5th percentile.
-    Raises CarvError where nothing, or everything, lies above the level.
+
+    Raises:
+        CarvError: nothing, or everything, lies above the level.
     """
     axis = np.linspace(-1, 1, volume.shape[0], dtype=np.float32)
     r2 = axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2
@@ -174,7 +176,10 @@ def extract_mesh(
 ) -> trimesh.Trimesh:
     """The field's surface as a closed mesh with vertex colors (sRGB), in world axes and units (z up).
 
-    The level is kept in `mesh.metadata["level"]`. Raises CarvError for an empty or a full field.
+    The level is kept in `mesh.metadata["level"]`.
+
+    Raises:
+        CarvError: the field is empty or full.
     """
     options = options or MeshOptions()
     volume = density_volume(field, options.resolution)
@@ -198,10 +203,12 @@ def save_mesh(
 ) -> Path:
     """Write `mesh` (from `extract_mesh`) to `path`, by its suffix.
 
-    `.glb`: y up, the front (+x) turned to glTF's front (+z), the longest side `longest_side` metres, centred
+    `.glb`: y up, the front (+x) turned to glTF's front (+z), the longest side `longest_side` meters, centered
     and standing on the ground plane y = 0, colors in linear light, a rough non-metallic material.
     `.ply`, `.obj`, `.stl`: world axes and units as they are (stl without colors).
-    Raises CarvError for another suffix.
+
+    Raises:
+        CarvError: another suffix.
     """
     path = Path(path)
     if path.suffix in (".ply", ".obj", ".stl"):

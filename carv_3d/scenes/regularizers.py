@@ -1,4 +1,4 @@
-"""What keeps a field a solid object; each returns a scalar to be weighed by the config's `lambda_*`."""
+"""Losses that keep a field a solid object; each is a scalar, weighed by the configuration's `lambda_*`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["density_sparsity", "opaque", "orientation", "render_orientation", "s
 
 
 def sparsity(opacity: Tensor) -> Tensor:
-    """threestudio's `loss_sparsity`: mean of `sqrt(opacity^2 + 0.01)`; `opacity` of any shape, in [0, 1]."""
+    """Mean of `sqrt(opacity^2 + 0.01)`; `opacity` of any shape, in [0, 1]."""
     return (opacity**2 + 0.01).sqrt().mean()
 
 
 def opaque(opacity: Tensor, eps: float = 1e-3) -> Tensor:
-    """threestudio's `loss_opaque`: mean binary entropy of the opacity, in nats, clamped to [eps, 1 - eps].
+    """Mean binary entropy of the opacity, in nats, clamped to [eps, 1 - eps].
 
     Zero-ish where every ray is either stopped or free, log 2 where all are half stopped.
     """
@@ -48,7 +48,7 @@ def render_orientation(field: Field, out: RenderOutput, min_weight: float = 1e-3
 
 
 def total_variation(field: VoxelGridField, density: bool = True, color: bool = True) -> Tensor:
-    """Mean squared difference of neighbouring voxels' logits, summed over the three axes."""
+    """Mean squared difference of neighboring voxels' logits, summed over the three axes."""
     grid = field.grid[..., (0 if density else 1) : (4 if color else 1)]
     terms = [torch.diff(grid, dim=axis).square().mean() for axis in range(3)]
     return terms[0] + terms[1] + terms[2]

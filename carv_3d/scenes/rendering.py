@@ -24,7 +24,7 @@ from carv_3d.scenes.fields import Field
 
 __all__ = ["RenderOptions", "RenderOutput", "VolumeRenderer", "ray_sphere"]
 
-COARSE_IMAGE = 48  # pixels along the side of the image that says which rays are worth their samples
+COARSE_IMAGE = 48  # pixels along the side of the image by which rays are left out
 INVISIBLE = 1e-3  # opacity
 
 
@@ -221,8 +221,13 @@ class VolumeRenderer(nn.Module):
     def render(
         self, cameras: Cameras, height: int, width: int, background: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Finished images without gradients, in chunks: `comp_rgb` (B, H, W, 3) in [0, 1], `opacity`,
-        `depth` (B, H, W, 1), as in evaluation mode. Rays that meet nothing visible cost next to nothing."""
+        """Finished images without gradients, in chunks and in evaluation mode.
+
+        Rays that meet nothing visible cost next to nothing.
+
+        Returns:
+            `comp_rgb` (B, H, W, 3) in [0, 1], `opacity` and `depth` (B, H, W, 1).
+        """
         device = next(self.field.parameters()).device
         was_training = self.training
         self.eval()
@@ -238,15 +243,15 @@ class VolumeRenderer(nn.Module):
 
     def _finished(self, rays: Rays, background: Tensor) -> Tensor:
         """One finished image: color, opacity and depth (H, W, 5)."""
-        seen = self._worth_tracing(rays)
-        image = torch.cat([background.clamp(0, 1), background.new_zeros(2)]).repeat(*seen.shape, 1)
+        visible = self._worth_tracing(rays)
+        image = torch.cat([background.clamp(0, 1), background.new_zeros(2)]).repeat(*visible.shape, 1)
         parts = []
-        chunks = (r[0][seen].split(self.options.eval_chunk_rays) for r in (rays.origins, rays.directions))
+        chunks = (r[0][visible].split(self.options.eval_chunk_rays) for r in (rays.origins, rays.directions))
         for o, d in zip(*chunks):
             out = self(Rays(o[None, None], d[None, None]), background)
             parts.append(torch.cat([out.comp_rgb.clamp(0, 1), out.opacity, out.depth], dim=-1)[0, 0])
         if parts:
-            image[seen] = torch.cat(parts)
+            image[visible] = torch.cat(parts)
         return image
 
     def _worth_tracing(self, rays: Rays) -> Tensor:

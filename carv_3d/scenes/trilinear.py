@@ -75,7 +75,7 @@ def interpolate_reference(grid: Tensor, x: Tensor) -> Tensor:
 def interpolate(grid: Tensor, x: Tensor) -> Tensor:
     """Values (N, C) of `grid` (D, H, W, C) at the points `x` (N, 3) of the cube [-1, 1]^3.
 
-    `x[:, 0]` runs along D, `x[:, 1]` along H, `x[:, 2]` along W; -1 and 1 are the centres of the outermost
+    `x[:, 0]` runs along D, `x[:, 1]` along H, `x[:, 2]` along W; -1 and 1 are the centers of the outermost
     voxels (`align_corners=True`), and points outside take the border's value.
     Differentiable in `grid`, and in `x` where `x` requires a gradient.
     """

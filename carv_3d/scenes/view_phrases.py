@@ -1,4 +1,4 @@
-"""Which words a camera's position adds to a prompt: "a blue mug, back left view"."""
+"""The phrase that a camera's position adds to a prompt: "a blue mug, back left view"."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def view_phrase(
     "overhead view" above `overhead_threshold`.
     `fine=False`: threestudio's four with its thresholds and its strict comparisons; front within
     `front_threshold` of azimuth 0, back within `back_threshold` of 180, overhead before either.
-    Raises CarvError on an elevation outside [-90, 90].
+
+    Raises:
+        CarvError: an elevation outside [-90, 90].
     """
     if not -90.0 <= elevation <= 90.0:
         raise CarvError(f"an elevation of {elevation} degrees is not in [-90, 90].")

@@ -59,7 +59,7 @@ def test_a_file_of_just_the_limit_is_read_and_a_byte_order_mark_is_skipped(
     [
         ("", "is not readable JSON"),
         ('{"a": 1', "is not readable JSON"),
-        ('{"a": {"b": 1, "b": 2}}', "the key 'b' stands twice"),
+        ('{"a": {"b": 1, "b": 2}}', "the key 'b' is there twice"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' + "7" * 301 + "}", "an integer of 301 digits"),
         ("[1]", "does not hold a JSON object"),
