@@ -20,7 +20,7 @@ class GroupedDrawOptions(
     """The draws (t, eps) of one item.
 
     An item's K draws come in `groups` of K / groups, each laid out by the design on its own: a group's mean is an
-    unbiased estimate by itself, and the groups are independent. They carry the standard errors and the cross-fitting.
+    unbiased estimate by itself, and the groups are independent. They carry the standard errors.
     """
 
     groups: int = option(2, "Independent groups among the draws, each stored.", least=1)

@@ -92,24 +92,14 @@ def cosine(queries: Tensor, items: Rows, white: Callable[[Tensor], Tensor] | Non
     return Scores(torch.cat(values, 1), torch.cat(errors, 1))
 
 
-def kernel(items: Rows, cross: bool = False) -> Tensor:
-    """(d, d) float64 `1/N sum_i f_i f_i^T`, of the mean features, or with `cross` of different groups alone.
-
-    Draws add their own covariance to the plain kernel; between different groups they add none, in expectation, so
-    that it is unbiased for exact features (and may have eigenvalues below 0: mind the ridge).
-    """
-    d, total = items.shape[-1], torch.zeros(items.shape[-1], items.shape[-1], dtype=torch.float64)
-    groups = items.shape[1]
-    if cross and groups < 2:
-        raise CarvError("the cross-fitted kernel needs two groups of draws at least: make the features with groups=2.")
+def kernel(items: Rows) -> Tensor:
+    """(d, d) float64 `1/N sum_i f_i f_i^T`, of the mean features of N items."""
+    d = items.shape[-1]
+    total = torch.zeros(d, d, dtype=torch.float64)
     for f in _chunks(items):
         whole = f.sum(1)
         total += whole.T @ whole
-        if cross:
-            flat = f.reshape(-1, d)
-            total -= flat.T @ flat
-    pairs = groups * (groups - 1) if cross else groups**2
-    return total / (pairs * len(items))
+    return total / (items.shape[1] ** 2 * len(items))
 
 
 def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
@@ -210,35 +200,6 @@ def tracin(steps: Iterable[tuple[Tensor, Rows, float]]) -> Scores:
     if total is None:
         raise CarvError("TracIn needs one checkpoint at least.")
     return total
-
-
-def cross_fitted(queries: Tensor, items: Rows) -> Scores:
-    """`E q . E f` where group g of a query and of an item share their draws: over pairs of different groups alone.
-
-    Shared draws put `Cov(q_g, f_g)` into the plain inner product of means, which G more draws lessen and nothing
-    removes; a feature with itself is the plainest case (its squared norm). Errors by the jackknife over groups, NaN
-    where there are two, of which none can be left out.
-    queries (Q, G, d), items (N, G, d). Raises CarvError with fewer than two groups.
-    """
-    _check(queries, items)
-    G = queries.shape[1]
-    if G < 2 or items.shape[1] != G:
-        raise CarvError(f"cross-fitting needs the same two or more groups on both sides, not {G} and {items.shape[1]}.")
-    values, errors = [], []
-    for f in _chunks(items):
-        table = torch.einsum("qhd,ngd->qnhg", queries.double(), f)
-        diagonal = table.diagonal(dim1=-2, dim2=-1)
-        both = table.sum((-1, -2))
-        value = (both - diagonal.sum(-1)) / (G * (G - 1))
-        values.append(value)
-        if G == 2:
-            errors.append(torch.full_like(value, float("nan")))
-            continue
-        rest = both[..., None] - table.sum(-1) - table.sum(-2) + diagonal
-        left_out = (rest - (diagonal.sum(-1, keepdim=True) - diagonal)) / ((G - 1) * (G - 2))
-        spread = (left_out - left_out.mean(-1, keepdim=True)).square().sum(-1)
-        errors.append((spread * (G - 1) / G).sqrt())
-    return Scores(torch.cat(values, 1), torch.cat(errors, 1))
 
 
 def mean_and_variance(table: Tensor) -> tuple[Tensor, Tensor]:

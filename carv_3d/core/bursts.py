@@ -19,6 +19,7 @@ from torch import Tensor
 
 from carv_3d.core.estimator import Estimate
 from carv_3d.core.reduction import per_draw
+from carv_3d.core.variance import flat_gradient, half_square
 
 STRATA = 8  # S above; a measured step takes 16 draws per render (32 in pairs)
 LEVELS = (1, 2, 4, STRATA)
@@ -56,11 +57,11 @@ class BurstVariances:
         x = per_draw(estimate.weights, estimate.residual) * estimate.residual
         x = x.unflatten(1, (2, STRATA, self.group_size)).mean(3)  # (R, 2, S, ...)
         squares = [
-            _pull(latents, parameters, difference(x, k, self._generator)).double().square().sum()
+            flat_gradient(latents, parameters, difference(x, k, self._generator)).double().square().sum()
             for k in self.levels[:-1]
         ]
-        halves = torch.stack([_pull(latents, parameters, x[:, i].mean(1) / len(x)) for i in range(2)])
-        squares.append((halves[0] - halves[1]).double().square().sum() / 2)
+        halves = torch.stack([flat_gradient(latents, parameters, x[:, i].mean(1) / len(x)) for i in range(2)])
+        squares.append(half_square(halves[0] - halves[1]))
         if self._last is not None and self._last.shape == halves.shape:
             apart = (halves - self._last.to(halves)).double()
             self._outs.append(float((apart[0] * apart[1]).sum()) / 2)
@@ -144,10 +145,3 @@ def leaves(of: Tensor) -> list[Tensor]:
             out.append(node.variable)
         todo.extend(following for following, _ in node.next_functions)
     return out if of.grad_fn is not None else [of]
-
-
-def _pull(latents: Tensor, parameters: list[Tensor], cotangent: Tensor) -> Tensor:
-    """J^T v: (P,), float32 at least."""
-    grads = torch.autograd.grad(latents, parameters, cotangent.to(latents), retain_graph=True, allow_unused=True)
-    flat = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters)]
-    return torch.cat([g.reshape(-1).to(torch.promote_types(g.dtype, torch.float32)) for g in flat])

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from carv_3d.attribution import bilinear, choose_ridge, cosine, cross_fitted, kernel, relatif, tracin, trak
+from carv_3d.attribution import bilinear, choose_ridge, cosine, kernel, relatif, tracin, trak
 from carv_3d.attribution.metrics import (
     linear_datamodelling_score,
     rank,
@@ -66,9 +66,9 @@ def test_relatif_is_traks_score_over_the_roots_of_scores_for_oneself(means, gene
 
 def test_chunks_change_nothing(means, generator, monkeypatch) -> None:
     q, f = noisy(means[0], 4, generator), noisy(means[1], 2, generator)
-    whole = [trak(q, f, 0.1), cosine(q, f), kernel(f, cross=True)]
+    whole = [trak(q, f, 0.1), cosine(q, f), kernel(f)]
     monkeypatch.setattr("carv_3d.attribution.scores.CHUNK", 3)
-    parts = [trak(q, f, 0.1), cosine(q, f), kernel(f, cross=True)]
+    parts = [trak(q, f, 0.1), cosine(q, f), kernel(f)]
     assert torch.allclose(whole[0].values, parts[0].values)
     assert torch.allclose(whole[1].errors, parts[1].errors)
     assert torch.allclose(whole[2], parts[2])
@@ -90,42 +90,6 @@ def test_with_one_group_of_both_there_is_no_error(means, generator) -> None:
     q, f = noisy(means[0], 1, generator), noisy(means[1], 1, generator)
     assert bilinear(q, f).errors.isnan().all()
     assert bilinear(noisy(means[0], 2, generator), f).errors.isfinite().all()
-
-
-def test_cross_fitting_takes_out_what_shared_draws_put_in(generator) -> None:
-    mean = torch.randn(5, D, generator=generator, dtype=torch.float64)
-    exact = mean @ mean.T
-    plain, fitted, errors = [], [], []
-    for _ in range(400):
-        noise = torch.randn(1, 4, D, generator=generator, dtype=torch.float64)
-        x = mean[:, None] + noise  # all items under the same draws
-        plain.append(bilinear(x, x).values)
-        one = cross_fitted(x, x)
-        fitted.append(one.values)
-        errors.append(one.errors.square())
-    fitted, plain = torch.stack(fitted), torch.stack(plain)
-    error = fitted.std(0) / len(fitted) ** 0.5
-    assert ((fitted.mean(0) - exact) / error).abs().max() < 4.0
-    # D/4 too much: the variance of four draws' mean, in each of D directions
-    assert float((plain.mean(0) - exact).mean()) == pytest.approx(D / 4, rel=0.1)
-    ratio = torch.stack(errors).mean(0) / fitted.var(0)
-    assert 0.9 < float(ratio.mean()) < 1.5  # the jackknife errs on the large side
-    pairs = sum(x[:, g] @ x[:, h].T for g in range(4) for h in range(4) if g != h) / 12
-    assert torch.allclose(cross_fitted(x, x).values, pairs)
-    assert cross_fitted(x[:, :2], x[:, :2]).errors.isnan().all()
-    with pytest.raises(CarvError, match="two or more groups"):
-        cross_fitted(x[:, :1], x[:, :1])
-
-
-def test_the_cross_fitted_kernel_holds_no_noise(means, generator) -> None:
-    exact = means[1].T @ means[1] / 20
-    both = [noisy(means[1], 2, generator) for _ in range(200)]
-    fitted, plain = (torch.stack([kernel(f, cross) for f in both]) for cross in (True, False))
-    error = fitted.std(0) / 20
-    assert ((fitted.mean(0) - exact) / error).abs().max() < 4.0
-    assert float((plain.mean(0) - exact).diagonal().min()) > 0
-    with pytest.raises(CarvError, match="groups=2"):
-        kernel(both[0][:, :1], cross=True)
 
 
 def test_tracin_adds_checkpoints_up(means, generator) -> None:
@@ -191,8 +155,6 @@ def test_linear_datamodelling_scores_by_hand() -> None:
     assert linear_datamodelling_score(-scores, subsets, losses).tolist() == pytest.approx([-1.0, -1.0])
     with pytest.raises(CarvError, match="do not fit"):
         linear_datamodelling_score(scores, subsets[:, :2], losses)
-
-
 
 
 def test_shares_among_the_top_and_by_chance() -> None:

@@ -76,6 +76,22 @@ def test_a_ratio_resamples_items_with_both_of_their_values() -> None:
         ratio_of_means(base, torch.zeros(50))
 
 
+def test_the_interval_of_a_ratio_of_paired_shares_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("carv_3d.stats.bootstrap.RESAMPLES", 200)
+    g = torch.Generator().manual_seed(0)
+    truth, covered, widths = 0.6 / 0.8, 0, []
+    for _ in range(200):
+        theirs = torch.rand(200, generator=g) < 0.8
+        ours = theirs & (torch.rand(200, generator=g) < 0.75)  # a share 0.6, of the same items
+        found = ratio_of_means(ours.double(), theirs.double())
+        assert found.value == pytest.approx(float(ours.sum()) / float(theirs.sum()))
+        covered += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
+    assert 0.89 * 200 <= covered <= 0.99 * 200
+    # binomial among those that the other has: 2 * 1.96 * sqrt(0.75 * 0.25 / 160)
+    assert sum(widths) / 200 == pytest.approx(0.134, rel=0.1)
+
+
 def test_the_interval_of_an_ecm_covers_the_truth() -> None:
     covered = 0  # variances 4 and 1 in 5 dimensions, costs 1 and 2: ECM 2
     for i in range(30):

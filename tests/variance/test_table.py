@@ -39,7 +39,7 @@ def test_a_method_over_another_from_the_same_blocks(script: dict[str, Any], tmp_
     for folder, scale in zip(folders, (1.0, 3.0)):
         folder.mkdir()
         blocks = []
-        for i in range(6):
+        for i in range(8):
             size = scale * (1 + i)  # blocks differ, but for both alike
             inside = {"2,1,uniform": 9.0, "1,4,uniform": 3 * size, "1,4,is": size}
             seconds = {"2,1,uniform": 1.0, "1,4,uniform": 2.0, "1,4,is": 2.5}

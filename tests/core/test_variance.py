@@ -42,6 +42,30 @@ def test_the_parts_of_the_variance_are_what_was_put_in() -> None:
         cross_covariance(a, b[:5])
 
 
+def test_the_parts_predict_the_variance_of_an_estimators_steps_under_strata() -> None:
+    schedule, g = NoiseSchedule.scaled_linear(), torch.Generator().manual_seed(0)
+    estimator = CarvEstimator(schedule, EstimatorOptions(num_draws=8, proposal="uniform", stratify="render"))
+    J = normal(2, 2).float()
+
+    def residual(z_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:  # most of the noise is in t
+        alpha, sigma = schedule.alpha(t).view(-1, 1, 1, 1), schedule.sigma(t).view(-1, 1, 1, 1)
+        return (z_t - sigma * eps) / alpha * (t.view(-1, 1, 1, 1) / 300) + 0.1 * eps
+
+    def renders(n: int) -> Tensor:
+        return 1 + 0.3 * torch.randn(n, 2, 1, 1, generator=g)
+
+    estimator.set_range(20, 600)
+    z = renders(2000)
+    a, b = (estimator.estimate_residual(z, residual, generator=g).grad.flatten(1) @ J for _ in range(2))
+    v_in, s_out2 = float(half_square(a - b)) / len(z), cross_covariance(a, b)
+    steps = estimator.estimate_residual(renders(4000), residual, generator=g).grad.flatten(1) @ J
+    measured = total_variance(steps.view(2000, 2, 2).mean(1))  # R = 2 at K = 8
+    assert (s_out2 + v_in) / 2 == pytest.approx(measured, rel=0.1)
+    draws = estimator.estimate_residual(z, residual, generator=g).residual.flatten(2) @ J
+    as_if_independent = sum(total_variance(of_render) for of_render in draws[:200]) / 200 / 8
+    assert as_if_independent > 1.3 * v_in  # strata gained what single draws do not see
+
+
 def test_gradients_are_of_every_parameter_and_keep_the_graph() -> None:
     theta, bias, unused = (normal(3, seed=i).requires_grad_() for i in range(3))
     latents = torch.stack([(theta * (r + 1)).sin() + bias**2 for r in range(2)])
