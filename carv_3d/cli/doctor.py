@@ -1,4 +1,4 @@
-"""`carv doctor`: what is on this machine, what is not, and the exact remedy for it."""
+"""`carv doctor`: what is on this machine, what is not, and how to fix it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
     parser = Parser(
         prog="carv doctor",
         formatter_class=argparse.HelpFormatter,
-        description="What is on this machine, what is not, and the exact remedy. Status 0: carv can run.",
+        description="What is on this machine, what is not, and how to fix it. Status 0: carv can run.",
     )
     parser.add_argument(
         "--threestudio", metavar="PATH", help="whether this checkout and this Python are ready for threestudio-carv"
@@ -62,14 +62,14 @@ def report(print_line: Callable[[str], None] = print, threestudio: str | None = 
         findings, next_step = examine(), 'carv generate "a red mug"'
     print_line(f"carv_3d {__version__} on {platform.platform()}")
     width = max(len(f.name) for f in findings)
-    for one in findings:
-        mark = "ok     " if one.found else ("MISSING" if one.needed else "absent ")
-        print_line(f"  {mark}  {one.name:<{width}}  {one.detail}")
-        if not one.found and one.remedy:
-            print_line(f"           {'':<{width}}  -> {one.remedy}")
+    for finding in findings:
+        mark = "ok     " if finding.found else ("MISSING" if finding.needed else "absent ")
+        print_line(f"  {mark}  {finding.name:<{width}}  {finding.detail}")
+        if not finding.found and finding.fix:
+            print_line(f"           {'':<{width}}  -> {finding.fix}")
     missing = [f.name for f in findings if f.needed and not f.found]
     if missing:
-        print_line(f"Not ready: {', '.join(missing)}. The remedies stand above.")
+        print_line(f"Not ready: {', '.join(missing)}. The fixes are above.")
         return 1
     print_line(f"Ready. Try: {next_step}")
     return 0
@@ -90,13 +90,13 @@ def _version(distribution: str) -> str:
 
 def _package(module: str, purpose: str, requirement: str) -> Callable[[], Finding]:
     def check() -> Finding:
-        remedy = f"{SET_UP}, or: pip install '{requirement}'"
+        fix = f"{SET_UP}, or: pip install '{requirement}'"
         if importlib.util.find_spec(module) is None:
-            return Finding(module, False, f"not installed ({purpose})", remedy, True)
+            return Finding(module, False, f"not installed ({purpose})", fix, True)
         try:
             importlib.import_module(module)
-        except Exception as error:  # a broken installation fails in many ways; all of them are told
-            return Finding(module, False, f"installed, but does not load: {first_line(error)}", remedy, True)
+        except Exception as error:  # a broken installation fails in many ways; all of them are shown
+            return Finding(module, False, f"installed, but does not load: {first_line(error)}", fix, True)
         distribution = "scikit-image" if module == "skimage" else module
         return Finding(module, True, f"{_version(distribution)} ({purpose})")
 
@@ -115,37 +115,37 @@ def _torch() -> Finding:
 def _cuda() -> Finding:
     try:
         import torch
-    except Exception:  # told above
+    except Exception:  # shown above
         return Finding("CUDA", False, "needs torch")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
         return Finding("CUDA", True, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     if shutil.which("nvidia-smi") is None:
-        remedy = "none is needed for carv-tiny; for larger models, a machine with an NVIDIA GPU and its driver"
-        return Finding("CUDA", False, "no NVIDIA GPU: the CPU is used", remedy)
-    remedy = "CARV_TORCH=cuda ./install.sh after deleting .venv, and see that nvidia-smi lists a GPU"
-    return Finding("CUDA", False, "nvidia-smi is here, but this build of torch sees no GPU", remedy)
+        fix = "none is needed for carv-tiny; for larger models, a machine with an NVIDIA GPU and its driver"
+        return Finding("CUDA", False, "no NVIDIA GPU: the CPU is used", fix)
+    fix = "CARV_TORCH=cuda ./install.sh after deleting .venv, and see that nvidia-smi lists a GPU"
+    return Finding("CUDA", False, "nvidia-smi is here, but this build of torch sees no GPU", fix)
 
 
 def _ffmpeg() -> Finding:
-    remedy = "pip install imageio-ffmpeg; without it a run still makes turntable.gif"
+    fix = "pip install imageio-ffmpeg; without it a run still makes turntable.gif"
     try:
         import imageio_ffmpeg
 
         return Finding("ffmpeg", True, f"{imageio_ffmpeg.get_ffmpeg_version()} (turntable.mp4)")
     except Exception as error:  # ImportError, or RuntimeError where there is no binary for the platform
-        return Finding("ffmpeg", False, f"not usable ({error})", remedy)
+        return Finding("ffmpeg", False, f"not usable ({error})", fix)
 
 
 def _tiny() -> Finding:
-    remedy = f"{SET_UP} from a complete copy of the repository"
+    fix = f"{SET_UP} from a complete copy of the repository"
     try:
         from carv_3d.teachers.availability import resolve_model
 
         folder = resolve_model("carv-tiny", local_files_only=True)
     except (CarvError, ImportError) as error:
-        return Finding("carv-tiny", False, str(error), remedy, True)
+        return Finding("carv-tiny", False, str(error), fix, True)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     return Finding("carv-tiny", True, f"{size / 2**20:.0f} MiB, built in (objects, colors, materials)")
 
@@ -175,34 +175,34 @@ def _hub() -> Finding:
     offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
     if names:
         return Finding("model cache", True, f"{cache}: {', '.join(names)}{offline}")
-    remedy = (
+    fix = (
         "for any words: carv generate PROMPT system.guidance.pretrained_model_name_or_path=FOLDER_OR_HUB_ID "
         "(a hub id is downloaded once, about 5 GB)"
     )
-    return Finding("model cache", False, f"no Stable Diffusion model in {cache}{offline}", remedy)
+    return Finding("model cache", False, f"no Stable Diffusion model in {cache}{offline}", fix)
 
 
 def _tcnn() -> Finding:
     if importlib.util.find_spec("tinycudann") is not None:
         return Finding("tiny-cuda-nn", True, _version("tinycudann"))
-    remedy = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch (needs CUDA)"
-    return Finding("tiny-cuda-nn", False, "not installed: the torch fields are used", remedy)
+    fix = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch (needs CUDA)"
+    return Finding("tiny-cuda-nn", False, "not installed: the torch fields are used", fix)
 
 
 def _threestudio() -> Finding:
-    remedy = "only for its users: ./install.sh --threestudio PATH, then carv doctor --threestudio PATH"
+    fix = "only for its users: ./install.sh --threestudio PATH, then carv doctor --threestudio PATH"
     named = os.environ.get("CARV_THREESTUDIO")
     if not named:
-        return Finding("threestudio", False, "CARV_THREESTUDIO names no checkout (not needed by carv)", remedy)
+        return Finding("threestudio", False, "CARV_THREESTUDIO names no checkout (not needed by carv)", fix)
     try:
         missing = [f.name for f in examine_checkout(named) if f.needed and not f.found]
     except CarvError as error:
-        return Finding("threestudio", False, f"CARV_THREESTUDIO: {error}", remedy)
-    told = f"{named} is not ready ({', '.join(missing)})" if missing else f"{named} is ready for threestudio-carv"
-    return Finding("threestudio", not missing, told, f"carv doctor --threestudio {named}")
+        return Finding("threestudio", False, f"CARV_THREESTUDIO: {error}", fix)
+    state = f"{named} is not ready ({', '.join(missing)})" if missing else f"{named} is ready for threestudio-carv"
+    return Finding("threestudio", not missing, state, f"carv doctor --threestudio {named}")
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
-    remedy = "free some space: a run writes about 30 MB"
-    return Finding("disk", free > 200 * 2**20, f"{free / 2**30:.1f} GiB free in {Path.cwd()}", remedy, True)
+    fix = "free some space: a run writes about 30 MB"
+    return Finding("disk", free > 200 * 2**20, f"{free / 2**30:.1f} GiB free in {Path.cwd()}", fix, True)

@@ -36,12 +36,12 @@ def examine(path: str) -> list[Finding]:
     for module, why in PACKAGES.items():
         problem = _problem(module)
         detail = f"{problem} ({why})" if problem else f"{_installed(module)} ({why})"
-        remedy = link_line if module == "carv_3d" else f"pip install {module}, in a version that fits the others"
-        findings.append(Finding(module, not problem, detail, remedy, True))
+        fix = link_line if module == "carv_3d" else f"pip install {module}, in a version that fits the others"
+        findings.append(Finding(module, not problem, detail, fix, True))
     missing = [module for module in HOSTS if importlib.util.find_spec(module) is None]
-    told = f"lacks {', '.join(missing)}" if missing else "has what it imports"
-    remedy = "install threestudio first, as its own README says, or activate the environment where it is installed"
-    findings.append(Finding("threestudio's packages", not missing, f"{sys.prefix} {told}", remedy, True))
+    state = f"lacks {', '.join(missing)}" if missing else "has what it imports"
+    fix = "install threestudio first, as its own README says, or activate the environment where it is installed"
+    findings.append(Finding("threestudio's packages", not missing, f"{sys.prefix} {state}", fix, True))
     findings.append(_link(root, link_line))
     return findings
 
@@ -59,8 +59,8 @@ def check_checkout(root: Path) -> None:
 def _python() -> Finding:
     good = sys.version_info >= (3, 10)
     version = ".".join(map(str, sys.version_info[:3]))
-    remedy = "make threestudio's environment with Python 3.10 or 3.11"
-    return Finding("python", good, f"{version} ({sys.executable})", remedy, True)
+    fix = "make threestudio's environment with Python 3.10 or 3.11"
+    return Finding("python", good, f"{version} ({sys.executable})", fix, True)
 
 
 def _problem(module: str) -> str:
@@ -81,8 +81,8 @@ def _torch() -> list[Finding]:
     version = _installed("torch")
     good = int(version.split(".")[0]) >= 2 if version[:1].isdigit() else True
     if not good:
-        remedy = "pip install 'torch>=2.0' in threestudio's environment"
-        return [Finding("torch", False, f"{version}, older than 2.0", remedy, True)]
+        fix = "pip install 'torch>=2.0' in threestudio's environment"
+        return [Finding("torch", False, f"{version}, older than 2.0", fix, True)]
     import torch
 
     found = torch.cuda.is_available()
@@ -93,13 +93,13 @@ def _torch() -> list[Finding]:
     ]
 
 
-def _link(root: Path, remedy: str) -> Finding:
+def _link(root: Path, fix: str) -> Finding:
     here = root / "custom" / LINK
     there = os.path.realpath(here)
     if not os.path.lexists(here):
-        return Finding("extension", False, f"{here} is not there", remedy, True)
+        return Finding("extension", False, f"{here} is not there", fix, True)
     if not (here / "__init__.py").is_file():
-        return Finding("extension", False, f"{here} leads to {there}, where no extension is", remedy, True)
+        return Finding("extension", False, f"{here} leads to {there}, where no extension is", fix, True)
     return Finding("extension", True, f"{here} -> {there}", "", True)
 
 

@@ -12,5 +12,5 @@ class Finding:
     name: str
     found: bool
     detail: str
-    remedy: str = ""
+    fix: str = ""
     needed: bool = False

@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("carv_3d.cli.compare", "main", "runs side by side: curves, tables, assets to turn"),
     "attribute": ("carv_3d.cli.attribute", "main", "which training images made an image, a prompt or an asset"),
     "distill": ("carv_3d.cli.distill", "main", "a diffusion model becomes a one-step generator"),
-    "doctor": ("carv_3d.cli.doctor", "main", "what is on this machine, what is not, and the remedy"),
+    "doctor": ("carv_3d.cli.doctor", "main", "what is on this machine, what is not, and how to fix it"),
 }
 
 

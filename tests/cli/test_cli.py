@@ -202,7 +202,7 @@ def finding(name: str) -> doctor.Finding:
     return next(f for f in doctor.examine() if f.name == name)
 
 
-def test_doctor_tells_versions_and_remedies(
+def test_doctor_shows_versions_and_fixes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -223,7 +223,7 @@ def test_doctor_tells_versions_and_remedies(
     assert torch.__version__ in out
     needed = [f for f in doctor.examine() if f.needed and not f.found]
     assert status == (1 if needed else 0)
-    assert all(f.remedy for f in doctor.examine() if not f.found)
+    assert all(f.fix for f in doctor.examine() if not f.found)
 
 
 def test_doctor_fails_only_where_the_main_job_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_doctor_fails_only_where_the_main_job_cannot_run(monkeypatch: pytest.Mon
     assert any("-> pip install nerfacc" in line for line in lines)
 
 
-def test_doctor_names_the_remedy_for_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_the_fix_for_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     real = importlib.util.find_spec
@@ -249,7 +249,7 @@ def test_doctor_names_the_remedy_for_a_missing_package(monkeypatch: pytest.Monke
     )
     one = finding("nerfacc")
     assert (one.found, one.needed) == (False, True)
-    assert "pip install 'nerfacc" in one.remedy
+    assert "pip install 'nerfacc" in one.fix
 
 
 def test_doctor_lists_the_models_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_doctor_lists_the_models_in_the_cache(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     one = finding("model cache")
     assert not one.found
-    assert "pretrained_model_name_or_path" in one.remedy
+    assert "pretrained_model_name_or_path" in one.fix
     snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""`carv doctor --threestudio`: a checkout is ready, or what is missing is named with its remedy."""
+"""`carv doctor --threestudio`: a checkout is ready, or what is missing is named with its fix."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_linked_checkout_is_ready(checkout: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.usefixtures("_all_installed")
 def test_a_missing_or_dangling_link_is_named_with_the_command(checkout: Path) -> None:
     assert not found(checkout)["extension"].found
-    assert f"./install.sh --threestudio {checkout}" in found(checkout)["extension"].remedy
+    assert f"./install.sh --threestudio {checkout}" in found(checkout)["extension"].fix
     (checkout / "custom" / "threestudio-carv").symlink_to(checkout / "gone")
     assert "where no extension is" in found(checkout)["extension"].detail
     assert cli.main(["doctor", "--threestudio", str(checkout)]) == 1
@@ -91,7 +91,7 @@ def test_what_is_no_checkout_is_one_sentence(
 
 
 @pytest.mark.usefixtures("_all_installed")
-def test_the_environment_variable_is_told_in_the_usual_report(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_is_shown_in_the_usual_report(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = doctor._threestudio
     monkeypatch.delenv("CARV_THREESTUDIO", raising=False)
     assert "names no checkout" in told().detail
