@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class CarvError(ValueError):
-    """Something the user can mend: one sentence that names what is wrong and the way out.
+    """Something the user can mend: one sentence that names what is wrong and the fix.
 
     The command line prints the sentence and exits with status 2, without a traceback.
     """

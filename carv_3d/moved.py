@@ -23,6 +23,7 @@ MODULES = {
     "truth": "evaluation.truth", "view_text": "generate.view_text", "views": "scenes.view_phrases",
     "vsd": "guidance.vsd guidance.vsd_options", "vsd_options": "guidance.vsd_options",
     "attribution.cli": "cli.attribute", "attribution.pictures": "attribution.images", "compare.clip": "evaluation.clip",
+    "core.accounting": "core.variance stats.bootstrap core.costs",
     "distill.cli": "cli.distill", "distill.metrics": "evaluation.distances",
     "teachers.lora_student": "teachers.lora_score", "teachers.perp_neg": "guidance.cfg",
     "teachers.sampling": "guidance.sampling", "teachers.tiny": "tiny", "teachers.tiny.judge": "tiny.classifier",
@@ -39,10 +40,12 @@ class Moved(types.ModuleType):
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> Moved:
+        """As `importlib.abc.Loader` has it."""
         return Moved(spec.name, f"Now {spec.loader_state}.")
 
     @staticmethod
     def exec_module(module: types.ModuleType) -> None:
+        """Nothing is run: names are looked up when they are asked for."""
         _warn(module.__name__, module.__spec__.loader_state if module.__spec__ else "", 3)
 
     def __getattr__(self, name: str) -> Any:

@@ -44,6 +44,10 @@ OLD = [
     "carv_3d.annealing:annealed",
     "carv_3d.attribution.pictures:FolderPictures",
     "carv_3d.config:load_config",
+    "carv_3d.core.accounting:CostMeter",
+    "carv_3d.core.accounting:ecm_interval",
+    "carv_3d.core.accounting:total_variance",
+    "carv_3d.core.allocation:best_measured",
     "carv_3d.core.costs:CostMeter",
     "carv_3d.files:locked",
     "carv_3d.guidance:GuidanceOptions",
@@ -78,7 +82,7 @@ def test_old_names_still_work(old: str) -> None:
         value = getattr(importlib.import_module(module), name)
     assert value is not None
     ours = [w for w in said if "the old name goes" in str(w.message)]
-    kept = module in ("carv_3d.guidance", "carv_3d.core.costs", "carv_3d.teachers.denoiser")
+    kept = module in ("carv_3d.guidance", "carv_3d.core.allocation", "carv_3d.core.costs", "carv_3d.teachers.denoiser")
     assert bool(ours) is not kept
     assert all(w.category is DeprecationWarning for w in ours)
 

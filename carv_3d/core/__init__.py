@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carv_3d.core.allocation import Measurement, best_measured, best_num_draws, best_within
+from carv_3d.core.allocation import Measurement, best_measured, best_within
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.designs import Design
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
@@ -21,7 +21,6 @@ __all__ = [
     "Measurement",
     "NoiseSchedule",
     "best_measured",
-    "best_num_draws",
     "best_within",
     "cross_covariance",
     "ecm",

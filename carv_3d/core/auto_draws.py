@@ -24,7 +24,7 @@ GRID = (1, 2, 4, 8, 16)  # K that may be chosen; the even ones for pairs
 FIRST_K = 4  # until something is measured
 MAX_RENDERS = 16  # R that may be chosen
 BURST = 4  # measured steps in a row: three differences of gradients
-FIRST_STEP = 6  # calls before the first burst: the seconds of the first are no one's habit
+FIRST_STEP = 6  # calls before the first burst: the first steps take longer than usual
 SHARE = 0.04  # of the run's seconds, at most, for measuring
 LEAST_GAP = 20  # steps between two bursts
 HYSTERESIS = 0.02  # a new K must promise as much less Var · seconds
@@ -109,7 +109,7 @@ class AutoDraws:
         self.times.skip(seconds)
 
     def variance(self, K: int, R: int | None = None) -> float:
-        """tr Cov of a step's gradient with K draws for each of R renders (those of the last step unless given)."""
+        """Variance of a step's gradient with K draws for each of R renders (those of the last step unless given)."""
         return (self.variances.inner(K) + self.variances.outer) / (R or self._last_renders)
 
     def seconds(self, K: int, R: int | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Rows through a model in batches that memory bears."""
+"""Samples through a model in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ log = logging.getLogger(__name__)
 
 
 def run_in_batches(batch: Callable[[int, int], Tensor], out: Tensor, max_batch: int) -> int:
-    """Fills `out` (N, ...) with `batch(begin, end)`, end - begin <= max_batch, batches of about equal size.
+    """Fill `out` batch by batch, and halve the batch where memory runs out; what is done stays.
 
-    Where memory runs out the batch is halved and tried again; finished rows stay. Returns the max_batch
-    that held, to start from next time. Raises CarvError where a single row is too much.
+    Args:
+        batch: gives out[begin:end] for (begin, end), end - begin <= max_batch.
+        out: (N, ...).
+        max_batch: samples at once, at most; batches are of about equal size.
+
+    Returns:
+        The max_batch that held, to start from next time.
+
+    Raises:
+        CarvError: a single sample is too much.
     """
     done, n = 0, len(out)
     while done < n:
@@ -34,12 +42,12 @@ def run_in_batches(batch: Callable[[int, int], Tensor], out: Tensor, max_batch: 
                 raise
             if end - done == 1:
                 raise CarvError(
-                    "memory ran out on one row of the teacher: take a smaller teacher or resolution, "
+                    "memory ran out on one sample of the teacher: take a smaller teacher or resolution, "
                     "half precision, or a machine with more memory."
                 ) from error
         # outside of the handler, whose traceback holds on to the batch
         max_batch = (end - done) // 2
-        log.warning("out of memory: going on with batches of at most %d rows.", max_batch)
+        log.warning("out of memory: continuing with batches of at most %d samples.", max_batch)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return max_batch
@@ -53,8 +61,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_told(sentence: str) -> Iterator[None]:
-    """Memory that runs out in the block becomes a CarvError that says `sentence`."""
+def out_of_memory_as(sentence: str) -> Iterator[None]:
+    """Memory that runs out in the block becomes a CarvError with this sentence."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -64,12 +72,14 @@ def out_of_memory_told(sentence: str) -> Iterator[None]:
 
 
 @dataclass
-class RowGradients:
-    """What `summed_gradients` found.
+class BatchGradients:
+    """What `summed_gradients` returns.
 
-    gradients: the gradient of the sum of all rows' losses, in each parameter's shape.
-    losses: (N,), 0 where a row was left out. finite: (N,) bool, False where it was.
-    max_batch: what held, to start from next time.
+    Attributes:
+        gradients: the gradient of the sum of all samples' losses, in each parameter's shape.
+        losses: (N,), 0 where a sample was left out.
+        finite: (N,) bool, False where it was.
+        max_batch: what held, to start from next time.
     """
 
     gradients: list[Tensor]
@@ -80,29 +90,35 @@ class RowGradients:
 
 def summed_gradients(
     losses: Callable[[slice], Tensor], n: int, parameters: Sequence[Tensor], max_batch: int, scale: float = 1.0
-) -> RowGradients:
-    """The gradient of `losses(rows).sum()` over all n rows, batch by batch: memory holds one batch's graph.
+) -> BatchGradients:
+    """The gradient of `losses(which).sum()` over all n samples; memory holds the graph of one batch.
 
-    losses: the losses (rows,) of some rows, with autograd. scale: multiplies the gradients as they are taken, for
-    half precision. A batch whose gradient is not finite counts as 0. Raises as `run_in_batches` does.
+    A batch whose gradient is not finite counts as 0. Raises as `run_in_batches` does.
+
+    Args:
+        losses: the losses (n',) of some of the samples, with autograd.
+        n: how many samples there are.
+        parameters: what the gradient is of.
+        max_batch: samples at once, at most.
+        scale: multiplies the gradients as they are taken, for half precision.
     """
     sums = [torch.zeros_like(p) for p in parameters]
     out = torch.zeros(n, device=parameters[0].device)
     finite = torch.ones(n, dtype=torch.bool, device=out.device)
 
     def batch(begin: int, end: int) -> Tensor:
-        rows = slice(begin, end)
+        which = slice(begin, end)
         with torch.enable_grad():
-            values = losses(rows)
+            values = losses(which)
             grads = torch.autograd.grad(values.sum() * scale, parameters)
         good = bool(torch.stack([torch.isfinite(g).all() for g in grads]).all())
-        found = values.detach() if good else torch.zeros_like(values)
+        kept = values.detach() if good else torch.zeros_like(values)
         if good:  # nothing from here on takes memory: a batch that ran out of it half added would be added again
             for total, g in zip(sums, grads):
                 total.add_(g)
         else:
-            finite[rows] = False
-        return found
+            finite[which] = False
+        return kept
 
     held = run_in_batches(batch, out, max_batch)
-    return RowGradients(sums, out, finite, held)
+    return BatchGradients(sums, out, finite, held)

@@ -25,7 +25,7 @@ MOST = 10.0  # as the adaptive proposal's p/q
 class EpsControl:
     """beta over `bins` equal parts of the timesteps; nothing is subtracted until something is learnt.
 
-    Old steps fade with `decay`; a bin with few draws leans towards 0 (`prior` draws' worth).
+    Old steps fade with `decay`; a bin with few draws is pulled towards 0, by `prior` draws.
     """
 
     def __init__(self, weights: Tensor, bins: int = 50, decay: float = 0.99, prior: float = 2.0) -> None:
@@ -34,22 +34,29 @@ class EpsControl:
         self._products, self._squares = weights.new_zeros(bins), weights.new_zeros(bins)
 
     def noise(self, t: Tensor, eps: Tensor) -> Tensor:
-        """w beta eps of each draw, of expectation 0: t (R, K), eps (R, K, ...) -> (R, K, ...)."""
+        """What to subtract, w beta eps of each draw, of expectation 0: t (R, K), eps (R, K, ...) -> (R, K, ...)."""
         self._move(eps.device)
         beta = self._products / (self._squares + self.prior * eps[0, 0].numel())
         return per_draw((self.weights[t] * beta[self._bins(t)]).to(eps), eps) * eps
 
     def update(self, t: Tensor, f: Tensor, eps: Tensor, finite: Tensor) -> None:
-        """t, finite (R, K); f without the control, eps (R, K, ...). Draws that are not finite teach nothing."""
+        """Learn from a step's draws, those that are not finite left out.
+
+        Args:
+            t: (R, K).
+            f: (R, K, ...), before anything was subtracted.
+            eps: (R, K, ...).
+            finite: (R, K).
+        """
         self._move(eps.device)
         known = (finite & (self.weights[t] > 0)).to(self.weights)
         scale = torch.where(known > 0, self.weights[t], torch.ones_like(known))
         products = (f * eps).flatten(2).sum(2).to(self.weights) / scale * known
         squares = eps.square().flatten(2).sum(2).to(self.weights) * known
         products = products.nan_to_num(0.0).clamp(-MOST * squares, MOST * squares)
-        rows = F.one_hot(self._bins(t).flatten(), len(self._products)).to(self.weights)
-        self._products = self.decay * self._products + products.flatten() @ rows
-        self._squares = self.decay * self._squares + squares.flatten() @ rows
+        in_bin = F.one_hot(self._bins(t).flatten(), len(self._products)).to(self.weights)
+        self._products = self.decay * self._products + products.flatten() @ in_bin
+        self._squares = self.decay * self._squares + squares.flatten() @ in_bin
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors."""

@@ -1,4 +1,4 @@
-"""Where the seconds go: a clock with named phases, and counters of UNet rows and renders."""
+"""Where the seconds go: a clock with named phases, and counters of network evaluations and renders."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ class CostMeter:
             ...
         meter.count(renders=2, nfe=16)
 
-    A phase within a phase is taken out of the outer one, so that the seconds add up. On CUDA a phase waits
-    for the device at both ends, which is what makes the seconds its own; `synchronize=False` leaves the
-    stream alone and measures only the launching.
+    A phase within a phase is taken out of the outer one, so that the seconds add up. On CUDA a phase waits for the
+    device at both ends, so that its seconds are its own; with `synchronize=False` only the launching is measured.
     """
 
     def __init__(self, device: torch.device | str = "cpu", synchronize: bool = True) -> None:
@@ -49,7 +48,7 @@ class CostMeter:
                 self._inner[-1] += took
 
     def count(self, **amounts: int) -> None:
-        """count(nfe=8, renders=1) adds to the counters; other names may be counted as well."""
+        """Add to the counters: `meter.count(nfe=8, renders=1)`; other names may be counted as well."""
         for name, amount in amounts.items():
             self.counts[name] = self.counts.get(name, 0) + int(amount)
 
@@ -64,7 +63,7 @@ class CostMeter:
 
     @property
     def nfe(self) -> int:
-        """Rows that went through the UNet: 2 per draw under classifier-free guidance."""
+        """Network function evaluations: samples through the UNet, 2 per draw under classifier-free guidance."""
         return self.counts["nfe"]
 
     @property
@@ -83,7 +82,7 @@ class CostMeter:
         return {**{f"seconds_{name}": value for name, value in self.seconds.items()}, **counts}
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives only; a resumed run goes on counting."""
+        """Primitives only; a resumed run counts from there."""
         return {"seconds": dict(self.seconds), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

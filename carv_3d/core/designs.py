@@ -20,27 +20,20 @@ from carv_3d.errors import CarvError
 class Design(DesignOptions):
     """A layout of draws. Raises CarvError for a name that does not exist.
 
-    stratify: "none", independent draws. "render", the K draws of a render in K strata; where that leaves one
-        stratum (K = 1, or one pair), the strata lie over the renders of the step instead. "global", both: a
-        render has one draw in each of its K strata, and each of these is split among all renders of the
-        step, of all ranks, so that the R K draws lie in R K strata. Which render gets which part is drawn
-        afresh at every step: hosts order their cameras (threestudio stratifies azimuths along the batch),
-        and a fixed place would tie timesteps to views.
-    antithetic: draws 2j and 2j + 1 share t and use eps and -eps; K/2 strata.
+    Attributes:
+        stratify: "none", independent draws. "render", the K draws of a render in K strata; where that leaves one
+            stratum (K = 1, or one pair), the strata lie over the renders of the step instead. "global", both: a render
+            has one draw in each of its K strata, and each of these is split among all renders of the step, of all
+            ranks, so that the R K draws lie in R K strata. Which render gets which part is drawn anew at every step:
+            hosts order their cameras (threestudio stratifies azimuths along the batch), and a fixed place would tie
+            timesteps to views.
+        antithetic: draws 2j and 2j + 1 share t and use eps and -eps; K/2 strata.
     """
 
     @property
     def group_size(self) -> int:
-        """How many neighbouring draws share a timestep."""
+        """How many neighboring draws share a timestep."""
         return 2 if self.antithetic else 1
-
-    def unit(self, num_draws: int) -> int:
-        """How many neighbouring draws of a render are one independent unit, for the variance split.
-
-        1 for independent draws, 2 for pairs, K under strata, where the whole group counts as one draw.
-        (Strata over renders tie the renders of one step to each other as well: repeat steps, not renders.)
-        """
-        return self.group_size if self.stratify == "none" else num_draws
 
     def check(self, num_draws: int) -> None:
         """Raises CarvError for a K that this design cannot lay out."""
@@ -56,12 +49,20 @@ class Design(DesignOptions):
         world_size: int = 1,
         shared: torch.Generator | None = None,
     ) -> Tensor:
-        """(R, K) numbers in [0, 1), equal within a pair, float64 (float32 where the device has no other).
+        """Uniform numbers for the timesteps' inverse CDF.
 
-        generator: on any device; the numbers are drawn there and moved. It must differ between ranks.
-        rank, world_size: this process's place among those that stratify together, each with R renders.
-        shared: a generator in the same state on every rank (it deals the strata out); needed, and only
-            used, for strata over more than one rank.
+        Args:
+            R: renders.
+            K: draws of each.
+            generator: on any device; the numbers are drawn there and moved. It must differ between ranks.
+            device: where the numbers go; the generator's if None.
+            rank: this process among those that stratify together, each with R renders.
+            world_size: how many they are.
+            shared: a generator in the same state on every rank, which deals the strata out; needed, and only used, for
+                strata over more than one rank.
+
+        Returns:
+            (R, K) in [0, 1), equal within a pair; float64, or float32 where the device has no other.
         """
         self.check(K)
         groups = K // self.group_size
@@ -86,7 +87,7 @@ class Design(DesignOptions):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """(R, K, *shape) standard normal; neighbours of a pair are each other's negative."""
+        """Standard normal noise (R, K, *shape); the two of a pair are each other's negative."""
         self.check(K)
         where = generator.device if generator is not None else device
         size = (R, K // self.group_size, *shape)

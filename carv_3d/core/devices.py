@@ -11,7 +11,7 @@ from carv_3d.errors import CarvError
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one; CarvError where CUDA is asked for and absent."""
+    """The device of that name: "auto" is CUDA where there is one; CarvError where CUDA is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise CarvError("device is cuda, but torch sees no GPU here; set device=cpu, or see carv doctor")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -33,7 +33,7 @@ def peak_memory(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees for its next tensors of the CPU; False where there is no glibc to tell.
+    """Let this process keep what it frees for its next tensors of the CPU; False where there is no glibc.
 
     glibc maps each large block anew and gives it back, and to clear those pages takes a third of a step of a scene
     whose samples fill hundreds of MiB (configs/carv-tiny-hash-grid.yaml). The price: the process holds its peak

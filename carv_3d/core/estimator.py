@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.batching import out_of_memory_told, run_in_batches
+from carv_3d.core.batching import out_of_memory_as, run_in_batches
 from carv_3d.core.checks import (
     Cond,
     check_call,
@@ -103,7 +103,7 @@ class CarvEstimator:
         Args:
             schedule: the model's; it follows the latents to their device.
             options: see there.
-            meter: told the seconds of the phase "denoise" and the count "draws".
+            meter: gets the seconds of the phase "denoise" and the count "draws".
             weights: (T,), what multiplies the residual of `estimate_residual` where `options.weighting` has no name
                 for it; proposals are built on it.
         """
@@ -146,7 +146,7 @@ class CarvEstimator:
         K = self.num_draws if num_draws is None else num_draws
         self.design.check(K)
         self._move(device)
-        with out_of_memory_told(check_memory(K, latents)):
+        with out_of_memory_as(check_memory(K, latents)):
             u = self.design.draw_u(R, K, generator, device, o.rank, o.world_size, self._shared)
             t, weights = self.proposal.sample(u)
             eps = self.design.draw_eps(R, K, tuple(latents.shape[1:]), generator, device, latents.dtype)
@@ -251,7 +251,7 @@ class CarvEstimator:
         return Estimate(loss, f, weights, draws.t, draws.eps, finite, grad, scalars, draws.group_size, extra)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as if it had not stopped (the caller's generator apart)."""
+        """What a run needs to resume as if it had not stopped (the caller's generator apart)."""
         control = {} if self.control is None else {"control": self.control.state_dict()}
         count = 0 if self.non_finite is None else self.non_finite.count
         counted = {"non_finite": count} if count else {}
@@ -276,7 +276,7 @@ class CarvEstimator:
     def _run(
         self, latents: Tensor, residual: Residual, cond: tuple[Tensor, ...], draws: Draws, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        """f and extra of all R K samples, (R K, ...), in batches of at most max_batch and of about equal size."""
+        """All R K samples' f and extra, (R K, ...), in batches of at most max_batch and of about equal size."""
         K = draws.t.shape[1]
         t = draws.t.flatten().to(latents.device)
         eps = draws.eps.flatten(0, 1).to(latents)
@@ -308,7 +308,7 @@ class CarvEstimator:
 
     @staticmethod
     def _controlled(control: EpsControl, f: Tensor, finite: Tensor, draws: Draws, own: bool) -> Tensor:
-        """f less what it takes from its own noise; what it shows of that is for later steps."""
+        """Subtract from f what it takes from its own noise; what it shows of that is for later steps."""
         t, eps = draws.t.to(f.device), draws.eps.to(f)
         without = f - control.noise(t, eps)
         if own:

@@ -56,14 +56,21 @@ class TimestepProposal:
         min_step: int = 0,
         max_step: int | None = None,
     ) -> None:
-        """weighting: the w that multiplies the residual, a name or a table (T,), see NoiseSchedule.w."""
+        """A proposal on the schedule's timesteps.
+
+        Args:
+            schedule: T and w(t).
+            weighting: the w that multiplies the residual, a name or a table (T,), see `NoiseSchedule.w`.
+            min_step: smallest timestep.
+            max_step: largest timestep, included; the last if None.
+        """
         self.num_train_timesteps = schedule.num_train_timesteps
         self.weights = schedule.weights(weighting).to(real_dtype(schedule.device))
         self.min_step, self.max_step = -1, -1
         self.set_range(min_step, self.num_train_timesteps - 1 if max_step is None else max_step)
 
     def set_range(self, min_step: int, max_step: int) -> None:
-        """p becomes uniform on the integers min_step .. max_step.
+        """From now on p is uniform on the integers min_step .. max_step.
 
         Raises CarvError if the range is empty or leaves the schedule.
         """
@@ -74,10 +81,15 @@ class TimestepProposal:
         self._measured: Measure | None = None
 
     def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """u of any shape in [0, 1) -> (t, p/q), both of u's shape: t integers, p/q in the tables' dtype.
+        """Timesteps by the inverse CDF: the one t with CDF(t - 1) <= u < CDF(t).
 
-        t is the one timestep with CDF(t - 1) <= u < CDF(t): exact for this discrete distribution, also
-        where a stratum of u straddles two timesteps.
+        That is exact for this discrete distribution, also where a stratum of u straddles two timesteps.
+
+        Args:
+            u: in [0, 1), of any shape.
+
+        Returns:
+            t, integers, and p/q in the tables' dtype, both of u's shape.
         """
         m = self._in_range()
         mass = m.first + u.to(m.cumulative.dtype) * (m.last - m.first)
@@ -171,7 +183,7 @@ class WeightProposal(TimestepProposal):
                 "so nothing can be drawn in proportion to it: take the proposal 'uniform'."
             )
         first, last = float(self._sums[low]), float(self._sums[high])
-        if last - first < 1e-6 * last:  # too small a part of the sum to be told from it in all its digits
+        if last - first < 1e-6 * last:  # too small a part of the sum for all its digits
             density = self._density[low:high]
             return Measure(density, running_sum(here).to(density), low, 0.0, float(total), total)
         return Measure(self._density, self._cumulative, 0, first, last, total)
@@ -198,7 +210,7 @@ class AdaptiveProposal(TimestepProposal):
     The best q is ∝ p sqrt(E[|f J|^2 | t]) (arXiv 2605.21489); this takes |f|^2 in latent space for it. It is
     fed by `update` after each step and changes at the next `sample` only: a proposal fitted to the draws
     that it then weights would bias the estimate. With nothing learnt it is the weight proposal with the
-    floor. Old steps fade with `decay`; a bin with few draws leans on the mean of all (`prior` draws' worth).
+    floor. Old steps fade with `decay`; a bin with few draws is pulled to the mean of all, by `prior` draws.
     """
 
     name = "adaptive"
@@ -226,10 +238,12 @@ class AdaptiveProposal(TimestepProposal):
         self._count = self.weights.new_zeros(bins)
 
     def update(self, t: Tensor, value: Tensor) -> None:
-        """t (any shape) integers and value (the same shape), |f|^2 of what was drawn at t.
+        """Learn from what was drawn; values that are not finite are left out.
 
-        f has w in it and p/q not. Where draws come in pairs, f is the pair's mean: the statistic is that of
-        the group that is drawn. Values that are not finite are left out.
+        Args:
+            t: integers of any shape.
+            value: of the same shape, |f|^2 of what was drawn at t. f has w in it and p/q not; where draws come in
+                pairs, it is the pair's mean, since the pair is what is drawn.
         """
         t, value = t.reshape(-1).to(self._sum.device), value.detach().reshape(-1).to(self._sum)
         w2 = self.weights[t].square()
@@ -237,9 +251,9 @@ class AdaptiveProposal(TimestepProposal):
         valid = torch.isfinite(value)
         bins = len(self._sum)
         place = torch.div(t * bins, self.num_train_timesteps, rounding_mode="floor")
-        rows = F.one_hot(place, bins).to(value.dtype) * valid.to(value.dtype)[:, None]
-        self._sum = self.decay * self._sum + torch.where(valid, value, torch.zeros_like(value)) @ rows
-        self._count = self.decay * self._count + rows.sum(0)
+        in_bin = F.one_hot(place, bins).to(value.dtype) * valid.to(value.dtype)[:, None]
+        self._sum = self.decay * self._sum + torch.where(valid, value, torch.zeros_like(value)) @ in_bin
+        self._count = self.decay * self._count + in_bin.sum(0)
         self._measured = None
 
     def _measure(self) -> Measure:
@@ -248,7 +262,7 @@ class AdaptiveProposal(TimestepProposal):
         return Measure(density, cumulative / cumulative[-1], self.min_step, 0.0, 1.0, density.sum())
 
     def _density(self) -> Tensor:
-        """q over the range, of a sum of about 1."""
+        """The density over the range, of a sum of about 1."""
         mean = self._sum.sum() / self._count.sum()
         mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # NaN (nothing learnt) goes to 1 as well
         rms = ((self._sum + self.prior * mean) / (self._count + self.prior)).sqrt()

@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def finite_draws(f: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor]:
-    """(f as used, finite (R, K)) of f (R, K, ...).
+    """A draw that is not finite counts as 0; `clip` limits each draw elementwise, before p/q and the mean.
 
-    A draw that is not finite counts as 0; `clip` limits each draw elementwise, before p/q and the mean.
+    Returns:
+        f (R, K, ...) as used, and which draws are finite (R, K).
     """
     finite = torch.isfinite(f.flatten(2)).all(-1)
     f = torch.where(per_draw(finite, f), f, torch.zeros_like(f))
@@ -17,16 +18,22 @@ def finite_draws(f: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor]:
 
 
 def reduce_draws(f: Tensor, weights: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(f as used, finite (R, K), mean_k (p/q) f (R, ...)) of f (R, K, ...) and weights p/q (R, K).
+    """The weighted mean over draws.
 
-    See `finite_draws` for what becomes of draws that are not finite, and for `clip`.
+    Args:
+        f: (R, K, ...).
+        weights: p/q, (R, K).
+        clip: see `finite_draws`.
+
+    Returns:
+        f as used, finite (R, K), and mean_k (p/q) f (R, ...).
     """
     f, finite = finite_draws(f, clip)
     return f, finite, (per_draw(weights, f) * f).mean(1)
 
 
 def surrogate_loss(latents: Tensor, grad: Tensor) -> Tensor:
-    """A scalar whose gradient w.r.t. latents (R, ...) is grad / R to the last bit, of value |grad|^2 / 2R.
+    """A scalar of value |grad|^2 / 2R whose gradient w.r.t. latents (R, ...) is grad / R to the last bit.
 
     <latents, grad / R> with the value exchanged. threestudio's 0.5 |z - (z - g).detach()|^2 / R has the same
     value, but its gradient is g after a rounding to the grid of z, which eats the bits of a small g.

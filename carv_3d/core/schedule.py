@@ -143,7 +143,16 @@ class NoiseSchedule:
         return self._sigma[t]
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`z_t`, differentiable in z and eps: z, eps (N, ...), t (N,) integers -> (N, ...) in z's dtype."""
+        """The noisy latents z_t, differentiable in z and eps.
+
+        Args:
+            z: (N, ...).
+            eps: (N, ...).
+            t: (N,) integers.
+
+        Returns:
+            (N, ...) in z's dtype.
+        """
         shape = (-1, *[1] * (z.dim() - 1))
         return self._alpha[t].to(z.dtype).view(shape) * z + self._sigma[t].to(z.dtype).view(shape) * eps
 
@@ -175,13 +184,15 @@ class NoiseSchedule:
     def w(self, t: Tensor, strategy: str | Tensor = "sds") -> Tensor:
         """The weight that multiplies the residual at t, of t's shape.
 
-        strategy: "sds" 1 - abar | "uniform" 1 | "fantasia3d" sqrt(abar) (1 - abar), as threestudio names
-            them, or a table (T,) of one's own. Raises CarvError for any other name.
+        Args:
+            t: integers.
+            strategy: "sds" 1 - abar | "uniform" 1 | "fantasia3d" sqrt(abar) (1 - abar), as threestudio names them, or a
+                table (T,) of one's own.
         """
         return self.weights(strategy)[t]
 
     def weights(self, strategy: str | Tensor = "sds") -> Tensor:
-        """w over all timesteps, (T,), see `w`."""
+        """The weights w of all timesteps, (T,), see `w`."""
         if isinstance(strategy, Tensor):
             if strategy.shape != self.alphas_cumprod.shape:
                 raise CarvError(
@@ -220,7 +231,7 @@ def zero_snr(betas: Tensor) -> Tensor:
 
 
 def _table(name: str, value: Any) -> Tensor:
-    """A row of numbers in [0, 1] as a tensor of float32 or float64; CarvError for anything else."""
+    """(T,) numbers in [0, 1] as a tensor of float32 or float64; CarvError for anything else."""
     if hasattr(value, "alphas_cumprod") or hasattr(value, "scheduler"):
         raise CarvError(
             f"{name} is a {type(value).__name__}; for a scheduler use NoiseSchedule.from_diffusers(scheduler)."

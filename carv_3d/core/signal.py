@@ -14,8 +14,9 @@ MEMORY = 30  # steps that the averages reach back, about
 class SignalToNoise:
     """|E g|^2 / tr Cov(g) of a step's parameter gradient g, for any design, one antithetic pair among them.
 
-    Two steps share no random number, so E[g_i . g_{i+1}] = |E g|^2 as far as what is trained stands still in between,
-    and E|g|^2 = |E g|^2 + tr Cov(g). Both are averaged over about `MEMORY` steps; the upstream's noise counts as well.
+    One over it is the gradient noise scale of arXiv 1812.06162. Two steps share no random number, so
+    E[g_i . g_{i+1}] = |E g|^2 as far as what is trained stands still in between, and E|g|^2 = |E g|^2 + tr Cov(g). Both
+    are averaged over about `MEMORY` steps; the upstream's noise counts as well.
     """
 
     def __init__(self) -> None:
@@ -25,8 +26,8 @@ class SignalToNoise:
     def update(self, gradients: Iterable[Tensor]) -> float:
         """Look at one step's gradients; returns the ratio, at least 0, or NaN while it is not known.
 
-        They are kept, not copied, until the next call, and must not be changed in place. One that is not finite is left
-        out.
+        They are kept, not copied, until the next call, and must not be changed in place. A gradient that is not finite
+        is left out.
         """
         g = [x.detach().reshape(-1).float() for x in gradients]
         before, self._before = self._before, g

@@ -98,7 +98,7 @@ class StepTimes:
 def on_line(timings: Timings, n: int) -> float:
     """Seconds at n, from the medians at what was measured.
 
-    That itself, or on the line through the neighbours, not falling; below all of them, and where there is one alone,
+    That itself, or on the line through the neighbors, not falling; below all of them, and where there is one alone,
     not less than in proportion.
     """
     points = sorted((at, statistics.median(s)) for at, s in timings.items())

@@ -37,8 +37,8 @@ def gradients(
         retain_graph: whether the graph is needed again.
     """
     v = None if v is None else v.to(output)
-    found = torch.autograd.grad(output, list(parameters), v, retain_graph=retain_graph, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
+    grads = torch.autograd.grad(output, list(parameters), v, retain_graph=retain_graph, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters)]
 
 
 def flat_gradient(output: Tensor, parameters: Sequence[Tensor], v: Tensor | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def half_square(difference: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 def cross_covariance(a: Tensor, b: Tensor) -> float:
-    """tr Cov(a, b), unbiased, from N >= 2 independent pairs: (N, ...), (N, ...).
+    """The trace of Cov(a, b), unbiased, from N >= 2 independent pairs: (N, ...), (N, ...).
 
     It is s_out^2 where the two of a pair share their upstream sample alone, and may then come out below 0.
     """
@@ -69,7 +69,7 @@ def cross_covariance(a: Tensor, b: Tensor) -> float:
 
 
 def total_variance(samples: Tensor) -> float:
-    """tr Cov, unbiased, of N >= 2 independent vectors (N, ...)."""
+    """The trace of Cov, unbiased, of N >= 2 independent vectors (N, ...)."""
     return cross_covariance(samples, samples)
 
 

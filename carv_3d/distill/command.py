@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from carv_3d.core.batching import out_of_memory_told
+from carv_3d.core.batching import out_of_memory_as
 from carv_3d.core.devices import choose_device
 from carv_3d.core.seeds import seed_for
 from carv_3d.distill.loop import PHASES, Distillation
@@ -76,13 +76,13 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
 def _train(
     request: DistillRequest, ranks: Ranks, settings: Settings, folder: Path, prompts: Prompts, display: Display
 ) -> int:
-    with out_of_memory_told(too_large(settings)):
+    with out_of_memory_as(too_large(settings)):
         with display.status("loading the model"):
             teacher = load_teacher(settings, ranks)
         run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
     run.open(request.resume)
     try:
-        with out_of_memory_told(too_large(settings)):
+        with out_of_memory_as(too_large(settings)):
             signal_number = run.train()
     except CarvError as error:
         raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error

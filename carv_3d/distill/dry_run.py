@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from carv_3d.core.batching import out_of_memory_told
+from carv_3d.core.batching import out_of_memory_as
 from carv_3d.core.devices import peak_memory
 from carv_3d.distill.command import check_prompts, load_teacher, too_large
 from carv_3d.distill.loop import Distillation
@@ -22,7 +22,7 @@ def dry_run(request: DistillRequest, steps: int = 2) -> int:
     check_writable(folder)
     print(settings.to_yaml(), end="")
     print(f"# folder: {folder}")
-    with out_of_memory_told(too_large(settings)):
+    with out_of_memory_as(too_large(settings)):
         return _measured(Distillation(load_teacher(settings), settings.options, prompts), settings, steps)
 
 

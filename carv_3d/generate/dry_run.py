@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from carv_3d.core.batching import out_of_memory_told
+from carv_3d.core.batching import out_of_memory_as
 from carv_3d.core.devices import peak_memory
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import config_to_yaml
@@ -33,7 +33,7 @@ def dry_run(request: Request, steps: int = 2) -> int:
         print(f"# model: {name} is not on this machine; a run would download it first ({error})")
         print("# time and memory: measured once the model is here")
         return 0
-    with out_of_memory_told(SCENE_TOO_LARGE):
+    with out_of_memory_as(SCENE_TOO_LARGE):
         return _measured(TextTo3D(config), steps)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import to_mapping
-from carv_3d.core.batching import out_of_memory_told
+from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.generate.config import config_to_yaml
@@ -74,19 +74,19 @@ def generate(request: Request) -> int:
     check_prompt(config)
     display.say(f'"{config.prompt}" -> {folder}')
     with claimed(folder):  # before the model, which may be a long download
-        with display.status("loading the model"), out_of_memory_told(ALL_TOO_LARGE):
+        with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
             host = TextTo3D(config, log=display.say)
         run = Run(host, folder, display)
         run.open(request.resume)
         try:
-            with out_of_memory_told(SCENE_TOO_LARGE):
+            with out_of_memory_as(SCENE_TOO_LARGE):
                 signal_number = run.train()
         except CarvError as error:
             raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
         if signal_number:
             display.say(f"Stopped after step {host.step}. Go on with: {resume_command(folder)}")
             return 128 + signal_number
-        with out_of_memory_told(SCENE_TOO_LARGE):
+        with out_of_memory_as(SCENE_TOO_LARGE):
             run.export()
     display.say(f"Done: open {folder / 'report.html'}")
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import to_mapping
-from carv_3d.core.batching import out_of_memory_told
+from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, load_config
 from carv_3d.generate.run import ALL_TOO_LARGE
@@ -88,7 +88,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
         check_unused(folder, "choose another --out, or go on in it with --resume")
     with claimed(folder):
         blocks = open_folder(folder, asked, request.resume)
-        with display.status("loading the model"), out_of_memory_told(ALL_TOO_LARGE):
+        with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
             host = TextTo3D(config, teacher, log=display.say)
         return _measure_points(request, host, points, state, folder, asked, blocks, entries, display)
 

@@ -100,11 +100,6 @@ def test_numbers_come_from_the_generator_alone() -> None:
     assert a.dtype == torch.float64
 
 
-def test_units() -> None:
-    assert [Design("none").unit(8), Design("none", True).unit(8)] == [1, 2]
-    assert [Design("render").unit(8), Design("render", True).unit(8)] == [8, 8]
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -66,5 +66,5 @@ def test_when_memory_runs_out_the_batch_halves_and_the_run_goes_on(bears: int, e
 def test_other_errors_and_a_single_row_too_large_are_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
         make().estimate(some_latents(), OutOfMemory(0, RuntimeError("size mismatch")))
-    with pytest.raises(CarvError, match="one row"):
+    with pytest.raises(CarvError, match="one sample"):
         make().estimate(some_latents(), OutOfMemory(0, RuntimeError("out of memory")))
