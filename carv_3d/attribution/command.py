@@ -154,9 +154,7 @@ def attribute(options: AttributeOptions) -> int:
         return _attribute(options, kind, model_name, out, display, begin)
 
 
-def _attribute(
-    options: AttributeOptions, kind: str, model_name: str, out: Path, display: Display, begin: float
-) -> int:
+def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path, display: Display, begin: float) -> int:
     from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
     with display.status("loading the model"):

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carv_3d.config.reader import differing_keys, look_up
 from carv_3d.errors import CarvError
 from carv_3d.io.files import explain_os_error, make_folder, write_atomic, write_via
-from carv_3d.io.structured import read_json
+from carv_3d.io.structured import differing_keys, look_up, read_json
 
 FORMAT = 1
 RELEASE_EVERY = 512  # rows that are looked at

@@ -7,7 +7,6 @@ On several machines --out must lie where all of them see it.
 
 from __future__ import annotations
 
-import io
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,19 +110,6 @@ def _value(ray: Any, reference: Any) -> Any:
         ) from error
 
 
-class _Lines(Display):
-    """A display whose lines are kept for the driver."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.lines: list[str] = []
-        self.console = Console(file=io.StringIO())
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def _prepare(out: str, token: str) -> Path:
     """What a worker sees to first: that it sees this folder, and keeps to its one core."""
     import torch
@@ -139,11 +125,12 @@ def _prepare(out: str, token: str) -> Path:
 def _group(sweep: Sweep, out: str, group: tuple[int, int], token: str) -> tuple[dict[str, float], list[str]]:
     """One task: the runs of a group; returns their last figures and what there was to say."""
     folder = _prepare(out, token)
-    display = _Lines()
+    lines: list[str] = []
+    display = Display(write=lines.append)
     last: dict[str, float] = {}
 
     def show(done: float, figures: dict[str, float]) -> None:
         last.update(figures)
 
-    run_group(sweep, folder, group, warm_teachers(sweep), clip_of(sweep, _Lines()), display, show)
-    return last, display.lines
+    run_group(sweep, folder, group, warm_teachers(sweep), clip_of(sweep, Display(quiet=True)), display, show)
+    return last, lines

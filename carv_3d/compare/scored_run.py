@@ -13,7 +13,7 @@ from carv_3d.compare.reading import LABEL
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.clip import ClipScore
 from carv_3d.evaluation.truth import TrueShape, scoring_views
-from carv_3d.generate.run import COLUMNS, Run
+from carv_3d.generate.run import COLUMNS, SceneRun
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import make_folder, write_atomic
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
@@ -44,15 +44,15 @@ class Length:
         return float(self.seconds if self.seconds is not None else self.steps or 0)
 
 
-class ScoredRun(Run):
-    """A `Run` that is advanced in slices. What evaluation and files take is not on its clock."""
+class ScoredRun(SceneRun):
+    """A `SceneRun` that is advanced in slices. What evaluation and files take is not on its clock."""
 
     columns = (*COLUMNS, "iou", "psnr", "clip_score")
 
     def __init__(
         self, host: TextTo3D, folder: Path, display: Display, length: Length, clip: ClipScore | None = None
     ) -> None:
-        super().__init__(host, folder, display)
+        super().__init__(host, folder, display, paced=False)
         self.length, self.clip = length, clip
         self.clock = 0.0
         config = host.config
@@ -101,7 +101,6 @@ class ScoredRun(Run):
             if due:
                 row |= self.scores()
             self.append(row)
-            self.last |= {name: value for name, value in row.items() if math.isfinite(value)}
             if due:
                 self.save()
                 return

@@ -93,31 +93,6 @@ def to_mapping(options: Any) -> dict[str, Any]:
     return plain(asdict(options))
 
 
-def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> list[str]:
-    """The dotted names at which two nested mappings differ, sorted."""
-    out: list[str] = []
-    for key in sorted(set(a) | set(b), key=str):
-        full = f"{path}.{key}" if path else str(key)
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            out += differing_keys(left, right, full)
-        elif left != right or (key in a) != (key in b):
-            out.append(full)
-    return out
-
-
-def look_up(values: Mapping[str, Any], dotted: str) -> Any:
-    """The value at a dotted name; None where there is nothing.
-
-    >>> look_up({"a": {"b": 1}}, "a.b")
-    1
-    """
-    here: Any = values
-    for part in dotted.split("."):
-        here = here.get(part) if isinstance(here, Mapping) else None
-    return here
-
-
 def _nearest(full: str, key: str, path: str, every_key: Sequence[str]) -> str:
     inside = [k for k in every_key if k.rpartition(".")[0] == path]
     near = difflib.get_close_matches(full, inside, 1, 0.7)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shlex
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,7 @@ from carv_3d.core.batching import out_of_memory_as
 from carv_3d.core.devices import choose_device
 from carv_3d.core.seeds import seed_for
 from carv_3d.distill.loop import PHASES, Distillation
-from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import Prompts, read_prompts
-from carv_3d.distill.ranks import Ranks, join
 from carv_3d.distill.request import (
     DistillRequest,
     Settings,
@@ -29,10 +24,10 @@ from carv_3d.distill.request import (
 )
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.scoring import PromptClassifier
-from carv_3d.io.files import claimed, clear_half_written, make_folder, write_atomic
-from carv_3d.io.tables import append_row, read_metrics, write_rows
-from carv_3d.runs.checkpoint import resumed_state, save_checkpoint
-from carv_3d.runs.progress import Display, StopSignals
+from carv_3d.io.files import claimed, make_folder
+from carv_3d.runs.progress import Display
+from carv_3d.runs.ranks import Ranks, join
+from carv_3d.runs.run import Pace, Run
 
 # metrics.csv; an empty cell means that the step has no such figure.
 COLUMNS = (
@@ -43,7 +38,7 @@ COLUMNS = (
 
 
 def distill(request: DistillRequest) -> int:
-    """Do the run and return the exit status: 0 done, 130 or 143 stopped (and saved) by a signal.
+    """Do the run and return the exit status: 0 done, 128 + its number where a signal stopped it (it is then saved).
 
     Among several processes the first alone writes and speaks.
 
@@ -58,7 +53,7 @@ def distill(request: DistillRequest) -> int:
 
 
 def _on_cpu(request: DistillRequest) -> bool:
-    """Whether the request, or the run that it goes on with, says so, before the processes join."""
+    """Whether the request, or the run that it resumes, is on the CPU; asked before the processes join."""
     base = read_settings(request.out or latest_folder(request)).options if request.resume else None
     return read_distill_options(request.overrides, request.seed, base).device == "cpu"
 
@@ -70,31 +65,10 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
     prompts = check_prompts(settings)
     display.say(f"{settings.model} -> {folder}")
     with claimed(folder) if ranks.first else nullcontext():
-        return _train(request, ranks, settings, folder, prompts, display)
-
-
-def _train(
-    request: DistillRequest, ranks: Ranks, settings: Settings, folder: Path, prompts: Prompts, display: Display
-) -> int:
-    with out_of_memory_as(too_large(settings)):
-        with display.status("loading the model"):
-            teacher = load_teacher(settings, ranks)
-        run = DistillRun(Distillation(teacher, settings.options, prompts, ranks), settings, folder, display)
-    run.open(request.resume)
-    try:
-        with out_of_memory_as(too_large(settings)):
-            signal_number = run.train()
-    except CarvError as error:
-        raise CarvError(f"{str(error).rstrip('.')}; {run.kept()}") from error
-    if signal_number:
-        display.say(f"Stopped after step {run.one.step}. Go on with: {resume_command(folder)}")
-        return 128 + signal_number
-    if ranks.first:
-        with display.status("writing the model"):
-            run.export()
-    ranks.gather(None)  # nobody leaves before it is written
-    display.say(f"Done: the one-step model is in {folder / 'model'}")
-    return 0
+        with display.status("loading the model"), out_of_memory_as(too_large(settings)):
+            one = Distillation(load_teacher(settings, ranks), settings.options, prompts, ranks)
+            run = DistillRun(one, settings, folder, display)
+        return run.complete(request.resume)
 
 
 def too_large(settings: Settings) -> str:
@@ -140,81 +114,28 @@ def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:
     )
 
 
-def resume_command(folder: Path) -> str:
-    """The command that goes on with the run in `folder`."""
-    return f"carv distill --resume --out {shlex.quote(str(folder))}"
+class DistillRun(Run):
+    """A distillation in its folder."""
 
-
-class DistillRun:
-    """A distillation, its folder, and what is shown of it."""
+    columns = COLUMNS
+    command = "carv distill"
 
     def __init__(self, one: Distillation, settings: Settings, folder: Path, display: Display) -> None:
-        self.one, self.settings, self.folder, self.display = one, settings, folder, display
-        self.checkpoint = folder / "checkpoint"
-        self.metrics = folder / "metrics.csv"
-        seed = torch.Generator().manual_seed(seed_for(self.options.seed, "preview prompts"))
-        self.captions = one.prompts.first(self.options.preview_prompts, seed)
+        options = settings.options
+        pace = Pace(options.steps, save_seconds=options.save_every, preview_steps=options.preview_every)
+        super().__init__(one, folder, display, pace, one.ranks)
+        self.one, self.settings = one, settings
+        self.too_large = too_large(settings)
+        seed = torch.Generator().manual_seed(seed_for(options.seed, "preview prompts"))
+        self.captions = one.prompts.first(options.preview_prompts, seed)
         self.classifiers = PromptClassifier.for_prompts(list(dict.fromkeys(self.captions)), one.device)
-        self.saved_step: int | None = None
-        self.last: dict[str, float] = {}
 
-    @property
-    def options(self) -> DistillOptions:
-        """Of the run."""
-        return self.settings.options
-
-    def open(self, resume: bool) -> None:
-        """Begin in the folder, or take up the run in it (and clear what a kill left half written).
-
-        Raises CarvError, before anything is written, where the run cannot be taken up or is beyond its steps.
-        """
-        one, first = self.one, self.one.ranks.first
-        if first:
-            clear_half_written(self.folder)
-        state = resumed_state(self.checkpoint, resume, self.display.say)
-        if state is not None:
-            one.load_state_dict(state)
-            if self.options.steps < one.step:
-                raise CarvError(
-                    f"the run in {self.folder} is at step {one.step}, beyond steps = {self.options.steps}; give "
-                    f"steps={one.step} or more, or none"
-                )
-            self.saved_step = one.step
-            self.display.say(f"Resumed after step {one.step}.")
-        one.ranks.gather(None)  # all have read before one writes
-        if first:
-            write_atomic(self.folder / "config.yaml", self.settings.to_yaml())
-            write_rows(self.metrics, COLUMNS, read_metrics(self.metrics, one.step))
-
-    def train(self) -> int:
-        """All steps that are left; returns 0, or the number of the signal that stopped it after a step."""
-        one, options, first = self.one, self.options, self.one.ranks.first
-        if one.step >= options.steps:
-            return 0
-        saved = time.monotonic()
-        with StopSignals() as stop, self.display.progress(one.step, options.steps) as show:
-            while one.step < options.steps:
-                row = one.train_step()
-                due = first and time.monotonic() - saved >= options.save_every
-                heard = one.ranks.gather([stop.number, due])  # all stop after the same step, and save together
-                number = max(h[0] for h in heard)
-                ended = one.step >= options.steps or bool(number)
-                if first and (ended or one.step % options.preview_every == 0):
-                    row |= self.preview()
-                if first:
-                    append_row(self.metrics, COLUMNS, row)
-                if ended or any(h[1] for h in heard):
-                    self.save()
-                    saved = time.monotonic()
-                self.last |= {k: v for k, v in row.items() if math.isfinite(v)}
-                show(one.step, self.last)
-                if number:
-                    return int(number)
-        return 0
+    def config_text(self) -> str:
+        """The settings as YAML."""
+        return self.settings.to_yaml()
 
     def preview(self) -> dict[str, float]:
-        """Write previews/step-*.png, of the same prompts and noise every time; returns what the classifiers say of
-        them."""
+        """Write previews/step-*.png, of the same prompts and noise every time; returns the classifiers' scores."""
         from carv_3d.distill.evaluate import preview_sheet
 
         images = self.one.images(self.captions, seed=0)
@@ -222,28 +143,17 @@ class DistillRun:
         preview_sheet(images.cpu(), self.folder / "previews" / f"step-{self.one.step:05d}.png", self.captions)
         scores: dict[str, list[float]] = {}
         for classifier, caption in zip(self.classifiers, dict.fromkeys(self.captions)):
-            mine = [i for i, other in enumerate(self.captions) if other == caption]
-            found = {} if classifier is None else classifier.score(images[mine].permute(0, 2, 3, 1))
-            for name, value in found.items():
+            index = [i for i, other in enumerate(self.captions) if other == caption]
+            measured = {} if classifier is None else classifier.score(images[index].permute(0, 2, 3, 1))
+            for name, value in measured.items():
                 scores.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in scores.items()}
 
-    def save(self) -> None:
-        """Write the checkpoint; CarvError where it cannot be written, and then the one before is intact."""
-        state = self.one.state_dict()  # of all processes
-        if self.one.ranks.first:
-            save_checkpoint(self.checkpoint, state)
-        self.saved_step = self.one.step
-
-    def kept(self) -> str:
-        """What is safe after a failure, and how to go on, for the end of a sentence."""
-        if self.saved_step is None:
-            return f"no checkpoint was written yet in {self.folder}"
-        return f"the checkpoint of step {self.saved_step} is intact, go on with: {resume_command(self.folder)}"
-
-    def export(self) -> None:
+    def export(self) -> str:
         """The averaged generator as a diffusers folder."""
         from carv_3d.distill.export import save_one_step
         from carv_3d.teachers.availability import resolve_model
 
-        save_one_step(self.folder / "model", resolve_model(self.settings.model), self.one.averaged().unet)
+        with self.display.status("writing the model"):
+            save_one_step(self.folder / "model", resolve_model(self.settings.model), self.one.averaged().unet)
+        return f"Done: the one-step model is in {self.folder / 'model'}"

@@ -29,10 +29,10 @@ from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.network import FakeScore
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import Prompts
-from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.updates import Updates
 from carv_3d.errors import CarvError, first_line
 from carv_3d.objectives.score_matching import ScoreMatching
+from carv_3d.runs.ranks import Ranks
 from carv_3d.teachers.timed import TimedTeacher
 
 PHASES = ("text", "generate", "denoise", "backward", "train_fake", "update")

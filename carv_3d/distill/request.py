@@ -1,4 +1,4 @@
-"""What `carv distill` was asked for, made into options and a folder; nothing is written here."""
+"""The request of `carv distill`, made into options and a folder; nothing is written here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from carv_3d.config.reader import differing_keys, look_up, read_options, read_override, resolved, to_mapping
+from carv_3d.config.reader import read_options, read_override, resolved, to_mapping
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
-from carv_3d.io.files import check_unused, expanded, newest_run, slug, unused
-from carv_3d.io.structured import MissingFileError, read_yaml
+from carv_3d.io.files import expanded, slug
+from carv_3d.io.structured import read_yaml
+from carv_3d.runs.request import check_resumable, check_unchanged, new_folder, newest_folder
+from carv_3d.runs.run import CONFIG
 
 EXAMPLE = "num_draws=8"
 # What --resume may change: how long, what is shown and where, and what must be smaller or coarser where memory ran out.
@@ -62,11 +64,9 @@ def read_distill_options(
 
 def read_settings(folder: Path) -> Settings:
     """Of the run in the folder; CarvError where there is none that can be read."""
-    path = folder / "config.yaml"
-    try:
-        values = read_yaml(path, "begin again with another --out")
-    except MissingFileError:
-        raise CarvError(f"there is no run to resume in {folder}; begin one without --resume") from None
+    check_resumable(folder)
+    path = folder / CONFIG
+    values = read_yaml(path, "begin again with another --out")
     if not isinstance(values.get("model"), str):
         raise CarvError(f"{path} is of no run of carv distill; name another folder")
     model, prompts_hash = values.pop("model"), str(values.pop("prompts_hash", ""))
@@ -88,22 +88,14 @@ def resolve(request: DistillRequest) -> tuple[Settings, Path]:
             computed.
     """
     if not request.resume:
-        assert request.model is not None  # seen to by the parser
+        assert request.model is not None  # the parser's check
         settings = _wherever(Settings(request.model, read_distill_options(request.overrides, request.seed)))
-        if request.out is not None:
-            check_unused(request.out, "choose another --out, or go on with the run in it with --resume")
-            return settings, request.out
-        return settings, unused(_default_folder(settings))
+        return settings, new_folder(request.out, _default_folder(settings))
     folder = request.out or latest_folder(request)
     stored = read_settings(folder)
     options = read_distill_options(request.overrides, request.seed, stored.options)
-    old, new = map(_compared, (stored, Settings(request.model or stored.model, options)))
-    for key in differing_keys(old, new):
-        if key not in CHANGEABLE:
-            raise CarvError(
-                f"the run in {folder} has {key} = {look_up(old, key)!r}, and --resume cannot change it to "
-                f"{look_up(new, key)!r}; leave it, or begin a new run with another --out"
-            )
+    asked = Settings(request.model or stored.model, options)
+    check_unchanged(folder, _compared(stored), _compared(asked), CHANGEABLE)
     options = replace(options, prompts=stored.options.prompts)
     return _wherever(Settings(stored.model, options, stored.prompts_hash)), folder
 
@@ -144,4 +136,5 @@ def latest_folder(request: DistillRequest) -> Path:
     if request.model is None:
         raise CarvError("which run to resume is not said; name its folder with --out, or its model")
     settings = Settings(request.model, read_distill_options(request.overrides, request.seed))
-    return newest_run(_default_folder(settings))
+    model = _compared(settings)["model"]
+    return newest_folder(_default_folder(settings), lambda f: _compared(read_settings(f))["model"] == model)

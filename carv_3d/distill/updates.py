@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.core.non_finite import NonFiniteSteps
-from carv_3d.distill.ranks import Ranks
+from carv_3d.runs.ranks import Ranks
 
 
 class Updates:

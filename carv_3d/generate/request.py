@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from carv_3d.config.reader import differing_keys, look_up, read_options, to_mapping
-from carv_3d.errors import CarvError
+from carv_3d.config.reader import read_options, to_mapping
 from carv_3d.generate.config import Config, load_config
-from carv_3d.io.files import check_unused, newest_run, slug, unused
+from carv_3d.io.files import slug
+from carv_3d.runs.request import check_resumable, check_unchanged, is_changeable, new_folder, newest_folder
+from carv_3d.runs.run import CONFIG
 
 # What --resume may change: how long, what is shown and where, but not what is being computed.
 CHANGEABLE = (
@@ -45,39 +48,41 @@ def resolve(request: Request) -> tuple[Config, Path]:
     """
     if not request.resume:
         config = load_config(request.config, request.overrides, request.prompt, request.seed)
-        return config, _new_folder(request, config)
+        return config, new_folder(request.out, _default_folder(config))
     folder = request.out or _latest_folder(request)
-    stored_path = folder / "config.yaml"
-    if not stored_path.exists():
-        raise CarvError(f"there is no run to resume in {folder}; begin one without --resume")
-    stored = load_config(stored_path)
-    base = request.config or stored_path
-    seed = stored.seed if request.seed is None else request.seed
-    config = load_config(base, request.overrides, request.prompt or stored.prompt, seed)
-    if config.system.geometry_type == "auto":
-        config = read_options(config, {"system": {"geometry_type": stored.system.geometry_type}})
-    old, new = to_mapping(stored), to_mapping(config)
-    for key in differing_keys(old, new):
-        if not key.startswith(CHANGEABLE):
-            raise CarvError(
-                f"the run in {folder} has {key} = {look_up(old, key)!r}, and --resume cannot change it to "
-                f"{look_up(new, key)!r}; leave it, or begin a new run with another --out"
-            )
-    return config, folder
+    check_resumable(folder)
+    stored = load_config(folder / CONFIG)
+    values = to_mapping(stored)
+
+    def asked(*overrides: str) -> Config:
+        base = request.config or folder / CONFIG
+        seed = stored.seed if request.seed is None else request.seed
+        return load_config(base, [*request.overrides, *overrides], request.prompt or stored.prompt, seed)
+
+    # Compared with all that may change as the run has it: an option that follows from such a one is not changed.
+    new = asked(*_changeable(values))
+    if new.system.geometry_type == "auto":
+        new = read_options(new, {"system": {"geometry_type": stored.system.geometry_type}})
+    check_unchanged(folder, values, to_mapping(new), CHANGEABLE)
+    return load_config(folder / CONFIG, _changeable(to_mapping(asked()))), folder
 
 
-def _default_folder(prompt: str, seed: int) -> Path:
-    return Path("outputs") / f"{slug(prompt)}-{seed}"
+def _changeable(values: Mapping[str, Any], path: str = "") -> list[str]:
+    """The options that --resume may change, as key=value."""
+    words: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            words += _changeable(value, f"{path}{key}.")
+        elif is_changeable(f"{path}{key}", CHANGEABLE):
+            words.append(f"{path}{key}={json.dumps(value)}")
+    return words
 
 
-def _new_folder(request: Request, config: Config) -> Path:
-    if request.out is not None:
-        check_unused(request.out, "choose another --out, or go on with the run in it with --resume")
-        return request.out
-    return unused(_default_folder(config.prompt, config.seed))
+def _default_folder(config: Config) -> Path:
+    return Path("outputs") / f"{slug(config.prompt)}-{config.seed}"
 
 
 def _latest_folder(request: Request) -> Path:
-    """The newest of this prompt's default folders."""
+    """The newest of this prompt's default folders; other prompts may have the same names of folders."""
     config = load_config(request.config, request.overrides, request.prompt, request.seed)
-    return newest_run(_default_folder(config.prompt, config.seed))
+    return newest_folder(_default_folder(config), lambda f: load_config(f / CONFIG).prompt == config.prompt)

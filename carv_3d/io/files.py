@@ -144,17 +144,17 @@ def _abandoned(folder: Path) -> bool:
         return False
 
 
-def newest_run(path: Path) -> Path:
-    """The run begun or resumed last of `path`, `path`-2, `path`-3 ..., by the time of its config.yaml.
+def newest_run(path: Path, accepted: Callable[[Path], bool] = lambda folder: True) -> Path | None:
+    """The accepted run begun or resumed last of `path`, `path`-2, `path`-3 ..., by the time of its config.yaml.
 
-    Some of them may be gone; `path` where all are.
+    Some of them may be gone; None where all are.
     """
     runs = []
     for config in path.parent.glob(f"{glob.escape(path.name)}*/config.yaml"):
         number = re.fullmatch(rf"{re.escape(path.name)}(?:-(\d+))?", config.parent.name)
-        if number is not None:
+        if number is not None and accepted(config.parent):
             runs.append((config.stat().st_mtime_ns, int(number[1] or 1), config.parent))
-    return max(runs)[2] if runs else path
+    return max(runs)[2] if runs else None
 
 
 def check_unused(path: Path, fix: str = "choose another --out") -> None:

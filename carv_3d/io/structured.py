@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,28 @@ def read_csv(path: Path, fix: str = RESTORE, quoted: bool = True) -> tuple[list[
         raise CarvError(f"{path} has two columns of the name {name[:80]!r}; {fix}")
     rows = [dict(zip(header, line)) for line in lines if len(line) == len(header)]
     return rows, len(lines) - len(rows) + bool(torn)
+
+
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> list[str]:
+    """The dotted names at which two nested mappings differ, sorted."""
+    out: list[str] = []
+    for key in sorted(set(a) | set(b), key=str):
+        full = f"{path}.{key}" if path else str(key)
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            out += differing_keys(left, right, full)
+        elif left != right or (key in a) != (key in b):
+            out.append(full)
+    return out
+
+
+def look_up(values: Mapping[str, Any], dotted: str) -> Any:
+    """The value at a dotted name; None where there is nothing.
+
+    >>> look_up({"a": {"b": 1}}, "a.b")
+    1
+    """
+    here: Any = values
+    for part in dotted.split("."):
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return here

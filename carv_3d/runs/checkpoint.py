@@ -123,6 +123,14 @@ def _set_aside(path: Path) -> None:
         raise explain_os_error(error, path) from error
 
 
+def check_made_with(path: Path, state: Mapping[str, Any], made_with: Mapping[str, Any], fix: str) -> None:
+    """CarvError, ending in `fix`, where the checkpoint at `path` was made with other values than these."""
+    stored = state.get("made_with", {})
+    differs = [key for key in made_with if stored.get(key) != made_with[key]]
+    if differs:
+        raise CarvError(f"{path} was made with other values of {', '.join(differs)}: {fix}.")
+
+
 def fingerprint_of(module: nn.Module, *more: Tensor, config: Mapping[str, Any] | None = None) -> str:
     """A short hash of a module's parameters with their names, of further tensors, and of a configuration: plain data,
     whose names with an underscore before them (where a folder lay, which release wrote it) do not count."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import threading
@@ -12,13 +13,16 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-LAST_STEPS = 25  # that the time left is told by
+QUIET_SECONDS = 60.0  # at most, between two lines of a log
+LAST_STEPS = 25  # that the time left is estimated from
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not on Windows
 
 
 class StopSignals:
-    """Within the block, Ctrl-C and SIGTERM set `number` instead of ending the process; a second one ends it.
+    """Within the block, Ctrl-C, SIGTERM and SIGHUP set `number` instead of ending the process; a second one ends it.
 
-    Outside of the main thread, where signals cannot be caught, it does nothing.
+    A signal that is ignored (by nohup, say) stays so. Outside of the main thread, where signals cannot be caught, it
+    does nothing.
     """
 
     def __init__(self) -> None:
@@ -27,8 +31,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._asked)
+            for number in (getattr(signal, name, None) for name in SIGNALS):
+                if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._old[number] = signal.signal(number, self._asked)
         return self
 
     def __exit__(
@@ -39,6 +44,7 @@ class StopSignals:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self.number:
+            signal.signal(number, signal.SIG_IGN)  # a third must not break into the unwinding
             raise KeyboardInterrupt
         self.number = number
         print("\nStopping after this step (once more to stop at once) ...", file=sys.stderr)
@@ -47,15 +53,20 @@ class StopSignals:
 class Display:
     """A live line on a terminal, plain lines elsewhere (logs, pipes)."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        """quiet: show nothing at all."""
+    def __init__(self, quiet: bool = False, write: Callable[[str], Any] | None = None) -> None:
+        """quiet: show nothing at all. write: takes each line, in place of the terminal."""
         from rich.console import Console
 
-        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self._write = write
+        file = None if write is None else io.StringIO()
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet, file=file)
 
     def say(self, text: str) -> None:
         """One line of text, taken literally."""
-        self.console.print(text, markup=False)
+        if self._write is not None:
+            self._write(text)
+        else:
+            self.console.print(text, markup=False)
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
@@ -98,13 +109,13 @@ class Display:
     def _plain_lines(self, done: int, total: int, unit: str) -> Callable[[int, Mapping[str, float]], None]:
         every = max(1, total // 12)
         clock = _Eta(done, total)
-        shown = done // every
+        shown, at = done // every, time.perf_counter()
 
         def show(step: int, figures: Mapping[str, float]) -> None:
-            nonlocal shown
-            left = clock.left(step)
-            if step // every > shown or step == total:
-                shown = step // every
+            nonlocal shown, at
+            left, now = clock.left(step), time.perf_counter()
+            if step // every > shown or step == total or now - at >= QUIET_SECONDS:
+                shown, at = step // every, now
                 self.say(f"{unit} {step}/{total}  left {left}  {describe(figures)}")
 
         return show
@@ -122,6 +133,8 @@ def describe(figures: Mapping[str, float]) -> str:
     snr = figures.get("snr_step", figures.get("snr"))  # of the whole step, or else among a render's draws
     if snr is not None:
         parts.append(f"SNR {snr:.3f}")
+    if "loss" in figures:
+        parts.append(f"loss {figures['loss']:.4f}")
     if "iou" in figures:
         parts.append(f"IoU {figures['iou']:.2f}")
     if "classifier_object" in figures:
@@ -145,7 +158,7 @@ def seconds_a_step(step: Callable[[], Any], steps: int) -> float:
 
 
 class _Eta:
-    """The time that is left, by the mean over the last steps: a machine that was busy for a while spoils no more."""
+    """The time that is left, by the mean over the last steps: a machine that was busy once does not count for ever."""
 
     def __init__(self, done: int, total: int) -> None:
         self.total = total

@@ -75,9 +75,7 @@ class Classifier(nn.Module):
         from safetensors.torch import load_file
 
         if not path.exists():
-            raise CarvError(
-                f"the classifier's weights {path} are missing; run python -m carv_3d.tiny.classifier"
-            )
+            raise CarvError(f"the classifier's weights {path} are missing; run python -m carv_3d.tiny.classifier")
         classifier = cls()
         try:
             classifier.load_state_dict(
@@ -113,7 +111,7 @@ def train(work: Path, out: Path = WEIGHTS, images: int = 45_000, steps: int = 5_
     from safetensors.torch import save_file
 
     from carv_3d.tiny.dataset import build, source_hash
-    from carv_3d.tiny.stage import run_stage
+    from carv_3d.tiny.stage import StageOptions, run_stage
 
     data = build(work / "classifier", images, seed=seed + 2, training_only=False)
     labels = shot_classes(data.shots)
@@ -132,17 +130,9 @@ def train(work: Path, out: Path = WEIGHTS, images: int = 45_000, steps: int = 5_
         ]
         return torch.stack(terms).sum()
 
-    weights = run_stage(
-        "classifier",
-        classifier,
-        step_loss,
-        steps=steps,
-        lr=3e-3,
-        folder=work,
-        seed=seed + 7,
-        ema=0.99,
-        made_with={"images": images, "seed": seed, "objects": source_hash()},
-    )
+    made_with = {"images": images, "seed": seed, "objects": source_hash()}
+    options = StageOptions(steps, lr=3e-3, seed=seed + 7, ema=0.99)
+    weights = run_stage("classifier", classifier, step_loss, options, work, made_with)
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, out.with_suffix(".part"))

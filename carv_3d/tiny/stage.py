@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from carv_3d.core.ema import Average
 from carv_3d.core.seeds import step_seed
 from carv_3d.errors import CarvError
 from carv_3d.io.files import os_errors_explained
-from carv_3d.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from carv_3d.runs.checkpoint import check_made_with, has_checkpoint
+from carv_3d.runs.progress import Display
+from carv_3d.runs.run import Pace, Run
 
+WARM_UP = 200  # steps
 # 19 ms where 68 were, for the 11 million weights of the UNet and two threads; None is torch's own choice
 FUSED = True if Version(torch.__version__) >= Version("2.4") else None
 
@@ -32,82 +35,140 @@ def told_by(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
         parser.exit(2, f"{error}\n")
 
 
+@dataclass(frozen=True)
+class StageOptions:
+    """How a stage is trained.
+
+    Args:
+        steps: of the optimizer.
+        lr: learning rate after the warm-up; it falls along a cosine to a hundredth.
+        seed: of the steps' generators.
+        ema: decay of the weights' average.
+        slower: beginnings of parameters' names, and the share of the learning rate that these get.
+        save_every: seconds between two checkpoints.
+    """
+
+    steps: int
+    lr: float
+    seed: int
+    ema: float = 0.999
+    weight_decay: float = 1e-2
+    slower: Mapping[str, float] = field(default_factory=dict)
+    save_every: float = 120.0
+
+
+class StageTrainer:
+    """A module, its optimizer and the average of its weights; a `carv_3d.runs.run.Trainer`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        step_loss: Callable[[int, torch.Generator], Tensor],
+        options: StageOptions,
+        made_with: Mapping[str, Any],
+        path: Path,
+    ) -> None:
+        """step_loss: of a step and its generator. made_with: what a checkpoint at `path` must agree with."""
+        self.module, self.step_loss, self.options = module, step_loss, options
+        self.made_with, self.path = dict(made_with), path
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            share = next((f for k, f in options.slower.items() if name.startswith(k)), 1.0)
+            groups.setdefault(share, []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": p, "share": f} for f, p in groups.items()], lr=options.lr, betas=(0.9, 0.99),
+            weight_decay=options.weight_decay, fused=FUSED,
+        )  # fmt: skip
+        self.average, self.step, self.smooth = Average(module, options.ema), 0, math.nan
+        module.train()
+
+    def train_step(self) -> dict[str, float]:
+        """One step; its running mean of the loss."""
+        o, step = self.options, self.step
+        generator = torch.Generator().manual_seed(step_seed(o.seed, step))
+        for group in self.optimizer.param_groups:
+            fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / o.steps))
+            group["lr"] = group["share"] * o.lr * min(1.0, (step + 1) / WARM_UP) * fall
+        loss = self.step_loss(step, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.module, step)
+        self.smooth = loss.item() if math.isnan(self.smooth) else 0.98 * self.smooth + 0.02 * loss.item()
+        self.step = step + 1
+        return {"loss": self.smooth}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives only."""
+        return {
+            "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state, "step": self.step, "made_with": self.made_with,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`; CarvError where it was made with other values."""
+        check_made_with(self.path, state, self.made_with, "give those, another --work, or delete it")
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = FUSED  # not that of the machine that the checkpoint comes from
+        self.average.state, self.step = state["average"], state["step"]
+
+
+class Stage(Run):
+    """A stage in its working folder: NAME.pt there is its checkpoint."""
+
+    def __init__(
+        self,
+        name: str,
+        trainer: StageTrainer,
+        on_save: Callable[[dict[str, Tensor], int], None] | None = None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        o = trainer.options
+        super().__init__(trainer, trainer.path.parent, Display(write=log), Pace(o.steps, save_seconds=o.save_every))
+        self.name, self.stage, self.on_save, self.checkpoint = name, trainer, on_save, trainer.path
+
+    def saved(self) -> None:
+        """Hand over the averaged weights."""
+        if self.on_save is not None:
+            self.on_save(self.stage.average.state, self.stage.step)
+
+
 def run_stage(
     name: str,
     module: nn.Module,
-    loss_of: Callable[[int, torch.Generator], Tensor],
-    *,
-    steps: int,
-    lr: float,
+    step_loss: Callable[[int, torch.Generator], Tensor],
+    options: StageOptions,
     folder: Path,
-    seed: int,
-    made_with: dict[str, Any],
-    ema: float = 0.999,
-    weight_decay: float = 1e-2,
-    slower: dict[str, float] | None = None,
-    save_every: float = 120.0,
+    made_with: Mapping[str, Any],
     on_begin: Callable[[], None] | None = None,
     on_save: Callable[[dict[str, Tensor], int], None] | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Tensor]:
-    """Train ``module`` for ``steps`` of ``loss_of(step, generator)``; returns the averaged weights.
+    """Train `module` on `step_loss(step, generator)`; a later call resumes from the last checkpoint in `folder`.
 
-    Killed at any moment, a later call goes on from the last checkpoint in ``folder`` (every ``save_every`` seconds).
-    A checkpoint whose ``made_with`` differs raises :class:`CarvError`.
-    The learning rate warms up over 200 steps and falls along a cosine to a hundredth; parameters whose name begins with
-    a key of ``slower`` get that share of it. ``on_begin`` is called once where steps are left, with the checkpoint's
-    weights in place.
+    Args:
+        made_with: what a checkpoint depends on.
+        on_begin: called once where steps are left, with the checkpoint's weights in place.
+        on_save: called with the averaged weights and the step after each checkpoint.
+
+    Returns:
+        The averaged weights.
+
+    Raises:
+        CarvError: a checkpoint that was made with other values.
+        KeyboardInterrupt: a signal stopped it; it is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.pt"
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter_name, parameter in module.named_parameters():
-        share = next((f for k, f in (slower or {}).items() if parameter_name.startswith(k)), 1.0)
-        groups.setdefault(share, []).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": p, "share": f} for f, p in groups.items()], lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay,
-        fused=FUSED,
-    )  # fmt: skip
-    average, first = Average(module, ema), 0
-    if has_checkpoint(path):
-        state, _ = load_checkpoint(path, going_on=True)
-        differs = [k for k in made_with if state["made_with"].get(k) != made_with[k]]
-        if differs:
-            raise CarvError(
-                f"{path} was made with other values of {', '.join(differs)}: give those, another --work, or delete it."
-            )
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        for group in optimizer.param_groups:
-            group["fused"] = FUSED  # not that of the machine that the checkpoint comes from
-        average.state, first = state["average"], state["step"]
-    module.train()
-    if on_begin is not None and first < steps:
+    trainer = StageTrainer(module, step_loss, options, made_with, folder / f"{name}.pt")
+    stage = Stage(name, trainer, on_save, log)
+    stage.open(has_checkpoint(trainer.path))
+    if on_begin is not None and trainer.step < options.steps:
         on_begin()
-    begun = saved = shown = time.monotonic()
-    smooth = math.nan
-    for step in range(first, steps):
-        generator = torch.Generator().manual_seed(step_seed(seed, step))
-        for group in optimizer.param_groups:
-            fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))
-            group["lr"] = group["share"] * lr * min(1.0, (step + 1) / 200) * fall
-        loss = loss_of(step, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        average.update(module, step)
-        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
-        now, last = time.monotonic(), step + 1 == steps
-        if now - shown > 15 or last:
-            pace = (now - begun) / (step + 1 - first)
-            log(f"{name}: step {step + 1}/{steps}, loss {smooth:.4f}, {pace * 1e3:.0f} ms a step, "
-                f"{pace * (steps - step - 1) / 60:.1f} min left")  # fmt: skip
-            shown = now
-        if now - saved > save_every or last:
-            save_checkpoint(path, {"module": module.state_dict(), "optimizer": optimizer.state_dict(),
-                                   "average": average.state, "step": step + 1, "made_with": made_with})  # fmt: skip
-            if on_save is not None:
-                on_save(average.state, step + 1)
-            saved = time.monotonic()
-    return average.state
+    log(f"{name}: {options.steps} steps, {trainer.step} are done")
+    if stage.train():
+        log(f"{name}: stopped after step {trainer.step}; the same command resumes it")
+        raise KeyboardInterrupt
+    return trainer.average.state

@@ -23,7 +23,7 @@ from carv_3d.tiny import autoencoder, denoiser, layout
 from carv_3d.tiny.dataset import Images, build, source_hash
 from carv_3d.tiny.export import export
 from carv_3d.tiny.quick import PRECISIONS, choose_precision, compile_in_place, loss_gradient
-from carv_3d.tiny.stage import run_stage, told_by
+from carv_3d.tiny.stage import StageOptions, run_stage, told_by
 from carv_3d.tiny.tokens import END, LENGTH, START, build_tokenizer
 from carv_3d.tiny.vocabulary import COLORS, all_words
 
@@ -102,9 +102,8 @@ def train_autoencoder(o: TrainOptions, images: Images) -> Any:
         x = autoencoder.batch(images, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
         return autoencoder.loss(vae, x, generator)
 
-    weights = run_stage("autoencoder", vae, step_loss, steps=o.vae_steps, lr=o.vae_lr, folder=o.work, seed=o.seed + 3,
-                        made_with=made_with(o, "vae"),
-                        ema=0.98, log=log)  # fmt: skip
+    options = StageOptions(o.vae_steps, o.vae_lr, o.seed + 3, ema=0.98)
+    weights = run_stage("autoencoder", vae, step_loss, options, o.work, made_with(o, "vae"), log=log)
     vae.load_state_dict(weights)
     vae.eval().requires_grad_(False)
     for color in COLORS:  # a lost hue shows here, and hardly in a mean over all
@@ -138,9 +137,8 @@ def train_text(o: TrainOptions, model: denoiser.Denoiser, data: denoiser.Latents
     def step_loss(step: int, generator: torch.Generator) -> torch.Tensor:
         return layout.loss(predictor, *data.batch(o.text_batch, generator), older)
 
-    weights = run_stage("text", predictor, step_loss, steps=o.text_steps, lr=o.text_lr, folder=o.work, seed=o.seed + 9,
-                        made_with=made_with(o, "text"),
-                        ema=0.995, log=log)  # fmt: skip
+    options = StageOptions(o.text_steps, o.text_lr, o.seed + 9, ema=0.995)
+    weights = run_stage("text", predictor, step_loss, options, o.work, made_with(o, "text"), log=log)
     predictor.load_state_dict(weights)
 
 
@@ -216,9 +214,10 @@ def train(o: TrainOptions) -> None:
     def save(weights: dict[str, torch.Tensor], step: int) -> None:
         export(o.out, vae, scaling, model, weights, tokenizer, o.work / "tokenizer")
 
-    weights = run_stage("denoiser", model, step_loss, steps=o.unet_steps, lr=o.unet_lr, folder=o.work, seed=o.seed + 5,
-              made_with=made_with(o, "unet"),
-              slower={"text.": 0.2}, ema=0.9985, on_begin=begin, on_save=save, log=log)  # fmt: skip
+    options = StageOptions(o.unet_steps, o.unet_lr, o.seed + 5, ema=0.9985, slower={"text.": 0.2})
+    weights = run_stage(
+        "denoiser", model, step_loss, options, o.work, made_with(o, "unet"), on_begin=begin, on_save=save, log=log
+    )
     save(weights, o.unet_steps)
     log(f"carv-tiny is in {o.out}")
 

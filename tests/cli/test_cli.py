@@ -202,9 +202,7 @@ def finding(name: str) -> doctor.Finding:
     return next(f for f in doctor.examine() if f.name == name)
 
 
-def test_doctor_shows_versions_and_fixes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_shows_versions_and_fixes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     status = cli.main(["doctor"])

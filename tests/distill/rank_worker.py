@@ -11,8 +11,8 @@ import torch
 from small import small
 from torch import Tensor
 
-from carv_3d.distill.ranks import AccelerateRanks, Ranks, join
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
+from carv_3d.runs.ranks import AccelerateRanks, Ranks, join
 
 STEPS = 3
 

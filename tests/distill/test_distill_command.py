@@ -21,12 +21,12 @@ from carv_3d.distill import command, variance_command
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
-from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.io.files import locked
 from carv_3d.runs.checkpoint import load_checkpoint
+from carv_3d.runs.ranks import Ranks
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 SMALL = ["batch_size=2", "num_draws=2", "preview_prompts=2", "preview_every=2", "fake_updates=1", "device=cpu"]
@@ -89,7 +89,7 @@ def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
 
     monkeypatch.setattr(Distillation, "train_step", interrupted)
     assert cli.main(words(place, sd_folder, "steps=4", "--out", "cut")) == 130
-    assert "Go on with: carv distill --resume --out cut" in capsys.readouterr().out
+    assert "Resume with: carv distill --resume --out cut" in capsys.readouterr().out
     assert len(rows("cut")) == 2
     with open("cut/metrics.csv", "a") as handle:
         handle.write("3,0.1,")  # a line that a kill cut short
@@ -161,7 +161,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         (["distill", "a", "b"], "2 models were given"),
         (["distill", "carv-tiny", "num_drws=4"], "unknown option 'num_drws'; did you mean 'num_draws'?"),
         (["distill", "carv-tiny", "num_draws=0"], "num_draws is 0"),
-        (["distill", "carv-tiny", "num_draws=x"], "num_draws is 'x', but it must be a whole number"),
+        (["distill", "carv-tiny", "num_draws=x"], "num_draws is 'x'; it must be a whole number"),
         (["distill", "carv-tiny", "num_draws=3", "antithetic=true"], "draws come in pairs"),
         (["distill", "carv-tiny", "--sed", "4"], "did you mean --seed?"),
         (["distill", "carv-tiny", "precision=fp16", "device=cpu"], "precision is fp16, which needs CUDA"),
@@ -237,17 +237,19 @@ def test_memory_that_runs_out_is_one_sentence(
         cli.main(["distill", "--resume", "--out", "run"])
 
 
-def test_memory_that_runs_out_at_the_start_is_one_sentence(
-    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize("where", ["load_teacher", "Distillation"])
+def test_memory_that_runs_out_while_the_model_is_loaded_is_one_sentence(
+    where: str, more: list[str], sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def short(*arguments: Any, **named: Any) -> Any:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    for target in ("command.load_teacher", "dry_run.load_teacher"):
-        monkeypatch.setattr(f"carv_3d.distill.{target}", short)
-    for more in ([], ["--dry-run"]):
-        message = refusal(capsys, [*words(place, sd_folder, "--out", "run"), *more])
-        assert "memory ran out on batch_size=2 samples" in message
+    for module in ("dry_run", "command"):  # the first import of a module must not see a patched one
+        monkeypatch.setattr(f"carv_3d.distill.{module}.{where}", short)
+    said = refusal(capsys, words(place, sd_folder, "--out", "run", *more))
+    assert "memory ran out on batch_size=2 samples: lower batch_size, or set precision=bf16" in said
+    assert not Path("run").exists()
 
 
 def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(

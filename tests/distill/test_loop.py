@@ -20,11 +20,11 @@ from carv_3d.distill.loop import Distillation
 from carv_3d.distill.network import FakeScore
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
-from carv_3d.distill.ranks import Ranks
 from carv_3d.distill.updates import Updates
 from carv_3d.errors import CarvError
 from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
+from carv_3d.runs.ranks import Ranks
 from carv_3d.teachers.gaussian import GaussianTeacher
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import carv_3d
-from carv_3d.distill.ranks import Ranks, join
 from carv_3d.errors import CarvError
+from carv_3d.runs.ranks import Ranks, join
 
 HERE = Path(__file__).parent
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import carv_3d
-from carv_3d.config.reader import differing_keys, look_up, read_options, to_mapping
+from carv_3d.config.reader import read_options, to_mapping
 from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, config_to_yaml, load_config
+from carv_3d.io.structured import differing_keys, look_up
 from carv_3d.report.page import flatten
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -201,7 +201,7 @@ def test_resume_may_lengthen_a_run_but_not_change_it(words: list[str], capsys: p
         assert words_of in message
         assert "cannot change it" in message
     message = carv(capsys, "generate", "--resume", "--out", "run", "trainer.max_steps=2", expect=2)
-    assert "is at step 4, beyond trainer.max_steps = 2; give trainer.max_steps=4 or more" in message
+    assert "is at step 4, beyond trainer.max_steps = 2; give trainer.max_steps=4 or more, or none" in message
     assert Path("run/config.yaml").read_text() == before[0]
     carv(capsys, "generate", "--resume", "--out", "run", "trainer.max_steps=6")
     assert load_checkpoint(Path("run/checkpoint"))[0]["step"] == 6
@@ -327,6 +327,21 @@ def test_a_field_without_a_surface_still_gives_images_and_a_report(
     assert "no mesh" in message
     assert set(os.listdir("run")) == FILES - {"asset.glb"}
     assert "No mesh was made" in Path("run/report.html").read_text(encoding="utf-8")
+
+
+def test_a_disk_that_fills_up_while_the_mesh_is_written_says_how_to_resume(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("carv_3d.scenes.mesh.save_mesh", full)
+        message = carv(capsys, "generate", "a red mug", "--out", "run", *words, expect=2)
+    assert "the disk is full: run/asset.glb could not be written" in message
+    assert "resume with: carv generate --resume --out run" in message
+    carv(capsys, "generate", "--resume", "--out", "run")
+    assert set(os.listdir("run")) == FILES
 
 
 def test_a_mesh_that_is_not_closed_is_told(

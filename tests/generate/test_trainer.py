@@ -13,13 +13,14 @@ from saved_state import untested_after_restoring
 from tiny_host import tiny_config
 from torch import Tensor
 
-from carv_3d.config.reader import look_up, to_mapping
+from carv_3d.config.reader import to_mapping
 from carv_3d.core.auto_draws import MAX_RENDERS
 from carv_3d.core.seeds import OwnGlobals
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.guidance.sds import SDSGuidance
+from carv_3d.io.structured import look_up
 from carv_3d.scenes.cameras import Cameras, orbit
 
 

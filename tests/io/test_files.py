@@ -258,7 +258,7 @@ def test_a_folder_for_work_that_came_to_nothing_is_gone(tmp_path: Path) -> None:
 
 def test_the_newest_run_is_found_over_gaps_by_its_time(tmp_path: Path) -> None:
     path = tmp_path / "a-[x]-0"
-    assert newest_run(path) == path
+    assert newest_run(path) is None
     for name, time in (("a-[x]-0-2", 30), ("a-[x]-0-12", 20), ("a-[x]-0-x", 99), ("a-[x]-01", 99), ("a-x-0", 99)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").touch()
@@ -267,6 +267,7 @@ def test_the_newest_run_is_found_over_gaps_by_its_time(tmp_path: Path) -> None:
     assert newest_run(path) == tmp_path / "a-[x]-0-2"
     os.utime(tmp_path / "a-[x]-0-12" / "config.yaml", (30, 30))
     assert newest_run(path) == tmp_path / "a-[x]-0-12"  # the higher number, where times are equal
+    assert newest_run(path, lambda folder: folder.name != "a-[x]-0-12") == tmp_path / "a-[x]-0-2"
     path.mkdir()
     (path / "config.yaml").touch()
     assert newest_run(path) == path

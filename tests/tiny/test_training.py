@@ -11,7 +11,7 @@ from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny import train
-from carv_3d.tiny.stage import run_stage
+from carv_3d.tiny.stage import StageOptions, run_stage
 from carv_3d.tiny.tokens import LENGTH, build_tokenizer
 from carv_3d.tiny.vocabulary import all_words
 
@@ -40,16 +40,18 @@ def run(
         x = torch.randn(16, 3, generator=generator)
         return (module(x) - x.sum(1, keepdim=True)).square().mean()
 
-    quiet = {"save_every": 0.0, "log": lambda m: None, "made_with": made_with or {"seed": 1}}
-    return run_stage("s", module, loss_of, steps=steps, lr=0.05, folder=folder, seed=1, **quiet)
+    options = StageOptions(steps, lr=0.05, seed=1, save_every=0.0)
+    return run_stage("s", module, loss_of, options, folder, made_with or {"seed": 1}, log=lambda m: None)
 
 
 def test_what_a_stage_begins_with_is_left_out_where_it_is_done(tmp_path) -> None:
     module, begun = nn.Linear(1, 1), []
 
     def train_to(steps: int) -> None:
-        run_stage("s", module, lambda step, g: module.weight.sum(), steps=steps, lr=0.1, folder=tmp_path, seed=0,
-                  made_with={}, on_begin=lambda: begun.append(module.weight.item()), log=lambda m: None)  # fmt: skip
+        run_stage(
+            "s", module, lambda step, g: module.weight.sum(), StageOptions(steps, lr=0.1, seed=0), tmp_path, {},
+            on_begin=lambda: begun.append(module.weight.item()), log=lambda m: None,
+        )  # fmt: skip
 
     first = module.weight.item()
     train_to(3)
@@ -90,9 +92,10 @@ def test_slower_parameters_move_by_their_share(tmp_path) -> None:
     module = nn.ModuleDict({"text": nn.Linear(1, 1, bias=False), "unet": nn.Linear(1, 1, bias=False)})
     for m in module.values():
         nn.init.zeros_(m.weight)
+    options = StageOptions(40, lr=0.1, seed=0, slower={"text.": 0.25}, weight_decay=0.0)
     run_stage(
-        "s", module, lambda step, g: (module["text"].weight + module["unet"].weight).sum(), steps=40, lr=0.1,
-        folder=tmp_path, seed=0, made_with={}, slower={"text.": 0.25}, weight_decay=0.0, log=lambda m: None,
+        "s", module, lambda step, g: (module["text"].weight + module["unet"].weight).sum(), options, tmp_path, {},
+        log=lambda m: None,
     )  # fmt: skip
     torch.testing.assert_close(module["text"].weight, 0.25 * module["unet"].weight)
     assert module["unet"].weight.item() < -0.1

@@ -1,0 +1,66 @@
+"""Which folder a run has, and what may change when it is resumed; nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from carv_3d.errors import CarvError
+from carv_3d.io.files import check_unused, newest_run, unused
+from carv_3d.io.structured import differing_keys, look_up
+from carv_3d.runs.run import CONFIG
+
+
+def new_folder(out: Path | None, default: Path) -> Path:
+    """The folder of a new run: `out`, or `default` with a number behind it where that is in use.
+
+    Raises:
+        CarvError: `out` is in use.
+    """
+    if out is None:
+        return unused(default)
+    check_unused(out, "choose another --out, or resume the run in it with --resume")
+    return out
+
+
+def newest_folder(default: Path, is_the_run: Callable[[Path], bool]) -> Path:
+    """The newest of a run's default folders of which `is_the_run` holds; what it raises as CarvError counts as no.
+
+    Raises:
+        CarvError: there is none.
+    """
+
+    def accepted(folder: Path) -> bool:
+        try:
+            return is_the_run(folder)
+        except CarvError:  # a damaged config.yaml
+            return False
+
+    folder = newest_run(default, accepted)
+    if folder is None:
+        raise CarvError(f"there is no run to resume in {default}; begin one without --resume")
+    return folder
+
+
+def check_resumable(folder: Path) -> None:
+    """CarvError where there is no run in `folder`."""
+    if not (folder / CONFIG).exists():
+        raise CarvError(f"there is no run to resume in {folder}; begin one without --resume")
+
+
+def is_changeable(key: str, changeable: Sequence[str]) -> bool:
+    """Whether --resume may change an option: it is listed, or begins with a listed name that ends in "." or "_"."""
+    return any(key == name or (name[-1] in "._" and key.startswith(name)) for name in changeable)
+
+
+def check_unchanged(
+    folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], changeable: Sequence[str]
+) -> None:
+    """CarvError where a resumed run would have another value of an option that is not `changeable`."""
+    for key in differing_keys(stored, asked):
+        if not is_changeable(key, changeable):
+            raise CarvError(
+                f"the run in {folder} has {key} = {look_up(stored, key)!r}, and --resume cannot change it to "
+                f"{look_up(asked, key)!r}; leave it, or begin a new run with another --out"
+            )
