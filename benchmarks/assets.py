@@ -10,7 +10,6 @@ the runs. Done runs are kept in --work and not repeated; KEY=VALUE changes the c
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -22,6 +21,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import torch
+from bench import script_parser
 from rich.progress import track
 
 from carv_3d.evaluation.truth import iou, psnr, scoring_views, true_views
@@ -120,7 +120,7 @@ def table(title: str, rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--pairs", choices=("training", "held-out"), default="training", help="combinations")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first-seed", type=int, default=0, help="leave out the seeds before this one")

@@ -1,13 +1,13 @@
 """Linear datamodelling score on scikit-learn's digits: this package, traker and dattri, at one budget of gradients.
 
 A small diffusion model on 8×8 images is trained on all items and, as the truth, on --subsets random halves of them.
-A method's scores are added up over each half and ranked against the loss that the model of that half really has on a
-query. Every method spends --draws gradients an item and a query. traker and dattri are used as their documentation
-says, with the loss that ports of them to diffusion take (a fixed grid of timesteps, one noise each, shared by the slot
-in the batch), once with their own defaults and once in single precision with the best ridge of a grid on validation
-queries; what is reported is on the other queries.
+A method's scores are summed over each half and ranked against the loss of that half's model on a query. Every method
+spends --draws gradients an item and a query. traker and dattri are used as their documentation says, with the loss that
+ports of them to diffusion take: a fixed grid of timesteps, one noise each, shared by the slot in the batch. They run
+once with their own defaults and once in single precision with the best ridge of a grid on validation queries. The
+other queries are reported.
 
-    pip install scikit-learn joblib threadpoolctl narwhals traker dattri      # beside carv_3d, none needs a GPU
+    pip install scikit-learn joblib threadpoolctl narwhals traker dattri      # next to carv_3d, none needs a GPU
     python benchmarks/attribution_digits.py [--items 600] [--subsets 48] [--steps 1500] [--threads 1]
 """
 
@@ -16,13 +16,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bench import script_parser
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -64,7 +66,7 @@ class Denoiser(nn.Module):
 
 
 def train_all(z: Tensor, members: Tensor, schedule: NoiseSchedule, steps: int, batch: int = 32) -> list[Denoiser]:
-    """One model for each row of `members` (M, N) bool, trained side by side, each on its own items and noise."""
+    """One model for each row of `members` (M, N) bool, trained together, each on its own items and noise."""
     models = []
     for m in range(len(members)):
         torch.manual_seed(m)
@@ -114,7 +116,7 @@ def features(
     """(N, groups, dim) by this package."""
     options = FeatureOptions(draws=draws, loss=loss, dim=DIM)
     maker = FeatureMaker(GradientModel.of_module(model, schedule), options, role)
-    return torch.stack([maker.feature(str(i), one) for i, one in enumerate(z)])
+    return torch.stack([maker.feature(str(i), item) for i, item in enumerate(z)])
 
 
 def port_data(z: Tensor, draws: int, steps: int) -> torch.utils.data.TensorDataset:
@@ -180,12 +182,120 @@ def dattri_scores(model: Denoiser, schedule: NoiseSchedule, train: Any, queries:
     return tool.attribute(torch.utils.data.DataLoader(queries, BATCH)).T.detach().double()
 
 
+@dataclass
+class Evaluation:
+    """Scores (Q, N) against what the models of the halves did.
+
+    halves: (S, N) bool, the items of each half. outcomes: (S, Q), the losses of their models on the queries.
+    validation: (Q,) bool, the queries on which ridges are chosen; the others are reported.
+    """
+
+    halves: Tensor
+    outcomes: Tensor
+    validation: Tensor
+
+    def report(self, name: str, make: Callable[[], Tensor]) -> None:
+        """Print the row of a method."""
+        try:
+            scores = make()
+        except Exception as error:  # what a package fails with is a result here
+            print(f"| {name} | failed: {first_line(error)} | |", flush=True)
+            return
+        each = linear_datamodelling_score(scores[~self.validation], self.halves, self.outcomes[:, ~self.validation])
+        if not bool(each.isfinite().all()):
+            print(f"| {name} | scores that are not finite | |", flush=True)
+            return
+        i = mean_interval(each)
+        print(f"| {name} | {i.value:.3f} | {i.low:.3f} to {i.high:.3f} |", flush=True)
+
+    def best(self, make: Callable[[float], Tensor], ridges: list[float]) -> tuple[float, Tensor]:
+        """The ridge with the best score on the validation queries, as D-TRAK's authors choose it, and its scores."""
+        tried = []
+        for ridge in ridges:
+            try:
+                scores = make(ridge)
+            except Exception:  # a singular kernel
+                continue
+            outcomes = self.outcomes[:, self.validation]
+            value = linear_datamodelling_score(scores[self.validation], self.halves, outcomes).mean()
+            tried.append((float(value.nan_to_num(-1.0)), ridge, scores))
+        _, ridge, scores = max(tried, key=lambda f: f[0])
+        return ridge, scores
+
+
+def trained(o: argparse.Namespace, items: Tensor, members: Tensor, schedule: NoiseSchedule) -> list[Denoiser]:
+    """The models of `train_all`, from --models where they are."""
+    if o.models is None or not o.models.exists():
+        models = train_all(items, members, schedule, o.steps)
+        if o.models is not None:
+            torch.save([m.state_dict() for m in models], o.models)
+        return models
+    models = [Denoiser() for _ in members]
+    for model, state in zip(models, torch.load(o.models, weights_only=True)):
+        model.load_state_dict(state)
+    return models
+
+
+def report_ours(evaluation: Evaluation, feature: Callable[[str, GroupedDrawOptions, str], Tensor], draws: int) -> None:
+    """This package's methods; `feature` gives the features of a loss, draws and a role."""
+    grouped = GroupedDrawOptions(num_draws=draws)
+    strata, pairs = replace(grouped, antithetic=False), replace(grouped, stratify="none")
+    plain = replace(strata, groups=1, stratify="none")
+    many = GroupedDrawOptions(num_draws=8 * draws, groups=4)
+    for title, loss in (("TRAK", "loss"), ("D-TRAK", "mean-squared-l2-norm")):
+        for words, item_draws, query_draws in (
+            ("independent draws", plain, plain),
+            ("strata", strata, strata),
+            ("pairs", pairs, pairs),
+            ("strata and pairs", grouped, grouped),
+            (f"strata and pairs, {many.num_draws} draws a query", grouped, many),
+        ):
+            report_draws(evaluation, title, loss, words, feature(loss, item_draws, "train"),
+                         feature(loss, query_draws, "query"))  # fmt: skip
+
+
+def report_draws(evaluation: Evaluation, title: str, loss: str, words: str, f: Tensor, q: Tensor) -> None:
+    """The methods on the features of items and queries."""
+    likely = choose_ridge(f, RIDGES)
+    evaluation.report(f"{title}, {words}, ridge {likely:.2g} by likelihood", lambda: trak(q, f, likely).values)
+    relative = f"RelatIF of {loss}, {words}, ridge {likely:.2g} by likelihood"
+    evaluation.report(relative, lambda: relatif(q, f, likely).values)
+    ridge, scores = evaluation.best(lambda r: trak(q, f, r).values, RIDGES)
+    evaluation.report(f"{title}, {words}, ridge {ridge:.2g} on validation queries", lambda: scores)
+    evaluation.report(f"cosine of {loss}, {words}", lambda: cosine(q, f).values)
+
+
+def report_ports(
+    evaluation: Evaluation, model: Denoiser, schedule: NoiseSchedule, train: Any, queries: Any, energy: float
+) -> None:
+    """traker and dattri. energy: the mean square of a gradient's entries, by which their ridges are relative as ours
+    are; both add the ridge as it is."""
+
+    def traker(ridge: float, half: bool = False) -> Tensor:
+        return traker_scores(model, schedule, train, queries, ridge, half)
+
+    def dattri(ridge: float) -> Tensor:
+        return dattri_scores(model, schedule, train, queries, ridge)
+
+    evaluation.report("traker, its defaults (float16, ridge 0)", lambda: traker(0.0, half=True))
+    evaluation.report("traker, float32, ridge 0", lambda: traker(0.0))
+    evaluation.report("dattri, its defaults (ridge 0)", lambda: dattri(0.0))
+    for name, make, scale in (("traker, float32", traker, energy), ("dattri", dattri, energy / DIM)):
+        try:
+            ridge, scores = evaluation.best(partial(_scaled, make, scale), PORT_RIDGES)
+        except ValueError:
+            print(f"| {name}, any ridge | failed | |")
+            continue
+        evaluation.report(f"{name}, ridge {ridge:.2g} on validation queries", partial(torch.clone, scores))
+
+
+def _scaled(make: Callable[[float], Tensor], scale: float, ridge: float) -> Tensor:
+    return make(ridge * scale)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (
-        ("items", 600), ("subsets", 48), ("steps", 1500), ("draws", 8), ("queries", 60), ("threads", 1),
-    ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=value)
+    """All methods' rows."""
+    parser = script_parser(__doc__, items=600, subsets=48, steps=1500, draws=8, queries=60, threads=1)
     parser.add_argument("--models", type=Path, help="keeps the trained models in this file, for another run")
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
@@ -198,98 +308,27 @@ def main() -> None:
     schedule = NoiseSchedule.scaled_linear()
     generator = torch.Generator().manual_seed(2)
     halves = torch.stack([torch.randperm(o.items, generator=generator) < o.items // 2 for _ in range(o.subsets)])
-    members = torch.cat([torch.ones(1, o.items).bool(), halves])
-    if o.models is not None and o.models.exists():
-        models = [Denoiser() for _ in members]
-        for one, state in zip(models, torch.load(o.models, weights_only=True)):
-            one.load_state_dict(state)
-    else:
-        models = train_all(items, members, schedule, o.steps)
-        if o.models is not None:
-            torch.save([m.state_dict() for m in models], o.models)
+    models = trained(o, items, torch.cat([torch.ones(1, o.items).bool(), halves]), schedule)
     outcomes = losses_on(models[1:], queries, schedule)
     model = models[0].eval()
-    model_size = sum(p.numel() for p in model.parameters())
-    print(
-        f"losses on queries: all items {losses_on([model], queries, schedule).mean():.4f}, halves {outcomes.mean():.4f}"
-    )
-    validation = torch.arange(o.queries) < o.queries // 3
-    print(f"\n{o.items} items, {o.subsets} halves, {o.queries} queries, {int((~validation).sum())} of them reported; "
-          f"{o.draws} gradients an item and a query; {DIM} projected of {model_size:,} parameters\n")  # fmt: skip
+    size = sum(p.numel() for p in model.parameters())
+    whole = losses_on([model], queries, schedule).mean()
+    print(f"losses on queries: all items {whole:.4f}, halves {outcomes.mean():.4f}")
+    evaluation = Evaluation(halves, outcomes, torch.arange(o.queries) < o.queries // 3)
+    print(f"\n{o.items} items, {o.subsets} halves, {o.queries} queries, {int((~evaluation.validation).sum())} of them "
+          f"reported; {o.draws} gradients an item and a query; {DIM} projected of {size:,} parameters\n")  # fmt: skip
     print("| method | LDS | 95 % over queries |\n|---|---|---|", flush=True)
 
-    def report(name: str, make: Callable[[], Tensor], chosen: list[float] | None = None) -> Tensor | None:
-        try:
-            scores = make()
-        except Exception as error:  # what a package fails with is a result here
-            print(f"| {name} | failed: {first_line(error)} | |", flush=True)
-            return None
-        each = linear_datamodelling_score(scores[~validation], halves, outcomes[:, ~validation])
-        if not bool(each.isfinite().all()):
-            print(f"| {name} | scores that are not finite | |", flush=True)
-            return None
-        i = mean_interval(each)
-        print(f"| {name} | {i.value:.3f} | {i.low:.3f} to {i.high:.3f} |", flush=True)
-        return scores
+    @cache
+    def feature(loss: str, draws: GroupedDrawOptions, role: str) -> Tensor:
+        return features(model, schedule, items if role == "train" else queries, draws, role, loss)
 
-    def best(make: Callable[[float], Tensor], ridges: list[float]) -> tuple[float, Tensor]:
-        """The ridge with the best score on the validation queries, as D-TRAK's authors choose it."""
-        found = []
-        for ridge in ridges:
-            try:
-                scores = make(ridge)
-            except Exception:  # a singular kernel
-                continue
-            value = linear_datamodelling_score(scores[validation], halves, outcomes[:, validation]).mean()
-            found.append((float(value.nan_to_num(-1.0)), ridge, scores))
-        _, ridge, scores = max(found, key=lambda f: f[0])
-        return ridge, scores
-
+    report_ours(evaluation, feature, o.draws)
+    plain = GroupedDrawOptions(num_draws=o.draws, antithetic=False, groups=1, stratify="none")
+    energy = float(feature("loss", plain, "train").double().square().sum()) / size
     steps = schedule.num_train_timesteps
-    grouped = GroupedDrawOptions(num_draws=o.draws)
-    strata, pairs = replace(grouped, antithetic=False), replace(grouped, stratify="none")
-    plain = replace(strata, groups=1, stratify="none")
-    many = GroupedDrawOptions(num_draws=8 * o.draws, groups=4)
-    made: dict[Any, Tensor] = {}
-
-    def of(loss: str, draws: GroupedDrawOptions, role: str) -> Tensor:
-        key = (loss, draws, role)
-        if key not in made:
-            made[key] = features(model, schedule, items if role == "train" else queries, draws, role, loss)
-        return made[key]
-
-    for title, loss in (("TRAK", "loss"), ("D-TRAK", "mean-squared-l2-norm")):
-        for words, draws, query_draws in (
-            ("independent draws", plain, plain),
-            ("strata", strata, strata),
-            ("pairs", pairs, pairs),
-            ("strata and pairs", grouped, grouped),
-            (f"strata and pairs, {many.num_draws} draws a query", grouped, many),
-        ):
-            f, q = of(loss, draws, "train"), of(loss, query_draws, "query")
-            ridge = choose_ridge(f, RIDGES)
-            report(f"{title}, {words}, ridge {ridge:.2g} by likelihood", lambda: trak(q, f, ridge).values)  # noqa: B023
-            relative = f"RelatIF of {loss}, {words}, ridge {ridge:.2g} by likelihood"
-            report(relative, lambda: relatif(q, f, ridge).values)  # noqa: B023
-            ridge, scores = best(lambda r: trak(q, f, r).values, RIDGES)  # noqa: B023
-            report(f"{title}, {words}, ridge {ridge:.2g} on validation queries", lambda: scores)  # noqa: B023
-            report(f"cosine of {loss}, {words}", lambda: cosine(q, f).values)  # noqa: B023
-    train, asked = port_data(items, o.draws, steps), port_data(queries, o.draws, steps)
-    report("traker, its defaults (float16, ridge 0)", lambda: traker_scores(model, schedule, train, asked, 0.0, True))
-    report("traker, float32, ridge 0", lambda: traker_scores(model, schedule, train, asked, 0.0, False))
-    report("dattri, its defaults (ridge 0)", lambda: dattri_scores(model, schedule, train, asked, 0.0))
-    # both add the ridge as it is; here it is relative to the mean eigenvalue of their kernels, as ours
-    energy = float(of("loss", plain, "train").double().square().sum()) / model_size
-    for name, scored, scale in (
-        ("traker, float32", lambda r: traker_scores(model, schedule, train, asked, r, False), energy),
-        ("dattri", lambda r: dattri_scores(model, schedule, train, asked, r), energy / DIM),
-    ):
-        try:
-            ridge, scores = best(lambda r: scored(r * scale), PORT_RIDGES)  # noqa: B023
-        except ValueError:
-            print(f"| {name}, any ridge | failed | |")
-            continue
-        report(f"{name}, ridge {ridge:.2g} on validation queries", lambda: scores)  # noqa: B023
+    train, asked = (port_data(x, o.draws, steps) for x in (items, queries))
+    report_ports(evaluation, model, schedule, train, asked, energy)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The form of the paper's Table 4: what a design of the draws is worth in attribution, by evaluations per item.
+"""The paper's Table 4: the ECM of designs of the draws in attribution, by evaluations per item.
 
 carv-tiny and images of its own training. For each item, repeated features of K evaluations; the variance of a design
 is the mean over items of tr Cov of the (projected) gradient. At equal evaluations cost is equal, so the ECM against
-independent uniform draws is the quotient of the variances, with its bootstrap interval over items. Beside it the rank
+independent uniform draws is the quotient of the variances, with its bootstrap interval over items. Next to it the rank
 correlation over items between cosine scores at K evaluations and those of --truth evaluations, the mean over repeats
 and queries (queries have the truth's draws).
 
@@ -15,9 +15,13 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from bench import script_parser
 from torch import Tensor
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
@@ -69,7 +73,7 @@ def pilot(model: GradientModel, items: EncodedImages, index: range, o: argparse.
 def repeated(
     make: Callable[[int], FeatureMaker], items: EncodedImages, index: range, repeats: int
 ) -> dict[int, Tensor]:
-    """(repeats, N, dim) for each K, of a design whose draws hang together: made anew for each K."""
+    """(repeats, N, dim) for each K, of a design whose draws depend on each other: made anew for each K."""
     out = {}
     for K in KS:
         maker = make(K)
@@ -85,95 +89,104 @@ def shared(
     """The same of independent draws, where K draws are the first K of the most, and the variance per item (N,) at
     each K: that of all groups of KS[0], which falls as 1/K."""
     groups = torch.stack([torch.stack([_feature(maker, items, i, r) for i in index]) for r in range(repeats)])
-    one = _per_item(groups.transpose(1, 2).flatten(0, 1))
-    return {K: groups[:, :, : K // KS[0]].mean(2) for K in KS}, {K: one * KS[0] / K for K in KS}
+    single = _per_item(groups.transpose(1, 2).flatten(0, 1))
+    return {K: groups[:, :, : K // KS[0]].mean(2) for K in KS}, {K: single * KS[0] / K for K in KS}
 
 
 def _feature(maker: FeatureMaker, items: EncodedImages, i: int, repeat: int) -> Tensor:
     return maker.feature(f"{items.key(i)} {repeat}", items.latents(i), items.condition(i))
 
 
+@dataclass
+class Setting:
+    """A model, encoded items, the indices that are measured and asked about, and the importance proposal."""
+
+    model: GradientModel
+    items: EncodedImages
+    index: range
+    queries: range
+    proposal: TimestepProposal
+
+    @classmethod
+    def load(cls, o: argparse.Namespace) -> Setting:
+        """Of the options; images of the same view are left out."""
+        teacher = StableDiffusionTeacher.load(o.model)
+        model = GradientModel.of_teacher(teacher)
+        count = o.items + o.queries + o.pilot
+        folder = cache_folder() / "attribution" / "benchmark"
+        # neighbors in the training set are colorings of one view: take every third image
+        images = TinyImages(folder / f"images-{3 * count}", 3 * count)
+        items = EncodedImages(images, teacher, folder / f"latents-{3 * count}-{Path(o.model).name}")
+        items.encode()
+        index, queries = range(0, 3 * o.items, 3), range(3 * o.items, 3 * (o.items + o.queries), 3)
+        return cls(model, items, index, queries, pilot(model, items, range(queries.stop, 3 * count, 3), o))
+
+
+class Ranks:
+    """Rank correlations of cosine scores with those of --truth evaluations."""
+
+    def __init__(self, setting: Setting, o: argparse.Namespace) -> None:
+        draws = GroupedDrawOptions(num_draws=o.truth, groups=o.truth // 16)
+        many = FeatureMaker(setting.model, options(draws, o), "truth")
+        self.projection, items = many.projection, setting.items
+        self.truth, self.asked = (
+            torch.stack([many.feature(items.key(i), items.latents(i), items.condition(i)).mean(0) for i in index])
+            for index in (setting.index, setting.queries)
+        )
+
+    def cosines(self, f: Tensor) -> Tensor:
+        """(Q, N) of features (N, dim)."""
+        return F.normalize(self.asked, dim=1) @ F.normalize(f, dim=1).T
+
+    def mean(self, repeats: Tensor) -> float:
+        """Over queries and the repeats (repeats, N, dim)."""
+        return float(torch.stack([spearman(self.cosines(x), self.cosines(self.truth)) for x in repeats]).mean())
+
+
+def measure(
+    title: str, setting: Setting, projection: Any, o: argparse.Namespace
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Features (repeats, N, dim) and the variance of each item (N,) of a design, at each K."""
+    stratify, antithetic, importance = DESIGNS[title]
+
+    def make(K: int, groups: int = 1) -> FeatureMaker:
+        draws = GroupedDrawOptions(num_draws=K, groups=groups, stratify=stratify, antithetic=antithetic)
+        proposal = setting.proposal if importance else None
+        return FeatureMaker(setting.model, options(draws, o), f"{title} {K}", proposal, projection=projection)
+
+    if stratify == "none":
+        return shared(make(KS[-1], groups=KS[-1] // KS[0]), setting.items, setting.index, o.repeats)
+    by_k = repeated(make, setting.items, setting.index, o.repeats)
+    return by_k, {K: _per_item(f) for K, f in by_k.items()}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (
-        ("items", 16),
-        ("repeats", 6),
-        ("truth", 512),
-        ("queries", 4),
-        ("pilot", 8),
-        ("dim", 2048),
-        ("threads", 2),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    """Both tables."""
+    parser = script_parser(__doc__, items=16, repeats=6, truth=512, queries=4, pilot=8, dim=2048, threads=2)
     parser.add_argument("--model", default="carv-tiny")
     parser.add_argument("--loss", default="loss")
     parser.add_argument("--designs", nargs="*", default=list(DESIGNS), choices=list(DESIGNS))
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     begin = time.perf_counter()
-    teacher = StableDiffusionTeacher.load(o.model)
-    model = GradientModel.of_teacher(teacher)
-    count = o.items + o.queries + o.pilot
-    folder = cache_folder() / "attribution" / "benchmark"
-    # neighbours in the training set are colorings of one view: take every third image
-    images = TinyImages(folder / f"images-{3 * count}", 3 * count)
-    items = EncodedImages(images, teacher, folder / f"latents-{3 * count}-{Path(o.model).name}")
-    items.encode()
-    index = range(0, 3 * o.items, 3)
-    queries = range(3 * o.items, 3 * (o.items + o.queries), 3)
-    proposal = pilot(model, items, range(3 * (o.items + o.queries), 3 * count, 3), o)
-
-    draws = GroupedDrawOptions(num_draws=o.truth, groups=o.truth // 16)
-    many = FeatureMaker(model, options(draws, o), "truth")
-    projection = many.projection
-    truth = torch.stack([many.feature(items.key(i), items.latents(i), items.condition(i)).mean(0) for i in index])
-    asked = torch.stack([many.feature(items.key(i), items.latents(i), items.condition(i)).mean(0) for i in queries])
-    asked = asked / asked.norm(dim=1, keepdim=True)
-
-    def cosines(f: Tensor) -> Tensor:
-        return asked @ (f / f.norm(dim=1, keepdim=True)).T
-
+    setting = Setting.load(o)
+    ranks = Ranks(setting, o)
     variances: dict[str, dict[int, Tensor]] = {}
-    ranks: dict[str, dict[int, float]] = {}
+    correlations: dict[str, dict[int, float]] = {}
     for title in o.designs:
-        stratify, antithetic, importance = DESIGNS[title]
-        independent = stratify == "none"
-
-        def make(
-            K: int,
-            t: str = title,
-            s: str = stratify,
-            a: bool = antithetic,
-            q: TimestepProposal | None = proposal if importance else None,
-            groups: int = 1,
-        ) -> FeatureMaker:
-            draws = GroupedDrawOptions(num_draws=K, groups=groups, stratify=s, antithetic=a)
-            return FeatureMaker(model, options(draws, o), f"{t} {K}", q, projection=projection)
-
-        if independent:
-            most = make(KS[-1], groups=KS[-1] // KS[0])
-            by_k, variances[title] = shared(most, items, index, o.repeats)
-        else:
-            by_k = repeated(make, items, index, o.repeats)
-            variances[title] = {K: _per_item(f) for K, f in by_k.items()}
-        ranks[title] = {
-            K: float(torch.stack([spearman(cosines(x), cosines(truth)) for x in f]).mean()) for K, f in by_k.items()
-        }
+        by_k, variances[title] = measure(title, setting, ranks.projection, o)
+        correlations[title] = {K: ranks.mean(f) for K, f in by_k.items()}
         print(f"{title}: {time.perf_counter() - begin:.0f} s", flush=True)
-    parameters = model.num_parameters
-    print(
-        f"\n{o.items} items, {o.repeats} repeats, {parameters:,} parameters projected to {o.dim}, {o.model}, {o.loss}\n"
-    )
+    print(f"\n{o.items} items, {o.repeats} repeats, {setting.model.num_parameters:,} parameters projected to {o.dim}, "
+          f"{o.model}, {o.loss}\n")  # fmt: skip
     head = "| evaluations per item | " + " | ".join(map(str, KS)) + " |\n|---" + "|---" * len(KS) + "|"
     print("ECM against uniform (95 %)\n\n" + head)
     for title in o.designs[1:]:
-        cells = []
-        for K in KS:
-            cells.append(ratio_of_means(variances[o.designs[0]][K], variances[title][K]).text())
+        cells = [ratio_of_means(variances[o.designs[0]][K], variances[title][K]).text() for K in KS]
         print(f"| {title} | " + " | ".join(cells) + " |")
     print("\nSpearman correlation with the scores of many draws\n\n" + head)
     for title in o.designs:
-        print(f"| {title} | " + " | ".join(f"{ranks[title][K]:.2f}" for K in KS) + " |")
+        print(f"| {title} | " + " | ".join(f"{correlations[title][K]:.2f}" for K in KS) + " |")
 
 
 def _per_item(f: Tensor) -> Tensor:

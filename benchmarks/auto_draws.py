@@ -1,4 +1,4 @@
-"""`num_draws: auto` against the grid: what it chose at points of a run, and what the best fixed K would have been.
+"""`num_draws: auto` against the grid: its choice at points of a run, and the best fixed K there.
 
     ./install.sh python benchmarks/auto_draws.py [--prompt "a red mug"] [--at 60,150,270] [--budget S] [KEY=VALUE ...]
 
@@ -9,8 +9,9 @@ so far that auto spent on looking (without the further draws, which its measured
 
 from __future__ import annotations
 
-import argparse
 import copy
+
+from bench import script_parser
 
 from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
@@ -25,7 +26,7 @@ METHOD = "is+strat+antithetic"  # the host's default design
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--prompt", default="a red mug")
     parser.add_argument("--at", type=lambda text: [int(n) for n in text.split(",")], default=[60, 150, 270])
     parser.add_argument("--budget", type=float, default=600.0, help="seconds of measuring the grid, in all")

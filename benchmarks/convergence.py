@@ -3,19 +3,18 @@
     ./install.sh python benchmarks/convergence.py [--scene voxel|hash-grid] [--seeds 3] [--budget SECONDS] [--work DIR]
 
 Both sides are tuned with the same effort first: six variants each (two allocations at three learning rates), on two
-prompts that are not among the ten, for the same seconds; of each side the variant with the best final IoU is taken.
-Then both run on the ten prompts, in turns, and the table tells the seconds and steps to the baseline's final score.
-Hours of work: stop it whenever you like, the same command goes on. --engine ray spreads it.
+prompts that are not among the ten, for the same seconds. Of each side the variant with the best final IoU is taken.
+Then both run on the ten prompts, interleaved, and the table shows the seconds and steps to the baseline's final score.
+It takes hours. It can be stopped at any time, and the same command resumes it. --engine ray spreads it.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bench import script_parser
 
 from carv_3d.cli.compare import ENGINES
 from carv_3d.compare.command import run_sweep
@@ -23,6 +22,7 @@ from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.reach import Reach
 from carv_3d.compare.sweep import Sweep
 from carv_3d.errors import CarvError, run_script
+from carv_3d.io.structured import read_csv
 
 PROMPTS = (
     "a red mug", "a green tree", "a blue bottle", "a yellow duck", "a white snowman", "a brown chair",
@@ -60,25 +60,24 @@ SCENES = {
 
 
 def method(side: str, allocation: tuple[int, int], rate: float) -> Method:
-    """One variant of a side, under a name that tells which."""
+    """One variant of a side, named by its allocation and rate."""
     R, K = allocation
     options = (f"data.batch_size={R}", f"num_draws={K}", *OPTIONS[side], f"lr={rate:g}")
     return parse_method(f"{side}-R{R}K{K}-lr{rate:g}={','.join(options)}")
 
 
 def variants(scene: Scene) -> list[Method]:
-    """What is tried, the same number for each side, the baseline's first."""
-    return [method(side, one, r) for side, pair in scene.allocations.items() for one in pair for r in scene.rates]
+    """The same number for each side, the baseline's first."""
+    return [method(side, rk, r) for side, pair in scene.allocations.items() for rk in pair for r in scene.rates]
 
 
-def rate_of(one: Method) -> float:
-    return float(one.name.rpartition("-lr")[2])
+def rate_of(variant: Method) -> float:
+    return float(variant.name.rpartition("-lr")[2])
 
 
 def best(folder: Path, side: str, candidates: list[Method]) -> Method:
     """The variant of a side with the best final IoU over the tuning prompts; says where its rate is the grid's end."""
-    with (folder / "final.csv").open(newline="", encoding="utf-8") as handle:
-        scores = {r["method"]: float(r["mean"]) for r in csv.DictReader(handle) if r["metric"] == "iou"}
+    scores = {r["method"]: float(r["mean"]) for r in read_csv(folder / "final.csv")[0] if r["metric"] == "iou"}
     chosen = max((m for m in candidates if m.name.startswith(f"{side}-")), key=lambda m: scores[m.name])
     rates = sorted({rate_of(m) for m in candidates})
     end = ", at the end of the rates that were tried" if rate_of(chosen) in (rates[0], rates[-1]) else ""
@@ -103,16 +102,14 @@ def mean_of(row: dict[str, str]) -> str:
 
 def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Method]) -> str:
     """The table in Markdown."""
-    with (folder / "reach.csv").open(newline="", encoding="utf-8") as handle:
-        reached = [r for r in csv.DictReader(handle) if not r["prompt"]]
-    with (folder / "final.csv").open(newline="", encoding="utf-8") as handle:
-        finals = {(r["metric"], r["method"]): r for r in csv.DictReader(handle)}
+    reached = [r for r in read_csv(folder / "reach.csv")[0] if not r["prompt"]]
+    finals = {(r["metric"], r["method"]): r for r in read_csv(folder / "final.csv")[0]}
     lines = [
-        f"\n{scene} scene, {budget:g} s of each run's own clock, {threads}, torch {torch.__version__}. Ratios: what "
+        f"\n{scene} scene, {budget:g} s of training time a run, {threads}, torch {torch.__version__}. Ratios: what "
         f"{sides[1].name} needs until its mean reaches the final mean of {sides[0].name}, over what that needed, with "
         "the 95 % bootstrap interval over prompts and seeds.\n",
         f"| score | runs | {sides[0].name}, final | {sides[1].name}, final | seconds, ratio | steps, ratio "
-        "| UNet rows, ratio |",
+        "| NFE, ratio |",
         "|---|---|---|---|---|---|---|",
     ]
     for score in ("iou", "classifier_object", "psnr"):
@@ -128,7 +125,7 @@ def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Met
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--scene", choices=list(SCENES), default="voxel")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the ten")
     parser.add_argument("--seeds", type=int, default=3)

@@ -10,13 +10,13 @@ command goes on.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench import script_parser
 from distill_trials import METHODS, equal_table, make_trials, read_off, run_trials
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ def pretrain(teacher: GaussianTeacher, steps: int) -> Mlp:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=["K1", "K16"], help=f"of {', '.join(METHODS)}; baseline first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=40.0, help="seconds of each run's own steps")
@@ -114,7 +114,7 @@ def main() -> int:
     run_trials(trials, [o.budget * i / o.points for i in range(o.points + 1)])
     comparison = read_off(o.work, trials)
     print(
-        f"\nW2 to the exact mixture from {o.samples} samples, batch {o.batch}, {o.budget:g} s of each run's own clock, "
+        f"\nW2 to the exact mixture from {o.samples} samples, batch {o.batch}, {o.budget:g} s of training time a run, "
         f"{o.seeds} seeds, {torch.get_num_threads()} threads, torch {torch.__version__}. Two samples of the mixture "
         f"itself: {wasserstein(other, real):.3f}. Curves: {o.work}/curves-w2.png\n"
     )

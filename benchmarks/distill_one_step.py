@@ -1,17 +1,14 @@
-"""A one-step generator against its teacher at 30 steps of DDIM with guidance: the classifier's word, and what each
-costs.
+"""A one-step generator against its teacher at 30 steps of DDIM with guidance: agreement with the classifier, and cost.
 
     ./install.sh python benchmarks/distill_one_step.py MODEL [--samples 400] [--scale 3.5] [--steps 30] [--sheet FILE]
 
-MODEL is the folder that carv distill leaves (outputs/.../model). Both sides begin from the same noise and are asked
-the same, the pairs that training showed and those that it never did apart. Distances are between the classifier's
-features
-of images and of true renders of the same prompts, beside what two sets of true renders give: none of them is an FID.
+MODEL is the folder that carv distill leaves (outputs/.../model). Both sides have the same noise and prompts,
+of training combinations and of held-out ones. Distances are between the classifier's features of images and of true
+renders of the same prompts, next to those of two sets of true renders: none of them is an FID.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Callable
@@ -19,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from bench import script_parser
 from torch import Tensor
 
 from carv_3d.distill.evaluate import (
@@ -36,7 +34,7 @@ from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.agreement import combinations, draw_targets, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
-HEAD = "| images | n | UNet rows each | s each | object | color | both | over the teacher's | kernel | Fréchet |"
+HEAD = "| images | n | NFE each | s each | object | color | both | over the teacher's | kernel | Fréchet |"
 
 
 def row(title: str, cost: tuple[float, float] | None, found: Scores, teacher: Scores | None, frechet: str) -> str:
@@ -51,7 +49,7 @@ def row(title: str, cost: tuple[float, float] | None, found: Scores, teacher: Sc
 
 
 def timed(unet: torch.nn.Module, make: Callable[[], Tensor]) -> tuple[Tensor, tuple[float, float]]:
-    """The images, and UNet rows and seconds (decoding among them) for each."""
+    """The images, and NFE and seconds (with decoding) for each."""
     begin = time.perf_counter()
     with counted_rows(unet) as rows:
         images = make()
@@ -59,7 +57,7 @@ def timed(unet: torch.nn.Module, make: Callable[[], Tensor]) -> tuple[Tensor, tu
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--teacher", default="carv-tiny")
     parser.add_argument("--samples", type=int, default=400)
@@ -71,19 +69,19 @@ def main() -> int:
     o = parser.parse_args()
     if o.samples < 2 or not 1 <= o.shown <= o.samples:
         raise CarvError("--samples must be at least 2, and --shown from 1 to that")
-    one, teacher = (StableDiffusionTeacher.load(name, half_precision=False) for name in (o.model, o.teacher))
+    generator, teacher = (StableDiffusionTeacher.load(name, half_precision=False) for name in (o.model, o.teacher))
     classifier, rng, lines, apart = Classifier.load(), random.Random(o.seed), [HEAD, "|" + "---|" * 10], []
     for title in ("training", "held-out"):
         targets = draw_targets(combinations(title == "held-out"), o.samples, rng)
         prompts = target_prompts(targets)
         renders = [true_renders(targets, rng) for _ in range(2)]
         real = classifier_features(classifier, renders[0])
-        made, cost = timed(one.unet, partial(one_step_images, one.unet, one, prompts, o.seed))
-        theirs, dear = timed(teacher.unet, partial(ddim_images, teacher, prompts, o.scale, o.steps, o.seed))
+        made, cost = timed(generator.unet, partial(one_step_images, generator.unet, generator, prompts, o.seed))
+        theirs, expense = timed(teacher.unet, partial(ddim_images, teacher, prompts, o.scale, o.steps, o.seed))
         found, best, ceiling = (score_images(classifier, p, targets, real) for p in (made, theirs, renders[1]))
         lines += [
             row(f"{title}, one step", cost, found, best, f"{frechet_distance(found.features, real):.3g}"),
-            row(f"{title}, teacher", dear, best, None, f"{frechet_distance(best.features, real):.3g}"),
+            row(f"{title}, teacher", expense, best, None, f"{frechet_distance(best.features, real):.3g}"),
             row(f"{title}, true renders", None, ceiling, best, f"{frechet_distance(ceiling.features, real):.3g}"),
         ]
         k = kernel_distance(found.features, best.features, paired=True)

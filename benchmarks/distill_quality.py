@@ -12,11 +12,11 @@ there might be one. Hours of work: stop it whenever you like, the same command g
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
 import torch
+from bench import script_parser
 from distill_trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
 
 from carv_3d.distill.evaluate import classifier_features, one_step_images, score_images
@@ -35,14 +35,14 @@ FIGURES = ("agreement_both", "agreement_object", "agreement_color", "kernel_dist
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=["K1", "K16"], help=f"of {', '.join(METHODS)}; baseline first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds of each run's own steps")
     parser.add_argument("--points", type=int, default=12, help="evaluations of each run after the first")
     parser.add_argument("--batch", type=int, default=DistillOptions.batch_size)
     parser.add_argument("--lr", type=float, default=DistillOptions.lr)
-    parser.add_argument("--start-from", type=Path, metavar="RUN", help="a run of carv distill to go on from")
+    parser.add_argument("--start-from", type=Path, metavar="RUN", help="a run of carv distill to start from")
     parser.add_argument("--samples", type=int, default=400, help="prompts, an image of each, the same at each reading")
     parser.add_argument("--work", type=Path, default=Path("outputs/distill-quality"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of carv distill")
@@ -76,16 +76,16 @@ def main() -> int:
     comparison = read_off(o.work, trials, score="agreement_both")
     floor = kernel_distance(other, real, paired=True)
     print(
-        f"\ncarv-tiny, batch {base.batch_size}, lr {base.lr:g}, {o.budget:g} s of each run's own clock, {o.seeds} "
+        f"\ncarv-tiny, batch {base.batch_size}, lr {base.lr:g}, {o.budget:g} s of training time a run, {o.seeds} "
         f"seeds, from {o.start_from or 'the teacher'}, {torch.get_num_threads()} threads, torch {torch.__version__}. "
         f"{o.samples} prompts, the classifier's features; kernel distance between true renders: {floor.value:.3g} "
         f"[{floor.low:.3g}, {floor.high:.3g}]. Bands: 95 % bootstrap over seeds. Curves: {o.work}/curves-*.png\n"
     )
     print(equal_table(comparison, FIGURES))
     print("\nWhat each method needs to reach the first one's final agreement on both, over what that needed:")
-    for one in comparison.reached:
-        if one.metric == "agreement_both":
-            print(f"{one.method}, {one.axis}: {one.words()}")
+    for ratio in comparison.reached:
+        if ratio.metric == "agreement_both":
+            print(f"{ratio.method}, {ratio.axis}: {ratio.words()}")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Distillations set against each other: trained in turns and evaluated at the same readings of their own clocks.
+"""Distillations compared: trained interleaved and evaluated at the same seconds of training time.
 
-Every turn ends in a checkpoint, so that a comparison of hours can be stopped and goes on where it was. What is read
-off is `carv_3d.compare`'s: curves with bands over seeds, against steps, UNet rows and seconds.
+Every evaluation ends in a checkpoint, so that a comparison of hours can be stopped and resumed. Curves with bands over
+seeds, against steps, NFE and seconds, are those of `carv_3d.compare`.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ def read_off(work: Path, trials: Sequence[Trial], score: str | None = None) -> C
 
 
 def run_trials(trials: Sequence[Trial], readings: Sequence[float], log: Callable[[str], None] = print) -> None:
-    """Every trial to every reading (seconds of its own clock), in turns: the first reading of all, then the second,
-    in the opposite order, so that what else the machine does falls on all alike. Raises CarvError, before any of them
-    goes on, where one was read at other seconds."""
+    """Every trial to every reading (seconds of training time), interleaved: the first reading of all, then the second
+    in the opposite order, so that what slows the machine slows all alike. Raises CarvError, before any of them is
+    trained further, where one was read at other seconds."""
     for trial in trials:
         trial.check(readings)
     for i, seconds in enumerate(readings):
@@ -167,7 +167,7 @@ def start_from(distillation: Distillation, state: dict[str, Any]) -> None:
 
 
 def origin(state: dict[str, Any] | None, *weights: nn.Module) -> str:
-    """What `start_from` began with, and the networks that figures hang on, to the bit: for a trial's `made_with`."""
+    """What `start_from` began with, and the networks that figures depend on, to the bit: for a trial's `made_with`."""
     networks = () if state is None else (state["generator"], state["fake"], state["average"])
     tensors = [x for network in networks for x in network.values()]
     begun = "the teacher" if state is None else f"step {state['step']} of {fingerprint_of(nn.Module(), *tensors)}"

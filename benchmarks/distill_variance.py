@@ -9,12 +9,12 @@ scale: what compares is the ratio to (8, 1).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from bench import script_parser
 
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
@@ -43,7 +43,7 @@ def markdown(rows: Sequence[VarianceRow]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default="carv-tiny")
     parser.add_argument("--prompts", help="a text file with a prompt on each line; carv-tiny has its own")
     parser.add_argument("--from", dest="start", type=Path, metavar="RUN", help="measure a run of carv distill")

@@ -8,13 +8,14 @@ is not that of the call before is one crossing. The scene is small, which change
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections import Counter
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from bench import script_parser
 
 import carv_3d
 from carv_3d.generate.config import load_config
@@ -43,7 +44,7 @@ def calls_of_a_step(overrides: list[str]) -> list[tuple[str, str]]:
 
 def main() -> None:
     """Prints the counts, and with --list every call."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--list", action="store_true", help="every call too")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     o = parser.parse_args()

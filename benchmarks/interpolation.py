@@ -1,4 +1,4 @@
-"""The compiled interpolations of the CPU fields beside torch's own: forward and backward for the samples of an image.
+"""The compiled interpolations of the CPU fields against torch's own: forward and backward for the samples of an image.
 
     ./install.sh python benchmarks/interpolation.py [--points 147456] [--repeats 7] [--threads 1]
 
@@ -7,12 +7,13 @@ Medians of interleaved repeats; 147,456 points are a 64 x 64 image with 36 sampl
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from bench import interleaved, script_parser
 from torch import Tensor
 
 from carv_3d.scenes.hashed import interpolate_hashed, interpolate_hashed_reference
@@ -29,11 +30,7 @@ def seconds(call: Callable[[Tensor, Tensor], Tensor], values: Tensor, x: Tensor)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=147_456)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    o = parser.parse_args()
+    o = script_parser(__doc__, points=147_456, repeats=7, threads=1).parse_args()
     torch.set_num_threads(o.threads)
     x = 2 * torch.rand(o.points, 3, generator=torch.Generator().manual_seed(0)) - 1
     voxels, table = torch.randn(48, 48, 48, 4).requires_grad_(), torch.randn(2**17, 2).requires_grad_()
@@ -48,13 +45,10 @@ def main() -> None:
     print(f"{o.points:,} points, {o.threads} threads, torch {torch.__version__}, ms\n")
     print("| | forward, compiled | torch | backward, compiled | torch | both, ratio |\n|---|---|---|---|---|---|")
     for name, (values, fast, slow) in pairs.items():
-        taken: list[list[tuple[float, float]]] = [[], []]
-        for call in (fast, slow):  # compiled once, before the clock runs
-            seconds(call, values, x)
-        for _ in range(o.repeats):
-            for kept, call in zip(taken, (fast, slow)):
-                kept.append(seconds(call, values, x))
-        (f, b), (tf, tb) = ([1e3 * statistics.median(part) for part in zip(*kept)] for kept in taken)
+        calls = {call: partial(seconds, call, values, x) for call in (fast, slow)}
+        interleaved(calls, 1)  # compiled once, before they are timed
+        taken = interleaved(calls, o.repeats)
+        (f, b), (tf, tb) = ([1e3 * statistics.median(part) for part in zip(*taken[c])] for c in (fast, slow))
         print(f"| {name} | {f:.1f} | {tf:.1f} | {b:.1f} | {tb:.1f} | {(tf + tb) / (f + b):.1f} |")
 
 

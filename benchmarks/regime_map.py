@@ -1,4 +1,4 @@
-"""The regime map: ECM over the cost of upstream work and over its share of the variance, on the embedded host.
+"""The regime map: ECM over the cost of upstream work and over its share of the variance, on the built-in trainer.
 
     ./install.sh python benchmarks/regime_map.py [--prompt "a red mug"] [--scales 1,3.5,7.5,20] [--at 30,150,270]
         [--upstream 0.25,1,4,16] [--methods uniform,is+strat] [--budget SECONDS] [--config YAML] [--out DIR]
@@ -14,18 +14,19 @@ tenth; --also draws the lines of earlier maps into it. Measured blocks are kept 
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from bench import script_parser
 
 from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D, load_teacher
 from carv_3d.io.files import make_folder, write_atomic, write_via
+from carv_3d.io.structured import read_csv, read_json
+from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display
 from carv_3d.variance.command import BASELINE, FORMAT, VarianceRequest, go_to, measure, spent
 from carv_3d.variance.figures import phases_of, rows
@@ -112,7 +113,7 @@ def numbers(text: str) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--prompt", default="a red mug")
     parser.add_argument("--scales", type=numbers, default=[1.0, 3.5, 7.5, 20.0])
     parser.add_argument("--at", type=lambda text: [int(n) for n in text.split(",")], default=[30, 150, 270])
@@ -148,7 +149,7 @@ def main() -> None:
             def save(path: Path = path, asked: dict = asked, blocks: list[Block] = blocks) -> None:
                 write_atomic(path, json.dumps({**asked, "blocks": [asdict(b) for b in blocks]}))
 
-            save()  # says whose the scene is, before there is one
+            save()  # what the scene is of, before there is one
             go_to(host, step, None, scene, display)
             left = each - spent({step: blocks})
             measure(Study(host, entries), blocks, step, o.tolerance, left, save, display)
@@ -159,21 +160,14 @@ def main() -> None:
                     f"upstream share {r.upstream_share:.0%}; {r.method} at ({r.R}, {r.K}): ECM {r.ecm:.2f} "
                     f"[{r.ecm_low:.2f}, {r.ecm_high:.2f}], bound {r.bound:.2f}"
                 )
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(asdict(found[0])))
-    writer.writeheader()
-    writer.writerows(asdict(r) for r in found)
-    write_atomic(o.out / "regimes.csv", buffer.getvalue())
+    write_atomic(o.out / "regimes.csv", csv_text([f.name for f in fields(Regime)], map(astuple, found)))
     image([*found, *earlier], o.out / "regimes.png")
     display.say(f"Done: regimes.csv and regimes.png are in {o.out}")
 
 
 def lines(path: Path) -> list[Regime]:
     """The lines of a regimes.csv."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise CarvError(f"--also {path} cannot be read ({error.strerror})") from error
+    rows, _ = read_csv(path, "name the regimes.csv of another map with --also")
     kinds = {"int": int, "float": float, "str": str}
     try:
         return [Regime(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Regime)}) for row in rows]
@@ -185,9 +179,9 @@ def read(path: Path, asked: dict[str, Any]) -> list[Block]:
     """What an earlier call measured; CarvError where that was something else."""
     if not path.exists():
         return []
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    blocks = [Block(**b) for b in kept.pop("blocks")]
-    if kept != asked:
+    stored = read_json(path, "choose another --out")
+    blocks = [Block(**b) for b in stored.pop("blocks", [])]
+    if stored != asked:
         raise CarvError(f"{path} holds figures of other settings; choose another --out.")
     return blocks
 

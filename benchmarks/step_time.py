@@ -7,13 +7,13 @@ Without trained weights, --untrained times carv-tiny's architecture with random 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from bench import script_parser
 
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
@@ -37,7 +37,7 @@ def untrained(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default="carv-tiny")
     parser.add_argument("--config", type=Path, help="the scene; the built-in settings without one")
     parser.add_argument("--untrained", action="store_true")

@@ -8,11 +8,11 @@ same prompts.
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
 import torch
+from bench import script_parser
 from torch import Tensor
 
 from carv_3d.guidance.sampling import prompt_images
@@ -39,7 +39,7 @@ def row(title: str, classifier: Classifier, images: Tensor, targets: list[Target
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default="carv-tiny")
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--scale", type=float, default=3.5)

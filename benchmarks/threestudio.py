@@ -30,6 +30,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real_host")]
 import cpu_host  # noqa: E402
+from bench import script_parser  # noqa: E402
 
 from carv_3d.core.variance import total_variance  # noqa: E402
 from carv_3d.errors import CarvError, run_script  # noqa: E402
@@ -57,7 +58,7 @@ def cameras(host: Any, cfg: Any) -> Iterator[dict[str, Any]]:
 
 def arguments() -> argparse.Namespace:
     """What the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default="carv-tiny", help="carv-tiny or a diffusers folder")
     parser.add_argument("--prompt", default="a red mug")
     parser.add_argument("--guidance-scale", type=float, default=2.5, help="threestudio's, which is s + 1 elsewhere")

@@ -1,18 +1,19 @@
-"""Seconds of a training step of carv-tiny's denoiser (forward, backward, optimizer): float32, bfloat16 products, and
-those compiled, in turns in one run, with the cosine of each gradient with float32's.
+"""Seconds of a training step of carv-tiny's denoiser: forward, backward and optimizer, interleaved in one run.
+
+In float32, with bfloat16 products, and with those compiled; with the cosine of each gradient with float32's.
 
     ./install.sh python benchmarks/train_step.py [--batch 64] [--repeats 9] [--threads 2]
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import time
 import warnings
 
 import torch
+from bench import interleaved, script_parser
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.tiny import denoiser
@@ -20,7 +21,7 @@ from carv_3d.tiny.quick import compile_in_place, loss_gradient
 from carv_3d.tiny.stage import FUSED
 from carv_3d.tiny.tokens import LENGTH
 
-VOCABULARY = 600  # as many tokens as carv-tiny has, nearly; it decides nothing here
+VOCABULARY = 600  # about as many tokens as carv-tiny has; it changes no time
 
 
 class Side:
@@ -51,11 +52,7 @@ class Side:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = script_parser(__doc__, batch=64, repeats=9, threads=2).parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
@@ -65,10 +62,7 @@ def main() -> None:
         "bfloat16 products": Side(options.batch, autocast=True, compiled=False, fused=FUSED),
         "bfloat16 products, compiled": Side(options.batch, autocast=True, compiled=True, fused=FUSED),
     }
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(options.repeats):
-        for name, side in sides.items():
-            taken[name].append(side.seconds())
+    taken = interleaved({name: side.seconds for name, side in sides.items()}, options.repeats)
     reference = next(iter(sides))
     print("| a step | ms | of the first | cosine of the gradient with the first's |\n|---|---|---|---|")
     for name, side in sides.items():

@@ -6,27 +6,26 @@
 
 --budget is of measuring, in seconds for each prompt. A figure is the geometric mean over prompts, with the least and
 the largest of them; each prompt's own intervals are in its variance.csv in --work. --against adds a table of each
-method over that one at the same (R, K), from the same blocks, with an interval. Stop it whenever you like: the same
-command goes on.
+method over that one at the same (R, K), from the same blocks, with an interval. It can be stopped at any
+time, and the same command resumes it.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench import script_parser
 
 from carv_3d.cli.variance import read_grid
 from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import load_teacher
 from carv_3d.io.files import slug
+from carv_3d.io.structured import read_csv, read_json
 from carv_3d.stats.bootstrap import Interval
 from carv_3d.variance.command import VarianceRequest, run
 from carv_3d.variance.figures import rows
@@ -42,21 +41,21 @@ SCENES = {
 
 
 def over_prompts(values: Sequence[float]) -> str:
-    """The geometric mean, and the ends; "—" where there is none, as of a bound whose variance was not told from 0."""
+    """The geometric mean, and the ends; "—" where there is none, as of a bound whose variance may be 0."""
     if not all(0 < x < math.inf for x in values):
         return "—"
     mean = math.exp(sum(map(math.log, values)) / len(values))
     return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
-def table(found: Sequence[Sequence[dict[str, str]]]) -> str:
+def table(tables: Sequence[Sequence[dict[str, str]]]) -> str:
     """Markdown, of the variance.csv of each prompt: a row for each point, method and (R, K)."""
     lines = [
         "| step | method | (R, K) | a draw's cost | upstream share | ECM | the paper's | bound | of it | RE "
         "| the paper's |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for same in zip(*found, strict=True):
+    for same in zip(*tables, strict=True):
         first = same[0]
 
         def mean(name: str, same: Sequence[dict[str, str]] = same) -> float:
@@ -91,10 +90,10 @@ def pooled(found: Sequence[Interval]) -> Interval:
 def over(folders: Sequence[Path], entries: Sequence[Entry], name: str) -> str:
     """Markdown: the ECM of each method over that of method `name` at the same (R, K)."""
     lines = [f"| step | method | (R, K) | variance, {name} = 1 | ECM over it |", "|---|---|---|---|---|"]
-    kept = [json.loads((folder / "blocks.json").read_text(encoding="utf-8"))["blocks"] for folder in folders]
+    kept = [read_json(folder / "blocks.json")["blocks"] for folder in folders]
     places = [e for e in entries if e.method.name == name]
     for step in sorted(map(int, kept[0])):
-        blocks = [[Block(**b) for b in one[str(step)]] for one in kept]
+        blocks = [[Block(**b) for b in blocks[str(step)]] for blocks in kept]
         for rival in places:
             same = [e for e in entries if (e.R, e.K) == (rival.R, rival.K)]
             found = [rows(step, same, of_prompt, rival) for of_prompt in blocks]
@@ -111,7 +110,7 @@ def over(folders: Sequence[Path], entries: Sequence[Entry], name: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--scene", choices=list(SCENES), default="voxel")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the five")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of measuring for each prompt")
@@ -135,19 +134,18 @@ def main() -> int:
     if o.against and o.against not in {e.method.name for e in entries}:
         raise CarvError(f"--against is {o.against}, which is none of --methods")
     teacher = load_teacher(load_config(SCENES[o.scene], prompt=prompts[0]))
-    found = []
+    tables = []
     for request, folder in zip(requests, folders):
         status = run(request, teacher)
         if status:
             return status
-        with (folder / "variance.csv").open(newline="", encoding="utf-8") as handle:
-            found.append(list(csv.DictReader(handle)))
+        tables.append(read_csv(folder / "variance.csv")[0])
     print(
         f"\n{o.scene} scene, {', '.join(prompts)}; {o.budget:g} s of measuring each, {torch.get_num_threads()} "
         f"threads, torch {torch.__version__}. A draw's cost: its denoising over the rest of a step. Bound: free draws "
         "without noise at this R.\n"
     )
-    print(table(found))
+    print(table(tables))
     if o.against:
         print(f"\n{over(folders, entries, o.against)}")
     return 0

@@ -1,0 +1,27 @@
+"""What the benchmarks share: the parser of a script's options, and rounds of interleaved calls."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def script_parser(doc: str | None, **numbers: int) -> argparse.ArgumentParser:
+    """A parser that shows the script's docstring, with an option for each whole number and its default."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    return parser
+
+
+def interleaved(calls: Mapping[Key, Callable[[], Value]], repeats: int) -> dict[Key, list[Value]]:
+    """The results of `repeats` rounds of all calls, so that what slows the machine slows all of them."""
+    results: dict[Key, list[Value]] = {key: [] for key in calls}
+    for _ in range(repeats):
+        for key, call in calls.items():
+            results[key].append(call())
+    return results
