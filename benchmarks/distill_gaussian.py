@@ -3,7 +3,7 @@
     ./install.sh python benchmarks/distill_gaussian.py [--seeds 3] [--budget 40] [--methods K1 K16] [--work DIR]
 
 The teacher is a ring of eight Gaussians in the plane. A small network learns its denoising first; generator and fake
-score begin as copies of it, as they do of a Stable Diffusion. All methods run in turns for the same seconds of their
+score begin as copies of it, as they do of a Stable Diffusion. All methods run interleaved for the same seconds of their
 own steps. W2 is exact, between samples of the generator and of the mixture. Stop it whenever you like: the same
 command goes on.
 """

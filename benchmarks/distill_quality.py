@@ -3,7 +3,7 @@
     ./install.sh python benchmarks/distill_quality.py [--methods K1 K16] [--seeds 3] [--budget 1800] [--batch 8]
         [--lr 2e-5] [--start-from RUN] [--work DIR] [KEY=VALUE ...]
 
-All runs go in turns, for the same seconds of their own steps, and are read at the same points: the classifier's
+All runs go interleaved, for the same seconds of their own steps, and are read at the same points: the classifier's
 agreement
 on fixed prompts, and the kernel distance of its features to those of true renders. The paper found no change of FID
 with the variance; --batch, --lr, --start-from and further options of carv distill (KEY=VALUE) are for looking where

@@ -226,7 +226,7 @@ def test_the_extension_is_linked_and_the_package_alone_is_installed(host: Host) 
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "said"),
     [
         (lambda host: (host.root / "launch.py").unlink(), "is no threestudio checkout"),
         (lambda host: (host.root / "custom").rmdir(), "older than extensions"),
@@ -234,8 +234,8 @@ def test_the_extension_is_linked_and_the_package_alone_is_installed(host: Host) 
         (lambda host: host.link.symlink_to(host.root), "leads elsewhere"),
     ],
 )
-def test_a_checkout_that_cannot_take_it_is_one_sentence(spoil: Any, said: str, host: Host) -> None:
-    spoil(host)
+def test_a_checkout_that_cannot_take_it_is_one_sentence(damage: Any, said: str, host: Host) -> None:
+    damage(host)
     done = host.install()
     assert done.returncode == 1
     assert said in done.stderr

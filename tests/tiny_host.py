@@ -1,4 +1,4 @@
-"""A run of the embedded host small enough for a test, and what it comes to."""
+"""A run of the built-in trainer small enough for a test, and what it comes to."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class EncodedImages:
         return len(self.images)
 
     def key(self, index: int) -> str:
-        """What the image's draws hang on; see `TrainingImages.key`."""
+        """What the image's draws depend on; see `TrainingImages.key`."""
         return self.images.key(index)
 
     def latents(self, index: int) -> Tensor:

@@ -34,7 +34,7 @@ FLUSH_EVERY = 64  # items; what a power cut (no kill) may cost
 
 
 class LatentItems(Protocol):
-    """What features are taken of. `key` is an item's own name, which its draws hang on; `latents` (C, h, w)."""
+    """What features are taken of. `key` is an item's own name, which its draws depend on; `latents` (C, h, w)."""
 
     def __len__(self) -> int: ...
     def key(self, index: int) -> str: ...
@@ -128,7 +128,7 @@ class FeatureMaker:
         }
 
     def open_store(self, folder: Any, items: LatentItems) -> RowStore:
-        """The store of these items' features in `folder`, new or taken up; see RowStore."""
+        """The store of these items' features in `folder`, new or resumed; see RowStore."""
         return RowStore(folder, self.metadata(items), len(items), (self.options.draws.groups, self.projection.dim))
 
     def fill(

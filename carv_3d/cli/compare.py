@@ -18,7 +18,7 @@ EPILOG = """examples:
   carv compare --prompt "a red mug" --prompt "a green tree" --seeds 3 --budget 60 \\
       --methods baseline=configs/carv-tiny-baseline.yaml carv=num_draws=4
 
-The first method is the baseline. Runs that are made here take turns, each by a clock of its own, so that a noisy
+The first method is the baseline. Runs that are made here take turns, each by its training time, so that a noisy
 machine hurts all alike; the same command goes on where it was stopped."""
 
 
@@ -37,7 +37,7 @@ def _parser() -> Parser:
         help="what to run: NAME, NAME=FILE.yaml, or NAME and options of the configuration",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each prompt and method (default: 1)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of each run's own clock")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of each run's training time")
     parser.add_argument("--steps", type=int, metavar="N", help="in place of --budget: equal steps, not equal seconds")
     parser.add_argument("--points", type=int, metavar="N", help="evaluations of each run (default: 20)")
     parser.add_argument("--config", type=Path, metavar="YAML", help="a configuration under all methods")
@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
     if args.workers is not None and (args.engine != "ray" or args.address is not None):
         raise CarvError("--workers is for --engine ray without an --address; leave it out")
     if (args.budget is None) == (args.steps is None):
-        raise CarvError("say how long a run is: --budget SECONDS of its own clock, or --steps N")
+        raise CarvError("say how long a run is: --budget SECONDS of training time, or --steps N")
     if args.budget is not None and not (math.isfinite(args.budget) and args.budget > 0):
         raise CarvError(f"--budget is {args.budget:g}; a run needs seconds above 0, such as --budget 60")
     for name, least in (("seeds", 1), ("points", 1), ("steps", 1), ("workers", 1)):

@@ -21,7 +21,7 @@ def _parser() -> Parser:
     parser.add_argument("--config", type=Path, metavar="YAML", help="a configuration (see configs/)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder (default: outputs/<prompt>-<seed>)")
     parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (default: 0)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    parser.add_argument("--resume", action="store_true", help="resume the run in the folder")
     parser.add_argument(
         "--dry-run", action="store_true", help="tell the settings, models, time and memory; write nothing"
     )

@@ -31,7 +31,7 @@ def parser() -> Parser:
     p.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="of measuring, in all (default: 600)")
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/variance-<prompt>)")
-    p.add_argument("--resume", action="store_true", help="go on with what is in the folder")
+    p.add_argument("--resume", action="store_true", help="resume what is in the folder")
     p.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value", help="options of the run")
     return p
 

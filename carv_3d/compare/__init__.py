@@ -1,1 +1,1 @@
-"""Runs compared: read from their folders or run here in turns, as curves, tables, images and one offline page."""
+"""Runs compared: read from their folders or run here interleaved, as curves, tables, images and one offline page."""

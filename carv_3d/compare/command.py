@@ -39,7 +39,7 @@ def run_sweep(
     out = out or Path("outputs") / f"compare-{slug(sweep.prompts[0], 24)}-{_digest(sweep)}"
     sweep = open_folder(sweep, out)
     count = len(sweep.prompts) * len(sweep.methods) * sweep.seeds
-    length = f"{sweep.budget:g} s of its own clock" if sweep.budget else f"{sweep.steps} steps"
+    length = f"{sweep.budget:g} s of training time" if sweep.budget else f"{sweep.steps} steps"
     display.say(f"{count} runs of {length} each -> {out}")
     if sweep.left(out):
         if engine == "ray":
@@ -51,7 +51,7 @@ def run_sweep(
 
             stopped = run_here(sweep, out, display)
         if stopped:
-            display.say(f"Stopped. Go on with the same command{f': {command}' if command else ''}")
+            display.say(f"Stopped. Resume with the same command{f': {command}' if command else ''}")
             return 128 + stopped
     _write(sweep, out, display, baseline, scores, command)
     return 0
@@ -70,7 +70,7 @@ def _write(
         if "note" in result:
             run.notes.append(f"{run.method}, {run.prompt}, seed {run.seed}: no mesh ({result['note']})")
     length = f"{sweep.budget:g} s" if sweep.budget else f"{sweep.steps} steps"
-    facts = [("each run's own clock" if sweep.budget else "each run", length)]
+    facts = [("each run's training time" if sweep.budget else "each run", length)]
     with display.status("writing tables, images and the page"):
         comparison = write_comparison(out, runs, baseline, scores, command, facts)
     for line in [*(f"Note: {note}." for note in comparison.notes), *terminal_table(comparison)]:

@@ -1,4 +1,4 @@
-"""Runs in turns, in one process: whatever slows the machine down slows all methods alike."""
+"""Runs interleaved, in one process: whatever slows the machine down slows all methods alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from carv_3d.generate.trainer import TextTo3D, load_teacher
 from carv_3d.io.files import locked, make_folder
 from carv_3d.runs.progress import Display, StopSignals
 
-SLICE = 2.0  # seconds of a run's own clock before the next one's turn
+SLICE = 2.0  # seconds of a run's training time before the next one's turn
 
 
 class Teachers:
@@ -95,8 +95,8 @@ def run_group(
     show: Callable[[float, dict[str, float]], None] = lambda done, figures: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """All methods of one prompt and seed, in turns: always the one whose clock is the least advanced. Runs that are
-    done are left alone, others are begun or taken up at their last point."""
+    """All methods of one prompt and seed, interleaved: always the one whose clock is the least advanced. Runs that are
+    done are left alone, others are begun or resumed at their last point."""
     with contextlib.ExitStack() as held:
         runs: list[ScoredRun] = []
         done_before = 0.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from carv_3d.report.page import CURVES
 
-AXIS_LABELS = {"seconds": "seconds", "steps": "steps", "nfe": "UNet rows", "renders": "renders"}
+AXIS_LABELS = {"seconds": "seconds", "steps": "steps", "nfe": "NFE", "renders": "renders"}
 AXIS_NOTES = {
     "seconds": "Each run's own seconds: those of its steps alone, without evaluation, files or other runs.",
     "steps": "Steps of the optimizer.",

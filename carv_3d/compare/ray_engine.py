@@ -63,7 +63,7 @@ def run_on_ray(
                     show(total - len(waiting), figures)
             if stop.number:
                 for reference in waiting:
-                    ray.cancel(reference, force=True)  # each run is taken up at its last point
+                    ray.cancel(reference, force=True)  # each run is resumed at its last point
     return stop.number
 
 

@@ -1,4 +1,4 @@
-"""A run of a comparison: by its own clock, scored at even points of it, to be stopped and taken up at any moment."""
+"""A run of a comparison: by its training time, scored at even points of it, to be stopped and resumed at any moment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESULT = "result.json"  # written last: a run that has one is done
 
 @dataclass
 class Length:
-    """How long a run is: `seconds` of its own clock, or `steps` where that is given; scored `points` times.
+    """How long a run is: `seconds` of training time, or `steps` where that is given; scored `points` times.
 
     scheduled: whether its schedules are laid over the seconds, and not over `trainer.max_steps`. (A step's seconds
     change as a scene sharpens, so that no count of steps ends with the seconds.)
@@ -78,7 +78,7 @@ class ScoredRun(SceneRun):
         return self.done >= self.length.total
 
     def begin(self, method: str) -> None:
-        """Open the folder: begin in it, or take up the run in it at its last point."""
+        """Open the folder: begin in it, or resume the run in it at its last point."""
         make_folder(self.folder)
         write_atomic(self.folder / LABEL, json.dumps({"method": method}, ensure_ascii=False) + "\n")
         self.open(resume=has_checkpoint(self.checkpoint))

@@ -1,4 +1,4 @@
-"""A comparison that makes its runs: prompts x methods x seeds, each for the same seconds of its own clock.
+"""A comparison that makes its runs: prompts x methods x seeds, each for the same seconds of training time.
 
 OUT/sweep.yaml                       what was asked for
 OUT/runs/METHOD/NN-PROMPT-SEED/      a run's folder, as `carv generate` leaves one; result.json says it is done
@@ -26,7 +26,7 @@ GROWING = ("prompts", "seeds")  # what may be added to a sweep that is there
 
 @dataclass
 class Sweep:
-    """What is run. budget: seconds of each run's own clock, or None where `steps` is given instead.
+    """What is run. budget: seconds of each run's training time, or None where `steps` is given instead.
 
     common: overrides of all methods, under their own; `config` lies under both. Schedules (timesteps, learning rate)
     are laid over the budget, or over the steps, unless a method or `common` fixes trainer.max_steps.
@@ -49,7 +49,7 @@ class Sweep:
 
     @property
     def groups(self) -> list[tuple[int, int]]:
-        """(index of the prompt, seed): what is run in turns, all methods of each."""
+        """(index of the prompt, seed): what is run interleaved, all methods of each."""
         return [(p, seed) for seed in range(self.seeds) for p in range(len(self.prompts))]
 
     def folder(self, out: Path, method: Method, prompt: int, seed: int) -> Path:
@@ -92,7 +92,7 @@ def check(sweep: Sweep) -> None:
 
 
 def open_folder(sweep: Sweep, out: Path) -> Sweep:
-    """Begin a sweep's folder, or take up the one in it: prompts and seeds may be added, nothing else may change.
+    """Begin a sweep's folder, or resume the one in it: prompts and seeds may be added, nothing else may change.
 
     Raises:
         CarvError: the folder holds something else, or another sweep.

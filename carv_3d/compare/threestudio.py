@@ -129,7 +129,7 @@ def _add_clock(earlier: Rows, part: Rows, times: Mapping[int, float]) -> None:
 
 
 def _fill_counts(axes: dict[str, Any], config: Mapping[str, Any], notes: list[str]) -> None:
-    """Renders and UNet rows of threestudio's own guidance, which logs neither, from its batch size."""
+    """Renders and NFE of threestudio's own guidance, which logs neither, from its batch size."""
     batch = (config.get("data") or {}).get("batch_size")
     system = config.get("system") or {}
     kind = str(system.get("guidance_type", ""))
@@ -139,7 +139,7 @@ def _fill_counts(axes: dict[str, Any], config: Mapping[str, Any], notes: list[st
     perp_neg = bool((system.get("prompt_processor") or {}).get("use_perp_neg", False))
     if kind in STOCK_ROWS and not perp_neg and "nfe" not in axes:
         axes["nfe"] = axes["steps"] * float(batch * STOCK_ROWS[kind])
-        notes.append(f"{kind} logs no count: its UNet rows are {STOCK_ROWS[kind]} for each of {batch} render(s) a step")
+        notes.append(f"{kind} logs no count: its NFE are {STOCK_ROWS[kind]} for each of {batch} render(s) a step")
 
 
 def _config(folder: Path) -> dict[str, Any]:

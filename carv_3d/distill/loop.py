@@ -111,7 +111,7 @@ class Distillation:
         z, text, estimate = self.backward()
         with self.meter.phase("update"):
             if not bool(estimate.finite.any()):  # nothing was seen: Adam would go on along what it remembers
-                self.generator_updates.spoil()
+                self.generator_updates.skip()
             norm = self.generator_updates.apply()
             if self.generator_updates.skipped == 0:
                 self.average.update(self.generator, self.step)
@@ -207,7 +207,7 @@ class Distillation:
                 gradients.store()
             self.meter.count(nfe=len(z) * self.options.fake_draws)
             if not bool(gradients.finite.all()):  # part of the batch is missing: no mean over it
-                self.fake_updates.spoil()
+                self.fake_updates.skip()
             with self.meter.phase("update"):
                 norms.append(self.fake_updates.apply())
             losses.append(gradients.mean)

@@ -54,7 +54,7 @@ class Updates:
         """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def spoil(self) -> None:
+    def skip(self) -> None:
         """Let the next `apply` be left out, on all processes."""
         self.parameters[0].grad = torch.full_like(self.parameters[0], float("nan"))
 

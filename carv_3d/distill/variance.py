@@ -123,7 +123,8 @@ class VarianceStudy:
         ]
 
     def round(self, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """One more pair of each setting, in turns, so that a noisy machine hurts all alike; False if it was stopped."""
+        """One more pair of each setting, interleaved, so that a noisy machine hurts all alike; False if it was
+        stopped."""
         found = []
         for number, setting in enumerate(self.settings):
             if stopped():

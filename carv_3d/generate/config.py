@@ -1,4 +1,4 @@
-"""The embedded host's configuration: YAML in threestudio's key names, read strictly into dataclasses."""
+"""The built-in trainer's configuration: YAML in threestudio's key names, read strictly into dataclasses."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ class TextTo3D:
         }
 
     def _background(self, n: int) -> Tensor:
-        """Colors (n, 3): white, or in `random_probability` of the steps a light one per render."""
+        """Colors (n, 3): white, or in `random_probability` of the steps a light color per render."""
         options, generator = self.config.system.background, self.generators["background"]
         chosen = torch.rand((), generator=generator) < options.random_probability
         colors = light_colors(n, options.random_min, options.random_tint, generator)

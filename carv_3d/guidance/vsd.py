@@ -81,7 +81,7 @@ class VSDGuidance:
         meter: CostMeter | None = None,
         **estimator: Any,
     ) -> None:
-        """meter: told the seconds and UNet rows of the LoRA score (the teacher's are `TimedTeacher`'s to tell).
+        """meter: told the seconds and NFE of the LoRA score (the teacher's are `TimedTeacher`'s to tell).
 
         `estimator` goes to EstimatorOptions as it is (rank and world size, for one).
         """

@@ -15,7 +15,7 @@ from typing import Any
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import expanded
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_folder import BIN_STEMS, WAY_OUT, WEIGHT_STEMS, WrongFamily, check_family, check_folder
+from carv_3d.teachers.model_folder import BIN_STEMS, FIX, WEIGHT_STEMS, WrongFamily, check_family, check_folder
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ def resolve_model(
 
     name_or_path: "carv-tiny", a local diffusers folder, or a hub id such as "owner/name".
     local_files_only: never ask the hub.
-    Raises CarvError in one sentence: what was looked for, where, why it is not there, the way out.
+    Raises CarvError in one sentence: what was looked for, where, why it is not there, the fix.
     """
     name = str(name_or_path).strip()
     if not name:
-        raise CarvError(f"pretrained_model_name_or_path is empty; {WAY_OUT}.")
+        raise CarvError(f"pretrained_model_name_or_path is empty; {FIX}.")
     if name in BUILT_IN:
         return _built_in(name, family)
     path = expanded(name)
@@ -57,10 +57,10 @@ def resolve_model(
     if path.is_file():
         raise CarvError(
             f"{path} is a single file, and only diffusers folders are read: convert it with diffusers' "
-            f"StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER), {WAY_OUT}."
+            f"StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER), {FIX}."
         )
     if _looks_like_path(name):
-        raise CarvError(f"no diffusion model at {path.absolute()}: there is no such folder; {WAY_OUT}.")
+        raise CarvError(f"no diffusion model at {path.absolute()}: there is no such folder; {FIX}.")
     return _from_hub(name, local_files_only, cache_dir, family)
 
 
@@ -124,7 +124,7 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
     sought = f"no diffusion model {name!r}: there is no folder of that name in {os.getcwd()}, {in_cache}"
     if local_files_only or _offline_mode():
         why = "this is offline mode, so the hub is" if _offline_mode() else "the hub was"
-        raise CarvError(f"{sought}, and {why} not asked{_mirror(name)}; {WAY_OUT}.")
+        raise CarvError(f"{sought}, and {why} not asked{_mirror(name)}; {FIX}.")
     try:
         info = huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
         files = needed_files((entry.rfilename for entry in info.siblings or []), family)
@@ -138,7 +138,7 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
     except WrongFamily:
         raise
     except Exception as error:
-        raise CarvError(f"{sought}, and {_why(error)}{_mirror(name)}; {WAY_OUT}.") from error
+        raise CarvError(f"{sought}, and {_why(error)}{_mirror(name)}; {FIX}.") from error
     check_folder(folder, family)
     return folder
 

@@ -14,7 +14,7 @@ import torch
 from carv_3d.core.schedule import refuse_flows
 from carv_3d.errors import CarvError, first_line
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_folder import WAY_OUT, read_json, weight_files
+from carv_3d.teachers.model_folder import FIX, read_json, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch
     if missing:
         raise CarvError(
             f"the diffusion model cannot be used: {file} lacks {len(missing)} of the tensors that its "
-            f"config.json asks for, such as {min(missing)}; {WAY_OUT}."
+            f"config.json asks for, such as {min(missing)}; {FIX}."
         )
     return model
 
@@ -178,5 +178,5 @@ def _named(folder: Path, part: str, file: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise CarvError(
-            f"the {part} of {folder} cannot be loaded from {file} ({first_line(error)}); {WAY_OUT}."
+            f"the {part} of {folder} cannot be loaded from {file} ({first_line(error)}); {FIX}."
         ) from error

@@ -36,11 +36,11 @@ class LoraScore(Prediction):
 def check_pair(teacher: Any, lora_score: Denoiser) -> None:
     """Raises CarvError unless both speak of the same latents, noise levels and text."""
     names = f"{teacher.name or 'the teacher'} and {lora_score.name or 'the LoRA model'}"
-    way_out = "take both from one series (Stable Diffusion 2.1 base and 2.1, say), or the same for both"
+    fix = "take both from one series (Stable Diffusion 2.1 base and 2.1, say), or the same for both"
     for key, what in (("in_channels", "latents of {} channels"), ("cross_attention_dim", "text {} wide")):
         ours, theirs = (getattr(model.unet.config, key) for model in (teacher, lora_score))
         if ours != theirs:
-            raise CarvError(f"{names} do not fit: they take {what.format(ours)} and {what.format(theirs)}; {way_out}.")
+            raise CarvError(f"{names} do not fit: they take {what.format(ours)} and {what.format(theirs)}; {fix}.")
     first, second = teacher.schedule.alphas_cumprod, lora_score.schedule.alphas_cumprod.to(teacher.schedule.device)
     if first.shape != second.shape or not torch.allclose(first, second, atol=1e-4):
-        raise CarvError(f"{names} do not fit: their noise schedules differ; {way_out}.")
+        raise CarvError(f"{names} do not fit: their noise schedules differ; {fix}.")

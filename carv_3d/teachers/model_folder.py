@@ -20,12 +20,12 @@ WEIGHT_STEMS = {
     "text_encoder_2": "model",
 }
 BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model"}
-WAY_OUT = (
+FIX = (
     "name a local diffusers folder (the one that holds model_index.json) as the model (in a configuration: "
     "pretrained_model_name_or_path), or use the built-in carv-tiny"
 )
 
-MEND = f"mend or download it again, {WAY_OUT}."
+MEND = f"mend or download it again, {FIX}."
 
 
 class WrongFamily(CarvError):

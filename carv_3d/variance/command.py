@@ -136,7 +136,7 @@ def _measure_points(
             write_figures(folder, found, by_t)
             write_timesteps(folder / "timesteps.csv", by_t)
     if stop.number:
-        display.say(f"Stopped. Go on with the same command and --resume; what was measured is in {folder}")
+        display.say(f"Stopped. Resume with the same command and --resume; what was measured is in {folder}")
         return 128 + stop.number
     display.say(f"Done: variance.csv and the images are in {folder}")
     return 0

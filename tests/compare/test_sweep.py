@@ -1,4 +1,4 @@
-"""Runs in turns: each the run that it would be alone, by a clock of its own, stopped and taken up at any moment."""
+"""Runs interleaved: each the run that it would be alone, by its training time, stopped and resumed at any moment."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         (["--prompt", PROMPT, *two, "--budget", "0"], "--budget is 0"),
         (["--prompt", PROMPT, *two, "--budget", "-1"], "--budget is -1"),
         (["--prompt", PROMPT, *two, "--budget", "nan"], "--budget is nan"),
-        (["--prompt", PROMPT, *two], "--budget SECONDS of its own clock, or --steps N"),
+        (["--prompt", PROMPT, *two], "--budget SECONDS of training time, or --steps N"),
         (["--prompt", PROMPT, *two, "--budget", "5", "--steps", "3"], "or --steps N"),
         ([*run, "--methods", "a", "b=num_drawz=8"], "did you mean 'system.guidance.num_draws'?"),
         ([*run, "--methods", "a", "b=resolution=8"], "system.geometry.resolution or system.exporter.resolution"),

@@ -91,7 +91,7 @@ class Loop:
 
 
 CASES = [  # what a render costs in draws, the cameras' spread, and the design
-    ({"c_up": 10.0, "c_den": 1.0, "spread": 0.1}, {"proposal": "weight"}),  # upstream dear, little of the variance
+    ({"c_up": 10.0, "c_den": 1.0, "spread": 0.1}, {"proposal": "weight"}),  # upstream expensive, little of the variance
     ({"c_up": 0.1, "c_den": 1.0, "spread": 0.3}, {"proposal": "uniform", "stratify": "none"}),  # renders almost free
     ({"c_up": 10.0, "c_den": 1.0, "spread": 1.0}, {"proposal": "uniform", "stratify": "none"}),
     ({"c_up": 3.0, "c_den": 0.2, "spread": 0.3, "batched": 4.0}, {"proposal": "uniform", "antithetic": True}),
@@ -246,7 +246,7 @@ def test_K_is_chosen_before_the_draws_that_it_is_used_on_and_measuring_is_rare()
     assert measured == list(range(FIRST_STEP, FIRST_STEP + BURST))
     assert all(before == K for i, (K, before) in enumerate(used) if i not in measured)
     assert [before for _, before in used[: FIRST_STEP + BURST]] == [4] * 10
-    assert used[-1][0] == loop.auto.num_draws < 4  # draws are dear here
+    assert used[-1][0] == loop.auto.num_draws < 4  # draws are expensive here
     gap = loop.auto.next_burst - (FIRST_STEP + BURST)
     assert gap > LEAST_GAP
     extra = BURST * (loop.cost(2 * STRATA) - loop.cost(4))

@@ -100,7 +100,7 @@ def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
     # a finished run that is resumed writes its model again, and may be made longer
     assert cli.main(["distill", "--resume", "--out", "cut", "steps=5"]) == 0
     assert len(rows("cut")) == 5
-    # and where memory ran out, go on with fewer samples and at another precision
+    # and where memory ran out, resume fewer samples and at another precision
     assert cli.main(["distill", "--resume", "--out", "cut", "steps=6", "batch_size=1", "precision=bf16"]) == 0
     fourth, fifth, sixth = (int(r["nfe"]) for r in rows("cut")[3:])
     assert 2 * (sixth - fifth) == fifth - fourth

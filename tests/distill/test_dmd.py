@@ -21,7 +21,7 @@ M = torch.tensor([0.2, 0.4, 1.1, -1.0], dtype=torch.float64).view(1, *SHAPE)  # 
 FAKE = GaussianTeacher(M, std=0.7)
 Z = torch.tensor([0.5, -1.0, 0.8, 0.1], dtype=torch.float64).view(1, *SHAPE)
 SCALE, LOW, HIGH = 3.0, 20, 980
-TEXT, NO_TEXT = REAL.text_embeddings(["0"]), REAL.text_embeddings([""])
+TEXT, UNCOND = REAL.text_embeddings(["0"]), REAL.text_embeddings([""])
 
 LAYOUTS = [
     (stratify, pairs, K)
@@ -47,7 +47,7 @@ def repeated(one: DistributionMatching, n: int, seed: int) -> Tensor:
     g = torch.Generator().manual_seed(seed)
 
     def step(R: int) -> Tensor:
-        return one.estimate(Z.expand(R, *SHAPE), TEXT.expand(R, 1, 2), NO_TEXT, g).grad.flatten(1)
+        return one.estimate(Z.expand(R, *SHAPE), TEXT.expand(R, 1, 2), UNCOND, g).grad.flatten(1)
 
     if one.estimator.proposal.adapts:
         for _ in range(10):  # something to adapt to
@@ -63,7 +63,7 @@ def exact_kl() -> Tensor:
     t = torch.arange(LOW, HIGH + 1)
     n = len(t)
     z = Z.expand(n, *SHAPE)
-    text, null = (REAL.expected_eps_hat(z, t, e.expand(n, 1, 2)) for e in (TEXT, NO_TEXT))
+    text, null = (REAL.expected_eps_hat(z, t, e.expand(n, 1, 2)) for e in (TEXT, UNCOND))
     alpha, sigma = (x.double().view(-1, 1, 1, 1) for x in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
     s_real = -(null + SCALE * (text - null)) / sigma
     s_fake = -alpha * (Z - M) / ((alpha * 0.7) ** 2 + sigma**2)
@@ -98,7 +98,7 @@ def test_the_normaliser_of_each_draw_keeps_the_objective_and_a_pooled_one_does_n
         return z_fake - z_real, (z - z_real).abs().flatten(1).mean(1)
 
     R = n // K
-    z, text, none = Z.expand(R, *SHAPE), TEXT.expand(R, 1, 2), NO_TEXT.expand(R, 1, 2)
+    z, text, none = Z.expand(R, *SHAPE), TEXT.expand(R, 1, 2), UNCOND.expand(R, 1, 2)
     estimator = matching("dmd", num_draws=K, stratify="none").estimator
     pooled = estimator.estimate_residual(z, parts, (z, text, none), torch.Generator().manual_seed(2))
     assert pooled.extra is not None
@@ -110,7 +110,7 @@ def test_the_rows_that_are_counted() -> None:
     meter = CostMeter()
     one = matching("dmd", meter, num_draws=8)
     z = Z.expand(3, *SHAPE).clone().requires_grad_()
-    out = one.estimate(z, TEXT.expand(3, 1, 2), NO_TEXT, torch.Generator().manual_seed(0))
+    out = one.estimate(z, TEXT.expand(3, 1, 2), UNCOND, torch.Generator().manual_seed(0))
     assert meter.counts == {"nfe": 24, "renders": 0, "draws": 24}  # the teacher's are TimedTeacher's to count
     out.loss.backward()
     torch.testing.assert_close(z.grad, out.grad / 3)

@@ -1,4 +1,5 @@
-"""Runs in turns: the same readings however often they were stopped, and read off at equal seconds and equal steps."""
+"""Runs interleaved: the same readings however often they were stopped, and read off at equal seconds and equal
+steps."""
 
 import os
 import runpy
@@ -56,7 +57,7 @@ def test_every_trial_is_read_at_the_same_seconds_of_its_own(tmp_path) -> None:
         rows_of_a_step = 2 + 3 * 2 * K + 2  # generator; teacher's pair and fake on K draws each; the fake's training
         assert [row["nfe"] for row in trial.rows] == [rows_of_a_step * s / K for s in READINGS]
     names = [line.split(":")[0] for line in order]
-    assert names[4:8] == names[:4][::-1]  # in turns, there and back
+    assert names[4:8] == names[:4][::-1]  # interleaved, there and back
     alone = build(made[0].options)
     for _ in range(10):
         alone.train_step()

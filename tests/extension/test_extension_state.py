@@ -58,7 +58,7 @@ def test_a_saved_state_is_taken_once(host: Any, make: Callable[..., Any]) -> Non
     system.guidance = make()
     system.guidance.load_carv_state = taken.append
     system.on_fit_start()
-    system.on_fit_start()  # a second fit in one process goes on with what it has
+    system.on_fit_start()  # a second fit in one process resumes what it has
     assert taken == [{"a": 1}]
 
 

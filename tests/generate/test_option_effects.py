@@ -1,4 +1,4 @@
-"""Every option of the embedded host has an effect, or is tried elsewhere."""
+"""Every option of the built-in trainer has an effect, or is tried elsewhere."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_the_default_folder_is_never_written_over(words: list[str], capsys: pyte
 
 def test_an_explicit_folder_in_use_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
-    Path("mine/letter.txt").write_text("dear")
+    Path("mine/letter.txt").write_text("mine")
     message = carv(capsys, "generate", "a red mug", "--out", "mine", *words, expect=2)
     assert "mine is not an empty folder" in message
     assert "--resume" in message

@@ -1,4 +1,4 @@
-"""The embedded host: a resumed run is the uninterrupted one, and what each step sees, counts and leaves out."""
+"""The built-in trainer: a resumed run is the uninterrupted one, and what each step sees, counts and leaves out."""
 
 from __future__ import annotations
 

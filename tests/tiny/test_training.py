@@ -144,7 +144,7 @@ def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys) -> None:
     teacher = StableDiffusionTeacher.load(str(tmp_path / "out"))
     z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     assert teacher.eps_hat(z, t, teacher.text_embeddings(["a red mug"])).isfinite().all()
-    with pytest.raises(SystemExit) as stop:  # a checkpoint of other products is not gone on with
+    with pytest.raises(SystemExit) as stop:  # a checkpoint of other products is not resumed
         train.main([*folders, *few, "--unet-precision", "bf16", "--no-compile"])
     assert stop.value.code == 2
     said = capsys.readouterr().err
