@@ -20,7 +20,7 @@ from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 B = 2
 
 
-def test_every_option_beside_the_stock_ones_is_in_the_readme(host: Any) -> None:
+def test_every_option_of_its_own_is_in_the_readme(host: Any) -> None:
     readme = (double.EXTENSION / "README.md").read_text()
     config = vars(host.modules["carv-vsd-guidance"].Config())
     shared = vars(host.modules["carv-stable-diffusion-guidance"].Config())
