@@ -25,7 +25,8 @@ CONFIG = f"custom/{LINK}/configs/carv-dreamfusion-tiny.yaml"
 def examine(path: str) -> list[Finding]:
     """All findings, in the order in which they are shown; torch, diffusers and transformers are loaded.
 
-    Raises CarvError if `path` is no threestudio checkout.
+    Raises:
+        CarvError: `path` is no threestudio checkout.
     """
     root = expanded(path)
     check_checkout(root)
@@ -47,7 +48,11 @@ def examine(path: str) -> list[Finding]:
 
 
 def check_checkout(root: Path) -> None:
-    """Raises CarvError, in one sentence, unless `root` is a threestudio checkout that loads extensions."""
+    """Refuses a folder that is no threestudio checkout, or one from before extensions.
+
+    Raises:
+        CarvError: naming what is missing.
+    """
     if not root.is_dir():
         raise CarvError(f"there is no folder {root}; name the folder of a threestudio checkout (it holds launch.py).")
     if not (root / "launch.py").is_file() or not (root / "threestudio" / "__init__.py").is_file():
@@ -85,11 +90,11 @@ def _torch() -> list[Finding]:
         return [Finding("torch", False, f"{version}, older than 2.0", fix, True)]
     import torch
 
-    found = torch.cuda.is_available()
-    gpu = torch.cuda.get_device_name() if found else "none, and threestudio itself needs one"
+    cuda = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "none, and threestudio itself needs one"
     return [
         Finding("torch", True, version, "", True),
-        Finding("GPU", found, gpu, "run it on a machine with an NVIDIA GPU"),
+        Finding("GPU", cuda, gpu, "run it on a machine with an NVIDIA GPU"),
     ]
 
 
@@ -111,5 +116,5 @@ def _installed(module: str) -> str:
 
 
 def _version_of(root: Path) -> str:
-    found = re.search(r"__version__\s*=\s*[\"']([^\"']+)", (root / "threestudio" / "__init__.py").read_text())
-    return found[1] if found else "of unknown version"
+    match = re.search(r"__version__\s*=\s*[\"']([^\"']+)", (root / "threestudio" / "__init__.py").read_text())
+    return match[1] if match else "of unknown version"

@@ -105,8 +105,14 @@ class CarvCalls:
         return self._when
 
     def _texts(self, prompt_utils: Any, *views: torch.Tensor) -> Texts:
-        """The embeddings for elevation, azimuth and camera_distances (B,)."""
-        return embeddings(prompt_utils, (*views, self.cfg.view_dependent_prompting))
+        """What threestudio's prompts give for elevation, azimuth and camera_distances (B,)."""
+        n, by_view = len(views[0]), self.cfg.view_dependent_prompting
+        if not prompt_utils.use_perp_neg:
+            text, uncond = prompt_utils.get_text_embeddings(*views, by_view).chunk(2)  # threestudio gives text first
+            return Texts(text, uncond, None)
+        given, weights = prompt_utils.get_text_embeddings_perp_neg(*views, by_view)
+        negatives = given[2 * n :].unflatten(0, (n, weights.shape[1]))  # interleaved by item
+        return Texts(given[:n], given[n : 2 * n], (negatives, weights))
 
     def _result(
         self, losses: dict[str, torch.Tensor | None], scalars: dict[str, float], out: GuidanceOutput
@@ -156,17 +162,6 @@ def read_options(kind: type[Options], cfg: Any) -> Any:
     """
     given = OmegaConf.to_container(cfg, resolve=True)
     return kind(**{name: value for name, value in given.items() if name in kind.declared()})
-
-
-def embeddings(prompt_utils: Any, views: tuple) -> Texts:
-    """What threestudio's prompts give for views: elevation, azimuth, camera_distances (B,), and whether they matter."""
-    n = len(views[0])
-    if not prompt_utils.use_perp_neg:
-        text, uncond = prompt_utils.get_text_embeddings(*views).chunk(2)  # threestudio gives text first
-        return Texts(text, uncond, None)
-    given, weights = prompt_utils.get_text_embeddings_perp_neg(*views)
-    negatives = given[2 * n :].unflatten(0, (n, weights.shape[1]))  # interleaved by item
-    return Texts(given[:n], given[n : 2 * n], (negatives, weights))
 
 
 def ranks() -> dict[str, int]:

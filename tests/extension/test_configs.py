@@ -48,8 +48,8 @@ def test_every_option_of_ours_is_in_the_readme_with_its_default(host: Any) -> No
     stock = recorded.facts()["stable-diffusion-guidance"]
     ours = {name: value for name, value in vars(config).items() if name not in stock}
     rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", README, re.MULTILINE))
-    told = {name: OmegaConf.create(f"x: {value.strip('`')}").x for name, value in rows.items()}
-    assert told == ours
+    documented = {name: OmegaConf.create(f"x: {value.strip('`')}").x for name, value in rows.items()}
+    assert documented == ours
 
 
 def test_commands_in_the_readme_name_files_that_exist() -> None:

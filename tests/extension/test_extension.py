@@ -160,6 +160,16 @@ def test_nothing_is_decoded_unless_the_image_loss_asks_for_it(
     assert calls == []
 
 
+def test_the_reconstruction_is_compared_where_it_is_asked_for(
+    make: Callable[..., Any], sd_teacher: Any, rgb: Tensor, utils: Any
+) -> None:
+    assert "loss_recon" not in make()(rgb, utils, **double.VIEWS)
+    images = rgb.permute(0, 3, 1, 2)
+    decoded = sd_teacher.decode(sd_teacher.encode(images, sample=False), clamp=False)
+    out = make(use_recon_loss=True)(rgb, utils, **double.VIEWS)
+    torch.testing.assert_close(out["loss_recon"], (images - decoded).square().mean())
+
+
 def test_schedules_follow_the_hosts_steps_and_epochs(make: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
     guidance = make(max_step_percent=[0, 0.98, 0.5, 100], guidance_scale=[0, 100.0, 7.0, 2.0])
     seen = []

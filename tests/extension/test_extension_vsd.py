@@ -20,7 +20,7 @@ from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 B = 2
 
 
-def test_every_option_beside_the_stock_ones_is_in_the_readme(host: Any) -> None:
+def test_every_option_of_its_own_is_in_the_readme(host: Any) -> None:
     readme = (double.EXTENSION / "README.md").read_text()
     config = vars(host.modules["carv-vsd-guidance"].Config())
     shared = vars(host.modules["carv-stable-diffusion-guidance"].Config())
@@ -199,6 +199,12 @@ def test_what_cannot_be_meant_is_one_sentence(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CarvError, match=re.escape(said)):
         make_vsd(**cfg)
+
+
+def test_two_models_that_do_not_fit_are_named(make_vsd: Callable[..., Any], build_folder: Any, tmp_path: Path) -> None:
+    other = build_folder(tmp_path / "model", width=24)
+    with pytest.raises(CarvError, match="do not fit: they take text 16 wide and 24"):
+        make_vsd(pretrained_model_name_or_path_lora=str(other))
 
 
 def test_an_xl_model_is_named_as_such(make_vsd: Callable[..., Any], xl_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The extension beside threestudio's own guidance, in one process: the same gradient for the same draws, the same mean.
+"""The extension and threestudio's own guidance, in one process: the same gradient for the same draws, the same mean.
 
 Both guidances load the same random weights.
 """
@@ -116,7 +116,7 @@ def test_one_uniform_draw_gives_the_stock_gradient(
 def test_the_images_of_guidance_eval_start_from_the_same_noise(
     prompts: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows is drawn anew by both; the noisy image, the noise level and the text beside it are the same."""
+    """What follows is drawn anew by both; the noisy image, the noise level and its text are the same."""
     stock, ours = both({"guidance_scale": 20.0})
     source = torch.Generator().manual_seed(3)
     z, eps = (torch.randn(1, 4, 64, 64, generator=source) for _ in range(2))

@@ -1,4 +1,4 @@
-"""`carv-vsd-guidance` beside threestudio's own, in one process: the same LoRA and draws, the same gradients.
+"""`carv-vsd-guidance` and threestudio's own, in one process: the same LoRA and draws, the same gradients.
 
 Runs on packages whose diffusers threestudio's own guidance can still use
 (below 0.20: its LoRAAttnProcessor takes a hidden_size).
