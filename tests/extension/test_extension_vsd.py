@@ -203,7 +203,7 @@ def test_what_cannot_be_meant_is_one_sentence(
 
 def test_two_models_that_do_not_fit_are_named(make_vsd: Callable[..., Any], build_folder: Any, tmp_path: Path) -> None:
     other = build_folder(tmp_path / "model", width=24)
-    with pytest.raises(CarvError, match="do not fit: they take text 16 wide and 24"):
+    with pytest.raises(CarvError, match="do not fit: they take text 16 wide and text 24 wide"):
         make_vsd(pretrained_model_name_or_path_lora=str(other))
 
 
