@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["report.charts", "compare.methods", "io.files", "config.reader", "runs.progress"])
+@pytest.mark.parametrize("name", ["report.charts", "compare.methods", "io.files", "runs.progress"])
 def test_the_examples_hold(name: str) -> None:
     module = importlib.import_module(f"carv_3d.{name}")
     results = doctest.testmod(module)

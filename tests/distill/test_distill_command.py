@@ -316,7 +316,7 @@ def test_the_variance_of_a_model_and_of_a_run(
     assert Path("w/variance.csv").read_text() != Path("v/variance.csv").read_text()
     for folder in ("v", "w"):
         assert os.listdir(folder) == ["variance.csv"]
-    monkeypatch.setattr(variance_command, "write_atomic", full)
+    monkeypatch.setattr("carv_3d.distill.variance.write_atomic", full)
     assert cli.main(["distill", "variance", *model, *few, "--out", "x"]) == 2
     told = capsys.readouterr()
     assert "2x2+strat" in told.out  # what was measured is shown, if it cannot be kept

@@ -171,7 +171,7 @@ def test_a_hard_edge_lies_between_its_two_lattice_points() -> None:
     ],
 )
 def test_options_out_of_range_are_named(option: str, value: Any) -> None:
-    with pytest.raises(CarvError, match=f"mesh option {option} is {value!r}"):
+    with pytest.raises(CarvError, match=f"^{option} is {value!r}"):
         MeshOptions(**{option: value})
     MeshOptions(resolution=8, level=0.1, min_component=0.0, smoothing=0, longest_side=0.01)
 

@@ -299,7 +299,7 @@ def test_the_occupancy_grid_is_as_fine_and_as_strict_as_told() -> None:
     ],
 )
 def test_options_out_of_range_are_named(option: str, value: Any) -> None:
-    with pytest.raises(CarvError, match=f"renderer option {option} is {value!r}"):
+    with pytest.raises(CarvError, match=f"^{option} is {value!r}"):
         RenderOptions(**{option: value})
     RenderOptions(near_plane=0.0, prune_density_threshold=0.0, eval_chunk_rays=1)  # the ends of the ranges
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -79,8 +80,8 @@ def test_augmentation_moves_and_scales_by_little() -> None:
 def test_training_learns_from_its_own_renders_and_writes_half_precision(tmp_path, monkeypatch) -> None:
     asked, losses = {}, []
 
-    def stage(name, module, step_loss, **settings):
-        asked.update(settings, name=name)
+    def stage(name, module, step_loss, options, folder, made_with):
+        asked.update(asdict(options), name=name, made_with=made_with)
         losses.append(step_loss(0, torch.Generator().manual_seed(0)).item())
         with torch.no_grad():  # one that names everything wrong, surely
             for head in module.heads.values():

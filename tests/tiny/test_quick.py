@@ -42,7 +42,7 @@ def test_precision_follows_the_processor_unless_it_is_named(monkeypatch) -> None
         monkeypatch.setattr(quick, "_multiplies_bfloat16", lambda here=here: here)
         assert quick.choose_precision("auto") == expected
         assert (quick.choose_precision("fp32"), quick.choose_precision("bf16")) == ("fp32", "bf16")
-    with pytest.raises(CarvError, match="--unet-precision is fp8: it must be one of auto, bf16, fp32"):
+    with pytest.raises(CarvError, match="--unet-precision is fp8; it must be one of auto, bf16, fp32"):
         quick.choose_precision("fp8")
 
 

@@ -1,5 +1,6 @@
 """Every option of the training reaches the part that it is for."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ class Recorder:
         ):
             monkeypatch.setattr(owner, name, value)
 
-    def stage(self, name: str, module: Any, step_loss: Any, **settings: Any) -> Any:
-        self.asked[name] = settings
+    def stage(
+        self, name: str, module: Any, step_loss: Any, options: Any, folder: Path, made_with: Any, **settings: Any
+    ) -> Any:
+        self.asked[name] = {**asdict(options), "folder": folder, "made_with": made_with, **settings}
         step_loss(0, torch.Generator().manual_seed(0))
         settings.get("on_begin", lambda: None)()
         return module.state_dict()
