@@ -172,7 +172,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
         (["attribute", "a red mug", "--draws", "6"], "num_draws is 6 in 2 groups"),
         (["attribute", "a red mug", "--method", "x"], "method is 'x'"),
         (["attribute", "a red mug", "--items", "0"], "items is 0"),
-        (["attribute", "a red mug", "--seed", str(2**63)], "seed is 9223372036854775808; it must be a whole number of at least 0 and"),
+        (["attribute", "a red mug", "--seed", str(2**63)], "seed is 9223372036854775808; it must be a whole"),
         (["attribute", "a red mug", "--method", "trak", "--dim", "1000000"], "with trak it must be at most 16384"),
         (["attribute", str(tmp_path / "other-run")], "other-run is no run of carv generate (of its config"),
         (["attribute", str(tmp_path / "hub-run")], "did not train owner/model"),
