@@ -17,12 +17,12 @@ from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.runs.progress import Display
-from carv_3d.variance.command import BASELINE, measure
+from carv_3d.variance.benchmark import Batch, VarianceBenchmark
+from carv_3d.variance.command import measure
 from carv_3d.variance.figures import rows
-from carv_3d.variance.methods import method
-from carv_3d.variance.study import Block, Entry, Study
+from carv_3d.variance.methods import BASELINE, Setting, method
 
-METHOD = "is+strat+antithetic"  # the host's default design
+METHOD = "is+strat+antithetic"  # the default design
 
 
 def main() -> None:
@@ -37,21 +37,28 @@ def main() -> None:
         raise CarvError(f"--at is {o.at}; steps are at least 1")
     given = ["num_draws=auto", "proposal=weight", "stratify=render", "antithetic=true"]
     given = [f"system.guidance.{option}" for option in given]
-    host = TextTo3D(load_config(overrides=[*given, *o.overrides], prompt=o.prompt))
-    if host.guidance.auto is None:
+    trainer = TextTo3D(load_config(overrides=[*given, *o.overrides], prompt=o.prompt))
+    if trainer.guidance.auto is None:
         raise CarvError("num_draws is given as a number; this benchmark is of num_draws=auto")
-    grid = host.guidance.auto.grid
-    entries = [BASELINE, *(Entry(1, K, method(METHOD)) for K in grid)]
+    grid = trainer.guidance.auto.grid
+    settings = [BASELINE, *(Setting(1, K, method(METHOD)) for K in grid)]
     display, total, looking, lines = Display(), 0.0, 0.0, []
     for step in sorted(o.at):
-        while host.step < step:
-            metrics = host.train_step()
+        while trainer.step < step:
+            metrics = trainer.train_step()
             total, looking = total + metrics["seconds"], looking + metrics["seconds_auto"]
-        state, blocks = copy.deepcopy(host.state_dict()), list[Block]()
-        measure(Study(host, entries), blocks, step, o.tolerance, o.budget / len(o.at), lambda: None, display)
-        host.load_state_dict(state)
-        found = {row.entry.K: row for row in rows(step, entries, blocks, BASELINE)[1:]}
-        work = {K: row.variance.value * row.seconds for K, row in found.items()}
+        state, batches = copy.deepcopy(trainer.state_dict()), list[Batch]()
+        measure(
+            VarianceBenchmark(trainer, settings),
+            batches,
+            step,
+            o.tolerance,
+            o.budget / len(o.at),
+            lambda: None,
+            display,
+        )
+        trainer.load_state_dict(state)
+        work = {row.setting.K: row.variance.value * row.seconds for row in rows(step, settings, batches)[1:]}
         chosen, best = int(metrics["K_auto"]), min(work, key=lambda K: work[K])
         of_grid = " | ".join(f"{work[K] / work[best]:.2f}" for K in grid)
         excess, share = work[chosen] / work[best] - 1, looking / total

@@ -1,4 +1,4 @@
-"""The regime map: ECM over the cost of upstream work and over its share of the variance, on the built-in trainer.
+"""The regime map: ECM over the cost of upstream work and over its share of the variance, with the built-in trainer.
 
     ./install.sh python benchmarks/regime_map.py [--prompt "a red mug"] [--scales 1,3.5,7.5,20] [--at 30,150,270]
         [--upstream 0.25,1,4,16] [--methods uniform,is+strat] [--budget SECONDS] [--config YAML] [--out DIR]
@@ -6,16 +6,17 @@
 
 For each guidance scale a scene is trained and frozen at each point, and measured as `carv variance` does. What its
 steps cost outside of denoising is then multiplied by each factor of --upstream: a simulated upstream cost, as in Figure
-21 of arXiv 2605.21489. A line of regimes.csv has the two ratios that decide (the denoising of a draw over the upstream
-seconds of a render; the upstream share of one uniform draw's variance), the best (R, K) and method there, its ECM with
-its interval, and the bound: upstream variance alone at free draws. regimes.png marks the paper's regime, a tenth and a
-tenth; --also draws the lines of earlier maps into it. Measured blocks are kept in --out, and not repeated.
+21 of arXiv 2605.21489. A line of regimes.csv has the two ratios that decide: the denoising of a draw over the upstream
+seconds of a render, and the upstream share of one uniform draw's variance. It has the best (R, K) and method there, its
+ECM with its interval (from eight batches on), and the bound: upstream variance alone at free draws. regimes.png marks
+the paper's regime, a tenth and a tenth; --also draws the lines of earlier maps into it. Measured batches are kept in
+--out, and not repeated.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, astuple, dataclass, fields
+import math
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,17 @@ from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D, load_teacher
 from carv_3d.io.files import make_folder, write_atomic, write_via
-from carv_3d.io.structured import read_csv, read_json
+from carv_3d.io.structured import read_csv
 from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display
-from carv_3d.variance.command import BASELINE, FORMAT, VarianceRequest, go_to, measure, spent
-from carv_3d.variance.figures import phases_of, rows
-from carv_3d.variance.methods import method
-from carv_3d.variance.study import Block, Entry, Study
+from carv_3d.stats.bootstrap import Interval
+from carv_3d.variance.benchmark import Batch, VarianceBenchmark
+from carv_3d.variance.command import FORMAT, KeptBatches, VarianceRequest, go_to, measure, spent
+from carv_3d.variance.figures import phase_seconds, rows
+from carv_3d.variance.methods import Setting, method
 
 PAPER = (0.1, 0.1)  # draws at a tenth of the upstream cost, a tenth of the variance upstream
-ONE_DRAW = Entry(1, 1, method("uniform"))  # whose upstream share places a regime on the map
+ONE_DRAW = Setting(1, 1, method("uniform"))  # whose upstream share places a regime on the map
 
 
 @dataclass
@@ -53,27 +55,29 @@ class Regime:
     ecm_low: float
     ecm_high: float
     bound: float
+    batches: int = 0
 
 
-def regimes(scale: float, step: int, entries: list[Entry], blocks: list[Block], factors: list[float]) -> list[Regime]:
-    """The best of each simulated upstream cost, from one scene's blocks."""
-    phases = phases_of(max((e for e in entries if e.R == 1), key=lambda e: e.K), blocks)
-    draws = max(e.K for e in entries if e.R == 1)
+def regimes(
+    scale: float, step: int, settings: list[Setting], batches: list[Batch], factors: list[float]
+) -> list[Regime]:
+    """The best of each simulated upstream cost, from one scene's batches."""
+    most = max((s for s in settings if s.R == 1), key=lambda s: s.K)
+    phases = phase_seconds(most, batches)
     out = []
     for factor in factors:
-        found = rows(step, entries, blocks, BASELINE, upstream=factor)
-        share = next(row.upstream_share for row in found if row.entry.key == ONE_DRAW.key)
-        best = max(found, key=lambda row: row.ecm.value)
-        ratio = phases["denoise"] / draws / (factor * (phases["step"] - phases["denoise"]))
-        e = best.entry
-        ecm = best.ecm
-        place = (scale, step, factor, ratio, share, e.method.name, e.R, e.K)
-        out.append(Regime(*place, ecm.value, ecm.low, ecm.high, best.bound))
+        table = rows(step, settings, batches, upstream=factor)
+        share = next(row.upstream_share for row in table if row.setting.key == ONE_DRAW.key)
+        best = max(table, key=lambda row: row.ecm.value)
+        ratio = phases["denoise"] / most.K / (factor * (phases["step"] - phases["denoise"]))
+        s, ecm = best.setting, best.ecm
+        place = (scale, step, factor, ratio, share, s.method.name, s.R, s.K)
+        out.append(Regime(*place, ecm.value, ecm.low, ecm.high, best.bound, best.batches))
     return out
 
 
-def kept(out: Path, scale: float, step: int) -> tuple[Path, Path]:
-    """Where a point's scene and its blocks are."""
+def places(out: Path, scale: float, step: int) -> tuple[Path, Path]:
+    """Where the scene of a step and its batches are."""
     name = f"scale-{scale:g}-step-{step}"
     return out / f"{name}.scene", out / f"{name}.json"
 
@@ -128,7 +132,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")
     o = parser.parse_args()
     request = VarianceRequest(Path(), methods=o.methods, K=o.draws, budget=o.budget, tolerance=o.tolerance)
-    entries = list({e.key: e for e in [*request.entries(), ONE_DRAW]}.values())
+    settings = list({s.key: s for s in [*request.settings(), ONE_DRAW]}.values())
     earlier = [line for path in o.also for line in lines(path)]
     display, teacher = Display(), load_teacher(load_config(o.config, o.overrides, o.prompt))
     make_folder(o.out)
@@ -136,29 +140,26 @@ def main() -> None:
     found: list[Regime] = []
     for scale in o.scales:
         overrides = [*o.overrides, f"system.guidance.guidance_scale={scale}"]
-        host = TextTo3D(load_config(o.config, overrides, o.prompt), teacher)
+        trainer = TextTo3D(load_config(o.config, overrides, o.prompt), teacher)
         for step in sorted(o.at):
-            scene, path = kept(o.out, scale, step)
-            asked: dict[str, Any] = {
+            scene, path = places(o.out, scale, step)
+            depends_on: dict[str, Any] = {
                 "format": FORMAT,
                 "config": str(o.config or ""), "prompt": o.prompt, "overrides": overrides, "step": step,
-                "entries": [e.key for e in entries],
+                "settings": [s.key for s in settings],
             }  # fmt: skip
-            blocks = read(path, asked)
-
-            def save(path: Path = path, asked: dict = asked, blocks: list[Block] = blocks) -> None:
-                write_atomic(path, json.dumps({**asked, "blocks": [asdict(b) for b in blocks]}))
-
-            save()  # what the scene is of, before there is one
-            go_to(host, step, None, scene, display)
-            left = each - spent({step: blocks})
-            measure(Study(host, entries), blocks, step, o.tolerance, left, save, display)
-            found += regimes(scale, step, entries, blocks, o.upstream)
+            kept = KeptBatches(path, depends_on)
+            batches = kept.at(step)
+            kept.save()  # says whose the scene is, before there is one
+            go_to(trainer, step, None, scene, display)
+            left = each - spent(batches)
+            measure(VarianceBenchmark(trainer, settings), batches, step, o.tolerance, left, kept.save, display)
+            found += regimes(scale, step, settings, batches, o.upstream)
             for r in found[-len(o.upstream) :]:
                 display.say(
                     f"scale {scale:g}, step {step}, upstream x {r.upstream:g}: a draw costs {r.cost_ratio:.2f} of it, "
-                    f"upstream share {r.upstream_share:.0%}; {r.method} at ({r.R}, {r.K}): ECM {r.ecm:.2f} "
-                    f"[{r.ecm_low:.2f}, {r.ecm_high:.2f}], bound {r.bound:.2f}"
+                    f"upstream share {r.upstream_share:.0%}; {r.method} at ({r.R}, {r.K}): ECM "
+                    f"{Interval(r.ecm, r.ecm_low, r.ecm_high).text()}, bound {r.bound:.2f}, {r.batches} batches"
                 )
     write_atomic(o.out / "regimes.csv", csv_text([f.name for f in fields(Regime)], map(astuple, found)))
     image([*found, *earlier], o.out / "regimes.png")
@@ -168,22 +169,12 @@ def main() -> None:
 def lines(path: Path) -> list[Regime]:
     """The lines of a regimes.csv."""
     rows, _ = read_csv(path, "name the regimes.csv of another map with --also")
-    kinds = {"int": int, "float": float, "str": str}
+    kinds: dict[str, Any] = {"int": int, "float": lambda text: float(text or math.nan), "str": str}
+    older = {"batches": "0"}  # of maps that did not say how many
     try:
-        return [Regime(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Regime)}) for row in rows]
+        return [Regime(**{f.name: kinds[str(f.type)]((older | row)[f.name]) for f in fields(Regime)}) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise CarvError(f"--also {path} is no regimes.csv of this command") from error
-
-
-def read(path: Path, asked: dict[str, Any]) -> list[Block]:
-    """What an earlier call measured; CarvError where that was something else."""
-    if not path.exists():
-        return []
-    stored = read_json(path, "choose another --out")
-    blocks = [Block(**b) for b in stored.pop("blocks", [])]
-    if stored != asked:
-        raise CarvError(f"{path} holds figures of other settings; choose another --out.")
-    return blocks
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 --budget is of measuring, in seconds for each prompt. A figure is the geometric mean over prompts, with the least and
 the largest of them; each prompt's own intervals are in its variance.csv in --work. --against adds a table of each
-method over that one at the same (R, K), from the same blocks, with an interval. It can be stopped at any
+method over that one at the same (R, K), from the same batches, with an interval. It can be stopped at any
 time, and the same command resumes it.
 """
 
@@ -27,9 +27,10 @@ from carv_3d.generate.trainer import load_teacher
 from carv_3d.io.files import slug
 from carv_3d.io.structured import read_csv, read_json
 from carv_3d.stats.bootstrap import Interval
+from carv_3d.variance.benchmark import Batch
 from carv_3d.variance.command import VarianceRequest, run
 from carv_3d.variance.figures import rows
-from carv_3d.variance.study import Block, Entry
+from carv_3d.variance.methods import Setting
 
 PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
 METHODS = "uniform,is,strat,is+strat,is+strat+antithetic"
@@ -51,9 +52,9 @@ def over_prompts(values: Sequence[float]) -> str:
 def table(tables: Sequence[Sequence[dict[str, str]]]) -> str:
     """Markdown, of the variance.csv of each prompt: a row for each point, method and (R, K)."""
     lines = [
-        "| step | method | (R, K) | a draw's cost | upstream share | ECM | the paper's | bound | of it | RE "
+        "| step | method | (R, K) | batches | a draw's cost | upstream share | ECM | the paper's | bound | of it | RE "
         "| the paper's |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for same in zip(*tables, strict=True):
         first = same[0]
@@ -62,6 +63,7 @@ def table(tables: Sequence[Sequence[dict[str, str]]]) -> str:
             return sum(float(row[name]) for row in same) / len(same)
 
         R, K = int(first["R"]), int(first["K"])
+        batches = min(int(row["batches"]) for row in same)
         upstream = mean("seconds") - mean("seconds_denoise")
         ecm = [float(row["ecm"]) for row in same]
         bound = [float(row["ecm_bound"]) for row in same]
@@ -69,7 +71,8 @@ def table(tables: Sequence[Sequence[dict[str, str]]]) -> str:
         share = over_prompts([a / b for a, b in zip(ecm, bound)]).split(" ")[0]
         reached = share if share == "—" else f"{float(share):.0%}"
         lines.append(
-            f"| {first['step']} | {first['method']} | ({R}, {K}) | {mean('seconds_denoise') / K / upstream:.2f} "
+            f"| {first['step']} | {first['method']} | ({R}, {K}) | {batches} "
+            f"| {mean('seconds_denoise') / K / upstream:.2f} "
             f"| {mean('upstream_share'):.0%} | {over_prompts(ecm)} | {first['paper_ecm'] or '—'} "
             f"| {over_prompts(bound).split(' ')[0]} | {reached} | {re} | {first['paper_re'] or '—'} |"
         )
@@ -79,32 +82,34 @@ def table(tables: Sequence[Sequence[dict[str, str]]]) -> str:
 def pooled(found: Sequence[Interval]) -> Interval:
     """The geometric mean of ratios that were measured apart, each with its 95 % interval; of these prompts, not of
     prompts in general."""
-    if not all(x.low > 0 and x.high < math.inf for x in found):  # too few blocks to tell a variance from 0
+    if not all(0 < x.value < math.inf for x in found):
         return Interval(math.nan)
     logs = [math.log(x.value) for x in found]
+    if not all(x.low > 0 and x.high < math.inf for x in found):  # too few batches to tell a variance from 0
+        return Interval(math.exp(sum(logs) / len(logs)))
     errors = [(math.log(x.high) - math.log(x.low)) / (2 * 1.96) for x in found]
     mean, error = sum(logs) / len(logs), math.hypot(*errors) / len(errors)
     return Interval(math.exp(mean), math.exp(mean - 1.96 * error), math.exp(mean + 1.96 * error))
 
 
-def over(folders: Sequence[Path], entries: Sequence[Entry], name: str) -> str:
+def over(folders: Sequence[Path], settings: Sequence[Setting], name: str) -> str:
     """Markdown: the ECM of each method over that of method `name` at the same (R, K)."""
     lines = [f"| step | method | (R, K) | variance, {name} = 1 | ECM over it |", "|---|---|---|---|---|"]
-    kept = [read_json(folder / "blocks.json")["blocks"] for folder in folders]
-    places = [e for e in entries if e.method.name == name]
+    kept = [read_json(folder / "batches.json")["batches"] for folder in folders]
+    rivals = [s for s in settings if s.method.name == name]
     for step in sorted(map(int, kept[0])):
-        blocks = [[Block(**b) for b in blocks[str(step)]] for blocks in kept]
-        for rival in places:
-            same = [e for e in entries if (e.R, e.K) == (rival.R, rival.K)]
-            found = [rows(step, same, of_prompt, rival) for of_prompt in blocks]
+        batches = [[Batch(**b) for b in by_step[str(step)]] for by_step in kept]
+        for rival in rivals:
+            same = [s for s in settings if (s.R, s.K) == (rival.R, rival.K)]
+            tables = [rows(step, same, of_prompt, rival) for of_prompt in batches]
             own = same.index(rival)
-            for i, e in enumerate(same):
-                if e == rival:
+            for i, s in enumerate(same):
+                if s == rival:
                     continue
-                less = [one[i].variance.value / one[own].variance.value for one in found]
+                less = [table[i].variance.value / table[own].variance.value for table in tables]
                 lines.append(
-                    f"| {step} | {e.method.name} | ({e.R}, {e.K}) | {over_prompts(less)} "
-                    f"| {pooled([one[i].ecm for one in found]).text()} |"
+                    f"| {step} | {s.method.name} | ({s.R}, {s.K}) | {over_prompts(less)} "
+                    f"| {pooled([table[i].ecm for table in tables]).text()} |"
                 )
     return "\n".join(lines)
 
@@ -130,8 +135,8 @@ def main() -> int:
         VarianceRequest(SCENES[o.scene], prompt, o.at, out=folder, resume=folder.exists(), **shared)
         for prompt, folder in zip(prompts, folders)
     ]
-    entries = requests[0].entries()  # refuses methods that do not exist
-    if o.against and o.against not in {e.method.name for e in entries}:
+    settings = requests[0].settings()  # refuses methods that do not exist
+    if o.against and o.against not in {s.method.name for s in settings}:
         raise CarvError(f"--against is {o.against}, which is none of --methods")
     teacher = load_teacher(load_config(SCENES[o.scene], prompt=prompts[0]))
     tables = []
@@ -147,7 +152,7 @@ def main() -> int:
     )
     print(table(tables))
     if o.against:
-        print(f"\n{over(folders, entries, o.against)}")
+        print(f"\n{over(folders, settings, o.against)}")
     return 0
 
 

@@ -12,13 +12,13 @@ from carv_3d.variance.methods import DEFAULT, WORDS
 
 def parser() -> Parser:
     """Of `carv variance`'s arguments."""
-    words = "\n".join(f"  {name:<11} {text}" for name, (_, _, _, text) in WORDS.items())
+    words = "\n".join(f"  {name:<11} {word.help}" for name, word in WORDS.items())
     p = Parser(
         prog="carv variance",
         description="The variance of each estimator's gradient by its sources, its seconds by phase, and the ECM and\n"
         "RE that follow, at points of a run: tables, variance.csv and images.",
         epilog=f"methods, joined by + (such as is+strat+antithetic):\n{words}\n"
-        "The baseline is (R, K) = (2, 1), uniform. Ctrl-C ends after the block at hand; --resume goes on.",
+        "The baseline is (R, K) = (2, 1), uniform. Ctrl-C ends after the batch at hand; --resume continues.",
     )
     p.add_argument("source", type=Path, metavar="CONFIG_OR_RUN", help="a YAML file, or the folder of a run")
     p.add_argument("--prompt", help="where the configuration has none")

@@ -20,13 +20,13 @@ from carv_3d.io.files import check_unused, claimed, slug, write_atomic
 from carv_3d.io.structured import read_json
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
+from carv_3d.variance.benchmark import Batch, VarianceBenchmark
+from carv_3d.variance.charts import write_charts
 from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps
-from carv_3d.variance.methods import DEFAULT, method
-from carv_3d.variance.show import print_table, summary, table, write_csv, write_figures, write_timesteps
-from carv_3d.variance.study import Block, Entry, Study
+from carv_3d.variance.methods import BASELINE, DEFAULT, Setting, method
+from carv_3d.variance.show import print_table, rich_table, summary, write_csv, write_timesteps
 
-BASELINE = Entry(2, 1, method("uniform"))
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -57,84 +57,85 @@ class VarianceRequest:
         if not 0 < self.tolerance < 1:
             raise CarvError(f"--tolerance is {self.tolerance:g}; it is a share, such as 0.1.")
 
-    def entries(self) -> list[Entry]:
-        """The baseline first; odd K are left out for pairs, and R = 1 for cameras in a sequence: one such camera is as
-        any random one, and R of them in a step are what R steps of one have. Raises CarvError where a method is left
-        with none."""
+    def settings(self) -> list[Setting]:
+        """The baseline first.
+
+        Odd K are left out for pairs, and R = 1 for cameras in a sequence: one such camera is as any random one, and R
+        of them in a step are what R steps of one have.
+
+        Raises:
+            CarvError: a method is left with no (R, K).
+        """
         out = [BASELINE]
-        for one in map(method, dict.fromkeys(self.methods)):
-            least = 2 if one.upstream[0] else 1
-            places = [(R, K) for R in self.R for K in self.K if least <= R and not (one.antithetic and K % 2)]
+        for m in map(method, dict.fromkeys(self.methods)):
+            least = 2 if m.spreads_cameras else 1
+            places = [(R, K) for R in self.R for K in self.K if least <= R and not (m.antithetic and K % 2)]
             if not places and max(self.R) < least:
-                raise CarvError(f"the method {one.name} spreads the cameras of a step: give --grid an R from 2.")
+                raise CarvError(f"the method {m.name} spreads the cameras of a step: give --grid an R from 2.")
             if not places:
-                raise CarvError(f"the method {one.name} draws in pairs: give --grid an even K.")
-            out += [Entry(R, K, one) for R, K in places]
-        return list({e.key: e for e in out}.values())
+                raise CarvError(f"the method {m.name} draws in pairs: give --grid an even K.")
+            out += [Setting(R, K, m) for R, K in places]
+        return list({s.key: s for s in out}.values())
+
+
+class KeptBatches:
+    """Batches by step of the run in a JSON file, with all that they depend on."""
+
+    def __init__(self, path: Path, depends_on: dict[str, Any]) -> None:
+        """Reads what is there; CarvError where it depends on something else, or is damaged."""
+        self.path, self.depends_on = path, depends_on
+        self.by_step: dict[int, list[Batch]] = {}
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        kept = read_json(self.path, "choose another --out")
+        try:
+            batches = kept.pop("batches")
+            self.by_step = {int(step): [Batch(**b) for b in of_step] for step, of_step in batches.items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CarvError(f"{self.path} is damaged; choose another --out.") from error
+        if kept != json.loads(json.dumps(self.depends_on)):
+            raise CarvError(f"{self.path} holds figures of other settings; choose another --out, or the same settings.")
+
+    def at(self, step: int) -> list[Batch]:
+        """The batches of a step, to be appended to."""
+        return self.by_step.setdefault(step, [])
+
+    def save(self) -> None:
+        """Write them all."""
+        batches = {str(step): [asdict(b) for b in of_step] for step, of_step in self.by_step.items()}
+        write_atomic(self.path, json.dumps({**self.depends_on, "batches": batches}))
+
+    def seconds(self, steps: Sequence[int]) -> float:
+        """What the batches of these steps took."""
+        return sum(spent(self.by_step.get(step, [])) for step in steps)
 
 
 def run(request: VarianceRequest, teacher: Any = None, display: Display | None = None) -> int:
     """Measure, show and write; returns 0, or 128 and the number of the signal that stopped it."""
     display = display or Display()
-    entries = request.entries()
+    settings = request.settings()
     config, state = read_source(request)
-    points = sorted(set(request.at)) or ([state["step"]] if state else early_middle_late(config))
-    if request.at and points[-1] > config.trainer.max_steps:
-        raise CarvError(f"--at {points[-1]} is past the run's end; trainer.max_steps is {config.trainer.max_steps}.")
+    steps = sorted(set(request.at)) or ([state["step"]] if state else early_middle_late(config))
+    if request.at and steps[-1] > config.trainer.max_steps:
+        raise CarvError(f"--at {steps[-1]} is past the run's end; trainer.max_steps is {config.trainer.max_steps}.")
     check_prompt(config)
     folder = request.out or Path("outputs") / f"variance-{slug(config.prompt)}"
-    asked = {"format": FORMAT, "config": to_mapping(config), "entries": [e.key for e in entries], "points": points}
+    keys = [s.key for s in settings]
+    depends_on = {"format": FORMAT, "config": to_mapping(config), "settings": keys, "steps": steps}
     if not request.resume:
-        check_unused(folder, "choose another --out, or go on in it with --resume")
+        check_unused(folder, "choose another --out, or resume it with --resume")
     with claimed(folder):
-        blocks = open_folder(folder, asked, request.resume)
+        if (folder / "blocks.json").exists():
+            raise CarvError(
+                f"{folder} was measured by version 0.1.0, whose figures cannot be resumed; choose another --out."
+            )
+        kept = KeptBatches(folder / "batches.json", depends_on)
         with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
-            host = TextTo3D(config, teacher, log=display.say)
-        return _measure_points(request, host, points, state, folder, asked, blocks, entries, display)
-
-
-def _measure_points(
-    request: VarianceRequest,
-    host: TextTo3D,
-    points: Sequence[int],
-    state: dict[str, Any] | None,
-    folder: Path,
-    asked: dict[str, Any],
-    blocks: dict[int, list[Block]],
-    entries: Sequence[Entry],
-    display: Display,
-) -> int:
-    found: list[Row] = []
-    by_t: dict[int, Timesteps] = {}
-    with StopSignals() as stop:
-        for i, step in enumerate(points):
-            go_to(host, step, state, folder / f"scene-{step}", display, lambda: bool(stop.number))
-            if stop.number:
-                break
-            study = Study(host, entries, seed=host.config.seed)
-            mine = blocks.setdefault(step, [])
-
-            def save() -> None:
-                kept = {str(k): [asdict(b) for b in v] for k, v in blocks.items()}
-                write_atomic(folder / "blocks.json", json.dumps({**asked, "blocks": kept}))
-
-            # what earlier points left over is this one's too; what was measured of later ones before is not its cost
-            left = request.budget * (i + 1) / len(points) - spent({s: blocks[s] for s in points[: i + 1]})
-            measure(study, mine, step, request.tolerance, left, save, display, lambda: bool(stop.number))
-            if len(mine) < 2:
-                break
-            new = rows(step, entries, mine, BASELINE)
-            found += new
-            by_t[step] = by_timestep(host, mine)
-            print_table(table(new, new[0]), display.console)
-            for line in summary(new, new[0], by_t[step]):
-                display.say(line)
-            write_csv(folder / "variance.csv", found)
-            if stop.number:
-                break
-        if found:
-            write_figures(folder, found, by_t)
-            write_timesteps(folder / "timesteps.csv", by_t)
+            trainer = TextTo3D(config, teacher, log=display.say)
+        with StopSignals() as stop:
+            measure_steps(request, trainer, state, steps, kept, display, lambda: bool(stop.number))
     if stop.number:
         display.say(f"Stopped. Resume with the same command and --resume; what was measured is in {folder}")
         return 128 + stop.number
@@ -142,52 +143,91 @@ def _measure_points(
     return 0
 
 
+def measure_steps(
+    request: VarianceRequest,
+    trainer: TextTo3D,
+    state: dict[str, Any] | None,
+    steps: Sequence[int],
+    kept: KeptBatches,
+    display: Display,
+    stopped: Callable[[], bool],
+) -> None:
+    """Measure at each step of the run, show its table, and write tables and images of all.
+
+    Args:
+        state: the checkpoint of the run that is measured, if it is one.
+        stopped: asked between batches.
+    """
+    folder, table, by_t = kept.path.parent, list[Row](), dict[int, Timesteps]()
+    for i, step in enumerate(steps):
+        go_to(trainer, step, state, folder / f"scene-{step}", display, stopped)
+        if stopped():
+            break
+        benchmark = VarianceBenchmark(trainer, request.settings(), seed=trainer.config.seed)
+        # what earlier steps left over is this one's too; what was measured of later ones before is not its cost
+        left = request.budget * (i + 1) / len(steps) - kept.seconds(steps[: i + 1])
+        batches = kept.at(step)
+        measure(benchmark, batches, step, request.tolerance, left, kept.save, display, stopped)
+        if len(batches) < 2:
+            break
+        of_step = rows(step, benchmark.settings, batches)
+        table += of_step
+        by_t[step] = by_timestep(trainer, batches)
+        print_table(rich_table(of_step), display.console)
+        for line in summary(of_step, by_t[step]):
+            display.say(line)
+        write_csv(folder / "variance.csv", table)
+        if stopped():
+            break
+    if table:
+        write_charts(folder, table, by_t)
+        write_timesteps(folder / "timesteps.csv", by_t)
+
+
 def measure(
-    study: Study,
-    blocks: list[Block],
+    benchmark: VarianceBenchmark,
+    batches: list[Batch],
     step: int,
     tolerance: float,
     seconds: float,
     save: Callable[[], None],
     display: Display,
     stopped: Callable[[], bool] = lambda: False,
-) -> list[Row]:
-    """Append blocks until every ECM's interval is within the tolerance or `seconds` are spent; at least two."""
+) -> None:
+    """Append batches until every ECM's interval is within the tolerance or `seconds` are spent; at least two."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     shown = (TextColumn("step {task.fields[step]}"), BarColumn(), TimeRemainingColumn())
     columns = (*shown, TextColumn("{task.fields[text]}"))
-    found: list[Row] = []
     with Progress(*columns, console=display.console, disable=not display.console.is_terminal) as bar:
-        task = bar.add_task("", total=max(seconds, 1e-9), step=step, text="first block")
+        task = bar.add_task("", total=max(seconds, 1e-9), step=step, text="first batch")
         begin = time.perf_counter()
         while not stopped():
-            enough = len(blocks) >= 2 and time.perf_counter() - begin >= seconds
-            if len(blocks) >= 2:
-                found = rows(step, study.entries, blocks, BASELINE)
-                worst = max(row.precision for row in found)
-                text = f"{len(blocks)} batches" + (
-                    "" if math.isnan(worst) else f", widest ECM ± {worst:.0%} (expected {tolerance:.0%})"
-                )
+            if len(batches) >= 2:
+                time_is_up = time.perf_counter() - begin >= seconds
+                table = rows(step, benchmark.settings, batches)
+                widest = max(row.precision for row in table)
+                text = f"{len(batches)} batches"
+                if not math.isnan(widest):
+                    text += f", widest ECM ± {widest:.0%} (aim {tolerance:.0%})"
                 bar.update(task, completed=time.perf_counter() - begin, text=text)
-                if enough or tight(found, tolerance):
-                    display.say(f"step {step}: {text}" + (", the time is up" if enough else ""))
+                if time_is_up or tight(table, tolerance):
+                    display.say(f"step {step}: {text}" + (", the time is up" if time_is_up else ""))
                     break
-            blocks.append(study.block(len(blocks)))
+            batches.append(benchmark.batch(len(batches)))
             save()
-    return found
 
 
-def spent(blocks: dict[int, list[Block]]) -> float:
-    """Seconds that the blocks took."""
-    return sum(b.seconds["all"]["step"] for of_point in blocks.values() for b in of_point)
+def spent(batches: Sequence[Batch]) -> float:
+    """Seconds that the batches took."""
+    return sum(b.seconds["all"]["step"] for b in batches)
 
 
-def by_timestep(host: TextTo3D, blocks: Sequence[Block]) -> Timesteps:
-    """The gradient's size by timestep where the host is."""
-    schedule, options = host.teacher.schedule, host.guidance.options
-    low, high = options.timestep_range(schedule.num_train_timesteps, host.now)
-    return timesteps(blocks, options.weights(schedule), low, high)
+def by_timestep(trainer: TextTo3D, batches: Sequence[Batch]) -> Timesteps:
+    """The gradient's size by timestep where the trainer is."""
+    schedule, options = trainer.teacher.schedule, trainer.guidance.options
+    low, high = options.timestep_range(schedule.num_train_timesteps, trainer.now)
+    return timesteps(batches, options.weights(schedule), low, high)
 
 
 def early_middle_late(config: Config) -> list[int]:
@@ -216,43 +256,30 @@ def read_source(request: VarianceRequest) -> tuple[Config, dict[str, Any] | None
     return config, state
 
 
-def open_folder(folder: Path, asked: dict[str, Any], resume: bool) -> dict[int, list[Block]]:
-    """The blocks that are in the folder already; CarvError where it is in use, or what is there is of other figures."""
-    path = folder / "blocks.json"
-    if not resume:
-        check_unused(folder, "choose another --out, or go on in it with --resume")
-    if not resume or not path.exists():
-        return {}
-    kept = read_json(path, "choose another --out")
-    try:
-        out = {int(step): [Block(**b) for b in blocks] for step, blocks in kept.pop("blocks").items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CarvError(f"{path} is damaged; choose another --out.") from error
-    if kept != json.loads(json.dumps(asked)):
-        raise CarvError(f"{folder} holds figures of other settings; choose another --out, or give the same ones.")
-    return out
-
-
 def go_to(
-    host: TextTo3D,
+    trainer: TextTo3D,
     step: int,
     state: dict[str, Any] | None,
     kept: Path,
     display: Display,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Bring the host to a step: from what is kept there, the run's checkpoint if it is not past it, or by training."""
+    """Bring the trainer to a step.
+
+    From the scene in `kept`, else from the run's checkpoint `state` if it is not past the step, else by training; the
+    scene is then kept.
+    """
     from rich.progress import Progress
 
     if kept.exists():
-        host.load_state_dict(load_checkpoint(kept)[0])
+        trainer.load_state_dict(load_checkpoint(kept)[0])
         return
-    if state is not None and host.step < state["step"] <= step:
-        host.load_state_dict(state)
+    if state is not None and trainer.step < state["step"] <= step:
+        trainer.load_state_dict(state)
     with Progress(console=display.console, disable=not display.console.is_terminal) as bar:
-        task = bar.add_task(f"training to step {step}", total=step, completed=host.step)
-        while host.step < step and not stopped():
-            host.train_step()
-            bar.update(task, completed=host.step)
-    if host.step == step:
-        save_checkpoint(kept, host.state_dict())
+        task = bar.add_task(f"training to step {step}", total=step, completed=trainer.step)
+        while trainer.step < step and not stopped():
+            trainer.train_step()
+            bar.update(task, completed=trainer.step)
+    if trainer.step == step:
+        save_checkpoint(kept, trainer.state_dict())

@@ -1,4 +1,4 @@
-"""From blocks to figures with intervals: variance, its parts, ECM and RE; and what the paper has beside them."""
+"""From batches to figures with intervals: variance, its parts, ECM and RE; and the paper's figures for the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from carv_3d.core.variance import ecm, re
 from carv_3d.stats.bootstrap import Interval, interval, picks
-from carv_3d.variance.study import Block, Entry
+from carv_3d.variance.benchmark import Batch
+from carv_3d.variance.methods import BASELINE, Setting
 
 # arXiv 2605.21489 with Stable Diffusion 2.1 and a NeRF: ECM against (2, 1) uniform at (1, 8); RE at K in {2, 4, 8}
 PAPER_ECM = {"uniform": 2.6, "is": 3.0, "strat": 3.0, "is+strat": 3.3}
@@ -21,15 +22,22 @@ PAPER_ORACLE = (0.94, 0.97)  # the weight proposal's share of the oracle's reduc
 
 @dataclass
 class Row:
-    """One entry's figures at one point of a run.
+    """One setting's figures at one step of a run.
 
-    variance: tr Cov of a step's gradient; s_out2 and v_in are its parts, of a step. seconds: of a step, and phases of
-    it. ecm: against the baseline; re: against uniform at the same (R, K), None where that was not measured. bound: the
-    ECM that free draws without noise would have at this R. blocks: how many it is of.
+    Attributes:
+        variance: Var(g) of a step, tr Cov of its gradient.
+        s_out2: its upstream part.
+        v_in: its part of the draws.
+        seconds: of a step, median over batches.
+        phases: the same by phase; all but "step" add up to about that.
+        ecm: against the baseline.
+        re: against uniform draws at the same (R, K), None where they were not measured.
+        bound: the ECM that free draws without noise would have at this R.
+        batches: how many were measured.
     """
 
     step: int
-    entry: Entry
+    setting: Setting
     variance: Interval
     s_out2: float
     v_in: float
@@ -38,7 +46,7 @@ class Row:
     ecm: Interval
     re: Interval | None
     bound: float
-    blocks: int
+    batches: int
 
     @property
     def upstream_share(self) -> float:
@@ -53,86 +61,96 @@ class Row:
     @property
     def paper_ecm(self) -> float | None:
         """What the paper has for this method at one render of eight draws, or None."""
-        name = self.entry.method.name
-        return PAPER_ECM.get(name) if (self.entry.R, self.entry.K) == (1, 8) else None
+        s = self.setting
+        return PAPER_ECM.get(s.method.name) if (s.R, s.K) == (1, 8) else None
 
     @property
     def paper_re(self) -> tuple[float, float] | None:
         """The paper's range for this method at this K, or None."""
-        return PAPER_RE.get(self.entry.method.name) if self.entry.K in (2, 4, 8) else None
+        return PAPER_RE.get(self.setting.method.name) if self.setting.K in (2, 4, 8) else None
+
 
 
 def rows(
-    step: int, entries: Sequence[Entry], blocks: Sequence[Block], baseline: Entry, upstream: float = 1.0
+    step: int,
+    settings: Sequence[Setting],
+    batches: Sequence[Batch],
+    baseline: Setting = BASELINE,
+    upstream: float = 1.0,
 ) -> list[Row]:
-    """The figures of all entries; blocks are resampled together, since entries of one pool were measured on the same
-    renders. Seconds are medians over the blocks, and resampled with them: an interval knows of both.
+    """The figures of all settings.
 
-    upstream: what the seconds outside of denoising are multiplied by, for regimes that this machine has not.
+    All are resampled alike, since they were measured on the same renders. An interval covers seconds as well: they
+    are medians over the batches that are drawn.
+
+    Args:
+        step: of the run.
+        upstream: what the seconds outside of denoising are multiplied by, for regimes that this machine has not.
     """
-    n = len(blocks)
+    n = len(batches)
     picked = picks(n)
 
-    def table(values: Callable[[Block], float]) -> Tensor:
-        return torch.tensor([values(b) for b in blocks], dtype=torch.float64)
+    def resampled(value: Callable[[Batch], float]) -> Tensor:
+        """(1 + RESAMPLES, n), see `picks`."""
+        return torch.tensor([value(b) for b in batches], dtype=torch.float64)[picked]
 
-    def resampled(values: Tensor) -> Tensor:
-        """(1 + RESAMPLES,) means, the first of the blocks as they are."""
-        return values[picked].mean(1)
+    def seconds(s: Setting, draws: bool = True) -> Tensor:
+        """(1 + RESAMPLES,) of a step, or of its upstream work alone."""
 
-    def seconds(e: Entry, draws: bool = True) -> Tensor:
-        """Of a step, or of its upstream work alone: (1 + RESAMPLES,) medians."""
-
-        def one(b: Block) -> float:
-            phases = b.seconds[e.key]
+        def of_batch(b: Batch) -> float:
+            phases = b.seconds[s.key]
             return upstream * (phases["step"] - phases["denoise"]) + draws * phases["denoise"]
 
-        return table(one)[picked].quantile(0.5, dim=1)
+        return resampled(of_batch).quantile(0.5, dim=1)
 
-    inside = {e.key: resampled(table(lambda b, e=e: b.inside[e.key])) for e in entries}  # type: ignore[misc]
-    outside = {e.pool: resampled(table(lambda b, e=e: b.outside[e.pool])) for e in entries}  # type: ignore[misc]
-
-    def variance(e: Entry) -> Tensor:
-        return inside[e.key] + outside[e.pool]
-
-    by_place = {(e.R, e.K): e for e in entries if e.method.name == "uniform"}
-    base = variance(baseline), seconds(baseline)
+    v_in = {s.key: resampled(lambda b, s=s: b.v_in[s.key]).mean(1) for s in settings}  # type: ignore[misc]
+    s_out2 = {s.upstream: resampled(lambda b, s=s: b.s_out2[s.upstream]).mean(1) for s in settings}  # type: ignore[misc]
+    variance = {s.key: v_in[s.key] + s_out2[s.upstream] for s in settings}
+    uniform = {(s.R, s.K): s for s in settings if s.method.name == "uniform"}
+    base = variance[baseline.key], seconds(baseline)
     out = []
-    for e in entries:
-        mine, rival, cost = variance(e), by_place.get((e.R, e.K)), seconds(e)
-        free = float(outside[e.pool][0]) * float(seconds(e, draws=False)[0])
+    for s in settings:
+        cost, rival = seconds(s), uniform.get((s.R, s.K))
+        free = float(s_out2[s.upstream][0]) * float(seconds(s, draws=False)[0])
         row = Row(
             step=step,
-            entry=e,
-            variance=interval(mine, n),
-            s_out2=float(outside[e.pool][0]),
-            v_in=float(inside[e.key][0]),
+            setting=s,
+            variance=interval(variance[s.key], n),
+            s_out2=float(s_out2[s.upstream][0]),
+            v_in=float(v_in[s.key][0]),
             seconds=float(cost[0]),
-            phases=phases_of(e, blocks),
-            ecm=interval(ecm(*base, mine, cost), n),
-            re=None if rival is None else interval(re(variance(rival), mine), n),
-            bound=float((base[0] * base[1])[0]) / free if free > 0 else float("inf"),
-            blocks=n,
+            phases=phase_seconds(s, batches),
+            ecm=interval(ecm(*base, variance[s.key], cost), n),
+            re=None if rival is None else interval(re(variance[rival.key], variance[s.key]), n),
+            bound=float(base[0][0] * base[1][0]) / free if free > 0 else float("inf"),
+            batches=n,
         )
         out.append(row)
     return out
 
 
-def phases_of(e: Entry, blocks: Sequence[Block]) -> dict[str, float]:
+def phase_seconds(s: Setting, batches: Sequence[Batch]) -> dict[str, float]:
     """Median seconds of a step by phase; all but "step" add up to about that."""
-    mine = [b.seconds[e.key] for b in blocks]
-    return {name: statistics.median(one[name] for one in mine) for name in mine[0]}
+    measured = [b.seconds[s.key] for b in batches]
+    return {name: statistics.median(phases[name] for phases in measured) for name in measured[0]}
 
 
-def tight(found: Sequence[Row], tolerance: float) -> bool:
+def tight(table: Sequence[Row], tolerance: float) -> bool:
     """Whether every ECM has an interval within the tolerance."""
-    return all(0 <= row.precision <= tolerance for row in found)
+    return all(0 <= row.precision <= tolerance for row in table)
 
 
 @dataclass
 class Timesteps:
-    """t: the middles of `bins` parts of the range. norm: RMS of |J^T f| in each. weight, oracle: the proposals' q,
-    normalised over the bins. share: of the oracle's reduction of E|(p/q) J^T f|^2, what the weight proposal reaches."""
+    """The gradient's size by timestep, in equal parts of the range.
+
+    Attributes:
+        t: middles of the parts.
+        norm: RMS of |J^T f| in each.
+        weight: q of the weight proposal, normalized over the parts.
+        oracle: q of the best proposal, in proportion to `norm`.
+        share: of the oracle's reduction of E|(p/q) J^T f|^2, what the weight proposal reaches.
+    """
 
     t: list[float]
     norm: list[float]
@@ -141,14 +159,14 @@ class Timesteps:
     share: float
 
 
-def timesteps(blocks: Sequence[Block], weights: Tensor, low: int, high: int, bins: int = 12) -> Timesteps:
-    """By timestep, from the single draws of all blocks; weights: (T,) w(t)."""
+def timesteps(batches: Sequence[Batch], weights: Tensor, low: int, high: int, bins: int = 12) -> Timesteps:
+    """From the single draws of all batches; weights: (T,) w(t)."""
     width = (high - low + 1) / bins
-    found: list[list[float]] = [[] for _ in range(bins)]
-    for t, value in (pair for b in blocks for pair in b.norms):
-        found[min(bins - 1, int((t - low) / width))].append(value)
-    kept = [i for i, values in enumerate(found) if values]
-    second = torch.tensor([statistics.fmean(found[i]) for i in kept], dtype=torch.float64)
+    squares: list[list[float]] = [[] for _ in range(bins)]
+    for t, square in (pair for b in batches for pair in b.norms):
+        squares[min(bins - 1, int((t - low) / width))].append(square)
+    kept = [i for i, values in enumerate(squares) if values]
+    second = torch.tensor([statistics.fmean(squares[i]) for i in kept], dtype=torch.float64)
     edges = [low + i * width for i in range(bins + 1)]
     w = torch.stack([weights[int(edges[i]) : max(int(edges[i + 1]), int(edges[i]) + 1)].double().mean() for i in kept])
     q, best = w.cpu() / w.sum().cpu(), second.sqrt() / second.sqrt().sum()

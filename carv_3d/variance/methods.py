@@ -1,31 +1,18 @@
-"""Estimators by name, such as `is+strat`: words joined by +, on top of uniform, independent draws.
-
-Every one of them keeps the objective; what they change is the variance.
-"""
+"""What `carv variance` measures: estimators by name, and the sizes of the steps that they are measured in."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-from carv_3d.errors import CarvError
+from carv_3d.core import estimator_names
+from carv_3d.core.estimator_names import Word, estimator_options
 
-# word -> (group of options, option, value, what it is)
-WORDS: dict[str, tuple[str, str, Any, str]] = {
-    "uniform": ("guidance", "proposal", "uniform", "timesteps as the objective has them"),
-    "is": ("guidance", "proposal", "weight", "importance sampling in proportion to w(t)"),
-    "adaptive": ("guidance", "proposal", "adaptive", "in proportion to w(t) and the residual's size, as learnt"),
-    "strat": ("guidance", "stratify", "render", "K strata in each render"),
-    "global": ("guidance", "stratify", "global", "strata over all renders of a step"),
-    "antithetic": ("guidance", "antithetic", True, "pairs with the same t and opposite noise"),
-    "control": ("guidance", "control_variate", True, "a control variate on eps, of earlier steps; not with pairs"),
-    "vae": ("guidance", "vae_sample", "draw", "a posterior sample of the encoder for each draw"),
-    "cameras": ("data", "camera_sampling", "low_discrepancy", "cameras spread evenly over R and over steps; R from 2"),
-}
-PLAIN: dict[str, dict[str, Any]] = {
-    "guidance": {"proposal": "uniform", "stratify": "none", "antithetic": False, "control_variate": False},
-    "data": {"camera_sampling": "random"},
+# the library's words, and two of the trainer's options: the encoder's posterior, the cameras
+WORDS: dict[str, Word] = {
+    **estimator_names.WORDS,
+    "vae": Word("vae_sample", "draw", "a posterior sample of the encoder for each draw"),
+    "cameras": Word("camera_sampling", "low_discrepancy", "cameras spread evenly over R and over steps; R from 2"),
 }
 DEFAULT = ("uniform", "is", "strat", "is+strat")
 LEARNING = ("adaptive", "control")  # words of methods that need steps to learn from
@@ -50,28 +37,45 @@ class Method:
         return "antithetic" in self.words
 
     @property
-    def upstream(self) -> tuple[bool, bool]:
-        """What changes the upstream part of the variance: (cameras in a sequence, a posterior sample per draw)."""
-        return "cameras" in self.words, "vae" in self.words
+    def learns(self) -> bool:
+        """Whether it learns from earlier steps."""
+        return not set(LEARNING).isdisjoint(self.words)
+
+    @property
+    def spreads_cameras(self) -> bool:
+        """Whether the cameras of a step are a sequence."""
+        return "cameras" in self.words
+
+    @property
+    def samples_posterior(self) -> bool:
+        """Whether each draw has its own posterior sample of the encoder."""
+        return "vae" in self.words
 
 
 def method(name: str) -> Method:
     """The method of that name; CarvError, with the nearest word, for one that does not exist."""
-    options = {group: dict(values) for group, values in PLAIN.items()}
-    said: dict[tuple[str, str], str] = {}
-    for word in name.split("+"):
-        if word not in WORDS:
-            near = difflib.get_close_matches(word, list(WORDS), 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(WORDS)}"
-            raise CarvError(f"there is no method {word!r} (in {name!r}); {hint}")
-        group, option, value, _ = WORDS[word]
-        if (group, option) in said:
-            raise CarvError(f"the method {name!r} says {said[group, option]} and {word}, which exclude each other.")
-        said[group, option] = word
-        options[group][option] = value
-    if "antithetic" in name.split("+") and "control" in name.split("+"):
-        raise CarvError(
-            f"the method {name!r} has control on top of antithetic pairs, where it changes nothing: in a pair eps "
-            "cancels by itself; leave one of them out."
-        )
-    return Method(name, options["guidance"], options["data"])
+    options = {**estimator_names.PLAIN, **estimator_options(name, WORDS)}
+    data = {"camera_sampling": options.pop("camera_sampling", "random")}
+    return Method(name, options, data)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One method in a step of R renders with K draws each."""
+
+    R: int
+    K: int
+    method: Method
+
+    @property
+    def key(self) -> str:
+        """A name of its own."""
+        return f"{self.R},{self.K},{self.method.name}"
+
+    @property
+    def upstream(self) -> str:
+        """A name of its upstream sample: settings that share it are measured on the same renders and latents."""
+        return f"{self.R},{int(self.method.spreads_cameras)},{int(self.method.samples_posterior)}"
+
+
+BASELINE = Setting(2, 1, method("uniform"))

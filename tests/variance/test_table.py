@@ -27,31 +27,42 @@ def script() -> dict[str, Any]:
 
 
 def row(ecm: float, re: str, seconds: float) -> dict[str, str]:
-    place = {"step": "30", "method": "strat", "R": "1", "K": "4", "paper_ecm": "", "paper_re": "1.00-3.00"}
+    place = {
+        "step": "30",
+        "method": "strat",
+        "R": "1",
+        "K": "4",
+        "batches": "9",
+        "paper_ecm": "",
+        "paper_re": "1.00-3.00",
+    }
     numbers = {"seconds": seconds, "seconds_denoise": 0.2, "upstream_share": 0.5, "ecm": ecm, "ecm_bound": 2.0}
     return {**place, **{k: str(v) for k, v in numbers.items()}, "re": re}
 
 
-def test_a_method_over_another_from_the_same_blocks(script: dict[str, Any], tmp_path: Path) -> None:
+def test_a_method_over_another_from_the_same_batches(script: dict[str, Any], tmp_path: Path) -> None:
     """ "is" has half of the variance of "uniform" and five quarters of its seconds, in every block of both prompts."""
-    entries = VarianceRequest(Path("x"), K=(4,), methods=("uniform", "is")).entries()
+    settings = VarianceRequest(Path("x"), K=(4,), methods=("uniform", "is")).settings()
     folders = [tmp_path / name for name in ("a", "b")]
     for folder, scale in zip(folders, (1.0, 3.0)):
         folder.mkdir()
-        blocks = []
+        batches = []
         for i in range(8):
-            size = scale * (1 + i)  # blocks differ, but for both alike
-            inside = {"2,1,uniform": 9.0, "1,4,uniform": 3 * size, "1,4,is": size}
+            size = scale * (1 + i)  # batches differ, but for both alike
+            v_in = {"2,1,uniform": 9.0, "1,4,uniform": 3 * size, "1,4,is": size}
             seconds = {"2,1,uniform": 1.0, "1,4,uniform": 2.0, "1,4,is": 2.5}
             steps = {k: {"step": v, "denoise": 1.0} for k, v in seconds.items()}
-            blocks.append({"inside": inside, "outside": {"2,0,0": 1.0, "1,0,0": size}, "seconds": steps, "norms": []})
-        (folder / "blocks.json").write_text(json.dumps({"blocks": {"30": blocks}}))
-    lines = script["over"](folders, entries, "uniform").splitlines()
+            batches.append({"v_in": v_in, "s_out2": {"2,0,0": 1.0, "1,0,0": size}, "seconds": steps, "norms": []})
+        (folder / "batches.json").write_text(json.dumps({"batches": {"30": batches}}))
+    lines = script["over"](folders, settings, "uniform").splitlines()
     assert lines[2:] == ["| 30 | is | (1, 4) | 0.50 (0.50–0.50) | 1.60 [1.60, 1.60] |"]
     one, two = Interval(2.0, 1.0, 4.0), Interval(8.0, 4.0, 16.0)
     both = script["pooled"]([one, two])
     assert both.value == pytest.approx(4.0)
-    assert math.isnan(script["pooled"]([one, Interval(1.0, -0.5, 2.0)]).value)
+    for unknown in (Interval(8.0, -0.5, 20.0), Interval(8.0)):
+        alone = script["pooled"]([one, unknown])
+        assert (alone.value, alone.known) == (pytest.approx(4.0), False)
+    assert math.isnan(script["pooled"]([one, Interval(-1.0)]).value)
     assert both.high / both.value == pytest.approx(2 ** (1 / 2**0.5))  # independent: 1/sqrt 2 of one's, in logs
 
 
@@ -59,12 +70,14 @@ def test_figures_over_prompts(script: dict[str, Any]) -> None:
     found = [[row(0.5, "1.0", 0.5)], [row(2.0, "4.0", 0.78)]]
     line = script["table"](found).splitlines()[-1]
     # a draw: 0.05 s of denoising over (0.64 - 0.2) s; geometric means 1 and 2
-    expected = "| 30 | strat | (1, 4) | 0.11 | 50% | 1.00 (0.50–2.00) | — | 2.00 | 50% | 2.00 (1.00–4.00) | 1.00-3.00 |"
+    expected = (
+        "| 30 | strat | (1, 4) | 9 | 0.11 | 50% | 1.00 (0.50–2.00) | — | 2.00 | 50% | 2.00 (1.00–4.00) | 1.00-3.00 |"
+    )
     assert line == expected
     endless = {**row(0.5, "1.0", 0.5), "ecm_bound": "inf"}
     assert "| 0.50 | — | — | — | 1.00 |" in script["table"]([[endless]]).splitlines()[-1]
     alone = script["table"]([[row(1.5, "", 0.5)]]).splitlines()[-1]
-    assert alone == "| 30 | strat | (1, 4) | 0.17 | 50% | 1.50 | — | 2.00 | 75% | — | 1.00-3.00 |"
+    assert alone == "| 30 | strat | (1, 4) | 9 | 0.17 | 50% | 1.50 | — | 2.00 | 75% | — | 1.00-3.00 |"
 
 
 @pytest.mark.parametrize(
