@@ -115,7 +115,7 @@ def features(
 ) -> Tensor:
     """(N, groups, dim) by this package."""
     options = FeatureOptions(draws=draws, loss=loss, dim=DIM)
-    maker = FeatureMaker(GradientModel.of_module(model, schedule), options, role)
+    maker = FeatureMaker(GradientModel.from_module(model, schedule), options, role)
     return torch.stack([maker.feature(str(i), item) for i, item in enumerate(z)])
 
 
@@ -206,7 +206,7 @@ class Evaluation:
             print(f"| {name} | scores that are not finite | |", flush=True)
             return
         i = mean_interval(each)
-        print(f"| {name} | {i.value:.3f} | {i.low:.3f} to {i.high:.3f} |", flush=True)
+        print(f"| {name} | {i.text('.3f')} | {len(each)} |", flush=True)
 
     def best(self, make: Callable[[float], Tensor], ridges: list[float]) -> tuple[float, Tensor]:
         """The ridge with the best score on the validation queries, as D-TRAK's authors choose it, and its scores."""
@@ -317,7 +317,7 @@ def main() -> None:
     evaluation = Evaluation(halves, outcomes, torch.arange(o.queries) < o.queries // 3)
     print(f"\n{o.items} items, {o.subsets} halves, {o.queries} queries, {int((~evaluation.validation).sum())} of them "
           f"reported; {o.draws} gradients an item and a query; {DIM} projected of {size:,} parameters\n")  # fmt: skip
-    print("| method | LDS | 95 % over queries |\n|---|---|---|", flush=True)
+    print("| method | LDS [95 % over queries] | queries |\n|---|---|---|", flush=True)
 
     @cache
     def feature(loss: str, draws: GroupedDrawOptions, role: str) -> Tensor:

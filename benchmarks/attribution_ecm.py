@@ -111,7 +111,7 @@ class Setting:
     def load(cls, o: argparse.Namespace) -> Setting:
         """Of the options; images of the same view are left out."""
         teacher = StableDiffusionTeacher.load(o.model)
-        model = GradientModel.of_teacher(teacher)
+        model = GradientModel.from_teacher(teacher)
         count = o.items + o.queries + o.pilot
         folder = cache_folder() / "attribution" / "benchmark"
         # neighbors in the training set are colorings of one view: take every third image

@@ -110,7 +110,7 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     teacher = StableDiffusionTeacher.load(o.model)
-    model = GradientModel.of_teacher(teacher)
+    model = GradientModel.from_teacher(teacher)
     base = cache_folder() / "attribution" / f"sense-{model.fingerprint()}-{o.items}"
     images = TinyImages(base / "images", o.items)
     items = EncodedImages(images, teacher, base / "latents")

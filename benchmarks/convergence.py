@@ -10,7 +10,7 @@ It takes hours. It can be stopped at any time, and the same command resumes it. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -19,10 +19,11 @@ from bench import script_parser
 from carv_3d.cli.compare import ENGINES
 from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
-from carv_3d.compare.reach import Reach
 from carv_3d.compare.sweep import Sweep
+from carv_3d.compare.time_to_target import TimeToTarget
 from carv_3d.errors import CarvError, run_script
 from carv_3d.io.structured import read_csv
+from carv_3d.stats.bootstrap import Interval
 
 PROMPTS = (
     "a red mug", "a green tree", "a blue bottle", "a yellow duck", "a white snowman", "a brown chair",
@@ -85,24 +86,20 @@ def best(folder: Path, side: str, candidates: list[Method]) -> Method:
     return chosen
 
 
-def words(row: dict[str, str]) -> str:
-    """A row of reach.csv as text."""
-    numbers = {k: float(row[k] or "nan") for k in ("ratio", "low", "high", "tried")}
-    return Reach(
-        row["metric"], row["axis"], row["method"], "", 0, 0, 0, numbers["ratio"], numbers["low"], numbers["high"],
-        numbers["tried"], 0, 0,
-    ).words()  # fmt: skip
+def ratio_text(row: dict[str, str]) -> str:
+    """A row of time_to_target.csv as text."""
+    values = {f.name: row[f.name] if f.type == "str" else float(row[f.name] or "nan") for f in fields(TimeToTarget)}
+    return TimeToTarget(**values).text()  # type: ignore[arg-type]
 
 
-def mean_of(row: dict[str, str]) -> str:
+def mean_text(row: dict[str, str]) -> str:
     """A row of final.csv as text, with its interval where there is one."""
-    interval = f" [{float(row['low']):.3f}, {float(row['high']):.3f}]" if row["low"] else ""
-    return f"{float(row['mean']):.3f}{interval}"
+    return Interval(*(float(row[name] or "nan") for name in ("mean", "low", "high"))).text(".3f")
 
 
 def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Method]) -> str:
     """The table in Markdown."""
-    reached = [r for r in read_csv(folder / "reach.csv")[0] if not r["prompt"]]
+    times = [r for r in read_csv(folder / "time_to_target.csv")[0] if not r["prompt"]]
     finals = {(r["metric"], r["method"]): r for r in read_csv(folder / "final.csv")[0]}
     lines = [
         f"\n{scene} scene, {budget:g} s of training time a run, {threads}, torch {torch.__version__}. Ratios: what "
@@ -113,9 +110,9 @@ def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Met
         "|---|---|---|---|---|---|---|",
     ]
     for score in ("iou", "classifier_object", "psnr"):
-        ratios = {r["axis"]: words(r) for r in reached if r["metric"] == score}
+        ratios = {r["axis"]: ratio_text(r) for r in times if r["metric"] == score}
         ends = [finals[score, m.name] for m in sides]
-        shown = " | ".join(mean_of(e) for e in ends)
+        shown = " | ".join(mean_text(e) for e in ends)
         lines.append(
             f"| {score} | {ends[0]['runs']} + {ends[1]['runs']} | {shown} | "
             + " | ".join(ratios.get(axis, "—") for axis in ("seconds", "steps", "nfe"))

@@ -9,9 +9,10 @@ renders of the same prompts, next to those of two sets of true renders: none of 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,17 +20,10 @@ import torch
 from bench import script_parser
 from torch import Tensor
 
-from carv_3d.distill.evaluate import (
-    Scores,
-    classifier_features,
-    counted_rows,
-    ddim_images,
-    one_step_images,
-    preview_sheet,
-    score_images,
-)
+from carv_3d.distill.images import one_step_images
 from carv_3d.errors import CarvError, run_script
 from carv_3d.evaluation.distances import frechet_distance, kernel_distance
+from carv_3d.evaluation.images import ImageScores, classifier_features, ddim_images, preview_sheet, score_images
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.agreement import combinations, draw_targets, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
@@ -37,23 +31,36 @@ from carv_3d.tiny.classifier import Classifier
 HEAD = "| images | n | NFE each | s each | object | color | both | over the teacher's | kernel | Fréchet |"
 
 
-def row(title: str, cost: tuple[float, float] | None, found: Scores, teacher: Scores | None, frechet: str) -> str:
+def row(
+    title: str, cost: tuple[float, float] | None, found: ImageScores, teacher: ImageScores | None, frechet: str
+) -> str:
     """A line of the table; `teacher`, where the share of both is set over its."""
     ratio, k = None if teacher is None else found.ratio(teacher), found.kernel
-    over = "—" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+    over = "—" if ratio is None else ratio.text(".3f")
     spent = "— | —" if cost is None else f"{cost[0]:g} | {cost[1]:.3f}"
     return (
         f"| {title} | {len(found.features)} | {spent} | {found.object:.1%} | {found.color:.1%} | {found.both:.1%} "
-        f"| {over} | {k.value:.3g} [{k.low:.3g}, {k.high:.3g}] | {frechet} |"
+        f"| {over} | {k.text('.3g')} | {frechet} |"
     )
+
+
+@contextlib.contextmanager
+def counted_nfe(unet: torch.nn.Module) -> Iterator[list[int]]:
+    """Within, the list gets the samples of each evaluation of `unet`."""
+    nfe: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda module, given: nfe.append(len(given[0])))
+    try:
+        yield nfe
+    finally:
+        hook.remove()
 
 
 def timed(unet: torch.nn.Module, make: Callable[[], Tensor]) -> tuple[Tensor, tuple[float, float]]:
     """The images, and NFE and seconds (with decoding) for each."""
     begin = time.perf_counter()
-    with counted_rows(unet) as rows:
+    with counted_nfe(unet) as nfe:
         images = make()
-    return images, (sum(rows) / len(images), (time.perf_counter() - begin) / len(images))
+    return images, (sum(nfe) / len(images), (time.perf_counter() - begin) / len(images))
 
 
 def main() -> int:
@@ -86,7 +93,7 @@ def main() -> int:
         ]
         k = kernel_distance(found.features, best.features, paired=True)
         apart.append(
-            f"{title}: one step and teacher are apart by {k.value:.3g} [{k.low:.3g}, {k.high:.3g}] (kernel), "
+            f"{title}: one step and teacher are apart by {k.text('.3g')} (kernel), "
             f"{frechet_distance(found.features, best.features):.3g} (Fréchet)."
         )
         if title == "training":

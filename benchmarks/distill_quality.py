@@ -19,13 +19,14 @@ import torch
 from bench import script_parser
 from distill_trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
 
-from carv_3d.distill.evaluate import classifier_features, one_step_images, score_images
+from carv_3d.distill.images import one_step_images
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import TinyCaptions
 from carv_3d.distill.request import read_distill_options
 from carv_3d.errors import CarvError, run_script
 from carv_3d.evaluation.distances import kernel_distance
+from carv_3d.evaluation.images import classifier_features, score_images
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.agreement import combinations, draw_targets, target_prompts, true_renders
@@ -78,14 +79,14 @@ def main() -> int:
     print(
         f"\ncarv-tiny, batch {base.batch_size}, lr {base.lr:g}, {o.budget:g} s of training time a run, {o.seeds} "
         f"seeds, from {o.start_from or 'the teacher'}, {torch.get_num_threads()} threads, torch {torch.__version__}. "
-        f"{o.samples} prompts, the classifier's features; kernel distance between true renders: {floor.value:.3g} "
-        f"[{floor.low:.3g}, {floor.high:.3g}]. Bands: 95 % bootstrap over seeds. Curves: {o.work}/curves-*.png\n"
+        f"{o.samples} prompts, the classifier's features; kernel distance between true renders: {floor.text('.3g')}. "
+        f"Bands: 95 % bootstrap over seeds, from five on. Curves: {o.work}/curves-*.png\n"
     )
     print(equal_table(comparison, FIGURES))
     print("\nWhat each method needs to reach the first one's final agreement on both, over what that needed:")
-    for ratio in comparison.reached:
+    for ratio in comparison.times:
         if ratio.metric == "agreement_both":
-            print(f"{ratio.method}, {ratio.axis}: {ratio.words()}")
+            print(f"{ratio.method}, {ratio.axis}: {ratio.text()}")
     return 0
 
 

@@ -19,19 +19,21 @@ from torch import nn
 from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord, columns
 from carv_3d.compare.tables import Comparison, compare, write_tables
+from carv_3d.core.estimator_names import estimator_options
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.errors import CarvError
 from carv_3d.io.files import make_folder
 from carv_3d.runs.checkpoint import fingerprint_of, has_checkpoint, load_checkpoint, save_checkpoint
+from carv_3d.stats.bootstrap import Interval
 
 AXES = ("steps", "nfe", "seconds")
 #: What is compared by name: one independent draw a sample, as DMD has it, and sixteen.
 METHODS: dict[str, dict[str, Any]] = {
     "K1": {"num_draws": 1, "stratify": "none"},
     "K16-independent": {"num_draws": 16, "stratify": "none"},
-    "K16": {"num_draws": 16, "stratify": "render"},
-    "K16-pairs": {"num_draws": 16, "stratify": "render", "antithetic": True},
+    "K16": {"num_draws": 16, **estimator_options("strat")},
+    "K16-pairs": {"num_draws": 16, **estimator_options("strat+antithetic")},
 }
 
 
@@ -187,6 +189,6 @@ def equal_table(comparison: Comparison, metrics: Sequence[str]) -> str:
             for method in comparison.methods:
                 c = curves[method]
                 mean, low, high = (float(np.interp(at, c.x, y)) for y in (c.mean, c.low, c.high))
-                cells.append(f"{mean:#.3g}" + (f" [{low:#.3g}, {high:#.3g}]" if c.runs > 1 else ""))
+                cells.append(Interval(mean, low, high).text("#.3g"))
             lines.append(f"| {name} | {at:.4g} {axis} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

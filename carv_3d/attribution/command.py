@@ -162,7 +162,7 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     query = _image(options, teacher) if kind == "image" else None  # refused before any images are made
     images = _images(options, teacher.image_size, display)
     query = query or _query(kind, options, teacher, display)
-    model = GradientModel.of_teacher(teacher)
+    model = GradientModel.from_teacher(teacher)
     maker = FeatureMaker(model, options.features)
     base = _store_folder(options, maker, images)
     items = EncodedImages(images, teacher, base / "latents")

@@ -15,7 +15,7 @@ from carv_3d.core.proposals import TimestepProposal
 from carv_3d.core.seeds import keyed_generator
 
 
-def draws_of(
+def item_draws(
     item: str, role: str, options: GroupedDrawOptions, proposal: TimestepProposal, shape: tuple[int, ...], seed: int
 ) -> list[Draws]:
     """The item's groups of draws, each with t and p/q (1, K / groups) and eps (1, K / groups, *shape), on the CPU.

@@ -1,11 +1,10 @@
-"""Features: for each item the projected gradient of its diffusion loss, from K draws of (t, eps), by one backward pass
-a group.
+"""Features: for each item the projected gradient of its diffusion loss, from K draws of (t, eps), one backward a group.
 
     phi_ig = P 1/K' sum_k (p/q)(t_k) w(t_k) dloss(z_i, t_k, eps_k)/dtheta        g = 1 .. groups, K' = K / groups
 
-One item at a time: its draws are the batch. On a CPU that costs, from four draws on, the same seconds a row as
-`torch.func.vmap` over items (measured with carv-tiny's UNet, one thread: 55 and 52 ms of busy CPU a row), needs memory
-for one gradient instead of one for every item of a batch, and gives the same bits however items are shared out.
+One item at a time: its draws are the batch. On a CPU that costs, from four draws on, the same seconds a draw as
+`torch.func.vmap` over items (measured with carv-tiny's UNet, one thread: 55 and 52 ms a draw). It needs memory for one
+gradient instead of one for every item of a batch, and gives the same bits however items are shared out.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carv_3d.attribution.draws import draws_of
+from carv_3d.attribution.draws import item_draws
 from carv_3d.attribution.losses import loss_rows
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import FeatureOptions
@@ -34,11 +33,17 @@ FLUSH_EVERY = 64  # items; what a power cut (no kill) may cost
 
 
 class LatentItems(Protocol):
-    """What features are taken of. `key` is an item's own name, which its draws depend on; `latents` (C, h, w)."""
+    """What features are taken of."""
 
     def __len__(self) -> int: ...
-    def key(self, index: int) -> str: ...
-    def latents(self, index: int) -> Tensor: ...
+    def key(self, index: int) -> str:
+        """An item's own name, which its draws depend on."""
+        ...
+
+    def latents(self, index: int) -> Tensor:
+        """(C, h, w)."""
+        ...
+
     def condition(self, index: int) -> Tensor | None:
         """(L, D), the embedded caption; None for a model that takes none."""
         ...
@@ -81,7 +86,7 @@ class FeatureMaker:
         Raises CarvError where a gradient is not finite.
         """
         o = self.options
-        groups = draws_of(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed)
+        groups = item_draws(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed)
         with self.model.trainable() as parameters:
             rows = [self._group(key, z, condition, draws, parameters) for draws in groups]
         self.meter.count(items=1, nfe=o.draws.K)

@@ -31,14 +31,14 @@ class GradientModel:
     config: dict[str, Any] = field(default_factory=dict)  # what changes the prediction beside the parameters
 
     @classmethod
-    def of_teacher(cls, teacher: Denoiser) -> GradientModel:
+    def from_teacher(cls, teacher: Denoiser) -> GradientModel:
         """A Stable Diffusion teacher's UNet, whatever it predicts."""
         predict: Any = teacher.predict
         config = {**dict(getattr(teacher.unet, "config", {})), "prediction_type": teacher.prediction_type}
         return cls(teacher.unet, teacher.schedule, predict, teacher.target, teacher.name, config)
 
     @classmethod
-    def of_module(cls, module: nn.Module, schedule: NoiseSchedule, name: str = "") -> GradientModel:
+    def from_module(cls, module: nn.Module, schedule: NoiseSchedule, name: str = "") -> GradientModel:
         """A module that predicts the noise: module(z_t, t), or module(z_t, t, cond) where items have a condition."""
 
         def predict(z_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
@@ -78,6 +78,5 @@ class GradientModel:
             self.module.train(training)
 
     def fingerprint(self) -> str:
-        """Of all parameters, to the bit, of the schedule and of the configuration: a store of another model is told by
-        it."""
+        """Of all parameters, to the bit, of the schedule and of the configuration; another model has another."""
         return fingerprint_of(self.module, self.schedule.alphas_cumprod.float(), config=self.config)

@@ -24,8 +24,10 @@ FLOAT_SIGNS = 2**26  # up to so many parameters the signs are kept as floats, tw
 
 
 class Projection:
-    """P numbers, given in parts (the gradients of a module's parameters), to `dim`; to P as they are where dim is None
-    or not below P."""
+    """P numbers, in parts as the gradients of a module's parameters, to `dim`.
+
+    They are left as they are where `dim` is None or not below P.
+    """
 
     def __init__(self, num_parameters: int, dim: int | None, seed: int = 0, device: torch.device | str = "cpu") -> None:
         if num_parameters < 1:

@@ -28,8 +28,12 @@ Rows = Any  # a tensor or a (memory-mapped) array
 
 @dataclass
 class Scores:
-    """values, errors: (Q, N) float64, the score of each item for each query and its standard error; NaN where both
-    have one group alone."""
+    """The scores of N items for Q queries.
+
+    Attributes:
+        values: (Q, N) float64.
+        errors: (Q, N) float64, standard errors over draws; NaN where queries and items have one group alone.
+    """
 
     values: Tensor
     errors: Tensor
@@ -105,11 +109,17 @@ def kernel(items: Rows) -> Tensor:
 def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
     """TRAK (arXiv 2303.14186) with one model: `q (K + ridge tr(K)/d I)^-1 f`, K the kernel of the items.
 
-    On features of "mean-squared-l2-norm" and its like this is D-TRAK (arXiv 2311.00500).
+    On features of "mean-squared-l2-norm" and its like this is D-TRAK (arXiv 2311.00500). Errors take the kernel as
+    given.
 
-    ridge: relative to the kernel's mean eigenvalue, see `choose_ridge`. gram: the kernel, if it is at hand. Errors
-        take the kernel as given.
-    Raises CarvError for a ridge that is not above 0, and where the kernel is not positive even so.
+    Args:
+        queries: (Q, H, d).
+        items: (N, G, d).
+        ridge: relative to the kernel's mean eigenvalue, see `choose_ridge`.
+        gram: the kernel, if it is at hand.
+
+    Raises:
+        CarvError: a ridge that is not above 0, or a kernel that is not positive even so.
     """
     _check(queries, items)
     gram = kernel(items) if gram is None else gram
@@ -118,23 +128,23 @@ def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None)
 
 
 def relatif(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
-    """l-RelatIF (arXiv 2003.11630): TRAK's score over the root of the item's score for itself, and of the query's; the
-    cosine in the metric of the regularised inverse kernel. Items that are unusual altogether do not lead every list.
+    """l-RelatIF (arXiv 2003.11630): TRAK's score over the roots of the item's score for itself and of the query's.
 
-    ridge, gram, errors and what is raised: as of `trak`.
+    It is the cosine in the metric of the regularized inverse kernel. Items that are unusual altogether do not lead
+    every list. Arguments, errors and what is raised are as of `trak`.
     """
     _check(queries, items)
-    factor = factorised(kernel(items) if gram is None else gram, ridge)
+    factor = factorized(kernel(items) if gram is None else gram, ridge)
     return cosine(queries, items, lambda x: torch.linalg.solve_triangular(factor, x.T.to(factor), upper=False).T)
 
 
 def solve(gram: Tensor, rows: Tensor, ridge: float) -> Tensor:
     """(M, d) rows times `(K + ridge tr(K)/d I)^-1`."""
-    factor = factorised(gram, ridge)
+    factor = factorized(gram, ridge)
     return torch.cholesky_solve(rows.T.to(factor), factor).T
 
 
-def factorised(gram: Tensor, ridge: float) -> Tensor:
+def factorized(gram: Tensor, ridge: float) -> Tensor:
     """L (d, d), lower, of `K + ridge tr(K)/d I = L L^T`. Raises CarvError as `trak`."""
     if not ridge > 0:
         raise CarvError(f"ridge is {ridge}; it must be above 0 (without it, noise in the draws is amplified at will).")
@@ -149,7 +159,7 @@ def factorised(gram: Tensor, ridge: float) -> Tensor:
 def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int = 2, limit: int = 2048) -> float:
     """The ridge under which the kernel of some items describes the others best.
 
-    Score: the Gaussian log likelihood of a fold's features under the regularised kernel of the rest, summed over
+    Score: the Gaussian log likelihood of a fold's features under the regularized kernel of the rest, summed over
     folds. That is how well the inverse, which TRAK multiplies by, holds beyond the items it is made of; it asks for no
     retrained model. Of a large set, `limit` items spread over it are enough.
     Raises CarvError with fewer than two items in a fold.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.compare.records import MAX_LABEL
+from carv_3d.core.estimator_names import PLAIN, WORDS, estimator_options
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, load_config
 from carv_3d.io.files import slug
@@ -57,7 +58,7 @@ def parse_methods(words: Sequence[str]) -> list[Method]:
 
 
 def parse_method(word: str) -> Method:
-    """`NAME`, `NAME=FILE.yaml`, `NAME=key=value,key=value` (of a key its last parts are enough).
+    """`NAME`, `NAME=FILE.yaml`, `NAME=key=value,key=value` (of a key its last parts are enough), `NAME=is+strat`.
 
     >>> parse_method("ours=num_draws=8,max_step_percent=[0.98,0.4,100]").overrides
     ['system.guidance.num_draws=8', 'system.guidance.max_step_percent=[0.98,0.4,100]']
@@ -72,8 +73,15 @@ def parse_method(word: str) -> Method:
             method.config = Path(part)
             continue
         key, equals, value = part.partition("=")
+        if not equals and ("+" in part or part in WORDS):
+            options = {**PLAIN, **estimator_options(part)}
+            method.overrides += [f"system.guidance.{k}={str(v).lower()}" for k, v in options.items()]
+            continue
         if not equals:
-            raise CarvError(f"method {name}: {part!r} is no option; write key=value, such as num_draws=8")
+            raise CarvError(
+                f"method {name}: {part!r} is no option; write key=value, such as num_draws=8, or an estimator's name, "
+                "such as is+strat"
+            )
         method.overrides.append(f"{full_key(key.strip(), f'method {name}')}={value}")
     return method
 

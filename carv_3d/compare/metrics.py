@@ -8,9 +8,9 @@ from carv_3d.report.page import CURVES
 
 AXIS_LABELS = {"seconds": "seconds", "steps": "steps", "nfe": "NFE", "renders": "renders"}
 AXIS_NOTES = {
-    "seconds": "Each run's own seconds: those of its steps alone, without evaluation, files or other runs.",
+    "seconds": "Training time: a run's seconds in its steps alone, without evaluation, files or other runs.",
     "steps": "Steps of the optimizer.",
-    "nfe": "Rows through the UNet: two for each draw under classifier-free guidance.",
+    "nfe": "Evaluations of the network for one sample: two for each draw under classifier-free guidance.",
     "renders": "Images that were rendered, encoded and differentiated.",
 }
 # Columns that are settings or counters, and no result of a run.

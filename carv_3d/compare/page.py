@@ -13,6 +13,7 @@ from carv_3d.compare.tables import Comparison
 from carv_3d.io.files import write_atomic
 from carv_3d.report.charts import COLORS, Series, line_chart
 from carv_3d.report.page import data_uri, model_viewer, page
+from carv_3d.stats.bootstrap import MIN_RUNS, Interval
 from carv_3d.version import __version__
 
 MAX_MODELS = 24  # models in the page, of about 2 MB each
@@ -52,7 +53,7 @@ def render_page(comparison: Comparison, command: str = "", facts: Sequence[tuple
 <p class="sub">A comparison of runs, made by carv_3d {escape(__version__)}. The baseline is
 <b>{escape(c.methods[0])}</b>.</p>
 <section class="facts">{figures}</section>
-{_reach_tables(c)}
+{_score_tables(c)}
 <h2>Curves</h2>
 {_curves(c)}
 <h2>The assets</h2>
@@ -68,35 +69,36 @@ def _swatch(c: Comparison, method: str) -> str:
     return f'<span class="swatch" style="background:{color}"></span>{escape(method)}'
 
 
-def _reach_tables(c: Comparison) -> str:
+def _score_tables(c: Comparison) -> str:
     """The ratios to reach the baseline's final score, and the final scores."""
     if not c.finals:
         return (
             '<p class="note">These runs logged no score of which higher is better (IoU, the classifier, CLIP), so '
             "there is nothing to be reached; --score NAME names a logged metric that is one.</p>"
         )
-    axes = [axis for axis in AXES if any(r.axis == axis for r in c.reached)]
+    axes = [axis for axis in AXES if any(r.axis == axis for r in c.times)]
     parts = []
     if axes:
         rows = [
             f"<tr><td>{escape(metric(name).title)}</td><td>{_swatch(c, method)}</td>"
             + "".join(f"<td>{_ratio(c, name, method, axis)}</td>" for axis in axes)
-            + "</tr>"
-            for name in dict.fromkeys(r.metric for r in c.reached)
+            + f"<td>{len(c.select(method))} + {len(c.select(c.methods[0]))}</td></tr>"
+            for name in dict.fromkeys(r.metric for r in c.times)
             for method in c.methods[1:]
         ]
         head = "".join(f"<th>{AXIS_LABELS[axis]}</th>" for axis in axes)
         parts.append(
             f'<h2>To reach the final score of {escape(c.methods[0])}</h2><section class="card wide">'
             '<p class="note">What a method needs, divided by what the baseline needs, until the mean over prompts '
-            "and seeds first comes to the baseline's mean at its end: 0.5 is half. In brackets the 95 % bootstrap "
-            "interval, prompts and seeds resampled together for both sides. A method that never came there is said "
-            "so, with the ratio up to which it was tried.</p>"
-            f'<table class="figures"><tr><th>Score</th><th>Method</th>{head}</tr>{"".join(rows)}</table></section>'
+            "and seeds first comes to the baseline's mean at its end: 0.5 is half. In brackets is the 95 % bootstrap "
+            f"interval, from {MIN_RUNS} runs a side on; prompts and seeds are resampled together for both sides. Where "
+            "a method never came there, the ratio up to which it was tried is given.</p>"
+            f'<table class="figures"><tr><th>Score</th><th>Method</th>{head}<th>Runs</th></tr>{"".join(rows)}</table>'
+            "</section>"
         )
     finals = "".join(
         f"<tr><td>{escape(metric(f.metric).title)}</td><td>{_swatch(c, f.method)}</td>"
-        f"<td>{f.mean:.3f}{_interval(f.low, f.high)}</td><td>{f.runs}</td><td>{f.steps:.0f}</td>"
+        f"<td>{Interval(f.mean, f.low, f.high).text('.3f')}</td><td>{f.runs}</td><td>{f.steps:.0f}</td>"
         f"<td>{'—' if math.isnan(f.seconds) else f'{f.seconds:.0f}'}</td></tr>"
         for f in c.finals
     )
@@ -108,14 +110,10 @@ def _reach_tables(c: Comparison) -> str:
 
 
 def _ratio(c: Comparison, name: str, method: str, axis: str) -> str:
-    for r in c.reached:
+    for r in c.times:
         if (r.metric, r.method, r.axis, r.prompt) == (name, method, axis, ""):
-            return escape(r.words())
+            return escape(r.text())
     return "—"
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
 
 
 def _axes(c: Comparison) -> list[str]:
@@ -154,19 +152,19 @@ def _curves(c: Comparison) -> str:
                 head = f'<h3>{escape(what.title)}</h3><p class="note">{escape(what.tells)}</p>'
                 cards.append(f'<div class="card">{head}{chart}</div>')
         note = f'<p class="note">{AXIS_NOTES[axis]} Lines are means over prompts and seeds, each as far as its '
-        note += "shortest run; bands are 95 % bootstrap intervals of the mean, which one run alone does not have.</p>"
+        note += f"shortest run; bands are 95 % bootstrap intervals of the mean, from {MIN_RUNS} runs on.</p>"
         sections.append(f'<div class="axis axis-{axis}">{note}<section class="grid">{"".join(cards)}</section></div>')
     return f'<div class="tabs-and-curves">{"".join(buttons)}{"".join(sections)}</div>'
 
 
 def _models(c: Comparison) -> tuple[str, bool]:
-    """The assets, prompt by prompt with the methods beside each other, and whether there is any model to turn."""
+    """The assets, prompt by prompt with the methods next to each other, and whether there is any model to turn."""
     parts, shown, left_out = [], 0, 0
     for prompt in c.prompts:
         seeds = sorted({run.seed for run in c.runs if run.prompt == prompt})
         cards = []
         for method in c.methods:
-            runs = sorted(c.of(method, prompt), key=lambda run: run.seed)
+            runs = sorted(c.select(method, prompt), key=lambda run: run.seed)
             chosen = next((run for run in runs if (run.folder / "asset.glb").exists()), runs[0])
             left_out += len(runs) - 1
             card, model = _model(c, chosen, shown < MAX_MODELS)
@@ -201,7 +199,7 @@ def _model(c: Comparison, run: RunRecord, room: bool) -> tuple[str, bool]:
 
 def _settings(c: Comparison) -> str:
     """Where the methods' settings differ, and what must be known of some runs."""
-    first = {method: c.of(method)[0].settings for method in c.methods}
+    first = {method: c.select(method)[0].settings for method in c.methods}
     keys = sorted({key for settings in first.values() for key in settings})
     differing = [key for key in keys if len({settings.get(key) for settings in first.values()}) > 1]
     rows = "".join(

@@ -9,6 +9,7 @@ from carv_3d.compare.records import AXES
 from carv_3d.compare.tables import Comparison
 from carv_3d.io.files import slug, write_via
 from carv_3d.report.charts import COLORS
+from carv_3d.stats.bootstrap import MIN_RUNS
 
 
 def write_plots(folder: Path, comparison: Comparison) -> list[Path]:
@@ -47,7 +48,7 @@ def _plot(path: Path, comparison: Comparison, name: str) -> None:
     each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     what_of = f"{each} run(s) each" + (f", {len(comparison.prompts)} prompt(s)" if of_prompts else "")
     over = "prompts and seeds" if of_prompts else "seeds"
-    band = f"band: 95 % bootstrap over {over}" if counts[-1] > 1 else "one run each: no band"
+    band = f"band: 95 % bootstrap over {over}" if counts[-1] >= MIN_RUNS else f"no band below {MIN_RUNS} runs"
     figure.suptitle(f"{_plain(what.title)}: mean of {what_of}; {band}", fontsize=11)
     figure.savefig(path, dpi=110, format="png")
 

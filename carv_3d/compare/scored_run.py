@@ -59,7 +59,7 @@ class ScoredRun(SceneRun):
         known = (
             self.classifier is not None and config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny"
         )
-        self.truth = TrueShape.of_prompt(config.prompt, config.data) if known else None
+        self.truth = TrueShape.from_prompt(config.prompt, config.data) if known else None
 
     @property
     def result(self) -> dict[str, Any] | None:

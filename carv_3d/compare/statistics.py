@@ -12,16 +12,15 @@ import numpy as np
 
 from carv_3d.compare.records import Array, RunRecord
 from carv_3d.report.charts import smooth
+from carv_3d.stats.bootstrap import MIN_RUNS, RESAMPLES, SEED, ends
 
-RESAMPLES = 2000
-LEVEL = 0.95
 POINTS = 100  # of a curve
 DENSE = 60  # a series of more points is smoothed before the mean over runs, over a twentieth of it
 
 
 @dataclass
 class Curve:
-    """A method's mean over its runs at `x`, and the ends of its band (NaN for a single run)."""
+    """A method's mean over its runs at `x`, and the ends of its band (NaN below `MIN_RUNS` runs)."""
 
     method: str
     x: Array
@@ -34,14 +33,14 @@ class Curve:
 class Bootstrap:
     """How often each (prompt, seed) is drawn in each of B resamples, the same for every method."""
 
-    def __init__(self, runs: Sequence[RunRecord], resamples: int = RESAMPLES, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
+    def __init__(self, runs: Sequence[RunRecord]) -> None:
+        rng = np.random.default_rng(SEED)
         seeds: dict[str, list[int]] = {}
         for run in runs:
             if run.seed not in seeds.setdefault(run.prompt, []):
                 seeds[run.prompt].append(run.seed)
         self.keys = [(prompt, seed) for prompt in seeds for seed in sorted(seeds[prompt])]
-        drawn = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=resamples)
+        drawn = rng.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), size=RESAMPLES)
         parts = []
         for p, own in enumerate(seeds.values()):  # each time a prompt is drawn, as many seeds as it has
             parts.append(rng.multinomial(drawn[:, p] * len(own), [1 / len(own)] * len(own)))
@@ -61,6 +60,14 @@ class Bootstrap:
         means[weights.sum(1) == 0] = np.nan
         return np.asarray(means)
 
+    def interval(self, runs: Sequence[RunRecord], values: Array) -> tuple[Array, Array]:
+        """The ends (G,) of the mean of `values` (runs, G); NaN below `MIN_RUNS` runs."""
+        if len(runs) < MIN_RUNS:
+            unknown = np.full(values.shape[1:], np.nan)
+            return unknown, unknown
+        low, high = ends(self.means(runs, values))  # resamples that drew none of the runs are left out
+        return low, high
+
 
 def _all_series(runs: Sequence[RunRecord], metric: str, axis: str) -> list[tuple[Array, Array]]:
     """Every run's curve; none at all where one of them has no such."""
@@ -69,9 +76,14 @@ def _all_series(runs: Sequence[RunRecord], metric: str, axis: str) -> list[tuple
 
 
 def paced(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, Array] | None:
-    """`(x (runs, G), y (runs, G))`: every run's curve at the same shares of its own length, from its beginning to its
-    end; None where a run has no such curve. The mean of both over the runs ends at the mean length with the mean final
-    value, however the runs differ in length (as in steps where all have the same seconds)."""
+    """Every run's curve at the same shares of its own length, from its first point to its last.
+
+    The mean over the runs ends at the mean length with the mean final value, however the runs differ in length (as in
+    steps where all have the same seconds).
+
+    Returns:
+        x (runs, G) and y (runs, G); None where a run has no such curve.
+    """
     series = _all_series(runs, metric, axis)
     if not series:
         return None
@@ -80,8 +92,11 @@ def paced(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, Arr
 
 
 def sampled(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, Array] | None:
-    """`(x (G,), y (runs, G))`: every run's curve on one grid, from where the last of them begins to where the first
-    ends; None where a run has no such curve, or they do not overlap."""
+    """Every run's curve on one grid, from where the last of them begins to where the first ends.
+
+    Returns:
+        x (G,) and y (runs, G); None where a run has no such curve, or they do not overlap.
+    """
     series = _all_series(runs, metric, axis)
     if not series:
         return None
@@ -97,22 +112,11 @@ def sampled(runs: Sequence[RunRecord], metric: str, axis: str) -> tuple[Array, A
     return grid, np.array(rows)
 
 
-def interval(values: Array, level: float = LEVEL) -> tuple[Array, Array]:
-    """The ends of the central `level` of the values (B, G); resamples that were empty (NaN) are left out."""
-    values = values[np.isfinite(values).all(1)]
-    ends = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return ends[0], ends[1]
-
-
 def mean_curve(runs: Sequence[RunRecord], metric: str, axis: str, bootstrap: Bootstrap) -> Curve | None:
     """The mean curve of one method's runs, with its band; None where they have none."""
-    found = sampled(runs, metric, axis)
-    if found is None:
+    curves = sampled(runs, metric, axis)
+    if curves is None:
         return None
-    x, y = found
-    mean = y.mean(0)
-    if len(runs) < 2:
-        none = np.full_like(mean, np.nan)
-        return Curve(runs[0].method, x, mean, none, none, 1)
-    low, high = interval(bootstrap.means(runs, y))
-    return Curve(runs[0].method, x, mean, low, high, len(runs))
+    x, y = curves
+    low, high = bootstrap.interval(runs, y)
+    return Curve(runs[0].method, x, y.mean(0), low, high, len(runs))

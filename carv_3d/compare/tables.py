@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from carv_3d.compare.metrics import SCORES, order
-from carv_3d.compare.reach import Reach, reach
 from carv_3d.compare.records import AXES, RunRecord
-from carv_3d.compare.statistics import Bootstrap, Curve, interval, mean_curve
+from carv_3d.compare.statistics import Bootstrap, Curve, mean_curve
+from carv_3d.compare.time_to_target import TimeToTarget, time_to_target
 from carv_3d.io.files import write_atomic
 from carv_3d.io.tables import csv_text
 
 
 @dataclass(frozen=True)
 class Final:
-    """A method's score at the end of its runs: mean and bootstrap interval (NaN for a single run)."""
+    """A method's score at the end of its runs: mean and bootstrap interval (NaN below `MIN_RUNS` runs)."""
 
     metric: str
     method: str
@@ -33,12 +33,20 @@ class Final:
 
 @dataclass
 class Comparison:
-    """All that is said of some runs. `methods`: the baseline first. `curves`: (metric, axis) -> one per method."""
+    """Some runs compared.
+
+    Attributes:
+        methods: the baseline first.
+        curves: (metric, axis) -> one for each method.
+        times: what each method needs to reach the baseline's final score, by score, axis and prompt.
+        finals: the score of each method at its end.
+        notes: what must be known of some runs, one sentence each.
+    """
 
     runs: list[RunRecord]
     methods: list[str]
     curves: dict[tuple[str, str], list[Curve]]
-    reached: list[Reach]
+    times: list[TimeToTarget]
     finals: list[Final]
     notes: list[str]
 
@@ -52,7 +60,7 @@ class Comparison:
         """Names of those that have a curve."""
         return list(dict.fromkeys(metric for metric, _ in self.curves))
 
-    def of(self, method: str, prompt: str | None = None) -> list[RunRecord]:
+    def select(self, method: str, prompt: str | None = None) -> list[RunRecord]:
         """The runs of a method, of one prompt or of all."""
         return [run for run in self.runs if run.method == method and prompt in (None, run.prompt)]
 
@@ -60,9 +68,12 @@ class Comparison:
 def compare(runs: Sequence[RunRecord], methods: Sequence[str], scores: Sequence[str] = ()) -> Comparison:
     """Curves with bands, the ratio to reach the baseline's final score, and final scores.
 
-    methods: the baseline first. scores: further metrics, of those logged, of which higher is better.
+    Args:
+        runs: of all methods, for the same prompts.
+        methods: the baseline first.
+        scores: further metrics, of those logged, of which higher is better.
     """
-    by = {method: [run for run in runs if run.method == method] for method in methods}
+    by_method = {method: [run for run in runs if run.method == method] for method in methods}
     bootstrap = Bootstrap(runs)
     names = order(list(dict.fromkeys(name for run in runs for name in run.metrics)))
     curves: dict[tuple[str, str], list[Curve]] = {}
@@ -70,34 +81,34 @@ def compare(runs: Sequence[RunRecord], methods: Sequence[str], scores: Sequence[
         if not _varies(runs, name):
             continue
         for axis in AXES:
-            found = [mean_curve(by[method], name, axis, bootstrap) for method in methods]
-            if any(found):
-                curves[name, axis] = [curve for curve in found if curve]
-    reached, finals = [], []
+            of_methods = [mean_curve(by_method[method], name, axis, bootstrap) for method in methods]
+            if any(of_methods):
+                curves[name, axis] = [curve for curve in of_methods if curve]
+    times, finals = [], []
     prompts = list(dict.fromkeys(run.prompt for run in runs))
     for score in [name for name in names if name in (*SCORES, *scores)]:
-        finals += [final for method in methods if (final := _final(by[method], score, bootstrap))]
+        finals += [final for method in methods if (final := _final(by_method[method], score, bootstrap))]
         for axis in AXES:
             for method in methods[1:]:
-                reached += _reaches(by[methods[0]], by[method], score, axis, bootstrap, prompts)
+                times += _times(by_method[methods[0]], by_method[method], score, axis, bootstrap, prompts)
     notes = list(dict.fromkeys(note for run in runs for note in run.notes))
-    return Comparison(list(runs), list(methods), curves, reached, finals, notes)
+    return Comparison(list(runs), list(methods), curves, times, finals, notes)
 
 
-def _reaches(
+def _times(
     baseline: Sequence[RunRecord],
     method: Sequence[RunRecord],
     score: str,
     axis: str,
     bootstrap: Bootstrap,
     prompts: Sequence[str],
-) -> list[Reach]:
+) -> list[TimeToTarget]:
     """The ratio over all prompts, and that of each where there are several."""
-    found = [reach(baseline, method, score, axis, bootstrap)]
+    times = [time_to_target(baseline, method, score, axis, bootstrap)]
     for prompt in prompts if len(prompts) > 1 else ():
         base, other = ([run for run in runs if run.prompt == prompt] for runs in (baseline, method))
-        found.append(reach(base, other, score, axis, Bootstrap([*base, *other]), prompt))
-    return [one for one in found if one]
+        times.append(time_to_target(base, other, score, axis, Bootstrap([*base, *other]), prompt))
+    return [ratio for ratio in times if ratio]
 
 
 def _final(runs: Sequence[RunRecord], score: str, bootstrap: Bootstrap) -> Final | None:
@@ -105,9 +116,7 @@ def _final(runs: Sequence[RunRecord], score: str, bootstrap: Bootstrap) -> Final
     if any(len(y) == 0 for _, y in series):
         return None
     last = np.array([[y[-1]] for _, y in series])
-    low = high = math.nan
-    if len(runs) > 1:
-        low, high = (float(end[0]) for end in interval(bootstrap.means(runs, last)))
+    low, high = (float(end[0]) for end in bootstrap.interval(runs, last))
     seconds = [run.axes["seconds"][-1] if "seconds" in run.axes else math.nan for run in runs]
     steps = [run.axes["steps"][-1] for run in runs]
     mean = float(last.mean())
@@ -121,8 +130,10 @@ def _varies(runs: Sequence[RunRecord], name: str) -> bool:
 
 
 def write_tables(folder: Path, comparison: Comparison) -> list[Path]:
-    """curves.csv, reach.csv, final.csv and runs.csv in `folder`; an empty cell is a value that is not known, and
-    inf in reach.csv says that the target was never reached."""
+    """curves.csv, time_to_target.csv, final.csv and runs.csv in `folder`.
+
+    An empty cell is a value that is not known; inf in time_to_target.csv is a target that was never reached.
+    """
     curve_rows = (
         (metric, axis, c.method, c.runs, *point)
         for (metric, axis), curves in comparison.curves.items()
@@ -132,7 +143,7 @@ def write_tables(folder: Path, comparison: Comparison) -> list[Path]:
     runs = ((r.method, r.prompt, r.seed, str(r.folder), int(r.axes["steps"][-1])) for r in comparison.runs)
     tables: dict[str, tuple[Sequence[str], Iterable[Sequence[object]]]] = {
         "curves.csv": (("metric", "axis", "method", "runs", "x", "mean", "low", "high"), curve_rows),
-        "reach.csv": ([f.name for f in fields(Reach)], map(astuple, comparison.reached)),
+        "time_to_target.csv": ([f.name for f in fields(TimeToTarget)], map(astuple, comparison.times)),
         "final.csv": ([f.name for f in fields(Final)], map(astuple, comparison.finals)),
         "runs.csv": (("method", "prompt", "seed", "folder", "steps"), runs),
     }

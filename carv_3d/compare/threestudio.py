@@ -56,7 +56,7 @@ def read_trial(folder: Path, method: str = "") -> RunRecord:
 
 
 def _csv_rows(folder: Path, notes: list[str]) -> Rows:
-    """step -> name -> value, over all parts of a run that was resumed: the later part has the last word."""
+    """By step and name, over all parts of a run that was resumed: the later part counts."""
     rows: Rows = {}
     for path in sorted((folder / "csv_logs").glob("version_*/metrics.csv"), key=_version):
         found, damaged = read_table(path, LEAVE_OUT)
@@ -115,8 +115,11 @@ def _event_rows(folder: Path, notes: list[str]) -> Rows:
 
 
 def _add_clock(earlier: Rows, part: Rows, times: Mapping[int, float]) -> None:
-    """Write `seconds` since the run's beginning into `part`. What passed before its first entry is taken as long as
-    the same number of steps took later, so that neither starting up nor a pause counts."""
+    """Write `seconds` since the run's beginning into `part`.
+
+    What passed before its first entry is taken as long as the same number of steps took later, so that neither
+    starting up nor a pause counts.
+    """
     if not times:
         return
     steps = sorted(times)

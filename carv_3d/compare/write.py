@@ -32,7 +32,9 @@ def write_comparison(
 def terminal_table(comparison: Comparison) -> list[str]:
     """The ratios over all prompts as lines of text."""
     lines = []
-    for r in comparison.reached:
+    for r in comparison.times:
         if r.prompt == "" and r.axis in ("seconds", "steps"):
-            lines.append(f"{r.method}: {r.metric}, {r.axis} to the baseline's final {r.target:.3g}: {r.words()}")
+            sides = f"{r.runs} runs" if r.runs == r.baseline_runs else f"{r.runs} and {r.baseline_runs} runs"
+            text = f"{r.method}: {r.metric}, {r.axis} to the baseline's final {r.target:.3g}: {r.text()}"
+            lines.append(f"{text} ({sides})")
     return lines

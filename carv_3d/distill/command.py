@@ -136,7 +136,7 @@ class DistillRun(Run):
 
     def preview(self) -> dict[str, float]:
         """Write previews/step-*.png, of the same prompts and noise every time; returns the classifiers' scores."""
-        from carv_3d.distill.evaluate import preview_sheet
+        from carv_3d.evaluation.images import preview_sheet
 
         images = self.one.images(self.captions, seed=0)
         make_folder(self.folder / "previews")

@@ -68,8 +68,8 @@ class Distillation:
             raise CarvError("precision is fp16, which needs CUDA; take bf16 or float32 on this device")
         self.meter = CostMeter(self.device)
         self.teacher: Any = TimedTeacher(teacher, self.meter)
-        self.generator = OneStepGenerator.of_teacher(teacher) if generator is None else generator
-        self.fake = FakeScore.of_teacher(teacher) if fake is None else fake
+        self.generator = OneStepGenerator.from_teacher(teacher) if generator is None else generator
+        self.fake = FakeScore.from_teacher(teacher) if fake is None else fake
         self.average = Average(self.generator, options.ema)
         place = {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
         T = teacher.schedule.num_train_timesteps

@@ -28,7 +28,7 @@ class Network(Prediction, nn.Module):
         self.schedule, self.prediction_type = schedule, check_prediction_type(prediction_type)
 
     @classmethod
-    def of_teacher(cls: type[SomeNetwork], teacher: Denoiser, **more: Any) -> SomeNetwork:
+    def from_teacher(cls: type[SomeNetwork], teacher: Denoiser, **more: Any) -> SomeNetwork:
         """A copy of the teacher's UNet in float32, on its device; the teacher stays as it is."""
         unet = copy.deepcopy(teacher.unet).float().requires_grad_(True)
         return cls(unet, teacher.schedule, teacher.prediction_type, **more)

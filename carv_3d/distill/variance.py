@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from carv_3d.core import estimator_names
 from carv_3d.core.designs import Design
 from carv_3d.core.estimator import CarvEstimator
+from carv_3d.core.estimator_names import LAYOUT, estimator_options
 from carv_3d.core.seeds import seed_for
 from carv_3d.core.variance import gradients, half_square
 from carv_3d.distill.loop import Distillation
@@ -27,11 +28,7 @@ from carv_3d.io.files import write_atomic
 from carv_3d.io.tables import csv_text
 from carv_3d.stats.bootstrap import MIN_SAMPLES, Interval, interval, picks
 
-WORDS: dict[str, dict[str, Any]] = {
-    "strat": {"stratify": "render"},
-    "global": {"stratify": "global"},
-    "antithetic": {"antithetic": True},
-}
+WORDS = {word: estimator_names.WORDS[word] for word in LAYOUT}
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,8 @@ class Setting:
     @property
     def name(self) -> str:
         """As `read_setting` takes it."""
-        words = [f"{self.B}x{self.K}", *(["strat"] if self.design.stratify == "render" else [])]
-        words += ["global"] if self.design.stratify == "global" else []
-        return "+".join(words + (["antithetic"] if self.design.antithetic else []))
+        words = [name for name, word in WORDS.items() if getattr(self.design, word.option) == word.value]
+        return "+".join([f"{self.B}x{self.K}", *words])
 
 
 DEFAULT = ("8x1", "8x4", "8x16", "8x16+strat", "8x16+strat+antithetic")
@@ -55,18 +51,20 @@ PAPER = {"8x1": 982.0, "8x16": 59.9, "8x16+strat": 30.7}
 
 
 def read_setting(text: str) -> Setting:
-    """ "8x16+strat" and the like; CarvError in one sentence for what is none."""
-    size, *words = text.split("+")
+    """The setting of a name such as "8x16+strat".
+
+    Raises:
+        CarvError: a name that cannot be read, or a number of draws that the design cannot lay out.
+    """
+    size, plus, name = text.partition("+")
     numbers = re.fullmatch(r"(\d+)x(\d+)", size)
-    if numbers is None or any(w not in WORDS for w in words):
+    if numbers is None:
         raise CarvError(f"the setting {text!r} cannot be read; write it as 8x16 or 8x16+strat+antithetic")
     B, K = int(numbers[1]), int(numbers[2])
     if B < 1 or K < 1:
         raise CarvError(f"the setting {text!r} has no samples or no draws; both are at least 1")
-    options: dict[str, Any] = {"stratify": "none"}
-    for word in words:
-        options |= WORDS[word]
-    design = Design(**options)
+    options = estimator_options(name, WORDS) if plus else {}
+    design = Design(**{"stratify": "none", **options})
     design.check(K)
     return Setting(B, K, design)
 
@@ -79,9 +77,15 @@ def check_settings(settings: Sequence[Setting]) -> None:
 
 @dataclass
 class VarianceRow:
-    """One setting. variance: of a step's gradient. upstream: the part of it that more draws do not lower; unbiased, so
-    it may come out below 0. seconds: of a step's gradient. pairs: how many were measured. reduction: the first
-    setting's variance over this one's."""
+    """One setting's figures.
+
+    Attributes:
+        variance: Var(g), of a step's gradient.
+        upstream: the part of it that more draws do not lower; unbiased, so it may come out below 0.
+        reduction: the first setting's variance over this one's.
+        seconds: of a step's gradient.
+        pairs: how many were measured.
+    """
 
     setting: Setting
     variance: Interval
@@ -100,7 +104,7 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
 
 
-class VarianceStudy:
+class PairBenchmark:
     """Pairs of steps of a distillation as it stands; nothing of it moves on but the meter."""
 
     def __init__(self, distillation: Distillation, settings: Sequence[Setting], seed: int = 0) -> None:
@@ -198,12 +202,12 @@ def variance_table(
     show: told how many rounds are done after each. stopped: asked before each pair; then what is done counts, [] where
     that is too little.
     """
-    study, begin = VarianceStudy(distillation, settings, seed), time.perf_counter()
-    while study.rounds < repeats and (study.rounds < 2 or time.perf_counter() - begin < seconds):
-        if not study.round(stopped):
-            return study.rows() if study.rounds >= 2 else []
-        show(study.rounds)
-    return study.rows()
+    benchmark, begin = PairBenchmark(distillation, settings, seed), time.perf_counter()
+    while benchmark.rounds < repeats and (benchmark.rounds < 2 or time.perf_counter() - begin < seconds):
+        if not benchmark.round(stopped):
+            return benchmark.rows() if benchmark.rounds >= 2 else []
+        show(benchmark.rounds)
+    return benchmark.rows()
 
 
 COLUMNS = (

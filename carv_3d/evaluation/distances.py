@@ -64,7 +64,7 @@ def _pairs(counts: Tensor, kernel: Tensor) -> Tensor:
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """The Fréchet distance between the Gaussians fitted to x (m, d) and y (n, d), squared as is the custom:
+    """The Fréchet distance between the Gaussians fitted to x (m, d) and y (n, d), squared as is the custom.
 
         |mu_x - mu_y|^2 + tr S_x + tr S_y - 2 tr (S_x S_y)^{1/2}
 

@@ -61,14 +61,18 @@ def iou(a: Images, b: Images) -> float:
 
 @dataclass
 class TrueShape:
-    """The true object of a prompt: `rgb` (16, 64, 64, 3) in [0, 1], None where the prompt names no color, and
-    `solid` (16, 64, 64), where it is."""
+    """The true object of a prompt.
+
+    Attributes:
+        rgb: (16, 64, 64, 3) in [0, 1], None where the prompt names no color.
+        solid: (16, 64, 64), where it is.
+    """
 
     rgb: Images | None
     solid: Images
 
     @classmethod
-    def of_prompt(cls, prompt: str, data: CameraOptions) -> TrueShape:
+    def from_prompt(cls, prompt: str, data: CameraOptions) -> TrueShape:
         """CarvError where the prompt is none of carv-tiny's."""
         from carv_3d.tiny.vocabulary import parse
 
@@ -77,7 +81,7 @@ class TrueShape:
         return cls(rgb[0] / 255.0 if color else None, alpha[0] > 127)
 
     def score(self, rgb: Tensor, opacity: Tensor) -> dict[str, float]:
-        """iou and psnr of images as `scoring_views` gives them."""
+        """The IoU and PSNR of images as `scoring_views` gives them."""
         scores = {"iou": iou(opacity.detach().cpu().numpy() > 0.5, self.solid)}
         if self.rgb is not None:
             scores["psnr"] = psnr(rgb.detach().cpu().numpy(), self.rgb)

@@ -21,10 +21,10 @@ from carv_3d.report.charts import Series, line_chart
 from carv_3d.version import __version__
 
 POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:; style-src 'unsafe-inline'; "
-    "img-src data: blob:; media-src data:; connect-src data: blob:; worker-src blob:; "
-    "base-uri 'none'; form-action 'none'"
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; media-src data:; base-uri 'none'; "
+    "form-action 'none'"
 )
+VIEWER_POLICY = "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:; connect-src data: blob:; worker-src blob:"
 
 # Column of metrics.csv -> title, label of the y axis, what it shows.
 CURVES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
@@ -121,13 +121,14 @@ def page(title: str, body: str, viewer: bool, style: str = "") -> str:
 
     `title` is escaped; `style` is CSS that is added to the report's.
     """
+    policy = f"{POLICY}; {VIEWER_POLICY}" if viewer else POLICY
     code = asset_text("model-viewer/model-viewer.min.js").split("//# sourceMappingURL=")[0] if viewer else ""
     credit = " 3D viewer: &lt;model-viewer&gt; 4.4.0, © Google LLC, Apache-2.0." if viewer else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)} · carv_3d</title>
 <style>{asset_text("report.css")}{style}</style>

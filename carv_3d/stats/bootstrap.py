@@ -38,7 +38,7 @@ class Interval:
         return not (math.isnan(self.low) or math.isnan(self.high))
 
     def text(self, spec: str = ".2f") -> str:
-        """ "1.68 [1.52, 1.80]", or the figure alone."""
+        """The figure with its interval, "1.68 [1.52, 1.80]", or alone."""
         ends = f" [{self.low:{spec}}, {self.high:{spec}}]" if self.known else ""
         return f"{self.value:{spec}}{ends}"
 
@@ -79,7 +79,7 @@ def mean_interval(x: Tensor) -> Interval:
 
 
 def ratio_of_means(numerator: Tensor, denominator: Tensor) -> Interval:
-    """mean / mean of two values (N,), (N,) of the same N items, which are resampled with both of their values.
+    """The ratio of the means of two values (N,), (N,) of N items, which are resampled with both of their values.
 
     Raises:
         CarvError: shapes that do not fit, fewer than two items, or a denominator of mean zero.

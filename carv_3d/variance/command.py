@@ -154,9 +154,7 @@ def measure_steps(
 ) -> None:
     """Measure at each step of the run, show its table, and write tables and images of all.
 
-    Args:
-        state: the checkpoint of the run that is measured, if it is one.
-        stopped: asked between batches.
+    `state` is the checkpoint of the run that is measured, if it is one. `stopped` is asked between batches.
     """
     folder, table, by_t = kept.path.parent, list[Row](), dict[int, Timesteps]()
     for i, step in enumerate(steps):

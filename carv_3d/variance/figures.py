@@ -70,7 +70,6 @@ class Row:
         return PAPER_RE.get(self.setting.method.name) if self.setting.K in (2, 4, 8) else None
 
 
-
 def rows(
     step: int,
     settings: Sequence[Setting],
@@ -81,11 +80,8 @@ def rows(
     """The figures of all settings.
 
     All are resampled alike, since they were measured on the same renders. An interval covers seconds as well: they
-    are medians over the batches that are drawn.
-
-    Args:
-        step: of the run.
-        upstream: what the seconds outside of denoising are multiplied by, for regimes that this machine has not.
+    are medians over the batches that are drawn. `upstream` is what the seconds outside of denoising are multiplied by,
+    for regimes that this machine has not.
     """
     n = len(batches)
     picked = picks(n)

@@ -19,7 +19,7 @@ def schedule() -> NoiseSchedule:
 
 @pytest.fixture
 def model(schedule: NoiseSchedule) -> GradientModel:
-    return GradientModel.of_module(Scaling((1, 4, 4)), schedule, "scaling")
+    return GradientModel.from_module(Scaling((1, 4, 4)), schedule, "scaling")
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
     assert {r["caption"] for r in rows if r["image"] == "0.png"} == {"a red mug"}
 
     def feature(index: int, draws: GroupedDrawOptions, role: str, key: str, caption: str) -> torch.Tensor:
-        maker = FeatureMaker(GradientModel.of_teacher(sd_teacher), FeatureOptions(draws=draws, dim=64), role)
+        maker = FeatureMaker(GradientModel.from_teacher(sd_teacher), FeatureOptions(draws=draws, dim=64), role)
         z = encode_images([FolderImages(data, SIZE).image(index)], sd_teacher)[0]
         return maker.feature(key, z, sd_teacher.text_embeddings([caption])[0])
 

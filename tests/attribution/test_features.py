@@ -10,7 +10,7 @@ import torch
 from scaling_double import Scaling, TensorItems
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
-from carv_3d.attribution.draws import draws_of
+from carv_3d.attribution.draws import item_draws
 from carv_3d.attribution.losses import LOSSES, loss_rows
 from carv_3d.attribution.projection import Projection
 from carv_3d.core.proposals import make_proposal
@@ -59,7 +59,7 @@ def test_a_proposal_changes_no_expectation(model, items) -> None:
 
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_a_feature_is_the_mean_of_its_draws_gradients(sd_teacher, loss) -> None:
-    model = GradientModel.of_teacher(sd_teacher)
+    model = GradientModel.from_teacher(sd_teacher)
     o = options(K=4, groups=2, loss=loss, weighting="sds")
     maker = FeatureMaker(model, o)
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -67,7 +67,7 @@ def test_a_feature_is_the_mean_of_its_draws_gradients(sd_teacher, loss) -> None:
     feature = maker.feature("x", z, text)
     assert feature.shape == (2, model.num_parameters)
     schedule = model.schedule
-    for row, draws in zip(feature, draws_of("x", "train", o.draws, maker.proposal, (4, 8, 8), 0)):
+    for row, draws in zip(feature, item_draws("x", "train", o.draws, maker.proposal, (4, 8, 8), 0)):
         total = torch.zeros(model.num_parameters)
         with model.trainable() as parameters:
             for t, eps in zip(draws.t[0], draws.eps[0]):
@@ -85,10 +85,10 @@ def test_a_v_prediction_is_held_against_v(v_prediction_folder) -> None:
     from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
     teacher = StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu")
-    maker = FeatureMaker(GradientModel.of_teacher(teacher), options(K=2))
+    maker = FeatureMaker(GradientModel.from_teacher(teacher), options(K=2))
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = teacher.text_embeddings(["a red mug"])[0]
-    draws = draws_of("x", "train", maker.options.draws, maker.proposal, (4, 8, 8), 0)[0]
+    draws = item_draws("x", "train", maker.options.draws, maker.proposal, (4, 8, 8), 0)[0]
     t, eps = draws.t[0], draws.eps[0]
     alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (teacher.schedule.alpha, teacher.schedule.sigma))
     with torch.no_grad():
@@ -100,14 +100,16 @@ def test_a_v_prediction_is_held_against_v(v_prediction_folder) -> None:
 def test_draws_hang_on_the_key_alone(schedule) -> None:
     proposal = make_proposal("uniform", schedule, "uniform")
     few, many = GroupedDrawOptions(num_draws=4, groups=2), GroupedDrawOptions(num_draws=8, groups=4)
-    a = draws_of("x", "train", few, proposal, (2, 3), 0)
-    b = draws_of("x", "train", many, proposal, (2, 3), 0)
+    a = item_draws("x", "train", few, proposal, (2, 3), 0)
+    b = item_draws("x", "train", many, proposal, (2, 3), 0)
     assert all(torch.equal(p.eps, q.eps) and torch.equal(p.t, q.t) for p, q in zip(a, b))
     for key, role, seed in (("y", "train", 0), ("x", "query", 0), ("x", "train", 1)):
-        other = draws_of(key, role, few, proposal, (2, 3), seed)
+        other = item_draws(key, role, few, proposal, (2, 3), seed)
         assert not torch.equal(a[0].eps, other[0].eps)
     assert torch.equal(a[0].eps[0, 0], -a[0].eps[0, 1])
     assert not torch.equal(a[0].eps, a[1].eps)
+    times = torch.cat([group.t for group in b])
+    assert len({tuple(t) for t in times.tolist()}) == 4  # each group has timesteps of its own
 
 
 def test_projections_keep_inner_products() -> None:
@@ -178,7 +180,7 @@ def test_a_store_of_anything_else_is_refused_and_kept(model, items, tmp_path, sc
     maker = FeatureMaker(model, options())
     maker.fill(maker.open_store(tmp_path / "s", items), items)
     before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
-    other = GradientModel.of_module(Scaling((1, 4, 4), seed=9), schedule)
+    other = GradientModel.from_module(Scaling((1, 4, 4), seed=9), schedule)
     with pytest.raises(CarvError, match=r"was made with model = .*name another folder"):
         FeatureMaker(other, options()).open_store(tmp_path / "s", items)
     with pytest.raises(CarvError, match=r"made with options\.draws\.num_draws = 4, and now it is 8"):

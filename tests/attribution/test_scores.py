@@ -7,13 +7,14 @@ from functools import partial
 import pytest
 import torch
 
-from carv_3d.attribution import bilinear, choose_ridge, cosine, kernel, relatif, tracin, trak
+from carv_3d.attribution import Scores, bilinear, choose_ridge, cosine, kernel, relatif, tracin, trak
 from carv_3d.attribution.metrics import (
     linear_datamodelling_score,
     rank,
     shares_among,
 )
 from carv_3d.attribution.metrics import spearman as spearman_of
+from carv_3d.attribution.scores import mean_and_variance
 from carv_3d.errors import CarvError
 
 D = 7
@@ -90,6 +91,25 @@ def test_with_one_group_of_both_there_is_no_error(means, generator) -> None:
     q, f = noisy(means[0], 1, generator), noisy(means[1], 1, generator)
     assert bilinear(q, f).errors.isnan().all()
     assert bilinear(noisy(means[0], 2, generator), f).errors.isfinite().all()
+
+
+def test_the_variance_of_a_two_way_mean_by_hand() -> None:
+    """Rows 2 and 6, columns 3 and 5, rest 1, -1, -1, 1: 8/2 + 2/2 - 4/(1 * 1 * 4)."""
+    mean, variance = mean_and_variance(torch.tensor([[2.0, 2.0], [4.0, 8.0]]))
+    assert (float(mean), float(variance)) == (4.0, 4.0)
+    alone, of_columns = mean_and_variance(torch.tensor([[3.0, 5.0]]))
+    assert (float(alone), float(of_columns)) == (4.0, 1.0)
+    assert float(mean_and_variance(torch.tensor([[3.0], [5.0]]))[1]) == 1.0
+    assert mean_and_variance(torch.ones(1, 1))[1].isnan()
+    assert float(mean_and_variance(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))[1]) == 0.0  # below 0 otherwise
+
+
+def test_moderated_errors_lean_on_the_mean_by_hand() -> None:
+    scores = Scores(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
+    expected = [(8 * 0.5 / 9) ** 0.5, ((1 + 8 * 0.5) / 9) ** 0.5]
+    assert scores.moderated_errors()[0].tolist() == pytest.approx(expected)
+    expected = [(2 * 0.5 / 5) ** 0.5, ((3 + 2 * 0.5) / 5) ** 0.5]
+    assert scores.moderated_errors(degrees=3, prior=2)[0].tolist() == pytest.approx(expected)
 
 
 def test_tracin_adds_checkpoints_up(means, generator) -> None:

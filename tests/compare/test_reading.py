@@ -88,6 +88,16 @@ def test_a_run_of_carv_is_read_with_its_own_clock() -> None:
     assert y[-1] == pytest.approx(1 - np.exp(-1))
 
 
+def test_the_clock_goes_on_behind_a_row_without_seconds() -> None:
+    path = carv_run("x") / "metrics.csv"
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].replace(",0.5,", ",,", 1)
+    path.write_text("\n".join(lines) + "\n")
+    run = read_run(Path("x"))
+    assert run.axes["seconds"].tolist() == [0.5, 1.0, 1.0, *(1.0 + 0.5 * i for i in range(1, 18))]
+    assert np.isnan(run.metrics["seconds_per_step"]).tolist() == [i == 2 for i in range(20)]
+
+
 def test_a_trial_of_threestudio_is_read_over_its_parts() -> None:
     run = read_run(trial())
     assert (run.prompt, run.seed) == ("a hamburger", 7)
@@ -156,13 +166,13 @@ def test_methods_are_named_by_what_differs() -> None:
 
 
 def test_a_comparison_of_folders_leaves_tables_images_and_a_page(capsys: pytest.CaptureFixture[str]) -> None:
-    for i in range(3):
+    for i in range(5):
         carv_run(f"slow{i}", seed=i, speed=0.1)
         carv_run(f"quick{i}", seed=i, speed=0.2)
-    words = [f"{name}={name}{i}" for name in ("slow", "quick") for i in range(3)]
+    words = [f"{name}={name}{i}" for name in ("slow", "quick") for i in range(5)]
     assert cli.main(["compare", *words, "--out", "out"]) == 0
     assert "quick: classifier_object, seconds to the baseline's final 0.632: 0.5" in capsys.readouterr().out
-    with Path("out/reach.csv").open() as handle:
+    with Path("out/time_to_target.csv").open() as handle:
         (row,) = [r for r in csv.DictReader(handle) if r["axis"] == "seconds"]
     assert row["method"] == "quick"
     assert float(row["ratio"]) == pytest.approx(0.5, abs=0.05)  # five seconds of ten, linear between readings
@@ -171,8 +181,10 @@ def test_a_comparison_of_folders_leaves_tables_images_and_a_page(capsys: pytest.
 
     assert min(Image.open("out/curves-classifier-object.png").size) > 300
     text = Path("out/compare.html").read_text()
-    assert text.count("<model-viewer ") == 2  # of three seeds the first
-    assert "4 further run(s)" in text
+    assert text.count("<model-viewer ") == 2  # of five seeds the first
+    assert "8 further run(s)" in text
+    assert re.search(r"<td>0\.5\d \[0\.5\d, 0\.5\d\]</td><td>5 \+ 5</td>", text)  # the ratio and its runs
+    assert "<td>0.632 [0.632, 0.632]</td><td>5</td><td>20</td><td>10</td>" in text
     with Path("out/curves.csv").open() as handle:
         last = [r for r in csv.DictReader(handle) if (r["metric"], r["axis"]) == ("classifier_object", "seconds")][-1]
     assert (last["method"], float(last["x"])) == ("quick", 10.0)

@@ -176,7 +176,7 @@ def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
 def test_the_true_shape_is_itself() -> None:
     from carv_3d.generate.config import Config
 
-    shape = TrueShape.of_prompt(PROMPT, Config().data)
+    shape = TrueShape.from_prompt(PROMPT, Config().data)
     assert shape.rgb is not None
     perfect = shape.score(torch.tensor(shape.rgb), torch.tensor(shape.solid).float())
     assert perfect == {"iou": 1.0, "psnr": 100.0}
@@ -186,7 +186,7 @@ def test_the_true_shape_is_itself() -> None:
     half = shape.solid.copy()
     half[:8] = False
     assert iou(half, shape.solid) == pytest.approx(shape.solid[8:].sum() / shape.solid.sum())
-    assert TrueShape.of_prompt("a mug", Config().data).rgb is None  # no color: a silhouette alone
+    assert TrueShape.from_prompt("a mug", Config().data).rgb is None  # no color: a silhouette alone
 
 
 def test_short_keys_find_their_group() -> None:

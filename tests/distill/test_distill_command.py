@@ -369,7 +369,7 @@ def test_the_classifiers_of_all_captions_share_one_network(monkeypatch: pytest.M
 
 def test_distilling_loads_no_scenes() -> None:
     code = (
-        "import sys; from carv_3d.distill import command, dry_run, evaluate, export, variance_command;"
+        "import sys; from carv_3d.distill import command, dry_run, export, images, variance_command;"
         "sys.exit(any(m.startswith(('nerfacc', 'carv_3d.scenes', 'carv_3d.generate.trainer')) for m in sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}

@@ -20,9 +20,9 @@ from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.variance import (
     DEFAULT,
+    PairBenchmark,
     Setting,
     VarianceRow,
-    VarianceStudy,
     read_setting,
     table_text,
     variance_table,
@@ -85,10 +85,10 @@ def theory() -> tuple[float, float, float]:
 def test_the_variance_falls_as_theory_says(one: Distillation) -> None:
     s_out2, s_in2, _ = theory()
     settings = [Setting(B, K) for B, K in ((1, 1), (2, 4), (8, 1), (8, 16))]
-    study = VarianceStudy(one, settings)
+    benchmark = PairBenchmark(one, settings)
     for _ in range(200):
-        study.round()
-    for setting, samples in zip(settings, study.samples):
+        benchmark.round()
+    for setting, samples in zip(settings, benchmark.samples):
         for values, expected in (
             (samples.total, s_out2 / setting.B + s_in2 / (setting.B * setting.K)),
             (samples.inner, s_in2 / (setting.B * setting.K)),
@@ -96,7 +96,7 @@ def test_the_variance_falls_as_theory_says(one: Distillation) -> None:
             x = torch.tensor(values, dtype=torch.float64)
             assert abs(float(x.mean()) - expected) < 4 * float(x.std()) / len(x) ** 0.5
             assert float(x.std()) / len(x) ** 0.5 < 0.2 * expected
-    rows = study.rows()
+    rows = benchmark.rows()
     assert rows[0].reduction.value == 1.0
     assert rows[3].variance.low < s_out2 / 8 + s_in2 / 128 < rows[3].variance.high
     assert rows[3].upstream.low < s_out2 / 8 < rows[3].upstream.high
@@ -126,10 +126,10 @@ def test_it_stops_when_the_time_is_up_or_it_is_told(one: Distillation) -> None:
     rows = variance_table(one, [Setting(1, 1)], 50, show=told.append, stopped=lambda: len(told) == 3)
     assert (told, rows[0].pairs) == ([1, 2, 3], 3)
     assert variance_table(one, [Setting(1, 1)], stopped=lambda: True) == []
-    study = VarianceStudy(one, [Setting(1, 1)])
-    assert not study.round(lambda: True)
+    benchmark = PairBenchmark(one, [Setting(1, 1)])
+    assert not benchmark.round(lambda: True)
     with pytest.raises(CarvError, match="needs two pairs"):
-        study.rows()
+        benchmark.rows()
 
 
 def test_settings_are_read_and_named() -> None:
@@ -138,14 +138,15 @@ def test_settings_are_read_and_named() -> None:
     assert read_setting("2x4+global").name == "2x4+global"
     for text, message in (
         ("8", "cannot be read"),
-        ("8x4+stratt", "cannot be read"),
+        ("8x4+stratt", "there is no method 'stratt'"),
+        ("8x4+is", "there are: strat, global, antithetic"),
         ("0x4", "no samples or no draws"),
         ("8x3+antithetic", "come in pairs"),
     ):
         with pytest.raises(CarvError, match=message):
             read_setting(text)
     with pytest.raises(CarvError, match="named twice"):
-        VarianceStudy(None, [Setting(1, 1), Setting(1, 1)])  # type: ignore[arg-type]
+        PairBenchmark(None, [Setting(1, 1), Setting(1, 1)])  # type: ignore[arg-type]
 
 
 def test_the_table_has_the_papers_figures_next_to_ours(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def test_a_perfect_model_of_one_gaussian_gives_back_its_mean() -> None:
 
 
 def test_copies_of_a_teacher_are_trainable_and_of_their_own(sd_teacher: Any) -> None:
-    generator = OneStepGenerator.of_teacher(sd_teacher)
-    fake = FakeScore.of_teacher(sd_teacher)
+    generator = OneStepGenerator.from_teacher(sd_teacher)
+    fake = FakeScore.from_teacher(sd_teacher)
     assert (generator.prediction_type, generator.t) == ("epsilon", 999)
     parameters = list(generator.parameters())
     assert all(p.requires_grad and p.dtype == torch.float32 for p in parameters)
@@ -72,7 +72,7 @@ def test_v_and_epsilon_say_the_same(v_prediction_folder: Any) -> None:
     from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
     teacher = StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu")
-    fake = FakeScore.of_teacher(teacher)
+    fake = FakeScore.from_teacher(teacher)
     assert fake.prediction_type == "v_prediction"
     z_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 900])
     text = teacher.text_embeddings(["a mug", ""])

@@ -46,7 +46,7 @@ def test_carv_tiny_draws_what_it_is_asked_for(held_out: bool, classifier: Classi
 def test_the_quick_settings_come_nearer_to_the_true_shape() -> None:
     config = load_config(CONFIGS / "carv-tiny-quick.yaml", ["device=cpu", "trainer.max_steps=60"], "a red mug")
     host = TextTo3D(config)
-    truth = TrueShape.of_prompt(config.prompt, config.data)
+    truth = TrueShape.from_prompt(config.prompt, config.data)
     before = truth.score(*scoring_views(host))["psnr"]
     for _ in range(60):
         host.train_step()

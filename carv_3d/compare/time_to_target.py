@@ -1,10 +1,11 @@
 """What a method needs to reach the baseline's final score, as a ratio to what the baseline itself needed.
 
-Both sides are read alike: the target is the mean of the baseline's final scores, and each side's need is where its mean
-curve first comes to the target. (A baseline that had been there before its end is given the earlier point.) Runs of a
-side that differ in length, as in steps where all have the same seconds, are averaged at equal shares of their own: so
-the target is the same on every axis, and the mean curve ends at the mean length. A curve that never comes to the target
-is censored: all that is known is that the ratio is above what was tried.
+The target is the mean of the baseline's final scores. Each side's time is where its mean curve first comes to the
+target, on any axis (steps, seconds, NFE, renders). A baseline that had been there before its end is given the earlier
+point. Runs of a side that differ in length are averaged at equal shares of their own. So the target is the same on
+every axis, and the mean curve ends at the mean length.
+
+A curve that never comes to the target is censored: all that is known is that the ratio is above what was tried.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from carv_3d.compare.records import Array, RunRecord
-from carv_3d.compare.statistics import LEVEL, Bootstrap, paced
+from carv_3d.compare.statistics import Bootstrap, paced
+from carv_3d.stats.bootstrap import LEVEL, MIN_RUNS
 
 
 @dataclass(frozen=True)
-class Reach:
-    """One ratio. `ratio` is inf where the method never reached the target: then it is above `tried`.
+class TimeToTarget:
+    """One ratio.
 
-    prompt: "" for the mean over all of them. baseline_at, method_at: in units of the axis; inf where never reached.
-    ratio: NaN where the baseline did not improve at all: nothing was to be reached.
-    low, high: of the bootstrap, inf where that end is censored, NaN without one (a single run).
-    reached: the share of resamples in which the method reached the target.
+    Attributes:
+        prompt: "" for the mean over all of them.
+        baseline_at: where the baseline reached the target, in units of the axis; inf where it never did.
+        method_at: where the method did.
+        ratio: inf where the method never did: then it is above `tried`. NaN where the baseline did not improve at all.
+        low: of the bootstrap's interval; inf where that end is censored, NaN below `MIN_RUNS` runs on either side.
+        high: as `low`.
+        tried: the mean length of the method's runs over `baseline_at`.
+        reached: the share of resamples in which the method reached the target.
+        runs: of the method.
+        baseline_runs: of the baseline.
     """
 
     metric: str
@@ -42,9 +51,10 @@ class Reach:
     tried: float
     reached: float
     runs: int
+    baseline_runs: int
 
-    def words(self) -> str:
-        """The ratio as text: "0.62 [0.50, 0.80]", "not reached (above 1.00)"."""
+    def text(self) -> str:
+        """The ratio in words: "0.62 [0.50, 0.80]", "not reached (above 1.00)"."""
         if math.isnan(self.ratio):
             return "—"
         if math.isinf(self.ratio):
@@ -72,31 +82,31 @@ def first_crossing(x: Array, y: Array, target: Array) -> Array:
     return np.where(ever, at, np.inf)
 
 
-def reach(
+def time_to_target(
     baseline: Sequence[RunRecord],
     method: Sequence[RunRecord],
     metric: str,
     axis: str,
     bootstrap: Bootstrap,
     prompt: str = "",
-) -> Reach | None:
+) -> TimeToTarget | None:
     """The ratio for one method, axis and score; None where one side has no such curve.
 
-    baseline, method: the runs of either side; of one prompt alone where `prompt` is given.
+    Where `prompt` is given, both sides are runs of that prompt alone.
     """
     base, other = (paced(runs, metric, axis) for runs in (baseline, method))
     if base is None or other is None:
         return None
     (xb, yb), (xm, ym) = base, other
-    target, at_b, at_m = _need(*(side.mean(0)[None] for side in (xb, yb, xm, ym)))
+    target, at_b, at_m = _times(*(side.mean(0)[None] for side in (xb, yb, xm, ym)))
     ratio = _ratio(at_m, at_b)
     low = high = math.nan
     share = float(np.isfinite(at_m[0]))
-    if len(baseline) > 1 and len(method) > 1 and not math.isnan(ratio[0]):
+    if min(len(baseline), len(method)) >= MIN_RUNS and not math.isnan(ratio[0]):
         of_both = ((baseline, xb), (baseline, yb), (method, xm), (method, ym))
         means = [bootstrap.means(runs, values) for runs, values in of_both]
         drawn = np.isfinite(means[1]).all(1) & np.isfinite(means[3]).all(1)
-        _, rb, rm = _need(*(one[drawn] for one in means))
+        _, rb, rm = _times(*(values[drawn] for values in means))
         # An order statistic at either end: a censored resample counts as the largest, and is never averaged. So does
         # one in which the baseline did not improve, which has no ratio: at the end that is worse for the method.
         ratios = np.sort(np.nan_to_num(_ratio(rm, rb), nan=np.inf, posinf=np.inf))
@@ -104,19 +114,19 @@ def reach(
         low = float(ratios[math.floor((1 - LEVEL) / 2 * (len(ratios) - 1))])
         high = float(ratios[math.ceil((1 + LEVEL) / 2 * (len(ratios) - 1))])
     tried = float(xm[:, -1].mean() / at_b[0]) if at_b[0] > 0 else math.inf
-    return Reach(
+    return TimeToTarget(
         metric, axis, method[0].method, prompt, float(target[0]), float(at_b[0]), float(at_m[0]), float(ratio[0]),
-        low, high, tried, share, len(method),
+        low, high, tried, share, len(method), len(baseline),
     )  # fmt: skip
 
 
-def _need(xb: Array, yb: Array, xm: Array, ym: Array) -> tuple[Array, Array, Array]:
+def _times(xb: Array, yb: Array, xm: Array, ym: Array) -> tuple[Array, Array, Array]:
     """Targets and where either side reaches them, for each row."""
     target = yb[:, -1]
     return target, first_crossing(xb, yb, target), first_crossing(xm, ym, target)
 
 
 def _ratio(method_at: Array, baseline_at: Array) -> Array:
-    """method / baseline; NaN where the baseline needed nothing: it did not improve at all."""
+    """NaN where the baseline needed nothing: it did not improve at all."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(baseline_at > 0, method_at / baseline_at, np.nan)

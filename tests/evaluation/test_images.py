@@ -3,20 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from distill_one_step import counted_nfe
 from PIL import Image
 from small import SCHEDULE, CountingTeacher, LinearUNet
 
-from carv_3d.distill.evaluate import (
-    classifier_features,
-    counted_rows,
-    ddim_images,
-    one_step_images,
-    preview_sheet,
-    score_images,
-)
 from carv_3d.distill.generator import OneStepGenerator
+from carv_3d.distill.images import one_step_images
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import kernel_distance
+from carv_3d.evaluation.images import classifier_features, ddim_images, preview_sheet, score_images
 from carv_3d.evaluation.scoring import at_classifier_size
 from carv_3d.guidance.sampling import prompt_images, pure_noise
 from carv_3d.tiny.classifier import VIEWS, Classifier
@@ -42,7 +37,7 @@ def test_a_image_is_one_evaluation_at_its_own_noise_and_prompt() -> None:
     assert not torch.allclose(found, one_step_images(generator, teacher, PROMPTS, seed=4))
 
 
-def test_the_teachers_own_begin_from_the_same_noise_and_cost_two_rows_a_step() -> None:
+def test_the_teachers_own_begin_from_the_same_noise_and_have_an_nfe_of_two_a_step() -> None:
     teacher = CountingTeacher()
     found = ddim_images(teacher, PROMPTS, 2.0, steps=4, seed=3, batch=3)
     assert sum(teacher.rows) == 2 * 4 * len(PROMPTS)
@@ -50,10 +45,10 @@ def test_the_teachers_own_begin_from_the_same_noise_and_cost_two_rows_a_step() -
     torch.testing.assert_close(found, whole)
 
 
-def test_rows_of_the_unet_are_counted_within_alone(sd_teacher) -> None:
-    with counted_rows(sd_teacher.unet) as one:
+def test_the_nfe_is_counted_within_alone(sd_teacher) -> None:
+    with counted_nfe(sd_teacher.unet) as one:
         one_step_images(sd_teacher.unet, sd_teacher, ["a", "b", "c"], batch=2)
-    with counted_rows(sd_teacher.unet) as many:
+    with counted_nfe(sd_teacher.unet) as many:
         ddim_images(sd_teacher, ["a", "b", "c"], 2.0, steps=2)
     assert one == [2, 1]
     assert many == [6, 6]
@@ -63,9 +58,9 @@ class PaintedClassifier(Classifier):
     """Reads classes off three pixels; its features are of the image."""
 
     def forward(self, images):
-        told = (images[:, :, 0, 0] * 100).round().long()
+        classes = (images[:, :, 0, 0] * 100).round().long()
         sizes = {"object": len(OBJECTS), "color": len(COLORS), "view": len(VIEWS)}
-        return {k: torch.nn.functional.one_hot(told[:, i], n).float() for i, (k, n) in enumerate(sizes.items())}
+        return {k: torch.nn.functional.one_hot(classes[:, i], n).float() for i, (k, n) in enumerate(sizes.items())}
 
 
 def test_scores_are_of_the_images_against_what_was_asked() -> None:

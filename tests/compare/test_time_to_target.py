@@ -1,0 +1,122 @@
+"""The ratio of times to the baseline's final score, against values known beforehand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_runs import rising, run_of
+
+from carv_3d.compare.records import RunRecord
+from carv_3d.compare.statistics import Bootstrap
+from carv_3d.compare.time_to_target import TimeToTarget, first_crossing, time_to_target
+
+
+def ratio(base: list[RunRecord], ours: list[RunRecord], axis: str = "seconds") -> TimeToTarget:
+    found = time_to_target(base, ours, "iou", axis, Bootstrap([*base, *ours]))
+    assert found is not None
+    return found
+
+
+def test_twice_as_fast_reaches_the_score_in_half_the_time() -> None:
+    base = [rising("base", 0.05, p, s) for p in "ab" for s in range(3)]
+    ours = [rising("ours", 0.10, p, s) for p in "ab" for s in range(3)]
+    found = ratio(base, ours)
+    assert found.target == pytest.approx(1 - math.exp(-0.5))
+    assert found.baseline_at == pytest.approx(10.0)
+    assert found.ratio == pytest.approx(0.5, abs=2e-3)
+    assert (found.low, found.high) == pytest.approx((0.5, 0.5), abs=2e-3)  # the runs of a side are alike
+    assert (found.reached, found.runs, found.baseline_runs) == (1.0, 6, 6)
+    assert found.tried == pytest.approx(1.0)
+    assert ratio(base, base).ratio == pytest.approx(1.0)
+    assert time_to_target(base, ours, "iou", "renders", Bootstrap([*base, *ours])) is None
+
+
+@pytest.mark.parametrize(("n_base", "n_ours"), [(4, 9), (9, 4), (5, 5)])
+def test_an_interval_takes_five_runs_a_side(n_base: int, n_ours: int) -> None:
+    base = [rising("base", 0.05, seed=s) for s in range(n_base)]
+    ours = [rising("ours", 0.1, seed=s) for s in range(n_ours)]
+    found = ratio(base, ours)
+    assert math.isnan(found.low) == math.isnan(found.high) == (min(n_base, n_ours) < 5)
+    assert (found.baseline_runs, found.runs) == (n_base, n_ours)
+    assert found.text().startswith("0.50 [0.50") if min(n_base, n_ours) >= 5 else found.text() == "0.50"
+
+
+def test_a_score_that_is_never_reached_is_named_so() -> None:
+    base, slow = [rising("base", 0.2, seed=s) for s in range(5)], [rising("slow", 0.1, seed=s) for s in range(5)]
+    found = ratio(base, slow)
+    assert math.isinf(found.method_at)
+    assert math.isinf(found.ratio)
+    assert math.isinf(found.low)
+    assert (found.tried, found.reached) == (pytest.approx(1.0), 0.0)
+    assert found.text() == "not reached (above 1.00)"
+    assert replace(found, low=0.9).text() == "not reached (above 1.00) [from 0.90]"
+
+
+def test_an_interval_with_a_censored_end_keeps_its_other_end() -> None:
+    """One prompt of two is quick, the other never comes there: resamples of the slow one alone are censored."""
+    base = [rising("base", 0.1, p, s) for p in "ab" for s in range(3)]
+    ours = [rising("ours", speed, p, s) for p, speed in (("a", 0.4), ("b", 0.05)) for s in range(3)]
+    found = ratio(base, ours)
+    assert math.isfinite(found.ratio)
+    assert found.low == pytest.approx(0.25, abs=0.01)  # "a" drawn twice: four times as fast
+    assert math.isinf(found.high)
+    assert found.reached == pytest.approx(0.75, abs=0.04)  # all but "b" drawn twice
+    assert found.text().endswith("not reached]")
+
+
+def test_the_target_is_the_end_of_the_baseline_and_not_its_best() -> None:
+    base = [run_of({0: 0.0, 5: 0.9, 10: 0.5}, "base", seed=s) for s in range(2)]
+    ours = [run_of({0: 0.0, 10: 1.0}, "ours", seed=s) for s in range(2)]
+    found = ratio(base, ours)
+    assert found.target == 0.5
+    assert found.baseline_at == pytest.approx(10 * 0.5 / 1.8, abs=0.06)  # on its way up
+    assert found.method_at == pytest.approx(5.0, abs=0.06)
+
+
+def test_the_baseline_that_was_there_before_its_end_is_given_the_earlier_point() -> None:
+    base = [rising("base", 50.0, seed=s) for s in range(2)]
+    found = ratio(base, base)
+    assert found.baseline_at < 1.5  # it is at its plateau at once, and not after the ten seconds of its run
+    assert found.ratio == 1.0
+
+
+def test_a_resample_in_which_the_baseline_does_not_improve_counts_against_the_method() -> None:
+    """Four prompts rise a little, the fifth falls: drawn often enough, the baseline's mean has nothing to reach."""
+    ends = dict(zip("abcde", (0.4, 0.4, 0.4, 0.4, -1.0)))
+    base = [run_of({0: 0.0, 10: end}, "base", prompt) for prompt, end in ends.items()]
+    ours = [run_of({0: 0.0, 10: 1.0}, "ours", prompt) for prompt in ends]
+    found = ratio(base, ours)
+    assert found.target == pytest.approx(0.12)
+    assert found.ratio == pytest.approx(0.12)
+    assert math.isfinite(found.low)
+    assert math.isinf(found.high)
+
+
+def test_a_baseline_that_does_not_improve_leaves_nothing_to_reach() -> None:
+    worse = [rising("base", -0.1, seed=s) for s in range(5)]  # it falls from its beginning on
+    found = ratio(worse, [rising("ours", 0.1, seed=s) for s in range(5)])
+    assert math.isnan(found.ratio)
+    assert math.isnan(found.low)
+    assert found.text() == "—"
+
+
+def test_first_crossing_is_linear_between_points() -> None:
+    x = np.tile([0.0, 1.0, 2.0, 4.0], (4, 1))
+    x[1] += 0.5  # a row's own x
+    y = np.array([[0, 1, 0, 3], [2, 2, 2, 2], [0, 0, 0, 1], [0, 0, 0, 0.5]], float)
+    at = first_crossing(x, y, np.array([0.5, 1.0, 0.75, 1.0]))
+    assert at.tolist() == [0.5, 0.5, 3.5, math.inf]
+
+
+def test_the_target_is_the_same_on_every_axis_where_runs_differ_in_steps() -> None:
+    """Three runs of ten seconds that end at the same score, one of them after two thirds of the others' steps."""
+    base = [rising("base", 0.1, seed=s) for s in range(3)]
+    base[0].axes["steps"] = base[0].axes["steps"] * 2 / 3
+    for axis, end in (("seconds", 10.0), ("steps", (80 / 3 + 40 + 40) / 3)):
+        found = ratio(base, base, axis)
+        assert found.target == pytest.approx(1 - math.exp(-1.0))
+        assert found.baseline_at == pytest.approx(end)
+        assert found.ratio == pytest.approx(1.0)

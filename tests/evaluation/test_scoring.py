@@ -1,0 +1,53 @@
+"""What a classifier makes of images of a prompt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d.evaluation.scoring import PromptClassifier, at_classifier_size
+from carv_3d.tiny import vocabulary
+
+
+class Known:
+    """Logits by the first pixel: sure of class 0 where it is white, of class 1 where it is black."""
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        assert images.shape[1:] == (3, 64, 64)
+        sure = (images[:, 0, 0, 0] * 2 - 1) * 100
+        return {"object": torch.stack([sure, -sure], 1), "color": torch.stack([-sure, sure], 1)}
+
+
+def test_a_score_is_the_mean_of_probabilities_over_views() -> None:
+    """One view sure and right, one sure and wrong: 0.5; a probability of mean logits would be 0.9 of the surer."""
+    views = torch.stack([torch.ones(64, 64, 3), torch.full((64, 64, 3), 0.4)])
+    found = PromptClassifier(Known(), {"object": 0, "color": 0}, torch.device("cpu")).score(views)
+    assert found == pytest.approx({"classifier_object": 0.5, "classifier_color": 0.5}, abs=1e-6)
+    three = torch.cat([views, torch.ones(1, 64, 64, 3)])
+    found = PromptClassifier(Known(), {"object": 0, "color": 0}, torch.device("cpu")).score(three)
+    assert found["classifier_object"] == pytest.approx(2 / 3, abs=1e-6)
+    assert found["classifier_color"] == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_the_right_classes_are_those_of_the_prompt() -> None:
+    plain, striped, unknown = PromptClassifier.for_prompts(
+        ["a mug", "a striped red teapot", "a zeppelin"], torch.device("cpu")
+    )
+    assert unknown is None
+    assert plain is not None
+    assert striped is not None
+    objects, colors = list(vocabulary.OBJECTS), list(vocabulary.COLORS)
+    materials = list(vocabulary.MATERIALS)
+    assert plain.targets == {"object": objects.index("mug"), "material": materials.index("plain")}
+    assert striped.targets == {
+        "object": objects.index("teapot"), "color": colors.index("red"), "material": materials.index("striped"),
+    }  # fmt: skip
+
+
+def test_images_of_another_size_are_resized() -> None:
+    images = torch.rand(2, 3, 128, 128)
+    small = at_classifier_size(images)
+    assert small.shape == (2, 3, 64, 64)
+    assert float(small.mean()) == pytest.approx(float(images.mean()), abs=2e-3)
+    assert torch.equal(at_classifier_size(small), small)
