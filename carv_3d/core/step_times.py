@@ -27,7 +27,7 @@ class StepTimes:
         self._denoise: Timings = {}  # draws of a step -> seconds of denoising them
         self._extra: deque[float] = deque(maxlen=RECENT)  # seconds of a measured step beyond a usual one's
         self._begin: float | None = None
-        self._denoised = self._seen = 0.0  # of the last step; of all steps
+        self._denoised = self._seen = 0.0  # of the last step; of all before it
 
     def __bool__(self) -> bool:
         """Whether any step was timed."""
@@ -35,7 +35,7 @@ class StepTimes:
 
     def begin(self) -> None:
         """A step begins."""
-        self._begin = self.meter.now()
+        self._begin, self._seen = self.meter.now(), self.meter.seconds.get("denoise", 0.0)
 
     def end(self, renders: int, draws: int, measured: bool) -> float | None:
         """The step that began last has ended; returns the seconds of a usual one, None where none had begun.
@@ -56,10 +56,9 @@ class StepTimes:
         return usual
 
     def denoised(self, draws: int) -> None:
-        """That many draws of a step have been denoised, in the seconds that the meter has now beyond those before."""
+        """That many draws have been denoised, in the seconds that the meter has gained since `begin`."""
         total = self.meter.seconds.get("denoise", 0.0)
-        self._denoised = total - self._seen if total >= self._seen else total  # less: the meter was set back
-        self._seen = total
+        self._denoised = total - self._seen
         self._note(self._denoise, draws, self._denoised)
 
     def skip(self, seconds: float) -> None:
@@ -92,7 +91,7 @@ class StepTimes:
         """Take back `state_dict`."""
         self._others, self._denoise = _timings(state["others"]), _timings(state["denoise"])
         self._extra = deque(state["extra"], maxlen=RECENT)
-        self._begin, self._seen = None, self.meter.seconds.get("denoise", 0.0)
+        self._begin = None
 
 
 def on_line(timings: Timings, n: int) -> float:

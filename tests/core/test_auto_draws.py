@@ -338,4 +338,8 @@ def test_the_meter_may_be_shared_and_set_back() -> None:
         other.step()
         other.meter.seconds = {"denoise": 0.0}  # as hosts do at each step
     assert other.auto.seconds(4) == pytest.approx(plain.auto.seconds(4)) == pytest.approx(plain.cost(4))
+    for loop in (plain, other):  # what is denoising, and what is not
+        times = loop.auto.state_dict()["times"]
+        assert times["denoise"] == {4: pytest.approx([4.0] * 5)}
+        assert times["others"] == {1: pytest.approx([0.3] * 4)}
     assert plain.meter.seconds["denoise"] == pytest.approx(20.0)  # auto leaves it alone
