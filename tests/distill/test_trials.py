@@ -2,6 +2,7 @@
 steps."""
 
 import os
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -194,28 +195,36 @@ def test_the_table_is_read_at_what_all_reached(tmp_path) -> None:
         x = np.array([0.0, 1.0, 2.0])
         return RunRecord(method, "", seed, tmp_path, {"steps": steps * x, "seconds": 10 * x}, {"w2": offset + x})
 
-    runs = [record("K = 1", s, 100.0, 0.1 * s) for s in (0, 1)] + [record("K = 16", s, 20.0, 1.0) for s in (0, 1)]
-    text = equal_table(compare(runs, ["K = 1", "K = 16"]), ["w2"]).splitlines()
+    def table(seeds):
+        runs = [record("K = 1", s, 100.0, 0.1 * s) for s in seeds] + [record("K = 16", s, 20.0, 1.0) for s in seeds]
+        return equal_table(compare(runs, ["K = 1", "K = 16"]), ["w2"]).splitlines()
+
+    text = table(range(5))
     assert text[0] == "| | at | K = 1 | K = 16 |"
-    assert text[2] == "| w2 | 20 seconds | 2.05 [2.00, 2.10] | 3.00 [3.00, 3.00] |"
     # at 40 steps K = 1 is at 0.4, K = 16 at its end
-    assert text[3] == "| w2 | 40 steps | 0.450 [0.400, 0.500] | 3.00 [3.00, 3.00] |"
+    for line, at, mean in ((text[2], "20 seconds", 2.2), (text[3], "40 steps", 0.6)):
+        value, low, high = map(float, re.match(rf"\| w2 \| {at} \| (\S+) \[(\S+), (\S+)\] \| ", line).groups())
+        assert value == pytest.approx(mean)
+        assert mean - 0.2 < low < mean < high < mean + 0.2
+        assert line.endswith("| 3.00 [3.00, 3.00] |")
+    assert table(range(2))[2] == "| w2 | 20 seconds | 2.05 | 3.00 |"  # too few for an interval
 
 
 @pytest.mark.parametrize(
-    ("prompt", "words"),
+    ("prompt", "seeds", "words"),
     [
-        ("", "2 run(s) each; band: 95 % bootstrap over seeds"),
-        ("a mug", "2 run(s) each, 1 prompt(s); band: 95 % bootstrap over prompts and seeds"),
+        ("", 5, "5 run(s) each; band: 95 % bootstrap over seeds"),
+        ("a mug", 5, "5 run(s) each, 1 prompt(s); band: 95 % bootstrap over prompts and seeds"),
+        ("", 2, "2 run(s) each; no band below 5 runs"),
     ],
 )
-def test_curves_say_what_their_band_is_over(prompt, words, tmp_path, monkeypatch) -> None:
+def test_curves_say_what_their_band_is_over(prompt, seeds, words, tmp_path, monkeypatch) -> None:
     from matplotlib.figure import Figure
 
     titles = []
     monkeypatch.setattr(Figure, "suptitle", lambda self, text, **more: titles.append(text))
     axes, x = {"steps": np.array([0.0, 1.0])}, np.array([1.0, 2.0])
-    runs = [RunRecord("K = 1", prompt, seed, tmp_path, axes, {"w2": x + seed}) for seed in (0, 1)]
+    runs = [RunRecord("K = 1", prompt, seed, tmp_path, axes, {"w2": x + seed}) for seed in range(seeds)]
     paths = write_plots(tmp_path, compare(runs, ["K = 1"]))
     assert [p.name for p in paths] == ["curves-w2.png"]
     assert paths[0].stat().st_size > 1000
