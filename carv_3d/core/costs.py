@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 class CostMeter:
@@ -24,7 +26,8 @@ class CostMeter:
 
     def __init__(self, device: torch.device | str = "cpu", synchronize: bool = True) -> None:
         self._device = torch.device(device)
-        self._wait = synchronize and self._device.type == "cuda"
+        wait = synchronize and self._device.type == "cuda"
+        self._clock: Callable[[], float] = self._synchronized if wait else time.perf_counter
         self._inner: list[float] = []
         self.reset()
 
@@ -42,10 +45,31 @@ class CostMeter:
             yield
         finally:
             took = self.now() - start
-            own = took - self._inner.pop()
-            self.seconds[name] = self.seconds.get(name, 0.0) + own
+            self.seconds[name] = self.seconds.get(name, 0.0) + took - self._inner.pop()
             if self._inner:
                 self._inner[-1] += took
+
+    def timed(self, name: str, function: Callable[..., T], count: str | None = None) -> Callable[..., T]:
+        """`function` as a phase of that name, which adds the length of its first argument to `count` once it succeeds.
+
+        It makes no call of its own behind the function's: a call of a model costs one, however often it is made.
+        """
+
+        def call(*args: Any, **kwargs: Any) -> T:
+            begin = self._clock()
+            self._inner.append(0.0)
+            try:
+                out = function(*args, **kwargs)
+            finally:
+                took = self._clock() - begin
+                self.seconds[name] = self.seconds.get(name, 0.0) + took - self._inner.pop()
+                if self._inner:
+                    self._inner[-1] += took
+            if count is not None:
+                self.counts[count] = self.counts.get(count, 0) + len(args[0])
+            return out
+
+        return call
 
     def count(self, **amounts: int) -> None:
         """Add to the counters: `meter.count(nfe=8, renders=1)`; other names may be counted as well."""
@@ -91,6 +115,8 @@ class CostMeter:
 
     def now(self) -> float:
         """The clock's reading in seconds; on CUDA once the device has caught up."""
-        if self._wait:
-            torch.cuda.synchronize(self._device)
+        return self._clock()
+
+    def _synchronized(self) -> float:
+        torch.cuda.synchronize(self._device)
         return time.perf_counter()

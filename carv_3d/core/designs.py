@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from carv_3d.core.options import DesignOptions, check_draws
-from carv_3d.core.proposals import real_dtype
 from carv_3d.errors import CarvError
 
 
@@ -114,6 +113,11 @@ class Design(DesignOptions):
             )
         order = rand((R * world_size, groups), shared if world_size > 1 else generator, like.device)
         return order.argsort(dim=0)[rank * R : (rank + 1) * R].to(like.dtype)
+
+
+def real_dtype(device: torch.device | str | None) -> torch.dtype:
+    """float64 where the device has it: a CDF over a thousand timesteps deserves it."""
+    return torch.float32 if device is not None and torch.device(device).type == "mps" else torch.float64
 
 
 def rand(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str | None) -> Tensor:

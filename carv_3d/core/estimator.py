@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.batching import out_of_memory_as, run_in_batches
+from carv_3d.core.batching import is_out_of_memory, run_in_batches
 from carv_3d.core.checks import (
     Cond,
     check_call,
     check_draws_fit,
-    check_memory,
     check_prediction,
     check_scale,
     check_setup,
     conditions,
+    too_many_draws,
 )
 from carv_3d.core.control import EpsControl
 from carv_3d.core.costs import CostMeter
@@ -146,11 +146,18 @@ class CarvEstimator:
         K = self.num_draws if num_draws is None else num_draws
         self.design.check(K)
         self._move(device)
-        with out_of_memory_as(check_memory(K, latents)):
+        try:
+            if K * latents.numel() > 2**46:
+                raise MemoryError
             u = self.design.draw_u(R, K, generator, device, o.rank, o.world_size, self._shared)
-            t, weights = self.proposal.sample(u)
             eps = self.design.draw_eps(R, K, tuple(latents.shape[1:]), generator, device, latents.dtype)
-        return Draws(t, eps, weights, self.design.group_size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise CarvError(too_many_draws(K, latents)) from error
+        group_size = self.design.group_size
+        t, weights = self.proposal.sample(u)
+        return Draws(t, eps, weights, group_size)
 
     def estimate(
         self,
@@ -220,7 +227,8 @@ class CarvEstimator:
             self._used = True
         samples = conditions(cond, len(latents))
         clip = self.options.grad_clip if grad_clip is None else grad_clip
-        clip = self.options.declared()["grad_clip"].check(clip)
+        if grad_clip is not None:
+            clip = self.options.declared()["grad_clip"].check(clip)
         self._move(latents.device)
         own = draws is None
         if draws is None:
@@ -241,12 +249,12 @@ class CarvEstimator:
                 f = self._controlled(self.control, f, finite, draws, own)
             weighted = per_draw(weights, f) * f
             grad = weighted.mean(1)
-            if own:
-                self._teach(f, finite, draws)
-            scalars = self._scalars(weighted, weights, finite, grad, draws.group_size)
+        loss = surrogate_loss(latents, grad)
+        if own:
+            self._teach(f, finite, draws)
+        scalars = self._scalars(weighted, weights, finite, grad, draws.group_size)
         if self.non_finite is not None:  # None: the host counts
             self.non_finite.update(scalars["nonfinite"] < R * K)
-        loss = surrogate_loss(latents, grad)
         extra = None if extra is None else extra.unflatten(0, (R, K))
         return Estimate(loss, f, weights, draws.t, draws.eps, finite, grad, scalars, draws.group_size, extra)
 
@@ -268,7 +276,7 @@ class CarvEstimator:
         self._shared.set_state(state["shared_generator"].cpu())
 
     def _move(self, device: torch.device) -> None:
-        if self.schedule.device != device:
+        if self.schedule.alphas_cumprod.device != device:
             self.schedule = self.schedule.to(device)
         if self.proposal.weights.device != device:
             self.proposal.to(device)
@@ -296,7 +304,8 @@ class CarvEstimator:
                 if extra is None:
                     extra = second.new_empty(len(t), *second.shape[1:])
                 extra[begin:end] = second
-            check_prediction("the residual", f, z_t)
+            if not isinstance(f, Tensor) or f.shape != z_t.shape:
+                check_prediction("the residual", f, z_t)
             return f
 
         out = torch.empty(eps.shape, device=latents.device, dtype=dtype)

@@ -13,16 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv_3d.core.designs import real_dtype
 from carv_3d.core.options import Proposal
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
 PROPOSALS = get_args(Proposal)
-
-
-def real_dtype(device: torch.device | str | None) -> torch.dtype:
-    """float64 where the device has it: a CDF over a thousand timesteps deserves it."""
-    return torch.float32 if device is not None and torch.device(device).type == "mps" else torch.float64
 
 
 class Measure(NamedTuple):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.teachers.denoiser import Denoiser
-from carv_3d.teachers.prediction import Prediction, check_prediction_type
+from carv_3d.teachers.denoiser import Denoiser, Prediction, check_prediction_type
 
 SomeNetwork = TypeVar("SomeNetwork", bound="Network")
 

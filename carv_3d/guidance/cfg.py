@@ -50,6 +50,10 @@ class Conditioning(NamedTuple):
         rest = iter(tensors)
         return Conditioning(*(None if x is None else next(rest) for x in self))  # type: ignore[arg-type]
 
+    def scale(self, guidance_scale: float, convention: str = "standard") -> float:
+        """The s of these samples, see `effective_scale`; under Perp-Neg it is the scale itself, as in threestudio."""
+        return guidance_scale if self.perp_neg is not None else effective_scale(guidance_scale, convention)
+
     def samples(self, which: slice) -> Conditioning:
         """Of some of the samples alone."""
         return self.filled([x[which] if len(x) > 1 else x for x in self.tensors])

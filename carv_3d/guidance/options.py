@@ -160,9 +160,9 @@ class GuidanceOptions(
         Raises:
             CarvError: if the schedules of the timesteps have crossed.
         """
+        low, high = self.timestep_range(num_train_timesteps, step, epoch)
         clip = None if self.grad_clip is None else annealed(self.grad_clip, step, epoch)
-        scale = annealed(self.guidance_scale, step, epoch)
-        return Annealing(scale, *self.timestep_range(num_train_timesteps, step, epoch), clip)
+        return Annealing(annealed(self.guidance_scale, step, epoch), low, high, clip)
 
     def _shares(self, step: int, epoch: int) -> tuple[float, float]:
         low, high = super()._shares(step, epoch)

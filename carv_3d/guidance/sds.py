@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
 from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
-from carv_3d.guidance.cfg import Conditioning, effective_scale, predict
+from carv_3d.guidance.cfg import Conditioning, predict
 from carv_3d.guidance.images import resized
 from carv_3d.guidance.options import AUTO, GuidanceOptions
 from carv_3d.objectives.residuals import EpsHat
@@ -188,11 +189,14 @@ class SDSGuidance:
             CarvError: shapes that do not fit the teacher, or something that the objective needs and was not given.
         """
         o, generator = self.options, generator or self.generator
-        now = o.at(self.estimator.schedule.num_train_timesteps, step, epoch)
-        self.estimator.set_range(now.min_step, now.max_step)
-        images = self._images(rgb, rgb_as_latents, o.use_recon_loss if with_recon is None else with_recon)
-        cond = self._checked(cond, images, trained)
-        s = self._scale(now.guidance_scale, cond)
+        with_recon = o.use_recon_loss if with_recon is None else with_recon
+        images = self._images(rgb, rgb_as_latents, with_recon)
+        self._check(cond, trained)
+        now = o.at(len(self.weights), step, epoch)
+        self.estimator.proposal.set_range(now.min_step, now.max_step)
+        cond = cond.per_render(len(images))._replace(images=images.detach() if self.objective.image else None)
+        s = cond.scale(now.guidance_scale, o.cfg_convention)
+        given = cond.tensors
         each = 1
         if rgb_as_latents:
             latents = images
@@ -203,9 +207,10 @@ class SDSGuidance:
         auto = self.auto if draws is None else None
         if auto is not None:
             draws = auto.plan(latents, generator)
-        per_latent = cond.filled([c.repeat_interleave(each, 0) for c in cond.tensors]) if each > 1 else cond
+        if each > 1:
+            given = tuple(x.repeat_interleave(each, 0) for x in given)
         estimate = self.estimator.estimate_residual(
-            latents, self._residual(per_latent, s, trained), cond=per_latent.tensors, generator=generator, draws=draws,
+            latents, partial(self._residual, cond, s, trained), cond=given, generator=generator, draws=draws,
             grad_clip=now.grad_clip,
         )  # fmt: skip
         scalars = dict(estimate.scalars)
@@ -224,7 +229,7 @@ class SDSGuidance:
             _, finite, grad = reduce_draws(estimate.extra, estimate.weights, now.grad_clip)
             output.loss_sds_img = surrogate_loss(images, grad)
             scalars["nonfinite_img"] = float((~finite).sum())
-        if o.use_recon_loss if with_recon is None else with_recon:
+        if with_recon:
             output.loss_recon = F.mse_loss(images, self.teacher.decode(latents, clamp=False))
         return output
 
@@ -240,34 +245,26 @@ class SDSGuidance:
         cond: fields of `Conditioning`, in order. scale: as the option guidance_scale has it.
         """
         of = Conditioning(*cond)
-        return self.predict(z_t, t, of, self._scale(scale, of)).guided
-
-    def _scale(self, guidance_scale: float, cond: Conditioning) -> float:
-        """The s in uncond + s (text - uncond)."""
-        perp_neg = cond.perp_neg is not None
-        return guidance_scale if perp_neg else effective_scale(guidance_scale, self.options.cfg_convention)
+        return self.predict(z_t, t, of, of.scale(scale, self.options.cfg_convention)).guided
 
     def _residual(
-        self, cond: Conditioning, s: float, trained: TrainedEpsHat | None
-    ) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-        """The objective as the estimator calls it: (z_t (N, ...), t (N,), eps (N, ...), *of N samples) -> f."""
+        self, cond: Conditioning, s: float, trained: TrainedEpsHat | None, z_t: Tensor, t: Tensor, eps: Tensor,
+        *given: Tensor,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        """The objective of N samples: z_t, eps (N, C, h, w), t (N,), and what goes with each, laid out as `cond`."""
         objective, schedule = self.objective, self.estimator.schedule
+        of = cond.filled(given)
+        e = predict(self.teacher.eps_hat, z_t, t, of, s, objective.needs)
+        if trained is not None:
+            e = e._replace(trained=trained(z_t, t, of))
+        w = self.weights[t].to(eps.dtype).view(-1, *[1] * (eps.dim() - 1))
+        f: Tensor = objective.function(e, eps, z_t, t, schedule, w)
+        if objective.image is None:
+            return f
+        return f, objective.image(e, eps, z_t, t, schedule, w, of.images, self.teacher.decode)
 
-        def residual(z_t: Tensor, t: Tensor, eps: Tensor, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-            of = cond.filled(tensors)
-            e = self.predict(z_t, t, of, s, objective.needs)
-            if trained is not None:
-                e = e._replace(trained=trained(z_t, t, of))
-            w = self.weights[t].to(eps.dtype).view(-1, *[1] * (eps.dim() - 1))
-            f = objective.function(e, eps, z_t, t, schedule, w)
-            if objective.image is None:
-                return f
-            return f, objective.image(e, eps, z_t, t, schedule, w, of.images, self.teacher.decode)
-
-        return residual
-
-    def _checked(self, cond: Conditioning, images: Tensor, trained: TrainedEpsHat | None) -> Conditioning:
-        """What goes with each render, once it is known to be all that the objective needs."""
+    def _check(self, cond: Conditioning, trained: TrainedEpsHat | None) -> None:
+        """Raises CarvError unless all is there that the objective needs."""
         needs, name = self.objective.needs, self.options.objective
         if "negative" in needs and cond.negative is None:
             raise CarvError(f"the objective {name} needs prompts_negative, a negative prompt's embeddings (B, L, D).")
@@ -275,11 +272,6 @@ class SDSGuidance:
             raise CarvError(f"the objective {name} needs a trained score: use VSDGuidance, or another objective.")
         if "guided" not in needs and cond.perp_neg is not None:
             raise CarvError(f"the objective {name} has no guidance, so Perp-Neg's negatives would be ignored.")
-        cond = cond.per_render(len(images))
-        return cond._replace(
-            negative=cond.negative if "negative" in needs else None,
-            images=images.detach() if self.objective.image else None,
-        )
 
     def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool) -> Tensor:
         """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at the teacher's size."""
@@ -296,7 +288,8 @@ class SDSGuidance:
             raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
         if rgb_as_latents and with_recon:
             raise CarvError("loss_recon needs images, and this render is latents: set lambda_recon to 0.")
-        return resized(rgb.permute(0, 3, 1, 2), self.teacher.latent_size if rgb_as_latents else self.teacher.image_size)
+        images, size = rgb.permute(0, 3, 1, 2), self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
+        return images if images.shape[-2:] == (size, size) else resized(images, size)
 
     def _sample_each_draw(
         self, images: Tensor, generator: torch.Generator, draws: Draws | None

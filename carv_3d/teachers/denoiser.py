@@ -1,4 +1,4 @@
-"""A frozen UNet with the schedule of its training: eps_hat, whatever it predicts itself."""
+"""A frozen UNet with the schedule of its training: eps_hat, whether it predicts the noise or v (arXiv 2202.00512)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,40 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.loading import choose_dtype, load_parts
 from carv_3d.teachers.memory import can_offload, offload_to_cpu
-from carv_3d.teachers.prediction import Prediction, check_prediction_type
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+class Prediction:
+    """A model with a schedule and `predict(z_t, t, *condition)`, which gives eps or v, and what follows from that.
+
+    z, z_t and eps are (N, C, h, w), t is (N,) integers, conditions are (N, ...); all of it is differentiable.
+    """
+
+    schedule: NoiseSchedule
+    prediction_type: str
+    predict: Any
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
+        """The noise prediction, (N, C, h, w) in z_t's dtype; of v it is `alpha_t v + sigma_t z_t`."""
+        prediction: Tensor = self.predict(z_t, t, *condition)
+        return prediction if self.prediction_type == "epsilon" else self.schedule.eps_from_v(z_t, prediction, t)
+
+    def z_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
+        """The clean latents that the prediction stands for, (N, C, h, w)."""
+        from_prediction = self.schedule.z_from_eps if self.prediction_type == "epsilon" else self.schedule.z_from_v
+        return from_prediction(z_t, self.predict(z_t, t, *condition), t)
+
+    def target(self, z: Tensor, eps: Tensor, t: Tensor, /) -> Tensor:
+        """What `predict` is trained towards, eps or v, (N, C, h, w)."""
+        return eps if self.prediction_type == "epsilon" else self.schedule.v(z, eps, t)
+
+
+def check_prediction_type(name: str) -> str:
+    """The name itself; CarvError for one that is not known."""
+    if name not in PREDICTION_TYPES:
+        raise CarvError(f"prediction_type is {name!r}, not {' or '.join(PREDICTION_TYPES)}.")
+    return name
 
 
 class Denoiser(Prediction):

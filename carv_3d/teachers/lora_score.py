@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.errors import CarvError
-from carv_3d.teachers.denoiser import Denoiser
+from carv_3d.teachers.denoiser import Denoiser, Prediction
 from carv_3d.teachers.lora import CameraLora
-from carv_3d.teachers.prediction import Prediction
 
 
 class LoraScore(Prediction):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from carv_3d.core.estimator import Draws
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.objectives.score_matching import ScoreMatching, squared_errors
-from carv_3d.teachers.prediction import Prediction
+from carv_3d.teachers.denoiser import Prediction
 
 SHAPE = (1, 2, 2)
 SCHEDULE = NoiseSchedule.scaled_linear()
