@@ -12,7 +12,7 @@ from carv_3d.core.options import ResidualOptions, SamplingOptions, SeedOptions, 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import CfgConvention
-from carv_3d.objectives.table import OBJECTIVES
+from carv_3d.objectives.table import OBJECTIVES, PlainObjective
 
 AUTO = "auto"
 
@@ -99,7 +99,7 @@ class GuidanceOptions(
     )
     trainer_max_steps: int = option(25000, "Steps over which sqrt_anneal runs.", least=1)
     weighting_strategy: Weighting = option("sds", "w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar).")
-    objective: Literal["sds", "sjc", "sjc_plain", "hifa", "csd", "nfsd"] = option(
+    objective: PlainObjective = option(
         "sds",
         "What is distilled, see `carv_3d.objectives`. sds: w (guided - eps). sjc: guided - eps; sjc_plain: guided. "
         "hifa: sds, and loss_sds_img, a loss in image space for which every draw is decoded. "

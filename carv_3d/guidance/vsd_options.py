@@ -9,13 +9,14 @@ from carv_3d.config.annealing import Annealed
 from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import GuidanceOptions
+from carv_3d.objectives.table import TrainedObjective
 
 
 @dataclass(frozen=True, kw_only=True)
 class VSDOptions(
     GuidanceOptions,
     defaults={"guidance_scale": 7.5, "objective": "vsd"},
-    kinds={"objective": Literal["vsd", "vsd_hifa"]},
+    kinds={"objective": TrainedObjective},
 ):
     """`GuidanceOptions`, and those of the LoRA score.
 

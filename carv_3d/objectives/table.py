@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -58,3 +59,10 @@ OBJECTIVES: dict[str, Objective] = {
     "dmd": Objective(r.dmd, ("guided", "trained"), one),
     "kl": Objective(r.vsd, ("guided", "trained"), alpha_over_sigma),
 }
+
+if TYPE_CHECKING:  # the choices follow the table
+    PlainObjective = str
+    TrainedObjective = str
+else:
+    PlainObjective = Literal[tuple(n for n, o in OBJECTIVES.items() if "trained" not in o.needs)]
+    TrainedObjective = Literal[tuple(n for n, o in OBJECTIVES.items() if "trained" in o.needs and o.weight is None)]
