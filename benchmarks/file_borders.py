@@ -42,6 +42,11 @@ def calls_of_a_step(overrides: list[str]) -> list[tuple[str, str]]:
     return calls
 
 
+def crossings(calls: list[tuple[str, str]]) -> int:
+    """How often the file of a call is another than that of the call before."""
+    return sum(a != b for (a, _), (b, _) in itertools.pairwise(calls))
+
+
 def main() -> None:
     """Prints the counts, and with --list every call."""
     parser = script_parser(__doc__)
@@ -50,11 +55,10 @@ def main() -> None:
     o = parser.parse_args()
     calls = calls_of_a_step(o.overrides)
     files = [file for file, _ in calls]
-    crossings = sum(a != b for a, b in itertools.pairwise(files))
     if o.list:
         for i, (file, name) in enumerate(calls):
             print(f"{'>' if i and file != files[i - 1] else ' '} {file}: {name}")
-    print(f"{len(calls)} calls in {len(set(files))} files, {crossings} file borders crossed")
+    print(f"{len(calls)} calls in {len(set(files))} files, {crossings(calls)} file borders crossed")
     for name, n in Counter(calls).most_common(8):
         print(f"{n:4d}  {name[0]}: {name[1]}")
 

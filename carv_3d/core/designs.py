@@ -63,7 +63,8 @@ class Design(DesignOptions):
         Returns:
             (R, K) in [0, 1), equal within a pair; float64, or float32 where the device has no other.
         """
-        self.check(K)
+        if K < 1 or K % self.group_size:
+            self.check(K)
         groups = K // self.group_size
         xi = rand((R, groups), generator, device)
         first = torch.arange(groups, device=xi.device, dtype=xi.dtype)
@@ -87,7 +88,8 @@ class Design(DesignOptions):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Standard normal noise (R, K, *shape); the two of a pair are each other's negative."""
-        self.check(K)
+        if K < 1 or K % self.group_size:
+            self.check(K)
         where = generator.device if generator is not None else device
         size = (R, K // self.group_size, *shape)
         eps = torch.randn(size, generator=generator, device=where, dtype=dtype)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ from carv_3d.generate.view_text import view_text
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.objectives.table import OBJECTIVES
-from carv_3d.scenes import regularizers
-from carv_3d.scenes.backgrounds import light_colors
+from carv_3d.scenes.backgrounds import white_or_light
 from carv_3d.scenes.cameras import CameraOptions, Cameras, orbit, sample_cameras
-from carv_3d.scenes.fields import FIELDS, VoxelGridField, make_field
+from carv_3d.scenes.fields import FIELDS, make_field
+from carv_3d.scenes.regularizers import REGULARIZERS
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
 from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES
 from carv_3d.teachers.base import Teacher
@@ -90,6 +91,8 @@ class TextTo3D:
             schedules and learning rate then stand where that share of `trainer.max_steps` would have them.
         config: resolved: `geometry_type` names the field that was built.
         field, renderer, guidance, teacher: the parts.
+        render: (R or None, camera options) -> (a step's renders, their cameras), timed.
+        view_text: cameras -> what each one's render is conditioned on ("a red mug, left view").
     """
 
     def __init__(
@@ -123,6 +126,9 @@ class TextTo3D:
         self.guidance = SDSGuidance(self.teacher, options)
         if self.guidance.auto is not None:
             self.guidance.auto.step_seconds = config.trainer.step_seconds
+        self.render = self.meter.timed("render", self._render)
+        apart = "negative" in self.guidance.objective.needs
+        self.view_text = partial(view_text, self.teacher, system.prompt_processor, apart=apart)
         self.optimizer = self._optimizer()
         self.generators = {
             name: torch.Generator().manual_seed(seed_for(config.seed, name))
@@ -172,12 +178,14 @@ class TextTo3D:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.now)
         out, guided, losses = self.backward()
-        signal = self.signal.update(p.grad for p in self.field.parameters() if p.grad is not None)
-        finite = self._apply(guided)
-        self.step += 1
+        gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
+        finite = self._apply(guided, gradients)
         metrics = {f"loss_{name}": float(loss.detach()) for name, loss in losses.items() if name[:3] != "sds"}
         metrics |= {name: float(value) for name, value in guided.scalars.items()}
         metrics |= {f"seconds_{name}": seconds for name, seconds in self.meter.seconds.items()}
+        signal = self.signal.update(gradients)
+        self.non_finite.update(finite)
+        self.step += 1
         self._ended = time.perf_counter()
         metrics |= {
             "step": float(self.step),
@@ -186,8 +194,8 @@ class TextTo3D:
             "lr": self.optimizer.param_groups[0]["lr"],
             "opacity": float(out.opacity.detach().mean()),
             "skipped": 0.0 if finite else 1.0,
-            "nfe": float(self.meter.nfe),
-            "renders": float(self.meter.renders),
+            "nfe": float(self.meter.counts["nfe"]),
+            "renders": float(self.meter.counts["renders"]),
         }
         return metrics
 
@@ -209,8 +217,8 @@ class TextTo3D:
         out, guided = self._forward(guidance or self.guidance, data or self.config.data, lambdas)
         losses = self._losses(out, guided, lambdas)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.meter.phase("backward"):
-            torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum().backward()
+        total = torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum()
+        self.meter.timed("backward", total.backward)()
         return out, guided, losses
 
     def forward(
@@ -223,53 +231,46 @@ class TextTo3D:
         self, guidance: SDSGuidance, data: CameraOptions, lambdas: dict[str, float]
     ) -> tuple[RenderOutput, GuidanceOutput]:
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
+        recon, now = self.config.system.guidance.use_recon_loss and lambdas["recon"] != 0, self.now
+        R = None if guidance.auto is None else guidance.auto.renders
         with self.globals.in_use():
-            self.renderer.update(self.step)
-            out, cond = self.upstream(None if guidance.auto is None else guidance.auto.renders, data)
-            recon = self.config.system.guidance.use_recon_loss and lambdas["recon"] != 0
-            return out, guidance.guide(out.comp_rgb, cond, self.now, with_recon=recon)
+            if self.renderer.grid is not None:
+                self.renderer.update(self.step)
+            out, cameras = self.render(R, data)
+            self.meter.counts["renders"] += out.comp_rgb.shape[0]
+            return out, guidance.guide(out.comp_rgb, self.view_text(cameras), now, with_recon=recon)
 
     def upstream(self, R: int | None = None, data: CameraOptions | None = None) -> tuple[RenderOutput, Conditioning]:
         """A step's R renders (`data.batch_size` unless given), and the text that goes with their cameras."""
-        data = data or self.config.data
-        cameras = sample_cameras(data, R, generator=self.generators["cameras"], step=self.step)
-        with self.meter.phase("render"):
-            rays = cameras.to(self.device).rays(data.height, data.width)
-            out = self.renderer(rays, self._background(len(cameras)), self.generators["samples"])
-        self.meter.count(renders=len(cameras))
+        out, cameras = self.render(R, data or self.config.data)
+        self.meter.counts["renders"] += out.comp_rgb.shape[0]
         return out, self.view_text(cameras)
 
-    def _apply(self, guided: GuidanceOutput) -> bool:
+    def _render(self, R: int | None, data: CameraOptions) -> tuple[RenderOutput, Cameras]:
+        cameras = sample_cameras(data, R, generator=self.generators["cameras"], step=self.step)
+        rays, n, b = cameras.to(self.device).rays(data.height, data.width), len(cameras), self.config.system.background
+        background = white_or_light(
+            n, b.random_probability, b.random_min, b.random_tint, self.generators["background"]
+        ).to(self.device)
+        return self.renderer(rays, background, self.generators["samples"]), cameras
+
+    def _apply(self, guided: GuidanceOutput, gradients: list[Tensor]) -> bool:
         """The optimizer's step, left out where a gradient is not finite or the teacher gave no finite draw at all
         (the regularizers alone would dissolve the scene)."""
-        gradients = [p.grad for p in self.field.parameters() if p.grad is not None]
         blind = not bool(guided.estimate.finite.any())
         finite = not blind and all(bool(torch.isfinite(g).all()) for g in gradients)
         if finite:
             self.optimizer.step()
-        self.non_finite.update(finite)
         return finite
 
     def _losses(self, out: RenderOutput, guided: GuidanceOutput, lambdas: dict[str, float]) -> dict[str, Tensor]:
         """The losses whose lambda is not 0, unweighted."""
-        makers: dict[str, Callable[[], Tensor]] = {
-            "density": lambda: regularizers.density_sparsity(out.sigmas),
-            "opacity": lambda: (out.opacity + 1e-3).sqrt().mean(),
-            "sparsity": lambda: regularizers.sparsity(out.opacity),
-            "opaque": lambda: regularizers.opaque(out.opacity),
-            "orient": lambda: regularizers.render_orientation(self.field, out),
-            "tv": self._total_variation,
-        }
         losses = {"sds": guided.loss_sds}
         if guided.loss_sds_img is not None:
             losses["sds_img"] = guided.loss_sds_img
         if guided.loss_recon is not None:
             losses["recon"] = guided.loss_recon
-        return losses | {name: make() for name, make in makers.items() if lambdas[name] != 0}
-
-    def _total_variation(self) -> Tensor:
-        assert isinstance(self.field, VoxelGridField)  # refused when built otherwise
-        return regularizers.total_variation(self.field)
+        return losses | {name: make(self.field, out) for name, make in REGULARIZERS.items() if lambdas[name] != 0}
 
     def _lambdas(self, step: int) -> dict[str, float]:
         loss = vars(self.config.system.loss)
@@ -277,18 +278,6 @@ class TextTo3D:
             name.removeprefix("lambda_"): value if isinstance(value, float) else annealed(value, step)
             for name, value in loss.items()
         }
-
-    def _background(self, n: int) -> Tensor:
-        """Colors (n, 3): white, or in `random_probability` of the steps a light color per render."""
-        options, generator = self.config.system.background, self.generators["background"]
-        chosen = torch.rand((), generator=generator) < options.random_probability
-        colors = light_colors(n, options.random_min, options.random_tint, generator)
-        return (colors if chosen else torch.ones(n, 3)).to(self.device)
-
-    def view_text(self, cameras: Cameras) -> Conditioning:
-        """What each camera's render is conditioned on ("a red mug, left view")."""
-        apart = "negative" in self.guidance.objective.needs
-        return view_text(self.teacher, self.config.system.prompt_processor, cameras, apart)
 
     def orbit(self, n_views: int) -> Cameras:
         """`n_views` cameras around the object at the evaluation elevation, the first in front."""

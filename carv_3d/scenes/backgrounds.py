@@ -14,3 +14,12 @@ def light_colors(count: int, darkest: float, tint: float, generator: torch.Gener
     """
     value = darkest + (1 - darkest) * torch.rand(count, 1, generator=generator)
     return value * (1 - tint * torch.rand(count, 3, generator=generator))
+
+
+def white_or_light(
+    count: int, share: float, darkest: float, tint: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Colors (count, 3): `light_colors` in a `share` of the calls, white in the others."""
+    light = torch.rand((), generator=generator) < share
+    colors = light_colors(count, darkest, tint, generator)  # drawn either way: the stream does not depend on the share
+    return colors if light else torch.ones(count, 3)

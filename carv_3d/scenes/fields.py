@@ -69,11 +69,11 @@ class Field(nn.Module, ABC):
     def density_and_color(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Density (N, 1), at least 0, per unit of length, and color (N, 3) in [0, 1] at `x` (N, 3)."""
         raw = self.raw(x)
-        return self._density(raw[:, :1]), torch.sigmoid(raw[:, 1:])
+        return self.options.density_scale * F.softplus(raw[:, :1]), torch.sigmoid(raw[:, 1:])
 
     def density(self, x: Tensor) -> Tensor:
         """Density (N, 1) at `x` (N, 3)."""
-        return self._density(self.raw(x)[:, :1])
+        return self.options.density_scale * F.softplus(self.raw(x)[:, :1])
 
     def normal(self, x: Tensor, eps: float | None = None) -> Tensor:
         """Unit normals (N, 3), `-grad density`, by central differences of half-width `eps`.
@@ -89,9 +89,6 @@ class Field(nn.Module, ABC):
     def normal_eps(self) -> float:
         """Half-width of the differences in `normal`, in world units."""
         return 0.01 * self.radius
-
-    def _density(self, logit: Tensor) -> Tensor:
-        return self.options.density_scale * F.softplus(logit)
 
     def blob(self, x: Tensor) -> Tensor:
         """The initial density logit (N, 1) at `x` (N, 3): positive inside `blob_radius`."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from carv_3d.scenes.fields import Field, VoxelGridField
 from carv_3d.scenes.rendering import RenderOutput
 
-__all__ = ["density_sparsity", "opaque", "orientation", "render_orientation", "sparsity", "total_variation"]
+__all__ = [
+    "REGULARIZERS", "density_sparsity", "opaque", "orientation", "render_orientation", "sparsity", "total_variation",
+]  # fmt: skip
 
 
 def sparsity(opacity: Tensor) -> Tensor:
@@ -52,3 +56,19 @@ def total_variation(field: VoxelGridField, density: bool = True, color: bool = T
     grid = field.grid[..., (0 if density else 1) : (4 if color else 1)]
     terms = [torch.diff(grid, dim=axis).square().mean() for axis in range(3)]
     return terms[0] + terms[1] + terms[2]
+
+
+def _total_variation_of(field: Field, out: RenderOutput) -> Tensor:
+    assert isinstance(field, VoxelGridField), "total variation is of a voxel grid"
+    return total_variation(field)
+
+
+REGULARIZERS: dict[str, Callable[[Field, RenderOutput], Tensor]] = {
+    "density": lambda field, out: density_sparsity(out.sigmas),
+    "opacity": lambda field, out: (out.opacity + 1e-3).sqrt().mean(),
+    "sparsity": lambda field, out: sparsity(out.opacity),
+    "opaque": lambda field, out: opaque(out.opacity),
+    "orient": render_orientation,
+    "tv": _total_variation_of,
+}
+"""By the name of their `lambda_*`: of a field and its render."""

@@ -163,8 +163,8 @@ class VolumeRenderer(nn.Module):
             together = torch.cat([color, opacity, depth], dim=-1)
             full = together.new_zeros(n_rays, 5).index_copy(0, index, together)
             color, opacity, depth = full.split([3, 1, 1], dim=-1)
-        color, opacity, depth = (v.view(B, H, W, -1) for v in (color, opacity, depth))
-        depth = depth / opacity.clamp_min(1e-6)
+        color, opacity = color.view(B, H, W, 3), opacity.view(B, H, W, 1)
+        depth = depth.view(B, H, W, 1) / opacity.clamp_min(1e-6)
         if background is not None:
             b = background.to(color).expand(B, 3)[:, None, None, :]
             color = color + b * (1 - opacity)

@@ -178,7 +178,7 @@ class LatentDiffusionTeacher(Denoiser):
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         if new:
             self._embeddings.update(zip(new, self._encode_text(new)))
-        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+        return torch.stack(list(map(self._embeddings.__getitem__, prompts)))
 
     def forget_texts(self) -> None:
         """Lets go of the prompts that `text_embeddings` remembers, for work on more captions than memory holds."""

@@ -1,4 +1,4 @@
-"""The cost meter: seconds by phase, counts, and what is left uncounted."""
+"""The cost meter: seconds by phase and by timed function, counts, and what is left uncounted."""
 
 from __future__ import annotations
 
@@ -40,3 +40,50 @@ def test_what_happens_uncounted_leaves_the_meter_as_it_was() -> None:
     with meter.uncounted(), meter.phase("denoise"):
         meter.count(nfe=50)
     assert meter.state_dict() == before
+
+
+class Clock(CostMeter):
+    """Time passes only when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = 0.0
+        self._clock = lambda: self.time
+
+
+def test_a_timed_function_is_a_phase() -> None:
+    meter = Clock()
+
+    def inner(items: list[int]) -> int:
+        meter.time += 2.0
+        return sum(items)
+
+    timed = meter.timed("inner", inner, count="nfe")
+
+    def outer(items: list[int], more: float = 0.0) -> int:
+        meter.time += 1.0 + more
+        return timed(items)
+
+    assert meter.timed("outer", outer)([3, 4, 5], more=0.5) == 12
+    assert meter.seconds == {"inner": 2.0, "outer": 1.5}
+    with meter.phase("around"):
+        meter.time += 4.0
+        timed([1])
+    assert meter.seconds == {"inner": 4.0, "outer": 1.5, "around": 4.0}
+    assert meter.nfe == 4
+
+
+def test_a_timed_function_that_raises_is_timed_and_not_counted() -> None:
+    meter = Clock()
+
+    def broken(items: list[int]) -> None:
+        meter.time += 1.0
+        raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        meter.timed("broken", broken, count="nfe")([1, 2])
+    assert meter.seconds == {"broken": 1.0}
+    assert meter.nfe == 0  # a batch that ran out of memory is tried again
+    with meter.phase("next"):  # nothing of it is left behind
+        meter.time += 1.0
+    assert meter.seconds["next"] == 1.0

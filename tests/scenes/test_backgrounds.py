@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from carv_3d.scenes.backgrounds import light_colors
+from carv_3d.scenes.backgrounds import light_colors, white_or_light
 
 
 def draws(darkest: float, tint: float, count: int = 4000) -> torch.Tensor:
@@ -37,3 +37,21 @@ def test_draws_come_from_the_generator() -> None:
     first = draws(0.7, 0.2, 5)
     torch.manual_seed(2)
     assert torch.equal(draws(0.7, 0.2, 5), first)
+
+
+def test_backgrounds_are_white_or_light_in_their_shares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    colors = torch.stack([white_or_light(2, 0.6, 0.5, 0.2, generator) for _ in range(1000)])
+    white = (colors == 1).flatten(1).all(dim=1)
+    assert float(white.float().mean()) == pytest.approx(0.4, abs=4 * (0.24 / 1000) ** 0.5)
+    assert 0.4 <= float(colors.min()) < 0.45
+    assert float(colors[~white].mean()) == pytest.approx(0.75 * 0.9, abs=0.01)
+
+
+def test_the_stream_of_random_numbers_does_not_depend_on_the_share() -> None:
+    states = []
+    for share in (0.0, 0.5, 1.0):
+        generator = torch.Generator().manual_seed(0)
+        white_or_light(3, share, 0.5, 0.2, generator)
+        states.append(generator.get_state())
+    assert all(torch.equal(state, states[0]) for state in states)
