@@ -34,11 +34,12 @@ def view_text(teacher: Any, options: PromptOptions, cameras: Cameras, apart: boo
         text (R, L, D), uncond and negative (1, L, D); with Perp-Neg its embeddings (R, 2, L, D) and weights (R, 2), at
         most 0.
     """
+    prompts = captions(options, cameras)
     uncond = teacher.text_embeddings(["" if apart else options.negative_prompt])
     negative = teacher.text_embeddings([options.negative_prompt]) if apart else None
     if options.use_perp_neg:
         return _perp_neg(teacher, options, _views(cameras), uncond)._replace(negative=negative)
-    return Conditioning(teacher.text_embeddings(captions(options, cameras)), uncond, negative)
+    return Conditioning(teacher.text_embeddings(prompts), uncond, negative)
 
 
 def captions(options: PromptOptions, cameras: Cameras) -> list[str]:
