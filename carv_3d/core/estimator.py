@@ -8,7 +8,6 @@ f = w(t) (eps_hat(z_t, t, y) - eps) for score distillation; any other f goes thr
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ from carv_3d.core.estimate import Draws, Estimate
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.options import ResidualOptions, SamplingOptions, StepOptions, WeightingOptions, option
 from carv_3d.core.proposals import make_proposal
-from carv_3d.core.reduction import finite_draws, per_draw, surrogate_loss
+from carv_3d.core.reduction import draw_groups, draw_statistics, finite_draws, per_draw, surrogate_loss
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
@@ -144,7 +143,8 @@ class CarvEstimator:
         """
         R, device, o = latents.shape[0], latents.device, self.options
         K = self.num_draws if num_draws is None else num_draws
-        self.design.check(K)
+        if num_draws is not None:
+            self.design.check(K)
         self._move(device)
         try:
             if K * latents.numel() > 2**46:
@@ -250,9 +250,10 @@ class CarvEstimator:
             weighted = per_draw(weights, f) * f
             grad = weighted.mean(1)
         loss = surrogate_loss(latents, grad)
-        if own:
+        scalars = {"K": float(K), "rows": float(R * K), "max_batch": float(self.max_batch)}
+        scalars |= draw_statistics(weighted, weights, finite, grad, draws.group_size)
+        if own and self.proposal.adapts:
             self._teach(f, finite, draws)
-        scalars = self._scalars(weighted, weights, finite, grad, draws.group_size)
         if self.non_finite is not None:  # None: the host counts
             self.non_finite.update(scalars["nonfinite"] < R * K)
         extra = None if extra is None else extra.unflatten(0, (R, K))
@@ -326,32 +327,7 @@ class CarvEstimator:
 
     def _teach(self, f: Tensor, finite: Tensor, draws: Draws) -> None:
         """Show an adaptive proposal |f|^2 of each group as it was drawn: of the pair's mean for pairs."""
-        if not self.proposal.adapts:
-            return
-        whole = _groups(finite, draws.group_size).all(2)
-        value = _groups(f, draws.group_size).mean(2).flatten(2).square().sum(-1)
+        whole = draw_groups(finite, draws.group_size).all(2)
+        value = draw_groups(f, draws.group_size).mean(2).flatten(2).square().sum(-1)
         value = torch.where(whole, value, torch.full_like(value, float("nan")))
-        self.proposal.update(_groups(draws.t, draws.group_size)[:, :, 0], value)
-
-    def _scalars(
-        self, weighted: Tensor, weights: Tensor, finite: Tensor, grad: Tensor, group_size: int
-    ) -> dict[str, float]:
-        R, K = weights.shape
-        values = {
-            "nonfinite": (~finite).sum().to(weights.dtype),
-            "ess": weights.sum().square() / weights.square().sum(),
-            "grad_norm": grad.flatten().norm() / R,
-        }
-        groups = K // group_size
-        if groups > 1:
-            means = _groups(weighted, group_size).mean(2).flatten(2)
-            noise = (means - means.mean(1, keepdim=True)).square().sum() / (groups * (groups - 1))
-            values["snr"] = grad.square().sum() / noise
-        numbers = torch.stack(list(values.values())).tolist()  # one wait for the device
-        known = {name: x for name, x in zip(values, numbers) if math.isfinite(x)}
-        return {"K": float(K), "rows": float(R * K), "max_batch": float(self.max_batch), **known}
-
-
-def _groups(x: Tensor, size: int) -> Tensor:
-    """(R, K, ...) -> (R, K / size, size, ...)."""
-    return x.unflatten(1, (x.shape[1] // size, size))
+        self.proposal.update(draw_groups(draws.t, draws.group_size)[:, :, 0], value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,35 @@ def surrogate_loss(latents: Tensor, grad: Tensor) -> Tensor:
 def per_draw(values: Tensor, like: Tensor) -> Tensor:
     """(R, K) -> (R, K, 1, ...), to go with (R, K, ...)."""
     return values.view(*values.shape, *[1] * (like.dim() - values.dim()))
+
+
+def draw_groups(x: Tensor, size: int) -> Tensor:
+    """(R, K, ...) -> (R, K / size, size, ...)."""
+    return x.unflatten(1, (x.shape[1] // size, size))
+
+
+def draw_statistics(
+    weighted: Tensor, weights: Tensor, finite: Tensor, grad: Tensor, group_size: int
+) -> dict[str, float]:
+    """nonfinite, ess, grad_norm and, where a render has two groups or more, snr, as `Estimate.scalars` has them.
+
+    Args:
+        weighted: (R, K, ...), (p/q) f of each draw.
+        weights: (R, K), p/q.
+        finite: (R, K).
+        grad: (R, ...), the mean of `weighted`.
+        group_size: how many neighbouring draws share a timestep.
+    """
+    R, K = weights.shape
+    values = {
+        "nonfinite": (~finite).sum().to(weights.dtype),
+        "ess": weights.sum().square() / weights.square().sum(),
+        "grad_norm": grad.flatten().norm() / R,
+    }
+    groups = K // group_size
+    if groups > 1:
+        means = draw_groups(weighted, group_size).mean(2).flatten(2)
+        noise = (means - means.mean(1, keepdim=True)).square().sum() / (groups * (groups - 1))
+        values["snr"] = grad.square().sum() / noise
+    numbers = torch.stack(list(values.values())).tolist()  # one wait for the device
+    return {name: x for name, x in zip(values, numbers) if math.isfinite(x)}

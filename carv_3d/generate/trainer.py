@@ -184,7 +184,8 @@ class TextTo3D:
         metrics |= {name: float(value) for name, value in guided.scalars.items()}
         metrics |= {f"seconds_{name}": seconds for name, seconds in self.meter.seconds.items()}
         signal = self.signal.update(gradients)
-        self.non_finite.update(finite)
+        if not finite or self.non_finite.count:
+            self.non_finite.update(finite)
         self.step += 1
         self._ended = time.perf_counter()
         metrics |= {
