@@ -218,8 +218,10 @@ class TextTo3D:
         out, guided = self._forward(guidance or self.guidance, data or self.config.data, lambdas)
         losses = self._losses(out, guided, lambdas)
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.stack([lambdas[name] * loss for name, loss in losses.items()]).sum()
-        self.meter.timed("backward", total.backward)()
+        weighted = []
+        for name, loss in losses.items():
+            weighted.append(lambdas[name] * loss)
+        self.meter.timed("backward", torch.stack(weighted).sum().backward)()
         return out, guided, losses
 
     def forward(
