@@ -71,23 +71,12 @@ def build_sd_folder(
     latent, context: the side of its latents, and its tokens. levels: of the VAE, so images are 2^(levels - 1) larger.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     size = _write_tokenizer(folder / "tokenizer", context)
-    text_config = CLIPTextConfig(
-        vocab_size=size,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=context,
-        bos_token_id=size - 2,
-        eos_token_id=size - 1,
-        pad_token_id=size - 1,
-    )
-    CLIPTextModel(text_config).save_pretrained(folder / "text_encoder", safe_serialization=True)
+    CLIPTextModel(_text_config(size, width, context)).save_pretrained(folder / "text_encoder", safe_serialization=True)
     UNet2DConditionModel(
         sample_size=latent,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -136,7 +125,7 @@ def build_sd_folder(
 def build_xl_folder(folder: Path, seed: int = 1, widths: tuple[int, int] = (16, 24), pooled: int = 12) -> Path:
     """`build_sd_folder` with a second text encoder, and a UNet that takes its pooled embedding and time ids."""
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     build_sd_folder(folder, seed, widths[0])
     size = _write_tokenizer(folder / "tokenizer_2", CONTEXT, pad="!")
@@ -146,18 +135,7 @@ def build_xl_folder(folder: Path, seed: int = 1, widths: tuple[int, int] = (16, 
         ("text_encoder", widths[0], CLIPTextModel),
         ("text_encoder_2", widths[1], CLIPTextModelWithProjection),
     ):
-        config = CLIPTextConfig(
-            vocab_size=size,
-            hidden_size=width,
-            intermediate_size=2 * width,
-            projection_dim=pooled,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=CONTEXT,
-            bos_token_id=size - 2,
-            eos_token_id=size - 1,
-            pad_token_id=size - 1,
-        )
+        config = _text_config(size, width, CONTEXT, projection_dim=pooled, num_hidden_layers=2)
         kind(config).save_pretrained(folder / part, safe_serialization=True)
     UNet2DConditionModel(
         sample_size=LATENT,
@@ -184,6 +162,16 @@ def build_xl_folder(folder: Path, seed: int = 1, widths: tuple[int, int] = (16, 
     )
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def _text_config(size: int, width: int, context: int, **more: int) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(**{
+        "vocab_size": size, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": context, "bos_token_id": size - 2,
+        "eos_token_id": size - 1, "pad_token_id": size - 1, **more,
+    })  # fmt: skip
 
 
 def _write_tokenizer(folder: Path, context: int, pad: str = "<|endoftext|>") -> int:

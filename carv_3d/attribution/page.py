@@ -53,15 +53,15 @@ def render_page(query: Query, images: TrainingImages, scores: Scores, method: st
 <div class="card"><h3>From the highest to the lowest</h3>
 <p class="note">Few images matter where the line falls steeply.</p>{_curve(scaled)}</div>
 <div class="card"><h3>What the numbers mean</h3>
-<p class="note">The method: {escape(method)}. A high score says that training on the image lowered the model's loss
-on the query. A score is relative to the others, in standard deviations over all training images. Behind ± are
-1.96 standard errors, of the random timesteps and noises that the gradients are estimated with. Images whose intervals
-overlap are not told apart. It says nothing of how right the method is.</p></div>
+<p class="note">The method: {escape(method)}. A high score means that training on the image lowered the model's
+loss on the query. A score is relative to the others, in standard deviations over all training images. The ± is 1.96
+standard errors of the random timesteps and noises of the gradients: images whose intervals overlap are not
+distinguished. It does not measure whether the method is right.</p></div>
 </section>
 <h2>The first {min(ROWS, n)}</h2>
 <section class="card">{_ranks(images, scores.top(0, min(ROWS, n)), scaled, errors)}
-<p class="note">All {n:,} are in scores.csv, as they came from the method.</p></section>"""
-    return page(f"{query.title} · what made it", body, viewer=False, style=asset_text("attribution.css"))
+<p class="note">All {n:,} are in scores.csv, as the method gave them.</p></section>"""
+    return page(f"{query.title} · its training images", body, viewer=False, style=asset_text("attribution.css"))
 
 
 def _query_images(query: Query) -> str:

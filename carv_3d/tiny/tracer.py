@@ -108,22 +108,14 @@ def _second(material, x, y, z):
 
 @njit(cache=True, nogil=True, fastmath=True)
 def trace(rows, centre, scale, palettes, seconds, materials, pose, focal, size, samples, backgrounds, rgb, alpha):
-    """One view in C colorings: the rays are traced once. Many arguments, since numba takes arrays and numbers alone.
+    """One view in C colorings: the rays are traced once. So many arguments, since numba takes arrays and numbers alone.
 
     Args:
-        rows: of primitives, see `shapes.pack`.
-        centre: of the object.
-        scale: of the object.
-        palettes: (C, M, 3), colors by part.
-        seconds: (C, 3), colors of stripes and spots.
-        materials: (C,), indices.
-        pose: (4, 3): right, up, forward, position.
-        focal: in units of half the image.
-        size: rows and columns of the image.
-        samples: the pixel's rays are ``samples``².
-        backgrounds: (C, 3).
-        rgb: (C, size, size, 3), is overwritten, in [0, 1].
-        alpha: (size, size), is overwritten with the coverage.
+        rows, centre, scale: the packed object, see `shapes.pack`.
+        palettes, seconds, materials: (C, M, 3) colors by part, (C, 3) colors of stripes and spots, (C,) indices.
+        pose, focal: (4, 3) right, up, forward and position; in units of half the image.
+        size, samples: pixels along a side, rays along a side of a pixel.
+        backgrounds, rgb, alpha: (C, 3); (C, size, size, 3) in [0, 1] and the coverage (size, size), overwritten.
     """
     n, weight = size * samples, 1.0 / (samples * samples)
     rgb[:] = 0.0

@@ -54,22 +54,40 @@ def test_a_file_of_just_the_limit_is_read_and_a_byte_order_mark_is_skipped(
     assert read_csv(path) == ([{"a": "1", "b": "2"}], 0)
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "is not readable JSON"),
-        ('{"a": 1', "is not readable JSON"),
-        ('{"a": {"b": 1, "b": 2}}', "the key 'b' is there twice"),
-        ("[" * 100_000, "nested too deeply"),
-        ('{"a": ' + "7" * 301 + "}", "an integer of 301 digits"),
-        ("[1]", "does not hold a JSON object"),
-        ("null", "does not hold a JSON object"),
-    ],
-)
-def test_json_that_is_refused(text: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(text)
-    sentence = refusal(read_json, tmp_path / "a.json")
-    assert why in sentence
+REFUSED = {
+    "json": {
+        "": "is not readable JSON",
+        '{"a": 1': "is not readable JSON",
+        '{"a": {"b": 1, "b": 2}}': "the key 'b' is there twice",
+        "[" * 100_000: "nested too deeply",
+        '{"a": ' + "7" * 301 + "}": "an integer of 301 digits",
+        "[1]": "does not hold a JSON object",
+        "null": "does not hold a JSON object",
+    },
+    "yaml": {
+        "a: [1": "is not readable YAML",
+        "a:\n  b: 1\n  b: 2": "duplicate key b",
+        "a: " + "[" * 3000: "is not readable YAML",
+        "a: " + "[" * 900 + "]" * 900: "nested too deeply",
+        "a: " + "7" * 5000: "is not readable YAML",
+        "a: ${": "is not readable YAML",
+        "a: !!python/name:os.system": "is not readable YAML",
+        "a: 1\n---\nb: 2": "is not readable YAML",
+        "- 1": "must hold groups of options (key: value), and it holds a list",
+        "3": "must hold groups of options (key: value), and it holds no group",
+    },
+    "csv": {
+        "a,b,a\n1,2,3\n": "two columns of the name 'a'",
+        "a\n" + "1" * 200_000 + "\n": "is not readable CSV (line 2: field larger",
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in REFUSED.items() for text in texts])
+def test_what_is_refused(kind: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(text)
+    sentence = refusal(READERS[kind], tmp_path / "a")
+    assert REFUSED[kind][text] in sentence
     assert sentence.endswith("; fetch it again")
 
 
@@ -79,28 +97,6 @@ def test_json_that_is_taken() -> None:
     assert parse_json("[1]", "it", kind=list) == [1]
     with pytest.raises(CarvError, match="line 3 does not hold a JSON list; restore it"):
         parse_json("{}", "line 3", kind=list)
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("a: [1", "is not readable YAML"),
-        ("a:\n  b: 1\n  b: 2", "duplicate key b"),
-        ("a: " + "[" * 3000, "is not readable YAML"),
-        ("a: " + "[" * 900 + "]" * 900, "nested too deeply"),
-        ("a: " + "7" * 5000, "is not readable YAML"),
-        ("a: ${", "is not readable YAML"),
-        ("a: !!python/name:os.system", "is not readable YAML"),
-        ("a: 1\n---\nb: 2", "is not readable YAML"),
-        ("- 1", "must hold groups of options (key: value), and it holds a list"),
-        ("3", "must hold groups of options (key: value), and it holds no group"),
-    ],
-)
-def test_yaml_that_is_refused(text: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(text)
-    sentence = refusal(read_yaml, tmp_path / "a.yaml")
-    assert why in sentence
-    assert sentence.endswith("; fetch it again")
 
 
 def test_yaml_that_is_taken(tmp_path: Path) -> None:
@@ -122,11 +118,3 @@ def test_csv_leaves_out_damaged_lines_and_counts_them(tmp_path: Path) -> None:
     assert read_csv(path) == ([], 1)
     path.write_text("")
     assert read_csv(path) == ([], 0)
-
-
-def test_csv_that_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("a,b,a\n1,2,3\n")
-    assert "two columns of the name 'a'; fetch it again" in refusal(read_csv, path)
-    path.write_text("a\n" + "1" * 200_000 + "\n")
-    assert "is not readable CSV (line 2: field larger" in refusal(read_csv, path)

@@ -141,11 +141,13 @@ def test_a_page_has_the_viewer_and_style_only_where_they_are_asked_for() -> None
     assert "<title>a &amp; b · carv_3d</title>" in bare
     assert "<script" not in bare
     assert "model-viewer" not in bare.split("<body>")[1]
+    assert "script-src" not in bare
     assert "<p>x</p>" in bare
     full = page("t", "", viewer=True, style=".mine{color:red}")
     assert ".mine{color:red}</style>" in full
     assert "&lt;model-viewer&gt; 4.4.0" in full
     assert full.count("<script") == 1
+    assert "; script-src 'unsafe-inline'" in full
 
 
 def test_data_uris(tmp_path: Path) -> None:
