@@ -83,7 +83,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in REFUSED.items() for text in texts])
+CASES = [(kind, text) for kind, texts in REFUSED.items() for text in texts]
+
+
+@pytest.mark.parametrize(("kind", "text"), CASES, ids=lambda word: word[:12])
 def test_what_is_refused(kind: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_text(text)
     sentence = refusal(READERS[kind], tmp_path / "a")
