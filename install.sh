@@ -2,7 +2,7 @@
 # install.sh [COMMAND ...]
 # install.sh --threestudio PATH
 #
-# Makes .venv beside this file once, with everything that carv_3d needs, then runs COMMAND inside it
+# Makes .venv beside this file once, with everything that carv_3d's commands and tests need, then runs COMMAND inside it
 # (its exit status is the script's). Later calls go straight to COMMAND. Needs Python 3.10+ and git.
 #
 #   ./install.sh                               set up, and say what to do next
@@ -87,7 +87,7 @@ setup() {
   fi
   install_torch
   say "  carv_3d and the other packages ..."
-  pip install -e "$ROOT[test,dev]" || failed "the packages could not be installed"
+  pip install -e "$ROOT[all,dev]" || failed "the packages could not be installed"
   rm -f "$STAMP"
   key >"$STAMP"
   rm -f "$MAKING"

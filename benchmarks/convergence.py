@@ -22,6 +22,7 @@ from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.sweep import Sweep
 from carv_3d.compare.time_to_target import TimeToTarget
 from carv_3d.errors import CarvError, run_script
+from carv_3d.generate.config import CONFIGS
 from carv_3d.io.structured import read_csv
 from carv_3d.stats.bootstrap import Interval
 
@@ -34,7 +35,6 @@ OPTIONS = {
     "baseline": ("proposal=uniform", "stratify=none", "antithetic=false"),  # the usual estimator, one draw a render
     "carv": ("proposal=weight", "stratify=render", "antithetic=true"),
 }
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import mutants
 from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("carv_3d", "custom", "benchmarks", "tests", "configs", "docs", "pyproject.toml", "README.md", "install.sh")
+COPIED = ("carv_3d", "custom", "benchmarks", "tests", "docs", "pyproject.toml", "README.md", "install.sh")
 TIME_LIMIT = 300  # seconds; a fault that makes the tests hang is killed
 
 

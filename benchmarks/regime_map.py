@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--also", type=Path, nargs="+", default=[], help="regimes.csv of earlier maps")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")
     o = parser.parse_args()
-    request = VarianceRequest(Path(), methods=o.methods, K=o.draws, budget=o.budget, tolerance=o.tolerance)
+    request = VarianceRequest(source=Path(), methods=o.methods, draws=o.draws, budget=o.budget, tolerance=o.tolerance)
     settings = list({s.key: s for s in [*request.settings(), ONE_DRAW]}.values())
     earlier = [line for path in o.also for line in lines(path)]
     display, teacher = Display(), load_teacher(load_config(o.config, o.overrides, o.prompt))

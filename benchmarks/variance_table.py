@@ -1,7 +1,7 @@
 """The ECM and RE tables of docs/results: `carv variance` on five prompts at three points of a run, side by side.
 
     ./install.sh python benchmarks/variance_table.py [--scene voxel|hash-grid] [--prompts 5] [--budget 300]
-        [--at 30 150 270] [--grid R=1 K=2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic]
+        [--at 30,150,270] [--renders 1] [--draws 2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic]
         [--against is+strat+antithetic] [--work DIR]
 
 --budget is of measuring, in seconds for each prompt. A figure is the geometric mean over prompts, with the least and
@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from bench import script_parser
 
-from carv_3d.cli.variance import read_grid
+from carv_3d.cli.parser import whole_numbers
 from carv_3d.errors import CarvError, run_script
-from carv_3d.generate.config import load_config
+from carv_3d.generate.config import CONFIGS, load_config
 from carv_3d.generate.trainer import load_teacher
 from carv_3d.io.files import slug
 from carv_3d.io.structured import read_csv, read_json
@@ -34,7 +34,6 @@ from carv_3d.variance.methods import Setting
 
 PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
 METHODS = "uniform,is,strat,is+strat,is+strat+antithetic"
-CONFIGS = Path(__file__).parent.parent / "configs"
 SCENES = {
     "voxel": CONFIGS / "carv-tiny.yaml",
     "hash-grid": CONFIGS / "carv-tiny-hash-grid.yaml",
@@ -119,8 +118,9 @@ def main() -> int:
     parser.add_argument("--scene", choices=list(SCENES), default="voxel")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the five")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of measuring for each prompt")
-    parser.add_argument("--at", type=int, nargs="+", default=[30, 150, 270])
-    parser.add_argument("--grid", nargs="+", default=["R=1", "K=2,4,8"])
+    parser.add_argument("--at", type=whole_numbers, default=(30, 150, 270))
+    parser.add_argument("--renders", type=whole_numbers, default=(1,))
+    parser.add_argument("--draws", type=whole_numbers, default=(2, 4, 8))
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--against", metavar="METHOD", help="compare the others with this one, at the same (R, K)")
     parser.add_argument("--work", type=Path, default=Path("outputs/variance-table"))
@@ -128,11 +128,11 @@ def main() -> int:
     if not 1 <= o.prompts <= len(PROMPTS):
         raise CarvError(f"--prompts is {o.prompts}; it must be 1 to {len(PROMPTS)}")
     prompts = PROMPTS[: o.prompts]
-    grid: Any = read_grid(o.grid)
-    shared: dict[str, Any] = {"methods": o.methods.split(","), "budget": o.budget, **grid}
+    shared: dict[str, Any] = {name: getattr(o, name) for name in ("budget", "renders", "draws", "at")}
+    shared["methods"] = o.methods.split(",")
     folders = [o.work / f"{o.scene}-{slug(prompt)}" for prompt in prompts]
     requests = [
-        VarianceRequest(SCENES[o.scene], prompt, o.at, out=folder, resume=folder.exists(), **shared)
+        VarianceRequest(source=SCENES[o.scene], prompt=prompt, out=folder, resume=folder.exists(), **shared)
         for prompt, folder in zip(prompts, folders)
     ]
     settings = requests[0].settings()  # refuses methods that do not exist

@@ -76,7 +76,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The names above, when asked for: importing the package alone does not load torch."""
     if name in _HOME:
-        value = globals()[name] = getattr(importlib.import_module(f"carv_3d.{_HOME[name]}"), name)
+        from carv_3d.errors import packages
+
+        with packages("generate" if name == "load_config" else "teachers"):
+            value = globals()[name] = getattr(importlib.import_module(f"carv_3d.{_HOME[name]}"), name)
         return value
     import difflib
 

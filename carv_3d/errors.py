@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import json
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 class CarvError(ValueError):
@@ -24,6 +29,42 @@ def shown(value: object, most: int = 80) -> str:
     """A value as an error quotes it: its repr, cut where it is long; a tuple as YAML writes it."""
     text = repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def install_command(extra: str) -> str:
+    """The command that adds an extra to carv_3d as it is installed: from a checkout, from a file or URL, or by name."""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "pyproject.toml").exists():
+        return f"pip install -e '{checkout}[{extra}]'"
+    try:
+        source = importlib.metadata.distribution("carv-3d").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        source = None
+    url = f" @ {json.loads(source)['url']}" if source else ""
+    return f"pip install 'carv-3d[{extra}]{url}'"
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """The imported module; CarvError with the command where it is not installed, or does not load."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: of a compiled part
+        absent = isinstance(error, ModuleNotFoundError)
+        state = "is not installed" if absent else f"does not load ({first_line(error)})"
+        name = module.partition(".")[0]
+        raise CarvError(f"{purpose} needs {name}, which {state}: {install_command(extra)}") from error
+
+
+@contextmanager
+def packages(extra: str) -> Iterator[None]:
+    """Within, a package that is not installed is one sentence with the command that installs `extra`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if not name or name == "carv_3d" or name in sys.stdlib_module_names:
+            raise
+        raise CarvError(f"{name} is not installed: {install_command(extra)}") from error
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:

@@ -76,7 +76,7 @@ def test_the_first_call_sets_up_and_the_second_does_not(checkout: Checkout) -> N
     first = checkout.call()
     assert first.returncode == 0, first.stderr
     assert "carv generate" in first.stderr  # what to do next
-    assert any(f"-e {checkout.folder}[test,dev]" in call for call in checkout.pip_calls())
+    assert any(f"-e {checkout.folder}[all,dev]" in call for call in checkout.pip_calls())
     second = checkout.call("true")
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
     assert checkout.pip_calls() == []

@@ -36,6 +36,7 @@ from carv_3d.attribution.queries import (
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
 from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
+from carv_3d.config.request import ModelOptions, OutOptions, TextOptions
 from carv_3d.core.options import DrawOptions, check_draws, option
 from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, claimed, expanded, make_folder, slug, unused, write_atomic, write_via
@@ -56,6 +57,9 @@ GROUPS, QUERY_GROUPS = 2, 8  # independent groups of the draws of a training ima
 class AttributeOptions(
     ProjectionOptions,
     DrawOptions,
+    ModelOptions,
+    TextOptions,
+    OutOptions,
     defaults={"num_draws": 8, "antithetic": True},
     kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
     renamed={"draws": "num_draws"},
@@ -63,9 +67,6 @@ class AttributeOptions(
     """What `carv attribute` is asked. Raises CarvError, naming the option, for a value that cannot be meant."""
 
     query: str
-    model: str | None = option(
-        None, "carv-tiny, a diffusers folder or a hub id; unless given, a run's own model, or else carv-tiny."
-    )
     data: str = option("tiny", "tiny (carv-tiny's training images), or a folder of the training images.")
     items: int | None = option(
         None, "How many of them, the first ones; unless given, 2000 of carv-tiny's, all of a folder.", least=1
@@ -73,10 +74,8 @@ class AttributeOptions(
     query_draws: int = option(64, "Draws per image of the query.", least=1)
     views: int = option(4, "Images that stand for a prompt or an asset.", least=1)
     method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
-    prompt: str = option("", "What an image of the query was made from.")
     resize: bool = option(False, "Cut and scale images of another size.")
     store: Path | None = option(None, "Where latents and features are kept for the next query.")
-    out: Path | None = option(None, "The folder of the page.")
     shard: str = option(
         "", "I/N: make this share of the gradients, from 0, and stop; processes with one store share them."
     )

@@ -2,59 +2,56 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from carv_3d.cli.parser import Parser
+from carv_3d.cli.parser import OldForm, Parser, one_word
 from carv_3d.errors import CarvError
+
+EXAMPLE = 'carv attribute "a red mug"'
+OLD_FORMS = (
+    OldForm("--draws", r"\d+", lambda values: [f"num_draws={v}" for v in values]),
+    OldForm("--query-draws", r"\d+", lambda values: [f"query_draws={v}" for v in values]),
+    OldForm("--dim", r"\d+", lambda values: [f"dim={v}" for v in values]),
+)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="carv attribute",
-        description="Which training images made this one: a page with the most and the least influential, a table.",
-        epilog="The first query computes a gradient of every training image and keeps them; later ones are quick.\n"
-        "Ctrl-C stops after the image at hand, and the same command goes on from there.",
+        description="Find the training images that most influenced an image, a prompt or an asset: a page and a table.",
+        usage="carv attribute QUERY [--model FOLDER] [--data FOLDER] [--items N] [--method NAME] [--views N]\n"
+        "       [--prompt TEXT] [--resize] [--store DIR] [--shard I/N] [--seed N] [--out DIR] [key=value ...]",
+        epilog="QUERY is an image file, a prompt, or the folder of a run of carv generate. key=value sets an option;\n"
+        "`carv options attribute` lists them. The first query computes a gradient of every training image and keeps\n"
+        "them; later queries are quick. Ctrl-C stops after the current image; the same command continues.\n\n"
+        "examples:\n"
+        f"  {EXAMPLE} num_draws=16\n"
+        "  carv attribute picture.png --prompt 'a red mug' --model FOLDER --data FOLDER",
+        old_forms=OLD_FORMS,
     )
-    parser.add_argument("query", nargs="*", metavar="QUERY", help="an image, a prompt, or a folder of carv generate")
     parser.add_argument("--model", metavar="FOLDER", help="a diffusers folder or hub id (default: carv-tiny)")
-    parser.add_argument(
-        "--data", default="tiny", metavar="FOLDER", help="the images it was trained on (default: tiny, carv-tiny's)"
-    )
+    parser.add_argument("--data", metavar="FOLDER", help="the images it was trained on (default: tiny, carv-tiny's)")
     parser.add_argument("--items", type=int, metavar="N", help="the first N of them (default: 2000 of carv-tiny's)")
-    parser.add_argument(
-        "--draws", dest="num_draws", type=int, default=8, metavar="K", help="draws per training image (default: 8)"
-    )
-    parser.add_argument(
-        "--query-draws", type=int, default=64, metavar="K", help="draws per image of the query (default: 64)"
-    )
-    parser.add_argument("--views", type=int, default=4, metavar="N", help="images for a prompt or run (default: 4)")
-    parser.add_argument(
-        "--method", default="relatif", metavar="NAME", help="relatif, trak, d-trak or cosine (default: relatif)"
-    )
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what an image was made from")
-    parser.add_argument("--resize", action="store_true", help="cut and scale images of another size")
-    parser.add_argument("--dim", type=int, default=2048, metavar="D", help="of the projection (default: 2048)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
-    parser.add_argument("--store", type=Path, metavar="DIR", help="where gradients are kept (default: the cache)")
-    parser.add_argument(
-        "--shard", default="", metavar="I/N", help="make this share of the gradients alone, for several processes"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder (default: outputs/attribution-<query>)")
+    parser.add_argument("--method", metavar="NAME", help="relatif, trak, d-trak or cosine (default: relatif)")
+    parser.add_argument("--views", type=int, metavar="N", help="images made of a prompt or run (default: 4)")
+    parser.add_argument("--prompt", metavar="TEXT", help="the text that an image was made from")
+    parser.add_argument("--resize", action="store_true", default=None, help="cut and scale images of another size")
+    parser.path("--store", metavar="DIR", help="where gradients are kept (default: the cache)")
+    parser.add_argument("--shard", metavar="I/N", help="compute this share of the gradients alone")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+    parser.path("--out", metavar="DIR", help="the folder (default: outputs/attribution-<query>)")
     return parser
 
 
 def main(words: list[str]) -> int:
     """`carv attribute`: see its --help."""
-    args = _parser().read(words, intermixed=True)
+    args = _parser().read(words)
     if args is None:
         return 0
-    if not args.query:
+    query = one_word(args.words, "queries", EXAMPLE)
+    if query is None:
         raise CarvError("the query is missing; name an image, a prompt, or the folder of a run of carv generate.")
-    if len(args.query) > 1:
-        raise CarvError(
-            f"{len(args.query)} queries were given ({', '.join(map(repr, args.query[:3]))}); "
-            'put a prompt in quotation marks, such as carv attribute "a red mug"'
-        )
+    flags = {n: v for n, v in vars(args).items() if n not in ("words", "options", "given") and v is not None}
     from carv_3d.attribution.command import AttributeOptions, attribute
+    from carv_3d.config.reader import read_options, read_words
 
-    return attribute(AttributeOptions(**{**vars(args), "query": args.query[0]}))
+    given = read_words(args.options, AttributeOptions(query=query))
+    return attribute(read_options(AttributeOptions(query=query), {**given, **flags}))

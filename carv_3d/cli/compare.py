@@ -3,52 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from carv_3d.cli.parser import Parser
+from carv_3d.cli.parser import OldForm, Parser, check_budget
 from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, unused
 
 ENGINES = ("local", "ray")
-EPILOG = """examples:
-  carv compare base=outputs/a-red-mug-0 ours=outputs/a-red-mug-0-2
-  carv compare --prompt "a red mug" --prompt "a green tree" --seeds 3 --budget 60 \\
-      --methods baseline=configs/carv-tiny-baseline.yaml carv=num_draws=4
+EPILOG = """The first method is the baseline. New runs are interleaved, each with its own training time: a noisy machine
+slows all alike. The same command continues where it was stopped. key=value sets an option of all methods;
+`carv options generate` lists them.
 
-The first method is the baseline. Runs that are made here take turns, each by its training time, so that a noisy
-machine hurts all alike; the same command goes on where it was stopped."""
+examples:
+  carv compare base=outputs/a-red-mug-0 ours=outputs/a-red-mug-0-2
+  carv compare --prompt "a red mug" --prompt "a green tree" --seeds 3 --seconds 60 \\
+      --method baseline=carv-tiny-baseline --method carv=num_draws=4,antithetic=true data.width=128"""
+NEW_RUNS = ("seeds", "seconds", "steps", "points", "config", "clip", "engine", "address", "workers")
+OLD_FORMS = (
+    OldForm("--methods", r"(?!--).+", lambda words: [w for word in words for w in ("--method", word)]),
+    OldForm("--set", r"[\w.]+=.*", lambda words: words),
+    OldForm("--budget", r"(?!--).+", lambda words: ["--seconds", *words]),
+)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="carv compare",
-        description="Runs side by side: curves, tables, and a page with the assets to turn.",
-        usage="carv compare [NAME=]RUN ... [--baseline NAME] [--out DIR]\n"
-        "       carv compare --prompt TEXT ... --methods NAME=key=value,... ... --budget SECONDS [--seeds N]",
+        description="Compare runs: curves, tables, and a page with the assets to turn.",
+        usage="carv compare [NAME=]RUN ... [--baseline NAME] [--score NAME] [--out DIR]\n"
+        "       carv compare --prompt TEXT --method NAME=key=value,... --method ... --seconds N [key=value ...]",
         epilog=EPILOG,
+        old_forms=OLD_FORMS,
     )
-    parser.add_argument("runs", nargs="*", metavar="[NAME=]RUN", help="folders of finished runs, threestudio's too")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt to run; may be repeated")
-    parser.add_argument(
-        "--methods", nargs="+", action="extend", metavar="NAME=key=value,...",
-        help="what to run: NAME, NAME=FILE.yaml, or NAME and options of the configuration",
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each prompt and method (default: 1)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of each run's training time")
-    parser.add_argument("--steps", type=int, metavar="N", help="in place of --budget: equal steps, not equal seconds")
-    parser.add_argument("--points", type=int, metavar="N", help="evaluations of each run (default: 20)")
-    parser.add_argument("--config", type=Path, metavar="YAML", help="a configuration under all methods")
-    parser.add_argument("--set", action="append", metavar="key=value", help="an option of all methods")
-    parser.add_argument("--clip", metavar="MODEL", help="score with this CLIP (a folder or a hub id)")
-    parser.add_argument("--engine", choices=ENGINES, help="local (default), or ray: several runs at once")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; without, one is begun here")
-    parser.add_argument("--workers", type=int, metavar="N", help="of the Ray that is begun here (default: its cores)")
-    parser.add_argument("--baseline", metavar="NAME", help="the method that the others are held against")
-    parser.add_argument("--score", action="append", metavar="NAME", help="a logged metric of which higher is better")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where all of it goes (default: in outputs/)")
+    parser.add_argument("--baseline", metavar="NAME", help="the method that others are compared with (default: first)")
+    parser.add_argument("--score", action="append", metavar="NAME", help="also compare this metric (more is better)")
+    parser.path("--out", metavar="DIR", help="the folder (default: in outputs/)")
+    new = parser.add_argument_group("to make new runs")
+    new.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; repeat it for several")
+    new.add_argument("--method", action="append", metavar="NAME=...", dest="methods",
+                     help="NAME alone, NAME=CONFIG or NAME=key=value,...; repeat it for each")  # fmt: skip
+    new.add_argument("--seconds", type=float, metavar="N", help="training time of each run")
+    new.add_argument("--steps", type=int, metavar="N", help="steps of each run, in place of --seconds")
+    new.add_argument("--seeds", type=int, metavar="N", help="runs of each prompt and method (default: 1)")
+    new.add_argument("--points", type=int, metavar="N", help="evaluations of each run (default: 20)")
+    new.add_argument("--config", type=Path, metavar="YAML", help="a configuration under all methods")
+    new.add_argument("--clip", metavar="MODEL", help="score with this CLIP (a folder or a hub id)")
+    new.add_argument("--engine", choices=ENGINES, help="local (default), or ray: several runs at once")
+    new.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: one is started here)")
+    new.add_argument("--workers", type=int, metavar="N", help="workers of the Ray started here (default: cores)")
     return parser
 
 
@@ -57,20 +61,22 @@ def main(words: Sequence[str]) -> int:
     args = _parser().read(words)
     if args is None:
         return 0
-    to_run = args.prompt is not None or args.methods is not None
-    if args.runs and to_run:
-        raise CarvError(
-            f"{args.runs[0]} is a run that is there, and --prompt or --methods ask for new ones; compare either, "
-            "then name all folders together"
-        )
-    if to_run:
-        return _run(args, shlex.join(["carv", "compare", *words]))
+    command = shlex.join(["carv", "compare", *words])
+    if args.prompt is not None or args.methods is not None:
+        if args.words:
+            raise CarvError(
+                f"{args.words[0]} is a run that exists, and --prompt or --method ask for new ones; compare either, "
+                "then name all folders together"
+            )
+        return _run(args, command)
+    # without new runs no options are set: every word is a run, NAME=RUN too
+    args.runs = args.given
     if not args.runs:
-        raise CarvError("there is nothing to compare; name run folders, or --prompt and --methods to run")
-    for name in ("seeds", "budget", "steps", "points", "config", "set", "clip", "engine", "address", "workers"):
+        raise CarvError("there is nothing to compare; name run folders, or --prompt and --method to make runs")
+    for name in NEW_RUNS:
         if getattr(args, name) is not None:
-            raise CarvError(f"--{name} is for runs that are made here; add --prompt and --methods, or leave it out")
-    return _read(args, shlex.join(["carv", "compare", *words]))
+            raise CarvError(f"--{name} is for new runs; add --prompt and --method, or leave it out")
+    return _read(args, command)
 
 
 def _read(args: argparse.Namespace, command: str) -> int:
@@ -99,17 +105,17 @@ def _run(args: argparse.Namespace, command: str) -> int:
     from carv_3d.compare.sweep import Sweep
 
     if not args.prompt:
-        raise CarvError('--methods needs a prompt to run them on: --prompt "a red mug"')
+        raise CarvError('--method needs a prompt to run it on: --prompt "a red mug"')
     if not args.methods:
-        raise CarvError("--prompt needs what to run: --methods NAME=key=value,... NAME=key=value,...")
+        raise CarvError("--prompt needs what to run: --method NAME=key=value,... for each method")
     if args.address is not None and args.engine != "ray":
-        raise CarvError("--address is of a Ray cluster; add --engine ray")
+        raise CarvError("--address names a Ray cluster; add --engine ray")
     if args.workers is not None and (args.engine != "ray" or args.address is not None):
         raise CarvError("--workers is for --engine ray without an --address; leave it out")
-    if (args.budget is None) == (args.steps is None):
-        raise CarvError("say how long a run is: --budget SECONDS of training time, or --steps N")
-    if args.budget is not None and not (math.isfinite(args.budget) and args.budget > 0):
-        raise CarvError(f"--budget is {args.budget:g}; a run needs seconds above 0, such as --budget 60")
+    if (args.seconds is None) == (args.steps is None):
+        raise CarvError("say how long a run is: --seconds N of training time, or --steps N")
+    if args.seconds is not None:
+        check_budget(args.seconds, "--seconds")
     for name, least in (("seeds", 1), ("points", 1), ("steps", 1), ("workers", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -122,11 +128,11 @@ def _run(args: argparse.Namespace, command: str) -> int:
         prompts=list(dict.fromkeys(args.prompt)),
         methods=methods,
         seeds=args.seeds or 1,
-        budget=args.budget,
+        budget=args.seconds,
         steps=args.steps,
         points=args.points or 20,
         config=args.config,
-        common=list(args.set or ()),
+        common=args.options,
         clip=args.clip,
     )
     return run_sweep(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -26,12 +25,10 @@ def main(words: list[str]) -> int:
     """`carv doctor`: see its --help."""
     parser = Parser(
         prog="carv doctor",
-        formatter_class=argparse.HelpFormatter,
-        description="What is on this machine, what is not, and how to fix it. Status 0: carv can run.",
+        description="Check what is installed, what is missing, and how to fix it. Status 0: carv can run.",
+        takes_words=False,
     )
-    parser.add_argument(
-        "--threestudio", metavar="PATH", help="whether this checkout and this Python are ready for threestudio-carv"
-    )
+    parser.add_argument("--threestudio", metavar="PATH", help="check a threestudio checkout and this Python instead")
     args = parser.read(words)
     if args is None:
         return 0

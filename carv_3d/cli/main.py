@@ -8,19 +8,21 @@ import sys
 import types
 from collections.abc import Sequence
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, packages
 from carv_3d.io.files import os_errors_explained
 from carv_3d.version import __version__
 
 # name -> (module, function taking the remaining arguments and returning the exit status, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "generate": ("carv_3d.cli.generate", "main", "a prompt becomes a textured mesh, a turntable and a report"),
-    "variance": ("carv_3d.cli.variance", "main", "what each estimator's gradient varies and what its seconds buy"),
-    "compare": ("carv_3d.cli.compare", "main", "runs side by side: curves, tables, assets to turn"),
-    "attribute": ("carv_3d.cli.attribute", "main", "which training images made an image, a prompt or an asset"),
-    "distill": ("carv_3d.cli.distill", "main", "a diffusion model becomes a one-step generator"),
-    "doctor": ("carv_3d.cli.doctor", "main", "what is on this machine, what is not, and how to fix it"),
+    "generate": ("carv_3d.cli.generate", "main", "make a mesh, a turntable and a report from a prompt"),
+    "variance": ("carv_3d.cli.variance", "main", "how noisy each estimator's gradient is, and what a step costs"),
+    "compare": ("carv_3d.cli.compare", "main", "compare runs: curves, tables, assets to turn"),
+    "attribute": ("carv_3d.cli.attribute", "main", "find the training images that influenced an image or asset"),
+    "distill": ("carv_3d.cli.distill", "main", "train a one-step generator from a diffusion model"),
+    "options": ("carv_3d.cli.options", "main", "list options, their defaults and meaning"),
+    "doctor": ("carv_3d.cli.doctor", "main", "check what is installed, what is missing, and how to fix it"),
 }
+EXTRAS = {"variance": "generate", "options": "all", "doctor": "generate"}  # of commands whose extra has another name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +56,8 @@ def _dispatch(words: list[str]) -> int:
         kind = "option" if name.startswith("-") else "command"
         raise CarvError(f"unknown {kind} {name!r}; {hint}")
     module, function, _ = COMMANDS[name]
-    status: int = getattr(importlib.import_module(module), function)(words[1:])
+    with packages(EXTRAS.get(name, name)):
+        status: int = getattr(importlib.import_module(module), function)(words[1:])
     return status
 
 
@@ -69,7 +72,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "carv COMMAND --help tells the arguments; carv --version the version.",
+            "carv COMMAND --help shows the arguments of a command; carv --version shows the version.",
         ]
     )
 

@@ -1,43 +1,82 @@
-"""What every command's arguments are read by."""
+"""The one grammar of the commands: `carv COMMAND WORD ... --flag VALUE ... key=value ...`, in any order.
+
+Flags are a command's own arguments, key=value sets an option of the configuration. Several values are joined by commas
+(`--methods uniform,is`), or the flag is repeated where a value may hold commas (`--prompt`). What follows `--` is taken
+as it stands.
+
+This is argparse with messages of one sentence. Typer, cyclopts and tyro were weighed: each would declare the flags more
+briefly, but none reads key=value words between positional ones, and this file would be needed on top of them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 from carv_3d.errors import CarvError
+from carv_3d.io.files import expanded
+
+
+class OldForm(NamedTuple):
+    """A flag of the last version that took several words: `flag` and each word that matches `takes` become `new`."""
+
+    flag: str
+    takes: str
+    new: Callable[[list[str]], list[str]]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one sentence with the nearest right option, raised as CarvError.
+    """argparse whose complaints are one sentence with the nearest right flag, raised as CarvError."""
 
-    Options are not abbreviated, and descriptions keep their lines, unless it is told otherwise.
-    """
-
-    def __init__(self, **more: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **more})
+    def __init__(self, *, old_forms: Sequence[OldForm] = (), takes_words: bool = True, **more: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        self.old_forms, self.takes_words = old_forms, takes_words
 
     def error(self, message: str) -> NoReturn:
         raise CarvError(f"{message[0].lower()}{message[1:]}; see {self.prog} --help")
 
-    def read(self, words: Sequence[str], intermixed: bool = False) -> argparse.Namespace | None:
-        """The arguments; None where --help was asked for and shown. Raises CarvError for an unknown option.
+    def path(self, flag: str, **more: Any) -> None:
+        """A flag that takes a path; ~ is the home folder, also in --flag=~/x."""
+        self.add_argument(flag, type=_path, **more)
 
-        intermixed: options may stand between the positional words.
+    def numbers(self, flag: str, **more: Any) -> None:
+        """A flag that takes whole numbers joined by commas."""
+        self.add_argument(flag, type=whole_numbers, metavar="N,N", **more)
+
+    def names(self, flag: str, default: Sequence[str], **more: Any) -> None:
+        """A flag that takes names joined by commas."""
+        self.add_argument(flag, type=lambda text: tuple(text.split(",")), default=tuple(default), metavar="A,B", **more)
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace | None:
+        """The arguments, with `words`, the positional ones, `options`, those of key=value, and `given`, both.
+
+        None after --help.
+
+        Raises:
+            CarvError: for an unknown flag or a wrong value.
         """
+        end = words.index("--") if "--" in words else len(words)
+        before, literal = list(words[:end]), list(words[end + 1 :])
+        for form in self.old_forms:
+            before = _renewed(before, form)
+        self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
         try:
-            parse = self.parse_known_intermixed_args if intermixed else self.parse_known_args
-            args, rest = parse(list(words))
+            args, rest = self.parse_known_intermixed_args(before)
         except SystemExit:  # --help; mistakes are CarvErrors
             return None
-        self.refuse_unknown(rest)
+        self.refuse_unknown(rest if self.takes_words else [*rest, *args.words, *literal])
+        args.given = [*args.words, *literal]
+        args.options = [w for w in args.words if re.match(r"[A-Za-z_][\w.]*=", w)]
+        args.words = [w for w in args.words if w not in args.options] + literal
         return args
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
-        """Raise for leftover words that look like options."""
+        """Raise for leftover words that look like flags."""
         known = [option for action in self._actions for option in action.option_strings]
         for word in words:
             name = word.partition("=")[0]
@@ -46,7 +85,48 @@ class Parser(argparse.ArgumentParser):
             raise CarvError(f"unknown option {name}; {hint}")
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that are key=value, and the others."""
-    overrides = [w for w in words if re.match(r"[A-Za-z_][\w.]*=", w)]
-    return overrides, [w for w in words if w not in overrides]
+def one_word(words: Sequence[str], what: str, example: str) -> str | None:
+    """The single positional word, or None; CarvError where there are several."""
+    if len(words) > 1:
+        raise CarvError(
+            f"{len(words)} {what} were given ({', '.join(map(repr, words[:3]))}); name one, in quotation marks "
+            f"where it holds spaces: {example}"
+        )
+    return words[0] if words else None
+
+
+def check_budget(seconds: float, flag: str) -> None:
+    """CarvError unless a number of seconds is above 0 and finite."""
+    if not 0 < seconds < float("inf"):
+        raise CarvError(f"{flag} is {seconds:g}; give seconds above 0, such as {flag} 60")
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """ "4,1,2" as (1, 2, 4)."""
+    if not all(re.fullmatch("[0-9]+", part) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers; join them by commas, such as 1,2,4")
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def _path(text: str) -> Path:
+    return expanded(text)
+
+
+def _renewed(words: list[str], form: OldForm) -> list[str]:
+    """The words with an old form replaced, and a note on stderr where there was one."""
+    out: list[str] = []
+    rest = list(words)
+    while rest:
+        flag, equals, value = rest[0].partition("=")
+        if flag != form.flag:
+            out.append(rest.pop(0))
+            continue
+        rest.pop(0)
+        taken = [value] if equals else []
+        while rest and re.fullmatch(form.takes, rest[0]):
+            taken.append(rest.pop(0))
+        new = form.new(taken)
+        if new != [flag, *taken]:
+            print(f"note: {' '.join([flag, *taken])} is now written {' '.join(new)}", file=sys.stderr)
+        out += new
+    return out

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from carv_3d.cli.parser import Parser
+from carv_3d.cli.parser import OldForm, Parser, check_budget, one_word
 from carv_3d.errors import CarvError
+from carv_3d.io.files import expanded
 from carv_3d.variance.methods import DEFAULT, WORDS
+
+EXAMPLE = "carv variance carv-tiny --prompt 'a red mug'"
+
+
+def _from_grid(parts: list[str]) -> list[str]:
+    flags = {"R": "--renders", "K": "--draws"}
+    for part in parts:
+        if part[:2] not in ("R=", "K="):
+            raise CarvError(f"--grid is now --renders N,N and --draws N,N; {part!r} is neither R= nor K=")
+    return [word for part in parts for word in (flags[part[0]], part[2:])]
+
+
+OLD_FORMS = (
+    OldForm("--set", r"[\w.]+=.*", lambda words: words),
+    OldForm("--grid", r"\w+=.*", _from_grid),
+    OldForm("--at", r"\d[\d,]*", lambda steps: ["--at", ",".join(steps)]),
+)
 
 
 def parser() -> Parser:
@@ -15,24 +30,27 @@ def parser() -> Parser:
     words = "\n".join(f"  {name:<11} {word.help}" for name, word in WORDS.items())
     p = Parser(
         prog="carv variance",
-        description="The variance of each estimator's gradient by its sources, its seconds by phase, and the ECM and\n"
-        "RE that follow, at points of a run: tables, variance.csv and images.",
-        epilog=f"methods, joined by + (such as is+strat+antithetic):\n{words}\n"
-        "The baseline is (R, K) = (2, 1), uniform. Ctrl-C ends after the batch at hand; --resume continues.",
+        description="Measure how noisy each estimator's gradient is, by source, how long a step takes, by phase, and\n"
+        "what both together cost: tables, variance.csv and charts.",
+        usage="carv variance CONFIG_OR_RUN [--prompt TEXT] [--methods A,B] [--renders N,N] [--draws N,N] [--at N,N]\n"
+        "       [--budget SECONDS] [--tolerance SHARE] [--seed N] [--out DIR] [--resume] [key=value ...]",
+        epilog=f"methods are words joined by +:\n{words}\n"
+        "The baseline is uniform with R = 2, K = 1. key=value sets an option; `carv options generate` lists them.\n\n"
+        "example:\n"
+        "  carv variance carv-tiny --prompt 'a red mug' --methods is,is+strat+antithetic --draws 2,4 data.width=32",
+        old_forms=OLD_FORMS,
     )
-    p.add_argument("source", type=Path, metavar="CONFIG_OR_RUN", help="a YAML file, or the folder of a run")
-    p.add_argument("--prompt", help="where the configuration has none")
-    p.add_argument("--at", type=int, nargs="+", default=(), metavar="STEP",
-                   help="points of the run (default: early, middle, late; for a run's folder, its end)")  # fmt: skip
-    p.add_argument("--grid", nargs="+", default=(), metavar="R=1,2 K=1,4", help="(default: R=1 K=1,2,4,8)")
-    p.add_argument("--methods", type=lambda text: tuple(text.split(",")), default=DEFAULT, metavar="A,B",
-                   help=f"(default: {','.join(DEFAULT)})")  # fmt: skip
-    p.add_argument("--tolerance", type=float, default=0.1, help="half of each ECM's interval, relative (default: 0.1)")
-    p.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="of measuring, in all (default: 600)")
-    p.add_argument("--seed", type=int, metavar="N")
-    p.add_argument("--out", type=Path, metavar="DIR", help="(default: outputs/variance-<prompt>)")
-    p.add_argument("--resume", action="store_true", help="resume what is in the folder")
-    p.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="key=value", help="options of the run")
+    p.add_argument("--prompt", default="", metavar="TEXT", help="where the configuration has none")
+    p.names("--methods", DEFAULT, help=f"(default: {','.join(DEFAULT)})")
+    p.numbers("--renders", default=(1,), help="R, renders of a step (default: 1)")
+    p.numbers("--draws", default=(1, 2, 4, 8), help="K, draws per render (default: 1,2,4,8)")
+    p.numbers("--at", default=(), help="steps of the run to measure at (default: 10, 50 and 90 %%; of a run, its end)")
+    p.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="of all measuring (default: 600)")
+    p.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE",
+                   help="stop early where every cost is known to this, relatively (default: 0.1)")  # fmt: skip
+    p.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+    p.path("--out", metavar="DIR", help="the folder (default: outputs/variance-<prompt>)")
+    p.add_argument("--resume", action="store_true", help="continue what is in the folder")
     return p
 
 
@@ -41,18 +59,11 @@ def main(words: list[str]) -> int:
     args = parser().read(words)
     if args is None:
         return 0
-    given = {k: v for k, v in vars(args).items() if k != "grid"} | read_grid(args.grid)
+    source = one_word(args.words, "configurations or runs", EXAMPLE)
+    if source is None:
+        raise CarvError(f"the configuration or run is missing; name one, such as {EXAMPLE}")
+    check_budget(args.budget, "--budget")
+    given = {name: value for name, value in vars(args).items() if name not in ("words", "options", "given")}
     from carv_3d.variance.command import VarianceRequest, run
 
-    return run(VarianceRequest(**given))
-
-
-def read_grid(parts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """["R=1,2", "K=4"] as {"R": (1, 2), "K": (4,)}."""
-    out: dict[str, tuple[int, ...]] = {}
-    for part in parts:
-        name, _, numbers = part.partition("=")
-        if name not in ("R", "K") or not all(n.isdecimal() for n in numbers.split(",")):
-            raise CarvError(f"--grid does not take {part!r}; write it as R=1,2 K=1,2,4,8.")
-        out[name] = tuple(sorted({int(n) for n in numbers.split(",")}))
-    return out
+    return run(VarianceRequest(source=expanded(source), overrides=args.options, **given))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from carv_3d.compare.records import MAX_LABEL
+from carv_3d.config.reader import full_key
 from carv_3d.core.estimator_names import PLAIN, WORDS, estimator_options
 from carv_3d.errors import CarvError
-from carv_3d.generate.config import Config, load_config
+from carv_3d.generate.config import Config, find_config, load_config
 from carv_3d.io.files import slug
 
 NOT_HERE = {"seed": "--seeds", "system.prompt_processor.prompt": "--prompt"}
@@ -41,7 +38,7 @@ class Method:
 
 
 def parse_methods(words: Sequence[str]) -> list[Method]:
-    """The methods of `--methods`; CarvError for a name twice, an unknown key, or fewer than two."""
+    """The methods of `--method`; CarvError for a name twice, an unknown key, or fewer than two."""
     methods = [parse_method(word) for word in words]
     seen: dict[str, str] = {}
     for method in methods:
@@ -51,14 +48,14 @@ def parse_methods(words: Sequence[str]) -> list[Method]:
         seen[method.folder] = method.name
     if len(methods) < 2:
         raise CarvError(
-            "a comparison needs two methods at least: --methods NAME=key=value,... NAME=key=value,... "
+            "a comparison needs two methods at least: --method NAME=key=value,... --method NAME=key=value,... "
             "(a name alone is the configuration as it is)"
         )
     return methods
 
 
 def parse_method(word: str) -> Method:
-    """`NAME`, `NAME=FILE.yaml`, `NAME=key=value,key=value` (of a key its last parts are enough), `NAME=is+strat`.
+    """`NAME`, `NAME=CONFIG`, `NAME=key=value,key=value` (of a key its last parts are enough), `NAME=is+strat`.
 
     >>> parse_method("ours=num_draws=8,max_step_percent=[0.98,0.4,100]").overrides
     ['system.guidance.num_draws=8', 'system.guidance.max_step_percent=[0.98,0.4,100]']
@@ -69,8 +66,8 @@ def parse_method(word: str) -> Method:
         raise CarvError(f"{word!r} has no usable name; write NAME=key=value,... (1 to {MAX_LABEL} characters)")
     method = Method(name)
     for part in split_outside_brackets(rest):
-        if part.endswith((".yaml", ".yml")) and "=" not in part:
-            method.config = Path(part)
+        if "=" not in part and (part.endswith((".yaml", ".yml")) or find_config(Path(part)) != Path(part)):
+            method.config = find_config(Path(part))
             continue
         key, equals, value = part.partition("=")
         if not equals and ("+" in part or part in WORDS):
@@ -82,7 +79,7 @@ def parse_method(word: str) -> Method:
                 f"method {name}: {part!r} is no option; write key=value, such as num_draws=8, or an estimator's name, "
                 "such as is+strat"
             )
-        method.overrides.append(f"{full_key(key.strip(), f'method {name}')}={value}")
+        method.overrides.append(f"{method_key(key.strip(), f'method {name}')}={value}")
     return method
 
 
@@ -98,29 +95,12 @@ def split_outside_brackets(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def full_key(key: str, where: str) -> str:
-    """The dotted name of `key`; CarvError where there is none, with the nearest, or where several are meant."""
-    every = _keys(Config())
-    found = [key] if key in every else [k for k in every if k.endswith("." + key)]
-    if len(found) == 1:
-        if found[0] in NOT_HERE:
-            raise CarvError(f"{where}: {key} is no part of a method; use {NOT_HERE[found[0]]}")
-        return found[0]
-    if found:
-        raise CarvError(f"{where}: {key!r} may be {' or '.join(found)}; write the whole name")
-    last = {k.rpartition(".")[2]: k for k in every}
-    near = difflib.get_close_matches(key, every, 1, 0.7) or [
-        last[m] for m in difflib.get_close_matches(re.split(r"\.", key)[-1], list(last), 1, 0.6)
-    ]
-    hint = f"did you mean {near[0]!r}?" if near else "see configs/carv-tiny.yaml for all of them"
-    raise CarvError(f"{where}: unknown option {key!r}; {hint}")
-
-
-def _keys(options: Any, path: str = "") -> list[str]:
-    """The dotted names of all options that are no groups."""
-    out = []
-    for one in dataclasses.fields(options):
-        full = f"{path}.{one.name}" if path else one.name
-        value = getattr(options, one.name)
-        out += _keys(value, full) if dataclasses.is_dataclass(value) else [full]
-    return out
+def method_key(key: str, where: str) -> str:
+    """The dotted name of an option; CarvError where there is none, or where it is no part of a method."""
+    try:
+        full = full_key(Config(), key)
+    except CarvError as error:
+        raise CarvError(f"{where}: {error}") from None
+    if full in NOT_HERE:
+        raise CarvError(f"{where}: {key} is no part of a method; use {NOT_HERE[full]}")
+    return full

@@ -15,21 +15,17 @@ from typing import Any
 
 from carv_3d.compare.engine import clip_of, run_group, warm_teachers
 from carv_3d.compare.sweep import Sweep
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError, first_line, require
 from carv_3d.io.files import locked, write_atomic
 from carv_3d.runs.progress import Display, StopSignals
 
-INSTALL = "pip install 'ray>=2.60,<3'"
 RETRIES = 5  # of a task whose worker died
 TOKEN = ".token"  # in OUT while it runs: a worker that does not see it writes elsewhere
 
 
 def check_ray() -> None:
     """CarvError where Ray is not installed."""
-    try:
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise CarvError(f"--engine ray needs Ray, which is not installed: {INSTALL}") from error
+    require("ray", "compare", "--engine ray")
 
 
 def run_on_ray(

@@ -86,7 +86,7 @@ def check_comparable(runs: Sequence[RunRecord], baseline: str | None = None) -> 
         CarvError: no run, an unknown baseline, or methods whose runs are of different prompts.
     """
     if not runs:
-        raise CarvError("there is nothing to compare; name run folders, or --prompt and --methods to run")
+        raise CarvError("there is nothing to compare; name run folders, or --prompt and --method to make runs")
     methods = list(dict.fromkeys(run.method for run in runs))
     if baseline is not None and baseline not in methods:
         raise CarvError(f"--baseline is {baseline!r}, and the methods are: {', '.join(methods)}")

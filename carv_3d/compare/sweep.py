@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from carv_3d.compare.methods import Method, full_key
+from carv_3d.compare.methods import Method, method_key
 from carv_3d.compare.scored_run import RESULT, Length
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config
@@ -78,10 +78,8 @@ def check(sweep: Sweep) -> None:
     """Read every method's configuration for every prompt; CarvError for the first mistake."""
     from carv_3d.generate.trainer import check_prompt
 
-    for word in sweep.common:
-        if "=" not in word:
-            raise CarvError(f"--set {word!r} is no option; write key=value, such as --set data.width=128")
-    sweep.common = [f"{full_key(w.partition('=')[0].strip(), '--set')}={w.partition('=')[2]}" for w in sweep.common]
+    common = [word.partition("=") for word in sweep.common]
+    sweep.common = [f"{method_key(key.strip(), 'all methods')}={value}" for key, _, value in common]
     for word in [*sweep.common, *(w for method in sweep.methods for w in method.overrides)]:
         key = word.partition("=")[0]
         if key.startswith(("checkpoint.", "trainer.val_check")):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from carv_3d.compare.records import RunRecord, columns, method_settings
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, install_command
 from carv_3d.io.structured import read_yaml
 from carv_3d.io.tables import read_table
 from carv_3d.report.page import flatten
@@ -91,11 +91,11 @@ def _event_rows(folder: Path, notes: list[str]) -> Rows:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     except ImportError:
         if (folder / "csv_logs").is_dir():
-            sentence = "its seconds are in TensorBoard's files, which need: pip install 'tensorboard>=2.21,<3'"
+            sentence = f"its seconds are in TensorBoard's files, which need: {install_command('compare')}"
             notes.append(f"{folder.name}: {sentence}")
             return {}
         raise CarvError(
-            f"{folder} has TensorBoard logs alone, and tensorboard is not installed: pip install 'tensorboard>=2.21,<3'"
+            f"{folder} has TensorBoard logs alone, and tensorboard is not installed: {install_command('compare')}"
         ) from None
     rows: Rows = {}
     for path in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
@@ -49,19 +50,65 @@ def _read(defaults: T, values: Mapping[str, Any], path: str, every_key: list[str
         raise CarvError(f"in {path}: {error}" if path else str(error)) from None
 
 
-def read_override(override: str, example: str = "system.guidance.num_draws=8") -> Any:
-    """The override `a.b=1` as an OmegaConf group; CarvError without "=" or where the value is no YAML."""
+def full_key(options: Options, key: str) -> str:
+    """The dotted name of an option, of which the last part is enough where one option has it.
+
+    Raises:
+        CarvError: there is none, with the nearest that there is; or several options are meant.
+    """
+    key = options.renamed.get(key, key)
+    every = {full: declared for full, declared, _ in options.walk()}
+    found = [full for full, declared in every.items() if full.endswith(f".{key}") and not declared.is_group]
+    if key in every or len(found) == 1:
+        return key if key in every else found[0]
+    if found:
+        raise CarvError(f"{key!r} may be {' or '.join(found)}; write the whole name")
+    path, _, name = key.rpartition(".")
+    raise CarvError(f"unknown option {key!r}{_nearest(key, name, path, list(every))}")
+
+
+def read_override(override: str, options: Options, example: str = "num_draws=8") -> Any:
+    """The word key=value as an OmegaConf group that can be merged with others.
+
+    The value is read as YAML, that of a text as it stands.
+
+    Raises:
+        CarvError: it is no such word, the option is unknown, or the value is no YAML.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals or not all(part.isidentifier() for part in key.split(".")):
-        raise CarvError(f"{override!r} is no option: write key=value, such as {example}")
+        raise CarvError(f"{shown(override)} is no option: write key=value, such as {example}")
+    full = full_key(options, key)
+    declared = next(option for name, option, _ in options.walk() if name == full)
+    if declared.is_text and not (value == "null" and declared.default is None):
+        node: Any = escaped(value)
+        for part in reversed(full.split(".")):
+            node = {part: node}
+        return OmegaConf.create(node)
     try:
-        return OmegaConf.from_dotlist([override])
+        return OmegaConf.from_dotlist([f"{full}={value}"])
     except (YAMLError, OmegaConfBaseException) as error:
-        raise CarvError(f"the value of {override!r} cannot be read: {first_line(error)}") from error
+        raise CarvError(f"the value of {shown(override)} cannot be read: {first_line(error)}") from error
+
+
+def read_words(words: Sequence[str], options: Options) -> dict[str, Any]:
+    """The words key=value as nested values for `read_options`, the later ones on top."""
+    return resolved("the options", *(read_override(word, options) for word in words))
+
+
+def escaped(value: Any) -> Any:
+    """Nested plain data of which OmegaConf resolves nothing: `${` in a text stands for itself."""
+    if isinstance(value, dict):
+        return {k: escaped(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [escaped(v) for v in value]
+    if isinstance(value, str):  # backslashes before "${" escape it, and each other
+        return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
+    return value
 
 
 def resolved(what: str, *parts: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees for its next tensors of the CPU; False where there is no glibc.
 
     glibc maps each large block anew and gives it back, and to clear those pages takes a third of a step of a scene
-    whose samples fill hundreds of MiB (configs/carv-tiny-hash-grid.yaml). The price: the process holds its peak
+    whose samples fill hundreds of MiB (carv-tiny-hash-grid). The price: the process holds its peak
     until it ends.
     """
     if not sys.platform.startswith("linux"):

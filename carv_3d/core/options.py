@@ -15,51 +15,19 @@ Pure Python: no torch is imported here.
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
 import difflib
 import functools
 import inspect
-import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
+from numbers import Integral
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+from carv_3d.core.kinds import Limits, convert, literals, members, words_for
 from carv_3d.errors import CarvError, shown
-
-
-class Limits(NamedTuple):
-    """The range of a number, or of each number of a list."""
-
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    below: float | None = None
-
-    def hold(self, value: Any) -> bool:
-        """Whether a number, or every number of a list, lies in the range; True for anything else."""
-        if isinstance(value, (list, tuple)):
-            return all(map(self.hold, value))
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return True
-        return (
-            (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        """ " of at least 1", " from 0 to 1", or nothing."""
-        if self.least is not None and self.most is not None:
-            return f" from {self.least:g} to {self.most:g}"
-        words = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
-        parts = [f"{word} {'2^63' if end == 2**63 else f'{end:g}'}" for word, end in words.items() if end is not None]
-        return " " + " and ".join(parts) if parts else ""
 
 
 class Option(NamedTuple):
@@ -74,7 +42,7 @@ class Option(NamedTuple):
     @property
     def choices(self) -> tuple[str, ...]:
         """The words that it takes, if it takes any."""
-        return tuple(str(word) for kind in _members(self.kind) for word in _literals(kind))
+        return tuple(str(word) for kind in members(self.kind) for word in literals(kind))
 
     @property
     def is_group(self) -> bool:
@@ -84,12 +52,12 @@ class Option(NamedTuple):
     @property
     def is_text(self) -> bool:
         """Whether any text is a value of it."""
-        return str in _members(self.kind)
+        return str in members(self.kind)
 
     @property
     def due(self) -> str:
         """What a value must be: "a whole number of at least 1, or auto"."""
-        words = [_words(kind, self.limits) for kind in _members(self.kind)]
+        words = [words_for(kind, self.limits) for kind in members(self.kind)]
         return ", or ".join(words)
 
     def check(self, value: Any, name: str | None = None) -> Any:
@@ -98,13 +66,13 @@ class Option(NamedTuple):
         Raises:
             CarvError: for a wrong kind or range, in a sentence that calls the option `name`.
         """
-        name, kinds = name or self.name, _members(self.kind)
+        name, kinds = name or self.name, members(self.kind)
         if value is None and type(None) in kinds:
             return None
         for kind in sorted(kinds, key=lambda k: k is str):  # text last: it would take anything
             if typing.get_origin(kind) is Annotated:
                 return kind.__metadata__[0].check(name, value, self.limits)
-            ok, out = _convert(value, kind)
+            ok, out = convert(value, kind)
             if ok and self.limits.hold(out):
                 return out
         near = difflib.get_close_matches(str(value), self.choices, 1)
@@ -150,21 +118,26 @@ class Options:
         cls,
         defaults: Mapping[str, Any] = types.MappingProxyType({}),
         kinds: Mapping[str, Any] = types.MappingProxyType({}),
+        helps: Mapping[str, str] = types.MappingProxyType({}),
         renamed: Mapping[str, str] = types.MappingProxyType({}),
         **more: Any,
     ) -> None:
-        """Other defaults, or other kinds, for inherited options; and names that files of the last version have."""
+        """Other defaults, kinds or help texts for inherited options; and names that files of the last version have."""
         super().__init_subclass__(**more)
         cls.renamed = {**cls.renamed, **renamed}
-        for name in {**defaults, **kinds}:
+        for name in {**defaults, **kinds, **helps}:
             base = next(b for b in cls.__mro__[1:] if name in getattr(b, "__dataclass_fields__", {}))
             old = next(f for f in dataclasses.fields(base) if f.name == name)
             kind = kinds.get(name) or typing.get_type_hints(base, include_extras=True)[name]
             cls.__annotations__ = {**inspect.get_annotations(cls), name: kind}
-            default = defaults.get(name, old.default)
-            setattr(cls, name, dataclasses.field(default=default, metadata=old.metadata, kw_only=old.kw_only))
+            default, metadata = defaults.get(name, old.default), {**old.metadata}
+            metadata |= {"choices": ()} if name in kinds else {}
+            metadata |= {"help": helps[name]} if name in helps else {}
+            setattr(cls, name, dataclasses.field(default=default, metadata=metadata, kw_only=old.kw_only))
 
     def __new__(cls, *values: Any, **named: Any) -> Any:
+        if len(values) > sum(not field.kw_only for field in cls.__dataclass_fields__.values()):
+            raise CarvError(f"{cls.__name__} got {shown(values[-1])} without a name; write it as NAME=VALUE.")
         for name in named:
             if name not in cls.__dataclass_fields__:
                 known = list(cls.__dataclass_fields__)
@@ -239,7 +212,7 @@ Device = Literal["auto", "cpu", "cuda"]
 class SeedOptions(Options):
     """Where random numbers begin."""
 
-    seed: int = option(0, "Of everything that is drawn.", least=0, below=2**63)
+    seed: int = option(0, "Seed of all random numbers.", least=0, below=2**63)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,69 +323,3 @@ class AdamOptions(Options):
 
     lr: float = option(1e-3, "Learning rate.", above=0)
     betas: tuple[float, float] = option((0.9, 0.999), "Decay of the two running means.", least=0, below=1)
-
-
-# Kinds.
-
-
-def _members(kind: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the kind alone."""
-    if typing.get_origin(kind) in (Union, types.UnionType):
-        return typing.get_args(kind)
-    return (kind,)
-
-
-def _literals(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-
-
-def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
-    """(whether the value is of the kind, the value as it is kept)."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is Any:
-        return True, value
-    if origin is Literal:
-        return isinstance(value, str) and value in arguments, value
-    if kind is int:
-        whole = number and (isinstance(value, Integral) or int(value) == value)
-        return (True, int(value)) if whole else (False, None)
-    if kind is float:
-        return (True, float(value)) if number else (False, None)
-    if kind is Path:
-        return (True, Path(value)) if isinstance(value, (str, Path)) else (False, None)
-    if isinstance(kind, type) and origin is None:  # bool, str, groups, None
-        return isinstance(value, kind), value
-    if origin in (list, tuple, collections.abc.Sequence):
-        return _convert_items(value, origin, arguments)
-    raise TypeError(f"options know no annotation {kind}")
-
-
-def _convert_items(value: Any, origin: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, collections.abc.Sequence):
-        return False, None
-    fixed = origin is tuple and Ellipsis not in arguments
-    kinds = arguments if fixed else [arguments[0]] * len(value)
-    if len(kinds) != len(value):
-        return False, None
-    items = [_convert(item, kind) for item, kind in zip(value, kinds)]
-    if not all(ok for ok, _ in items):
-        return False, None
-    return True, (tuple if origin is tuple else list)(out for _, out in items)
-
-
-def _words(kind: Any, limits: Limits) -> str:
-    """What a value of a kind is called."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        return f"{kind.__metadata__[0].words}{limits}"
-    if origin is Literal:
-        return f"one of {', '.join(arguments)}" if len(arguments) > 1 else str(arguments[0])
-    if origin in (list, tuple, collections.abc.Sequence):
-        items = {str: "texts", Path: "files"}.get(arguments[0], "numbers")
-        count = f"{len(arguments)} " if origin is tuple and Ellipsis not in arguments else ""
-        return f"a list of {count}{items}{limits}"
-    if kind in (int, float):
-        return f"a {'whole ' * (kind is int)}number{limits}"
-    words = {bool: "true or false", str: "text", Path: "a path", type(None): "null"}
-    return words.get(kind, "a group of options")

@@ -16,8 +16,22 @@ class DistillOptions(
     AdamOptions,
     BatchOptions,
     RunOptions,
-    defaults={"proposal": "uniform", "max_batch": 32, "guidance_scale": 3.5, "lr": 2e-5, "batch_size": 8},
-    kinds={"num_draws": int, "guidance_scale": float, "min_step_percent": float, "max_step_percent": float},
+    defaults={
+        "proposal": "uniform",
+        "max_batch": 32,
+        "guidance_scale": 3.5,
+        "lr": 2e-5,
+        "batch_size": 8,
+        "objective": "dmd",
+    },
+    kinds={
+        "num_draws": int,
+        "guidance_scale": float,
+        "min_step_percent": float,
+        "max_step_percent": float,
+        "objective": Literal["dmd", "kl"],
+    },
+    helps={"objective": "dmd, with the normalizer of each draw; kl, without, see `carv_3d.objectives`."},
     renamed={"grad_clip": "max_grad_norm"},
 ):
     """One-step distillation. Raises CarvError, naming the option, for a value that cannot be meant.
@@ -27,9 +41,6 @@ class DistillOptions(
     """
 
     steps: int = option(1000, "Updates of the generator.", least=0)
-    objective: Literal["dmd", "kl"] = option(
-        "dmd", "dmd, with the normalizer of each draw; kl, without, see `dmd_residual`."
-    )
     fake_updates: int = option(
         2, "Updates of the fake score per update of the generator (DMD2's two time scales).", least=1
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from carv_3d.config.reader import read_options, read_override, resolved, to_mapping
+from carv_3d.config.reader import read_options, read_words, to_mapping
+from carv_3d.config.request import CommandRequest, ModelOptions
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
@@ -18,22 +19,15 @@ from carv_3d.io.structured import read_yaml
 from carv_3d.runs.request import check_resumable, check_unchanged, new_folder, newest_folder
 from carv_3d.runs.run import CONFIG
 
-EXAMPLE = "num_draws=8"
 # What --resume may change: how long, what is shown and where, and what must be smaller or coarser where memory ran out.
 CHANGEABLE = (
     "steps", "preview_every", "preview_prompts", "save_every", "max_batch", "device", "batch_size", "precision"
 )  # fmt: skip
 
 
-@dataclass
-class DistillRequest:
+@dataclass(frozen=True, kw_only=True)
+class DistillRequest(ModelOptions, CommandRequest):
     """What `carv distill` was asked for."""
-
-    model: str | None = None
-    out: Path | None = None
-    seed: int | None = None
-    resume: bool = False
-    overrides: Sequence[str] = field(default_factory=list)
 
 
 @dataclass
@@ -56,7 +50,7 @@ def read_distill_options(
     overrides: Sequence[str], seed: int | None = None, base: DistillOptions | None = None
 ) -> DistillOptions:
     """The options of key=value words over `base` (the defaults); CarvError names what is unknown or out of range."""
-    values = resolved("the options", *(read_override(o, EXAMPLE) for o in overrides))
+    values = read_words(overrides, DistillOptions())
     if seed is not None:
         values["seed"] = seed
     return read_options(base or DistillOptions(), values)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from carv_3d.config.request import MeasureRequest
+from carv_3d.core.options import option
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.prompts import Prompts
@@ -32,28 +33,18 @@ COUNTING = (
 )  # fmt: skip
 
 
-@dataclass
-class VarianceRequest:
-    """What was asked for. Raises CarvError, naming the option, for a value that cannot be meant."""
+@dataclass(frozen=True, kw_only=True)
+class VarianceRequest(MeasureRequest):
+    """What `carv distill variance` was asked for."""
 
-    source: str
-    settings: Sequence[str] = DEFAULT
-    pairs: int = 40
-    budget: float = 600.0
-    seed: int | None = None
-    out: Path | None = None
-    overrides: Sequence[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.pairs < 2:
-            raise CarvError(f"--pairs is {self.pairs}; give 2 at least")
-        if not 0 < self.budget < float("inf"):
-            raise CarvError(f"--budget is {self.budget:g}; give seconds above 0")
+    model_or_run: str
+    settings: tuple[str, ...] = option(DEFAULT, "Samples x draws, and the words of the design.")
+    pairs: int = option(40, "Pairs of gradients of each setting.", least=2)
 
     @property
     def is_run(self) -> bool:
         """Whether the source is the folder of a run, rather than a model."""
-        return (expanded(self.source) / "config.yaml").exists()
+        return (expanded(self.model_or_run) / "config.yaml").exists()
 
 
 def measure(request: VarianceRequest) -> int:
@@ -62,7 +53,7 @@ def measure(request: VarianceRequest) -> int:
     check_settings(expected)
     settings = _settings(request)
     prompts = check_prompts(settings)
-    folder = request.out or unused(Path("outputs") / f"distill-variance-{slug(model_name(request.source))}")
+    folder = request.out or unused(Path("outputs") / f"distill-variance-{slug(model_name(request.model_or_run))}")
     check_unused(folder)
     with folder_for(folder):
         return _measure(request, expected, settings, prompts, folder)
@@ -74,7 +65,7 @@ def _measure(
     display = Display()
     state = None
     if request.is_run:
-        state, note = load_checkpoint(expanded(request.source) / "checkpoint")
+        state, note = load_checkpoint(expanded(request.model_or_run) / "checkpoint")
         if note:
             display.say(f"Note: {note}.")
     with display.status("loading the model"):
@@ -82,7 +73,7 @@ def _measure(
     if state is not None:
         one.load_networks(state)
     count = sum(p.numel() for p in one.generator.parameters())
-    display.say(f"{model_name(request.source)} at step {one.step}: gradients of {count:,} numbers")
+    display.say(f"{model_name(request.model_or_run)} at step {one.step}: gradients of {count:,} numbers")
     with StopSignals() as stop, display.progress(0, request.pairs, "pair") as show:
         rows = variance_table(
             one,
@@ -107,11 +98,11 @@ def _measure(
 
 def _settings(request: VarianceRequest) -> Settings:
     if not request.is_run:
-        folder = expanded(request.source)
-        if request.source not in BUILT_IN and folder.is_dir() and not (folder / "model_index.json").exists():
+        folder = expanded(request.model_or_run)
+        if request.model_or_run not in BUILT_IN and folder.is_dir() and not (folder / "model_index.json").exists():
             raise CarvError(
-                f"{request.source} is neither a run of carv distill (it has no config.yaml) nor a model (it has no "
-                "model_index.json); name one of these, or carv-tiny"
+                f"{request.model_or_run} is neither a run of carv distill (it has no config.yaml) nor a model (it "
+                "has no model_index.json); name one of these, or carv-tiny"
             )
         options = read_distill_options(request.overrides, request.seed)
         for key in (word.partition("=")[0] for word in request.overrides):
@@ -120,7 +111,7 @@ def _settings(request: VarianceRequest) -> Settings:
                     f"{key} does not count here: samples, draws and design are named by --settings, such as "
                     f"--settings 8x16+strat, and of the options there are {', '.join(COUNTING)}"
                 )
-        return Settings(request.source, options)
+        return Settings(request.model_or_run, options)
     if request.overrides or request.seed is not None:
         raise CarvError("key=value and --seed are for a model; a run has its own")
-    return read_settings(expanded(request.source))
+    return read_settings(expanded(request.model_or_run))

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError, first_line, require
 
 DEFAULT = "openai/clip-vit-base-patch16"
-INSTALL = "pip install 'torchmetrics>=1.9,<2'"
 
 
 class ClipScore:
@@ -18,10 +17,7 @@ class ClipScore:
 
     def __init__(self, model: str, device: torch.device) -> None:
         """Raises CarvError where torchmetrics or the weights are missing."""
-        try:
-            from torchmetrics.multimodal.clip_score import CLIPScore
-        except (ImportError, OSError) as error:
-            raise CarvError(f"a CLIP score needs torchmetrics: {INSTALL} ({error})") from error
+        CLIPScore = require("torchmetrics.multimodal.clip_score", "compare", "a CLIP score").CLIPScore
         try:
             # as a callable: torchmetrics knows names on the hub alone, and transformers below 5
             self.metric: Any = CLIPScore(model_name_or_path=lambda: _load(model)).to(device)
@@ -71,9 +67,9 @@ def usual_clip(device: torch.device) -> tuple[ClipScore | None, str]:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        import torchmetrics  # noqa: F401
-    except (ImportError, OSError):
-        return None, f"no CLIP score: torchmetrics is not installed ({INSTALL})"
+        require("torchmetrics", "compare", "it")
+    except CarvError as error:
+        return None, f"no CLIP score: {error}"
     names = ("model.safetensors", "pytorch_model.bin")
     if not any(isinstance(try_to_load_from_cache(DEFAULT, name), str) for name in names):
         return None, f"no CLIP score: {DEFAULT} is not on this machine (--clip MODEL takes another, or fetches it)"

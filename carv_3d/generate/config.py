@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from carv_3d.config.annealing import Annealed, counts_steps
-from carv_3d.config.reader import read_options, read_override, resolved, to_mapping
+from carv_3d.config.reader import escaped, read_options, read_override, resolved, to_mapping
+from carv_3d.config.request import TextOptions
 from carv_3d.core.options import AdamOptions, NamedOptions, Options, RunOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions
@@ -21,6 +21,7 @@ from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions
 from carv_3d.scenes.rendering import RenderOptions
 
+CONFIGS = Path(__file__).parents[1] / "configs"  # the configurations that come with carv_3d
 MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
 
 
@@ -38,10 +39,9 @@ class BackgroundOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptOptions(Options):
+class PromptOptions(TextOptions):
     """The prompt and how a camera's position is put into words; threestudio's names."""
 
-    prompt: str = option("", "What to make.")
     negative_prompt: str = option("", "What to avoid: the text of the unconditional half.")
     view_dependent_prompting: bool = option(True, "Add the camera's direction to the prompt.")
     fine_views: bool = option(True, "Eight directions (front left view); false: threestudio's front, side and back.")
@@ -228,28 +228,40 @@ BASE: dict[str, Any] = {
 def load_config(
     path: Path | None = None,
     overrides: Sequence[str] = (),
-    prompt: str | None = None,
+    prompt: str = "",
     seed: int | None = None,
 ) -> Config:
     """The resolved configuration: the defaults, then the file, then the overrides, then prompt and seed.
 
     Args:
-        path: a YAML file; `${...}` in it (and in the overrides) is resolved after all have been merged.
-        overrides: "system.guidance.num_draws=8" and the like; the value is read as YAML.
-        prompt: taken literally.
-        seed: of everything that is drawn.
+        path: a YAML file, or the name of one in `carv_3d/configs`; `${...}` in it (and in the overrides) is resolved
+            after all have been merged.
+        overrides: "system.guidance.num_draws=8", "num_draws=8" and the like, see `read_override`.
+        prompt: taken literally; empty for the configuration's.
+        seed: in place of the configuration's.
 
     Raises:
         CarvError: in one sentence, for a file that cannot be read and for every unknown or bad option.
     """
-    parts = [BASE, *([_read_yaml(path)] if path else []), *map(read_override, overrides)]
-    values = resolved("the configuration", *parts)
+    given = [read_override(word, Config()) for word in overrides]
+    file = [_read_yaml(find_config(path))] if path else []
+    values = resolved("the configuration", BASE, *file, *given)
     if seed is not None:
         values["seed"] = seed
     config = config_from(values)
-    if prompt is not None:
+    if prompt:
         config = read_options(config, {"system": {"prompt_processor": {"prompt": prompt}}})
     return config
+
+
+def find_config(path: Path) -> Path:
+    """A configuration that comes with carv_3d where `path` is its name, `path` itself otherwise.
+
+    `configs/NAME.yaml`, where they were in 0.1, is such a name too.
+    """
+    shipped = CONFIGS / f"{path.stem}.yaml"
+    is_name = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
+    return shipped if is_name and not path.exists() and shipped.exists() else path
 
 
 def _read_yaml(path: Path) -> Any:
@@ -257,8 +269,9 @@ def _read_yaml(path: Path) -> Any:
     try:
         return read_yaml(path, "correct it, or name another file")
     except MissingFileError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        places = [*path.parent.glob("*.yaml"), *(Path(p.stem) for p in CONFIGS.glob("*.yaml"))]
+        near = difflib.get_close_matches(path.name, [p.name for p in places], 1)
+        hint = f"; did you mean {next(p for p in places if p.name == near[0])}?" if near else ""
         raise CarvError(f"there is no config file {path}{hint}") from None
 
 
@@ -266,13 +279,4 @@ def config_to_yaml(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to the same, `${` in a prompt included."""
     from omegaconf import OmegaConf
 
-    def safe(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: safe(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [safe(v) for v in value]
-        if isinstance(value, str):  # backslashes before "${" escape it, and each other
-            return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
-        return value
-
-    return OmegaConf.to_yaml(OmegaConf.create(safe(to_mapping(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(to_mapping(config))))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import read_options, to_mapping
+from carv_3d.config.request import CommandRequest, TextOptions
+from carv_3d.core.options import option
 from carv_3d.generate.config import Config, load_config
 from carv_3d.io.files import slug
 from carv_3d.runs.request import check_resumable, check_unchanged, is_changeable, new_folder, newest_folder
@@ -27,16 +29,11 @@ CHANGEABLE = (
 )
 
 
-@dataclass
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(TextOptions, CommandRequest):
     """What `carv generate` was asked for."""
 
-    prompt: str | None = None
-    config: Path | None = None
-    out: Path | None = None
-    seed: int | None = None
-    resume: bool = False
-    overrides: Sequence[str] = field(default_factory=list)
+    config: Path | None = option(None, "A YAML file, or the name of one that comes with carv_3d.")
 
 
 def resolve(request: Request) -> tuple[Config, Path]:

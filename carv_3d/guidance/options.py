@@ -37,6 +37,7 @@ class ScoreOptions(SamplingOptions):
     max_step_percent: Annealed = option(
         0.98, "The largest timestep, included, as a share of T: min(int(T max), T - 1).", least=0, most=1
     )
+    objective: str = option("sds", "What is distilled, see `carv_3d.objectives`.", choices=OBJECTIVES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +76,16 @@ class GuidanceOptions(
     ResidualOptions,
     SeedOptions,
     defaults={"seed": None},
-    kinds={"seed": int | None, "grad_clip": Annealed | None},
+    kinds={
+        "seed": int | None,
+        "grad_clip": Annealed | None,
+        "objective": PlainObjective,
+    },
+    helps={
+        "objective": "What is distilled, see `carv_3d.objectives`. sds: w (guided - eps). sjc: guided - eps; "
+        "sjc_plain: guided. hifa: sds, and loss_sds_img, a loss in image space for which every draw is decoded. "
+        "csd: w (text - uncond), without a guidance scale. nfsd: noise-free; it needs a negative prompt."
+    },
 ):
     """What score distillation is given. A schedule is a list as in threestudio, see `carv_3d.config.annealing`.
 
@@ -99,12 +109,6 @@ class GuidanceOptions(
     )
     trainer_max_steps: int = option(25000, "Steps over which sqrt_anneal runs.", least=1)
     weighting_strategy: Weighting = option("sds", "w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar).")
-    objective: PlainObjective = option(
-        "sds",
-        "What is distilled, see `carv_3d.objectives`. sds: w (guided - eps). sjc: guided - eps; sjc_plain: guided. "
-        "hifa: sds, and loss_sds_img, a loss in image space for which every draw is decoded. "
-        "csd: w (text - uncond), without a guidance scale. nfsd: noise-free; it needs a negative prompt.",
-    )
     use_sjc: bool = option(False, "threestudio's name for objective sjc.")
     var_red: bool = option(
         True, "threestudio's; false with use_sjc: objective sjc_plain, the same in expectation and noisier."

@@ -17,10 +17,9 @@ class VSDOptions(
     GuidanceOptions,
     defaults={"guidance_scale": 7.5, "objective": "vsd"},
     kinds={"objective": TrainedObjective},
+    helps={"objective": "vsd: w (guided - trained). vsd_hifa: the same, and loss_vsd_img, a loss in image space."},
 ):
     """`GuidanceOptions`, and those of the LoRA score.
-
-    objective vsd: w (guided - trained). vsd_hifa: the same, and loss_vsd_img, a loss in image space.
 
     Raises:
         CarvError: naming the option, for a value that cannot be meant.

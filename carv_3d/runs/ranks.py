@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import require
 
 
 class Ranks:
@@ -41,13 +41,7 @@ class AccelerateRanks(Ranks):
 
     def __init__(self, cpu: bool = False) -> None:
         """cpu: on the CPU, also where there are GPUs. Raises CarvError without accelerate."""
-        try:
-            from accelerate import Accelerator
-        except ImportError as error:
-            raise CarvError(
-                'several processes need accelerate: pip install "carv-3d[distributed]", or start one process'
-            ) from error
-        self._accelerator: Any = Accelerator(cpu=cpu)
+        self._accelerator: Any = require("accelerate", "distill", "a run in several processes").Accelerator(cpu=cpu)
         self.rank = int(self._accelerator.process_index)
         self.world_size = int(self._accelerator.num_processes)
         self.device = torch.device(self._accelerator.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.loading import choose_dtype, load_parts
 from carv_3d.teachers.memory import can_offload, offload_to_cpu
@@ -78,6 +78,7 @@ class Denoiser(Prediction):
         return {"encoder_hidden_states": text_emb.to(self.dtype)}
 
 
+@packages("teachers")
 def load_denoiser(
     name_or_path: str,
     device: str | torch.device | None = None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
@@ -65,6 +65,7 @@ class LatentDiffusionTeacher(Denoiser):
         self._embeddings: dict[str, Tensor] = {}
 
     @classmethod
+    @packages("teachers")
     def load(
         cls: type[SomeTeacher],
         name_or_path: str | None = None,

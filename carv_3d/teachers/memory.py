@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, require
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +21,9 @@ def can_offload(device: torch.device) -> bool:
 
 def offload_to_cpu(parts: list[Any], device: torch.device) -> None:
     """Let the parameters of `parts` visit `device` layer by layer. Raises CarvError without accelerate."""
-    try:
-        from accelerate import cpu_offload
-    except ImportError as error:
-        raise CarvError("sequential CPU offload needs accelerate: pip install accelerate.") from error
+    accelerate = require("accelerate", "distill", "sequential CPU offload")
     for part in parts:
-        cpu_offload(part, device, offload_buffers=len(list(part.parameters())) > 0)
+        accelerate.cpu_offload(part, device, offload_buffers=len(list(part.parameters())) > 0)
 
 
 def merge_tokens(unet: Any, arguments: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def train(work: Path, out: Path = WEIGHTS, images: int = 45_000, steps: int = 5_
     from safetensors.torch import save_file
 
     from carv_3d.tiny.dataset import build, source_hash
-    from carv_3d.tiny.stage import StageOptions, run_stage
+    from carv_3d.tiny.stage import StagePlan, run_stage
 
     data = build(work / "classifier", images, seed=seed + 2, training_only=False)
     labels = shot_classes(data.shots)
@@ -131,7 +131,7 @@ def train(work: Path, out: Path = WEIGHTS, images: int = 45_000, steps: int = 5_
         return torch.stack(terms).sum()
 
     made_with = {"images": images, "seed": seed, "objects": source_hash()}
-    options = StageOptions(steps, lr=3e-3, seed=seed + 7, ema=0.99)
+    options = StagePlan(steps, lr=3e-3, seed=seed + 7, ema=0.99)
     weights = run_stage("classifier", classifier, step_loss, options, work, made_with)
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
     out.parent.mkdir(parents=True, exist_ok=True)

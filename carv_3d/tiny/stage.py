@@ -36,7 +36,7 @@ def told_by(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
 
 
 @dataclass(frozen=True)
-class StageOptions:
+class StagePlan:
     """How a stage is trained.
 
     Args:
@@ -64,7 +64,7 @@ class StageTrainer:
         self,
         module: nn.Module,
         step_loss: Callable[[int, torch.Generator], Tensor],
-        options: StageOptions,
+        options: StagePlan,
         made_with: Mapping[str, Any],
         path: Path,
     ) -> None:
@@ -140,7 +140,7 @@ def run_stage(
     name: str,
     module: nn.Module,
     step_loss: Callable[[int, torch.Generator], Tensor],
-    options: StageOptions,
+    options: StagePlan,
     folder: Path,
     made_with: Mapping[str, Any],
     on_begin: Callable[[], None] | None = None,

@@ -17,63 +17,52 @@ from typing import Any
 import numpy as np
 import torch
 
+from carv_3d.config.request import OutOptions
+from carv_3d.core.kinds import members
+from carv_3d.core.options import SeedOptions, option
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.tiny import autoencoder, denoiser, layout
 from carv_3d.tiny.dataset import Images, build, source_hash
 from carv_3d.tiny.export import export
 from carv_3d.tiny.quick import PRECISIONS, choose_precision, compile_in_place, loss_gradient
-from carv_3d.tiny.stage import StageOptions, run_stage, told_by
+from carv_3d.tiny.stage import StagePlan, run_stage, told_by
 from carv_3d.tiny.tokens import END, LENGTH, START, build_tokenizer
 from carv_3d.tiny.vocabulary import COLORS, all_words
 
-COUNTS = ("images", "vae_steps", "vae_batch", "text_steps", "text_batch", "unet_steps", "unet_batch")
 
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How carv-tiny is trained.
-
-    Attributes:
-        work: folder of images and checkpoints.
-        out: the model folder to write.
-        images: how many are rendered.
-        init: a model folder to start from. Its autoencoder is kept as it is; its text encoder and UNet, where it has
-            them, are trained further.
-        unet_precision: "auto" is "bf16" where the processor has it.
-        compile: the UNet, where that works.
-    """
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(OutOptions, SeedOptions, defaults={"out": Path(__file__).parent / "weights"}, kinds={"out": Path}):
+    """How carv-tiny is trained; `out` is the model folder to write."""
 
     work: Path
-    out: Path
-    images: int = 30_000
-    vae_steps: int = 1_800
-    vae_batch: int = 24
-    vae_lr: float = 3e-3
-    text_steps: int = 9_000
-    text_batch: int = 64
-    text_lr: float = 1e-3
-    unet_steps: int = 8_000
-    unet_batch: int = 64
-    unet_lr: float = 8e-4
-    unet_precision: str = "auto"
-    init: Path | None = None
-    seed: int = 0
-    threads: int = 2
-    compile: bool = True
+    """Folder of images and checkpoints."""
+    images: int = option(30_000, "How many are rendered.", least=1)
+    vae_steps: int = option(1_800, "Steps of the autoencoder.", least=1)
+    vae_batch: int = option(24, "Images of each of its steps.", least=1)
+    vae_lr: float = option(3e-3, "Its learning rate.", above=0, below=1)
+    text_steps: int = option(9_000, "Steps of the text encoder.", least=1)
+    text_batch: int = option(64, "Captions of each of its steps.", least=1)
+    text_lr: float = option(1e-3, "Its learning rate.", above=0, below=1)
+    unet_steps: int = option(8_000, "Steps of the UNet.", least=1)
+    unet_batch: int = option(64, "Images of each of its steps.", least=1)
+    unet_lr: float = option(8e-4, "Its learning rate.", above=0, below=1)
+    unet_precision: str = option("auto", "Of its products; auto: bf16 where the processor has it.", choices=PRECISIONS)
+    init: Path | None = option(
+        None,
+        "A model folder to start from. Its autoencoder is kept as it is; its text encoder and UNet, where it has them, "
+        "are trained further.",
+    )
+    threads: int = option(2, "Of torch.", least=1)
+    compile: bool = option(True, "Compile the UNet, where that works.")
 
     def __post_init__(self) -> None:
-        for name in (*COUNTS, "threads"):
-            if getattr(self, name) < 1:
-                raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give a whole number from 1.")
-        for name in ("vae_lr", "text_lr", "unet_lr"):
-            if not 0 < getattr(self, name) < 1:
-                raise CarvError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it lies between 0 and 1.")
-        if not 0 <= self.seed < 2**31:
-            raise CarvError(f"--seed is {self.seed}: give a whole number from 0, below 2^31.")
+        super().__post_init__()
+        if self.seed >= 2**31:
+            raise CarvError(f"seed is {self.seed}; it must be below 2^31.")
         if self.init is not None and not (self.init / "vae" / "config.json").exists():
-            raise CarvError(f"--init {self.init} is no model folder: it has no vae/config.json.")
-        object.__setattr__(self, "unet_precision", choose_precision(self.unet_precision))
+            raise CarvError(f"init {self.init} is no model folder: it has no vae/config.json.")
+        self._set("unet_precision", choose_precision(self.unet_precision))
 
 
 def log(message: str) -> None:
@@ -102,7 +91,7 @@ def train_autoencoder(o: TrainOptions, images: Images) -> Any:
         x = autoencoder.batch(images, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
         return autoencoder.loss(vae, x, generator)
 
-    options = StageOptions(o.vae_steps, o.vae_lr, o.seed + 3, ema=0.98)
+    options = StagePlan(o.vae_steps, o.vae_lr, o.seed + 3, ema=0.98)
     weights = run_stage("autoencoder", vae, step_loss, options, o.work, made_with(o, "vae"), log=log)
     vae.load_state_dict(weights)
     vae.eval().requires_grad_(False)
@@ -137,7 +126,7 @@ def train_text(o: TrainOptions, model: denoiser.Denoiser, data: denoiser.Latents
     def step_loss(step: int, generator: torch.Generator) -> torch.Tensor:
         return layout.loss(predictor, *data.batch(o.text_batch, generator), older)
 
-    options = StageOptions(o.text_steps, o.text_lr, o.seed + 9, ema=0.995)
+    options = StagePlan(o.text_steps, o.text_lr, o.seed + 9, ema=0.995)
     weights = run_stage("text", predictor, step_loss, options, o.work, made_with(o, "text"), log=log)
     predictor.load_state_dict(weights)
 
@@ -155,18 +144,15 @@ def load_tokenizer(o: TrainOptions) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    here = Path(__file__).parent
     parser = argparse.ArgumentParser(prog="python -m carv_3d.tiny.train", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "carv_3d" / "tiny")
-    parser.add_argument("--out", type=Path, default=here / "weights")
-    parser.add_argument("--init", type=Path, default=None)
-    parser.add_argument("--vae-lr", type=float, default=TrainOptions.vae_lr)
-    parser.add_argument("--text-lr", type=float, default=TrainOptions.text_lr)
-    parser.add_argument("--unet-lr", type=float, default=TrainOptions.unet_lr)
-    parser.add_argument("--unet-precision", default="auto", metavar="|".join(PRECISIONS))
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    for name in (*COUNTS, "seed", "threads"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TrainOptions, name))
+    for name, declared in TrainOptions.declared().items():
+        flag, more = f"--{name.replace('_', '-')}", {"default": declared.default, "help": declared.help}
+        if name == "compile":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
+        elif name != "work":
+            kind = next(k for k in (Path, int, float, str) if k in members(declared.kind) or k is str)
+            parser.add_argument(flag, type=kind, **more)
     told_by(parser, lambda: train(TrainOptions(**vars(parser.parse_args(argv)))))
 
 
@@ -212,9 +198,10 @@ def train(o: TrainOptions) -> None:
         log(f"denoiser: {o.unet_precision} products, {'compiled' if compiled else 'not compiled'}")
 
     def save(weights: dict[str, torch.Tensor], step: int) -> None:
+        assert o.out is not None  # it has a default
         export(o.out, vae, scaling, model, weights, tokenizer, o.work / "tokenizer")
 
-    options = StageOptions(o.unet_steps, o.unet_lr, o.seed + 5, ema=0.9985, slower={"text.": 0.2})
+    options = StagePlan(o.unet_steps, o.unet_lr, o.seed + 5, ema=0.9985, slower={"text.": 0.2})
     weights = run_stage(
         "denoiser", model, step_loss, options, o.work, made_with(o, "unet"), on_begin=begin, on_save=save, log=log
     )

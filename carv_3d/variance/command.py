@@ -6,14 +6,16 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import to_mapping
+from carv_3d.config.request import MeasureRequest, TextOptions
 from carv_3d.core.batching import out_of_memory_as
+from carv_3d.core.options import option
 from carv_3d.errors import CarvError
-from carv_3d.generate.config import Config, load_config
+from carv_3d.generate.config import Config, find_config, load_config
 from carv_3d.generate.run import ALL_TOO_LARGE
 from carv_3d.generate.trainer import TextTo3D, check_prompt
 from carv_3d.io.files import check_unused, claimed, slug, write_atomic
@@ -29,33 +31,16 @@ from carv_3d.variance.show import print_table, rich_table, summary, write_csv, w
 FORMAT = 3
 
 
-@dataclass
-class VarianceRequest:
-    """What `carv variance` was asked for. Raises CarvError, naming the option, for a value that cannot be meant."""
+@dataclass(frozen=True, kw_only=True)
+class VarianceRequest(TextOptions, MeasureRequest):
+    """What `carv variance` was asked for."""
 
     source: Path
-    prompt: str | None = None
-    at: Sequence[int] = ()
-    R: Sequence[int] = (1,)
-    K: Sequence[int] = (1, 2, 4, 8)
-    methods: Sequence[str] = DEFAULT
-    budget: float = 600.0
-    tolerance: float = 0.1
-    seed: int | None = None
-    out: Path | None = None
-    resume: bool = False
-    overrides: Sequence[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for name, values in (("R", self.R), ("K", self.K)):
-            if not values or min(values) < 1 or max(values) > 1024:
-                raise CarvError(f"--grid {name} is {list(values)}; give whole numbers from 1 to 1024.")
-        if any(step < 0 for step in self.at):
-            raise CarvError(f"--at is {list(self.at)}; steps are at least 0.")
-        if not 0 < self.budget < float("inf"):
-            raise CarvError(f"--budget is {self.budget:g}; give seconds above 0.")
-        if not 0 < self.tolerance < 1:
-            raise CarvError(f"--tolerance is {self.tolerance:g}; it is a share, such as 0.1.")
+    at: tuple[int, ...] = option((), "Steps of the run to measure at.", least=0)
+    renders: tuple[int, ...] = option((1,), "Renders of a step.", least=1, most=1024)
+    draws: tuple[int, ...] = option((1, 2, 4, 8), "Draws per render.", least=1, most=1024)
+    methods: tuple[str, ...] = option(DEFAULT, "Estimators by name.")
+    tolerance: float = option(0.1, "Relative error of every cost at which measuring stops early.", above=0, below=1)
 
     def settings(self) -> list[Setting]:
         """The baseline first.
@@ -69,11 +54,11 @@ class VarianceRequest:
         out = [BASELINE]
         for m in map(method, dict.fromkeys(self.methods)):
             least = 2 if m.spreads_cameras else 1
-            places = [(R, K) for R in self.R for K in self.K if least <= R and not (m.antithetic and K % 2)]
-            if not places and max(self.R) < least:
-                raise CarvError(f"the method {m.name} spreads the cameras of a step: give --grid an R from 2.")
+            places = [(R, K) for R in self.renders for K in self.draws if least <= R and not (m.antithetic and K % 2)]
+            if not places and max(self.renders) < least:
+                raise CarvError(f"the method {m.name} spreads the cameras of a step: give --renders of 2 or more.")
             if not places:
-                raise CarvError(f"the method {m.name} draws in pairs: give --grid an even K.")
+                raise CarvError(f"the method {m.name} draws in pairs: give an even number of --draws.")
             out += [Setting(R, K, m) for R, K in places]
         return list({s.key: s for s in out}.values())
 
@@ -235,7 +220,7 @@ def early_middle_late(config: Config) -> list[int]:
 
 def read_source(request: VarianceRequest) -> tuple[Config, dict[str, Any] | None]:
     """(the configuration, and the newest checkpoint where the source is a run). CarvError for what is not there."""
-    source = request.source
+    source = find_config(request.source)
     if not source.exists():
         raise CarvError(f"there is no {source}; give a YAML file or the folder of a run.")
     path, state = source, None
@@ -243,10 +228,10 @@ def read_source(request: VarianceRequest) -> tuple[Config, dict[str, Any] | None
         path = source / "config.yaml"
         if not path.exists():
             raise CarvError(f"{source} is no run of carv generate: it holds no config.yaml.")
-        if request.prompt is not None:
+        if request.prompt:
             raise CarvError("--prompt is for a configuration; a run has its own.")
         if request.overrides or request.seed is not None:
-            raise CarvError("--set and --seed are for a configuration; a run has its own.")
+            raise CarvError("key=value and --seed are for a configuration; a run has its own.")
         state = load_checkpoint(source / "checkpoint")[0]
     config = load_config(path, request.overrides, request.prompt, request.seed)
     if not config.prompt.strip():

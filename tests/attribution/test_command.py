@@ -53,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(query: Path | str, data: Path, model: Path, *more: str) -> list[str]:
-    small = ["--draws", "4", "--query-draws", "16", "--dim", "64", "--method", "cosine"]
+    small = ["num_draws=4", "query_draws=16", "dim=64", "--method", "cosine"]
     return ["attribute", str(query), "--model", str(model), "--data", str(data), *small, *more]
 
 
@@ -164,16 +164,16 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
     cases = [
         (["attribute"], "the query is missing"),
         (["attribute", "a", "mug"], "2 queries were given"),
-        (["attribute", "a red mug", "--drws", "4"], "did you mean --draws?"),
+        (["attribute", "a red mug", "num_drws=4"], "did you mean 'num_draws'?"),
         (["attribute", "  "], "the query is empty"),
         (["attribute", "nothing.png"], "there is no nothing.png"),
         (["attribute", str(tmp_path / "empty")], "is no run of carv generate"),
         (["attribute", "a red zeppelin"], "zeppelin"),
-        (["attribute", "a red mug", "--draws", "6"], "num_draws is 6 in 2 groups"),
+        (["attribute", "a red mug", "num_draws=6"], "num_draws is 6 in 2 groups, and antithetic draws come in pairs"),
         (["attribute", "a red mug", "--method", "x"], "method is 'x'"),
         (["attribute", "a red mug", "--items", "0"], "items is 0"),
-        (["attribute", "a red mug", "--seed", str(2**63)], "seed is 9223372036854775808; it must be a whole"),
-        (["attribute", "a red mug", "--method", "trak", "--dim", "1000000"], "with trak it must be at most 16384"),
+        (["attribute", "a red mug", "--seed", str(2**63)], "seed is 9223372036854775808; it must be a whole number"),
+        (["attribute", "a red mug", "--method", "trak", "dim=1000000"], "with trak it must be at most 16384"),
         (["attribute", str(tmp_path / "other-run")], "other-run is no run of carv generate (of its config"),
         (["attribute", str(tmp_path / "hub-run")], "did not train owner/model"),
         (arguments("a red mug", tmp_path / "latin", sd_folder), "is not text in UTF-8"),

@@ -49,6 +49,13 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["generate", "a red mug", "system.guidance.num_drws=1"],
             "did you mean 'system.guidance.num_draws'?",
         ),
+        (["generate", "a red mug", "num_drws=1"], "did you mean 'system.guidance.num_draws'?"),
+        (["generate", "a red mug", "resolution=9"], "may be system.geometry.resolution or system.exporter.resolution"),
+        (["generate", "x=y mug"], "a prompt that holds = goes behind --"),
+        (["generate", "a red mug", "x=y mug"], "unknown option 'x'"),
+        (["generate", "--", "x=y mug"], "carv-tiny does not know"),
+        (["generate", "system.prompt_processor.prompt=a red zeppelin"], "zeppelin"),
+        (["generate", "prompt=a red zeppelin"], "zeppelin"),
         (["generate", "a red mug", "--dry-run", "system.guidance.num_draws=0"], "num_draws is 0"),
         (["generate", "../../x"], "carv-tiny does not know"),
         (["generate", "<script>alert(1)</script>"], "carv-tiny does not know"),
@@ -153,6 +160,19 @@ def test_a_dry_run_tells_of_a_folder_that_cannot_be_written(
     file.write_text("")
     said = refusal(capsys, "generate", "a red mug", "--dry-run", "--out", str(file / "run"))
     assert f"cannot write {file / 'run'}" in said
+
+
+def test_a_text_stands_as_it_is_and_home_is_the_home_folder(
+    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["system.prompt_processor.prompt=a red mug", "negative_prompt=a: blue # green", "--out=~/x", "--dry-run"]
+    small = [model_of(sd_folder), "data.width=16", "data.height=16", "trainer.max_steps=1", "device=cpu", "num_samples_per_ray=4"]
+    assert cli.main(["generate", *words, *small]) == 0
+    out = capsys.readouterr().out
+    assert "prompt: a red mug\n" in out
+    assert "negative_prompt: 'a: blue # green'\n" in out
+    assert str(tmp_path / "x") in out
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

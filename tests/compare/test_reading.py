@@ -230,7 +230,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         ([f"a={good}", f"a={good}", "b=tree"], "a has no run of 'a green tree'"),
         ([good, "--baseline", "x"], "the methods are: runs"),
         ([good, "--score", "beauty"], "no run has logged"),
-        ([good, "--budget", "3"], "--budget is for runs that are made here"),
+        ([good, "--budget", "3"], "--seconds is for new runs"),
         ([], "there is nothing to compare"),
     ):
         assert expected in refusal(capsys, *words), words

@@ -195,34 +195,34 @@ def test_short_keys_find_their_group() -> None:
 
 
 def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    run = ["--prompt", PROMPT, "--budget", "5"]
-    two = ["--methods", "a", "b=num_draws=8"]
+    run = ["--prompt", PROMPT, "--seconds", "5"]
+    two = ["--method", "a", "--method", "b=num_draws=8"]
     for words, expected in (
-        (["--prompt", PROMPT, *two, "--budget", "0"], "--budget is 0"),
-        (["--prompt", PROMPT, *two, "--budget", "-1"], "--budget is -1"),
-        (["--prompt", PROMPT, *two, "--budget", "nan"], "--budget is nan"),
-        (["--prompt", PROMPT, *two], "--budget SECONDS of training time, or --steps N"),
-        (["--prompt", PROMPT, *two, "--budget", "5", "--steps", "3"], "or --steps N"),
-        ([*run, "--methods", "a", "b=num_drawz=8"], "did you mean 'system.guidance.num_draws'?"),
-        ([*run, "--methods", "a", "b=resolution=8"], "system.geometry.resolution or system.exporter.resolution"),
-        ([*run, "--methods", "a", "b=num_draws=0"], "num_draws is 0"),
-        ([*run, "--methods", "a", "b=nothing.yaml"], "there is no config file nothing.yaml"),
-        ([*run, "--methods", "a", "b=8"], "'8' is no option"),
-        ([*run, "--methods", "a", "b=seed=3"], "use --seeds"),
-        ([*run, "--methods", "a", "A"], "would share a folder"),
-        ([*run, "--methods", "a", "a"], "would share a folder"),
-        ([*run, "--methods", "a"], "needs two methods"),
-        (run, "--methods NAME"),
-        ([*two, "--budget", "5"], "--methods needs a prompt"),
-        (["--prompt", "a red zeppelin", *two, "--budget", "5"], "zeppelin"),
-        (["--prompt", " ", *two, "--budget", "5"], "the prompt is empty"),
+        (["--prompt", PROMPT, *two, "--seconds", "0"], "--seconds is 0"),
+        (["--prompt", PROMPT, *two, "--seconds", "-1"], "--seconds is -1"),
+        (["--prompt", PROMPT, *two, "--seconds", "nan"], "--seconds is nan"),
+        (["--prompt", PROMPT, *two], "--seconds N of training time, or --steps N"),
+        (["--prompt", PROMPT, *two, "--seconds", "5", "--steps", "3"], "or --steps N"),
+        ([*run, "--method", "a", "--method", "b=num_drawz=8"], "did you mean 'system.guidance.num_draws'?"),
+        ([*run, "--method", "a", "--method", "b=resolution=8"], "geometry.resolution or system.exporter.resolution"),
+        ([*run, "--method", "a", "--method", "b=num_draws=0"], "num_draws is 0"),
+        ([*run, "--method", "a", "--method", "b=nothing.yaml"], "there is no config file nothing.yaml"),
+        ([*run, "--method", "a", "--method", "b=8"], "'8' is no option"),
+        ([*run, "--method", "a", "--method", "b=seed=3"], "use --seeds"),
+        ([*run, "--method", "a", "--method", "A"], "would share a folder"),
+        ([*run, "--method", "a", "--method", "a"], "would share a folder"),
+        ([*run, "--method", "a"], "needs two methods"),
+        (run, "--method NAME"),
+        ([*two, "--seconds", "5"], "--method needs a prompt"),
+        (["--prompt", "a red zeppelin", *two, "--seconds", "5"], "zeppelin"),
+        (["--prompt", " ", *two, "--seconds", "5"], "the prompt is empty"),
         ([*run, *two, "--seeds", "0"], "--seeds is 0"),
         ([*run, *two, "--baseline", "c"], "the methods are: a, b"),
         ([*run, *two, "--address", "x:1"], "add --engine ray"),
-        ([*run, *two, "--set", "lr"], "is no option"),
-        ([*run, *two, "--set", "points=3"], "unknown option 'points'"),
+        ([*run, *two, "lr"], "lr is a run that exists"),
+        ([*run, *two, "points=3"], "unknown option 'points'"),
         ([*run, *two, "--score", "beauty"], "no run has logged"),
-        (["x", *run, *two], "x is a run that is there"),
+        (["x", *run, *two], "x is a run that exists"),
     ):
         assert cli.main(["compare", *words]) == 2, words
         err = capsys.readouterr().err

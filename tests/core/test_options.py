@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import collections
 from dataclasses import FrozenInstanceError, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+import carv_3d
 from carv_3d.core.estimator import EstimatorOptions
 from carv_3d.core.options import DrawOptions, Limits, Options, check_draws, option
 from carv_3d.distill.options import DistillOptions
@@ -84,6 +87,11 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(given: dict[str, Any], se
     assert str(caught.value) == sentence
 
 
+def test_values_are_given_by_name() -> None:
+    with pytest.raises(CarvError, match="Small got 8 without a name; write it as NAME=VALUE"):
+        Small(8)  # type: ignore[misc]
+
+
 def test_a_long_value_is_cut() -> None:
     with pytest.raises(CarvError) as caught:
         Small(pair=list(range(100_000)))
@@ -138,3 +146,17 @@ def test_every_option_says_what_it_does() -> None:
     for kind in (EstimatorOptions(), Config(), VSDOptions(), DistillOptions()):
         for name, declared, _ in kind.walk():
             assert declared.help.endswith("."), name
+
+def test_no_option_is_declared_twice() -> None:
+    """Groups (`data`, `loss`) apart, every name stands in the body of one option class."""
+    places = collections.defaultdict(set)
+    root = Path(carv_3d.__file__).parent
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith(("Options", "Args", "Config", "Request")):
+                for field in node.body:
+                    kind = ast.unparse(field.annotation) if isinstance(field, ast.AnnAssign) else ""
+                    if kind and "ClassVar" not in kind and not kind.endswith(("Options", "Args")):
+                        places[ast.unparse(field.target)].add(f"{path.stem}.{node.name}")
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert twice == {}

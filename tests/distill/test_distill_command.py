@@ -185,7 +185,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         (["distill", "variance", "carv-tiny", "--settings", "8by4"], "the setting '8by4' cannot be read"),
         (["distill", "variance", "carv-tiny", "--settings", "8x3+antithetic"], "come in pairs"),
         (["distill", "variance", "carv-tiny", "--settings", "8x4,8x1,8x04"], "named twice"),
-        (["distill", "variance", "carv-tiny", "--pairs", "1"], "--pairs is 1"),
+        (["distill", "variance", "carv-tiny", "--pairs", "1"], "pairs is 1"),
         (["distill", "variance", "carv-tiny", "--budget", "0"], "--budget is 0"),
     ]
     for arguments, message in cases:
@@ -271,7 +271,7 @@ def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
     capsys.readouterr()
     assert cli.main(["distill", "variance", "here/run", "--settings", "2x1", "--pairs", "2", "--out", "v"]) == 0
     for name in ("carv-tiny", "owner/name"):  # names are no paths
-        assert resolve(DistillRequest(name))[0] == Settings(name, DistillOptions())
+        assert resolve(DistillRequest(model=name))[0] == Settings(name, DistillOptions())
 
 
 def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

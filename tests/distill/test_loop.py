@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,7 @@ import torch
 from small import MEANS, SCHEDULE, SHAPE, LinearUNet, small
 from torch import Tensor, nn
 
-import carv_3d
 from carv_3d.core.estimator import Draws, EstimatorOptions
-from carv_3d.core.options import SamplingOptions
 from carv_3d.distill.dmd import DistributionMatching
 from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
@@ -250,54 +246,3 @@ def test_what_the_options_say_of_weight_and_of_pairs_is_so() -> None:
         one = small(antithetic=True, fake_draws=fake_draws)
         draws = one.fake_training.draw(torch.zeros(2, *SHAPE), one.generators["fake_draws"])
         assert torch.equal(draws.eps[:, 0], -draws.eps[:, 1]) == paired
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_draws": 0}, "num_draws is 0; it must be a whole number of at least 1"),
-        ({"num_draws": 3, "antithetic": True}, "set num_draws to 4 or antithetic to false"),
-        ({"batch_size": 0}, "batch_size is 0; it must be a whole number of at least 1"),
-        ({"stratify": "rendr"}, r"stratify is 'rendr'; it must be one of none, render, global \(did you mean render"),
-        ({"precision": "half"}, "precision is 'half'; it must be one of float32, bf16, fp16"),
-        ({"objective": "sds"}, "objective is 'sds'"),
-        ({"lr": 0.0}, "lr is 0.0; it must be a number above 0"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0; it must be a number above 0"),
-        ({"grad_clip": 1.0}, "did you mean max_grad_norm"),
-        ({"betas": (0.9, 1.0)}, "a list of 2 numbers of at least 0 and below 1"),
-        ({"ema": 1.0}, "ema is 1.0; it must be a number of at least 0 and below 1"),
-        ({"min_step_percent": 0.9, "max_step_percent": 0.5}, r"min_step_percent \(0.9\) is above max_step_percent"),
-        ({"seed": 2**63}, "seed is"),
-    ],
-)
-def test_options_know_their_limits(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(CarvError, match=message):
-        DistillOptions(**options)
-
-
-def reads(node: ast.AST, owner: str) -> set[str]:
-    """The x of `owner.x` and of `anything.owner.x` within the code."""
-    found = set()
-    for one in ast.walk(node):
-        if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Load):
-            value = one.value
-            name = value.id if isinstance(value, ast.Name) else value.attr if isinstance(value, ast.Attribute) else ""
-            found |= {one.attr} if name == owner else set()
-    return found
-
-
-def test_every_option_is_read_by_something() -> None:
-    """Their own check does not count, nor does what has its path made absolute."""
-    given = {"num_draws": 6, "proposal": "adaptive", "stratify": "none", "antithetic": True, "max_batch": 3}
-    passed_on = DistillOptions(**given, min_step_percent=0.1, max_step_percent=0.7).estimator(1000)
-    assert {name: getattr(passed_on, name) for name in given} == given
-    assert (passed_on.min_step, passed_on.max_step) == (100, 700)
-    assert set(SamplingOptions.declared()) == set(given)
-    files = sorted((Path(carv_3d.__file__).parent / "distill").glob("*.py"))
-    trees = {file.name: ast.parse(file.read_text(encoding="utf-8")) for file in files}
-    trees.pop("options.py")
-    trees.pop("request.py")
-    elsewhere = set[str]().union(*(reads(tree, "options") for tree in trees.values()))
-    names = {f.name for f in dataclasses.fields(DistillOptions)}
-    assert names - {*given, "min_step_percent", "max_step_percent"} - elsewhere == set()
-    assert "estimator" in elsewhere

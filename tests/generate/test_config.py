@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 import carv_3d
-from carv_3d.config.reader import read_options, to_mapping
-from carv_3d.core.options import Options, option
+from carv_3d.config.reader import to_mapping
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, config_to_yaml, load_config
-from carv_3d.io.structured import differing_keys, look_up
+from carv_3d.io.structured import differing_keys
 from carv_3d.report.page import flatten
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "carv_3d" / "configs"
 
 
 def refusal(*overrides: str, path: Path | None = None) -> str:
@@ -60,6 +58,15 @@ def test_overrides_reach_their_place_and_kind() -> None:
     assert config.system.guidance.proposal == "weight"  # the neighbours keep their defaults
 
 
+def test_a_configuration_of_the_package_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("carv-tiny-quick", "carv-tiny-quick.yaml", "configs/carv-tiny-quick.yaml"):
+        assert load_config(Path(name)) == load_config(CONFIGS / "carv-tiny-quick.yaml")
+    (tmp_path / "carv-tiny-quick").write_text("seed: 7")  # what is there comes first
+    assert load_config(Path("carv-tiny-quick")).seed == 7
+    assert "did you mean carv-tiny-quick?" in refusal(path=Path("carv-tiny-qick"))
+
+
 def test_file_then_overrides_then_prompt(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("trainer: {max_steps: 40}\nsystem: {prompt_processor: {prompt: from the file}}\n")
@@ -80,7 +87,6 @@ def test_the_annealing_follows_the_length_of_the_run() -> None:
     ("override", "words"),
     [
         ("system.guidance.num_drws=3", "did you mean 'system.guidance.num_draws'"),
-        ("num_draws=3", "did you mean 'system.guidance.num_draws'"),
         ("trainer.max_step=3", "did you mean 'trainer.max_steps'"),
         ("system.loss.lambda_spars=1", "did you mean 'system.loss.lambda_sparsity'"),
         ("zzz=1", "the top level has: seed, device, data, system, trainer, checkpoint"),
@@ -222,33 +228,6 @@ def test_control_characters_and_endless_prompts_are_refused() -> None:
     for prompt in ("a\x00b", "a\x1b[31m", "\udcff", "x" * 2001):
         with pytest.raises(CarvError, match="prompt"):
             load_config(prompt=prompt)
-
-
-def test_reading_changes_neither_defaults_nor_values() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Inner(Options):
-        a: int = option(1, "")
-        b: tuple[float, float] = option((0.0, 1.0), "")
-
-    @dataclasses.dataclass(frozen=True)
-    class Outer(Options):
-        inner: Inner = option(Inner, "")
-        c: float | None = option(None, "")
-
-    globals().update(Inner=Inner, Outer=Outer)  # where the annotations are looked up
-    defaults, values = Outer(), {"inner": {"b": [1, 2]}}
-    new = read_options(defaults, values)
-    assert (new.inner.a, new.inner.b, new.c) == (1, (1.0, 2.0), None)
-    assert defaults == Outer()
-    assert values == {"inner": {"b": [1, 2]}}
-    assert read_options(defaults, {"c": 3}).c == 3.0
-
-
-def test_differing_keys_and_look_up() -> None:
-    a, b = {"x": {"y": 1, "z": 2}, "w": 0}, {"x": {"y": 1, "z": 3}, "v": 0}
-    assert differing_keys(a, b) == ["v", "w", "x.z"]
-    assert look_up(a, "x.z") == 2
-    assert look_up(a, "x.q.r") is None
 
 
 def _names_that_are_read() -> set[str]:

@@ -23,7 +23,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def begun(prompt: str, folder: str | None = None, config: Path | None = None, steps: int = 3) -> Path:
     """The folder of a run, as far as its config.yaml."""
     overrides = [*TINY, f"trainer.max_steps={steps}"]
-    request = Request(prompt, config, None if folder is None else Path(folder), overrides=overrides)
+    request = Request(
+        prompt=prompt, config=config, out=None if folder is None else Path(folder), overrides=tuple(overrides)
+    )
     resolved, path = resolve(request)
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(config_to_yaml(resolved))
@@ -38,11 +40,11 @@ def test_prompts_whose_folders_are_named_alike_find_their_own(newest: int) -> No
     for i, folder in enumerate(folders):
         os.utime(folder / "config.yaml", (100 + (i + newest) % 2, 100 + (i + newest) % 2))
     for prompt, folder in zip(prompts, folders):
-        config, found = resolve(Request(prompt, resume=True))
+        config, found = resolve(Request(prompt=prompt, resume=True))
         assert found == folder
         assert config.prompt == prompt
     with pytest.raises(CarvError, match="there is no run to resume in outputs/prompt-0; begin one without --resume"):
-        resolve(Request("黄色的船", resume=True))
+        resolve(Request(prompt="黄色的船", resume=True))
 
 
 def test_more_steps_go_with_the_configuration_that_the_run_was_begun_with() -> None:

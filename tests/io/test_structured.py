@@ -10,7 +10,16 @@ import pytest
 
 from carv_3d.errors import CarvError
 from carv_3d.io import structured
-from carv_3d.io.structured import MissingFileError, parse_json, read_csv, read_json, read_text, read_yaml
+from carv_3d.io.structured import (
+    MissingFileError,
+    differing_keys,
+    look_up,
+    parse_json,
+    read_csv,
+    read_json,
+    read_text,
+    read_yaml,
+)
 
 READERS: dict[str, Callable[[Path, str], Any]] = {"json": read_json, "yaml": read_yaml, "csv": read_csv}
 
@@ -121,3 +130,10 @@ def test_csv_leaves_out_damaged_lines_and_counts_them(tmp_path: Path) -> None:
     assert read_csv(path) == ([], 1)
     path.write_text("")
     assert read_csv(path) == ([], 0)
+
+
+def test_differing_keys_and_look_up() -> None:
+    a, b = {"x": {"y": 1, "z": 2}, "w": 0}, {"x": {"y": 1, "z": 3}, "v": 0}
+    assert differing_keys(a, b) == ["v", "w", "x.z"]
+    assert look_up(a, "x.z") == 2
+    assert look_up(a, "x.q.r") is None

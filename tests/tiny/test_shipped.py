@@ -15,7 +15,7 @@ from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.agreement import agreement, combinations, draw_targets, predict, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "carv_3d" / "configs"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny import train
-from carv_3d.tiny.stage import StageOptions, run_stage
+from carv_3d.tiny.stage import StagePlan, run_stage
 from carv_3d.tiny.tokens import LENGTH, build_tokenizer
 from carv_3d.tiny.vocabulary import all_words
 
@@ -40,7 +40,7 @@ def run(
         x = torch.randn(16, 3, generator=generator)
         return (module(x) - x.sum(1, keepdim=True)).square().mean()
 
-    options = StageOptions(steps, lr=0.05, seed=1, save_every=0.0)
+    options = StagePlan(steps, lr=0.05, seed=1, save_every=0.0)
     return run_stage("s", module, loss_of, options, folder, made_with or {"seed": 1}, log=lambda m: None)
 
 
@@ -49,7 +49,7 @@ def test_what_a_stage_begins_with_is_left_out_where_it_is_done(tmp_path) -> None
 
     def train_to(steps: int) -> None:
         run_stage(
-            "s", module, lambda step, g: module.weight.sum(), StageOptions(steps, lr=0.1, seed=0), tmp_path, {},
+            "s", module, lambda step, g: module.weight.sum(), StagePlan(steps, lr=0.1, seed=0), tmp_path, {},
             on_begin=lambda: begun.append(module.weight.item()), log=lambda m: None,
         )  # fmt: skip
 
@@ -92,7 +92,7 @@ def test_slower_parameters_move_by_their_share(tmp_path) -> None:
     module = nn.ModuleDict({"text": nn.Linear(1, 1, bias=False), "unet": nn.Linear(1, 1, bias=False)})
     for m in module.values():
         nn.init.zeros_(m.weight)
-    options = StageOptions(40, lr=0.1, seed=0, slower={"text.": 0.25}, weight_decay=0.0)
+    options = StagePlan(40, lr=0.1, seed=0, slower={"text.": 0.25}, weight_decay=0.0)
     run_stage(
         "s", module, lambda step, g: (module["text"].weight + module["unet"].weight).sum(), options, tmp_path, {},
         log=lambda m: None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from carv_3d.cli.variance import read_grid
 from carv_3d.variance.command import VarianceRequest
 from carv_3d.variance.methods import WORDS, method
 
@@ -13,7 +12,6 @@ def test_methods_and_grids_are_read() -> None:
     assert method("is+strat").guidance["proposal"] == "weight"
     assert method("vae").guidance["vae_sample"] == "draw"
     assert method("cameras").data == {"camera_sampling": "low_discrepancy"}
-    assert read_grid(["R=2,1", "K=4"]) == {"R": (1, 2), "K": (4,)}
-    asked = VarianceRequest(Path("x"), R=(1,), K=(1, 2), methods=("uniform", "antithetic"))
+    asked = VarianceRequest(source=Path("x"), renders=(1,), draws=(1, 2), methods=("uniform", "antithetic"))
     assert [s.key for s in asked.settings()] == ["2,1,uniform", "1,1,uniform", "1,2,uniform", "1,2,antithetic"]
     assert set(WORDS) >= {"uniform", "is", "strat", "antithetic", "control", "vae", "cameras"}

@@ -1,0 +1,44 @@
+"""What the requests of several commands have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from carv_3d.core.options import Options, SeedOptions, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOptions(Options):
+    """Where a command writes."""
+
+    out: Path | None = option(None, "The folder; unless given, one in outputs/.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Which model."""
+
+    model: str | None = option(None, "carv-tiny, a diffusers folder or a hub id.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(Options):
+    """A prompt."""
+
+    prompt: str = option("", "The text that an image or an asset is of.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandRequest(OutOptions, SeedOptions, defaults={"seed": None}, kinds={"seed": int | None}):
+    """What a command was asked for."""
+
+    resume: bool = option(False, "Continue what is in the folder.")
+    overrides: tuple[str, ...] = option((), "Options as key=value.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRequest(CommandRequest):
+    """What a command that measures variance was asked for."""
+
+    budget: float = option(600.0, "Seconds of all measuring.", above=0)

@@ -1,0 +1,169 @@
+"""What the wheel holds, what the library needs, and the sentence for a package that is not installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carv_3d import errors
+from carv_3d.cli.main import main as cli
+from carv_3d.errors import CarvError, install_command, packages, require
+
+ROOT = Path(__file__).parents[1]
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+MODULES = {"scikit-image": "skimage", "imageio-ffmpeg": "imageio_ffmpeg", "pillow": "PIL", "carv-3d": ""}
+
+
+def extras() -> dict[str, list[str]]:
+    """Extra -> the modules that it names itself, of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[project.")[0]
+    found = {}
+    for name, listed in re.findall(r"^(\w+) = \[(.*?)\]$", section, re.M | re.S):
+        names = [re.match(r"[\w-]+", item)[0] for item in re.findall(r'"([^"]+)"', listed)]
+        found[name] = [MODULES.get(n, n) for n in names]
+    return found
+
+
+def run(code: str, blocked: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    whole = BLOCKER.format(blocked=set(blocked) - {""}) + code
+    return subprocess.run([sys.executable, "-c", whole], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_holds_all_that_is_needed_at_run_time(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    (source / "carv_3d").mkdir()
+    for path in (ROOT / "carv_3d").rglob("*"):  # links: the weights are not copied twice
+        to = source / path.relative_to(ROOT)
+        if "__pycache__" not in path.parts:
+            to.mkdir(exist_ok=True) if path.is_dir() else os.link(path, to)
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("carv_3d-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = [archive.read(n).decode() for n in names if n.endswith("/METADATA")]
+    files = [p for p in (source / "carv_3d").rglob("*") if p.is_file()]
+    assert {str(p.relative_to(source)) for p in files} - set(names) == set()
+    for part in ("configs/carv-tiny.yaml", "py.typed", "assets/", "tiny/weights/", "tiny/classifier.safetensors"):
+        assert any(name.startswith(f"carv_3d/{part}") for name in names), part
+    assert any(name.endswith("LICENSE") for name in names)
+    needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.M)
+    assert sorted(needed) == ["numpy", "torch"]
+    assert set(re.findall(r"^Provides-Extra: (\w+)$", metadata, re.M)) == set(extras())
+
+
+def test_the_library_needs_torch_and_numpy_alone() -> None:
+    blocked = [module for listed in extras().values() for module in listed] + ["yaml", "huggingface_hub"]
+    code = """
+import torch, carv_3d
+for name in carv_3d.__all__:
+    try:
+        getattr(carv_3d, name)
+    except carv_3d.CarvError as error:
+        print(name, error)
+schedule = carv_3d.NoiseSchedule.scaled_linear()
+latents = torch.zeros(2, 4, 8, 8, requires_grad=True)
+carv_3d.sds_loss(latents, lambda z, t: z, schedule, num_draws=2).backward()
+try:
+    carv_3d.StableDiffusionTeacher.load("carv-tiny")
+except carv_3d.CarvError as error:
+    print(error)
+"""
+    done = run(code, blocked)
+    assert done.returncode == 0, done.stderr
+    configuration, teacher = done.stdout.splitlines()
+    assert configuration.startswith("load_config ")
+    assert configuration.endswith(f"is not installed: {install_command('generate')}")
+    assert teacher.endswith(f"is not installed: {install_command('teachers')}")
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "extra"),
+    [
+        (["generate", "a red mug"], "nerfacc", "generate"),
+        (["variance", "carv-tiny", "--prompt", "a red mug"], "trimesh", "generate"),
+        (["distill", "carv-tiny"], "omegaconf", "distill"),
+        (["attribute", "a red mug"], "rich", "attribute"),
+        (["compare", "--prompt", "a red mug", "--method", "a", "--method", "b", "--steps", "1", "--engine", "ray"],
+         "ray", "compare"),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_one_sentence_with_the_command(
+    words: list[str], module: str, extra: str, tmp_path: Path
+) -> None:
+    assert module in [m for listed in extras().values() for m in listed]
+    code = f"import os; os.chdir({str(tmp_path)!r})\nfrom carv_3d.cli.main import main\nsys.exit(main({words!r}))"
+    done = run(code, [module])
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("carv: ")]
+    assert done.returncode == 2
+    assert f"{module}" in line
+    assert f"is not installed: {install_command(extra)}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+class Installed:
+    """A distribution with what pip wrote about where it came from."""
+
+    def __init__(self, source: str | None) -> None:
+        self.source = source
+
+    def read_text(self, name: str) -> str | None:
+        return self.source if name == "direct_url.json" else None
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        (None, "pip install 'carv-3d[compare]'"),
+        ('{"url": "file:///a/carv_3d.whl"}', "pip install 'carv-3d[compare] @ file:///a/carv_3d.whl'"),
+    ],
+)
+def test_the_command_fits_how_the_package_was_installed(
+    source: str | None, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert install_command("compare") == f"pip install -e '{ROOT}[compare]'"  # a checkout
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "carv_3d" / "errors.py"))
+    monkeypatch.setattr(errors.importlib.metadata, "distribution", lambda name: Installed(source))
+    assert install_command("compare") == command
+
+
+def test_only_a_missing_package_is_translated() -> None:
+    def missing(name: str) -> Callable[[], Any]:
+        def fails() -> None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return fails
+
+    with pytest.raises(CarvError, match=r"nerfacc is not installed: pip install .*\[generate\]"), packages("generate"):
+        missing("nerfacc.volrend")()
+    for own in ("carv_3d.nothing", "json.nothing"):
+        with pytest.raises(ModuleNotFoundError, match=own), packages("generate"):
+            missing(own)()
+    with pytest.raises(CarvError, match=r"a test needs nothing_of_this_name, which is not installed: pip install"):
+        require("nothing_of_this_name.part", "dev", "a test")
+    assert require("json", "dev", "a test").loads("1") == 1
+    assert callable(cli)
