@@ -167,7 +167,7 @@ def test_a_text_stands_as_it_is_and_home_is_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     words = ["system.prompt_processor.prompt=a red mug", "negative_prompt=a: blue # green", "--out=~/x", "--dry-run"]
-    small = [model_of(sd_folder), "data.width=16", "data.height=16", "trainer.max_steps=1", "device=cpu", "num_samples_per_ray=4"]
+    small = [model_of(sd_folder), "width=16", "height=16", "max_steps=1", "device=cpu", "num_samples_per_ray=4"]
     assert cli.main(["generate", *words, *small]) == 0
     out = capsys.readouterr().out
     assert "prompt: a red mug\n" in out
