@@ -154,7 +154,7 @@ class Options:
         object.__setattr__(self, name, value)
 
     @classmethod
-    @functools.cache  # noqa: B019  classes live as long as the process
+    @functools.cache
     def declared(cls) -> Mapping[str, Option]:
         """Every option by name, inherited ones included, in order."""
         hints = typing.get_type_hints(cls, include_extras=True)
