@@ -22,16 +22,25 @@ Image = NDArray[np.uint8]
 
 
 class TrainingImages(Protocol):
-    """Images (S, S, 3) with their captions. `key` names an image for good; `labels` is {} or what is known of it."""
+    """Images with their captions."""
 
     name: str
 
     def __len__(self) -> int: ...
-    def key(self, index: int) -> str: ...
-    def image(self, index: int) -> Image: ...
-    def caption(self, index: int) -> str: ...
-    def labels(self, index: int) -> dict[str, str]: ...
-    def fingerprint(self) -> str: ...
+    def key(self, index: int) -> str:
+        """The image's name for good."""
+
+    def image(self, index: int) -> Image:
+        """(S, S, 3) in 0 .. 255."""
+
+    def caption(self, index: int) -> str:
+        """The text that goes with the image, or ""."""
+
+    def labels(self, index: int) -> dict[str, str]:
+        """What else is known of the image, such as its object; {} if nothing is."""
+
+    def fingerprint(self) -> str:
+        """A hash of all images and captions."""
 
 
 class TinyImages:
@@ -54,9 +63,11 @@ class TinyImages:
         return len(self._images.shots)
 
     def key(self, index: int) -> str:
+        """As "tiny-17"."""
         return f"tiny-{index}"
 
     def image(self, index: int) -> Image:
+        """(S, S, 3), of carv-tiny's size."""
         return np.asarray(self._images.rgb[index])
 
     def caption(self, index: int) -> str:
@@ -70,16 +81,20 @@ class TinyImages:
         return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
     def labels(self, index: int) -> dict[str, str]:
+        """Object, color and material."""
         shot = self._images.shots[index]
         return {"object": shot.obj, "color": shot.color, "material": shot.material}
 
     def fingerprint(self) -> str:
+        """Of the code that renders them, and how many."""
         return f"tiny-{self._source}-{len(self)}"
 
 
 class FolderImages:
-    """The images in a folder and below, by name. Captions from `metadata.jsonl` (file_name, text), or from a
-    text file beside each; "" where there is none."""
+    """The images in a folder and below, by name.
+
+    Captions come from `metadata.jsonl` (file_name, text), or from a text file next to each image; "" without one.
+    """
 
     def __init__(self, folder: Path, size: int, resize: bool = False, limit: int | None = None) -> None:
         """size: the model's. resize: cut the middle square of others and scale it.
@@ -102,12 +117,15 @@ class FolderImages:
         return len(self._paths)
 
     def key(self, index: int) -> str:
+        """The path below the folder."""
         return self._paths[index].relative_to(self._folder).as_posix()
 
     def image(self, index: int) -> Image:
+        """(S, S, 3), of the size that was asked for."""
         return read_image(self._paths[index], self._size, self._resize)
 
     def caption(self, index: int) -> str:
+        """From metadata.jsonl, or from the text file next to the image."""
         key = self.key(index)
         if key in self._captions:
             return self._captions[key]
@@ -115,6 +133,7 @@ class FolderImages:
         return text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else ""
 
     def labels(self, index: int) -> dict[str, str]:
+        """Nothing is known."""
         return {}
 
     def fingerprint(self) -> str:

@@ -33,7 +33,10 @@ class Query:
 
 
 def kind_of(word: str) -> str:
-    """ "image", "run" or "prompt". Raises CarvError for a path at which there is nothing, or the wrong thing."""
+    """What a query is: "image", "run" or "prompt".
+
+    Raises CarvError for a path at which there is nothing, or the wrong thing.
+    """
     path = expanded(word)
     try:
         if path.is_dir():

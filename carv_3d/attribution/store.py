@@ -143,8 +143,10 @@ class RowStore:
 
 
 def _release(rows: NDArray[np.float32]) -> None:
-    """Gives back the memory of pages that were touched, where the platform can: the file has them, and without it a
-    process would seem to grow with its store."""
+    """Give back the memory of pages that were touched, where the platform can.
+
+    The file has them; without this a process would seem to grow with its store.
+    """
     pages: Any = getattr(rows, "_mmap", None)
     if hasattr(pages, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
         pages.madvise(mmap.MADV_DONTNEED)

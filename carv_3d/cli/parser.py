@@ -38,6 +38,7 @@ class Parser(argparse.ArgumentParser):
         self.old_forms, self.takes_words = old_forms, takes_words
 
     def error(self, message: str) -> NoReturn:
+        """Raise CarvError in place of an exit."""
         raise CarvError(f"{message[0].lower()}{message[1:]}; see {self.prog} --help")
 
     def path(self, flag: str, **more: Any) -> None:

@@ -50,8 +50,7 @@ def warm_teachers(sweep: Sweep) -> Teachers:
 
 
 def warm_up(sweep: Sweep, teachers: Teachers) -> None:
-    """A step of each method: the first of all load and compile things, and would be on the clock of whoever comes
-    first."""
+    """A step of each method: the first one loads and compiles, and must not count in anyone's training time."""
     for method in sweep.methods:
         config = sweep.configuration(method, 0, 0)
         TextTo3D(config, teachers.of(config)).train_step()
@@ -95,8 +94,10 @@ def run_group(
     show: Callable[[float, dict[str, float]], None] = lambda done, figures: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """All methods of one prompt and seed, interleaved: always the one whose clock is the least advanced. Runs that are
-    done are left alone, others are begun or resumed at their last point."""
+    """All methods of one prompt and seed, interleaved: the next turn is that of the least training time.
+
+    Runs that are done are left alone, others are begun or resumed at their last point.
+    """
     with contextlib.ExitStack() as held:
         runs: list[ScoredRun] = []
         done_before = 0.0

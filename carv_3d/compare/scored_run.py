@@ -126,8 +126,7 @@ class ScoredRun(SceneRun):
         write_atomic(self.folder / RESULT, json.dumps(result | last | ({"note": note} if note else {})) + "\n")
 
     def scores(self) -> dict[str, float]:
-        """The classifier's, IoU and PSNR for carv-tiny's objects, and CLIP's where there is one; all of the same
-        views."""
+        """The classifier's scores, IoU and PSNR for carv-tiny's objects, CLIP's if it is there; of the same views."""
         rgb, opacity = scoring_views(self.host)
         found = self.classifier.score(rgb) if self.classifier else {}
         if self.truth:

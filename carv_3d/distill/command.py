@@ -78,8 +78,10 @@ def too_large(settings: Settings) -> str:
 
 
 def check_prompts(settings: Settings) -> Prompts:
-    """The prompts of a run; CarvError where there are none, or others than it began with, or no model: said before
-    anything is loaded."""
+    """The prompts of a run, checked before anything is loaded.
+
+    Raises CarvError where there are none, or others than it began with, or no model.
+    """
     from carv_3d.teachers.availability import is_local, resolve_model
 
     if is_local(settings.model):  # a name that is misspelt has no prompts either

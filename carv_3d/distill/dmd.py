@@ -70,7 +70,7 @@ class DistributionMatching:
         )  # fmt: skip
 
     def residual(self, z_t: Tensor, t: Tensor, eps: Tensor, z: Tensor, text: Tensor, uncond: Tensor) -> Tensor:
-        """f of each sample, (N, C, h, w); both scores are taken on the same z_t."""
+        """The residual f of each sample, (N, C, h, w); both scores are taken on the same z_t."""
         real = classifier_free(self.teacher.eps_hat, z_t, t, (text,), (uncond,), self.guidance_scale)
         e = EpsHat(guided=real, trained=self.eps_hat_fake(z_t, t, text))
         if self.meter is not None:

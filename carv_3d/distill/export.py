@@ -81,7 +81,7 @@ def save_one_step(folder: Path, teacher_folder: Path, unet: nn.Module) -> None:
 
 
 def one_step_scheduler(teacher: Any) -> Any:
-    """diffusers' DDIMScheduler for one step at T - 1, on the betas and the prediction type of the teacher's own.
+    """The DDIMScheduler of diffusers for one step at T - 1, on the betas and the prediction type of the teacher's own.
 
     teacher: a DDIMScheduler. What else it is set to (clipping, thresholds) would change the clean prediction.
     """

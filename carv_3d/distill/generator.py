@@ -26,6 +26,6 @@ class OneStepGenerator(Network):
             raise CarvError(f"t is {t}; the teacher's timesteps are 0 .. {schedule.num_train_timesteps - 1}.")
 
     def forward(self, eps: Tensor, text_emb: Tensor) -> Tensor:
-        """eps (N, C, h, w), text (N, L, D) -> clean latents z (N, C, h, w), differentiable in the parameters."""
+        """Clean latents z (N, C, h, w) from eps alike and text (N, L, D), differentiable in the parameters."""
         t = torch.full((len(eps),), self.t, device=eps.device)
         return self.z_hat(eps, t, text_emb)

@@ -97,8 +97,9 @@ class Distillation:
         self.step = 0
 
     def train_step(self) -> dict[str, float]:
-        """R samples, K noised copies of each, both scores on all of them in one batch, one backward, one update; then
-        the fake score's updates, the first on the same samples.
+        """R samples, K noised copies of each, both scores on all in one batch, one backward, one update.
+
+        Then come the fake score's updates, the first on the same samples.
 
         Returns the step's figures by name: those of `Estimate.scalars` (latent_grad_norm for its grad_norm),
         grad_norm and grad_norm_fake before clipping, loss_fake, skipped, seconds and seconds_<phase>, nfe so far.
@@ -150,7 +151,7 @@ class Distillation:
         return estimate.loss / z[0].numel()
 
     def generate(self, n: int, generators: dict[str, torch.Generator] | None = None) -> tuple[Tensor, Tensor]:
-        """n samples of the generator (n, C, h, w), with autograd, and their prompts' embeddings (n, L, D).
+        """Samples of the generator (n, C, h, w), with autograd, and their prompts' embeddings (n, L, D).
 
         generators: "noise" and "prompts", in place of the run's own.
         """

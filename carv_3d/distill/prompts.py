@@ -19,11 +19,11 @@ class Prompts(Protocol):
     bounded: bool
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
-        """n prompts, independent of each other; every random number comes from `generator`."""
+        """Draw n prompts, independent of each other; every random number comes from `generator`."""
         ...
 
     def first(self, n: int, generator: torch.Generator) -> list[str]:
-        """n prompts for previews."""
+        """The n prompts for previews."""
         ...
 
 
@@ -45,7 +45,7 @@ class ListedPrompts:
         return cls(prompts)
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
-        """n prompts at random, with replacement."""
+        """Draw n prompts at random, with replacement."""
         return [self.prompts[i] for i in torch.randint(len(self.prompts), (n,), generator=generator).tolist()]
 
     def first(self, n: int, generator: torch.Generator) -> list[str]:
@@ -64,7 +64,7 @@ class TinyCaptions:
         self._colors = object_colors()
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
-        """n captions at random."""
+        """Draw n captions at random."""
         from carv_3d.tiny.dataset import draw_view
         from carv_3d.tiny.vocabulary import caption
 
@@ -73,7 +73,7 @@ class TinyCaptions:
         return [caption(rng, s.obj, s.color, s.material, s.elevation, s.azimuth) for s in shots]
 
     def first(self, n: int, generator: torch.Generator) -> list[str]:
-        """n captions at random: there is no first."""
+        """Captions at random: there is no first."""
         return self.draw(n, generator)
 
 

@@ -127,8 +127,7 @@ class PairBenchmark:
         ]
 
     def round(self, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """One more pair of each setting, interleaved, so that a noisy machine hurts all alike; False if it was
-        stopped."""
+        """One more pair of each setting, interleaved, so that a busy machine slows all alike; False if stopped."""
         found = []
         for number, setting in enumerate(self.settings):
             if stopped():

@@ -58,8 +58,7 @@ def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
 
 
 def check_prompt(config: Config) -> None:
-    """CarvError for an empty prompt, and for words that carv-tiny does not know where it is the teacher, those of the
-    negative prompt too."""
+    """Refuse an empty prompt, and words in it or in the negative prompt that carv-tiny as the teacher does not know."""
     if not config.prompt.strip():
         raise CarvError('the prompt is empty; write what to make, such as "a red mug"')
     named = [phrase for phrase in (*FINE_PHRASES, *COARSE_PHRASES) if phrase in config.prompt.lower()]
@@ -258,8 +257,10 @@ class TextTo3D:
         return self.renderer(rays, background, self.generators["samples"]), cameras
 
     def _apply(self, guided: GuidanceOutput, gradients: list[Tensor]) -> bool:
-        """The optimizer's step, left out where a gradient is not finite or the teacher gave no finite draw at all
-        (the regularizers alone would dissolve the scene)."""
+        """The optimizer's step, skipped where a gradient is not finite or the teacher gave no finite draw at all.
+
+        In the second case the regularizers alone would dissolve the scene.
+        """
         blind = not bool(guided.estimate.finite.any())
         finite = not blind and all(bool(torch.isfinite(g).all()) for g in gradients)
         if finite:

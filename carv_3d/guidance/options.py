@@ -25,6 +25,11 @@ class Annealing(NamedTuple):
     max_step: int
     grad_clip: float | None
 
+    def scalars(self, scale: float) -> dict[str, float]:
+        """For the log; `scale` is the one that was used, by the convention of threestudio or the standard one."""
+        values = {**self._asdict(), "guidance_scale": scale}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(SamplingOptions):
@@ -136,7 +141,7 @@ class GuidanceOptions(
                 raise CarvError(f"vae_sample is draw, which does not go with {name}: {shown}; change one of the two.")
 
     def _name_objective(self) -> None:
-        """threestudio's flags as an objective; from here on the objective alone says what is distilled."""
+        """Turn the flags of threestudio into an objective; from here on the objective alone says what is distilled."""
         if self.use_sjc and self.use_img_loss:
             raise CarvError("use_img_loss belongs to score distillation: set use_sjc or use_img_loss to false.")
         plain, image = self.declared()["objective"].default, self._image_objective

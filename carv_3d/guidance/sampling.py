@@ -58,7 +58,7 @@ def pure_noise(teacher: Any, num: int, seed: int) -> Tensor:
 
 
 def ddim(alphas_cumprod: Tensor, num_steps: int) -> Any:
-    """diffusers' DDIM over `num_steps` timesteps of a schedule of one's own, (T,)."""
+    """The DDIM of diffusers over `num_steps` timesteps of a schedule of one's own, (T,)."""
     from diffusers import DDIMScheduler
 
     abar = alphas_cumprod.double().cpu()

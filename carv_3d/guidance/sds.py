@@ -154,6 +154,7 @@ class SDSGuidance:
             negatives: Perp-Neg, as embeddings (B, M, L, D) and weights (B, M), the weights already negative. The
                 scale is then guidance_scale itself, as in threestudio, whatever cfg_convention is.
             prompts_negative: (B, L, D) or (1, L, D), for objectives that need a negative prompt.
+            **more: of `guide`, by name.
         """
         perp_neg = (None, None) if negatives is None else negatives
         return self.guide(rgb, Conditioning(prompts_cond, prompts_uncond, prompts_negative, *perp_neg), step, **more)
@@ -174,13 +175,12 @@ class SDSGuidance:
         """One step.
 
         Args:
-            rgb: (R, H, W, 3) in [0, 1], differentiable; resized to the teacher's images if need be. With
-                `rgb_as_latents` (R, H, W, C) scaled latents, resized to the teacher's latents.
+            rgb: (R, H, W, 3) in [0, 1], differentiable; resized to the teacher's images if need be.
             cond: of R renders, or of 1 for all.
             step: where the schedules are; steps count from 0.
-            epoch: for schedules that count epochs.
+            epoch: the same, for schedules that count epochs.
             generator: of noise, timesteps and posterior samples; the guidance's own unless given.
-            rgb_as_latents: see `rgb`.
+            rgb_as_latents: `rgb` is (R, H, W, C) scaled latents, resized to the teacher's latents.
             with_recon: whether to decode for `loss_recon`; options.use_recon_loss unless given.
             draws: explicit draws for the estimator, instead of drawing.
             trained: the prediction of a model of the renders, for objectives that need one.
@@ -196,39 +196,27 @@ class SDSGuidance:
         self.estimator.proposal.set_range(now.min_step, now.max_step)
         cond = cond.per_render(len(images))._replace(images=images.detach() if self.objective.image else None)
         s = cond.scale(now.guidance_scale, o.cfg_convention)
-        given = cond.tensors
-        each = 1
-        if rgb_as_latents:
-            latents = images
-        elif o.vae_sample == "draw":
-            latents, draws, each = self._sample_each_draw(images, generator, draws)
-        else:
-            latents = self.teacher.encode(images, generator=generator, sample=o.vae_sample == "sample")
+        each, latents = 1, images
+        if not rgb_as_latents:
+            latents, draws, each = self._encode(images, generator, draws)
         auto = self.auto if draws is None else None
         if auto is not None:
             draws = auto.plan(latents, generator)
-        if each > 1:
-            given = tuple(x.repeat_interleave(each, 0) for x in given)
+        given = cond.tensors if each == 1 else tuple(x.repeat_interleave(each, 0) for x in cond.tensors)
         estimate = self.estimator.estimate_residual(
             latents, partial(self._residual, cond, s, trained), cond=given, generator=generator, draws=draws,
             grad_clip=now.grad_clip,
         )  # fmt: skip
-        scalars = dict(estimate.scalars)
         if auto is not None:
             auto.learn(latents, estimate)
-            scalars.update(auto.scalars)
-        scalars.update(guidance_scale=s, min_step=float(now.min_step), max_step=float(now.max_step))
-        if now.grad_clip is not None:
-            scalars["grad_clip"] = now.grad_clip
+        scalars = dict(estimate.scalars) | ({} if auto is None else auto.scalars) | now.scalars(s)
         loss = estimate.loss
         if each > 1:
             scalars["K"] = float(each)
             latents, estimate = latents[::each], _by_render(estimate, each, self.estimator.design.group_size)
         output = GuidanceOutput(loss, scalars, estimate, latents, cond, s)
         if estimate.extra is not None:
-            _, finite, grad = reduce_draws(estimate.extra, estimate.weights, now.grad_clip)
-            output.loss_sds_img = surrogate_loss(images, grad)
-            scalars["nonfinite_img"] = float((~finite).sum())
+            output.loss_sds_img = _image_loss(images, estimate, now.grad_clip, scalars)
         if with_recon:
             output.loss_recon = F.mse_loss(images, self.teacher.decode(latents, clamp=False))
         return output
@@ -291,6 +279,15 @@ class SDSGuidance:
         images, size = rgb.permute(0, 3, 1, 2), self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
         return images if images.shape[-2:] == (size, size) else resized(images, size)
 
+    def _encode(
+        self, images: Tensor, generator: torch.Generator, draws: Draws | None
+    ) -> tuple[Tensor, Draws | None, int]:
+        """Latents of the images, the draws to use if they are given by now, and how many latents an image has."""
+        how = self.options.vae_sample
+        if how == "draw":
+            return self._sample_each_draw(images, generator, draws)
+        return self.teacher.encode(images, generator=generator, sample=how == "sample"), draws, 1
+
     def _sample_each_draw(
         self, images: Tensor, generator: torch.Generator, draws: Draws | None
     ) -> tuple[Tensor, Draws, int]:
@@ -334,6 +331,14 @@ class SDSGuidance:
                 state["generator_device"],
                 self.generator.device.type,
             )
+
+
+def _image_loss(images: Tensor, estimate: Estimate, grad_clip: float | None, scalars: dict[str, float]) -> Tensor:
+    """The surrogate loss of the second residual, whose gradient is that of the images; adds nonfinite_img."""
+    assert estimate.extra is not None
+    _, finite, grad = reduce_draws(estimate.extra, estimate.weights, grad_clip)
+    scalars["nonfinite_img"] = float((~finite).sum())
+    return surrogate_loss(images, grad)
 
 
 def _by_render(estimate: Estimate, K: int, group_size: int) -> Estimate:

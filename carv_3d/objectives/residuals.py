@@ -42,8 +42,10 @@ def sds(e: EpsHat, eps: Tensor, z_t: Tensor, t: Tensor, schedule: NoiseSchedule,
 
 
 def sjc(e: EpsHat, eps: Tensor, z_t: Tensor, t: Tensor, schedule: NoiseSchedule, w: Tensor) -> Tensor:
-    """`guided - eps`: score Jacobian chaining, `(y - D(z_s)) / s` at `z_s = y + s eps`, `s = sigma_t / alpha_t`
-    (arXiv 2212.00774)."""
+    """`guided - eps`: score Jacobian chaining (arXiv 2212.00774).
+
+    That is `(y - D(z_s)) / s` at `z_s = y + s eps`, `s = sigma_t / alpha_t`.
+    """
     return e.guided - eps
 
 
@@ -105,6 +107,12 @@ def hifa(
     A second residual, to go with another: its gradient is that of the images.
 
     Args:
+        e: predictions, see the module; so are the next five.
+        eps: (N, C, h, w).
+        z_t: (N, C, h, w).
+        t: (N,).
+        schedule: of the teacher.
+        w: weights (N, 1, 1, 1).
         images: x (N, 3, H, W), the renders; under a trained score its own `decode(z_trained)` takes their place.
         decode: latents (N, C, h, w) -> images (N, 3, H, W).
 

@@ -43,7 +43,7 @@ class Objective:
     image: Callable[..., Tensor] | None = None
 
     def weights(self, schedule: NoiseSchedule, weighting: str = "sds") -> Tensor:
-        """w over all timesteps, (T,); `weighting` is used where the objective has no weight of its own."""
+        """The weights w of all timesteps, (T,); `weighting` is used where the objective has no weight of its own."""
         return schedule.weights(weighting) if self.weight is None else self.weight(schedule)
 
 

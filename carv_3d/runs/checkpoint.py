@@ -132,8 +132,10 @@ def check_made_with(path: Path, state: Mapping[str, Any], made_with: Mapping[str
 
 
 def fingerprint_of(module: nn.Module, *more: Tensor, config: Mapping[str, Any] | None = None) -> str:
-    """A short hash of a module's parameters with their names, of further tensors, and of a configuration: plain data,
-    whose names with an underscore before them (where a folder lay, which release wrote it) do not count."""
+    """A short hash of a module's parameters with their names, of further tensors, and of a configuration.
+
+    The configuration is plain data; names with an underscore before them (a folder, a release) do not count.
+    """
     counted = {k: v for k, v in sorted((config or {}).items()) if not k.startswith("_")}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode() if counted else b"")
     for name, p in [*module.named_parameters(), *((str(i), x) for i, x in enumerate(more))]:

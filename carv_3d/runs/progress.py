@@ -82,8 +82,10 @@ class Display:
     def progress(
         self, done: int, total: int, unit: str = "step"
     ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-        """Yield `show(step, figures)`; figures: seconds, snr_step (or snr), iou, classifier_object, each shown where
-        it is there. `unit` says what is counted."""
+        """Yield `show(step, figures)`; `unit` says what is counted.
+
+        Figures: seconds, snr_step (or snr), iou, classifier_object, each shown if it is there.
+        """
         if not self.console.is_terminal:
             yield self._plain_lines(done, total, unit)
             return

@@ -142,8 +142,10 @@ class LatentDiffusionTeacher(Denoiser):
         return ((z - self._shift) * self._scaling).to(images.dtype)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The distribution that `encode` samples: mean and standard deviation of scaled latents (B, C, h, w), both
-        differentiable in `images`; raises as `encode` does."""
+        """The distribution that `encode` samples: mean and standard deviation of scaled latents (B, C, h, w).
+
+        Both are differentiable in `images`. Raises as `encode` does.
+        """
         posterior = self._posterior(images)
         mean = ((posterior.mean - self._shift) * self._scaling).to(images.dtype)
         return mean, (posterior.std * self._scaling).to(images.dtype)

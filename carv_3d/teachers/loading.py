@@ -34,8 +34,10 @@ def load_parts(
     vae_dtype: torch.dtype | None = None,
     with_vae: bool = True,
 ) -> dict[str, Any]:
-    """The family's parts of a diffusers folder: models (on the CPU, in `dtype`, the VAE in `vae_dtype` if given),
-    tokenizers and the scheduler. Text encoders and tokenizers are None without `with_text`, the VAE without `with_vae`.
+    """The family's parts of a diffusers folder: models, tokenizers and the scheduler.
+
+    Models are on the CPU, in `dtype`, the VAE in `vae_dtype` if given. Text encoders and tokenizers are None without
+    `with_text`, the VAE without `with_vae`.
 
     Raises CarvError, naming the file, for whatever cannot be read or does not fit its config.
     """
@@ -136,7 +138,7 @@ def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _load_renamed(model: Any, file: Path) -> list[str]:
-    """transformers 5 saves CLIP without the prefix `text_model.` that 4 wants. Returns what is missing."""
+    """CLIP as transformers 5 saves it, without the prefix `text_model.` that 4 wants. Returns what is missing."""
     if file.suffix != ".safetensors":
         return list(model.state_dict())
     from safetensors.torch import load_file

@@ -27,7 +27,7 @@ def offload_to_cpu(parts: list[Any], device: torch.device) -> None:
 
 
 def merge_tokens(unet: Any, arguments: dict[str, Any]) -> None:
-    """tomesd's patch on the UNet (arXiv 2303.17604). Raises CarvError without tomesd or for what it refuses."""
+    """Patch of tomesd on the UNet (arXiv 2303.17604). Raises CarvError without tomesd or for what it refuses."""
     try:
         import tomesd
     except ImportError as error:

@@ -34,8 +34,9 @@ class StableDiffusionTeacher(LatentDiffusionTeacher):
         prediction_type: str = "epsilon",
         name: str = "",
     ) -> None:
-        """Parts that are already on one device; `load` is the usual way in. Without text_encoder
-        and tokenizer (None) it takes embeddings made elsewhere, and `text_embeddings` raises.
+        """Parts that are already on one device; `load` is the usual way in.
+
+        Without text_encoder and tokenizer (None) it takes embeddings made elsewhere, and `text_embeddings` raises.
 
         Raises CarvError if the sizes of the parts do not fit, or the prediction type is unknown.
         """

@@ -37,8 +37,11 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
         prediction_type: str = "epsilon",
         name: str = "",
     ) -> None:
-        """Parts that are already on one device; `load` is the usual way in. Without `text` it takes embeddings made
-        elsewhere, and `text_embeddings` raises. Raises CarvError if the sizes of the parts do not fit.
+        """Parts that are already on one device; `load` is the usual way in.
+
+        Without `text` it takes embeddings made elsewhere, and `text_embeddings` raises.
+
+        Raises CarvError if the sizes of the parts do not fit.
         """
         super().__init__(unet, vae, schedule, prediction_type, name, None if text is None else text.text_width)
         self.text = text

@@ -21,7 +21,7 @@ from carv_3d.teachers.tokens import context_length, tokenize
 
 
 def pack(text: Tensor, pooled: Tensor) -> Tensor:
-    """text (B, L, D), pooled (B, P) -> (B, L + 1, max(D, P)), padded with zeros."""
+    """Join text (B, L, D) and pooled (B, P) to (B, L + 1, max(D, P)), padded with zeros."""
     width = max(text.shape[-1], pooled.shape[-1])
     rows = (F.pad(x, (0, width - x.shape[-1])) for x in (text, pooled[:, None]))
     return torch.cat(list(rows), dim=1)

@@ -150,9 +150,15 @@ def run_stage(
     """Train `module` on `step_loss(step, generator)`; a later call resumes from the last checkpoint in `folder`.
 
     Args:
+        name: of the stage and its checkpoint.
+        module: trained in place.
+        step_loss: a step's loss, a scalar with a graph.
+        options: steps, rate, seed and time between checkpoints.
+        folder: of the checkpoint; made where it is missing.
         made_with: what a checkpoint depends on.
         on_begin: called once where steps are left, with the checkpoint's weights in place.
         on_save: called with the averaged weights and the step after each checkpoint.
+        log: takes the lines of progress.
 
     Returns:
         The averaged weights.

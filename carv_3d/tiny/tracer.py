@@ -111,11 +111,19 @@ def trace(rows, centre, scale, palettes, seconds, materials, pose, focal, size, 
     """One view in C colorings: the rays are traced once. So many arguments, since numba takes arrays and numbers alone.
 
     Args:
-        rows, centre, scale: the packed object, see `shapes.pack`.
-        palettes, seconds, materials: (C, M, 3) colors by part, (C, 3) colors of stripes and spots, (C,) indices.
-        pose, focal: (4, 3) right, up, forward and position; in units of half the image.
-        size, samples: pixels along a side, rays along a side of a pixel.
-        backgrounds, rgb, alpha: (C, 3); (C, size, size, 3) in [0, 1] and the coverage (size, size), overwritten.
+        rows: the packed object, see `shapes.pack`.
+        centre: of the packed object (3,).
+        scale: of the packed object.
+        palettes: (C, M, 3) colors by part.
+        seconds: (C, 3) colors of stripes and spots.
+        materials: (C,) indices.
+        pose: (4, 3) right, up, forward and position.
+        focal: in units of half the image.
+        size: pixels along a side.
+        samples: rays along a side of a pixel.
+        backgrounds: (C, 3).
+        rgb: (C, size, size, 3) in [0, 1], overwritten.
+        alpha: the coverage (size, size), overwritten.
     """
     n, weight = size * samples, 1.0 / (samples * samples)
     rgb[:] = 0.0

@@ -81,9 +81,7 @@ def test_two_ranks_share_the_strata_and_not_the_noise(
     for rank, guidance in enumerate(both):
         ranks(monkeypatch, rank, 2)
         seen: list[Tensor] = []
-        monkeypatch.setattr(
-            guidance._carv.teacher._teacher, "eps_hat", lambda z, t, text, seen=seen: seen.append(t) or z
-        )
+        monkeypatch.setattr(guidance._carv.teacher, "eps_hat", lambda z, t, text, seen=seen: seen.append(t) or z)
         guidance(rgb, utils, **double.VIEWS)
         t.append(torch.cat([x[: len(x) // 2] for x in seen]).tolist())
         noise.append(torch.randn(3, generator=guidance._carv.generator).tolist())

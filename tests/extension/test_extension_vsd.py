@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.errors import CarvError
+from carv_3d.guidance import cfg
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 B = 2
@@ -102,17 +103,16 @@ def test_one_model_for_both_is_loaded_once(
 
 
 def test_perp_negs_negatives_are_passed_on(
-    make_vsd: Callable[..., Any], sd_teacher: Any, rgb: Tensor, perp_neg: Any
+    make_vsd: Callable[..., Any], rgb: Tensor, perp_neg: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guidance = make_vsd(num_draws=1, proposal="uniform")
     given: dict[str, Any] = {}
-    predict = guidance._carv.sds.predict
 
-    def record(z: Tensor, t: Tensor, cond: Any, *more: Any) -> Any:
+    def record(eps_hat: Any, z: Tensor, t: Tensor, cond: Any, *more: Any) -> Any:
         given.update(cond._asdict())
-        return predict(z, t, cond, *more)
+        return cfg.predict(eps_hat, z, t, cond, *more)
 
-    guidance._carv.sds.predict = record
+    monkeypatch.setattr("carv_3d.guidance.sds.predict", record)
     out = guidance(rgb, perp_neg, **double.VIEWS)
     for name, value in (("text", perp_neg.text), ("uncond", perp_neg.uncond), ("perp_neg", perp_neg.negatives),
                         ("perp_neg_weights", perp_neg.weights), ("trained_text", perp_neg.from_all_sides)):  # fmt: skip
