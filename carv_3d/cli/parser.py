@@ -103,7 +103,7 @@ def check_budget(seconds: float, flag: str) -> None:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """ "4,1,2" as (1, 2, 4)."""
+    """Read "4,1,2" as (1, 2, 4)."""
     if not all(re.fullmatch("[0-9]+", part) for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers; join them by commas, such as 1,2,4")
     return tuple(sorted({int(part) for part in text.split(",")}))

@@ -33,7 +33,7 @@ class Limits(NamedTuple):
         )
 
     def __str__(self) -> str:
-        """ " of at least 1", " from 0 to 1", or nothing."""
+        """In words, such as " of at least 1", " from 0 to 1", or nothing."""
         if self.least is not None and self.most is not None:
             return f" from {self.least:g} to {self.most:g}"
         words = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}

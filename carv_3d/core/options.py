@@ -95,7 +95,10 @@ def option(
     Args:
         default: its value, or for a group of options the class or function that makes it.
         help: what it does, in a sentence.
-        least: of a number (or each number of a list), included; so is `most`, while `above` and `below` are not.
+        least: of a number (or each number of a list), included.
+        above: of a number, not included.
+        most: of a number, included.
+        below: of a number, not included.
         choices: the words of a `str` that names an entry of a table; fixed words are better a `Literal` annotation.
     """
     metadata = {"help": help, "limits": Limits(least, above, most, below), "choices": tuple(choices)}
@@ -136,6 +139,7 @@ class Options:
             setattr(cls, name, dataclasses.field(default=default, metadata=metadata, kw_only=old.kw_only))
 
     def __new__(cls, *values: Any, **named: Any) -> Any:
+        """Refuse an unknown keyword with the nearest right one."""
         if len(values) > sum(not field.kw_only for field in cls.__dataclass_fields__.values()):
             raise CarvError(f"{cls.__name__} got {shown(values[-1])} without a name; write it as NAME=VALUE.")
         for name in named:

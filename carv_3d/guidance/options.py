@@ -25,11 +25,6 @@ class Annealing(NamedTuple):
     max_step: int
     grad_clip: float | None
 
-    def scalars(self, scale: float) -> dict[str, float]:
-        """For the log; `scale` is the one that was used, by the convention of threestudio or the standard one."""
-        values = {**self._asdict(), "guidance_scale": scale}
-        return {name: float(value) for name, value in values.items() if value is not None}
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(SamplingOptions):

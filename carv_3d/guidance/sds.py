@@ -29,7 +29,7 @@ from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import Conditioning, predict
 from carv_3d.guidance.images import resized
-from carv_3d.guidance.options import AUTO, GuidanceOptions
+from carv_3d.guidance.options import AUTO, Annealing, GuidanceOptions
 from carv_3d.objectives.residuals import EpsHat
 from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.teachers.base import Teacher
@@ -209,7 +209,7 @@ class SDSGuidance:
         )  # fmt: skip
         if auto is not None:
             auto.learn(latents, estimate)
-        scalars = dict(estimate.scalars) | ({} if auto is None else auto.scalars) | now.scalars(s)
+        scalars = dict(estimate.scalars) | ({} if auto is None else auto.scalars) | _annealed_scalars(now, s)
         loss = estimate.loss
         if each > 1:
             scalars["K"] = float(each)
@@ -339,6 +339,12 @@ def _image_loss(images: Tensor, estimate: Estimate, grad_clip: float | None, sca
     _, finite, grad = reduce_draws(estimate.extra, estimate.weights, grad_clip)
     scalars["nonfinite_img"] = float((~finite).sum())
     return surrogate_loss(images, grad)
+
+
+def _annealed_scalars(now: Annealing, s: float) -> dict[str, float]:
+    """For the log; s is the guidance scale that was used, whichever convention the option follows."""
+    values = {**now._asdict(), "guidance_scale": s}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _by_render(estimate: Estimate, K: int, group_size: int) -> Estimate:

@@ -179,6 +179,4 @@ def _named(folder: Path, part: str, file: Path) -> Iterator[None]:
     except (CarvError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        raise CarvError(
-            f"the {part} of {folder} cannot be loaded from {file} ({first_line(error)}); {FIX}."
-        ) from error
+        raise CarvError(f"the {part} of {folder} cannot be loaded from {file} ({first_line(error)}); {FIX}.") from error
