@@ -21,7 +21,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import torch
-from bench import script_parser
+from bench import joined, script_parser
 from rich.progress import track
 
 from carv_3d.evaluation.truth import iou, psnr, scoring_views, true_views
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--pairs", choices=("training", "held-out"), default="training", help="combinations")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first-seed", type=int, default=0, help="leave out the seeds before this one")
-    parser.add_argument("--objects", nargs="*", default=list(OBJECTS), help="only these")
+    parser.add_argument("--objects", type=joined(OBJECTS), default=list(OBJECTS), help="only these")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--work", type=Path, default=Path("outputs/assets"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")

@@ -114,7 +114,7 @@ def features(
     model: Denoiser, schedule: NoiseSchedule, z: Tensor, draws: GroupedDrawOptions, role: str, loss: str
 ) -> Tensor:
     """(N, groups, dim) by this package."""
-    options = FeatureOptions(draws=draws, loss=loss, dim=DIM)
+    options = FeatureOptions(draws=draws, output=loss, dim=DIM)
     maker = FeatureMaker(GradientModel.from_module(model, schedule), options, role)
     return torch.stack([maker.feature(str(i), item) for i, item in enumerate(z)])
 

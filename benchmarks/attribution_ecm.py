@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench import script_parser
+from bench import joined, script_parser
 from torch import Tensor
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
@@ -47,7 +47,7 @@ DESIGNS = {  # title -> stratify, antithetic, importance sampling
 
 
 def options(draws: GroupedDrawOptions, o: argparse.Namespace) -> FeatureOptions:
-    return FeatureOptions(draws=draws, loss=o.loss, dim=o.dim)
+    return FeatureOptions(draws=draws, output=o.loss, dim=o.dim)
 
 
 def pilot(model: GradientModel, items: EncodedImages, index: range, o: argparse.Namespace) -> TimestepProposal:
@@ -165,7 +165,7 @@ def main() -> None:
     parser = script_parser(__doc__, items=16, repeats=6, truth=512, queries=4, pilot=8, dim=2048, threads=2)
     parser.add_argument("--model", default="carv-tiny")
     parser.add_argument("--loss", default="loss")
-    parser.add_argument("--designs", nargs="*", default=list(DESIGNS), choices=list(DESIGNS))
+    parser.add_argument("--designs", type=joined(DESIGNS), default=list(DESIGNS))
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     begin = time.perf_counter()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bench import script_parser
+from bench import joined, script_parser
 
 from carv_3d.attribution import FeatureMaker, GradientModel
 from carv_3d.attribution.command import METHODS, AttributeOptions, cache_folder, kept_kernel, score
@@ -106,7 +106,7 @@ def main() -> None:
     """The table of all methods."""
     parser = script_parser(__doc__, items=2000, queries=12, draws=8, query_draws=64, threads=2, seed=0)
     parser.add_argument("--model", default="carv-tiny")
-    parser.add_argument("--methods", nargs="*", default=["relatif", "trak", "cosine"], choices=list(METHODS))
+    parser.add_argument("--methods", type=joined(METHODS), default=["relatif", "trak", "cosine"])
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     teacher = StableDiffusionTeacher.load(o.model)
@@ -120,7 +120,7 @@ def main() -> None:
     for method in o.methods:
         a = AttributeOptions(query="a red mug", num_draws=o.draws, query_draws=o.query_draws, method=method)
         maker = FeatureMaker(model, a.features)
-        store = maker.open_store(base / f"{a.features.loss}-{o.draws}", items)
+        store = maker.open_store(base / f"{a.features.output}-{o.draws}", items)
         fill(maker, store, items, method)
         query_maker = FeatureMaker(model, a.query_features, "query", projection=maker.projection)
         table.append(shares(method, query_maker, store, queries, teacher))

@@ -13,6 +13,7 @@ import copy
 
 from bench import script_parser
 
+from carv_3d.cli.parser import whole_numbers
 from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
@@ -28,7 +29,7 @@ METHOD = "is+strat+antithetic"  # the default design
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--prompt", default="a red mug")
-    parser.add_argument("--at", type=lambda text: [int(n) for n in text.split(",")], default=[60, 150, 270])
+    parser.add_argument("--at", type=whole_numbers, default=(60, 150, 270))
     parser.add_argument("--budget", type=float, default=600.0, help="seconds of measuring the grid, in all")
     parser.add_argument("--tolerance", type=float, default=0.05)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")

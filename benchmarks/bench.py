@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 Key = TypeVar("Key")
@@ -16,6 +16,18 @@ def script_parser(doc: str | None, **numbers: int) -> argparse.ArgumentParser:
     for name, default in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     return parser
+
+
+def joined(known: Collection[str] = ()) -> Callable[[str], list[str]]:
+    """The type of an option of names joined by commas, such as K1,K16; each is one of `known`, where that is given."""
+
+    def names(text: str) -> list[str]:
+        for name in text.split(","):
+            if known and name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return names
 
 
 def interleaved(calls: Mapping[Key, Callable[[], Value]], repeats: int) -> dict[Key, list[Value]]:

@@ -1,6 +1,6 @@
 """One-step distillation of a teacher that is known exactly: W2 to it, with one draw a sample and with sixteen.
 
-    ./install.sh python benchmarks/distill_gaussian.py [--seeds 3] [--budget 40] [--methods K1 K16] [--work DIR]
+    ./install.sh python benchmarks/distill_gaussian.py [--seeds 3] [--budget 40] [--methods K1,K16] [--work DIR]
 
 The teacher is a ring of eight Gaussians in the plane. A small network learns its denoising first; generator and fake
 score begin as copies of it, as they do of a Stable Diffusion. All methods run interleaved for the same seconds of their
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import script_parser
+from bench import joined, script_parser
 from distill_trials import METHODS, equal_table, make_trials, read_off, run_trials
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ def pretrain(teacher: GaussianTeacher, steps: int) -> Mlp:
 
 def main() -> int:
     parser = script_parser(__doc__)
-    parser.add_argument("--methods", nargs="+", default=["K1", "K16"], help=f"of {', '.join(METHODS)}; baseline first")
+    parser.add_argument("--methods", type=joined(), default="K1,K16", help=f"of {', '.join(METHODS)}; baseline first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=40.0, help="seconds of each run's own steps")
     parser.add_argument("--points", type=int, default=10, help="evaluations of each run after the first")

@@ -1,6 +1,6 @@
 """Does a lower variance make a better one-step generator? One draw a sample against sixteen, with carv-tiny.
 
-    ./install.sh python benchmarks/distill_quality.py [--methods K1 K16] [--seeds 3] [--budget 1800] [--batch 8]
+    ./install.sh python benchmarks/distill_quality.py [--methods K1,K16] [--seeds 3] [--budget 1800] [--batch 8]
         [--lr 2e-5] [--start-from RUN] [--work DIR] [KEY=VALUE ...]
 
 All runs go interleaved, for the same seconds of their own steps, and are read at the same points: the classifier's
@@ -16,7 +16,7 @@ import random
 from pathlib import Path
 
 import torch
-from bench import script_parser
+from bench import joined, script_parser
 from distill_trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
 
 from carv_3d.distill.images import one_step_images
@@ -37,7 +37,7 @@ FIGURES = ("agreement_both", "agreement_object", "agreement_color", "kernel_dist
 
 def main() -> int:
     parser = script_parser(__doc__)
-    parser.add_argument("--methods", nargs="+", default=["K1", "K16"], help=f"of {', '.join(METHODS)}; baseline first")
+    parser.add_argument("--methods", type=joined(), default="K1,K16", help=f"of {', '.join(METHODS)}; baseline first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds of each run's own steps")
     parser.add_argument("--points", type=int, default=12, help="evaluations of each run after the first")

@@ -1,6 +1,6 @@
 """Table 3 of arXiv 2605.21489 with carv-tiny: the variance of the generator's gradient by samples, draws and design.
 
-    ./install.sh python benchmarks/distill_variance.py [--from RUN] [--pairs 40] [--budget 1800] [--settings 8x1 ...]
+    ./install.sh python benchmarks/distill_variance.py [--from RUN] [--pairs 40] [--budget 1800] [--settings 8x1,8x4]
 
 A new generator and a new fake score are the teacher's own copies, so that the two scores differ by guidance alone; a
 run of carv distill (--from) is measured where it stands. The paper's figures are of another model and of its own
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench import script_parser
+from bench import joined, script_parser
 
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--model", default="carv-tiny")
     parser.add_argument("--prompts", help="a text file with a prompt on each line; carv-tiny has its own")
     parser.add_argument("--from", dest="start", type=Path, metavar="RUN", help="measure a run of carv distill")
-    parser.add_argument("--settings", nargs="+", default=list(DEFAULT), help="the first is what the others are over")
+    parser.add_argument("--settings", type=joined(), default=list(DEFAULT), help="others are over the first")
     parser.add_argument("--pairs", type=int, default=40, help="of gradients, for each setting")
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds, if that comes first")
     parser.add_argument("--scale", type=float, default=DistillOptions.guidance_scale, help="of the real score")

@@ -2,7 +2,7 @@
 
     ./install.sh python benchmarks/regime_map.py [--prompt "a red mug"] [--scales 1,3.5,7.5,20] [--at 30,150,270]
         [--upstream 0.25,1,4,16] [--methods uniform,is+strat] [--budget SECONDS] [--config YAML] [--out DIR]
-        [--also REGIMES.CSV ...]
+        [--also REGIMES.CSV]
 
 For each guidance scale a scene is trained and frozen at each point, and measured as `carv variance` does. What its
 steps cost outside of denoising is then multiplied by each factor of --upstream: a simulated upstream cost, as in Figure
@@ -20,8 +20,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench import script_parser
+from bench import joined, script_parser
 
+from carv_3d.cli.parser import whole_numbers
 from carv_3d.errors import CarvError, run_script
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D, load_teacher
@@ -120,18 +121,18 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--prompt", default="a red mug")
     parser.add_argument("--scales", type=numbers, default=[1.0, 3.5, 7.5, 20.0])
-    parser.add_argument("--at", type=lambda text: [int(n) for n in text.split(",")], default=[30, 150, 270])
+    parser.add_argument("--at", type=whole_numbers, default=(30, 150, 270))
     parser.add_argument("--upstream", type=numbers, default=[0.25, 1.0, 4.0, 16.0])
-    parser.add_argument("--methods", type=lambda text: tuple(text.split(",")), default=("uniform", "is+strat"))
-    parser.add_argument("--draws", type=lambda text: tuple(int(n) for n in text.split(",")), default=(1, 2, 4, 8, 16))
+    parser.add_argument("--methods", type=joined(), default=["uniform", "is+strat"])
+    parser.add_argument("--draws", type=whole_numbers, default=(1, 2, 4, 8, 16))
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds of measuring, in all")
     parser.add_argument("--tolerance", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=Path("outputs/regime-map"))
     parser.add_argument("--config", type=Path, help="YAML of the scene; the built-in settings without one")
-    parser.add_argument("--also", type=Path, nargs="+", default=[], help="regimes.csv of earlier maps")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="an earlier regimes.csv; repeat it")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the run, as in carv generate")
     o = parser.parse_args()
-    request = VarianceRequest(source=Path(), methods=o.methods, draws=o.draws, budget=o.budget, tolerance=o.tolerance)
+    request = VarianceRequest(source=Path(), methods=o.methods, K=o.draws, budget=o.budget, tolerance=o.tolerance)
     settings = list({s.key: s for s in [*request.settings(), ONE_DRAW]}.values())
     earlier = [line for path in o.also for line in lines(path)]
     display, teacher = Display(), load_teacher(load_config(o.config, o.overrides, o.prompt))

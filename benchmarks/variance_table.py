@@ -128,7 +128,7 @@ def main() -> int:
     if not 1 <= o.prompts <= len(PROMPTS):
         raise CarvError(f"--prompts is {o.prompts}; it must be 1 to {len(PROMPTS)}")
     prompts = PROMPTS[: o.prompts]
-    shared: dict[str, Any] = {name: getattr(o, name) for name in ("budget", "renders", "draws", "at")}
+    shared: dict[str, Any] = {"budget": o.budget, "R": o.renders, "K": o.draws, "at": o.at}
     shared["methods"] = o.methods.split(",")
     folders = [o.work / f"{o.scene}-{slug(prompt)}" for prompt in prompts]
     requests = [

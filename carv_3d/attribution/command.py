@@ -43,7 +43,7 @@ from carv_3d.io.files import check_unused, claimed, expanded, make_folder, slug,
 from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, StopSignals, duration
 
-METHODS = {  # name -> the loss of its features, what the page says
+METHODS = {  # name -> the output of its features, what the page says
     "cosine": ("loss", "the cosine between gradients of the loss"),
     "relatif": ("loss", "RelatIF: the cosine between gradients of the loss, in the metric of TRAK's inverse kernel"),
     "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularised kernel"),
@@ -62,12 +62,12 @@ class AttributeOptions(
     OutOptions,
     defaults={"num_draws": 8, "antithetic": True},
     kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
-    renamed={"draws": "num_draws"},
+    renamed={"draws": "num_draws", "data": "training_images"},
 ):
     """What `carv attribute` is asked. Raises CarvError, naming the option, for a value that cannot be meant."""
 
     query: str
-    data: str = option("tiny", "tiny (carv-tiny's training images), or a folder of the training images.")
+    training_images: str = option("tiny", "tiny (carv-tiny's), or a folder.")
     items: int | None = option(
         None, "How many of them, the first ones; unless given, 2000 of carv-tiny's, all of a folder.", least=1
     )
@@ -95,7 +95,7 @@ class AttributeOptions(
         if not 0 <= self.share[0] < self.share[1]:
             raise CarvError(f"shard is {self.shard!r}; shares count from 0, so the last is {self.share[1] - 1}.")
         if self.model is not None:
-            check_data(self.data, self.model)
+            check_data(self.training_images, self.model)
 
     def _check_layout(self) -> None:
         check_draws(self.K, self.antithetic, GROUPS)
@@ -120,13 +120,13 @@ class AttributeOptions(
         draws = GroupedDrawOptions(
             num_draws=num_draws, groups=groups, stratify=self.stratify, antithetic=self.antithetic
         )
-        return FeatureOptions(draws=draws, loss=METHODS[self.method][0], dim=self.dim, seed=self.seed)
+        return FeatureOptions(draws=draws, output=METHODS[self.method][0], dim=self.dim, seed=self.seed)
 
 
 def check_data(data: str, model: str) -> None:
     """Raises CarvError where the images of carv-tiny cannot be the model's; a local folder may hold one like it."""
     if data == "tiny" and model != "carv-tiny" and not expanded(model).exists():
-        raise CarvError(f"the images of carv-tiny did not train {model}: name its own with --data FOLDER.")
+        raise CarvError(f"the images of carv-tiny did not train {model}: name its own with --training-images FOLDER.")
 
 
 def cache_folder() -> Path:
@@ -145,7 +145,7 @@ def attribute(options: AttributeOptions) -> int:
     display, begin = Display(), time.perf_counter()
     kind = kind_of(options.query)
     model_name = options.model or (model_of_run(expanded(options.query)) if kind == "run" else "carv-tiny")
-    check_data(options.data, model_name)
+    check_data(options.training_images, model_name)
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
     out = _new_folder(options)
     # shares of one query have the same folder, and leave it alone
@@ -232,8 +232,8 @@ def scores_csv(scores: Scores, images: TrainingImages) -> str:
 
 
 def _images(options: AttributeOptions, size: int, display: Display) -> TrainingImages:
-    if options.data != "tiny":
-        return FolderImages(expanded(options.data), size, options.resize, options.items)
+    if options.training_images != "tiny":
+        return FolderImages(expanded(options.training_images), size, options.resize, options.items)
     count = options.items or 2000
     folder = cache_folder() / "attribution" / f"tiny-images-{count}"
     make_folder(folder)
@@ -273,11 +273,11 @@ def _store_folder(options: AttributeOptions, maker: FeatureMaker, images: Traini
 
 def _features_name(options: AttributeOptions) -> str:
     """In a folder that was named, other draws are refused; in the cache each have their own."""
-    loss = options.features.loss
+    output = options.features.output
     if options.store is not None:
-        return loss
-    words = json.dumps(to_mapping(options.features), sort_keys=True)
-    return f"{loss}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+        return output
+    words = json.dumps(options.features.stored(), sort_keys=True)
+    return f"{output}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
 def _new_folder(options: AttributeOptions) -> Path:
@@ -317,7 +317,7 @@ def _facts(
         "draws of a query's image": str(options.query_draws),
         "in all": duration(seconds),
     }
-    if options.data == "tiny" and model_name != "carv-tiny":
+    if options.training_images == "tiny" and model_name != "carv-tiny":
         facts["training images"] += " of carv-tiny, taken for this model's own"
     if made:
         facts["images a second (gradients)"] = f"{made / spent:.2f}"

@@ -23,7 +23,6 @@ from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import FeatureOptions
 from carv_3d.attribution.projection import Projection
 from carv_3d.attribution.store import RowStore
-from carv_3d.config.reader import to_mapping
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import Draws
 from carv_3d.core.proposals import TimestepProposal, make_proposal
@@ -115,7 +114,7 @@ class FeatureMaker:
         rows = z.to(device).expand(n, *z.shape)
         cond = None if condition is None else condition.to(device).expand(n, *condition.shape)
         z_t = model.schedule.add_noise(rows, eps, t)
-        values = loss_rows(o.loss, model.predict(z_t, t, cond), model.target(rows, eps, t))
+        values = loss_rows(o.output, model.predict(z_t, t, cond), model.target(rows, eps, t))
         weights = model.schedule.w(t, o.weighting).to(values)
         if draws.weights is not None:
             weights = weights * draws.weights[0].to(values)
@@ -129,7 +128,7 @@ class FeatureMaker:
             "items": items.fingerprint(),
             "role": self.role,
             "proposal": f"{self.proposal.name} {zlib.crc32(self.proposal.q.double().cpu().numpy().tobytes()):08x}",
-            "options": to_mapping(self.options),
+            "options": self.options.stored(),
         }
 
     def open_store(self, folder: Any, items: LatentItems) -> RowStore:

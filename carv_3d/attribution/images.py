@@ -103,12 +103,12 @@ class FolderImages:
         another size, before any of them is read whole.
         """
         if not folder.is_dir():
-            raise CarvError(f"there is no folder {folder} of training images; name one with --data, or --data tiny.")
+            raise CarvError(f"there is no folder {folder} of training images; name one with --training-images.")
         self.name, self._folder, self._size, self._resize = str(folder), folder, size, resize
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         self._paths = found[:limit]
         if not self._paths:
-            raise CarvError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder, or --data tiny.")
+            raise CarvError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder.")
         for path in self._paths:
             check_size(path, size, resize)
         self._captions = _read_metadata(folder)

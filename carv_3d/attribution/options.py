@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from carv_3d.attribution.losses import LOSSES
+from carv_3d.config.reader import to_mapping
 from carv_3d.core.designs import Design
 from carv_3d.core.options import DrawOptions, SeedOptions, StepOptions, WeightingOptions, check_draws, option
 
@@ -47,8 +48,15 @@ class ProjectionOptions(SeedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(ProjectionOptions, WeightingOptions, defaults={"weighting": "uniform"}):
+class FeatureOptions(
+    ProjectionOptions, WeightingOptions, defaults={"weighting": "uniform"}, renamed={"loss": "output"}
+):
     """One item's feature: `P E_{t, eps}[w(t) dloss/dtheta]`, P a random projection to `dim` numbers."""
 
     draws: GroupedDrawOptions = option(GroupedDrawOptions, "The draws of the expectation.")
-    loss: str = option("loss", "What is differentiated, see `losses.LOSSES`.", choices=LOSSES)
+    output: str = option("loss", "What is differentiated, see `losses.LOSSES`.", choices=LOSSES)
+
+    def stored(self) -> dict[str, Any]:
+        """As in a store's metadata, where `output` is still called loss."""
+        values = to_mapping(self)
+        return {"loss": values.pop("output"), **values}

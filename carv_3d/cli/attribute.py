@@ -9,6 +9,7 @@ EXAMPLE = 'carv attribute "a red mug"'
 OLD_FORMS = (
     OldForm("--draws", r"\d+", lambda values: [f"num_draws={v}" for v in values]),
     OldForm("--query-draws", r"\d+", lambda values: [f"query_draws={v}" for v in values]),
+    OldForm("--data", r"(?!--).+", lambda values: [w for v in values for w in ("--training-images", v)]),
     OldForm("--dim", r"\d+", lambda values: [f"dim={v}" for v in values]),
 )
 
@@ -17,18 +18,20 @@ def _parser() -> Parser:
     parser = Parser(
         prog="carv attribute",
         description="Find the training images that most influenced an image, a prompt or an asset: a page and a table.",
-        usage="carv attribute QUERY [--model FOLDER] [--data FOLDER] [--items N] [--method NAME] [--views N]\n"
-        "       [--prompt TEXT] [--resize] [--store DIR] [--shard I/N] [--seed N] [--out DIR] [key=value ...]",
+        usage="carv attribute QUERY [--model FOLDER] [--training-images FOLDER] [--items N] [--method NAME]\n"
+        "       [--views N] [--prompt TEXT] [--resize] [--store DIR] [--shard I/N] [--seed N] [--out DIR]\n"
+        "       [key=value ...]",
         epilog="QUERY is an image file, a prompt, or the folder of a run of carv generate. key=value sets an option;\n"
         "`carv options attribute` lists them. The first query computes a gradient of every training image and keeps\n"
         "them; later queries are quick. Ctrl-C stops after the current image; the same command continues.\n\n"
         "examples:\n"
         f"  {EXAMPLE} num_draws=16\n"
-        "  carv attribute picture.png --prompt 'a red mug' --model FOLDER --data FOLDER",
+        "  carv attribute picture.png --prompt 'a red mug' --model FOLDER --training-images FOLDER",
         old_forms=OLD_FORMS,
     )
     parser.add_argument("--model", metavar="FOLDER", help="a diffusers folder or hub id (default: carv-tiny)")
-    parser.add_argument("--data", metavar="FOLDER", help="the images it was trained on (default: tiny, carv-tiny's)")
+    parser.add_argument("--training-images", metavar="FOLDER",
+                        help="images that the model was trained on (default: tiny, carv-tiny's)")  # fmt: skip
     parser.add_argument("--items", type=int, metavar="N", help="the first N of them (default: 2000 of carv-tiny's)")
     parser.add_argument("--method", metavar="NAME", help="relatif, trak, d-trak or cosine (default: relatif)")
     parser.add_argument("--views", type=int, metavar="N", help="images made of a prompt or run (default: 4)")

@@ -36,7 +36,7 @@ def _variance_parser() -> Parser:
         epilog="A setting is samples x draws, and strat, global or antithetic, joined by +.\n\nexample:\n"
         "  carv distill variance carv-tiny --settings 8x1,8x16,8x16+strat --budget 120",
     )
-    parser.names("--settings", DEFAULT, help=f"(default: {','.join(DEFAULT)})")
+    parser.names("--settings", DEFAULT, help=f"see below (default: {','.join(DEFAULT)})")
     parser.add_argument("--pairs", type=int, default=40, metavar="N", help="gradient pairs of a setting (default: 40)")
     parser.add_argument("--budget", type=float, default=600, metavar="SECONDS", help="of all measuring (default: 600)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")

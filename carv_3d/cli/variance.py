@@ -40,14 +40,14 @@ def parser() -> Parser:
         "  carv variance carv-tiny --prompt 'a red mug' --methods is,is+strat+antithetic --draws 2,4 data.width=32",
         old_forms=OLD_FORMS,
     )
-    p.add_argument("--prompt", default="", metavar="TEXT", help="where the configuration has none")
-    p.names("--methods", DEFAULT, help=f"(default: {','.join(DEFAULT)})")
-    p.numbers("--renders", default=(1,), help="R, renders of a step (default: 1)")
-    p.numbers("--draws", default=(1, 2, 4, 8), help="K, draws per render (default: 1,2,4,8)")
+    p.add_argument("--prompt", default="", metavar="TEXT", help="the prompt, where the configuration has none")
+    p.names("--methods", DEFAULT, help=f"estimators, see below (default: {','.join(DEFAULT)})")
+    p.numbers("--renders", dest="R", default=(1,), help="R, renders of a step (default: 1)")
+    p.numbers("--draws", dest="K", default=(1, 2, 4, 8), help="K, draws per render (default: 1,2,4,8)")
     p.numbers("--at", default=(), help="steps of the run to measure at (default: 10, 50 and 90 %%; of a run, its end)")
     p.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="of all measuring (default: 600)")
     p.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE",
-                   help="stop early where every cost is known to this, relatively (default: 0.1)")  # fmt: skip
+                   help="stop once every cost is known to this share of it (default: 0.1)")  # fmt: skip
     p.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
     p.path("--out", metavar="DIR", help="the folder (default: outputs/variance-<prompt>)")
     p.add_argument("--resume", action="store_true", help="continue what is in the folder")

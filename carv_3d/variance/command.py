@@ -37,8 +37,8 @@ class VarianceRequest(TextOptions, MeasureRequest):
 
     source: Path
     at: tuple[int, ...] = option((), "Steps of the run to measure at.", least=0)
-    renders: tuple[int, ...] = option((1,), "Renders of a step.", least=1, most=1024)
-    draws: tuple[int, ...] = option((1, 2, 4, 8), "Draws per render.", least=1, most=1024)
+    R: tuple[int, ...] = option((1,), "Renders of a step.", least=1, most=1024)
+    K: tuple[int, ...] = option((1, 2, 4, 8), "Draws per render.", least=1, most=1024)
     methods: tuple[str, ...] = option(DEFAULT, "Estimators by name.")
     tolerance: float = option(0.1, "Relative error of every cost at which measuring stops early.", above=0, below=1)
 
@@ -54,8 +54,8 @@ class VarianceRequest(TextOptions, MeasureRequest):
         out = [BASELINE]
         for m in map(method, dict.fromkeys(self.methods)):
             least = 2 if m.spreads_cameras else 1
-            places = [(R, K) for R in self.renders for K in self.draws if least <= R and not (m.antithetic and K % 2)]
-            if not places and max(self.renders) < least:
+            places = [(R, K) for R in self.R for K in self.K if least <= R and not (m.antithetic and K % 2)]
+            if not places and max(self.R) < least:
                 raise CarvError(f"the method {m.name} spreads the cameras of a step: give --renders of 2 or more.")
             if not places:
                 raise CarvError(f"the method {m.name} draws in pairs: give an even number of --draws.")

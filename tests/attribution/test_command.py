@@ -54,7 +54,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(query: Path | str, data: Path, model: Path, *more: str) -> list[str]:
     small = ["num_draws=4", "query_draws=16", "dim=64", "--method", "cosine"]
-    return ["attribute", str(query), "--model", str(model), "--data", str(data), *small, *more]
+    return ["attribute", str(query), "--model", str(model), "--training-images", str(data), *small, *more]
 
 
 def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, place, capsys) -> None:
@@ -356,7 +356,7 @@ def test_the_second_of_two_in_one_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_options_know_their_limits() -> None:
-    with pytest.raises(CarvError, match="did not train owner/model: name its own with --data"):
+    with pytest.raises(CarvError, match="did not train owner/model: name its own with --training-images"):
         AttributeOptions(query="a red mug", model="owner/model")
     with pytest.raises(CarvError, match="query_draws is 8; it must be a multiple of 16"):
         AttributeOptions(query="a red mug", query_draws=8)

@@ -60,7 +60,7 @@ def test_a_proposal_changes_no_expectation(model, items) -> None:
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_a_feature_is_the_mean_of_its_draws_gradients(sd_teacher, loss) -> None:
     model = GradientModel.from_teacher(sd_teacher)
-    o = options(K=4, groups=2, loss=loss, weighting="sds")
+    o = options(K=4, groups=2, output=loss, weighting="sds")
     maker = FeatureMaker(model, o)
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = sd_teacher.text_embeddings(["a red mug"])[0]
@@ -210,7 +210,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_the_rest_is_kept(model, item
         (lambda: GroupedDrawOptions(num_draws=6, groups=2), "set num_draws to 8"),
         (lambda: GroupedDrawOptions(stratify="global"), "stratify is 'global'; it must be one of none, render"),
         (lambda: GroupedDrawOptions(min_step=5, max_step=4), "min_step is 5"),
-        (lambda: FeatureOptions(loss="mse"), "loss is 'mse'"),
+        (lambda: FeatureOptions(output="mse"), "output is 'mse'"),
         (lambda: FeatureOptions(weighting="x"), "weighting is 'x'"),
         (lambda: FeatureOptions(dim=0), "dim is 0"),
         (lambda: dataclasses.replace(FeatureOptions(), seed=-1), "seed is -1"),

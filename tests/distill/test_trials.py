@@ -241,7 +241,7 @@ def test_curves_say_what_their_band_is_over(prompt, seeds, words, tmp_path, monk
         ("quality", ["--points", "0"], "--points at least 1"),
         ("variance", ["--model", "nosuchfolder"], "no diffusion model at"),
         ("variance", ["--model", "owner/name"], "has no prompts of its own"),
-        ("variance", ["--settings", "8x1", "8x1"], "named twice"),
+        ("variance", ["--settings", "8x1,8x1"], "named twice"),
     ],
 )
 def test_a_benchmark_says_what_cannot_be_before_it_works(benchmark, arguments, message, tmp_path, monkeypatch) -> None:

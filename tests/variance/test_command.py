@@ -29,7 +29,7 @@ from carv_3d.variance.command import VarianceRequest, by_timestep, go_to, measur
         (["nothing.yaml", "--methods", "is+cameras"], "give --renders of 2 or more"),
         (["nothing.yaml", "--draws", "\u00b2"], "'\u00b2' is no list of whole numbers"),
         (["nothing.yaml", "--draws", "1", "--methods", "antithetic"], "give an even number of --draws"),
-        (["nothing.yaml", "--draws", "0"], "draws is [0]; it must be a list of numbers from 1 to 1024"),
+        (["nothing.yaml", "--draws", "0"], "K is [0]; it must be a list of numbers from 1 to 1024"),
         (["nothing.yaml", "--budget", "0"], "--budget is 0"),
         (["nothing.yaml", "--tolerance", "2"], "tolerance is 2.0; it must be a number above 0 and below 1"),
         (["nothing.yaml", "--methds", "is"], "unknown option --methds; did you mean --methods?"),
@@ -56,7 +56,7 @@ def test_the_command_measures_resumes_and_refuses(tmp_path: Path, capsys: Any) -
     config.write_text("system:\n  prompt_processor:\n    prompt: a red mug\n")
     out = tmp_path / "out"
     given: dict[str, Any] = {
-        "source": config, "at": (2, 4), "draws": (2,), "methods": ("is",), "budget": 1e-6, "out": out,
+        "source": config, "at": (2, 4), "K": (2,), "methods": ("is",), "budget": 1e-6, "out": out,
         "overrides": SMALL,
     }  # fmt: skip
     assert run(VarianceRequest(**given), teacher()) == 0
@@ -70,7 +70,7 @@ def test_the_command_measures_resumes_and_refuses(tmp_path: Path, capsys: Any) -
     with pytest.raises(CarvError, match="or resume it with --resume"):
         run(VarianceRequest(**given), teacher())
     with pytest.raises(CarvError, match="figures of other settings"):
-        run(VarianceRequest(**{**given, "draws": (4,), "resume": True}), teacher())
+        run(VarianceRequest(**{**given, "K": (4,), "resume": True}), teacher())
     assert run(VarianceRequest(**{**given, "resume": True}), teacher()) == 0
     assert json.loads((out / "batches.json").read_text())["batches"] == first["batches"]  # nothing is measured twice
     (out / "blocks.json").touch()

@@ -42,7 +42,7 @@ def row(ecm: float, re: str, seconds: float) -> dict[str, str]:
 
 def test_a_method_over_another_from_the_same_batches(script: dict[str, Any], tmp_path: Path) -> None:
     """ "is" has half of the variance of "uniform" and five quarters of its seconds, in every block of both prompts."""
-    settings = VarianceRequest(source=Path("x"), draws=(4,), methods=("uniform", "is")).settings()
+    settings = VarianceRequest(source=Path("x"), K=(4,), methods=("uniform", "is")).settings()
     folders = [tmp_path / name for name in ("a", "b")]
     for folder, scale in zip(folders, (1.0, 3.0)):
         folder.mkdir()
@@ -84,7 +84,7 @@ def test_figures_over_prompts(script: dict[str, Any]) -> None:
     ("arguments", "message"),
     [
         (["--prompts", "6"], "--prompts is 6; it must be 1 to 5"),
-        (["--draws", "0"], r"draws is \[0\]; it must be a list of numbers from 1 to 1024"),
+        (["--draws", "0"], r"K is \[0\]; it must be a list of numbers from 1 to 1024"),
         (["--budget", "0"], "budget is 0"),
         (["--methods", "strap"], "there is no method 'strap'"),
     ],
