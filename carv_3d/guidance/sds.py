@@ -160,18 +160,10 @@ class SDSGuidance:
         return self.guide(rgb, Conditioning(prompts_cond, prompts_uncond, prompts_negative, *perp_neg), step, **more)
 
     def guide(
-        self,
-        rgb: Tensor,
-        cond: Conditioning,
-        step: int,
-        *,
-        epoch: int = 0,
-        generator: torch.Generator | None = None,
-        rgb_as_latents: bool = False,
-        with_recon: bool | None = None,
-        draws: Draws | None = None,
+        self, rgb: Tensor, cond: Conditioning, step: int, *, epoch: int = 0, generator: torch.Generator | None = None,
+        rgb_as_latents: bool = False, with_recon: bool | None = None, draws: Draws | None = None,
         trained: TrainedEpsHat | None = None,
-    ) -> GuidanceOutput:
+    ) -> GuidanceOutput:  # fmt: skip
         """One step.
 
         Args:
@@ -192,24 +184,28 @@ class SDSGuidance:
         with_recon = o.use_recon_loss if with_recon is None else with_recon
         images = self._images(rgb, rgb_as_latents, with_recon)
         self._check(cond, trained)
-        now = o.at(len(self.weights), step, epoch)
-        self.estimator.proposal.set_range(now.min_step, now.max_step)
+        now = self._at(step, epoch)
         cond = cond.per_render(len(images))._replace(images=images.detach() if self.objective.image else None)
-        s = cond.scale(now.guidance_scale, o.cfg_convention)
+        s, given = cond.scale(now.guidance_scale, o.cfg_convention), cond.tensors
         each, latents = 1, images
-        if not rgb_as_latents:
-            latents, draws, each = self._encode(images, generator, draws)
+        if not rgb_as_latents and o.vae_sample == "draw":
+            latents, draws, each = self._sample_each_draw(images, generator, draws)
+        elif not rgb_as_latents:
+            latents = self.teacher.encode(images, generator=generator, sample=o.vae_sample == "sample")
         auto = self.auto if draws is None else None
         if auto is not None:
             draws = auto.plan(latents, generator)
-        given = cond.tensors if each == 1 else tuple(x.repeat_interleave(each, 0) for x in cond.tensors)
+        if each > 1:
+            given = tuple(x.repeat_interleave(each, 0) for x in given)
+        residual = partial(self._residual, cond, s, trained)
         estimate = self.estimator.estimate_residual(
-            latents, partial(self._residual, cond, s, trained), cond=given, generator=generator, draws=draws,
-            grad_clip=now.grad_clip,
-        )  # fmt: skip
+            latents, residual, given, generator, draws=draws, grad_clip=now.grad_clip
+        )
         if auto is not None:
             auto.learn(latents, estimate)
-        scalars = dict(estimate.scalars) | ({} if auto is None else auto.scalars) | _annealed_scalars(now, s)
+        scalars = dict(estimate.scalars) | ({} if auto is None else auto.scalars)
+        scalars.update(guidance_scale=s, min_step=float(now.min_step), max_step=float(now.max_step))
+        scalars |= {} if now.grad_clip is None else {"grad_clip": now.grad_clip}
         loss = estimate.loss
         if each > 1:
             scalars["K"] = float(each)
@@ -279,14 +275,11 @@ class SDSGuidance:
         images, size = rgb.permute(0, 3, 1, 2), self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
         return images if images.shape[-2:] == (size, size) else resized(images, size)
 
-    def _encode(
-        self, images: Tensor, generator: torch.Generator, draws: Draws | None
-    ) -> tuple[Tensor, Draws | None, int]:
-        """Latents of the images, the draws to use if they are given by now, and how many latents an image has."""
-        how = self.options.vae_sample
-        if how == "draw":
-            return self._sample_each_draw(images, generator, draws)
-        return self.teacher.encode(images, generator=generator, sample=how == "sample"), draws, 1
+    def _at(self, step: int, epoch: int) -> Annealing:
+        """The annealed options, with the proposal's range set to theirs."""
+        now = self.options.at(len(self.weights), step, epoch)
+        self.estimator.proposal.set_range(now.min_step, now.max_step)
+        return now
 
     def _sample_each_draw(
         self, images: Tensor, generator: torch.Generator, draws: Draws | None
@@ -339,12 +332,6 @@ def _image_loss(images: Tensor, estimate: Estimate, grad_clip: float | None, sca
     _, finite, grad = reduce_draws(estimate.extra, estimate.weights, grad_clip)
     scalars["nonfinite_img"] = float((~finite).sum())
     return surrogate_loss(images, grad)
-
-
-def _annealed_scalars(now: Annealing, s: float) -> dict[str, float]:
-    """For the log; s is the guidance scale that was used, whichever convention the option follows."""
-    values = {**now._asdict(), "guidance_scale": s}
-    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _by_render(estimate: Estimate, K: int, group_size: int) -> Estimate:
