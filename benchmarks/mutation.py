@@ -2,20 +2,20 @@
 
     ./install.sh python benchmarks/mutation.py [--area core,compare] [--only TEXT] [--workers 2] [--out FILE]
 
-Every fault is a line of a list in `benchmarks/mutants/`: a file, a text that stands in it once, what replaces it, and
-the tests that should notice. A fault is killed when one of these tests fails. One whose text is gone is stale.
-The figures go to docs/results/mutants.csv, and the survivors to the terminal.
+Every fault is an entry of `benchmarks/mutants/AREA.yaml`: a file, a text that stands in it once, what replaces it,
+and the tests that should notice. A fault is killed when one of these tests fails. One whose text is gone is stale.
+The figures go to docs/results/mutants.csv, and the survivors to the terminal. Tests start in a process that has the
+large libraries loaded, so that a fault takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib
+import multiprocessing
 import os
-import pkgutil
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
-import mutants
+import yaml
 from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("carv_3d", "custom", "benchmarks", "tests", "docs", "pyproject.toml", "README.md", "install.sh")
 TIME_LIMIT = 300  # seconds; a fault that makes the tests hang is killed
+LOADED = ("torch", "diffusers", "transformers", "numba", "scipy.stats", "nerfacc", "omegaconf", "pytest", "rich")
+ENVIRONMENT = {
+    "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,10 @@ class Mutant:
 
 
 def areas() -> dict[str, list[Mutant]]:
-    """The lists of `benchmarks/mutants/`, by the name of their module."""
-    names = [module.name for module in pkgutil.iter_modules(mutants.__path__)]
-    return {name: [Mutant(*row) for row in importlib.import_module(f"mutants.{name}").MUTANTS] for name in names}
+    """The lists of `benchmarks/mutants/`, by their names."""
+    files = sorted((ROOT / "benchmarks" / "mutants").glob("*.yaml"))
+    read = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    return {name: [Mutant(**entry) for entry in entries] for name, entries in read.items()}
 
 
 def copy_of_the_repository(folder: Path) -> Path:
@@ -75,20 +81,39 @@ def outcome(mutant: Mutant, copy: Path) -> str:
     if text.count(mutant.old) != 1:
         return "stale"
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-    environment = {
-        **os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *mutant.tests.split()]
     try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=TIME_LIMIT)
-    except subprocess.TimeoutExpired:
-        return "killed"
+        code = exit_code(copy, mutant.tests.split())
     finally:
         path.write_text(text, encoding="utf-8")
-    if done.returncode not in (0, 1, 2):  # 2: a test module that cannot be imported
-        raise SystemExit(f"pytest ended with {done.returncode} for {mutant.file}: {done.stdout.decode()[-300:]}")
-    return "survived" if done.returncode == 0 else "killed"
+    if code not in (None, 0, 1, 2):  # None: it hung; 2: a test module that cannot be imported
+        raise SystemExit(f"pytest ended with {code} for {mutant.file} and {mutant.tests}")
+    return "survived" if code == 0 else "killed"
+
+
+def exit_code(copy: Path, tests: Sequence[str]) -> int | None:
+    """What pytest ends with in the copy, in a process of its own; None where it is too slow."""
+    process = PROCESSES.Process(target=_run_pytest, args=(str(copy), list(tests)))
+    process.start()
+    process.join(TIME_LIMIT)
+    if process.is_alive():
+        os.killpg(process.pid or 0, signal.SIGKILL)
+        process.join()
+        return None
+    return process.exitcode
+
+
+def _run_pytest(copy: str, tests: Sequence[str]) -> None:
+    os.setsid()  # so that what the tests start ends with them
+    os.chdir(copy)
+    os.environ.update(ENVIRONMENT, PYTHONPATH=copy)
+    sys.path[:0] = [copy]
+    sys.dont_write_bytecode = True
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    import pytest
+
+    os._exit(int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests])))
 
 
 def run_all(chosen: Sequence[tuple[str, Mutant]], workers: int) -> Iterator[tuple[str, Mutant, str]]:
@@ -98,6 +123,15 @@ def run_all(chosen: Sequence[tuple[str, Mutant]], workers: int) -> Iterator[tupl
         for i in range(workers):
             copies.put(copy_of_the_repository(Path(folder) / str(i)))
 
+        def check(tests: str) -> None:
+            copy = copies.get()
+            if (code := exit_code(copy, tests.split())) != 0:
+                raise SystemExit(f"{tests}: pytest ends with {code} without any fault; mend that first")
+            copies.put(copy)
+
+        sets = sorted({m.tests for _, m in chosen})
+        list(track(pool.map(check, sets), "without faults", total=len(sets)))
+
         def one(item: tuple[str, Mutant]) -> tuple[str, Mutant, str]:
             copy = copies.get()
             try:
@@ -105,7 +139,7 @@ def run_all(chosen: Sequence[tuple[str, Mutant]], workers: int) -> Iterator[tupl
             finally:
                 copies.put(copy)
 
-        yield from pool.map(one, chosen)
+        yield from track(pool.map(one, chosen), "faults", total=len(chosen))
 
 
 def table(rows: Sequence[tuple[str, Mutant, str]]) -> list[tuple[str, int, int]]:
@@ -129,8 +163,10 @@ def main() -> int:
     names = [name for name in options.area.split(",") if name] or list(lists)
     if unknown := set(names) - set(lists):
         parser.error(f"there is no list {', '.join(sorted(unknown))}; there are: {', '.join(lists)}")
+    os.environ.update(ENVIRONMENT)
+    PROCESSES.set_forkserver_preload(list(LOADED))
     chosen = [(name, m) for name in names for m in lists[name] if options.only in f"{m.file} {m.old}"]
-    rows = list(track(run_all(chosen, options.workers), "faults", total=len(chosen)))
+    rows = list(run_all(chosen, options.workers))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
