@@ -14,7 +14,7 @@ from carv_3d.config.reader import escaped, read_options, read_override, resolved
 from carv_3d.config.request import TextOptions
 from carv_3d.core.options import AdamOptions, NamedOptions, Options, RunOptions, option
 from carv_3d.errors import CarvError
-from carv_3d.guidance.options import AUTO, GuidanceOptions
+from carv_3d.guidance.options import AUTO, GuidanceOptions, ViewPromptOptions
 from carv_3d.io.structured import MissingFileError, read_yaml
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
@@ -39,11 +39,10 @@ class BackgroundOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptOptions(TextOptions):
+class PromptOptions(TextOptions, ViewPromptOptions):
     """The prompt and how a camera's position is put into words; threestudio's names."""
 
     negative_prompt: str = option("", "What to avoid: the text of the unconditional half.")
-    view_dependent_prompting: bool = option(True, "Add the camera's direction to the prompt.")
     fine_views: bool = option(True, "Eight directions (front left view); false: threestudio's front, side and back.")
     use_perp_neg: bool = option(False, "Perp-Neg (arXiv 2304.04968): between directions, with the others as negatives.")
     overhead_threshold: float = option(60.0, "Degrees above which a view is overhead.", least=0, most=180)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from carv_3d.config.annealing import Annealed, annealed, counts_steps, knots
-from carv_3d.core.options import ResidualOptions, SamplingOptions, SeedOptions, Weighting, option
+from carv_3d.core.options import Options, ResidualOptions, SamplingOptions, SeedOptions, Weighting, option
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import CfgConvention
@@ -71,6 +71,13 @@ class ScoreOptions(SamplingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewPromptOptions(Options):
+    """Prompts that say where the camera is."""
+
+    view_dependent_prompting: bool = option(True, "Add the camera's direction to the prompt.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuidanceOptions(
     ScoreOptions,
     ResidualOptions,
@@ -92,8 +99,6 @@ class GuidanceOptions(
     Raises:
         CarvError: naming the option, for a value that cannot be meant.
     """
-
-    _image_objective: ClassVar[str] = "hifa"
 
     pretrained_model_name_or_path: str = option("carv-tiny", "carv-tiny, a local diffusers folder, or a hub id.")
     half_precision_weights: bool = option(True, "float16 on CUDA; on the CPU always float32.")
@@ -134,6 +139,11 @@ class GuidanceOptions(
             if self.vae_sample == "draw" and getattr(self, name) == bad:
                 shown = str(bad).lower()
                 raise CarvError(f"vae_sample is draw, which does not go with {name}: {shown}; change one of the two.")
+
+    @property
+    def _image_objective(self) -> str:
+        """The objective of the class with a loss in image space."""
+        return next(name for name in self.declared()["objective"].choices if OBJECTIVES[name].image)
 
     def _name_objective(self) -> None:
         """Turn the flags of threestudio into an objective; from here on the objective alone says what is distilled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from carv_3d.config.annealing import Annealed
 from carv_3d.core.options import option
@@ -24,8 +24,6 @@ class VSDOptions(
     Raises:
         CarvError: naming the option, for a value that cannot be meant.
     """
-
-    _image_objective: ClassVar[str] = "vsd_hifa"
 
     pretrained_model_name_or_path_lora: str = option(
         "", "The model that the LoRA is a variant of; empty, or the teacher's name: the teacher, loaded once."

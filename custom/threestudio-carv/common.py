@@ -16,32 +16,31 @@ from threestudio.utils.base import BaseObject
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.options import Options
 from carv_3d.errors import CarvError
+from carv_3d.guidance.options import ViewPromptOptions
 from carv_3d.guidance.sds import GuidanceOutput
 
 
-@dataclass
-class HostOptions:
-    """threestudio's options of loading and prompting, which `carv_3d`'s option classes do not have."""
+@dataclass(frozen=True, kw_only=True)
+class HostOptions(ViewPromptOptions):
+    """threestudio's options of loading and prompting, which its guidance has and `carv_3d`'s has not."""
 
     enable_memory_efficient_attention: bool = False
     enable_sequential_cpu_offload: bool = False
     enable_attention_slicing: bool = False
     enable_channels_last_format: bool = False
-    view_dependent_prompting: bool = True
 
 
-def with_options(kind: type[Options]) -> Callable[[type], type]:
-    """Makes a class threestudio's structured config, with every option of `kind`.
+def with_options(*kinds: type[Options], **defaults: Any) -> Callable[[type], type]:
+    """Makes a class threestudio's structured config, with every option of `kinds`.
 
-    An option has the default of `kind` unless the class gives another. All are annotated Any: `kind` checks them.
+    An option has the default of its kind unless `defaults` gives another. All are annotated Any: `read_options` checks.
     """
+    defaults = {name: declared.default for kind in kinds for name, declared in kind.declared().items()} | defaults
 
     def decorate(config: type) -> type:
-        own = inspect.get_annotations(config)
-        config.__annotations__ = {**own, **{name: Any for name in kind.declared() if name not in own}}
-        for name, declared in kind.declared().items():
-            if name not in config.__dict__:
-                setattr(config, name, declared.default)
+        config.__annotations__ = {**inspect.get_annotations(config), **dict.fromkeys(defaults, Any)}
+        for name, default in defaults.items():
+            setattr(config, name, default)
         return dataclass(config)
 
     return decorate

@@ -21,12 +21,15 @@ from .common import CarvGuidance, HostOptions, Texts, read_options, with_options
 class CarvStableDiffusionGuidance(CarvGuidance):
     """The objective of threestudio's `stable-diffusion-guidance`, or another of `carv_3d`'s."""
 
-    @with_options(GuidanceOptions)
-    class Config(HostOptions, CarvGuidance.Config):
+    @with_options(
+        GuidanceOptions,
+        HostOptions,
+        pretrained_model_name_or_path="runwayml/stable-diffusion-v1-5",
+        cfg_convention="threestudio",
+    )
+    class Config(CarvGuidance.Config):
         """threestudio's own defaults, and the options that only a host has."""
 
-        pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"
-        cfg_convention: str = "threestudio"
         token_merging: bool = False
         token_merging_params: Any = field(default_factory=dict)
         max_items_eval: int = 4

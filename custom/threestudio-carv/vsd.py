@@ -30,12 +30,14 @@ MAX_UNTRAINED_STEPS = 20
 class CarvVSDGuidance(CarvCalls, BaseModule):
     """Variational score distillation, and the LoRA that threestudio trains."""
 
-    @with_options(VSDOptions)
-    class Config(HostOptions, BaseModule.Config):
+    @with_options(
+        VSDOptions,
+        HostOptions,
+        pretrained_model_name_or_path="stabilityai/stable-diffusion-2-1-base",
+        pretrained_model_name_or_path_lora="stabilityai/stable-diffusion-2-1",
+    )
+    class Config(BaseModule.Config):
         """threestudio's own defaults."""
-
-        pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
-        pretrained_model_name_or_path_lora: str = "stabilityai/stable-diffusion-2-1"
 
     cfg: Config
 

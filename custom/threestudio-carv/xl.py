@@ -5,7 +5,6 @@ threestudio's prompt processors (views, Perp-Neg, cache) and the guidance's call
 """
 
 import os
-from dataclasses import dataclass
 
 import threestudio
 import torch
@@ -16,6 +15,7 @@ from carv_3d.teachers.loading import choose_dtype
 from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 from carv_3d.teachers.xl_text import XLText
 
+from .common import with_options
 from .guidance import CarvStableDiffusionGuidance
 from .prompt_processor import ChecksModel, write_embeddings
 
@@ -26,11 +26,9 @@ DEFAULT_MODEL = StableDiffusionXLTeacher.default_model
 class CarvStableDiffusionXLGuidance(CarvStableDiffusionGuidance):
     """`carv-stable-diffusion-guidance` with another teacher; every option means the same."""
 
-    @dataclass
+    @with_options(pretrained_model_name_or_path=DEFAULT_MODEL)
     class Config(CarvStableDiffusionGuidance.Config):
         """The same options, for another model."""
-
-        pretrained_model_name_or_path: str = DEFAULT_MODEL
 
     cfg: Config
     _teacher_class = StableDiffusionXLTeacher
@@ -40,11 +38,9 @@ class CarvStableDiffusionXLGuidance(CarvStableDiffusionGuidance):
 class CarvStableDiffusionXLPromptProcessor(ChecksModel, PromptProcessor):
     """Both text encoders, packed."""
 
-    @dataclass
+    @with_options(pretrained_model_name_or_path=DEFAULT_MODEL)
     class Config(PromptProcessor.Config):
         """threestudio's own options, for another model."""
-
-        pretrained_model_name_or_path: str = DEFAULT_MODEL
 
     cfg: Config
     _family = STABLE_DIFFUSION_XL
