@@ -42,6 +42,8 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, claimed, expanded, make_folder, slug, unused, write_atomic, write_via
 from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, StopSignals, duration
+from carv_3d.teachers.availability import DEFAULT_MODEL
+from carv_3d.tiny.knowledge import model_knowledge
 
 METHODS = {  # name -> the output of its features, what the page says
     "cosine": ("loss", "the cosine between gradients of the loss"),
@@ -125,7 +127,7 @@ class AttributeOptions(
 
 def check_data(data: str, model: str) -> None:
     """Raises CarvError where the images of carv-tiny cannot be the model's; a local folder may hold one like it."""
-    if data == "tiny" and model != "carv-tiny" and not expanded(model).exists():
+    if data == "tiny" and not model_knowledge(model).training_data and not expanded(model).exists():
         raise CarvError(f"the images of carv-tiny did not train {model}: name its own with --training-images FOLDER.")
 
 
@@ -144,7 +146,7 @@ def attribute(options: AttributeOptions) -> int:
     """
     display, begin = Display(), time.perf_counter()
     kind = kind_of(options.query)
-    model_name = options.model or (model_of_run(expanded(options.query)) if kind == "run" else "carv-tiny")
+    model_name = options.model or (model_of_run(expanded(options.query)) if kind == "run" else DEFAULT_MODEL)
     check_data(options.training_images, model_name)
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
     out = _new_folder(options)
@@ -154,10 +156,10 @@ def attribute(options: AttributeOptions) -> int:
 
 
 def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path, display: Display, begin: float) -> int:
-    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+    from carv_3d.teachers import load
 
     with display.status("loading the model"):
-        teacher = StableDiffusionTeacher.load(model_name)
+        teacher = load.load_teacher(model_name)
     query = _image(options, teacher) if kind == "image" else None  # refused before any images are made
     images = _images(options, teacher.image_size, display)
     query = query or _query(kind, options, teacher, display)
@@ -317,7 +319,7 @@ def _facts(
         "draws of a query's image": str(options.query_draws),
         "in all": duration(seconds),
     }
-    if options.training_images == "tiny" and model_name != "carv-tiny":
+    if options.training_images == "tiny" and not model_knowledge(model_name).training_data:
         facts["training images"] += " of carv-tiny, taken for this model's own"
     if made:
         facts["images a second (gradients)"] = f"{made / spent:.2f}"

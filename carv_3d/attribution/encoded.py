@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from carv_3d.attribution.images import Image, TrainingImages
 from carv_3d.attribution.store import RowStore
 from carv_3d.runs.checkpoint import fingerprint_of
-from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 
 CHUNK = 16  # images encoded together, always the same ones, so that resuming changes no bit
 FLUSH_EVERY = 64  # chunks; what a power cut (no kill) may cost
@@ -24,15 +23,14 @@ CAPTIONS = 512  # embedded captions that are remembered
 class EncodedImages:
     """`LatentItems` of training images: the posterior's mode of each, and the embedding of its caption."""
 
-    def __init__(self, images: TrainingImages, teacher: StableDiffusionTeacher, folder: Path) -> None:
+    def __init__(self, images: TrainingImages, teacher: LatentDiffusionTeacher, folder: Path) -> None:
         """folder: of the latents' store, which is refused where it was made with other images or another encoder."""
         self.images, self.teacher = images, teacher
         shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
         meta = {"items": images.fingerprint(), "vae": fingerprint_of(teacher.vae, config=dict(teacher.vae.config))}
         self.store = RowStore(folder, meta, len(images), shape)
-        encoder = teacher.text_encoder
-        text = "" if encoder is None else fingerprint_of(encoder, config=_text_config(teacher))
-        self._fingerprint = "-".join([*meta.values(), text])
+        text = [fingerprint_of(encoder, config=config) for encoder, config in teacher.text_parts]
+        self._fingerprint = "-".join([*meta.values(), *text])
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, show: Callable[[int, int], bool] | None = None) -> bool:
@@ -77,20 +75,14 @@ class EncodedImages:
         return self._fingerprint
 
 
-def _text_config(teacher: StableDiffusionTeacher) -> dict[str, Any]:
-    """What changes an embedding beside the encoder's parameters: its own configuration, and the tokenizer's words."""
-    config = {k: v for k, v in teacher.text_encoder.config.to_dict().items() if k != "transformers_version"}
-    return {**config, "context": teacher.context_length, "words": teacher.tokenizer.get_vocab()}
-
-
 @torch.no_grad()
-def encode_images(images: list[Image], teacher: StableDiffusionTeacher) -> Tensor:
+def encode_images(images: list[Image], teacher: LatentDiffusionTeacher) -> Tensor:
     """(N, C, h, w), the posterior's mode, of images (S, S, 3)."""
     x = torch.from_numpy(np.stack(images)).to(teacher.device).permute(0, 3, 1, 2).float() / 255
     return teacher.encode(x.contiguous(), sample=False)
 
 
-def embed(caption: str, teacher: StableDiffusionTeacher) -> Tensor:
+def embed(caption: str, teacher: LatentDiffusionTeacher) -> Tensor:
     """(L, D) of a caption; the teacher forgets it again, so that memory does not grow with the captions."""
     row = teacher.text_embeddings([caption])[0]
     teacher.forget_texts()

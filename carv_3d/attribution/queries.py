@@ -12,7 +12,8 @@ from carv_3d.attribution.images import SUFFIXES, Image, read_image
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 from carv_3d.io.images import to_uint8
-from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
+from carv_3d.tiny.knowledge import model_knowledge
 
 GUIDANCE_SCALE = 3.5  # of the images that a prompt stands for
 SAMPLE_STEPS = 30
@@ -72,11 +73,9 @@ def model_of_run(folder: Path) -> str:
 
 
 def check_words(prompt: str, model: str) -> None:
-    """Raises CarvError for a prompt that carv-tiny, if it is the model, cannot know."""
-    if model == "carv-tiny" and prompt:
-        from carv_3d.tiny.vocabulary import check_prompt
-
-        check_prompt(prompt)
+    """Raises CarvError for a prompt that the model is known not to know."""
+    if prompt:
+        model_knowledge(model).check_prompt(prompt)
 
 
 def image_query(path: Path, prompt: str, size: int, resize: bool) -> Query:
@@ -85,7 +84,7 @@ def image_query(path: Path, prompt: str, size: int, resize: bool) -> Query:
     return Query(path.name, prompt, [read_image(path, size, resize)], [prompt], note)
 
 
-def prompt_query(prompt: str, teacher: StableDiffusionTeacher, count: int, seed: int) -> Query:
+def prompt_query(prompt: str, teacher: LatentDiffusionTeacher, count: int, seed: int) -> Query:
     """`count` images that the model makes from a prompt."""
     from carv_3d.guidance.sampling import prompt_images
 

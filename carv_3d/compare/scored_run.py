@@ -21,6 +21,7 @@ from carv_3d.io.structured import read_json
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import has_checkpoint
 from carv_3d.runs.progress import Display
+from carv_3d.tiny.knowledge import model_knowledge
 
 RESULT = "result.json"  # written last: a run that has one is done
 
@@ -56,9 +57,8 @@ class ScoredRun(SceneRun):
         self.length, self.clip = length, clip
         self.clock = 0.0
         config = host.config
-        known = (
-            self.classifier is not None and config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny"
-        )
+        model = config.system.guidance.pretrained_model_name_or_path
+        known = self.classifier is not None and model_knowledge(model).true_shapes
         self.truth = TrueShape.from_prompt(config.prompt, config.data) if known else None
 
     @property

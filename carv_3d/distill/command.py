@@ -28,6 +28,9 @@ from carv_3d.io.files import claimed, make_folder
 from carv_3d.runs.progress import Display
 from carv_3d.runs.ranks import Ranks, join
 from carv_3d.runs.run import Pace, Run
+from carv_3d.teachers.families import STABLE_DIFFUSION
+
+USE = "carv distill, which trains a UNet on one text encoder and exports it as a StableDiffusionPipeline,"
 
 # metrics.csv; an empty cell means that the step has no such figure.
 COLUMNS = (
@@ -82,10 +85,11 @@ def check_prompts(settings: Settings) -> Prompts:
 
     Raises CarvError where there are none, or others than it began with, or no model.
     """
-    from carv_3d.teachers.availability import is_local, resolve_model
+    from carv_3d.teachers.availability import is_local
+    from carv_3d.teachers.load import find_model
 
     if is_local(settings.model):  # a name that is misspelt has no prompts either
-        resolve_model(settings.model)
+        find_model(settings.model, only=STABLE_DIFFUSION, use=USE)
     prompts = read_prompts(settings.options.prompts, settings.model)
     found = hash_of(prompts)
     if settings.prompts_hash not in ("", found):
@@ -95,7 +99,7 @@ def check_prompts(settings: Settings) -> Prompts:
         )
     settings.prompts_hash = found
     if not is_local(settings.model):  # which may download it
-        resolve_model(settings.model)
+        find_model(settings.model, only=STABLE_DIFFUSION, use=USE)
     return prompts
 
 
@@ -104,13 +108,15 @@ def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:
 
     Raises CarvError as `load`, and where CUDA is asked for and absent, among several processes too.
     """
-    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+    from carv_3d.teachers import load
 
     options = settings.options
     chosen = choose_device(options.device)
     own = None if ranks is None else ranks.device
-    return StableDiffusionTeacher.load(
+    return load.load_teacher(
         settings.model,
+        only=STABLE_DIFFUSION,
+        use=USE,
         device=own or chosen,
         half_precision=False if options.precision == "float32" else None,
     )

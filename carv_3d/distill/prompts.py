@@ -11,6 +11,7 @@ import torch
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 from carv_3d.io.structured import read_text
+from carv_3d.tiny.knowledge import model_knowledge
 
 
 class Prompts(Protocol):
@@ -78,15 +79,13 @@ class TinyCaptions:
 
 
 def read_prompts(path: str | None, model: str) -> Prompts:
-    """The prompts of a file, or of carv-tiny without one; CarvError where another model has none."""
+    """The prompts of a file, or the model's own without one; CarvError where it has or knows none."""
+    known = model_knowledge(model)
     if path is not None:
         listed = ListedPrompts.read(expanded(path))
-        if model == "carv-tiny":
-            from carv_3d.tiny.vocabulary import check_prompt
-
-            for prompt in listed.prompts:
-                check_prompt(prompt)
+        for prompt in listed.prompts:
+            known.check_prompt(prompt)
         return listed
-    if model != "carv-tiny":
+    if not known.training_data:
         raise CarvError(f"{model} has no prompts of its own: name a text file with one on each line, prompts=FILE")
     return TinyCaptions()

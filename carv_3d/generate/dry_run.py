@@ -24,11 +24,12 @@ def dry_run(request: Request) -> int:
     check_writable(folder)
     print(config_to_yaml(config), end="")
     print(f"# folder: {folder}")
-    from carv_3d.teachers.availability import could_be_fetched, resolve_model
+    from carv_3d.teachers.availability import could_be_fetched
+    from carv_3d.teachers.load import find_model
 
     name = config.system.guidance.pretrained_model_name_or_path
     try:
-        print(f"# model: {name}, {resolve_model(name, local_files_only=True)}")
+        print(f"# model: {name}, {find_model(name, local_files_only=True)[0]}")
     except CarvError as error:
         if not could_be_fetched(name):
             raise

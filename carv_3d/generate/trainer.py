@@ -39,26 +39,28 @@ from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
 from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES
 from carv_3d.teachers.base import Teacher
 from carv_3d.teachers.timed import TimedTeacher
+from carv_3d.tiny.knowledge import model_knowledge
 
 PHASES = ("render", "encode", "denoise", "decode", "backward")
 
 
 def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
     """The model of `system.guidance`; CarvError where the prompt is not for it or it is not to be had."""
-    from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+    from carv_3d.teachers import load
 
     options = config.system.guidance
     check_prompt(config)
-    return StableDiffusionTeacher.load(
+    teacher: Teacher = load.load_teacher(
         options.pretrained_model_name_or_path,
         device=choose_device(config.device),
         half_precision=options.half_precision_weights,
         local_files_only=local_files_only,
     )
+    return teacher
 
 
 def check_prompt(config: Config) -> None:
-    """Refuse an empty prompt, and words in it or in the negative prompt that carv-tiny as the teacher does not know."""
+    """Refuse an empty prompt, and words in it or in the negative prompt that the teacher is known not to know."""
     if not config.prompt.strip():
         raise CarvError('the prompt is empty; write what to make, such as "a red mug"')
     named = [phrase for phrase in (*FINE_PHRASES, *COARSE_PHRASES) if phrase in config.prompt.lower()]
@@ -73,12 +75,10 @@ def check_prompt(config: Config) -> None:
             f"the objective {objective} needs a negative prompt: set system.prompt_processor.negative_prompt, or "
             "another system.guidance.objective"
         )
-    if config.system.guidance.pretrained_model_name_or_path.strip() == "carv-tiny":
-        from carv_3d.tiny import vocabulary
-
-        options = config.system.prompt_processor
-        vocabulary.check_prompt(config.prompt, vocabulary.VIEW_ROOM if options.view_dependent_prompting else 0)
-        vocabulary.check_words(options.negative_prompt, "The negative prompt")
+    words = config.system.prompt_processor
+    model_knowledge(config.system.guidance.pretrained_model_name_or_path).check_prompt(
+        config.prompt, words.negative_prompt, words.view_dependent_prompting
+    )
 
 
 class TextTo3D:

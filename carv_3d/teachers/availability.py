@@ -19,7 +19,8 @@ from carv_3d.teachers.model_folder import BIN_STEMS, FIX, WEIGHT_STEMS, WrongFam
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = {"carv-tiny": Path(__file__).parents[1] / "tiny" / "weights"}
+DEFAULT_MODEL = "carv-tiny"
+BUILT_IN = {DEFAULT_MODEL: Path(__file__).parents[1] / "tiny" / "weights"}
 
 GONE = {
     **{

@@ -187,5 +187,10 @@ class LatentDiffusionTeacher(Denoiser):
         """Lets go of the prompts that `text_embeddings` remembers, for work on more captions than memory holds."""
         self._embeddings.clear()
 
+    @property
+    def text_parts(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Each text encoder, with all else that changes an embedding; none where it was loaded without."""
+        raise NotImplementedError
+
     def _encode_text(self, prompts: list[str]) -> Tensor:
         raise NotImplementedError

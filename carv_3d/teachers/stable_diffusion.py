@@ -13,16 +13,17 @@ from torch import Tensor
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
+from carv_3d.teachers.availability import DEFAULT_MODEL
 from carv_3d.teachers.families import STABLE_DIFFUSION
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
-from carv_3d.teachers.tokens import context_length, tokenize
+from carv_3d.teachers.tokens import context_length, text_config, tokenize
 
 
 class StableDiffusionTeacher(LatentDiffusionTeacher):
     """A `carv_3d.teachers.base.Teacher` over a UNet, a VAE and a CLIP text encoder."""
 
     family = STABLE_DIFFUSION
-    default_model = "carv-tiny"
+    default_model = DEFAULT_MODEL
 
     def __init__(
         self,
@@ -45,6 +46,12 @@ class StableDiffusionTeacher(LatentDiffusionTeacher):
         self.text_encoder: Any = None if text_encoder is None else text_encoder.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.context_length = 0 if text_encoder is None else context_length(text_encoder, tokenizer)
+
+    @property
+    def text_parts(self) -> list[tuple[Any, dict[str, Any]]]:
+        """The text encoder, with its configuration and words."""
+        encoder = self.text_encoder
+        return [] if encoder is None else [(encoder, text_config(encoder, self.tokenizer))]
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         """(B, L, D): the last hidden states, L the text encoder's own context length."""

@@ -13,6 +13,7 @@ from carv_3d.errors import CarvError
 from carv_3d.teachers.families import STABLE_DIFFUSION_XL
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 from carv_3d.teachers.model_folder import read_json
+from carv_3d.teachers.tokens import text_config
 from carv_3d.teachers.xl_text import XLText, unpack
 
 TIME_IDS = 6  # original size, upper left corner of the crop, target size
@@ -64,6 +65,19 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
     def _from_parts(cls, folder: Path, parts: dict[str, Any], **known: Any) -> StableDiffusionXLTeacher:
         text = None if parts["text_encoder"] is None else XLText.from_parts(folder, parts)
         return cls(parts["unet"], parts["vae"], text, **known)
+
+    @property
+    def text_parts(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Both text encoders, with their configurations and words, and what becomes of the empty prompt."""
+        text = self.text
+        return (
+            []
+            if text is None
+            else [
+                (encoder, text_config(encoder, tokenizer, empty_is_zero=text.empty_is_zero))
+                for encoder, tokenizer in zip(text.encoders, text.tokenizers)
+            ]
+        )
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         if self.text is None:

@@ -13,6 +13,14 @@ def context_length(text_encoder: Any, tokenizer: Any) -> int:
     return min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
 
 
+def text_config(text_encoder: Any, tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """What changes an embedding beside the encoder's parameters: its own configuration, and the tokenizer's words."""
+    config = {k: v for k, v in text_encoder.config.to_dict().items() if k != "transformers_version"}
+    return {
+        **config, "context": context_length(text_encoder, tokenizer), "words": tokenizer.get_vocab(), **more
+    }  # fmt: skip
+
+
 def tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
     """B prompts -> input_ids and attention_mask (B, length); prompts that are longer are named in the log."""
     for prompt in prompts:

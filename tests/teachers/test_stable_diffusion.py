@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -186,3 +187,17 @@ def test_a_model_of_flow_matching_or_edm_is_refused(sd_folder: Path, tmp_path: P
     file.write_text(json.dumps({**json.loads(file.read_text()), **own}))
     with pytest.raises(CarvError, match="flow matching or EDM"):
         StableDiffusionTeacher.load(str(folder), device="cpu", with_text=False)
+
+
+def test_latents_are_shifted_before_they_are_scaled(sd_teacher: Any) -> None:
+    vae = copy.deepcopy(sd_teacher.vae)
+    vae.register_to_config(shift_factor=0.3)
+    shifted = StableDiffusionTeacher(sd_teacher.unet, vae, None, None, sd_teacher.schedule)
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    posterior = vae.encode(2 * x - 1).latent_dist
+    z = shifted.encode(x, sample=False)
+    torch.testing.assert_close(z, (posterior.mean - 0.3) * 0.5)
+    mean, std = shifted.posterior(x)
+    torch.testing.assert_close(mean, z)
+    torch.testing.assert_close(std, posterior.std * 0.5)
+    torch.testing.assert_close(shifted.decode(z, clamp=False), vae.decode(posterior.mean).sample * 0.5 + 0.5)

@@ -1,0 +1,62 @@
+"""One way from a model's name to its teacher, whatever the family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from carv_3d.errors import CarvError, packages
+from carv_3d.teachers.availability import resolve_model
+from carv_3d.teachers.families import FAMILIES, Family
+from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
+from carv_3d.teachers.model_folder import WrongFamily
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
+
+TEACHERS: tuple[type[LatentDiffusionTeacher], ...] = (StableDiffusionTeacher, StableDiffusionXLTeacher)
+
+
+def find_model(
+    name_or_path: str, local_files_only: bool = False, *, only: Family | None = None, use: str = ""
+) -> tuple[Path, Family]:
+    """The folder of a whole model, and its family; nothing is loaded.
+
+    Args:
+        name_or_path: "carv-tiny", a local diffusers folder, or a hub id.
+        local_files_only: never ask the hub.
+        only: the family that the caller can work with, where it is not any.
+        use: what needs that family, for the message about another.
+
+    Raises:
+        CarvError: what was looked for, why it is not there or cannot be used, and the fix.
+    """
+    for family in FAMILIES:
+        try:
+            folder = resolve_model(name_or_path, local_files_only, family=family)
+        except WrongFamily:
+            if family is FAMILIES[-1]:
+                raise
+            continue
+        if only not in (None, family):
+            raise CarvError(
+                f"{name_or_path} holds {family.name}, and {use} works with {only.name} alone: name such a model."
+            )
+        return folder, family
+    raise AssertionError("there is a family")
+
+
+@packages("teachers")
+def load_teacher(name_or_path: str, *, only: Family | None = None, use: str = "", **options: Any) -> Any:
+    """The frozen teacher of a model of any family: a `LatentDiffusionTeacher`.
+
+    Args:
+        name_or_path: "carv-tiny", a local diffusers folder, or a hub id.
+        only: as of `find_model`.
+        use: the same.
+        **options: of `LatentDiffusionTeacher.load`: device, half_precision, local_files_only and so on.
+
+    Raises:
+        CarvError: as `find_model`.
+    """
+    _, family = find_model(name_or_path, bool(options.get("local_files_only", False)), only=only, use=use)
+    return next(kind for kind in TEACHERS if kind.family is family).load(name_or_path, **options)
