@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.objectives.residuals import EpsHat
@@ -69,3 +69,27 @@ def guided(teacher: Any, z_t: Tensor, t: Tensor, text: Tensor, uncond: Tensor, s
     with_it, without = teacher.eps_hat(z_t, t, text), teacher.eps_hat(z_t, t, uncond)
     out: Tensor = without + s * (with_it - without)
     return out
+
+
+SCORE_MEANS = torch.tensor([[1.0, -0.5, 0.3, 0.8], [-0.7, 0.9, -0.2, 0.1]], dtype=torch.float64).view(2, 1, 2, 2)
+
+
+class GaussianScore:
+    """A model of the renders that is known exactly: its eps_hat is a Gaussian's; its one parameter is idle."""
+
+    def __init__(self) -> None:
+        self.model = GaussianTeacher(SCORE_MEANS[:1] + 0.4, std=0.7)
+        self.schedule = self.model.schedule
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight]
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
+        return self.model.eps_hat(z_t, t, condition[0][..., :1])
+
+    def predict(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
+        return self.weight * z_t
+
+    def target(self, z: Tensor, eps: Tensor, t: Tensor, /) -> Tensor:
+        return eps

@@ -30,17 +30,29 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
+def after_restoring(fresh: Any, state: dict[str, Any]) -> dict[str, str]:
+    """Load `state` into `fresh`. Of every item: "lost", "restored", or "same" where `fresh` held it already."""
+    expected = flat(copy.deepcopy(state))
+    before = flat(copy.deepcopy(fresh.state_dict()))
+    fresh.load_state_dict(copy.deepcopy(state))
+    after = flat(fresh.state_dict())
+    assert after.keys() == expected.keys()
+
+    def status(key: str) -> str:
+        if not equal(after[key], expected[key]):
+            return "lost"
+        return "same" if key in before and equal(before[key], expected[key]) else "restored"
+
+    return {key: status(key) for key in expected}
+
+
 def untested_after_restoring(fresh: Any, state: dict[str, Any]) -> list[str]:
     """Load `state` into `fresh`, which must then give back every item of it.
 
     Returns:
         The items that `fresh` held already, of which the check therefore says nothing.
     """
-    expected = flat(copy.deepcopy(state))
-    before = flat(copy.deepcopy(fresh.state_dict()))
-    fresh.load_state_dict(copy.deepcopy(state))
-    after = flat(fresh.state_dict())
-    lost = [k for k in expected if k not in after or not equal(after[k], expected[k])]
+    found = after_restoring(fresh, state)
+    lost = [key for key, status in found.items() if status == "lost"]
     assert not lost, f"not restored: {lost}"
-    assert after.keys() == expected.keys()
-    return [k for k in expected if k in before and equal(before[k], expected[k])]
+    return [key for key, status in found.items() if status == "same"]

@@ -147,6 +147,7 @@ def test_every_option_says_what_it_does() -> None:
         for name, declared, _ in kind.walk():
             assert declared.help.endswith("."), name
 
+
 def test_no_option_is_declared_twice() -> None:
     """Groups (`data`, `loss`) apart, every name stands in the body of one option class."""
     places = collections.defaultdict(set)

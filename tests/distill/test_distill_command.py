@@ -7,8 +7,10 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,36 @@ def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
     assert "holds other prompts" in refusal(capsys, ["distill", "--resume", "--out", "whole"])
     assert "is not an empty folder" in refusal(capsys, words(place, sd_folder, "--out", "whole"))
     assert {p: p.read_bytes() for p in Path("whole").iterdir() if p.is_file()} == before
+
+
+def test_killed_and_resumed_is_the_same_run(sd_folder: Path, place: Path, capsys: Any) -> None:
+    asked = words(place, sd_folder, "steps=30", "preview_every=20", "save_every=0")
+    paths = [str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    threads = str(torch.get_num_threads())  # sums over other numbers of threads differ in the last bit
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "carv_3d", *asked, "--out", "cut"]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not Path("cut/checkpoint").exists():
+        assert child.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    killed_at = load_checkpoint(Path("cut/checkpoint"))[0]["step"]
+    assert killed_at < 30
+    assert not Path("cut/model").exists()
+    last = Path("cut/metrics.csv").read_text().splitlines()[-1]
+    with open("cut/metrics.csv", "a") as handle:  # a kill may come between a step's row and its checkpoint
+        handle.write(f"{killed_at + 1},{last.partition(',')[2]}\n")
+    Path("cut/.checkpoint.123.tmp.new").write_text("half")
+    assert cli.main(["distill", "--resume", "--out", "cut"]) == 0
+    assert f"Resumed after step {killed_at}" in capsys.readouterr().out
+    assert cli.main([*asked, "--out", "whole"]) == 0
+    assert rows("cut") == rows("whole")
+    cut, whole = (load_checkpoint(Path(name) / "checkpoint")[0] for name in ("cut", "whole"))
+    assert same(cut, whole)
+    assert sorted(os.listdir("cut")) == sorted(os.listdir("whole"))
 
 
 def refusal(capsys: Any, arguments: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -303,3 +304,48 @@ def test_ranks_of_one_seed_share_strata_and_not_noise(sd_teacher: Any, batch: An
     assert not torch.equal(first.eps, second.eps)
     t = torch.cat([first.t, second.t]).flatten().sort().values  # four strata, one timestep in each
     assert [int(4 * (x - 20) / 961) for x in t.tolist()] == [0, 1, 2, 3]
+
+
+def test_schedules_count_epochs_where_they_end_with_a_point(sd_teacher: Any, batch: Any) -> None:
+    options = GuidanceOptions(
+        guidance_scale=[0, 100.0, 7.5, 1.0], max_step_percent=[0, 0.9, 0.5, 1.0], grad_clip=[0, 2.0, 1.0, 1.0],
+        proposal="uniform", num_draws=2, vae_sample=False,
+    )  # fmt: skip
+    draws = some_draws(2)
+    for epoch, (scale, last, clip) in enumerate(((100.0, 900, 2.0), (7.5, 500, 1.0))):
+        out = SDSGuidance(sd_teacher, options)(*batch, step=10**6, epoch=epoch, draws=draws)
+        assert out.scale == out.scalars["guidance_scale"] == scale
+        assert (out.scalars["max_step"], out.scalars["grad_clip"]) == (last, clip)
+        plain = replace(options, guidance_scale=scale, max_step_percent=last / 1000, grad_clip=clip)
+        expected = SDSGuidance(sd_teacher, plain)(*batch, step=0, draws=draws)
+        assert torch.equal(out.estimate.grad, expected.estimate.grad)
+
+
+@pytest.mark.parametrize("joined", ["before", "after"])
+def test_each_rank_resumes_with_noise_of_its_own(sd_teacher: Any, joined: str) -> None:
+    """Hosts save the first rank's state. All ranks with one noise would halve the worth of a second GPU unseen."""
+    options = GuidanceOptions(num_draws=1, seed=0)
+    first = SDSGuidance(sd_teacher, options, rank=0, world_size=3)
+    torch.rand(5, generator=first.generator)
+    state = first.state_dict()
+
+    def resumed(rank: int) -> torch.Tensor:
+        ranks = {"rank": rank, "world_size": 3}
+        other = SDSGuidance(sd_teacher, replace(options, seed=7), **(ranks if joined == "before" else {}))
+        other.load_state_dict(state)
+        other.join_ranks(**ranks)
+        return torch.rand(4, generator=other.generator)
+
+    noise = [resumed(rank) for rank in range(3)]
+    assert torch.equal(noise[0], torch.rand(4, generator=first.generator))
+    assert len({tuple(x.tolist()) for x in noise}) == 3
+    assert torch.equal(noise[2], resumed(2))  # and it is reproducible
+
+
+def test_a_state_of_another_kind_of_device_is_said_to_begin_afresh(sd_teacher: Any, caplog: Any) -> None:
+    state = SDSGuidance(sd_teacher, GuidanceOptions(seed=0)).state_dict()
+    other = SDSGuidance(sd_teacher, GuidanceOptions(seed=1))
+    before = other.generator.get_state()
+    other.load_state_dict({**state, "generator_device": "cuda"})
+    assert torch.equal(other.generator.get_state(), before)
+    assert "of a cuda generator and this one is on cpu: the draws start afresh" in caplog.text

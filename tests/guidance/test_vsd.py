@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from exact import guided, sds_gradient
+from exact import SCORE_MEANS, GaussianScore, guided, sds_gradient
 from test_lora import merged, trained
-from torch import Tensor, nn
+from torch import Tensor
 
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import Draws
@@ -173,36 +173,12 @@ def test_the_image_loss_is_threestudios(teacher: Any, lora_score: LoraScore, bat
 # --- unbiased
 
 
-MEANS = torch.tensor([[1.0, -0.5, 0.3, 0.8], [-0.7, 0.9, -0.2, 0.1]], dtype=torch.float64).view(2, 1, 2, 2)
-
-
-class GaussianScore:
-    """A model of the renders that is known exactly: its eps_hat is a Gaussian's; its one parameter is idle."""
-
-    def __init__(self) -> None:
-        self.model = GaussianTeacher(MEANS[:1] + 0.4, std=0.7)
-        self.schedule = self.model.schedule
-        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [self.weight]
-
-    def eps_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
-        return self.model.eps_hat(z_t, t, condition[0][..., :1])
-
-    def predict(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
-        return self.weight * z_t
-
-    def target(self, z: Tensor, eps: Tensor, t: Tensor, /) -> Tensor:
-        return eps
-
-
 @pytest.mark.parametrize("proposal", ["uniform", "weight", "adaptive"])
 @pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("k", [4, 8])
 def test_unbiased_for_the_exact_gradient(proposal: str, antithetic: bool, k: int) -> None:
     # E[w (eps_teacher - eps_lora)]: eps cancels, so it is the difference of two known SDS gradients
-    teacher, lora_score = GaussianTeacher(MEANS, std=0.4, image_size=2), GaussianScore()
+    teacher, lora_score = GaussianTeacher(SCORE_MEANS, std=0.4, image_size=2), GaussianScore()
     z = torch.tensor([0.5, -1.0, 0.8, 0.1], dtype=torch.float64).view(1, 1, 2, 2)
     text, null = teacher.text_embeddings(["0"]), teacher.text_embeddings([""])
     R = 2000
@@ -368,3 +344,70 @@ def test_wrong_shapes_are_named(teacher: Any, lora_score: LoraScore, batch: Any,
 def test_options_that_cannot_be_meant(values: dict[str, Any], said: str) -> None:
     with pytest.raises(CarvError, match=said):
         VSDOptions(**values)
+
+
+# --- ranks, and the wires of the options
+
+
+def test_the_loras_draws_join_the_ranks(teacher: Any, lora_score: LoraScore) -> None:
+    options = VSDOptions(num_draws=2, lora_n_timestamp_samples=2, stratify="global", seed=0)
+    ranks = [VSDGuidance(teacher, lora_score, options) for _ in range(2)]
+    for rank, guidance in enumerate(ranks):
+        guidance.join_ranks(rank, 2)
+        assert guidance.sds.estimator.options.rank == guidance.training.estimator.options.rank == rank
+        assert guidance.training.estimator.options.world_size == 2
+    z = torch.zeros(1, 4, 8, 8)
+    drawn = [guidance.training.draw(z, guidance.sds.generator).t for guidance in ranks]
+    strata = sorted(int(4 * x / 1000) for x in torch.cat(drawn).flatten().tolist())
+    assert strata == [0, 1, 2, 3]  # one timestep in each, two on either rank
+
+
+def test_schedules_of_vsd_count_steps_or_epochs(teacher: Any, lora_score: LoraScore, batch: Any) -> None:
+    trained(lora_score.lora)
+    draws = some_draws(1)
+
+    def run(scale: Any, step: int, epoch: int) -> Any:
+        options = VSDOptions(num_draws=1, guidance_scale=scale, guidance_scale_lora=scale, vae_sample="mode")
+        return VSDGuidance(teacher, lora_score, options)(*batch, step=step, epoch=epoch, draws=draws)
+
+    for scale, step, epoch in (([0, 2.0, 4.0, 10], 5, 0), ([0, 2.0, 4.0, 10.0], 0, 5)):
+        out = run(scale, step, epoch)
+        assert (out.scalars["guidance_scale"], out.scalars["guidance_scale_lora"]) == (3.0, 3.0)
+        assert torch.equal(out.sds.estimate.grad, run(3.0, 0, 0).sds.estimate.grad)
+        assert not torch.equal(out.sds.estimate.grad, run(scale, 0, 0).sds.estimate.grad)
+
+
+@pytest.mark.parametrize(
+    ("values", "seen"),
+    [
+        ({"lora_n_timestamp_samples": 6}, lambda v: v.training.estimator.options.num_draws == 6),
+        ({"lora_max_batch": 3}, lambda v: v.training._max_batch == 3),
+        ({"stratify": "none"}, lambda v: v.training.estimator.options.stratify == "none"),
+        (
+            {"antithetic": True, "num_draws": 2, "lora_n_timestamp_samples": 2},
+            lambda v: v.training.estimator.options.antithetic and v.sds.estimator.options.antithetic,
+        ),
+        ({"num_draws": 5}, lambda v: v.sds.estimator.options.num_draws == 5),
+        ({"max_batch": 7}, lambda v: v.sds.estimator.options.max_batch == 7),
+        ({"proposal": "adaptive"}, lambda v: v.sds.estimator.proposal.name == "adaptive"),
+        ({"weighting_strategy": "uniform"}, lambda v: bool((v.sds.weights == 1).all())),
+        ({"min_step_percent": 0.1}, lambda v: v.sds.estimator.proposal.min_step == 100),
+        ({"max_step_percent": 0.7}, lambda v: v.sds.estimator.proposal.max_step == 700),
+        ({"objective": "vsd_hifa"}, lambda v: v.sds.objective.image is not None),
+        ({"use_img_loss": True}, lambda v: v.sds.objective.image is not None),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_an_option_reaches_its_place(teacher: Any, lora_score: LoraScore, values: Any, seen: Any) -> None:
+    assert not seen(VSDGuidance(teacher, lora_score, VSDOptions()))
+    assert seen(VSDGuidance(teacher, lora_score, VSDOptions(**values)))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_the_loras_own_guidance_takes_as_many_samples_as_it_needs(
+    teacher: Any, lora_score: LoraScore, batch: Any, scale: float
+) -> None:
+    meter = CostMeter()
+    options = VSDOptions(num_draws=3, guidance_scale_lora=scale, seed=0)
+    VSDGuidance(teacher, lora_score, options, meter)(*batch, step=0)
+    assert meter.nfe == B * 3 * (2 if scale == 2.5 else 1) + B  # and the LoRA's training
