@@ -21,9 +21,10 @@ def _parser() -> Parser:
         usage="carv attribute QUERY [--model FOLDER] [--training-images FOLDER] [--items N] [--method NAME]\n"
         "       [--views N] [--prompt TEXT] [--resize] [--store DIR] [--shard I/N] [--seed N] [--out DIR]\n"
         "       [key=value ...]",
-        epilog="QUERY is an image file, a prompt, or the folder of a run of carv generate. key=value sets an option;\n"
-        "`carv options attribute` lists them. The first query computes a gradient of every training image and keeps\n"
-        "them; later queries are quick. Ctrl-C stops after the current image; the same command continues.\n\n"
+        epilog="QUERY is an image file, a prompt, or the folder of a run of carv generate.\n"
+        "key=value sets an option; `carv options attribute` lists them. The first query computes a gradient\n"
+        "of every training image and keeps them; later queries are quick. Ctrl-C stops after the current\n"
+        "image; the same command continues.\n\n"
         "examples:\n"
         f"  {EXAMPLE} num_draws=16\n"
         "  carv attribute picture.png --prompt 'a red mug' --model FOLDER --training-images FOLDER",

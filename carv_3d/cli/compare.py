@@ -12,9 +12,9 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, unused
 
 ENGINES = ("local", "ray")
-EPILOG = """The first method is the baseline. New runs are interleaved, each with its own training time: a noisy machine
-slows all alike. The same command continues where it was stopped. key=value sets an option of all methods;
-`carv options generate` lists them.
+EPILOG = """The first method is the baseline. New runs are interleaved, each with its own training time: a noisy
+machine slows all alike. The same command continues where it was stopped. key=value sets an option of
+all methods; `carv options generate` lists them.
 
 examples:
   carv compare base=outputs/a-red-mug-0 ours=outputs/a-red-mug-0-2
@@ -33,7 +33,7 @@ def _parser() -> Parser:
         prog="carv compare",
         description="Compare runs: curves, tables, and a page with the assets to turn.",
         usage="carv compare [NAME=]RUN ... [--baseline NAME] [--score NAME] [--out DIR]\n"
-        "       carv compare --prompt TEXT --method NAME=key=value,... --method ... --seconds N [key=value ...]",
+        "       carv compare --prompt TEXT --method NAME=... --method NAME=... --seconds N [key=value ...]",
         epilog=EPILOG,
         old_forms=OLD_FORMS,
     )
@@ -43,7 +43,7 @@ def _parser() -> Parser:
     new = parser.add_argument_group("to make new runs")
     new.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; repeat it for several")
     new.add_argument("--method", action="append", metavar="NAME=...", dest="methods",
-                     help="NAME alone, NAME=CONFIG or NAME=key=value,...; repeat it for each")  # fmt: skip
+                     help="NAME alone, NAME=CONFIG, NAME=is+strat or NAME=key=value,...; repeat it")  # fmt: skip
     new.add_argument("--seconds", type=float, metavar="N", help="training time of each run")
     new.add_argument("--steps", type=int, metavar="N", help="steps of each run, in place of --seconds")
     new.add_argument("--seeds", type=int, metavar="N", help="runs of each prompt and method (default: 1)")

@@ -11,9 +11,9 @@ def _parser() -> Parser:
         prog="carv distill",
         description="Train a one-step generator from a diffusion model, by distribution matching.",
         usage="carv distill MODEL [--out DIR] [--seed N] [--resume] [--dry-run] [key=value ...]\n"
-        "       carv distill variance MODEL_OR_RUN [--settings A,B] [--budget SECONDS] [--out DIR] [key=value ...]",
-        epilog="key=value sets an option; `carv options distill` lists them. Ctrl-C stops after the current step and\n"
-        "saves the run.\n\nexamples:\n"
+        "       carv distill variance MODEL_OR_RUN [--settings A,B] [--out DIR] [key=value ...]",
+        epilog="key=value sets an option; `carv options distill` lists them. Ctrl-C saves the run and stops.\n\n"
+        "examples:\n"
         "  carv distill carv-tiny num_draws=8 steps=2000\n"
         "  carv distill FOLDER prompts=FILE\n"
         "  accelerate launch -m carv_3d.cli distill carv-tiny       several processes",

@@ -13,9 +13,10 @@ def _parser() -> Parser:
     parser = Parser(
         prog="carv generate",
         description="Make a textured mesh from a prompt: asset.glb, turntable.mp4 and .gif, preview.png, report.html.",
-        usage="carv generate PROMPT [--config YAML] [--out DIR] [--seed N] [--resume] [--dry-run] [key=value ...]",
-        epilog="key=value sets an option; `carv options generate` lists them. Ctrl-C stops after the current step and\n"
-        "saves the run.\n\nexamples:\n"
+        usage="carv generate PROMPT [--config YAML] [--out DIR] [--seed N] [--resume] [--dry-run]\n"
+        "       [key=value ...]",
+        epilog="key=value sets an option; `carv options generate` lists them. Ctrl-C saves the run and stops.\n\n"
+        "examples:\n"
         '  carv generate "a red mug" num_draws=8 trainer.max_steps=100\n'
         '  carv generate "a red mug" --config carv-tiny-hash-grid --out outputs/mug\n'
         "  carv generate --resume --out outputs/mug\n"

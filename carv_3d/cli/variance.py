@@ -30,14 +30,16 @@ def parser() -> Parser:
     words = "\n".join(f"  {name:<11} {word.help}" for name, word in WORDS.items())
     p = Parser(
         prog="carv variance",
-        description="Measure how noisy each estimator's gradient is, by source, how long a step takes, by phase, and\n"
-        "what both together cost: tables, variance.csv and charts.",
-        usage="carv variance CONFIG_OR_RUN [--prompt TEXT] [--methods A,B] [--renders N,N] [--draws N,N] [--at N,N]\n"
-        "       [--budget SECONDS] [--tolerance SHARE] [--seed N] [--out DIR] [--resume] [key=value ...]",
+        description="Measure how noisy each estimator's gradient is, by source, how long a step takes, by phase,\n"
+        "and what both together cost: tables, variance.csv and charts.",
+        usage="carv variance CONFIG_OR_RUN [--prompt TEXT] [--methods A,B] [--renders N,N] [--draws N,N]\n"
+        "       [--at N,N] [--budget SECONDS] [--tolerance SHARE] [--seed N] [--out DIR] [--resume]\n"
+        "       [key=value ...]",
         epilog=f"methods are words joined by +:\n{words}\n"
-        "The baseline is uniform with R = 2, K = 1. key=value sets an option; `carv options generate` lists them.\n\n"
+        "The baseline is uniform with R = 2, K = 1. key=value sets an option of the run;\n"
+        "`carv options generate` lists them.\n\n"
         "example:\n"
-        "  carv variance carv-tiny --prompt 'a red mug' --methods is,is+strat+antithetic --draws 2,4 data.width=32",
+        "  carv variance carv-tiny --prompt 'a red mug' --methods is,is+strat --draws 2,4 data.width=32",
         old_forms=OLD_FORMS,
     )
     p.add_argument("--prompt", default="", metavar="TEXT", help="the prompt, where the configuration has none")
