@@ -104,6 +104,8 @@ def exit_code(copy: Path, tests: Sequence[str]) -> int | None:
 
 def _run_pytest(copy: str, tests: Sequence[str]) -> None:
     os.setsid()  # so that what the tests start ends with them
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores, and tests send
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(copy)
     os.environ.update(ENVIRONMENT, PYTHONPATH=copy)
     sys.path[:0] = [copy]
@@ -125,9 +127,12 @@ def run_all(chosen: Sequence[tuple[str, Mutant]], workers: int) -> Iterator[tupl
 
         def check(tests: str) -> None:
             copy = copies.get()
-            if (code := exit_code(copy, tests.split())) != 0:
+            try:
+                code = exit_code(copy, tests.split())
+            finally:
+                copies.put(copy)
+            if code != 0:
                 raise SystemExit(f"{tests}: pytest ends with {code} without any fault; mend that first")
-            copies.put(copy)
 
         sets = sorted({m.tests for _, m in chosen})
         list(track(pool.map(check, sets), "without faults", total=len(sets)))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -360,6 +361,14 @@ def test_options_know_their_limits() -> None:
         AttributeOptions(query="a red mug", model="owner/model")
     with pytest.raises(CarvError, match="query_draws is 8; it must be a multiple of 16"):
         AttributeOptions(query="a red mug", query_draws=8)
+
+
+def test_options_are_passed_on_to_the_features() -> None:
+    more: dict[str, Any] = {"stratify": "none", "antithetic": False}
+    options = AttributeOptions(query="a red mug", num_draws=6, query_draws=24, dim=32, seed=5, method="d-trak", **more)
+    for found, draws, groups in ((options.features, 6, 2), (options.query_features, 24, 8)):
+        assert found.draws == GroupedDrawOptions(num_draws=draws, groups=groups, **more)
+        assert (found.dim, found.seed, found.output) == (32, 5, "mean-squared-l2-norm")
 
 
 def test_a_run_is_asked_about_by_views_of_its_asset(sd_folder, sd_teacher, tmp_path) -> None:

@@ -134,6 +134,7 @@ def test_a_projection_is_its_hash_written_out() -> None:
     project = Projection(1000, 8, seed=5)  # 64 classes of 8: two rows, the last one padded
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     shift = [(int(row[0]) * -1) % 8 for row in project.source]
+    assert set(shift) == set(range(8))  # classes are turned apart
     expected = torch.zeros(8)
     for j in range(1000):
         expected[(j % 8 + shift[j // 8 % 64]) % 8] += project.signs[j] * x[j]
@@ -200,6 +201,21 @@ def test_a_gradient_that_is_not_finite_is_named_and_the_rest_is_kept(model, item
     with pytest.raises(CarvError, match=r"'item-2' is not finite .*what is finished is kept"):
         maker.fill(store, items)
     assert maker.open_store(tmp_path / "s", items).finished.tolist() == [True, True, False, False, False, False]
+
+
+def test_timesteps_are_of_the_range_that_was_asked_for(model) -> None:
+    draws = GroupedDrawOptions(num_draws=8, min_step=10, max_step=19)
+    maker = FeatureMaker(model, FeatureOptions(draws=draws, dim=None))
+    groups = [g for i in range(20) for g in item_draws(f"{i}", "train", draws, maker.proposal, (1,), 0)]
+    assert set(torch.cat([g.t for g in groups]).flatten().tolist()) == set(range(10, 20))
+
+
+def test_a_seed_is_of_draws_and_of_the_projection(model, items) -> None:
+    makers = [FeatureMaker(model, FeatureOptions(draws=GroupedDrawOptions(), dim=8, seed=seed)) for seed in (0, 1)]
+    assert not torch.equal(*(maker.projection.signs for maker in makers))
+    same = makers[0].projection
+    rows = [FeatureMaker(model, maker.options, projection=same).feature("x", items.latents(0)) for maker in makers]
+    assert not torch.equal(*rows)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ def test_options_are_listed_and_selected(capsys: pytest.CaptureFixture[str]) -> 
         "system.guidance.num_draws = 2  (a whole number of at least 1, or auto)",
         "    K, draws of (t, eps) per render.",
     ]
+    assert cli(["options", "distill", "fake"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " = " in line]
+    assert sorted(names) == ["fake_draws", "fake_lr", "fake_updates"]
     for name in TABLES:
         assert cli(["options", name]) == 0
         assert "stratify = render  (one of none, render" in capsys.readouterr().out

@@ -27,9 +27,9 @@ def test_words_flags_and_options_stand_in_any_order() -> None:
 
 
 def test_what_follows_two_dashes_is_taken_as_it_stands() -> None:
-    args = parser().read(["k=v", "--", "a=b mug", "--draws"])
+    args = parser().read(["x", "k=v", "--", "a=b mug", "--draws"])
     assert args is not None
-    assert (args.words, args.options) == (["a=b mug", "--draws"], ["k=v"])
+    assert (args.words, args.options) == (["x", "a=b mug", "--draws"], ["k=v"])
 
 
 def test_a_path_in_the_home_folder_in_both_spellings(monkeypatch: pytest.MonkeyPatch) -> None:

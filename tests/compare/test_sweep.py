@@ -20,7 +20,6 @@ from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.scored_run import ScoredRun
 from carv_3d.compare.sweep import Sweep, open_folder
 from carv_3d.errors import CarvError
-from carv_3d.evaluation.truth import TrueShape, iou
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import load_checkpoint
@@ -157,6 +156,50 @@ def test_stopped_in_the_middle_and_taken_up_is_the_same(common: list[str], monke
         assert [r["step"] for r in read_metrics(folders[1] / "metrics.csv")] == [0, 1, 2, 3, 4]
 
 
+@pytest.fixture
+def stub_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps that change nothing: half a second each, a quarter with two draws. Returns the draws of each."""
+    taken: list[int] = []
+
+    def step(self: TextTo3D) -> dict[str, float]:
+        self.step += 1
+        taken.append(self.config.system.guidance.num_draws)
+        return {"step": float(self.step), "seconds": 0.5 / taken[-1]}
+
+    monkeypatch.setattr(TextTo3D, "train_step", step)
+    monkeypatch.setattr(ScoredRun, "scores", lambda self: {})
+    monkeypatch.setattr(ScoredRun, "finish", lambda self: None)
+    monkeypatch.setattr(engine, "SLICE", 1e-9)  # a step each
+    return taken
+
+
+def test_seconds_go_on_behind_a_stop(common: list[str], stub_steps: list[int]) -> None:
+    """A resumed run has the training time left that it had, and not all of it again."""
+    sweep, teachers, counts = sweep_of(common, steps=None, budget=2.0, points=1), engine.Teachers(), []
+    for stopped in (lambda: len(stub_steps) >= 6, lambda: False):
+        engine.run_group(sweep, Path("out"), (0, 0), teachers, None, Display(), stopped=stopped)
+        counts.append((stub_steps.count(1), stub_steps.count(2)))
+    assert counts == [(2, 4), (4, 8)]
+    folder = sweep.folder(Path("out"), sweep.methods[1], 0, 0)
+    assert [r["step"] for r in read_metrics(folder / "metrics.csv")] == list(range(9))
+
+
+def test_turns_are_by_time_where_the_length_is_in_steps(common: list[str], stub_steps: list[int]) -> None:
+    """A step of "one" takes twice as long, so "two" has two turns for each of its."""
+    engine.run_group(sweep_of(common, points=1), Path("out"), (0, 0), engine.Teachers(), None, Display())
+    assert stub_steps == [1, 2, 2, 1, 2, 2, 1, 1]
+
+
+def test_models_are_kept_apart_by_what_they_are_loaded_with(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "load_teacher", lambda config: object())
+    sweep, teachers = sweep_of(common), engine.Teachers()
+    full = Method("full", ["system.guidance.half_precision_weights=false"])
+    other = Method("other", ["system.guidance.pretrained_model_name_or_path=carv-tiny"])
+    one, two, *rest = (teachers.of(sweep.configuration(m, 0, 0)) for m in (*sweep.methods, full, other))
+    assert one is two
+    assert len({id(teacher) for teacher in (one, *rest)}) == 3
+
+
 def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
     open_folder(sweep_of(common), Path("out"))
     for changed, key in (({"points": 3}, "points"), ({"methods": two_methods()[::-1][:1]}, "methods")):
@@ -171,22 +214,6 @@ def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
     with pytest.raises(ValueError, match="notes") as said:
         open_folder(sweep_of(common), Path("notes"))
     assert "damaged" not in str(said.value)
-
-
-def test_the_true_shape_is_itself() -> None:
-    from carv_3d.generate.config import Config
-
-    shape = TrueShape.from_prompt(PROMPT, Config().data)
-    assert shape.rgb is not None
-    perfect = shape.score(torch.tensor(shape.rgb), torch.tensor(shape.solid).float())
-    assert perfect == {"iou": 1.0, "psnr": 100.0}
-    nothing = shape.score(torch.ones(16, 64, 64, 3), torch.zeros(16, 64, 64))
-    assert nothing["iou"] == 0.0
-    assert nothing["psnr"] < 15
-    half = shape.solid.copy()
-    half[:8] = False
-    assert iou(half, shape.solid) == pytest.approx(shape.solid[8:].sum() / shape.solid.sum())
-    assert TrueShape.from_prompt("a mug", Config().data).rgb is None  # no color: a silhouette alone
 
 
 def test_short_keys_find_their_group() -> None:

@@ -22,7 +22,6 @@ from carv_3d.cli import main as cli
 from carv_3d.distill import command, variance_command
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
-from carv_3d.distill.prompts import ListedPrompts, TinyCaptions, read_prompts
 from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.scoring import PromptClassifier
@@ -406,25 +405,6 @@ def test_distilling_loads_no_scenes() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
-
-
-def test_prompts_of_a_list_and_of_carv_tiny() -> None:
-    listed = ListedPrompts(["a", "b", "c"])
-    drawn = listed.draw(3000, torch.Generator().manual_seed(0))
-    assert all(abs(drawn.count(x) - 1000) < 4 * (3000 * 2 / 9) ** 0.5 for x in "abc")
-    assert listed.first(5, torch.Generator()) == ["a", "b", "c", "a", "b"]
-    tiny = read_prompts(None, "carv-tiny")
-    assert isinstance(tiny, TinyCaptions)
-    from carv_3d.tiny.vocabulary import COLORS, OBJECTS, held_out_combinations, parse
-
-    generator = torch.Generator().manual_seed(0)
-    captions = tiny.draw(400, generator)
-    assert captions == tiny.draw(400, torch.Generator().manual_seed(0))
-    pairs = {parse(c)[:2] for c in captions}
-    assert not pairs & held_out_combinations()
-    assert len({p[0] for p in pairs}) == len(OBJECTS)
-    assert len({p[1] for p in pairs}) == len(COLORS)
-    assert tiny.draw(400, generator) != captions
 
 
 def test_options_are_read_over_a_base() -> None:

@@ -120,6 +120,13 @@ def test_strata_and_pairs_lower_it_and_nothing_of_the_run_moves(one: Distillatio
     assert again[1].variance.value == values[1]  # a setting's figures are its own, whatever is measured beside it
 
 
+def test_a_settings_figures_are_its_own(one: Distillation) -> None:
+    settings = [Setting(1, 1), Setting(2, 2)]
+    forward, backward = (variance_table(one, order, repeats=2, seed=1) for order in (settings, settings[::-1]))
+    assert [row.variance.value for row in forward] == [row.variance.value for row in backward[::-1]]
+    assert variance_table(one, settings, repeats=2, seed=2)[0].variance.value != forward[0].variance.value
+
+
 def test_it_stops_when_the_time_is_up_or_it_is_told(one: Distillation) -> None:
     told: list[int] = []
     assert variance_table(one, [Setting(1, 1)], 50, seconds=0.0)[0].pairs == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,8 @@ def test_previews_come_from_the_average() -> None:
         torch.testing.assert_close(one.average.state[name], start[name] + 0.9 * (value - start[name]))  # (1 + 0)/10
     assert torch.equal(one.averaged().unet.A, one.average.state["unet.A"])
     rows = one.meter.nfe
-    one.images(["0", "1"], 0)
+    images = one.images(["0", "0"], 0)
+    assert not torch.equal(images[0], images[1])  # each has noise of its own
     assert one.meter.nfe == rows
 
 
@@ -223,6 +225,59 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_reported() -> None:
         one.train_step()
     with pytest.raises(CarvError, match="not been finite for 20 updates"):
         one.train_step()
+
+
+def test_a_skipped_update_leaves_the_average() -> None:
+    one = small(fake_updates=1)
+    one.train_step()  # the weights are away from their average
+    average = {k: v.clone() for k, v in one.average.state.items()}
+    one.teacher.eps_hat = lambda z_t, t, text: torch.full_like(z_t, float("nan"))
+    assert one.train_step()["skipped"] == 1.0
+    assert not torch.equal(average["unet.b"], one.generator.unet.b)
+    assert all(torch.equal(v, average[k]) for k, v in one.average.state.items())
+
+
+def test_every_random_number_comes_from_the_stream_of_its_name() -> None:
+    one = small(fake_updates=1)
+
+    def moved(work: Callable[[], Any]) -> set[str]:
+        before = {name: g.get_state() for name, g in one.generators.items()}
+        work()
+        return {name for name, g in one.generators.items() if not torch.equal(g.get_state(), before[name])}
+
+    assert moved(one.backward) == {"noise", "prompts", "draws"}
+    z, text = one.generate(2)
+    assert moved(lambda: one._train_fake(z.detach(), text)) == {"fake_draws"}
+    assert moved(lambda: one.images(["0"], 0)) == set()
+
+
+def test_each_network_has_the_rates_of_its_options() -> None:
+    one = small(lr=1e-3, fake_lr=3e-3, betas=(0.5, 0.9))
+    groups = [updates.optimizer.param_groups[0] for updates in (one.generator_updates, one.fake_updates)]
+    assert [(group["lr"], group["betas"]) for group in groups] == [(1e-3, (0.5, 0.9)), (3e-3, (0.5, 0.9))]
+
+
+def test_a_gradient_of_zero_moves_no_weight() -> None:
+    net = nn.Linear(2, 1)
+    before = [p.detach().clone() for p in net.parameters()]
+    assert Updates(net, 0.1, (0.9, 0.99), 1.0, Ranks()).apply() == 0.0
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before))
+
+
+def test_a_fake_batch_with_a_part_missing_is_skipped() -> None:
+    one = small(fake_updates=1, batch_size=2)
+    gradients, before = one.fake_training.gradients, weights(one)[3:]
+
+    def part_missing(*given: Any) -> Any:
+        found = gradients(*given)
+        found.finite[0] = False
+        return found
+
+    one.fake_training.gradients = part_missing  # type: ignore[method-assign]
+    figures = one.train_step()
+    assert figures["skipped"] == 1.0
+    assert figures["grad_norm_fake"] != figures["grad_norm_fake"]  # NaN
+    assert all(torch.equal(a, b) for a, b in zip(weights(one)[3:], before))
 
 
 def test_draws_of_the_options_are_the_estimators() -> None:

@@ -69,6 +69,23 @@ def test_strata_are_shared_out_among_the_processes() -> None:
     assert not torch.equal(both[0].generate(2)[0], both[1].generate(2)[0])
 
 
+def test_a_process_takes_back_its_own_state() -> None:
+    from small import small
+
+    places = [Ranks() for _ in range(2)]
+    for rank, place in enumerate(places):
+        place.rank, place.world_size = rank, 2
+    states = [small(place).state_dict() for place in places]
+    both = {**states[0], "ranks": [state["ranks"][0] for state in states]}
+    for rank, place in enumerate(places):
+        again = small(place)
+        for generator in again.generators.values():
+            generator.manual_seed(0)
+        again.load_state_dict(both)
+        for name, state in states[rank]["ranks"][0]["generators"].items():
+            assert torch.equal(again.generators[name].get_state(), state)
+
+
 def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)  # not to be had
     monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -73,6 +73,8 @@ def test_file_then_overrides_then_prompt(tmp_path: Path) -> None:
     assert load_config(file).prompt == "from the file"
     config = load_config(file, ["trainer.val_check_interval=5"], prompt="given")
     assert (config.prompt, config.trainer.max_steps, config.trainer.val_check_interval) == ("given", 40, 5)
+    config = load_config(file, ["trainer.max_steps=50", "seed=3"], seed=4)
+    assert (config.trainer.max_steps, config.seed) == (50, 4)
 
 
 def test_the_annealing_follows_the_length_of_the_run() -> None:

@@ -79,6 +79,8 @@ def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest() -> None:
         with pytest.raises(CarvError, match="--resume cannot change it") as caught:
             resolve(Request(out=folder, resume=True, overrides=[word]))
         assert key in str(caught.value)
+    with pytest.raises(CarvError, match="seed = 0"):
+        resolve(Request(out=folder, resume=True, seed=9))
     other = Path("other.yaml")
     other.write_text("system:\n  loss:\n    lambda_recon: 7\n")
     with pytest.raises(CarvError, match="lambda_recon"):

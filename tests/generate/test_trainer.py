@@ -257,6 +257,40 @@ def test_work_is_counted(sd_folder: Path, sd_teacher: Any) -> None:
     assert sum(phases) < metrics["seconds"]
 
 
+def test_every_part_draws_from_its_own_generator(sd_folder: Path, sd_teacher: Any) -> None:
+    hosts = [TextTo3D(tiny_config(sd_folder, seed=seed), sd_teacher) for seed in (0, 1)]
+    seeds = [{g.initial_seed() for g in (*host.generators.values(), host.guidance.generator)} for host in hosts]
+    assert len(seeds[0] | seeds[1]) == 2 * 4
+    host = hosts[0]
+    before = {name: g.get_state() for name, g in host.generators.items()}
+    host.upstream()
+    assert not any(torch.equal(g.get_state(), before[name]) for name, g in host.generators.items())
+
+
+def test_what_passes_between_steps_is_no_cost_of_a_draw(
+    sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, skipped = TextTo3D(tiny_config(sd_folder, "system.guidance.num_draws=auto"), sd_teacher), []
+    monkeypatch.setattr(host.guidance.auto, "skip", skipped.append)
+    host.train_step()
+    assert skipped == []
+    assert host._ended is not None
+    host._ended -= 5.0  # as if a preview had taken five seconds
+    host.train_step()
+    assert skipped == [pytest.approx(5.0, abs=1.0)]
+
+
+def test_the_figures_of_a_step_are_of_its_render(sd_folder: Path, sd_teacher: Any) -> None:
+    host, seen = TextTo3D(tiny_config(sd_folder), sd_teacher), []
+    backward = host.backward
+    host.backward = lambda: seen.append(backward()) or seen[-1]  # type: ignore[method-assign]
+    metrics = host.train_step()
+    out, guided, losses = seen[0]
+    assert metrics["opacity"] == pytest.approx(float(out.opacity.detach().mean()))
+    assert metrics["loss_recon"] == pytest.approx(float(losses["recon"].detach()))
+    assert metrics["grad_norm"] == float(guided.scalars["grad_norm"])
+
+
 def test_a_gradient_that_is_not_finite_is_left_out_and_then_ends_the_run(
     sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def test_a_chart_is_well_formed_and_its_points_stand_where_they_should() -> None
     assert xy[1][1] < xy[0][1] < HEIGHT  # upwards is up
     assert "<a&b>" in [t.text for t in tree.iter("text")]
     assert line_chart([Series("a", [1], [math.nan])], "x", "y") == ""
+    assert Series("a", [0, 1, math.inf, 3], [math.inf, 1, 2, -math.inf]).points == [(1, 1)]
 
 
 def test_a_robust_chart_is_not_flattened_by_one_outlier() -> None:

@@ -103,7 +103,8 @@ def test_metrics_are_read_with_gaps_and_without_a_torn_line(folder: Path) -> Non
 
 
 def test_flatten_known_value() -> None:
-    assert flatten({"a": {"b": 1, "c": None}, "d": [1, 2]}) == [("a.b", "1"), ("a.c", "—"), ("d", "[1, 2]")]
+    found = flatten({"a": {"b": 1, "c": None}, "d": [1, 2], "e": 0, "f": False})
+    assert found == [("a.b", "1"), ("a.c", "—"), ("d", "[1, 2]"), ("e", "0"), ("f", "False")]
 
 
 def test_every_column_has_its_curve_once_and_titles_are_said(folder: Path) -> None:
@@ -123,16 +124,19 @@ def test_every_column_has_its_curve_once_and_titles_are_said(folder: Path) -> No
 
 def test_long_runs_have_running_means_and_seconds_are_robust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, int, bool]] = []
+    steps: list[list[float]] = []
 
     def recorded(series: list[Series], x: str, y: str, window: int, robust: bool) -> str:
+        steps.append([*series[0].x])
         drawn.append((len(series), window, robust))
         return "<svg/>"
 
     monkeypatch.setattr("carv_3d.report.page.line_chart", recorded)
-    lines = "".join(f"{step},{step},{step if step < 50 else ''}\n" for step in range(100))
+    lines = "".join(f"{2 * step},{step},{step if step < 50 else ''}\n" for step in range(100))
     (folder / "metrics.csv").write_text(f"step,ess,seconds_render\n{lines}")
     report_of(folder)
     assert drawn[2] == (1, 5, False)  # the effective sample size: 100 points, means of a twentieth
+    assert steps[2] == [2.0 * step for step in range(100)]
     assert drawn[3] == (4, 1, True)  # seconds: 50 points are drawn as they are
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from typing import Any
 
 import pytest
@@ -191,6 +193,31 @@ def test_settings_of_one_upstream_sample_share_their_renders() -> None:
     found = {name: setting(2, 4, name).upstream for name in names}
     assert found["uniform"] == found["is+strat"] == setting(2, 8, "antithetic").upstream == "2,0,0"
     assert len({*found.values(), setting(1, 4, "uniform").upstream}) == 4
+
+
+def test_steps_and_seeds_have_renders_and_draws_of_their_own() -> None:
+    s, trainer = setting(2, 1, "uniform"), small_trainer()
+    renders, seeds = [], set()
+    for seed in (0, 1):
+        benchmark = VarianceBenchmark(trainer, [s, BASELINE], seed)
+        benchmark._step, benchmark._seconds = lambda *_: None, lambda _: {}  # type: ignore[method-assign]
+        for number in (0, 1):
+            renders.append(trainer.upstream(data=benchmark._cameras(s, number))[0].comp_rgb.detach())
+            with contextlib.suppress(TypeError):  # no step was measured
+                benchmark.batch(number)
+            seeds |= {guidance.generator.initial_seed() for guidance in benchmark.guidances.values()}
+    assert len(seeds) == 2 * 2 * len({s.key, BASELINE.key})
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(renders, 2))
+
+
+def test_a_step_is_timed_with_the_methods_own_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, settings = small_trainer(), [BASELINE, setting(1, 4, "is")]
+    benchmark, seen = VarianceBenchmark(trainer, settings), []
+    monkeypatch.setattr(trainer, "backward", lambda guidance=None, data=None: seen.append((guidance, data)))
+    for s in settings:
+        assert benchmark._seconds(s)["step"] >= 0
+    assert [guidance for guidance, _ in seen] == [benchmark.guidances[s.key] for s in settings]
+    assert [data.batch_size for _, data in seen] == [2, 1]
 
 
 @pytest.mark.parametrize("name", ["adaptive+strat", "control+strat"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,8 +14,10 @@ from variance_scene import SETTINGS, SMALL, made_up, small_trainer, teacher
 
 from carv_3d.cli.main import main as cli
 from carv_3d.errors import CarvError
+from carv_3d.generate.config import load_config
 from carv_3d.io.files import locked
 from carv_3d.runs.progress import Display
+from carv_3d.variance import command
 from carv_3d.variance.benchmark import Batch, VarianceBenchmark
 from carv_3d.variance.command import VarianceRequest, by_timestep, go_to, measure, run
 
@@ -114,6 +117,32 @@ def test_batches_are_measured_until_every_interval_is_tight_or_the_time_is_up(ca
     assert count(MadeUp(*alike), 0.0) == 2
     assert "step 7: 2 batches, the time is up" in capsys.readouterr().out
     assert count(MadeUp(*alike), 1e9, most=3) == 3
+
+
+def test_the_budget_is_shared_out_evenly_over_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 90 seconds a step has 30, and what earlier ones left over; every batch takes 9."""
+    lefts: list[float] = []
+
+    def measured(benchmark: Any, batches: list[Batch], step: int, tolerance: float, left: float, *_: Any) -> None:
+        lefts.append(left)
+        batches += made_up(*[(8.0, 4.0)] * 2)
+
+    monkeypatch.setattr(command, "measure", measured)
+    monkeypatch.setattr(command, "VarianceBenchmark", Mock(return_value=SimpleNamespace(settings=SETTINGS)))
+    monkeypatch.setattr(command, "rows", lambda *_: [])
+    for name in ("go_to", "by_timestep", "print_table", "rich_table", "write_csv"):
+        monkeypatch.setattr(command, name, Mock())
+    monkeypatch.setattr(command, "summary", lambda *_: [])
+    request = VarianceRequest(source=Path("x"), at=(1, 2, 3), budget=90.0)
+    kept = command.KeptBatches(tmp_path / "batches.json", {})
+    command.measure_steps(request, small_trainer(), None, request.at, kept, Display(), lambda: False)
+    assert lefts == [30.0, 60.0 - 18.0, 90.0 - 36.0]
+
+
+def test_a_configuration_is_measured_early_in_the_middle_and_late() -> None:
+    for steps, expected in ((200, [20, 100, 180]), (3, [1, 2, 3])):
+        config = load_config(overrides=[f"trainer.max_steps={steps}"], prompt="a red mug")
+        assert command.early_middle_late(config) == expected
 
 
 def test_measuring_leaves_the_training_to_the_next_step_as_it_was(tmp_path: Path) -> None:

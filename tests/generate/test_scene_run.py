@@ -1,0 +1,50 @@
+"""A run of the built-in trainer in its folder: what it is given, and what it says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_host import tiny_config
+
+from carv_3d.generate.run import COLUMNS, SceneRun
+from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io.tables import write_rows
+from carv_3d.runs.progress import Display
+from carv_3d.runs.run import Pace
+
+
+@pytest.fixture
+def run(sd_folder: Path, sd_teacher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SceneRun:
+    monkeypatch.setattr("carv_3d.generate.run.PromptClassifier.for_prompt", lambda *_: None)
+    words = ["trainer.max_steps=7", "trainer.val_check_interval=3", "checkpoint.every_n_train_steps=2", "seed=5"]
+    host = TextTo3D(tiny_config(sd_folder, *words, "system.exporter.longest_side=2"), sd_teacher)
+    return SceneRun(host, tmp_path, Display(quiet=True))
+
+
+def test_its_pace_is_the_options(run: SceneRun) -> None:
+    assert run.pace == Pace(7, 2, preview_steps=3)
+    assert SceneRun(run.host, run.folder, run.display, paced=False).pace is None
+
+
+def test_its_facts_are_the_runs(run: SceneRun) -> None:
+    run.host.step = 3
+    run.host.meter.counts["nfe"] = 1234
+    scores = ({}, {"classifier_object": 0.9}, {"classifier_object": 0.4})
+    write_rows(run.metrics, COLUMNS, [{"step": i + 1, "seconds": 40.0, **score} for i, score in enumerate(scores)])
+    facts = run._facts()
+    assert facts["the classifier: it is the object"] == "40%"
+    assert (facts["steps"], facts["draws per render (K)"], facts["denoised latents"], facts["seed"]) == (
+        "3", "2", "1,234", "5",
+    )  # fmt: skip
+    assert facts["of training"] == "2 min 00 s"
+
+
+def test_its_mesh_has_the_size_that_was_asked_for(run: SceneRun) -> None:
+    import trimesh
+
+    counts = run.export_mesh()
+    mesh = trimesh.load(run.folder / "asset.glb", force="mesh")
+    assert mesh.extents.max() == pytest.approx(2.0, abs=1e-3)
+    assert (counts["vertices"], counts["triangles"]) == (f"{len(mesh.vertices):,}", f"{len(mesh.faces):,}")
