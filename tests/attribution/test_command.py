@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -336,11 +335,6 @@ def test_the_page_loads_nothing_and_escapes_everything() -> None:
     assert "default-src 'none'" in page
 
 
-def test_moderated_errors_lie_between_their_own_and_the_common_one() -> None:
-    scores = Scores(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
-    assert scores.moderated_errors(1, 1).tolist()[0] == pytest.approx([3.0**0.5, 7.0**0.5])  # (1 + 5)/2, (9 + 5)/2
-
-
 def test_words_are_told_from_places(tmp_path) -> None:
     assert kind_of("a red mug") == "prompt"
     assert kind_of("mug " * 200) == "prompt"
@@ -354,21 +348,6 @@ def test_the_second_of_two_in_one_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out"), pytest.raises(CarvError, match="another run is at work in"):
         attribute(AttributeOptions(query="a red mug", out=tmp_path / "out"))
-
-
-def test_options_know_their_limits() -> None:
-    with pytest.raises(CarvError, match="did not train owner/model: name its own with --training-images"):
-        AttributeOptions(query="a red mug", model="owner/model")
-    with pytest.raises(CarvError, match="query_draws is 8; it must be a multiple of 16"):
-        AttributeOptions(query="a red mug", query_draws=8)
-
-
-def test_options_are_passed_on_to_the_features() -> None:
-    more: dict[str, Any] = {"stratify": "none", "antithetic": False}
-    options = AttributeOptions(query="a red mug", num_draws=6, query_draws=24, dim=32, seed=5, method="d-trak", **more)
-    for found, draws, groups in ((options.features, 6, 2), (options.query_features, 24, 8)):
-        assert found.draws == GroupedDrawOptions(num_draws=draws, groups=groups, **more)
-        assert (found.dim, found.seed, found.output) == (32, 5, "mean-squared-l2-norm")
 
 
 def test_a_run_is_asked_about_by_views_of_its_asset(sd_folder, sd_teacher, tmp_path) -> None:

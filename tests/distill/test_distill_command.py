@@ -22,9 +22,8 @@ from carv_3d.cli import main as cli
 from carv_3d.distill import command, variance_command
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
-from carv_3d.distill.request import DistillRequest, Settings, read_distill_options, read_settings, resolve
+from carv_3d.distill.request import DistillRequest, Settings, read_settings, resolve
 from carv_3d.errors import CarvError
-from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.io.files import locked
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.ranks import Ranks
@@ -379,25 +378,6 @@ def test_the_device_is_the_stored_runs_and_cuda_is_not_taken_for_granted(
     assert asked == [True, True, False]
 
 
-def test_the_classifiers_of_all_captions_share_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    from carv_3d.tiny.classifier import Classifier
-
-    loaded, load = [], Classifier.load
-    monkeypatch.setattr(Classifier, "load", lambda: loaded.append(load()) or loaded[-1])
-    classifiers = PromptClassifier.for_prompts(["a red mug", "a zeppelin", "a blue tree"], torch.device("cpu"))
-    assert len(loaded) == 1
-    assert classifiers[1] is None
-    views = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    for prompt, classifier in (("a red mug", classifiers[0]), ("a blue tree", classifiers[2])):
-        alone = PromptClassifier.for_prompt(prompt, torch.device("cpu"))
-        assert classifier is not None
-        assert alone is not None
-        assert classifier.classifier is loaded[0]
-        assert classifier.score(views) == alone.score(views)
-    assert classifiers[0].targets != classifiers[2].targets  # type: ignore[union-attr]
-    assert PromptClassifier.for_prompts(["a zeppelin"], torch.device("cpu")) == [None]
-
-
 def test_distilling_loads_no_scenes() -> None:
     code = (
         "import sys; from carv_3d.distill import command, dry_run, export, images, variance_command;"
@@ -405,13 +385,3 @@ def test_distilling_loads_no_scenes() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
-
-
-def test_options_are_read_over_a_base() -> None:
-    base = DistillOptions(num_draws=8)
-    found = read_distill_options(["lr=1e-3", "betas=[0.5, 0.9]", "antithetic=true"], 7, base)
-    assert (found.num_draws, found.lr, found.betas, found.antithetic, found.seed) == (8, 1e-3, (0.5, 0.9), True, 7)
-    with pytest.raises(CarvError, match="the options cannot be resolved"):
-        read_distill_options(["lr=${nothing}"])
-    with pytest.raises(CarvError, match="'=3' is no option: write key=value, such as num_draws=8"):
-        read_distill_options(["=3"])

@@ -12,6 +12,7 @@ import carv_3d
 from carv_3d.config.reader import read_options
 from carv_3d.core.options import SamplingOptions
 from carv_3d.distill.options import DistillOptions
+from carv_3d.distill.request import read_distill_options
 from carv_3d.errors import CarvError
 
 
@@ -65,3 +66,13 @@ def test_every_option_is_read_by_something() -> None:
     passed_on = {*SamplingOptions.declared(), "min_step_percent", "max_step_percent"}
     assert set(DistillOptions.declared()) - read <= passed_on
     assert "estimator" in read
+
+
+def test_options_are_read_over_a_base() -> None:
+    base = DistillOptions(num_draws=8)
+    found = read_distill_options(["lr=1e-3", "betas=[0.5, 0.9]", "antithetic=true"], 7, base)
+    assert (found.num_draws, found.lr, found.betas, found.antithetic, found.seed) == (8, 1e-3, (0.5, 0.9), True, 7)
+    with pytest.raises(CarvError, match="the options cannot be resolved"):
+        read_distill_options(["lr=${nothing}"])
+    with pytest.raises(CarvError, match="'=3' is no option: write key=value, such as num_draws=8"):
+        read_distill_options(["=3"])

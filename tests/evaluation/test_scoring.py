@@ -51,3 +51,22 @@ def test_images_of_another_size_are_resized() -> None:
     assert small.shape == (2, 3, 64, 64)
     assert float(small.mean()) == pytest.approx(float(images.mean()), abs=2e-3)
     assert torch.equal(at_classifier_size(small), small)
+
+
+def test_the_classifiers_of_all_captions_share_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from carv_3d.tiny.classifier import Classifier
+
+    loaded, load = [], Classifier.load
+    monkeypatch.setattr(Classifier, "load", lambda: loaded.append(load()) or loaded[-1])
+    classifiers = PromptClassifier.for_prompts(["a red mug", "a zeppelin", "a blue tree"], torch.device("cpu"))
+    assert len(loaded) == 1
+    assert classifiers[1] is None
+    views = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    for prompt, classifier in (("a red mug", classifiers[0]), ("a blue tree", classifiers[2])):
+        alone = PromptClassifier.for_prompt(prompt, torch.device("cpu"))
+        assert classifier is not None
+        assert alone is not None
+        assert classifier.classifier is loaded[0]
+        assert classifier.score(views) == alone.score(views)
+    assert classifiers[0].targets != classifiers[2].targets  # type: ignore[union-attr]
+    assert PromptClassifier.for_prompts(["a zeppelin"], torch.device("cpu")) == [None]

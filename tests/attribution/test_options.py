@@ -1,0 +1,26 @@
+"""The options of `carv attribute`: their limits, and that features have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from carv_3d.attribution import GroupedDrawOptions
+from carv_3d.attribution.command import AttributeOptions
+from carv_3d.errors import CarvError
+
+
+def test_options_know_their_limits() -> None:
+    with pytest.raises(CarvError, match="did not train owner/model: name its own with --training-images"):
+        AttributeOptions(query="a red mug", model="owner/model")
+    with pytest.raises(CarvError, match="query_draws is 8; it must be a multiple of 16"):
+        AttributeOptions(query="a red mug", query_draws=8)
+
+
+def test_options_are_passed_on_to_the_features() -> None:
+    more: dict[str, Any] = {"stratify": "none", "antithetic": False}
+    options = AttributeOptions(query="a red mug", num_draws=6, query_draws=24, dim=32, seed=5, method="d-trak", **more)
+    for found, draws, groups in ((options.features, 6, 2), (options.query_features, 24, 8)):
+        assert found.draws == GroupedDrawOptions(num_draws=draws, groups=groups, **more)
+        assert (found.dim, found.seed, found.output) == (32, 5, "mean-squared-l2-norm")
