@@ -272,6 +272,8 @@ def test_leaves_are_the_parameters() -> None:
     assert [id(x) for x in leaves(other)] == [id(other)]
     pairs = Loop(1.0, 1.0, 0.3, antithetic=True).auto
     assert pairs.grid == [K for K in GRID if K > 1]
+    assert pairs.variances.levels == (1, 2, 4, STRATA)
+    assert Loop(1.0, 1.0, 0.3, stratify="none").auto.variances.levels == (STRATA,)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +321,7 @@ def test_a_state_of_the_last_version_is_read() -> None:
     auto.load_state_dict(old)
     assert (auto.num_draws, auto.renders, auto.calls, auto.next_burst, auto.left) == (8, None, 31, 52, 2)
     assert auto.variance(2) == (3.0 + 0.5) / 2
+    assert auto.variance(16) == (1.0 / 2 + 0.5) / 2  # beyond the finest strata as 1 / K
     assert auto.seconds(4) == 1.0 + 0.2
     state = auto.state_dict()
     assert state["variances"]["outs"] == [0.25]
@@ -343,3 +346,22 @@ def test_the_meter_may_be_shared_and_set_back() -> None:
         assert times["denoise"] == {4: pytest.approx([4.0] * 5)}
         assert times["others"] == {1: pytest.approx([0.3] * 4)}
     assert plain.meter.seconds["denoise"] == pytest.approx(20.0)  # auto leaves it alone
+    plain.step(3)
+    assert plain.auto.state_dict()["times"]["denoise"][12] == [pytest.approx(12.0)]  # by all draws of a step
+
+
+def test_the_variance_of_renders_is_told_from_that_of_draws() -> None:
+    def parts(spread: float, R: int) -> tuple[float, float]:
+        loop = Loop(1.0, 1.0, spread, proposal="weight")
+        variances = loop.auto.variances
+        while variances.bursts < 10:
+            loop.auto.next_burst = 0  # one burst after the other
+            loop.step(R)
+        return variances.out2, variances.in2[-1]
+
+    out2, in2 = parts(0.0, 1)  # cameras that stand still are no source of variance
+    assert abs(out2) < 0.5 * in2
+    one, three = parts(0.5, 1), parts(0.5, 3)  # of one render, however many a step has
+    for a, b in zip(one, three):
+        assert a > 0
+        assert 0.5 < b / a < 2.0

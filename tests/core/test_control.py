@@ -8,6 +8,7 @@ import estimators as core_estimators
 import pytest
 import torch
 from test_unbiased import COND, HIGH, LOW, REFERENCE, SHAPE, SINGLE, Z, eps_hat, make, single_eps_hat, theory
+from torch import Tensor
 
 from carv_3d.core.control import MOST, EpsControl
 from carv_3d.core.designs import Design
@@ -58,6 +59,10 @@ def test_beta_by_hand_and_its_state() -> None:
     again = EpsControl(weights, bins=2, prior=0.0)
     again.load_state_dict(control.state_dict())
     torch.testing.assert_close(again.noise(t, eps), expected)
+    shy = EpsControl(weights, bins=2, prior=2.0)  # two draws of two numbers, in which nothing was seen
+    shy.update(t, f, eps, torch.tensor([[True, True]]))
+    share = (torch.tensor([5.0, 9.0]) / (torch.tensor([5.0, 9.0]) + 2 * 2)).double()
+    torch.testing.assert_close(shy.noise(t, eps), f * share[None, :, None])
     with pytest.raises(CarvError, match="has 2 bins and this one 3"):
         EpsControl(weights, bins=3).load_state_dict(control.state_dict())
 
@@ -92,3 +97,18 @@ def test_steps_that_went_wild_do_not_make_the_next_one_wild(huge: float) -> None
     for _ in range(300):
         step(1.0)
     assert step(1.0) < 3.0  # and what is usual is learnt again
+
+
+def test_what_is_in_proportion_to_the_weight_goes_within_a_bin_too() -> None:
+    estimator = core_estimators.make(control_variate=True, proposal="uniform", num_draws=8, min_step=0, max_step=59)
+    w, g = estimator.schedule.weights("sds"), torch.Generator().manual_seed(0)
+
+    def step() -> Tensor:
+        latents = core_estimators.some_latents(32)
+        out = estimator.estimate_residual(latents, lambda z_t, t, eps: w[t].view(-1, 1, 1, 1) * eps, generator=g)
+        return out.residual.abs().amax(dim=(2, 3, 4)) / w[out.t]
+
+    assert float(step().max()) > 2  # nothing is known yet
+    for _ in range(20):
+        step()
+    assert float(step().max()) < 0.05  # w varies twofold within these bins

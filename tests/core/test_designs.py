@@ -117,3 +117,16 @@ def test_numbers_come_from_the_generator_alone() -> None:
 def test_what_cannot_be_laid_out_is_refused(make: object, said: str) -> None:
     with pytest.raises(CarvError, match=said):
         make()  # type: ignore[operator]
+
+
+def test_the_renders_order_differs_between_the_columns() -> None:
+    u = Design("global").draw_u(8, 4, seeded(2))
+    places = [tuple(column) for column in (u * 4 % 1 * 8).floor().T.tolist()]  # of each render within a column
+    assert len(set(places)) == 4
+
+
+def test_one_process_leaves_the_shared_generator_alone() -> None:
+    shared = seeded(5)
+    u = Design("global").draw_u(3, 2, seeded(1), shared=shared)
+    assert torch.equal(shared.get_state(), seeded(5).get_state())
+    assert torch.equal(u, Design("global").draw_u(3, 2, seeded(1)))

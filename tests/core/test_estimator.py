@@ -151,9 +151,12 @@ def test_explicit_draws_are_used_as_they_are_and_checked() -> None:
         Draws(draws.t[:2], draws.eps, draws.weights),
         Draws(draws.t, draws.eps[..., :2], draws.weights),
         Draws(draws.t, draws.eps, torch.ones(3)),
+        Draws(draws.t, draws.eps.transpose(2, 3), draws.weights),
     ):
         with pytest.raises(CarvError, match="the draws have"):
             make().estimate(some_latents(), model, draws=bad)
+    with pytest.raises(CarvError, match="5 draws cannot be laid out in groups of 2"):
+        make().estimate(some_latents(), model, draws=Draws(draws.t, draws.eps, group_size=2))
     for t in (-1, 1000):  # a negative one would index from the end
         with pytest.raises(CarvError):
             make().estimate(some_latents(), model, draws=Draws(draws.t * 0 + t, draws.eps))
@@ -353,5 +356,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         make().estimate(some_latents(), lambda z_t, t: torch.cat([z_t, z_t], 1))
     with pytest.raises(CarvError, match="each must begin with 3, the renders"):
         make().estimate(some_latents(), model, torch.ones(2))
+    with pytest.raises(CarvError, match="each must begin with 3, the renders"):
+        make().estimate(some_latents(), model, torch.ones(4))
     with pytest.raises(CarvError, match="come in pairs"):
         make(antithetic=True).estimate(some_latents(), model, num_draws=3)

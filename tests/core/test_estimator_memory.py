@@ -26,6 +26,7 @@ def test_batches_are_bounded_and_change_nothing(max_batch: int) -> None:
     assert max(sizes) <= max_batch
     assert sum(sizes) == 15 == parts.scalars["rows"]
     assert len(sizes) == -(-15 // max_batch)
+    assert max(sizes) - min(sizes) <= 1  # of about equal size
     assert torch.equal(whole.grad, parts.grad)
 
 
@@ -57,6 +58,7 @@ def test_when_memory_runs_out_the_batch_halves_and_the_run_goes_on(bears: int, e
     out = estimator.estimate(some_latents(), failing, generator=seeded(1))
     assert torch.equal(out.grad, whole.grad)
     assert bears // 2 < estimator.max_batch <= bears
+    assert failing.calls <= 5 + 24 // estimator.max_batch  # 24, 12, 6, 3 and 1 at once are tried
     assert out.scalars["max_batch"] == estimator.max_batch
     failing.calls = 0
     estimator.estimate(some_latents(), failing, generator=seeded(2))  # what was learnt stays learnt

@@ -83,3 +83,8 @@ def test_a_table_of_weights_is_what_the_proposal_follows() -> None:
     t = estimator.draw(some_latents(), seeded(1)).t
     assert sorted(set(t.flatten().tolist())) == [100, 900]
     assert [(row == 900).sum().item() for row in t] == [48] * 3  # strata: exactly three quarters
+
+
+def test_one_timestep_is_a_range() -> None:
+    out = make(min_step=500, max_step=500).estimate(some_latents(), model, generator=seeded(1))
+    assert bool((out.t == 500).all())

@@ -149,3 +149,10 @@ def test_memory_that_runs_out_while_drawing_is_a_sentence(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "randn", full)
     with pytest.raises(CarvError, match=r"num_draws is 4, whose noise for 3 renders takes 0.0 MiB \(1,728 bytes\)"):
         make().estimate(Z, model)
+
+
+def test_large_latents_of_both_signs_are_no_images() -> None:
+    latents = 50 * some_latents().detach()
+    assert float(latents.min()) < 0
+    assert float(latents.max()) > 64
+    assert bool(make().estimate(latents, model, generator=seeded()).grad.isfinite().all())
