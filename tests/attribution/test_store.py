@@ -50,3 +50,16 @@ def test_a_torn_row_is_made_again(tmp_path: Path) -> None:
     store.rows[2, 0, 0] = 7.0  # as a power cut between two pages leaves it
     again = RowStore(tmp_path / "store", {}, 3, (2, 4))
     assert again.pending().tolist() == [1, 2]
+
+
+def test_some_rows_are_not_all_and_what_is_read_is_a_copy(tmp_path: Path) -> None:
+    store = RowStore(tmp_path / "store", {}, 3, (1,))
+    row = np.frombuffer(b"\x9d\x0a\xd9\x6d", np.float32)  # its checksum is 0, which marks a row that is not there
+    for index in range(3):
+        assert not store.complete
+        assert store.pending().tolist() == list(range(index, 3))
+        store.write(index, row)
+    assert store.complete
+    read = store.read(1)
+    read[0] = 5.0
+    assert np.array_equal(store.rows, np.stack([row] * 3))

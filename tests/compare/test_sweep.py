@@ -21,6 +21,7 @@ from carv_3d.compare.scored_run import ScoredRun
 from carv_3d.compare.sweep import Sweep, open_folder
 from carv_3d.errors import CarvError
 from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io.files import locked
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
@@ -149,6 +150,9 @@ def test_stopped_in_the_middle_and_taken_up_is_the_same(common: list[str], monke
         patch.setattr(TextTo3D, "train_step", interrupted)
         assert run_sweep(sweep_of(common, points=1), Path("cut")) == 130
     assert not list(Path("cut").rglob("result.json"))
+    for method in two_methods():  # each was saved where it stood
+        folder = sweep_of(common).folder(Path("cut"), method, 0, 0)
+        assert load_checkpoint(folder / "checkpoint")[0]["step"] == read_metrics(folder / "metrics.csv")[-1]["step"] > 0
     assert run_sweep(sweep_of(common, points=1), Path("cut")) == 0
     for method in two_methods():
         folders = [sweep_of(common).folder(Path(out), method, 0, 0) for out in ("whole", "cut")]
@@ -331,3 +335,33 @@ def test_a_damaged_result_is_one_sentence_with_its_fix(tmp_path: Path) -> None:
     run.folder = tmp_path
     with pytest.raises(CarvError, match=r"result\.json is not readable JSON .*; delete it, and the run is finished"):
         _ = run.result
+
+
+def test_a_run_that_is_resumed_goes_on_where_its_clock_and_its_steps_stood(common: list[str]) -> None:
+    sweep = sweep_of(common, steps=None, budget=1000.0)
+    config = sweep.configuration(sweep.methods[0], 0, 0)
+    teacher = engine.Teachers().of(config)
+
+    def begun() -> ScoredRun:
+        run = ScoredRun(TextTo3D(config, teacher), Path("run"), Display(quiet=True), sweep.length_of(sweep.methods[0]))
+        run.begin("one")
+        return run
+
+    first = begun()
+    assert (first.clock, first.host.step, first.pace) == (0.0, 0, None)
+    for _ in range(2):
+        first.advance(1e-9)
+    first.pause()
+    assert load_checkpoint(first.checkpoint)[0]["step"] == 2
+    again = begun()
+    assert again.host.step == 2
+    assert again.clock == pytest.approx(first.clock, rel=1e-5)
+    assert again.clock > 0
+
+
+def test_a_run_at_which_another_is_at_work_is_refused(common: list[str]) -> None:
+    sweep = sweep_of(common)
+    folder = sweep.folder(Path("out"), sweep.methods[0], 0, 0)
+    folder.mkdir(parents=True)
+    with locked(folder), pytest.raises(CarvError, match="another run is at work in"):
+        engine.run_group(sweep, Path("out"), (0, 0), engine.Teachers(), None, Display(quiet=True))

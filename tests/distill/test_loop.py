@@ -301,3 +301,39 @@ def test_what_the_options_say_of_weight_and_of_pairs_is_so() -> None:
         one = small(antithetic=True, fake_draws=fake_draws)
         draws = one.fake_training.draw(torch.zeros(2, *SHAPE), one.generators["fake_draws"])
         assert torch.equal(draws.eps[:, 0], -draws.eps[:, 1]) == paired
+
+
+def test_the_gradient_is_averaged_before_it_is_clipped_and_nothing_decays() -> None:
+    class Halving(Ranks):
+        def average(self, gradients: Any) -> None:
+            for g in gradients:
+                g.div_(2)
+
+    net = nn.Linear(2, 1, bias=False)
+    one = Updates(net, 0.1, (0.9, 0.99), 10.0, Halving())
+    net(torch.tensor([[3.0, -4.0]])).sum().backward()
+    assert one.apply() == pytest.approx(2.5)
+    still = nn.Linear(2, 1)
+    before = [p.detach().clone() for p in still.parameters()]
+    Updates(still, 0.1, (0.9, 0.99), 1.0, Ranks()).apply()  # a gradient of zero moves no weight
+    assert all(map(torch.equal, before, still.parameters()))
+
+
+def test_a_rank_takes_its_own_part_of_the_state_and_leaves_the_rest_of_it_alone() -> None:
+    class Second(Ranks):
+        rank, world_size = 1, 2
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, value]
+
+    state, other = (small(Second(), seed=seed).state_dict() for seed in (0, 1))
+    state["ranks"][1] = other["ranks"][0]
+    again = small(Second(), seed=2)
+    again.load_state_dict(state)
+    found = again.state_dict()["ranks"][0]["generators"]
+    assert all(torch.equal(g, other["ranks"][0]["generators"][name]) for name, g in found.items())
+    before = {k: v.clone() for k, v in state["average"].items()}
+    again.train_step()
+    assert all(torch.equal(v, state["average"][k]) for k, v in before.items())
+    shared = [x.state_dict()["shared_generator"] for x in (again.matching.estimator, again.fake_training.estimator)]
+    assert not torch.equal(*shared)  # the strata of the two scores' draws are dealt out apart

@@ -271,3 +271,12 @@ def test_the_newest_run_is_found_over_gaps_by_its_time(tmp_path: Path) -> None:
     path.mkdir()
     (path / "config.yaml").touch()
     assert newest_run(path) == path
+
+
+def test_who_reads_a_file_that_is_replaced_reads_the_old_one_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_atomic(file, "old and long")
+    with file.open() as handle:
+        assert handle.read(3) == "old"
+        write_atomic(file, "new")
+        assert handle.read() == " and long"

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import (
+    check_made_with,
+    fingerprint_of,
     has_checkpoint,
     load_checkpoint,
     previous_path,
@@ -134,3 +137,33 @@ def test_what_a_run_begins_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(other.read_bytes()) == 50
     assert load_checkpoint(path)[0] == {"step": 1}  # only looked at: nothing is moved
     assert path.read_bytes() == b""
+
+
+def test_entries_of_the_first_version_have_their_present_names(path: Path) -> None:
+    torch.save(
+        {"format": 1, "state": {"unet_rows": 5, "host": {"unet_rows": 7, "step": 2}, "other": {"step": 1}}}, path
+    )
+    assert load_checkpoint(path)[0] == {"nfe": 5, "host": {"nfe": 7, "step": 2}, "other": {"step": 1}}
+
+
+def test_a_checkpoint_is_bound_to_all_that_it_was_made_with(path: Path) -> None:
+    check_made_with(path, {"made_with": {"seed": 1, "data": 2}}, {"seed": 1}, "delete it")
+    for made_with in ({"seed": 2}, {"seed": 1, "data": 2}):
+        with pytest.raises(
+            CarvError, match=f"checkpoint was made with other values of {list(made_with)[-1]}: delete it"
+        ):
+            check_made_with(path, {"made_with": {"seed": 1}}, made_with, "delete it")
+
+
+def test_a_fingerprint_is_of_every_number_name_and_shape() -> None:
+    def of(
+        names: str = "ab", shape: tuple[int, ...] = (2, 3), last: float = 0.0, more: float = 0.0, **config: Any
+    ) -> str:
+        module = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name in names})
+        with torch.no_grad():
+            module[names[-1]].view(-1)[-1] = last
+        return fingerprint_of(module, torch.tensor(more), config=config)
+
+    assert of() == of() == of(_folder="elsewhere")
+    others = [of("ac"), of(shape=(3, 2)), of(shape=(6,)), of(last=1.0), of(more=1.0), of(width=1), of(width=2)]
+    assert len({of(), *others}) == 8

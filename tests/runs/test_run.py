@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,14 @@ def test_a_run_leaves_its_config_figures_checkpoints_and_outputs(tmp_path: Path)
     said: list[str] = []
     run = WalkRun(tmp_path / "w", Pace(7, save_steps=3, preview_steps=2), said)
     (tmp_path / "w" / ".x.1.tmp").write_text("what a kill left half written")
+    (tmp_path / "w" / "mine.tmp").write_text("the user's own")
     assert run.complete(resume=False) == 0
     assert sorted(os.listdir(run.folder)) == [
         "checkpoint",
         "checkpoint.previous",
         "config.yaml",
         "metrics.csv",
+        "mine.tmp",
         "output",
     ]
     assert (run.folder / "config.yaml").read_text() == "most: 7\n"
@@ -270,7 +273,53 @@ def test_several_processes_save_and_stop_together_and_the_first_alone_writes(tmp
     first = WalkRun(tmp_path / "first", Pace(9), [], Together(0, [list(a) for a in answers]))
     second = WalkRun(tmp_path / "second", Pace(9, preview_steps=1), [], Together(1, [list(a) for a in answers]))
     for run in (first, second):
+        collected = []
+        state = run.trainer.state_dict
+        run.trainer.state_dict = lambda: collected.append(1) or state()  # type: ignore  # noqa: B023
         assert run.complete(resume=False) == 128 + signal.SIGTERM
         assert run.saves == [2, 3]
+        assert len(collected) == 2  # every process gives its part
     assert steps_of(first.folder) == [1, 2, 3]
     assert os.listdir(second.folder) == []
+
+
+def test_nothing_is_written_before_all_processes_have_read(tmp_path: Path) -> None:
+    class Waiting(Together):
+        def gather(self, value: Any) -> list[Any]:
+            if value is None:
+                met.append(sorted(os.listdir(run.folder)))
+            return super().gather(value)
+
+    met: list[list[str]] = []
+    run = WalkRun(tmp_path / "w", Pace(1), [], Waiting(0, [[0, False]]))
+    assert run.complete(resume=False) == 0
+    assert met[0] == []
+    assert "output" in met[-1]  # nobody leaves before it is written
+
+
+def test_a_run_that_fails_after_it_was_resumed_names_its_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "a walk"
+    WalkRun(folder, Pace(2), []).complete(resume=False)
+    run = WalkRun(folder, Pace(4), [])
+    run.trainer.train_step = lambda: (_ for _ in ()).throw(CarvError("a mistake."))  # type: ignore[method-assign]
+    kept = f"the checkpoint of step 2 is intact, resume with: carv walk --resume --out '{folder}'"
+    with pytest.raises(CarvError, match=f"a mistake; {re.escape(kept)}$"):
+        run.complete(resume=True)
+
+
+def test_a_signal_in_the_last_step_leaves_the_outputs_to_a_resumed_run(tmp_path: Path) -> None:
+    run = WalkRun(tmp_path / "w", Pace(2), [])
+    step = run.trainer.train_step
+    run.trainer.train_step = lambda: os.kill(os.getpid(), signal.SIGTERM) or step()  # type: ignore
+    run.pace = Pace(1)
+    assert run.complete(resume=False) == 128 + signal.SIGTERM
+    assert not (run.folder / "output").exists()
+    assert WalkRun(run.folder, Pace(1), []).complete(resume=True) == 0
+    assert (run.folder / "output").read_text() == "1"
+
+
+def test_what_is_shown_is_the_last_that_was_finite(tmp_path: Path) -> None:
+    run = WalkRun(tmp_path / "w", Pace(1), [])
+    for place in (1.0, float("nan"), float("inf")):
+        run.append({"step": 1.0, "place": place})
+    assert run.last == {"step": 1.0, "place": 1.0}

@@ -150,3 +150,22 @@ def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys) -> None:
     said = capsys.readouterr().err
     assert "was made with other values of unet_precision" in said
     assert said.count("\n") == 1
+
+
+def test_each_step_has_numbers_of_its_own_and_the_average_is_what_is_given(tmp_path) -> None:
+    module, drawn, saved = nn.Linear(1, 1, bias=False), [], []
+    nn.init.ones_(module.weight)
+
+    def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+        drawn.append(float(torch.rand((), generator=generator)))
+        return module.weight.sum()
+
+    options = StagePlan(4, lr=0.5, seed=0, ema=0.9)
+    given = run_stage(
+        "s", module, loss, options, tmp_path, {}, on_save=lambda w, step: saved.append((w["weight"].item(), step)),
+        log=lambda m: None,
+    )  # fmt: skip
+    assert len(set(drawn)) == 4
+    average = load_checkpoint(tmp_path / "s.pt")[0]["average"]["weight"].item()
+    assert given["weight"].item() == average != module.weight.item()
+    assert saved == [(average, 4)]
