@@ -40,10 +40,20 @@ def sd_folder_512(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def v_prediction_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights, read as a v-prediction model."""
+    return as_v_prediction(sd_folder, tmp_path_factory.mktemp("sd_v") / "model")
+
+
+@pytest.fixture(scope="session")
+def v_folder_512(sd_folder_512: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of `sd_folder_512`, read as a v-prediction model."""
+    return as_v_prediction(sd_folder_512, tmp_path_factory.mktemp("sd512_v") / "model")
+
+
+def as_v_prediction(source: Path, folder: Path) -> Path:
+    """A copy whose scheduler says that the model predicts v."""
     import shutil
 
-    folder = tmp_path_factory.mktemp("sd_v") / "model"
-    shutil.copytree(sd_folder, folder)
+    shutil.copytree(source, folder)
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
     return folder

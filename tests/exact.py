@@ -12,6 +12,15 @@ from carv_3d.objectives.residuals import EpsHat
 from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.teachers.gaussian import GaussianTeacher
 
+# (stratify, pairs, K) that go together.
+LAYOUTS = [
+    (stratify, pairs, K)
+    for stratify in ("none", "render", "global")
+    for pairs in (False, True)
+    for K in (1, 2, 4, 8)
+    if not (pairs and K % 2)
+]
+
 
 def expected_gradient(
     teacher: GaussianTeacher,

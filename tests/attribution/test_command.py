@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import refusal
 from PIL import Image
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions, cosine, kernel
@@ -140,16 +141,6 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(data, sd_folder, place, m
     assert Path("cut/scores.csv").read_text() == Path("whole/scores.csv").read_text()
 
 
-def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
-    assert cli.main(words) == 2
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if line.startswith("carv: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in out + err
-    assert os.listdir() == []
-    return lines[0]
-
-
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place, capsys, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     save(tmp_path / "large.png", 0, 40)
@@ -187,7 +178,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
         (arguments("a red mug", data, tmp_path / "none"), "no diffusion model at"),
     ]
     for words, message in cases:
-        assert message in refusal(capsys, words)
+        assert message in refusal(capsys, *words)
     assert not list((place.parent / "cache").rglob("tiny-images*"))
 
 
@@ -197,7 +188,7 @@ def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp
     assert cli.main(arguments(data / "0.png", data, sd_folder, "--store", store, "--out", str(tmp_path / "a"))) == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "store" / "loss").iterdir()}
     capsys.readouterr()
-    words = refusal(capsys, arguments(data / "0.png", data, other, "--store", store, "--out", str(tmp_path / "b")))
+    words = refusal(capsys, *arguments(data / "0.png", data, other, "--store", store, "--out", str(tmp_path / "b")))
     assert "was made with" in words
     changed = tmp_path / "changed"  # the same weights, read otherwise
     for part, key, value in (
@@ -210,7 +201,7 @@ def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp
         assert config[key] != value
         file.write_text(json.dumps({**config, key: value}))
         again = arguments(data / "0.png", data, changed, "--store", store, "--out", str(tmp_path / "b"))
-        assert "was made with" in refusal(capsys, again)
+        assert "was made with" in refusal(capsys, *again)
         shutil.rmtree(changed)
     shutil.copytree(sd_folder, changed)  # elsewhere, and else the same
     assert cli.main(arguments(data / "0.png", data, changed, "--store", store, "--out", str(tmp_path / "c"))) == 0

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import loaded_by, refusal
 
 from carv_3d.cli import doctor
 from carv_3d.cli import main as cli
@@ -17,17 +18,6 @@ from carv_3d.cli import main as cli
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The sentence with which `carv` refuses `arguments`; nothing may have been written."""
-    assert cli.main(list(arguments)) == 2
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if line.startswith("carv: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in out + err
-    assert os.listdir() == []
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -199,12 +189,8 @@ def test_help_and_slips_answer_without_the_heavy_imports() -> None:
 
 
 def test_diffusers_waits_until_a_model_is_loaded() -> None:
-    code = (
-        "import sys; import carv_3d.generate.run, carv_3d.generate.request, carv_3d.generate.dry_run;"
-        "sys.exit(any(m in sys.modules for m in ('diffusers', 'transformers')))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    imports = "import carv_3d.generate.run, carv_3d.generate.request, carv_3d.generate.dry_run"
+    assert not loaded_by(imports, "diffusers", "transformers")
 
 
 def test_an_interrupt_is_told_without_a_traceback(

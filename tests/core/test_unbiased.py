@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact import guided, sds_gradient
+from exact import LAYOUTS, guided, sds_gradient
 from torch import Tensor
 
 from carv_3d.core.designs import Design
@@ -22,14 +22,6 @@ Z = torch.tensor([0.5, -1.0, 0.8, 0.1], dtype=torch.float64).view(1, *SHAPE)
 SCALE = 4.0
 COND, UNCOND = MIXTURE.text_embeddings(["0"]), MIXTURE.text_embeddings([""])
 LOW, HIGH = 20, 980
-
-LAYOUTS = [
-    (stratify, pairs, K)
-    for stratify in ("none", "render", "global")
-    for pairs in (False, True)
-    for K in (1, 2, 4, 8)
-    if not (pairs and K % 2)
-]
 
 
 def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:

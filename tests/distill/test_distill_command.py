@@ -7,16 +7,13 @@ import dataclasses
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from commands import loaded_by, refusal
+from distill_command import SMALL, rows, words
 
 from carv_3d.cli import main as cli
 from carv_3d.distill import command, variance_command
@@ -24,156 +21,26 @@ from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.request import DistillRequest, Settings, read_settings, resolve
 from carv_3d.errors import CarvError
-from carv_3d.io.files import locked
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.ranks import Ranks
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
-SMALL = ["batch_size=2", "num_draws=2", "preview_prompts=2", "preview_every=2", "fake_updates=1", "device=cpu"]
 
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to be in, prompts beside it."""
-    (tmp_path / "here").mkdir()
-    (tmp_path / "prompts.txt").write_text("a red mug\n\n  a blue tree \n")
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    return tmp_path
-
-
-def words(place: Path, model: Path | str, *more: str) -> list[str]:
-    return ["distill", str(model), *SMALL, f"prompts={place / 'prompts.txt'}", *more]
-
-
-def rows(folder: str) -> list[dict[str, str]]:
-    with open(f"{folder}/metrics.csv", newline="") as handle:
-        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(handle)]
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
-
-
-def test_a_run_leaves_what_it_should_and_one_that_is_stopped_the_same(
-    sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    assert cli.main(words(place, sd_folder, "steps=4", "--out", "whole")) == 0
-    assert "Done: the one-step model is in whole/model" in capsys.readouterr().out
-    assert sorted(os.listdir("whole")) == ["checkpoint", "config.yaml", "metrics.csv", "model", "previews"]
-    whole = load_checkpoint(Path("whole/checkpoint"))[0]
-    one = StableDiffusionTeacher.load("whole/model", device="cpu")  # like any other teacher, with what was learnt
-    averaged = {k.removeprefix("unet."): v for k, v in whole["average"].items()}
-    for name, value in one.unet.state_dict().items():
+def test_a_run_leaves_what_it_should(sd_folder: Path, whole: Path) -> None:
+    assert sorted(os.listdir(whole)) == ["checkpoint", "config.yaml", "metrics.csv", "model", "previews"]
+    state = load_checkpoint(whole / "checkpoint")[0]
+    model = StableDiffusionTeacher.load("whole/model", device="cpu")  # like any other teacher, with what was learnt
+    averaged = {k.removeprefix("unet."): v for k, v in state["average"].items()}
+    for name, value in model.unet.state_dict().items():
         torch.testing.assert_close(value, averaged[name].to(value), rtol=0, atol=1e-6)
-    assert sorted(os.listdir("whole/previews")) == ["step-00002.png", "step-00004.png"]
-    found = rows("whole")
-    assert [r["step"] for r in found] == ["1", "2", "3", "4"]
-    assert found[0]["nfe"] == str(2 + 3 * 2 * 2 + 2 * 2)
-    assert found[0]["snr"] != ""
-    assert found[1]["classifier_object"] != ""
-    settings = read_settings(Path("whole"))
+    assert sorted(os.listdir(whole / "previews")) == ["step-00002.png", "step-00004.png"]
+    figures = rows(whole)
+    assert [r["step"] for r in figures] == ["1", "2", "3", "4"]
+    assert figures[0]["nfe"] == str(2 + 3 * 2 * 2 + 2 * 2)
+    assert figures[0]["snr"] != ""
+    assert figures[1]["classifier_object"] != ""
+    settings = read_settings(whole)
     assert (settings.model, settings.options.num_draws, settings.options.steps) == (str(sd_folder), 2, 4)
-
-    step, done = Distillation.train_step, []
-
-    def interrupted(self: Distillation) -> dict[str, float]:
-        done.append(1)
-        if len(done) == 2:
-            os.kill(os.getpid(), 2)  # Ctrl-C, during the second step
-        return step(self)
-
-    monkeypatch.setattr(Distillation, "train_step", interrupted)
-    assert cli.main(words(place, sd_folder, "steps=4", "--out", "cut")) == 130
-    assert "Resume with: carv distill --resume --out cut" in capsys.readouterr().out
-    assert len(rows("cut")) == 2
-    with open("cut/metrics.csv", "a") as handle:
-        handle.write("3,0.1,")  # a line that a kill cut short
-    assert cli.main(["distill", "--resume", "--out", "cut"]) == 0
-    assert len(done) == 4
-    assert rows("cut") == found
-    assert same(load_checkpoint(Path("cut/checkpoint"))[0], whole)
-    # a finished run that is resumed writes its model again, and may be made longer
-    assert cli.main(["distill", "--resume", "--out", "cut", "steps=5"]) == 0
-    assert len(rows("cut")) == 5
-    # and where memory ran out, resume fewer samples and at another precision
-    assert cli.main(["distill", "--resume", "--out", "cut", "steps=6", "batch_size=1", "precision=bf16"]) == 0
-    fourth, fifth, sixth = (int(r["nfe"]) for r in rows("cut")[3:])
-    assert 2 * (sixth - fifth) == fifth - fourth
-    settings = read_settings(Path("cut"))
-    assert (settings.options.batch_size, settings.options.precision) == (1, "bf16")
-
-    # a checkpoint that a kill cut short: the one before it is taken
-    good = Path("cut/checkpoint").read_bytes()
-    Path("cut/checkpoint").write_bytes(good[: len(good) // 2])
-    assert cli.main(["distill", "--resume", "--out", "cut"]) == 0
-    assert "truncated or damaged" in capsys.readouterr().out
-    Path("cut/checkpoint").write_bytes(b"")
-    Path("cut/checkpoint.previous").write_bytes(b"x")
-    assert cli.main(["distill", "--resume", "--out", "cut"]) == 2
-    assert "no checkpoint in cut can be read" in capsys.readouterr().err
-
-    # resumed with other options, another model or other prompts
-    before = {p: p.read_bytes() for p in Path("whole").iterdir() if p.is_file()}
-    for more, message in (
-        (["num_draws=4"], "num_draws = 2, and --resume cannot change it to 4"),
-        (["--seed", "3"], "seed = 0, and --resume cannot change it to 3"),
-        (["carv-tiny"], "and --resume cannot change it to 'carv-tiny'"),
-        (["steps=3"], "the run in whole is at step 4, beyond steps = 3; give steps=4 or more"),
-    ):
-        assert message in refusal(capsys, ["distill", "--resume", "--out", "whole", *more])
-    with locked(Path("whole")):
-        message = refusal(capsys, ["distill", "--resume", "--out", "whole"])
-    assert "another run is at work in whole" in message
-    (place / "prompts.txt").write_text("a green house\n")
-    assert "holds other prompts" in refusal(capsys, ["distill", "--resume", "--out", "whole"])
-    assert "is not an empty folder" in refusal(capsys, words(place, sd_folder, "--out", "whole"))
-    assert {p: p.read_bytes() for p in Path("whole").iterdir() if p.is_file()} == before
-
-
-def test_killed_and_resumed_is_the_same_run(sd_folder: Path, place: Path, capsys: Any) -> None:
-    asked = words(place, sd_folder, "steps=30", "preview_every=20", "save_every=0")
-    paths = [str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    threads = str(torch.get_num_threads())  # sums over other numbers of threads differ in the last bit
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads}
-    command = [sys.executable, "-m", "carv_3d", *asked, "--out", "cut"]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not Path("cut/checkpoint").exists():
-        assert child.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
-    killed_at = load_checkpoint(Path("cut/checkpoint"))[0]["step"]
-    assert killed_at < 30
-    assert not Path("cut/model").exists()
-    last = Path("cut/metrics.csv").read_text().splitlines()[-1]
-    with open("cut/metrics.csv", "a") as handle:  # a kill may come between a step's row and its checkpoint
-        handle.write(f"{killed_at + 1},{last.partition(',')[2]}\n")
-    Path("cut/.checkpoint.123.tmp.new").write_text("half")
-    assert cli.main(["distill", "--resume", "--out", "cut"]) == 0
-    assert f"Resumed after step {killed_at}" in capsys.readouterr().out
-    assert cli.main([*asked, "--out", "whole"]) == 0
-    assert rows("cut") == rows("whole")
-    cut, whole = (load_checkpoint(Path(name) / "checkpoint")[0] for name in ("cut", "whole"))
-    assert same(cut, whole)
-    assert sorted(os.listdir("cut")) == sorted(os.listdir("whole"))
-
-
-def refusal(capsys: Any, arguments: list[str]) -> str:
-    before = sorted(os.listdir())
-    assert cli.main(arguments) == 2
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if line.startswith("carv: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in out + err
-    assert sorted(os.listdir()) == before
-    return str(lines[0])
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(
@@ -219,22 +86,22 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         (["distill", "variance", "carv-tiny", "--budget", "0"], "--budget is 0"),
     ]
     for arguments, message in cases:
-        assert message in refusal(capsys, arguments)
+        assert message in refusal(capsys, *arguments)
     inside = str(place / "prompts.txt" / "x")  # said before a model is loaded
     monkeypatch.setattr(StableDiffusionTeacher, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     for arguments in (words(place, sd_folder, "--out", inside), ["distill", "variance", "carv-tiny", "--out", inside]):
-        assert f"cannot write {inside}" in refusal(capsys, arguments)
-    assert "named twice" in refusal(capsys, ["distill", "variance", "carv-tiny", "--settings", "8x4,8x4"])
+        assert f"cannot write {inside}" in refusal(capsys, *arguments)
+    assert "named twice" in refusal(capsys, "distill", "variance", "carv-tiny", "--settings", "8x4,8x4")
     for field in dataclasses.fields(DistillOptions):
         if field.name not in variance_command.COUNTING:
             value = getattr(DistillOptions(), field.name)
             word = f"{field.name}={list(value) if isinstance(value, tuple) else value}"
-            message = refusal(capsys, ["distill", "variance", "carv-tiny", "guidance_scale=2", word])
+            message = refusal(capsys, "distill", "variance", "carv-tiny", "guidance_scale=2", word)
             assert f"{field.name} does not count here" in message
             assert "--settings 8x16+strat" in message
     (place / "other").mkdir()
     (place / "other" / "config.yaml").write_text("seed: 1\n")
-    message = refusal(capsys, ["distill", "--resume", "--out", str(place / "other")])
+    message = refusal(capsys, "distill", "--resume", "--out", str(place / "other"))
     assert "is of no run of carv distill" in message
 
 
@@ -277,7 +144,7 @@ def test_memory_that_runs_out_while_the_model_is_loaded_is_one_sentence(
 
     for module in ("dry_run", "command"):  # the first import of a module must not see a patched one
         monkeypatch.setattr(f"carv_3d.distill.{module}.{where}", short)
-    said = refusal(capsys, words(place, sd_folder, "--out", "run", *more))
+    said = refusal(capsys, *words(place, sd_folder, "--out", "run", *more))
     assert "memory ran out on batch_size=2 samples: lower batch_size, or set precision=bf16" in said
     assert not Path("run").exists()
 
@@ -297,7 +164,7 @@ def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
         assert read_settings(Path("here/run")) == settings
     (place / "other.txt").write_text("a red mug\n")
     for changed in (["carv-tiny"], ["prompts=other.txt"]):
-        assert "--resume cannot change it" in refusal(capsys, ["distill", *changed, "--resume", "--out", "here/run"])
+        assert "--resume cannot change it" in refusal(capsys, "distill", *changed, "--resume", "--out", "here/run")
     capsys.readouterr()
     assert cli.main(["distill", "variance", "here/run", "--settings", "2x1", "--pairs", "2", "--out", "v"]) == 0
     for name in ("carv-tiny", "owner/name"):  # names are no paths
@@ -307,7 +174,7 @@ def test_a_run_is_bound_to_no_folder_that_it_was_begun_in(
 def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     unwritable = place / "prompts.txt" / "run"
     asked = words(place, sd_folder, "--dry-run", "--out", str(unwritable))
-    assert f"cannot write {unwritable}" in refusal(capsys, asked)
+    assert f"cannot write {unwritable}" in refusal(capsys, *asked)
     assert cli.main(words(place, sd_folder, "--dry-run")) == 0
     out = capsys.readouterr().out
     assert "num_draws: 2" in out
@@ -339,7 +206,7 @@ def test_the_variance_of_a_model_and_of_a_run(
     assert [row["setting"] for row in table] == ["2x1", "2x2+strat"]
     assert all(float(row["variance"]) > 0 and row["pairs"] == "2" for row in table)
     assert "2x2+strat" in out
-    assert "is not an empty folder" in refusal(capsys, ["distill", "variance", *model, *few, "--out", "v"])
+    assert "is not an empty folder" in refusal(capsys, "distill", "variance", *model, *few, "--out", "v")
     assert cli.main(words(place, sd_folder, "steps=1", "--out", "run")) == 0
     assert cli.main(["distill", "variance", "run", *few, "--out", "w"]) == 0
     assert "run at step 1" in capsys.readouterr().out
@@ -352,7 +219,7 @@ def test_the_variance_of_a_model_and_of_a_run(
     assert "2x2+strat" in told.out  # what was measured is shown, if it cannot be kept
     assert "the disk is full" in told.err
     assert not Path("x").exists()
-    assert "a run has its own" in refusal(capsys, ["distill", "variance", "run", "num_draws=2"])
+    assert "a run has its own" in refusal(capsys, "distill", "variance", "run", "num_draws=2")
 
 
 def test_the_device_is_the_stored_runs_and_cuda_is_not_taken_for_granted(
@@ -373,15 +240,11 @@ def test_the_device_is_the_stored_runs_and_cuda_is_not_taken_for_granted(
     assert cli.main(["distill", str(sd_folder), "--resume"]) == 0, capsys.readouterr().err
     assert cli.main(["distill", "--resume", "--out", f"outputs/{os.listdir('outputs')[0]}"]) == 0
     assert asked == [True, True]
-    message = refusal(capsys, words(place, sd_folder, "device=cuda"))
+    message = refusal(capsys, *words(place, sd_folder, "device=cuda"))
     assert "device is cuda, but torch sees no GPU here" in message
     assert asked == [True, True, False]
 
 
 def test_distilling_loads_no_scenes() -> None:
-    code = (
-        "import sys; from carv_3d.distill import command, dry_run, export, images, variance_command;"
-        "sys.exit(any(m.startswith(('nerfacc', 'carv_3d.scenes', 'carv_3d.generate.trainer')) for m in sys.modules))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    imports = "from carv_3d.distill import command, dry_run, export, images, variance_command"
+    assert not loaded_by(imports, "nerfacc", "carv_3d.scenes", "carv_3d.generate.trainer")

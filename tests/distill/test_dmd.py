@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact import guided
+from exact import LAYOUTS, guided
 from small import MEANS, SCHEDULE, SHAPE
 from torch import Tensor
 
@@ -22,14 +22,6 @@ FAKE = GaussianTeacher(M, std=0.7)
 Z = torch.tensor([0.5, -1.0, 0.8, 0.1], dtype=torch.float64).view(1, *SHAPE)
 SCALE, LOW, HIGH = 3.0, 20, 980
 TEXT, UNCOND = REAL.text_embeddings(["0"]), REAL.text_embeddings([""])
-
-LAYOUTS = [
-    (stratify, pairs, K)
-    for stratify in ("none", "render", "global")
-    for pairs in (False, True)
-    for K in (1, 2, 4, 8)
-    if not (pairs and K % 2)
-]
 
 
 def fake_eps_hat(z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:

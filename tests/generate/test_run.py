@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import kill_at_first_checkpoint
 from PIL import Image
 from tiny_host import TINY
 
@@ -144,19 +143,7 @@ def test_stopped_by_a_signal_then_resumed_is_the_same_run(
 
 def test_killed_and_resumed_is_the_same_run(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     long = ["trainer.max_steps=24", "checkpoint.every_n_train_steps=3", "trainer.val_check_interval=7"]
-    command = [sys.executable, "-m", "carv_3d", "generate", "a red mug", *words, *long]
-    paths = [str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    threads = str(torch.get_num_threads())  # sums over other numbers of threads differ in the last bit
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads}
-    child = subprocess.Popen([*command, "--out", "cut"], env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not Path("cut/checkpoint").exists():
-        assert child.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
-    killed_at = load_checkpoint(Path("cut/checkpoint"))[0]["step"]
+    killed_at = kill_at_first_checkpoint(Path("cut"), "generate", "a red mug", *words, *long)
     assert killed_at < 24
     assert not Path("cut/report.html").exists()
     Path("cut/.checkpoint.123.tmp.new").write_text("half")  # a kill may leave one, and here surely

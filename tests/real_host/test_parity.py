@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_parity import OPTIONS
 from torch import Tensor
 
 from carv_3d.core.estimator import Draws
@@ -58,20 +59,7 @@ def gradients(out: dict[str, Any], rgb: Tensor) -> dict[str, Tensor]:
     return {name: torch.autograd.grad(loss, rgb, retain_graph=True)[0] for name, loss in losses.items()}
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "sds": {},
-    "uniform": {"weighting_strategy": "uniform"},
-    "fantasia3d": {"weighting_strategy": "fantasia3d"},
-    "sjc": {"use_sjc": True},
-    "sjc with the noise left in": {"use_sjc": True, "var_red": False},
-    "image loss": {"use_img_loss": True},
-    "image loss, clipped": {"use_img_loss": True, "grad_clip": 0.05},
-    "clipped": {"grad_clip": 0.5},
-    "clipped on a schedule": {"grad_clip": [0, 0.25, 1.0, 1000]},
-    "annealed": {"min_step_percent": [0, 0.5, 0.1, 1000], "max_step_percent": [0.9, 0.6, 1000]},
-    "square root": {"sqrt_anneal": True, "max_step_percent": [0.9, 0.6, 1000], "trainer_max_steps": 800},
-    "one prompt for all views": {"view_dependent_prompting": False},
-}
+CASES = {name: options for name, options in OPTIONS.items() if name != "sds without var_red"}
 
 
 PLAIN = [(case, False, False) for case in CASES]

@@ -6,8 +6,6 @@ Runs on packages whose diffusers threestudio's own guidance can still use
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +28,6 @@ def stock_class(threestudio: Any) -> Any:
     except TypeError:
         pytest.skip("threestudio's own VSD does not run on this diffusers, so there is nothing to compare with")
     return threestudio.find("stable-diffusion-vsd-guidance")
-
-
-@pytest.fixture(scope="module")
-def v_folder(sd_folder_512: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sd512_v") / "model"
-    shutil.copytree(sd_folder_512, folder)
-    file = folder / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
-    return folder
 
 
 def share_lora(stock: Any, ours: Any) -> dict[str, tuple[Tensor, Tensor]]:
@@ -69,8 +58,8 @@ def share_lora(stock: Any, ours: Any) -> dict[str, tuple[Tensor, Tensor]]:
     ids=str,
 )  # fmt: skip
 def test_one_draw_gives_the_stock_gradients(
-    options: dict[str, Any], stock_class: Any, threestudio: Any, sd_folder_512: Path, v_folder: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any], stock_class: Any, threestudio: Any, sd_folder_512: Path, v_folder_512: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     prompt = {"pretrained_model_name_or_path": str(sd_folder_512), "prompt": "a mug", "spawn": False}
@@ -80,9 +69,11 @@ def test_one_draw_gives_the_stock_gradients(
     from diffusers.models.embeddings import TimestepEmbedding
 
     module = __import__(stock_class.__module__, fromlist=["TimestepEmbedding"])
-    width = UNet2DConditionModel.from_pretrained(str(v_folder), subfolder="unet").time_embedding.linear_2.out_features
+    width = UNet2DConditionModel.from_pretrained(
+        str(v_folder_512), subfolder="unet"
+    ).time_embedding.linear_2.out_features
     monkeypatch.setattr(module, "TimestepEmbedding", lambda a, b: TimestepEmbedding(a, width))
-    cfg = {"pretrained_model_name_or_path": str(sd_folder_512), "pretrained_model_name_or_path_lora": str(v_folder),
+    cfg = {"pretrained_model_name_or_path": str(sd_folder_512), "pretrained_model_name_or_path_lora": str(v_folder_512),
            "half_precision_weights": False, **options}  # fmt: skip
     stock = stock_class(cfg)
     ours = threestudio.find("carv-vsd-guidance")(
