@@ -19,7 +19,7 @@ from carv_3d.io.files import locked
 from carv_3d.runs.progress import Display
 from carv_3d.variance import command
 from carv_3d.variance.benchmark import Batch, VarianceBenchmark
-from carv_3d.variance.command import VarianceRequest, by_timestep, go_to, measure, run
+from carv_3d.variance.command import KeptBatches, VarianceRequest, by_timestep, go_to, measure, run
 
 
 @pytest.mark.parametrize(
@@ -180,3 +180,32 @@ def test_the_size_by_timestep_is_of_the_range_where_the_run_is() -> None:
     assert found.t == pytest.approx([100 + (i + 0.5) * width for i in range(12)])
     w = trainer.guidance.options.weights(trainer.teacher.schedule)
     assert found.weight[-1] / found.weight[0] == pytest.approx(float(w[467:501].mean() / w[100:133].mean()), rel=0.01)
+
+
+@pytest.mark.parametrize("item", ["v_in", "s_out2", "seconds", "norms"])
+def test_every_figure_of_a_batch_is_kept(tmp_path: Path, item: str) -> None:
+    kept = KeptBatches(tmp_path / "batches.json", {"format": 3})
+    first = Batch({"1,1,is": 0.1 + 0.2}, {"1,0,0": 1 / 3}, {"all": {"step": 9.5}}, [(7, 1.5)])
+    for step, batches in ((4, [first]), (2, made_up((8.0, 4.0), (8.0, 6.0)))):
+        kept.at(step).extend(batches)
+    kept.save()
+    again = KeptBatches(tmp_path / "batches.json", {"format": 3})
+    assert again.by_step.keys() == kept.by_step.keys()
+    for step, batches in kept.by_step.items():
+        found, expected = (json.loads(json.dumps([getattr(b, item) for b in x])) for x in (again.at(step), batches))
+        assert found == expected, step
+    assert again.seconds([2, 4, 5]) == 9.5 + 2 * 9.0
+
+
+def test_resumed_batches_are_numbered_on() -> None:
+    """Their number seeds them: a batch that is made twice would count twice."""
+    numbers: list[int] = []
+
+    class Numbered(MadeUp):
+        def batch(self, number: int) -> Batch:
+            numbers.append(number)
+            return super().batch(number)
+
+    alike = [(8.0, 4.0)] * 30
+    measure(Numbered(*alike), made_up(*alike[:3]), 7, 0.1, 1e9, lambda: None, Display())  # type: ignore[arg-type]
+    assert numbers == [3, 4, 5, 6, 7]
