@@ -21,12 +21,15 @@ from torch import Tensor
 
 from carv_3d.core.options import LatticeOptions, option
 from carv_3d.errors import CarvError
+from carv_3d.scenes.fused import FusedField, can_fuse, field_logits
+from carv_3d.scenes.hash_layout import HashEncoding, HashLayout, encode_reference
 from carv_3d.scenes.hashed import interpolate_hashed
 from carv_3d.scenes.trilinear import interpolate
 
 __all__ = [
     "Field",
     "FieldOptions",
+    "FusedHashField",
     "HashGridField",
     "TinyCudaNNField",
     "VoxelGridField",
@@ -200,9 +203,53 @@ class TinyCudaNNField(Field):
         return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
 
 
+class FusedHashField(Field):
+    """A hash grid and a small MLP that a CPU renders by compiled loops; its parameters lie as `TinyCudaNNField`'s do.
+
+    The loops are for two features at each entry and one hidden layer, in float32 on the CPU. Anything else, and points
+    that need a gradient, go through torch.
+
+    Attributes:
+        active_levels: the levels that are read; the others count as zero.
+    """
+
+    def __init__(self, options: FieldOptions | None = None) -> None:
+        super().__init__(options or FieldOptions())
+        o = self.options
+        self.encoding = HashEncoding(
+            HashLayout.of(o.n_levels, o.n_features_per_level, o.log2_hashmap_size, o.base_resolution, o.per_level_scale)
+        )
+        self.head = _head(o.n_levels * o.n_features_per_level, o)
+        self.active_levels = o.n_levels
+
+    def compiled(self) -> FusedField | None:
+        """What the compiled loops read, or None where they do not serve this field."""
+        o, p = self.options, dict(self.head.named_parameters())
+        if o.n_hidden_layers != 1:
+            return None
+        scene = (self.radius, o.density_scale, o.blob_scale, o.blob_radius)
+        tensors = (self.encoding.params, p["0.weight"], p["0.bias"], p["2.weight"], p["2.bias"])
+        field = FusedField(self.encoding.layout, self.active_levels, scene, tensors)
+        return field if can_fuse(field) else None
+
+    def raw(self, x: Tensor) -> Tensor:
+        """As `HashGridField.raw`; differentiable in `x` too."""
+        field = self.compiled()
+        if field is None or x.dtype != torch.float32 or (x.requires_grad and torch.is_grad_enabled()):
+            return self.raw_reference(x)
+        return field_logits(field, x)
+
+    def raw_reference(self, x: Tensor) -> Tensor:
+        """`raw` in torch alone: slow, on every device and in every precision."""
+        unit = (x / self.radius + 1) * 0.5
+        raw = self.head(encode_reference(self.encoding.params, self.encoding.layout, unit, self.active_levels))
+        return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
+
+
 FIELDS: dict[str, type[Field]] = {
     "voxel": VoxelGridField,
     "hash": HashGridField,
+    "fused": FusedHashField,
     "tcnn": TinyCudaNNField,
 }
 
@@ -216,8 +263,8 @@ def make_field(
     """A field by its name.
 
     Args:
-        name: "voxel", "hash", "tcnn", or "auto": tinycudann's hash grid where `device` is CUDA and tinycudann is
-            installed, and the voxel grid otherwise.
+        name: "voxel", "hash", "fused", "tcnn", or "auto": tinycudann's hash grid where `device` is CUDA and tinycudann
+            is installed, and the voxel grid otherwise.
         options: a `FieldOptions` or its values by name.
         log: is given the choice in a sentence.
         device: where its parameters are.

@@ -1,8 +1,8 @@
 """Volume rendering of a field, with nerfacc's quadrature.
 
 On the CPU every ray that meets the sphere of radius `field.radius` takes `num_samples_per_ray` samples
-between its two crossings, as dense tensors (n_rays, n_samples); the others cost nothing. On CUDA nerfacc's
-occupancy grid skips empty space and the samples are packed.
+between its two crossings, as dense tensors (n_rays, n_samples); the others cost nothing. A `FusedHashField` is rendered
+by compiled loops there, which skip empty cells. On CUDA nerfacc's occupancy grid does, and the samples are packed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from torch import Tensor
 from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
 from carv_3d.scenes.cameras import Cameras, Rays
-from carv_3d.scenes.fields import Field
+from carv_3d.scenes.fields import Field, FusedHashField
+from carv_3d.scenes.fused import FusedField, RaySamples, render_fused
+from carv_3d.scenes.occupancy import Occupancy
 
 __all__ = ["RenderOptions", "RenderOutput", "VolumeRenderer", "ray_sphere"]
 
 COARSE_IMAGE = 48  # pixels along the side of the image by which rays are left out
 INVISIBLE = 1e-3  # opacity
+REFRESH = 8  # steps between two updates of the compiled loops' occupancy grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class RenderOptions(Options):
     )
     randomized: bool = option(True, "Jitter the samples in training.")
     near_plane: float = option(0.01, "Nearest sample, in world units.", least=0)
-    grid_prune: bool | Literal["auto"] = option("auto", "Skip what is empty by an occupancy grid; auto: on CUDA.")
+    grid_prune: bool | Literal["auto"] = option(
+        "auto", "Skip what is empty by an occupancy grid; auto: on CUDA, and with fused."
+    )
     grid_resolution: int = option(64, "Cells of the occupancy grid along an edge.", least=1)
     prune_density_threshold: float = option(0.01, "Least optical depth of a step that is kept.", least=0)
     eval_chunk_rays: int = option(8192, "Rays of a finished image that are held in memory at once.", least=1)
@@ -80,17 +85,21 @@ def ray_sphere(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tens
 
 
 class VolumeRenderer(nn.Module):
-    """Renders `field`; `update(step)` before each training step keeps the occupancy grid fresh (CUDA)."""
+    """Renders `field`; `update(step)` before each training step keeps its occupancy grid fresh, where it has one."""
 
     def __init__(self, field: Field, options: RenderOptions | None = None) -> None:
         super().__init__()
         self.field = field
         self.options = options or RenderOptions()
         self.grid: Any = None
+        self._seen: tuple[Any, Tensor] | None = None  # the field's state and its cells, for finished images
         on_cuda = next(field.parameters()).device.type == "cuda"
-        if self.options.grid_prune is True or (self.options.grid_prune == "auto" and on_cuda):
+        if self._fused() is not None:
+            if self.options.grid_prune is not False:
+                self.grid = Occupancy(field.radius, self.options.grid_resolution)
+        elif self.options.grid_prune is True or (self.options.grid_prune == "auto" and on_cuda):
             if not on_cuda:
-                raise CarvError("grid_prune needs a field on CUDA; set it to auto or false.")
+                raise CarvError("grid_prune needs a field on CUDA, or the fused one; set it to auto or false.")
             self._build_grid()
 
     def _build_grid(self) -> None:
@@ -115,9 +124,34 @@ class VolumeRenderer(nn.Module):
             return o.num_samples_per_ray
         return max(o.num_samples_per_ray, o.eval_samples_per_ray)
 
+    def _fused(self) -> FusedField | None:
+        return self.field.compiled() if isinstance(self.field, FusedHashField) else None
+
+    @property
+    def _least_density(self) -> float:
+        o = self.options
+        return o.prune_density_threshold * o.num_samples_per_ray / (2 * self.field.radius)
+
+    def _cells(self) -> Tensor:
+        """The cells that the compiled loops read: in training the grid's, of finished images the present field's."""
+        if self.grid is None:
+            return torch.ones(1, 1, 1, dtype=torch.uint8)
+        if self.training:
+            return self.grid.cells
+        now = [(p.data_ptr(), p._version) for p in self.field.parameters()]
+        if self._seen is None or self._seen[0] != now:
+            fresh = Occupancy(self.field.radius, self.grid.resolution)
+            fresh.update(self.field.density, self._least_density, seed=0)
+            self._seen = now, fresh.cells
+        return self._seen[1]
+
     def update(self, step: int) -> None:
         """Let the occupancy grid follow the field; does nothing without one."""
         if self.grid is None:
+            return
+        if isinstance(self.grid, Occupancy):
+            if step % REFRESH == 0:
+                self.grid.update(self.field.density, self._least_density, seed=step)
             return
         self.grid.train()
         self.grid.update_every_n_steps(
@@ -142,7 +176,8 @@ class VolumeRenderer(nn.Module):
         o = rays.origins.reshape(-1, 3)
         d = rays.directions.reshape(-1, 3)
         n_rays = o.shape[0]
-        packed = self.grid is not None
+        fused = self._fused()
+        packed = self.grid is not None and not isinstance(self.grid, Occupancy)
         if packed:
             t0, t1, index, mids = self._packed_samples(o, d, generator)
             x_d = d[index]
@@ -151,24 +186,31 @@ class VolumeRenderer(nn.Module):
             t0, t1, index, mids = self._dense_samples(o, d, generator)
             x_d = d[index][:, None, :].expand(-1, mids.shape[1], -1)
             x = o[index][:, None, :] + mids[..., None] * x_d
-        sigma, rgb = self.field.density_and_color(x.reshape(-1, 3))
-        sigma, rgb = sigma.view(mids.shape), rgb.view(*mids.shape, 3)
-
-        kw: dict[str, Any] = {"ray_indices": index, "n_rays": n_rays} if packed else {}
-        weights, _, _ = render_weight_from_density(t0, t1, sigma, **kw)
-        color = accumulate_along_rays(weights, rgb, **kw)
-        opacity = accumulate_along_rays(weights, None, **kw)
-        depth = accumulate_along_rays(weights, mids[..., None], **kw)
+        if fused is not None:
+            samples = RaySamples(o[index], d[index], t0, t1, mids, self._cells())
+            together, weights, sigma = render_fused(fused, samples)
+        else:
+            together, weights, sigma = self._quadrature(t0, t1, mids, x, index, n_rays if packed else None)
         if not packed and index.shape[0] < n_rays:
-            together = torch.cat([color, opacity, depth], dim=-1)
-            full = together.new_zeros(n_rays, 5).index_copy(0, index, together)
-            color, opacity, depth = full.split([3, 1, 1], dim=-1)
+            together = together.new_zeros(n_rays, 5).index_copy(0, index, together)
+        color, opacity, depth = together.split([3, 1, 1], dim=-1)
         color, opacity = color.view(B, H, W, 3), opacity.view(B, H, W, 1)
         depth = depth.view(B, H, W, 1) / opacity.clamp_min(1e-6)
         if background is not None:
             b = background.to(color).expand(B, 3)[:, None, None, :]
             color = color + b * (1 - opacity)
         return RenderOutput(color, opacity, depth, weights, sigma, t0, t1, x, x_d, index)
+
+    def _quadrature(
+        self, t0: Tensor, t1: Tensor, mids: Tensor, x: Tensor, index: Tensor, n_rays: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Color, opacity and summed depth (rays, 5), weights, densities; n_rays: of packed samples."""
+        sigma, rgb = self.field.density_and_color(x.reshape(-1, 3))
+        sigma, rgb = sigma.view(mids.shape), rgb.view(*mids.shape, 3)
+        kw: dict[str, Any] = {} if n_rays is None else {"ray_indices": index, "n_rays": n_rays}
+        weights, _, _ = render_weight_from_density(t0, t1, sigma, **kw)
+        parts = [accumulate_along_rays(weights, of, **kw) for of in (rgb, None, mids[..., None])]
+        return torch.cat(parts, dim=-1), weights, sigma
 
     def _dense_samples(
         self, o: Tensor, d: Tensor, generator: torch.Generator | None

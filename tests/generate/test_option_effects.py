@@ -47,6 +47,7 @@ OPTIONS_WITH_AN_EFFECT = [
     "data.eval_fovy_deg=60",
     "data.n_test_views=3",
     "system.geometry_type=hash",
+    "system.geometry_type=fused",
     "system.geometry.resolution=9",
     "system.geometry.radius=0.9",
     "system.geometry.density_scale=5",

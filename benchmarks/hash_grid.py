@@ -1,0 +1,78 @@
+"""A step's render, forward and backward, of the fused hash grid against the torch paths, interleaved in one run.
+
+    ONEDNN_MAX_CPU_ISA=AVX2 ./install.sh python benchmarks/hash_grid.py [--repeats 7] [--threads 2] [--out FILE]
+
+Three paths: `fused` skips empty cells, `reference` is the same field in torch alone, `hash` the older hash-grid field.
+All have an object of the same shape, a sphere with a hard edge. The loss is what carv-tiny's configuration minimizes:
+a residual on the image, mean density and opacity. `least` of the repeats, as the machine may be busy.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from bench import interleaved, script_parser
+
+from carv_3d.io.tables import csv_text
+from carv_3d.scenes.cameras import orbit
+from carv_3d.scenes.fields import FieldOptions, FusedHashField, make_field
+from carv_3d.scenes.regularizers import REGULARIZERS
+from carv_3d.scenes.rendering import RenderOptions, VolumeRenderer
+
+HEADER = ["size", "samples_per_ray", "path", "least_ms", "median_ms", "ratio_of_least", "threads", "load"]
+
+
+class Reference(FusedHashField):
+    """The fused field without its loops."""
+
+    def compiled(self) -> None:
+        return None
+
+
+def renderer(path: str, samples: int) -> VolumeRenderer:
+    torch.manual_seed(0)
+    options = FieldOptions(blob_scale=60.0)  # the edge of an object that has been trained
+    field = Reference(options) if path == "reference" else make_field(path, options)
+    out = VolumeRenderer(field, RenderOptions(num_samples_per_ray=samples)).train()
+    out.update(0)
+    return out
+
+
+def seconds(side: VolumeRenderer, size: int) -> float:
+    rays = orbit(1, elevation=20.0, distance=2.75, fovy=39.0).rays(size, size)
+    begun = time.perf_counter()
+    out = side(rays, torch.ones(3), torch.Generator().manual_seed(1))
+    residual = torch.randn(out.comp_rgb.shape, generator=torch.Generator().manual_seed(2))
+    terms = [20 * REGULARIZERS["density"](side.field, out), 50 * REGULARIZERS["opacity"](side.field, out)]
+    (torch.stack(terms).sum() + (out.comp_rgb * residual).sum()).backward()
+    side.field.zero_grad(set_to_none=True)
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = script_parser(__doc__, repeats=7, threads=2)
+    parser.add_argument("--out", type=Path, help="a CSV")
+    o = parser.parse_args()
+    torch.set_num_threads(o.threads)
+    rows = []
+    for size, samples in ((64, 36), (128, 36), (128, 96)):
+        sides = {path: renderer(path, samples) for path in ("fused", "reference", "hash")}
+        calls = {path: partial(seconds, side, size) for path, side in sides.items()}
+        interleaved(calls, 1)
+        taken = interleaved(calls, o.repeats)
+        for path, each in taken.items():
+            figures = (1e3 * min(each), 1e3 * statistics.median(each), min(each) / min(taken["fused"]))
+            rows.append([size, samples, path, *figures, o.threads, os.getloadavg()[0]])
+    text = csv_text(HEADER, rows)
+    print(text)
+    if o.out:
+        o.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
