@@ -16,6 +16,7 @@ from carv_3d.stats.bootstrap import (
     MIN_SAMPLES,
     RESAMPLES,
     Interval,
+    _variances,
     counts,
     ecm_interval,
     ends,
@@ -39,6 +40,8 @@ def test_an_interval_is_shown_from_the_least_number_on() -> None:
     assert (shown.low, shown.high) == (pytest.approx(1 + 0.025 * 1999), pytest.approx(1 + 0.975 * 1999))
     assert Interval(1.5, 1.25, 2.0).text(".1f") == "1.5 [1.2, 2.0]"
     assert interval(values, 5, least=5).known
+    assert not Interval(1.5, low=1.25).known
+    assert not Interval(1.5, high=2.0).known
 
 
 def test_the_first_resample_is_the_sample_itself() -> None:
@@ -112,3 +115,14 @@ def test_the_interval_of_an_ecm_is_that_of_resampled_gradients() -> None:
     assert found.low == pytest.approx(float(np.quantile(values, 0.025)), rel=0.1)
     assert found.high == pytest.approx(float(np.quantile(values, 0.975)), rel=0.1)
     assert not ecm_interval(base[:7], 3.0, method, 1.0).known
+    alike = ecm_interval(base, 1.0, base, 1.0)
+    assert alike.low < 0.9 < alike.value < 1.1 < alike.high  # the sides are resampled apart
+
+
+def test_the_variance_of_a_resample_is_that_of_its_items_and_unbiased() -> None:
+    x = normal(12, 30)
+    found, picked = _variances(x, 3), picks(12, 3)
+    for i in (1, 7, 200):
+        assert float(found[i]) == pytest.approx(total_variance(x[picked[i]]) * 12 / 11)
+    assert float(found[1:].mean()) == pytest.approx(total_variance(x), rel=0.01)
+    assert not torch.equal(found, _variances(x, 4))
