@@ -56,6 +56,13 @@ def test_write_atomic_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: 
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_file_is_put_in_its_place_and_never_written_into(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    os.link(tmp_path / "a.txt", tmp_path / "old.txt")
+    write_atomic(tmp_path / "a.txt", "new")
+    assert ((tmp_path / "a.txt").read_text(), (tmp_path / "old.txt").read_text()) == ("new", "old")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_keeps_the_old_file(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.txt"

@@ -76,6 +76,11 @@ def test_a_film_has_its_frames_pace_and_even_sides(tmp_path: Path) -> None:
     assert iio.immeta(tmp_path / "a.mp4")["fps"] == 5
 
 
+def test_each_side_of_a_film_is_padded_by_itself(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", flat([30, 120], 32, 47), fps=5)
+    assert iio.imread(tmp_path / "a.mp4").shape == (2, 32, 48, 3)
+
+
 def test_without_ffmpeg_a_film_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
         raise RuntimeError("No ffmpeg exe could be found")
