@@ -70,3 +70,9 @@ def test_the_classifiers_of_all_captions_share_one_network(monkeypatch: pytest.M
         assert classifier.score(views) == alone.score(views)
     assert classifiers[0].targets != classifiers[2].targets  # type: ignore[union-attr]
     assert PromptClassifier.for_prompts(["a zeppelin"], torch.device("cpu")) == [None]
+
+
+def test_a_larger_image_is_averaged_and_not_sampled() -> None:
+    """Columns 1, 0, 0, 1: the middle of each four is black, their mean is half."""
+    images = torch.tensor([1.0, 0.0, 0.0, 1.0]).repeat(64).expand(1, 3, 256, 256)
+    assert float((at_classifier_size(images) - 0.5).abs().max()) < 0.2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from html import escape, unescape
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def test_whatever_a_user_wrote_is_text(folder: Path) -> None:
     assert "<img src=x" not in text
     assert "<i>" not in text  # facts too
     assert unescape(re.search(r"<h1>(.*?)</h1>", text)[1]) == NASTY  # type: ignore[index]
+    command = unescape(re.search(r"<pre>(.*?)</pre>", text, re.DOTALL)[1])  # type: ignore[index]
+    assert shlex.split(command) == ["carv", "generate", NASTY, "--config", "config.yaml"]
 
 
 def test_the_inlined_viewer_cannot_end_its_script_early(folder: Path) -> None:

@@ -102,6 +102,15 @@ def test_each_image_has_its_own_background() -> None:
     torch.testing.assert_close(background.grad, free)
 
 
+def test_finished_images_have_backgrounds_of_their_own() -> None:
+    background = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.25, 1.0]])
+    rgb, opacity, _ = VolumeRenderer(Constant(0.3)).render(orbit(2, distance=3.0), 8, 8, background)
+    torch.testing.assert_close(rgb[:, 0, 0], background)  # the corners miss
+    assert opacity.amax((1, 2, 3)).min() > 0.1
+    black, _, _ = VolumeRenderer(Constant(0.3)).render(orbit(1, distance=3.0), 8, 8)
+    assert black[0, 0, 0].tolist() == [0, 0, 0]
+
+
 def test_jitter_comes_from_the_generator() -> None:
     renderer = VolumeRenderer(VoxelGridField(FieldOptions(resolution=12)))
     rays = orbit(1).rays(8, 8)

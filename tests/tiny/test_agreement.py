@@ -1,9 +1,20 @@
 import random
 
+import numpy as np
 import pytest
 import torch
 
-from carv_3d.tiny.agreement import agreement, combinations, correct, draw_targets, predict, target_prompts, view_errors
+from carv_3d.scenes.view_phrases import view_phrase
+from carv_3d.tiny.agreement import (
+    agreement,
+    combinations,
+    correct,
+    draw_targets,
+    predict,
+    target_prompts,
+    true_renders,
+    view_errors,
+)
 from carv_3d.tiny.classifier import VIEWS
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS, check_prompt, parse
 
@@ -25,6 +36,25 @@ def test_prompts_ask_for_their_targets() -> None:
     assert {w[:2] for w in targets} <= set(combinations(held_out=True))
     assert len({w[2] for w in targets}) > 5
     assert targets == draw_targets(combinations(held_out=True), 60, random.Random(3))
+
+
+def test_true_renders_are_of_the_targets_from_all_over_their_views(monkeypatch) -> None:
+    seen = []
+
+    def render(shots):
+        seen.extend(shots)
+        return np.full((len(shots), 64, 64, 3), 51, np.uint8), None
+
+    monkeypatch.setattr("carv_3d.tiny.render.render", render)
+    targets = [("mug", "red", VIEWS[i % len(VIEWS)]) for i in range(900)]
+    images = true_renders(targets, random.Random(0))
+    assert images.shape == (900, 3, 64, 64)
+    assert float(images.mean()) == pytest.approx(0.2)
+    assert [view_phrase(shot.elevation, shot.azimuth) for shot in seen] == [view for _, _, view in targets]
+    for i in range(8):
+        aside = [shot.azimuth - 45 * i for shot in seen[i :: len(VIEWS)]]
+        assert -22.5 <= min(aside) < -20
+        assert 20 < max(aside) <= 22.5
 
 
 def images_of(rows: list[list[int]]) -> torch.Tensor:

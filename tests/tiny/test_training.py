@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny import train
-from carv_3d.tiny.stage import StagePlan, run_stage
+from carv_3d.tiny.stage import StagePlan, StageTrainer, run_stage
 from carv_3d.tiny.tokens import LENGTH, build_tokenizer
 from carv_3d.tiny.vocabulary import all_words
 
@@ -86,6 +87,33 @@ def test_a_checkpoint_made_with_other_values_is_refused(tmp_path) -> None:
 def test_a_stage_learns(tmp_path) -> None:
     weights = run(tmp_path, 300)
     torch.testing.assert_close(weights["weight"], torch.ones(1, 3), atol=0.05, rtol=0)
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine(tmp_path) -> None:
+    module = nn.Linear(1, 1)
+    trainer = StageTrainer(module, lambda step, g: module.weight.sum(), StagePlan(800, 0.1, 0), {}, tmp_path / "s.pt")
+    rates = []
+    for step in (0, 99, 199, 400, 799):
+        trainer.step = step
+        trainer.train_step()
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    fall = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / 800)) for step in (0, 99, 199, 400, 799)]
+    assert rates == pytest.approx([0.1 * up * f for up, f in zip((1 / 200, 0.5, 1, 1, 1), fall)])
+    assert rates[-1] == pytest.approx(0.001, rel=0.01)
+
+
+def test_each_step_has_random_numbers_of_its_own_by_the_seed(tmp_path) -> None:
+    module, seeds = nn.Linear(1, 1), {}
+    for seed in (3, 4):
+
+        def step_loss(step, g, seed=seed):
+            seeds[seed, step] = g.initial_seed()
+            return module.weight.sum()
+
+        trainer = StageTrainer(module, step_loss, StagePlan(9, 0.1, seed), {}, tmp_path / "s.pt")
+        for _ in range(4):
+            trainer.train_step()
+    assert len(set(seeds.values())) == len(seeds) == 8
 
 
 def test_slower_parameters_move_by_their_share(tmp_path) -> None:
