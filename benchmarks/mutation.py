@@ -30,7 +30,12 @@ from rich.progress import track
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("carv_3d", "custom", "benchmarks", "tests", "docs", "pyproject.toml", "README.md", "install.sh")
 TIME_LIMIT = 300  # seconds; a fault that makes the tests hang is killed
-LOADED = ("torch", "diffusers", "transformers", "numba", "scipy.stats", "nerfacc", "omegaconf", "pytest", "rich")
+LOADED = (
+    "torch", "numba", "scipy.stats", "nerfacc", "omegaconf", "pytest", "rich", "accelerate", "trimesh",
+    "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.schedulers.scheduling_ddim", "diffusers.schedulers.scheduling_ddpm",
+    "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
+)  # fmt: skip
 ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
