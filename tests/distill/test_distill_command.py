@@ -14,15 +14,20 @@ import pytest
 import torch
 from commands import loaded_by, refusal
 from distill_command import SMALL, rows, words
+from small import small
+from torch import Tensor
 
 from carv_3d.cli import main as cli
 from carv_3d.distill import command, variance_command
+from carv_3d.distill.command import DistillRun
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.request import DistillRequest, Settings, read_settings, resolve
 from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import load_checkpoint
+from carv_3d.runs.progress import Display
 from carv_3d.runs.ranks import Ranks
+from carv_3d.runs.run import Pace
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 
@@ -248,3 +253,20 @@ def test_the_device_is_the_stored_runs_and_cuda_is_not_taken_for_granted(
 def test_distilling_loads_no_scenes() -> None:
     imports = "from carv_3d.distill import command, dry_run, export, images, variance_command"
     assert not loaded_by(imports, "nerfacc", "carv_3d.scenes", "carv_3d.generate.trainer")
+
+
+def test_a_run_keeps_its_pace_and_shows_the_same_noise_every_time(tmp_path: Path) -> None:
+    one = small(steps=7, save_every=90.0, preview_every=3, preview_prompts=2)
+    run = DistillRun(one, Settings("model", one.options), tmp_path, Display(quiet=True))
+    assert run.pace == Pace(7, save_seconds=90.0, preview_steps=3)
+    seeds: list[int] = []
+
+    def images(prompts: list[str], seed: int) -> Tensor:
+        seeds.append(seed)
+        return torch.zeros(len(prompts), 3, 8, 8)
+
+    one.images = images  # type: ignore[method-assign]
+    for one.step in (3, 6):
+        run.preview()
+    assert seeds == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["step-00003.png", "step-00006.png"]

@@ -128,6 +128,8 @@ def test_conditioning_keeps_its_fields() -> None:
     doubled = cond.filled([x.repeat_interleave(3, 0) for x in cond.tensors])
     assert doubled.negative is None
     assert doubled.images is None
+    scales = [c.scale(7.5, name) for c in (cond, cond._replace(perp_neg=None)) for name in ("standard", "threestudio")]
+    assert scales == [7.5, 7.5, 7.5, 8.5]  # Perp-Neg's is the scale itself
     for field in ("text", "uncond", "perp_neg", "perp_neg_weights", "camera"):
         assert torch.equal(getattr(doubled, field), getattr(cond, field).repeat_interleave(3, 0))
 

@@ -194,3 +194,10 @@ def test_what_an_objective_lacks_is_named(sd_teacher: Any, batch: Any) -> None:
         SDSGuidance(sd_teacher, GuidanceOptions(objective="csd"))(rgb, cond.text, cond.uncond, 0, negatives=negatives)
     with pytest.raises(CarvError, match="the objective vsd needs a trained score"):
         SDSGuidance(sd_teacher, VSDOptions()).guide(rgb, cond, 0)
+
+
+@pytest.mark.parametrize("objective", LINEAR)
+def test_timesteps_follow_the_weight_of_the_objective(objective: str) -> None:
+    estimator = SDSGuidance(TEACHER, GuidanceOptions(objective=objective, proposal="weight")).estimator
+    table = TEACHER.schedule.weights("uniform" if objective.startswith("sjc") else "sds")
+    assert torch.equal(estimator.proposal.weights, table.double())
