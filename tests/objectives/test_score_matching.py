@@ -107,6 +107,9 @@ def test_draws_lie_in_strata_and_pairs() -> None:
     assert draws.weights is None or bool((draws.weights == 1).all())
     assert (int(draws.t.min()) < 40) & (int(draws.t.max()) > 960)
     assert ScoreMatching(LinearScore(), 3, antithetic=True).estimator.design.antithetic is False
+    loose = ScoreMatching(LinearScore(), 4, "none").estimator
+    assert loose.design.stratify == "none"
+    assert (loose.proposal.min_step, loose.proposal.max_step) == (0, 999)
 
 
 def test_a_batch_that_is_not_finite_is_left_out() -> None:
@@ -136,18 +139,25 @@ def test_the_error_is_summed_over_elements_and_at_least_float32() -> None:
 def test_memory_that_ran_out_once_is_remembered() -> None:
     class Small(LinearScore):
         def predict(self, z_t: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
+            tried.append(len(z_t))
             if len(z_t) > 3:
                 raise RuntimeError("out of memory")
             return super().predict(z_t, t, *condition)
 
+    tried: list[int] = []
     score = Small()
     matching = ScoreMatching(score, 4, max_batch=8)
     (z, condition), draws = some(2), some_draws(2, 4)
     first = matching.gradients(z, draws, (condition,))
     calls = len(score.calls)
+    assert max(tried) > 3
+    tried.clear()
     second = matching.gradients(z, draws, (condition,))
     assert len(score.calls) == 2 * calls
-    assert all(len(call[0]) <= 3 for call in score.calls)
+    assert max(tried) <= 3
+    scaled = matching.gradients(z, draws, (condition,), scale=8.0)
+    for a, b in zip(first.sums, scaled.sums):
+        torch.testing.assert_close(8 * a, b)
     for a, b in zip(first.sums, second.sums):
         torch.testing.assert_close(a, b)
 
