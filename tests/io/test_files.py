@@ -230,8 +230,11 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_call(tmp_path: Path) -
     folder.rename(tmp_path / ".model-old")
     (tmp_path / ".model-new").mkdir()
     (tmp_path / ".model-new" / "half").write_text("h")
-    with pytest.raises(ValueError):  # noqa: PT011 -- the block's own
-        fill(folder, "new", ValueError)
+    seen: list[dict[str, str]] = []
+    with pytest.raises(ValueError), replaced_folder(folder):  # noqa: PT011, PT012 -- the block's own
+        seen.append(held(folder))  # it is back before the work begins
+        raise ValueError
+    assert seen == [before]
     assert held(folder) == before
     fill(folder, "new")
     assert set(held(folder).values()) == {"new"}
