@@ -13,6 +13,7 @@ from carv_3d.evaluation.distances import (
     resampled_kernel_distances,
     wasserstein,
 )
+from carv_3d.stats import bootstrap
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,21 @@ def test_copies_in_a_resample_do_not_lift_it() -> None:
     assert abs(float(rest.mean() - value)) < 4 * error
     lift = sum(float(polynomial_kernel(z, z).trace()) / len(z) ** 2 for z in (x, y))  # of copies taken for pairs
     assert lift > 20 * error
+
+
+def test_the_sides_of_a_resample_are_drawn_apart_unless_they_are_paired() -> None:
+    x, y = normal(9, 3, 0), normal(9, 3, 1)
+    kxx, kyy, kxy = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
+
+    def between(a, b, kernel):  # the mean over pairs of different items
+        return sum(kernel[i, j] for i in a for j in b if i != j) / sum(i != j for i in a for j in b)
+
+    for resample in (1, 7):
+        a, b = (bootstrap.picks(9, bootstrap.SEED + side)[resample].tolist() for side in (0, 1))
+        apart = between(a, a, kxx) + between(b, b, kyy) - 2 * sum(kxy[i, j] for i in a for j in b) / 81
+        together = between(a, a, kxx) + between(a, a, kyy) - 2 * between(a, a, kxy)
+        assert float(resampled_kernel_distances(x, y)[resample]) == pytest.approx(float(apart))
+        assert float(resampled_kernel_distances(x, y, paired=True)[resample]) == pytest.approx(float(together))
 
 
 def test_frechet_distance_is_the_closed_form_of_the_fits() -> None:
