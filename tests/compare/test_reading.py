@@ -99,6 +99,36 @@ def test_a_trial_of_threestudio_is_read_over_its_parts() -> None:
     assert any("no clock" in note for note in run.notes)
 
 
+def test_the_first_row_of_a_compared_run_is_no_step() -> None:
+    path = carv_run("x") / "metrics.csv"
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([head, "0,0,,0.1,0,0", *lines]) + "\n")  # scored before the first step
+    run = read_run(Path("x"))
+    assert run.axes["seconds"][:3].tolist() == [0.0, 0.5, 1.0]
+    assert np.isnan(run.metrics["seconds_per_step"]).tolist() == [True] + [False] * 20
+
+
+def test_a_run_has_its_label_unless_another_is_given() -> None:
+    (carv_run("x") / "method.json").write_text('{"method": "its own"}')
+    assert (read_run(Path("x")).method, read_run(Path("x"), "given").method) == ("its own", "given")
+
+
+def test_what_a_resumed_trial_had_not_done_again_is_forgotten() -> None:
+    logs = trial() / "csv_logs" / "version_1" / "metrics.csv"
+    logs.write_text("\n".join(logs.read_text().splitlines()[:3]) + "\n")  # step 4 alone, of 0 to 5 before
+    run = read_run(Path("trial"))
+    assert run.axes["steps"].tolist() == [1, 2, 3, 4, 5]
+    assert run.metrics["grad_norm"].tolist() == [0, 1, 2, 3, 14]
+
+
+def test_the_nfe_under_perp_neg_are_not_guessed() -> None:
+    config = trial() / "configs" / "parsed.yaml"
+    config.write_text(PARSED.replace("prompt: a hamburger", "prompt: a hamburger, use_perp_neg: true"))
+    run = read_run(Path("trial"))
+    assert "nfe" not in run.axes
+    assert "renders" in run.axes
+
+
 def fake_tensorboard(monkeypatch: pytest.MonkeyPatch, parts: dict[str, list[tuple[int, float, float]]]) -> None:
     """A reader of event files that gives (step, wall time, value) by the folder's name."""
 
@@ -217,6 +247,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         (["lost"], "empty or truncated"),
         ([f"a={good}", "b=tree"], "a comparison is of the same prompts"),
         ([f"a={good}", f"a={good}", "b=tree"], "a has no run of 'a green tree'"),
+        ([f"a={good}", "a=tree", f"b={good}"], "b has no run of 'a green tree'"),
         ([good, "--baseline", "x"], "the methods are: runs"),
         ([good, "--score", "beauty"], "no run has logged"),
         ([good, "--budget", "3"], "--seconds is for new runs"),

@@ -22,7 +22,7 @@ from carv_3d.compare.sweep import Sweep, open_folder
 from carv_3d.errors import CarvError
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import locked
-from carv_3d.io.tables import read_metrics
+from carv_3d.io.tables import read_metrics, write_rows
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
 
@@ -204,6 +204,17 @@ def test_models_are_kept_apart_by_what_they_are_loaded_with(common: list[str], m
     assert len({id(teacher) for teacher in (one, *rest)}) == 3
 
 
+def test_a_result_has_the_last_scores(common: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ScoredRun, "export_mesh", lambda self: {})
+    sweep = sweep_of(common)
+    run = ScoredRun(TextTo3D(sweep.configuration(sweep.methods[0], 0, 0)), tmp_path, Display(), sweep.length)
+    scores = [{"iou": 0.1, "clip_score": 20.0}, {}, {"iou": 0.5}, {}]
+    write_rows(run.metrics, run.columns, [{"step": float(i)} | score for i, score in enumerate(scores)])
+    run.clock = 3.5
+    run.finish()
+    assert run.result == {"prompt": PROMPT, "seed": 0, "steps": 0, "seconds": 3.5, "iou": 0.5}
+
+
 def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
     open_folder(sweep_of(common), Path("out"))
     for changed, key in (({"points": 3}, "points"), ({"methods": two_methods()[::-1][:1]}, "methods")):
@@ -223,6 +234,8 @@ def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
 def test_short_keys_find_their_group() -> None:
     assert parse_method("m=lr=0.1,batch_size=2").overrides == ["system.optimizer.args.lr=0.1", "data.batch_size=2"]
     assert parse_method("m=a.yaml,num_draws=8").config == Path("a.yaml")
+    words = parse_method("m=max_step_percent=[0.98,0.4,100],num_draws=8").overrides
+    assert words == ["system.guidance.max_step_percent=[0.98,0.4,100]", "system.guidance.num_draws=8"]
 
 
 def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

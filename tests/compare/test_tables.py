@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,27 @@ def test_the_tables_hold_what_was_compared(tmp_path: Path) -> None:
     assert [(r["method"], r["runs"]) for r in read(tmp_path / "final.csv")] == [("base", "3"), ("ours", "3")]
     assert [run.seed for run in comparison.select("ours", "a")] == [0, 1]
     assert len(comparison.select("base")) == 3
+
+
+def test_the_ratio_of_a_prompt_is_that_of_its_own_runs_alone() -> None:
+    rng = np.random.default_rng(0)
+    runs = [
+        run_of({0: 0.0, 10: float(end)}, method, prompt, seed)
+        for method, low in (("base", 1.0), ("ours", 2.0)) for prompt in "ab"
+        for seed, end in enumerate(low + rng.uniform(size=6))
+    ]  # fmt: skip
+    of_a = [run for run in runs if run.prompt == "a"]
+    both, alone = compare(runs, ["base", "ours"]), compare(of_a, ["base", "ours"])
+    (expected,) = [ratio for ratio in alone.times if ratio.axis == "seconds"]
+    (found,) = [ratio for ratio in both.times if (ratio.axis, ratio.prompt) == ("seconds", "a")]
+    assert found.low < found.ratio < found.high
+    assert replace(found, prompt="") == expected
+
+
+def test_bands_are_written_with_their_lower_end_first(tmp_path: Path) -> None:
+    write_tables(tmp_path, compare(sides(MIN_RUNS), ["base", "ours"]))
+    row = [r for r in read(tmp_path / "curves.csv") if r["method"] == "base"][-1]
+    assert float(row["low"]) < float(row["mean"]) < float(row["high"])
 
 
 def test_the_terminal_says_how_many_runs_a_ratio_is_of() -> None:

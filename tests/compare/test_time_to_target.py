@@ -55,6 +55,23 @@ def test_a_score_that_is_never_reached_is_named_so() -> None:
     assert replace(found, low=0.9).text() == "not reached (above 1.00) [from 0.90]"
 
 
+def test_the_ends_are_the_central_95_percent_of_the_resampled_ratios() -> None:
+    """The method's mean rises as v t / 10, v its runs' mean, so that the ratio is 1 / v."""
+    v = 1.5 + np.random.default_rng(0).exponential(1.0, size=12)
+    base = [run_of({0: 0.0, 10: 1.0}, "base", seed=s) for s in range(12)]
+    ours = [run_of({0: 0.0, 10: x}, "ours", seed=s) for s, x in enumerate(v)]
+    found, bootstrap = ratio(base, ours), Bootstrap([*base, *ours])
+    ratios = 1 / bootstrap.means(ours, v[:, None])[:, 0]
+    assert found.ratio == pytest.approx(1 / v.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])), rel=1e-3)
+
+
+def test_what_was_tried_is_the_length_of_the_methods_own_runs() -> None:
+    base = [rising("base", 0.2, seed=s) for s in range(2)]
+    found = ratio(base, [rising("short", 0.2, seed=s, end=5.0) for s in range(2)])
+    assert found.text() == "not reached (above 0.50)"
+
+
 def test_an_interval_with_a_censored_end_keeps_its_other_end() -> None:
     """One prompt of two is quick, the other never comes there: resamples of the slow one alone are censored."""
     base = [rising("base", 0.1, p, s) for p in "ab" for s in range(3)]
@@ -106,9 +123,10 @@ def test_a_baseline_that_does_not_improve_leaves_nothing_to_reach() -> None:
 def test_first_crossing_is_linear_between_points() -> None:
     x = np.tile([0.0, 1.0, 2.0, 4.0], (4, 1))
     x[1] += 0.5  # a row's own x
+    x[2] *= 2
     y = np.array([[0, 1, 0, 3], [2, 2, 2, 2], [0, 0, 0, 1], [0, 0, 0, 0.5]], float)
     at = first_crossing(x, y, np.array([0.5, 1.0, 0.75, 1.0]))
-    assert at.tolist() == [0.5, 0.5, 3.5, math.inf]
+    assert at.tolist() == [0.5, 0.5, 7.0, math.inf]
 
 
 def test_the_target_is_the_same_on_every_axis_where_runs_differ_in_steps() -> None:
