@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from carv_3d.cli.parser import OldForm, Parser, one_word
-from carv_3d.errors import CarvError
+import argparse
+
+from carv_3d.cli.parser import OldForm, Parser, command, the_word
 
 EXAMPLE = 'carv attribute "a red mug"'
 OLD_FORMS = (
@@ -40,20 +41,17 @@ def _parser() -> Parser:
     parser.add_argument("--resize", action="store_true", default=None, help="cut and scale images of another size")
     parser.path("--store", metavar="DIR", help="where gradients are kept (default: the cache)")
     parser.add_argument("--shard", metavar="I/N", help="compute this share of the gradients alone")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+    parser.seed()
     parser.path("--out", metavar="DIR", help="the folder (default: outputs/attribution-<query>)")
     return parser
 
 
-def main(words: list[str]) -> int:
+@command(_parser)
+def main(args: argparse.Namespace) -> int:
     """`carv attribute`: see its --help."""
-    args = _parser().read(words)
-    if args is None:
-        return 0
-    query = one_word(args.words, "queries", EXAMPLE)
-    if query is None:
-        raise CarvError("the query is missing; name an image, a prompt, or the folder of a run of carv generate.")
-    flags = {n: v for n, v in vars(args).items() if n not in ("words", "options", "given") and v is not None}
+    missing = "query is missing; name an image, the folder of a run, or a prompt"
+    query = the_word(args.words, "queries", EXAMPLE, missing)
+    flags = {n: v for n, v in vars(args).items() if n not in ("words", "options", "given", "command") and v is not None}
     from carv_3d.attribution.command import AttributeOptions, attribute
     from carv_3d.config.reader import read_options, read_words
 

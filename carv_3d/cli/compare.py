@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from carv_3d.cli.parser import OldForm, Parser, check_budget
+from carv_3d.cli.parser import OldForm, Parser, check_budget, command
 from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, unused
 
@@ -56,19 +55,16 @@ def _parser() -> Parser:
     return parser
 
 
-def main(words: Sequence[str]) -> int:
+@command(_parser)
+def main(args: argparse.Namespace) -> int:
     """`carv compare`: see its --help. Returns the exit status."""
-    args = _parser().read(words)
-    if args is None:
-        return 0
-    command = shlex.join(["carv", "compare", *words])
     if args.prompt is not None or args.methods is not None:
         if args.words:
             raise CarvError(
                 f"{args.words[0]} is a run that exists, and --prompt or --method ask for new ones; compare either, "
                 "then name all folders together"
             )
-        return _run(args, command)
+        return _run(args, args.command)
     # without new runs no options are set: every word is a run, NAME=RUN too
     args.runs = args.given
     if not args.runs:
@@ -76,7 +72,7 @@ def main(words: Sequence[str]) -> int:
     for name in NEW_RUNS:
         if getattr(args, name) is not None:
             raise CarvError(f"--{name} is for new runs; add --prompt and --method, or leave it out")
-    return _read(args, command)
+    return _read(args, args.command)
 
 
 def _read(args: argparse.Namespace, command: str) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from carv_3d.cli.parser import Parser, check_budget, one_word
+import argparse
+from collections.abc import Sequence
+
+from carv_3d.cli.parser import Parser, check_budget, command, one_word, the_word
 from carv_3d.errors import CarvError
 
 
@@ -18,10 +21,7 @@ def _parser() -> Parser:
         "  carv distill FOLDER prompts=FILE\n"
         "  accelerate launch -m carv_3d.cli distill carv-tiny       several processes",
     )
-    parser.path("--out", metavar="DIR", help="the folder (default: outputs/distill-<model>-<seed>)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    parser.add_argument("--dry-run", action="store_true", help="show settings, model, time and memory; write nothing")
+    parser.run_flags("outputs/distill-<model>-<seed>", "settings, model")
     return parser
 
 
@@ -39,22 +39,23 @@ def _variance_parser() -> Parser:
     parser.names("--settings", DEFAULT, help=f"see below (default: {','.join(DEFAULT)})")
     parser.add_argument("--pairs", type=int, default=40, metavar="N", help="gradient pairs of a setting (default: 40)")
     parser.add_argument("--budget", type=float, default=600, metavar="SECONDS", help="of all measuring (default: 600)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+    parser.seed()
     parser.path("--out", metavar="DIR", help="the folder (default: outputs/distill-variance-<model>)")
     return parser
 
 
-def main(words: list[str]) -> int:
+def main(words: Sequence[str]) -> int:
+    """`carv distill` and `carv distill variance`: see their --help."""
+    return variance(words[1:]) if words[:1] == ["variance"] else distill(words)
+
+
+@command(_parser)
+def distill(args: argparse.Namespace) -> int:
     """`carv distill`: see its --help."""
-    if words[:1] == ["variance"]:
-        return variance(words[1:])
-    args = _parser().read(words)
-    if args is None:
-        return 0
     model = one_word(args.words, "models", "carv distill carv-tiny")
     if model is None and not args.resume:
         raise CarvError("the model is missing; name one, such as carv distill carv-tiny")
-    from carv_3d.distill.command import distill
+    from carv_3d.distill.command import distill as train
     from carv_3d.distill.request import DistillRequest
 
     request = DistillRequest(model=model, out=args.out, seed=args.seed, resume=args.resume, overrides=args.options)
@@ -62,17 +63,14 @@ def main(words: list[str]) -> int:
         from carv_3d.distill.dry_run import dry_run
 
         return dry_run(request)
-    return distill(request)
+    return train(request)
 
 
-def variance(words: list[str]) -> int:
+@command(_variance_parser)
+def variance(args: argparse.Namespace) -> int:
     """`carv distill variance`: see its --help."""
-    args = _variance_parser().read(words)
-    if args is None:
-        return 0
-    source = one_word(args.words, "models", "carv distill variance carv-tiny")
-    if source is None:
-        raise CarvError("the model or run is missing; name one, such as carv distill variance carv-tiny")
+    example = "carv distill variance carv-tiny"
+    source = the_word(args.words, "models", example, "model or run is missing; name one")
     check_budget(args.budget, "--budget")
     from carv_3d.distill.variance_command import VarianceRequest, measure
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from carv_3d.cli.parser import Parser, one_word
+import argparse
+
+from carv_3d.cli.parser import Parser, command, one_word
 from carv_3d.errors import CarvError
 
 EXAMPLE = 'carv generate "a red mug"'
@@ -23,18 +25,13 @@ def _parser() -> Parser:
         '  carv generate -- "x=y mug"          a prompt that looks like an option',
     )
     parser.path("--config", metavar="YAML", help="a file, or the name of one that comes with carv_3d")
-    parser.path("--out", metavar="DIR", help="the folder (default: outputs/<prompt>-<seed>)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    parser.add_argument("--dry-run", action="store_true", help="show settings, models, time and memory; write nothing")
+    parser.run_flags("outputs/<prompt>-<seed>", "settings, models")
     return parser
 
 
-def main(words: list[str]) -> int:
+@command(_parser)
+def main(args: argparse.Namespace) -> int:
     """`carv generate`: see its --help."""
-    args = _parser().read(words)
-    if args is None:
-        return 0
     prompt = one_word(args.words, "prompts", EXAMPLE)
     as_option = any(word.partition("=")[0] in (PROMPT, "prompt") for word in args.options)
     if prompt is not None and not prompt.strip():

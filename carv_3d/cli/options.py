@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
-from carv_3d.cli.parser import Parser
+from carv_3d.cli.parser import Parser, command
 from carv_3d.errors import CarvError
 
 # name -> (module, class, who reads it)
@@ -42,11 +43,9 @@ def _parser() -> Parser:
     return parser
 
 
-def main(words: list[str]) -> int:
+@command(_parser)
+def main(args: argparse.Namespace) -> int:
     """`carv options`: see its --help."""
-    args = _parser().read(words)
-    if args is None:
-        return 0
     if args.markdown:
         print(markdown(), end="")
         return 0

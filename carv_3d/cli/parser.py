@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +47,17 @@ class Parser(argparse.ArgumentParser):
         """A flag that takes a path; ~ is the home folder, also in --flag=~/x."""
         self.add_argument(flag, type=_path, **more)
 
+    def run_flags(self, out: str, parts: str) -> None:
+        """The flags of a command that makes a run: folder, seed, resume and dry run."""
+        self.path("--out", metavar="DIR", help=f"the folder (default: {out})")
+        self.seed()
+        self.add_argument("--resume", action="store_true", help="continue the run in the folder")
+        self.add_argument("--dry-run", action="store_true", help=f"show {parts}, time and memory; write nothing")
+
+    def seed(self) -> None:
+        """The flag of the seed."""
+        self.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+
     def numbers(self, flag: str, **more: Any) -> None:
         """A flag that takes whole numbers joined by commas."""
         self.add_argument(flag, type=whole_numbers, metavar="N,N", **more)
@@ -56,7 +69,7 @@ class Parser(argparse.ArgumentParser):
     def read(self, words: Sequence[str]) -> argparse.Namespace | None:
         """The arguments, with `words`, the positional ones, `options`, those of key=value, and `given`, both.
 
-        None after --help.
+        `command` is the line as it was typed. None after --help.
 
         Raises:
             CarvError: for an unknown flag or a wrong value.
@@ -71,7 +84,7 @@ class Parser(argparse.ArgumentParser):
         except SystemExit:  # --help; mistakes are CarvErrors
             return None
         self.refuse_unknown(rest if self.takes_words else [*rest, *args.words, *literal])
-        args.given = [*args.words, *literal]
+        args.command, args.given = shlex.join([*self.prog.split(), *words]), [*args.words, *literal]
         args.options = [w for w in args.words if re.match(r"[A-Za-z_][\w.]*=", w)]
         args.words = [w for w in args.words if w not in args.options] + literal
         return args
@@ -84,6 +97,28 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
             raise CarvError(f"unknown option {name}; {hint}")
+
+
+def command(parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Namespace], int]], Callable[..., int]]:
+    """Make `main(words)` of a `main(args)`: the parser reads the words, and --help ends with status 0."""
+
+    def decorate(main: Callable[[argparse.Namespace], int]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(words: Sequence[str]) -> int:
+            args = parser().read(words)
+            return 0 if args is None else main(args)
+
+        return run
+
+    return decorate
+
+
+def the_word(words: Sequence[str], what: str, example: str, missing: str) -> str:
+    """The single positional word; CarvError where there are several, or none: then what is `missing`."""
+    word = one_word(words, what, example)
+    if word is None:
+        raise CarvError(f"the {missing}, such as {example}")
+    return word
 
 
 def one_word(words: Sequence[str], what: str, example: str) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from carv_3d.cli.parser import OldForm, Parser, check_budget, one_word
+import argparse
+
+from carv_3d.cli.parser import OldForm, Parser, check_budget, command, the_word
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 from carv_3d.variance.methods import DEFAULT, WORDS
@@ -50,22 +52,18 @@ def parser() -> Parser:
     p.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="of all measuring (default: 600)")
     p.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE",
                    help="stop once every cost is known to this share of it (default: 0.1)")  # fmt: skip
-    p.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+    p.seed()
     p.path("--out", metavar="DIR", help="the folder (default: outputs/variance-<prompt>)")
     p.add_argument("--resume", action="store_true", help="continue what is in the folder")
     return p
 
 
-def main(words: list[str]) -> int:
+@command(parser)
+def main(args: argparse.Namespace) -> int:
     """`carv variance`: see its --help."""
-    args = parser().read(words)
-    if args is None:
-        return 0
-    source = one_word(args.words, "configurations or runs", EXAMPLE)
-    if source is None:
-        raise CarvError(f"the configuration or run is missing; name one, such as {EXAMPLE}")
+    source = the_word(args.words, "configurations or runs", EXAMPLE, "configuration or run is missing; name one")
     check_budget(args.budget, "--budget")
-    given = {name: value for name, value in vars(args).items() if name not in ("words", "options", "given")}
+    given = {name: value for name, value in vars(args).items() if name not in ("words", "options", "given", "command")}
     from carv_3d.variance.command import VarianceRequest, run
 
     return run(VarianceRequest(source=expanded(source), overrides=args.options, **given))

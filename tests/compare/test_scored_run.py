@@ -1,4 +1,4 @@
-"""A run of a comparison that is stopped and resumed has its own clock: it gets its budget once."""
+"""A run of a comparison that is stopped and resumed keeps its training time: it gets its budget once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = "system.guidance.pretrained_model_name_or_path=nobody/nothing"
 
 
 class Host:
-    """A trainer whose steps take half a second of its own clock, and nothing else."""
+    """A trainer whose steps take half a second of training time, and nothing else."""
 
     device = "cpu"
 

@@ -81,6 +81,7 @@ def test_a_run_is_not_resumed_with_what_would_change_it(sd_folder: Path, place: 
     assert {p: p.read_bytes() for p in whole.iterdir() if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_run(sd_folder: Path, place: Path, capsys: Any) -> None:
     asked = words(place, sd_folder, "steps=8", "preview_every=100", "save_every=0")
     killed_at = kill_at_first_checkpoint(Path("cut"), *asked)

@@ -141,6 +141,7 @@ def test_stopped_by_a_signal_then_resumed_is_the_same_run(
     assert Path("cut/asset.glb").read_bytes() == Path("whole/asset.glb").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_run(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     long = ["trainer.max_steps=24", "checkpoint.every_n_train_steps=3", "trainer.val_check_interval=7"]
     killed_at = kill_at_first_checkpoint(Path("cut"), "generate", "a red mug", *words, *long)

@@ -32,6 +32,7 @@ def test_the_classifier_reads_true_renders(classifier: Classifier) -> None:
     assert shares["view"] > 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [False, True], ids=["training", "held out"])
 def test_carv_tiny_draws_what_it_is_asked_for(held_out: bool, classifier: Classifier) -> None:
     teacher = StableDiffusionTeacher.load("carv-tiny", device="cpu")
@@ -43,6 +44,7 @@ def test_carv_tiny_draws_what_it_is_asked_for(held_out: bool, classifier: Classi
     assert shuffled["both"] <= 0.2
 
 
+@pytest.mark.slow
 def test_the_quick_settings_come_nearer_to_the_true_shape() -> None:
     config = load_config(CONFIGS / "carv-tiny-quick.yaml", ["device=cpu", "trainer.max_steps=60"], "a red mug")
     host = TextTo3D(config)
