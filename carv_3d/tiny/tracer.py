@@ -110,20 +110,10 @@ def _second(material, x, y, z):
 def trace(rows, centre, scale, palettes, seconds, materials, pose, focal, size, samples, backgrounds, rgb, alpha):
     """One view in C colorings: the rays are traced once. So many arguments, since numba takes arrays and numbers alone.
 
-    Args:
-        rows: the packed object, see `shapes.pack`.
-        centre: of the packed object (3,).
-        scale: of the packed object.
-        palettes: (C, M, 3) colors by part.
-        seconds: (C, 3) colors of stripes and spots.
-        materials: (C,) indices.
-        pose: (4, 3) right, up, forward and position.
-        focal: in units of half the image.
-        size: pixels along a side.
-        samples: rays along a side of a pixel.
-        backgrounds: (C, 3).
-        rgb: (C, size, size, 3) in [0, 1], overwritten.
-        alpha: the coverage (size, size), overwritten.
+    In order: the packed object (rows, its centre (3,) and scale, see `shapes.pack`); palettes (C, M, 3) by part;
+    seconds (C, 3), the colors of stripes and spots, and materials (C,), their indices; pose (4, 3), right, up, forward
+    and position; focal, in units of half the image; size, pixels along a side; samples, rays along a side of a pixel;
+    backgrounds (C, 3). Overwritten: rgb (C, size, size, 3) in [0, 1] and alpha (size, size), the coverage.
     """
     n, weight = size * samples, 1.0 / (samples * samples)
     rgb[:] = 0.0

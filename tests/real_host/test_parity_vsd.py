@@ -69,9 +69,8 @@ def test_one_draw_gives_the_stock_gradients(
     from diffusers.models.embeddings import TimestepEmbedding
 
     module = __import__(stock_class.__module__, fromlist=["TimestepEmbedding"])
-    width = UNet2DConditionModel.from_pretrained(
-        str(v_folder_512), subfolder="unet"
-    ).time_embedding.linear_2.out_features
+    unet = UNet2DConditionModel.from_pretrained(str(v_folder_512), subfolder="unet")
+    width = unet.time_embedding.linear_2.out_features
     monkeypatch.setattr(module, "TimestepEmbedding", lambda a, b: TimestepEmbedding(a, width))
     cfg = {"pretrained_model_name_or_path": str(sd_folder_512), "pretrained_model_name_or_path_lora": str(v_folder_512),
            "half_precision_weights": False, **options}  # fmt: skip
@@ -106,7 +105,6 @@ def test_one_draw_gives_the_stock_gradients(
     # theirs has the renders along the faster axis
     monkeypatch.setattr(carv.training, "draw", lambda *_, **__: Draws(t_lora.T, eps_lora.transpose(0, 1)))
     found = ours(rgb, utils, **batch)
-
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"].item(), rel=1e-5)
     assert found["loss_lora"].item() == pytest.approx(expected["loss_lora"].item(), rel=1e-5)
     losses = [name for name in expected if name.startswith("loss_") and name != "loss_lora"]
