@@ -378,3 +378,14 @@ def test_a_run_at_which_another_is_at_work_is_refused(common: list[str]) -> None
     folder.mkdir(parents=True)
     with locked(folder), pytest.raises(CarvError, match="another run is at work in"):
         engine.run_group(sweep, Path("out"), (0, 0), engine.Teachers(), None, Display(quiet=True))
+
+
+def test_of_a_group_only_what_is_not_done_is_run(common: list[str]) -> None:
+    sweep = sweep_of(common, steps=1, points=1)
+    assert run_sweep(sweep, Path("out")) == 0
+    done, other = (sweep.folder(Path("out"), method, 0, 0) for method in sweep.methods)
+    written = {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()}
+    (other / "result.json").unlink()
+    assert run_sweep(sweep, Path("out")) == 0
+    assert (other / "result.json").exists()
+    assert {p: p.stat().st_mtime_ns for p in written} == written

@@ -349,3 +349,9 @@ def test_a_state_of_another_kind_of_device_is_said_to_begin_afresh(sd_teacher: A
     other.load_state_dict({**state, "generator_device": "cuda"})
     assert torch.equal(other.generator.get_state(), before)
     assert "of a cuda generator and this one is on cpu: the draws start afresh" in caplog.text
+
+
+def test_a_rank_that_saved_its_own_state_goes_on_with_its_own_noise(sd_teacher: Any) -> None:
+    first, again = (SDSGuidance(sd_teacher, GuidanceOptions(seed=s), rank=1, world_size=2) for s in (0, 7))
+    again.load_state_dict(first.state_dict())
+    assert torch.equal(*(torch.rand(4, generator=guidance.generator) for guidance in (first, again)))

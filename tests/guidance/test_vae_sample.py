@@ -98,3 +98,17 @@ def test_what_it_does_not_go_with_is_named(other: dict[str, Any], said: str) -> 
 def test_the_lora_of_vsd_needs_one_sample_per_render() -> None:
     with pytest.raises(CarvError, match="vae_sample is draw"):
         VSDOptions(vae_sample="draw")
+
+
+def test_each_draw_has_the_text_of_its_render() -> None:
+    teacher = Blurred(torch.cat([MEANS, -MEANS]), std=0.4)
+    options = GuidanceOptions(num_draws=3, vae_sample="draw", seed=0, guidance_scale=1.0)
+    cond, seen = teacher.text_embeddings(["0", "1"]), []
+
+    def spy(z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        seen.append(text)
+        return torch.zeros_like(z_t)
+
+    teacher.eps_hat = spy  # type: ignore[method-assign]
+    SDSGuidance(teacher, options)(IMAGE.expand(2, 2, 2, 3).clone().requires_grad_(), cond, cond, step=0)
+    assert torch.equal(torch.cat(seen), cond[[0, 0, 0, 1, 1, 1]])

@@ -97,7 +97,23 @@ def test_each_prompt_is_encoded_once(sd_folder: Path) -> None:
 def test_a_long_prompt_is_cut_and_said(sd_teacher: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         sd_teacher.text_embeddings(["x" * 40])
-    assert "cut off: 42 tokens of 20" in caplog.text
+        assert "cut off: 42 tokens of 20" in caplog.text
+        caplog.clear()
+        sd_teacher.text_embeddings(["x" * 18])  # with begin and end just as many as are read
+        assert not caplog.records
+
+
+def test_padding_is_masked_where_the_text_encoder_asks_for_it(sd_folder: Path) -> None:
+    teacher = StableDiffusionTeacher.load(str(sd_folder), device="cpu")
+    masks: list[Any] = []
+    teacher.text_encoder.register_forward_pre_hook(
+        lambda module, given, named: masks.append(named["attention_mask"]), with_kwargs=True
+    )
+    teacher.text_embeddings(["xx"])
+    teacher.text_encoder.config.use_attention_mask = True
+    teacher.text_embeddings(["xxx"])
+    assert masks[0] is None
+    assert masks[1].sum() == 5  # begin, three letters, end
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model."])

@@ -1,0 +1,24 @@
+"""The first draw of each render, denoised from the noise level where it stands."""
+
+from __future__ import annotations
+
+import torch
+
+from carv_3d.core.estimator import Draws
+from carv_3d.guidance.previews import denoised_previews
+from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
+from carv_3d.teachers.gaussian import GaussianTeacher
+
+
+def test_the_chain_begins_at_the_first_draw_and_its_timestep() -> None:
+    g = torch.Generator().manual_seed(0)
+    teacher = GaussianTeacher(torch.randn(1, 3, 2, 2, generator=g), std=0.4)
+    guidance, text = SDSGuidance(teacher, GuidanceOptions(guidance_scale=1.0, seed=0)), teacher.text_embeddings([""])
+    # 50 steps of 20 timesteps: 0, 20, 40, ...
+    draws = Draws(torch.tensor([[500, 900], [510, 100]]), torch.randn(2, 2, 3, 2, 2, generator=g))
+    rgb = torch.rand(2, 2, 2, 3, generator=g).requires_grad_()
+    out = guidance(rgb, text, text, step=0, draws=draws)
+    found = denoised_previews(guidance, out)
+    assert (found["bs"], found["noise_levels"]) == (2, [0.5, 0.5])
+    z_t = teacher.schedule.add_noise(out.latents.detach(), draws.eps[:, 0], draws.t[:, 0])
+    torch.testing.assert_close(found["imgs_noisy"], teacher.decode(z_t).permute(0, 2, 3, 1))
