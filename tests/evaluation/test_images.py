@@ -70,16 +70,17 @@ def test_scores_are_of_the_images_against_what_was_asked() -> None:
     targets = [(o, c, VIEWS[0]) for o, c in (("mug", "red"), ("teapot", "red"), ("mug", "orange"), ("bed", "red"))]
     rows = [(list(OBJECTS).index(o), list(COLORS).index(c), 0) for o, c, _ in targets]
     rows[1], rows[2] = (rows[1][0] + 1, *rows[1][1:]), (rows[2][0], rows[2][1] + 1, 0)
+    rows[3] = (rows[3][0], rows[3][1] + 2, 0)
     images[:, :, 0, 0] = torch.tensor(rows) / 100
     found = score_images(classifier, images, targets, reference)
-    assert (found.object, found.color, found.both) == (0.75, 0.75, 0.5)
+    assert (found.object, found.color, found.both) == (0.75, 0.5, 0.25)
     features = torch.cat([classifier.features(p[None]) for p in images]).detach()
     torch.testing.assert_close(found.features, features)
     assert found.kernel.value == pytest.approx(kernel_distance(features, reference, paired=True).value, rel=1e-4)
     better = score_images(classifier, images, [targets[0], ("bed", "red", VIEWS[0]), targets[2], targets[3]], reference)
     assert found.ratio(better).value == found.both / better.both
     assert found.figures() == {
-        "agreement_object": 0.75, "agreement_color": 0.75, "agreement_both": 0.5,
+        "agreement_object": 0.75, "agreement_color": 0.5, "agreement_both": 0.25,
         "kernel_distance": found.kernel.value,
     }  # fmt: skip
 
