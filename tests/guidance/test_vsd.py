@@ -25,27 +25,6 @@ from carv_3d.teachers.timed import TimedTeacher
 B = 2
 
 
-@pytest.fixture
-def teacher(sd_folder: Path) -> Any:
-    return StableDiffusionTeacher.load(str(sd_folder), device="cpu")
-
-
-@pytest.fixture
-def lora_score(v_prediction_folder: Path) -> LoraScore:
-    """Of another model than the teacher's, that predicts v: threestudio's own pair is 2.1-base and 2.1."""
-    torch.manual_seed(0)
-    return LoraScore(StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu"))
-
-
-@pytest.fixture
-def batch(sd_teacher: Any) -> tuple[Tensor, ...]:
-    """rgb, the teacher's text and no text, the LoRA score's text, the camera."""
-    g = torch.Generator().manual_seed(0)
-    rgb = torch.rand(B, 16, 16, 3, generator=g).requires_grad_()
-    text, null = sd_teacher.text_embeddings(["a mug, side", "a mug, back"]), sd_teacher.text_embeddings(["", ""])
-    return rgb, text, null, sd_teacher.text_embeddings(["a mug"]), torch.randn(B, 4, 4, generator=g)
-
-
 def some_draws(k: int, seed: int = 0, low: int = 20) -> Draws:
     g = torch.Generator().manual_seed(seed)
     return Draws(torch.randint(low, 981, (B, k), generator=g), torch.randn(B, k, 4, 8, 8, generator=g))
