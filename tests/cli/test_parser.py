@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,10 @@ def test_an_old_form_becomes_the_new_one_and_a_note_says_so(capsys: pytest.Captu
 def test_commands_take_the_last_versions_forms(command: Parser, old: list[str], new: list[str]) -> None:
     from copy import deepcopy
 
-    assert deepcopy(command).read(old) == deepcopy(command).read(new)
+    def values(words: list[str]) -> dict[str, Any]:
+        return {name: value for name, value in vars(deepcopy(command).read(words)).items() if name != "command"}
+
+    assert values(old) == values(new)
 
 
 def test_a_grid_of_other_letters_is_refused() -> None:
