@@ -209,8 +209,10 @@ class VolumeRenderer(nn.Module):
         sigma, rgb = sigma.view(mids.shape), rgb.view(*mids.shape, 3)
         kw: dict[str, Any] = {} if n_rays is None else {"ray_indices": index, "n_rays": n_rays}
         weights, _, _ = render_weight_from_density(t0, t1, sigma, **kw)
-        parts = [accumulate_along_rays(weights, of, **kw) for of in (rgb, None, mids[..., None])]
-        return torch.cat(parts, dim=-1), weights, sigma
+        color = accumulate_along_rays(weights, rgb, **kw)
+        opacity = accumulate_along_rays(weights, None, **kw)
+        depth = accumulate_along_rays(weights, mids[..., None], **kw)
+        return torch.cat([color, opacity, depth], dim=-1), weights, sigma
 
     def _dense_samples(
         self, o: Tensor, d: Tensor, generator: torch.Generator | None
