@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from carv_3d.cli.parser import OldForm, Parser, command, the_word
+from carv_3d.cli.parser import OldForm, Parser, command, flags, the_word
 
 EXAMPLE = 'carv attribute "a red mug"'
 OLD_FORMS = (
@@ -51,9 +51,9 @@ def main(args: argparse.Namespace) -> int:
     """`carv attribute`: see its --help."""
     missing = "query is missing; name an image, the folder of a run, or a prompt"
     query = the_word(args.words, "queries", EXAMPLE, missing)
-    flags = {n: v for n, v in vars(args).items() if n not in ("words", "options", "given", "command") and v is not None}
+    named = {name: value for name, value in flags(args).items() if value is not None}
     from carv_3d.attribution.command import AttributeOptions, attribute
     from carv_3d.config.reader import read_options, read_words
 
     given = read_words(args.options, AttributeOptions(query=query))
-    return attribute(read_options(AttributeOptions(query=query), {**given, **flags}))
+    return attribute(read_options(AttributeOptions(query=query), {**given, **named}))

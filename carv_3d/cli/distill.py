@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from carv_3d.cli.parser import Parser, check_budget, command, one_word, the_word
+from carv_3d.cli.parser import Parser, check_budget, command, flags, one_word, the_word
 from carv_3d.errors import CarvError
 
 
@@ -74,5 +74,4 @@ def variance(args: argparse.Namespace) -> int:
     check_budget(args.budget, "--budget")
     from carv_3d.distill.variance_command import VarianceRequest, measure
 
-    given = {name: getattr(args, name) for name in ("settings", "pairs", "budget", "seed", "out")}
-    return measure(VarianceRequest(model_or_run=source, overrides=args.options, **given))
+    return measure(VarianceRequest(model_or_run=source, overrides=args.options, **flags(args)))

@@ -113,6 +113,11 @@ def command(parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Namesp
     return decorate
 
 
+def flags(args: argparse.Namespace) -> dict[str, Any]:
+    """A command's own flags with their values, without what `Parser.read` adds."""
+    return {name: value for name, value in vars(args).items() if name not in ("words", "options", "given", "command")}
+
+
 def the_word(words: Sequence[str], what: str, example: str, missing: str) -> str:
     """The single positional word; CarvError where there are several, or none: then what is `missing`."""
     word = one_word(words, what, example)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from carv_3d.cli.parser import OldForm, Parser, check_budget, command, the_word
+from carv_3d.cli.parser import OldForm, Parser, check_budget, command, flags, the_word
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 from carv_3d.variance.methods import DEFAULT, WORDS
@@ -63,7 +63,6 @@ def main(args: argparse.Namespace) -> int:
     """`carv variance`: see its --help."""
     source = the_word(args.words, "configurations or runs", EXAMPLE, "configuration or run is missing; name one")
     check_budget(args.budget, "--budget")
-    given = {name: value for name, value in vars(args).items() if name not in ("words", "options", "given", "command")}
     from carv_3d.variance.command import VarianceRequest, run
 
-    return run(VarianceRequest(source=expanded(source), overrides=args.options, **given))
+    return run(VarianceRequest(source=expanded(source), overrides=args.options, **flags(args)))

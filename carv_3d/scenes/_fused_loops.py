@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numba import boolean, float32, int64, njit, types, uint8
 
+from carv_3d.scenes.hashed import PRIMES
+
 BLOCK = 32
 FAST = {"contract", "reassoc", "nsz", "arcp"}  # numbers that are not finite stay what they are
-P, Q = 2654435761, 805459861
+_, P, Q = PRIMES
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 vector, matrix, cube = float32[::1], float32[:, ::1], float32[:, :, ::1]

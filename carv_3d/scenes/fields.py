@@ -69,6 +69,9 @@ class Field(nn.Module, ABC):
     def raw(self, x: Tensor) -> Tensor:
         """Four logits (N, 4) at `x` (N, 3): density, then color."""
 
+    def _with_blob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
+
     def density_and_color(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Density (N, 1), at least 0, per unit of length, and color (N, 3) in [0, 1] at `x` (N, 3)."""
         raw = self.raw(x)
@@ -163,7 +166,7 @@ class HashGridField(Field):
     def raw(self, x: Tensor) -> Tensor:
         """The network on the features of all levels; differentiable in both."""
         raw = self.head(self.encode(x))
-        return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
+        return self._with_blob(raw, x)
 
 
 class TinyCudaNNField(Field):
@@ -200,7 +203,7 @@ class TinyCudaNNField(Field):
         """As `HashGridField.raw`, by tiny-cuda-nn's kernels."""
         unit = (x / self.radius + 1) * 0.5  # tinycudann encodes the cube [0, 1]^3
         raw = self.head(self.encoding(unit).float())
-        return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
+        return self._with_blob(raw, x)
 
 
 class FusedHashField(Field):
@@ -243,7 +246,7 @@ class FusedHashField(Field):
         """`raw` in torch alone: slow, on every device and in every precision."""
         unit = (x / self.radius + 1) * 0.5
         raw = self.head(encode_reference(self.encoding.params, self.encoding.layout, unit, self.active_levels))
-        return torch.cat([raw[:, :1] + self.blob(x), raw[:, 1:]], dim=-1)
+        return self._with_blob(raw, x)
 
 
 FIELDS: dict[str, type[Field]] = {

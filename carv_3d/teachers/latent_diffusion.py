@@ -78,6 +78,7 @@ class LatentDiffusionTeacher(Denoiser):
         attention_slicing: bool = False,
         cpu_offload: bool = False,
         token_merging: dict[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> SomeTeacher:
         """Finds, checks and loads a model.
 
@@ -92,10 +93,11 @@ class LatentDiffusionTeacher(Denoiser):
         token_merging: arguments of tomesd.apply_patch, {} for its defaults; None for none. Needs tomesd; it
             changes the prediction.
         with_text: False leaves the text encoder out, for hosts that bring their own embeddings.
+        folder: of the model, where `resolve_model` has found it already.
         Raises CarvError, before anything is loaded, if the model is not to be had, not whole or of another family.
         """
         name_or_path = name_or_path or cls.default_model
-        folder = resolve_model(name_or_path, local_files_only, cache_dir, cls.family)
+        folder = folder or resolve_model(name_or_path, local_files_only, cache_dir, cls.family)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = choose_dtype(device, half_precision)
         parts = load_parts(folder, dtype, with_text, cls.family, vae_dtype=cls._choose_vae_dtype(folder, dtype))

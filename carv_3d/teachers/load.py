@@ -17,13 +17,19 @@ TEACHERS: tuple[type[LatentDiffusionTeacher], ...] = (StableDiffusionTeacher, St
 
 
 def find_model(
-    name_or_path: str, local_files_only: bool = False, *, only: Family | None = None, use: str = ""
+    name_or_path: str,
+    local_files_only: bool = False,
+    cache_dir: str | None = None,
+    *,
+    only: Family | None = None,
+    use: str = "",
 ) -> tuple[Path, Family]:
     """The folder of a whole model, and its family; nothing is loaded.
 
     Args:
         name_or_path: "carv-tiny", a local diffusers folder, or a hub id.
         local_files_only: never ask the hub.
+        cache_dir: of the hub's files; the hub's own place unless given.
         only: the family that the caller can work with, where it is not any.
         use: what needs that family, for the message about another.
 
@@ -32,7 +38,7 @@ def find_model(
     """
     for family in FAMILIES:
         try:
-            folder = resolve_model(name_or_path, local_files_only, family=family)
+            folder = resolve_model(name_or_path, local_files_only, cache_dir, family)
         except WrongFamily:
             if family is FAMILIES[-1]:
                 raise
@@ -58,5 +64,6 @@ def load_teacher(name_or_path: str, *, only: Family | None = None, use: str = ""
     Raises:
         CarvError: as `find_model`.
     """
-    _, family = find_model(name_or_path, bool(options.get("local_files_only", False)), only=only, use=use)
-    return next(kind for kind in TEACHERS if kind.family is family).load(name_or_path, **options)
+    local, cache = bool(options.get("local_files_only", False)), options.get("cache_dir")
+    folder, family = find_model(name_or_path, local, cache, only=only, use=use)
+    return next(kind for kind in TEACHERS if kind.family is family).load(name_or_path, folder=folder, **options)

@@ -69,15 +69,12 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
     @property
     def text_parts(self) -> list[tuple[Any, dict[str, Any]]]:
         """Both text encoders, with their configurations and words, and what becomes of the empty prompt."""
-        text = self.text
-        return (
-            []
-            if text is None
-            else [
-                (encoder, text_config(encoder, tokenizer, empty_is_zero=text.empty_is_zero))
-                for encoder, tokenizer in zip(text.encoders, text.tokenizers)
-            ]
-        )
+        if (text := self.text) is None:
+            return []
+        return [
+            (encoder, text_config(encoder, tokenizer, empty_is_zero=text.empty_is_zero))
+            for encoder, tokenizer in zip(text.encoders, text.tokenizers)
+        ]
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         if self.text is None:

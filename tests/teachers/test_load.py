@@ -20,7 +20,8 @@ from carv_3d.compare.engine import Teachers
 from carv_3d.errors import CarvError
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.runs.checkpoint import fingerprint_of
-from carv_3d.teachers import load
+from carv_3d.teachers import latent_diffusion, load
+from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 from carv_3d.teachers.load import find_model, load_teacher
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -43,12 +44,26 @@ def test_the_folder_says_which_teacher_it_is_for(sd_folder: Path, xl_folder: Pat
 def test_options_reach_the_teacher_and_the_search(xl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_teacher(str(xl_folder), device="cpu", with_text=False).text is None
     asked = []
-    monkeypatch.setattr(load, "resolve_model", lambda name, local, family: asked.append((name, local)) or xl_folder)
+    monkeypatch.setattr(load, "resolve_model", lambda name, local, *_: asked.append((name, local)) or xl_folder)
     for local in (True, False):
         find_model("owner/name", local)
         monkeypatch.setattr(StableDiffusionTeacher, "load", lambda name, **options: options)
-        assert load_teacher("owner/name", local_files_only=local) == {"local_files_only": local}
+        assert load_teacher("owner/name", local_files_only=local) == {"local_files_only": local, "folder": xl_folder}
     assert asked == [("owner/name", local) for local in (True, True, False, False)]
+
+
+def test_a_folder_is_looked_for_once_and_in_the_given_cache(xl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def resolve(name: str, local: bool, cache: str | None, family: Any) -> Path:
+        asked.append((name, cache))
+        return resolve_model(str(xl_folder), local, cache, family)
+
+    for module in (load, latent_diffusion):
+        monkeypatch.setattr(module, "resolve_model", resolve)
+    teacher = load_teacher("owner/name", device="cpu", cache_dir="elsewhere", with_text=False)
+    assert type(teacher) is StableDiffusionXLTeacher
+    assert asked == [("owner/name", "elsewhere")] * 2  # as Stable Diffusion 1 or 2, then as XL; not again to load it
 
 
 def test_what_is_no_teacher_is_one_sentence(xl_folder: Path, tmp_path: Path) -> None:
