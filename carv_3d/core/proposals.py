@@ -51,6 +51,7 @@ class TimestepProposal:
         weighting: str | Tensor = "sds",
         min_step: int = 0,
         max_step: int | None = None,
+        **own: Any,
     ) -> None:
         """A proposal on the schedule's timesteps.
 
@@ -59,11 +60,16 @@ class TimestepProposal:
             weighting: the w that multiplies the residual, a name or a table (T,), see `NoiseSchedule.w`.
             min_step: smallest timestep.
             max_step: largest timestep, included; the last if None.
+            own: what the kind of proposal takes besides.
         """
         self.num_train_timesteps = schedule.num_train_timesteps
         self.weights = schedule.weights(weighting).to(real_dtype(schedule.device))
         self.min_step, self.max_step = -1, -1
         self.set_range(min_step, self.num_train_timesteps - 1 if max_step is None else max_step)
+        self._build(**own)
+
+    def _build(self) -> None:
+        """Make what is made once."""
 
     def set_range(self, min_step: int, max_step: int) -> None:
         """From now on p is uniform on the integers min_step .. max_step.
@@ -153,14 +159,7 @@ class WeightProposal(TimestepProposal):
 
     name = "weight"
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        weighting: str | Tensor = "sds",
-        min_step: int = 0,
-        max_step: int | None = None,
-    ) -> None:
-        super().__init__(schedule, weighting, min_step, max_step)
+    def _build(self) -> None:
         self._density = self._unnormalized()
         self._host = self._density.double().cpu()  # so that a range that moves waits for no device
         self._sums = running_sum(torch.where((self._host > 0) & self._host.isfinite(), self._host, 0.0))
@@ -212,18 +211,7 @@ class AdaptiveProposal(TimestepProposal):
     name = "adaptive"
     adapts = True
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        weighting: str | Tensor = "sds",
-        min_step: int = 0,
-        max_step: int | None = None,
-        bins: int = 50,
-        floor: float = 0.1,
-        decay: float = 0.99,
-        prior: float = 2.0,
-    ) -> None:
-        super().__init__(schedule, weighting, min_step, max_step)
+    def _build(self, bins: int = 50, floor: float = 0.1, decay: float = 0.99, prior: float = 2.0) -> None:
         if not 0 < floor <= 1 or not 0 < decay <= 1 or not 1 <= bins <= self.num_train_timesteps:
             raise CarvError(
                 f"the adaptive proposal got bins {bins}, floor {floor}, decay {decay}: bins lie in 1 .. "
@@ -303,13 +291,10 @@ def make_proposal(
 
     Raises CarvError for a name that does not exist.
     """
-    if name == "uniform":
-        return UniformProposal(schedule, weighting, min_step, max_step)
-    if name == "weight":
-        return WeightProposal(schedule, weighting, min_step, max_step)
-    if name == "adaptive":
-        return AdaptiveProposal(schedule, weighting, min_step, max_step, **adaptive)
-    raise CarvError(f"proposal is {name!r}; it must be one of {', '.join(PROPOSALS)}.")
+    kinds = {kind.name: kind for kind in (UniformProposal, WeightProposal, AdaptiveProposal)}
+    if name not in kinds:
+        raise CarvError(f"proposal is {name!r}; it must be one of {', '.join(PROPOSALS)}.")
+    return kinds[name](schedule, weighting, min_step, max_step, **adaptive)
 
 
 def running_sum(density: Tensor) -> Tensor:
