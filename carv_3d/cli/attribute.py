@@ -7,6 +7,20 @@ import argparse
 from carv_3d.cli.parser import OldForm, Parser, command, flags, the_word
 
 EXAMPLE = 'carv attribute "a red mug"'
+HELP = f"""carv attribute QUERY [--model FOLDER] [--training-images FOLDER] [--items N] [--method NAME]
+       [--views N] [--prompt TEXT] [--resize] [--store DIR] [--shard I/N] [--seed N] [--out DIR]
+       [key=value ...]
+
+Find the training images that most influenced an image, a prompt or an asset: a page and a table.
+
+QUERY is an image file, a prompt, or the folder of a run of carv generate.
+key=value sets an option; `carv options attribute` lists them. The first query computes a gradient
+of every training image and keeps them; later queries are quick. Ctrl-C stops after the current
+image; the same command continues.
+
+examples:
+  {EXAMPLE} num_draws=16
+  carv attribute picture.png --prompt 'a red mug' --model FOLDER --training-images FOLDER"""
 OLD_FORMS = (
     OldForm("--draws", r"\d+", lambda values: [f"num_draws={v}" for v in values]),
     OldForm("--query-draws", r"\d+", lambda values: [f"query_draws={v}" for v in values]),
@@ -16,21 +30,7 @@ OLD_FORMS = (
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="carv attribute",
-        description="Find the training images that most influenced an image, a prompt or an asset: a page and a table.",
-        usage="carv attribute QUERY [--model FOLDER] [--training-images FOLDER] [--items N] [--method NAME]\n"
-        "       [--views N] [--prompt TEXT] [--resize] [--store DIR] [--shard I/N] [--seed N] [--out DIR]\n"
-        "       [key=value ...]",
-        epilog="QUERY is an image file, a prompt, or the folder of a run of carv generate.\n"
-        "key=value sets an option; `carv options attribute` lists them. The first query computes a gradient\n"
-        "of every training image and keeps them; later queries are quick. Ctrl-C stops after the current\n"
-        "image; the same command continues.\n\n"
-        "examples:\n"
-        f"  {EXAMPLE} num_draws=16\n"
-        "  carv attribute picture.png --prompt 'a red mug' --model FOLDER --training-images FOLDER",
-        old_forms=OLD_FORMS,
-    )
+    parser = Parser("carv attribute", HELP, OLD_FORMS)
     parser.add_argument("--model", metavar="FOLDER", help="a diffusers folder or hub id (default: carv-tiny)")
     parser.add_argument("--training-images", metavar="FOLDER",
                         help="images that the model was trained on (default: tiny, carv-tiny's)")  # fmt: skip

@@ -11,7 +11,12 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, unused
 
 ENGINES = ("local", "ray")
-EPILOG = """The first method is the baseline. New runs are interleaved, each with its own training time: a noisy
+HELP = """carv compare [NAME=]RUN ... [--baseline NAME] [--score NAME] [--out DIR]
+       carv compare --prompt TEXT --method NAME=... --method NAME=... --seconds N [key=value ...]
+
+Compare runs: curves, tables, and a page with the assets to turn.
+
+The first method is the baseline. New runs are interleaved, each with its own training time: a noisy
 machine slows all alike. The same command continues where it was stopped. key=value sets an option of
 all methods; `carv options generate` lists them.
 
@@ -28,14 +33,7 @@ OLD_FORMS = (
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="carv compare",
-        description="Compare runs: curves, tables, and a page with the assets to turn.",
-        usage="carv compare [NAME=]RUN ... [--baseline NAME] [--score NAME] [--out DIR]\n"
-        "       carv compare --prompt TEXT --method NAME=... --method NAME=... --seconds N [key=value ...]",
-        epilog=EPILOG,
-        old_forms=OLD_FORMS,
-    )
+    parser = Parser("carv compare", HELP, OLD_FORMS)
     parser.add_argument("--baseline", metavar="NAME", help="the method that others are compared with (default: first)")
     parser.add_argument("--score", action="append", metavar="NAME", help="also compare this metric (more is better)")
     parser.path("--out", metavar="DIR", help="the folder (default: in outputs/)")

@@ -8,19 +8,30 @@ from collections.abc import Sequence
 from carv_3d.cli.parser import Parser, check_budget, command, flags, one_word, the_word
 from carv_3d.errors import CarvError
 
+HELP = """carv distill MODEL [--out DIR] [--seed N] [--resume] [--dry-run] [key=value ...]
+       carv distill variance MODEL_OR_RUN [--settings A,B] [--out DIR] [key=value ...]
+
+Train a one-step generator from a diffusion model, by distribution matching.
+
+key=value sets an option; `carv options distill` lists them. Ctrl-C saves the run and stops.
+
+examples:
+  carv distill carv-tiny num_draws=8 steps=2000
+  carv distill FOLDER prompts=FILE
+  accelerate launch -m carv_3d.cli distill carv-tiny       several processes"""
+VARIANCE_HELP = """carv distill variance MODEL_OR_RUN [--settings A,B] [--pairs N] [--budget SECONDS] [--seed N]
+       [--out DIR] [key=value ...]
+
+Measure the variance of the generator's gradient, next to the paper's: a table and variance.csv.
+
+A setting is samples x draws, and strat, global or antithetic, joined by +.
+
+example:
+  carv distill variance carv-tiny --settings 8x1,8x16,8x16+strat --budget 120"""
+
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="carv distill",
-        description="Train a one-step generator from a diffusion model, by distribution matching.",
-        usage="carv distill MODEL [--out DIR] [--seed N] [--resume] [--dry-run] [key=value ...]\n"
-        "       carv distill variance MODEL_OR_RUN [--settings A,B] [--out DIR] [key=value ...]",
-        epilog="key=value sets an option; `carv options distill` lists them. Ctrl-C saves the run and stops.\n\n"
-        "examples:\n"
-        "  carv distill carv-tiny num_draws=8 steps=2000\n"
-        "  carv distill FOLDER prompts=FILE\n"
-        "  accelerate launch -m carv_3d.cli distill carv-tiny       several processes",
-    )
+    parser = Parser("carv distill", HELP)
     parser.run_flags("outputs/distill-<model>-<seed>", "settings, model")
     return parser
 
@@ -28,14 +39,7 @@ def _parser() -> Parser:
 def _variance_parser() -> Parser:
     from carv_3d.distill.variance import DEFAULT
 
-    parser = Parser(
-        prog="carv distill variance",
-        description="Measure the variance of the generator's gradient, next to the paper's: a table and variance.csv.",
-        usage="carv distill variance MODEL_OR_RUN [--settings A,B] [--pairs N] [--budget SECONDS] [--seed N]\n"
-        "       [--out DIR] [key=value ...]",
-        epilog="A setting is samples x draws, and strat, global or antithetic, joined by +.\n\nexample:\n"
-        "  carv distill variance carv-tiny --settings 8x1,8x16,8x16+strat --budget 120",
-    )
+    parser = Parser("carv distill variance", VARIANCE_HELP)
     parser.names("--settings", DEFAULT, help=f"see below (default: {','.join(DEFAULT)})")
     parser.add_argument("--pairs", type=int, default=40, metavar="N", help="gradient pairs of a setting (default: 40)")
     parser.add_argument("--budget", type=float, default=600, metavar="SECONDS", help="of all measuring (default: 600)")

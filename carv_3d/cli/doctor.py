@@ -18,16 +18,14 @@ from carv_3d.cli.parser import Parser
 from carv_3d.errors import CarvError, first_line
 from carv_3d.version import __version__
 
+# the usage is left to argparse
+HELP = "\n\nCheck what is installed, what is missing, and how to fix it. Status 0: carv can run."
 SET_UP = "run ./install.sh in the repository's folder"
 
 
 def main(words: list[str]) -> int:
     """`carv doctor`: see its --help."""
-    parser = Parser(
-        prog="carv doctor",
-        description="Check what is installed, what is missing, and how to fix it. Status 0: carv can run.",
-        takes_words=False,
-    )
+    parser = Parser("carv doctor", HELP, takes_words=False)
     parser.add_argument("--threestudio", metavar="PATH", help="check a threestudio checkout and this Python instead")
     args = parser.read(words)
     if args is None:

@@ -9,21 +9,22 @@ from carv_3d.errors import CarvError
 
 EXAMPLE = 'carv generate "a red mug"'
 PROMPT = "system.prompt_processor.prompt"
+HELP = """carv generate PROMPT [--config YAML] [--out DIR] [--seed N] [--resume] [--dry-run]
+       [key=value ...]
+
+Make a textured mesh from a prompt: asset.glb, turntable.mp4 and .gif, preview.png, report.html.
+
+key=value sets an option; `carv options generate` lists them. Ctrl-C saves the run and stops.
+
+examples:
+  carv generate "a red mug" num_draws=8 trainer.max_steps=100
+  carv generate "a red mug" --config carv-tiny-hash-grid --out outputs/mug
+  carv generate --resume --out outputs/mug
+  carv generate -- "x=y mug"          a prompt that looks like an option"""
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="carv generate",
-        description="Make a textured mesh from a prompt: asset.glb, turntable.mp4 and .gif, preview.png, report.html.",
-        usage="carv generate PROMPT [--config YAML] [--out DIR] [--seed N] [--resume] [--dry-run]\n"
-        "       [key=value ...]",
-        epilog="key=value sets an option; `carv options generate` lists them. Ctrl-C saves the run and stops.\n\n"
-        "examples:\n"
-        '  carv generate "a red mug" num_draws=8 trainer.max_steps=100\n'
-        '  carv generate "a red mug" --config carv-tiny-hash-grid --out outputs/mug\n'
-        "  carv generate --resume --out outputs/mug\n"
-        '  carv generate -- "x=y mug"          a prompt that looks like an option',
-    )
+    parser = Parser("carv generate", HELP)
     parser.path("--config", metavar="YAML", help="a file, or the name of one that comes with carv_3d")
     parser.run_flags("outputs/<prompt>-<seed>", "settings, models")
     return parser

@@ -19,6 +19,15 @@ TABLES = {
     "vsd": ("carv_3d.guidance.vsd_options", "VSDOptions", "variational score distillation (library, threestudio)"),
     "estimator": ("carv_3d.core.estimator", "EstimatorOptions", "CarvEstimator and sds_loss (library)"),
 }
+HELP = f"""carv options [COMMAND [WORD]]
+
+List options: their names, defaults and meaning.
+
+COMMAND is {", ".join(TABLES)}. WORD selects the options that contain it.
+
+examples:
+  carv options generate draws
+  carv options distill"""
 HEAD = """# Options
 
 Written by `carv options --markdown > docs/OPTIONS.md` from the option classes.
@@ -32,13 +41,7 @@ A *schedule* is a number that changes with training: `[v0, v1, end]`, `[start, v
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="carv options",
-        description="List options: their names, defaults and meaning.",
-        usage="carv options [COMMAND [WORD]]",
-        epilog="COMMAND is " + ", ".join(TABLES) + ". WORD selects the options that contain it.\n\nexamples:\n"
-        "  carv options generate draws\n  carv options distill",
-    )
+    parser = Parser("carv options", HELP)
     parser.add_argument("--markdown", action="store_true", help="all of them, as docs/OPTIONS.md has them")
     return parser
 

@@ -35,8 +35,11 @@ class OldForm(NamedTuple):
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one sentence with the nearest right flag, raised as CarvError."""
 
-    def __init__(self, *, old_forms: Sequence[OldForm] = (), takes_words: bool = True, **more: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+    def __init__(self, prog: str, text: str, old_forms: Sequence[OldForm] = (), takes_words: bool = True) -> None:
+        """text: usage, description and what stands at the end of the help, with an empty line between them."""
+        form = argparse.RawDescriptionHelpFormatter
+        usage, description, *end = text.split("\n\n", 2)
+        super().__init__(prog, usage or None, description, "".join(end), formatter_class=form, allow_abbrev=False)
         self.old_forms, self.takes_words = old_forms, takes_words
 
     def error(self, message: str) -> NoReturn:

@@ -20,6 +20,21 @@ def _from_grid(parts: list[str]) -> list[str]:
     return [word for part in parts for word in (flags[part[0]], part[2:])]
 
 
+METHOD_WORDS = "\n".join(f"  {name:<11} {word.help}" for name, word in WORDS.items())
+HELP = f"""carv variance CONFIG_OR_RUN [--prompt TEXT] [--methods A,B] [--renders N,N] [--draws N,N]
+       [--at N,N] [--budget SECONDS] [--tolerance SHARE] [--seed N] [--out DIR] [--resume]
+       [key=value ...]
+
+Measure how noisy each estimator's gradient is, by source, how long a step takes, by phase,
+and what both together cost: tables, variance.csv and charts.
+
+methods are words joined by +:
+{METHOD_WORDS}
+The baseline is uniform with R = 2, K = 1. key=value sets an option of the run;
+`carv options generate` lists them.
+
+example:
+  carv variance carv-tiny --prompt 'a red mug' --methods is,is+strat --draws 2,4 data.width=32"""
 OLD_FORMS = (
     OldForm("--set", r"[\w.]+=.*", lambda words: words),
     OldForm("--grid", r"\w+=.*", _from_grid),
@@ -29,21 +44,7 @@ OLD_FORMS = (
 
 def parser() -> Parser:
     """Of `carv variance`'s arguments."""
-    words = "\n".join(f"  {name:<11} {word.help}" for name, word in WORDS.items())
-    p = Parser(
-        prog="carv variance",
-        description="Measure how noisy each estimator's gradient is, by source, how long a step takes, by phase,\n"
-        "and what both together cost: tables, variance.csv and charts.",
-        usage="carv variance CONFIG_OR_RUN [--prompt TEXT] [--methods A,B] [--renders N,N] [--draws N,N]\n"
-        "       [--at N,N] [--budget SECONDS] [--tolerance SHARE] [--seed N] [--out DIR] [--resume]\n"
-        "       [key=value ...]",
-        epilog=f"methods are words joined by +:\n{words}\n"
-        "The baseline is uniform with R = 2, K = 1. key=value sets an option of the run;\n"
-        "`carv options generate` lists them.\n\n"
-        "example:\n"
-        "  carv variance carv-tiny --prompt 'a red mug' --methods is,is+strat --draws 2,4 data.width=32",
-        old_forms=OLD_FORMS,
-    )
+    p = Parser("carv variance", HELP, OLD_FORMS)
     p.add_argument("--prompt", default="", metavar="TEXT", help="the prompt, where the configuration has none")
     p.names("--methods", DEFAULT, help=f"estimators, see below (default: {','.join(DEFAULT)})")
     p.numbers("--renders", dest="R", default=(1,), help="R, renders of a step (default: 1)")

@@ -13,7 +13,7 @@ from carv_3d.errors import CarvError
 
 
 def parser() -> Parser:
-    made = Parser(prog="carv test", old_forms=[OldForm("--set", r"[\w.]+=.*", lambda words: words)])
+    made = Parser("carv test", "carv test\n\nA test.", [OldForm("--set", r"[\w.]+=.*", lambda words: words)])
     made.path("--out")
     made.numbers("--draws", default=(1,))
     made.names("--methods", ["a"])
