@@ -24,6 +24,7 @@ from carv_3d.teachers.timed import TimedTeacher
 from .common import CarvCalls, HostOptions, read_options, with_options
 
 MAX_UNTRAINED_STEPS = 20
+VIEWS = ("elevation", "azimuth", "camera_distances")  # of a threestudio batch
 
 
 @threestudio.register("carv-vsd-guidance")
@@ -98,37 +99,21 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
                 "its guidance before its optimizer, such as prolificdreamer-system."
             )
 
-    def sample(
-        self,
-        prompt_utils: Any,
-        elevation: torch.Tensor,
-        azimuth: torch.Tensor,
-        camera_distances: torch.Tensor,
-        seed: int = 0,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """The teacher's own images (B, H, W, 3) of the prompt, for `visualize_samples`."""
-        views = (elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting)
-        cond, carv = prompt_utils.get_text_embeddings(*views).chunk(2), self._carv.sds
+    def sample(self, prompt_utils: Any, seed: int = 0, **batch: Any) -> torch.Tensor:
+        """The teacher's own images (B, H, W, 3) of the prompt, for `visualize_samples`; batch: as for a step."""
+        views = [batch[name] for name in VIEWS]
+        embeddings = prompt_utils.get_text_embeddings(*views, self.cfg.view_dependent_prompting)
+        cond, carv = embeddings.chunk(2), self._carv.sds
         scale = annealed(carv.options.guidance_scale, *self._when)
-        return self._images(lambda z, t: carv.eps_hat(z, t, cond, scale), len(elevation), seed)
+        return self._images(lambda z, t: carv.eps_hat(z, t, cond, scale), len(views[0]), seed)
 
-    def sample_lora(
-        self,
-        prompt_utils: Any,
-        elevation: torch.Tensor,
-        azimuth: torch.Tensor,
-        camera_distances: torch.Tensor,
-        mvp_mtx: torch.Tensor,
-        c2w: torch.Tensor,
-        seed: int = 0,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def sample_lora(self, prompt_utils: Any, seed: int = 0, **batch: Any) -> torch.Tensor:
         """What the LoRA takes the renders from these cameras for, (B, H, W, 3), for `visualize_samples`."""
-        text, carv = self._lora_text(prompt_utils, elevation, azimuth, camera_distances), self._carv
-        camera = self._camera(mvp_mtx, c2w).flatten(1).float()
+        views, carv = [batch[name] for name in VIEWS], self._carv
+        text = self._lora_text(prompt_utils, *views)
+        camera = self._camera(batch["mvp_mtx"], batch["c2w"]).flatten(1).float()
         scale = annealed(carv.options.guidance_scale_lora, *self._when)
-        return self._images(lambda z, t: carv.lora_eps_hat(z, t, text, camera, scale), len(elevation), seed)
+        return self._images(lambda z, t: carv.lora_eps_hat(z, t, text, camera, scale), len(views[0]), seed)
 
     def _images(self, eps_hat: Callable[..., torch.Tensor], n: int, seed: int) -> torch.Tensor:
         with self._meter.uncounted():
