@@ -18,6 +18,15 @@ def script_parser(doc: str | None, **numbers: int) -> argparse.ArgumentParser:
     return parser
 
 
+def trial_options(doc: str | None, methods: Collection[str], budget: float, points: int) -> argparse.ArgumentParser:
+    """A parser for trials of several methods: which of them, how many, how long and how often evaluated."""
+    parser = script_parser(doc, seeds=3)
+    parser.add_argument("--methods", type=joined(), default="K1,K16", help=f"of {', '.join(methods)}; baseline first")
+    parser.add_argument("--budget", type=float, default=budget, help="seconds of each run's own steps")
+    parser.add_argument("--points", type=int, default=points, help="evaluations of each run after the first")
+    return parser
+
+
 def joined(known: Collection[str] = ()) -> Callable[[str], list[str]]:
     """The type of an option of names joined by commas, such as K1,K16; each is one of `known`, where that is given."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import joined, script_parser
+from bench import trial_options
 from distill_trials import METHODS, equal_table, make_trials, read_off, run_trials
 from torch import Tensor, nn
 
@@ -69,11 +69,7 @@ def pretrain(teacher: GaussianTeacher, steps: int) -> Mlp:
 
 
 def main() -> int:
-    parser = script_parser(__doc__)
-    parser.add_argument("--methods", type=joined(), default="K1,K16", help=f"of {', '.join(METHODS)}; baseline first")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=40.0, help="seconds of each run's own steps")
-    parser.add_argument("--points", type=int, default=10, help="evaluations of each run after the first")
+    parser = trial_options(__doc__, METHODS, budget=40.0, points=10)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--fake-lr", type=float, default=2e-3)

@@ -16,7 +16,7 @@ import random
 from pathlib import Path
 
 import torch
-from bench import joined, script_parser
+from bench import trial_options
 from distill_trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
 
 from carv_3d.distill.images import one_step_images
@@ -36,11 +36,7 @@ FIGURES = ("agreement_both", "agreement_object", "agreement_color", "kernel_dist
 
 
 def main() -> int:
-    parser = script_parser(__doc__)
-    parser.add_argument("--methods", type=joined(), default="K1,K16", help=f"of {', '.join(METHODS)}; baseline first")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=1800.0, help="seconds of each run's own steps")
-    parser.add_argument("--points", type=int, default=12, help="evaluations of each run after the first")
+    parser = trial_options(__doc__, METHODS, budget=1800.0, points=12)
     parser.add_argument("--batch", type=int, default=DistillOptions.batch_size)
     parser.add_argument("--lr", type=float, default=DistillOptions.lr)
     parser.add_argument("--start-from", type=Path, metavar="RUN", help="a run of carv distill to start from")

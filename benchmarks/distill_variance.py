@@ -1,6 +1,6 @@
 """Table 3 of arXiv 2605.21489 with carv-tiny: the variance of the generator's gradient by samples, draws and design.
 
-    ./install.sh python benchmarks/distill_variance.py [--from RUN] [--pairs 40] [--budget 1800] [--settings 8x1,8x4]
+    ./install.sh python benchmarks/distill_variance.py [--from RUN] [--pairs 40] [--budget 1800] [KEY=VALUE ...]
 
 A new generator and a new fake score are the teacher's own copies, so that the two scores differ by guidance alone; a
 run of carv distill (--from) is measured where it stands. The paper's figures are of another model and of its own
@@ -10,7 +10,6 @@ scale: what compares is the ratio to (8, 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from bench import joined, script_parser
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
-from carv_3d.distill.request import Settings, read_settings
+from carv_3d.distill.request import Settings, read_distill_options, read_settings
 from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, check_settings, read_setting, variance_table
 from carv_3d.errors import run_script
 from carv_3d.runs.checkpoint import load_checkpoint
@@ -43,34 +42,25 @@ def markdown(rows: Sequence[VarianceRow]) -> str:
 
 
 def main() -> int:
-    parser = script_parser(__doc__)
+    parser = script_parser(__doc__, pairs=40)
     parser.add_argument("--model", default="carv-tiny")
-    parser.add_argument("--prompts", help="a text file with a prompt on each line; carv-tiny has its own")
     parser.add_argument("--from", dest="start", type=Path, metavar="RUN", help="measure a run of carv distill")
     parser.add_argument("--settings", type=joined(), default=list(DEFAULT), help="others are over the first")
-    parser.add_argument("--pairs", type=int, default=40, help="of gradients, for each setting")
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds, if that comes first")
-    parser.add_argument("--scale", type=float, default=DistillOptions.guidance_scale, help="of the real score")
-    parser.add_argument("--objective", default=DistillOptions.objective, choices=("dmd", "kl"))
-    parser.add_argument("--max-batch", type=int, default=DistillOptions.max_batch)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of carv distill")
     o = parser.parse_args()
     targets = [read_setting(text) for text in o.settings]
     check_settings(targets)
-    options = DistillOptions(
-        guidance_scale=o.scale, objective=o.objective, max_batch=o.max_batch, prompts=o.prompts, seed=o.seed
-    )
-    settings = Settings(o.model, options)
-    if o.start is not None:  # the run's own objective and teacher
-        settings = read_settings(o.start)
-        settings.options = options = replace(settings.options, max_batch=o.max_batch, seed=o.seed)
+    # a run has its own objective and teacher
+    settings = Settings(o.model, DistillOptions()) if o.start is None else read_settings(o.start)
+    settings.options = options = read_distill_options(o.overrides, base=settings.options)
     prompts = check_prompts(settings)
     distillation = Distillation(load_teacher(settings), options, prompts)
     if o.start is not None:
         distillation.load_networks(load_checkpoint(o.start / "checkpoint")[0])
     display = Display()
     with display.progress(0, o.pairs, "pair") as show:
-        rows = variance_table(distillation, targets, o.pairs, o.budget, o.seed, show=lambda done: show(done, {}))
+        rows = variance_table(distillation, targets, o.pairs, o.budget, options.seed, show=lambda done: show(done, {}))
     count = sum(p.numel() for p in distillation.generator.parameters())
     print(
         f"\n{settings.model}, step {distillation.step}, tr Cov over {count:,} parameters, {rows[0].pairs} pairs of "
