@@ -57,7 +57,9 @@ class FeatureMaker:
 
     proposal: of the timesteps; uniform unless given. Whatever it is, p/q keeps the expectation.
     role: keys the draws; the same item has other draws in another role.
-    meter: is told the seconds of "gradient" and "project", and counts items and nfe.
+
+    Attributes:
+        meter: the seconds of "gradient" and "project", and counts of items and nfe.
     """
 
     def __init__(
@@ -66,7 +68,6 @@ class FeatureMaker:
         options: FeatureOptions | None = None,
         role: str = "train",
         proposal: TimestepProposal | None = None,
-        meter: CostMeter | None = None,
         projection: Projection | None = None,
     ) -> None:
         self.model, self.role = model, role
@@ -74,7 +75,7 @@ class FeatureMaker:
         last = model.schedule.num_train_timesteps - 1
         self._range = (o.draws.min_step, min(o.draws.max_step, last))
         self.proposal = proposal or make_proposal("uniform", model.schedule, "uniform", *self._range)
-        self.meter = meter or CostMeter(model.device)
+        self.meter = CostMeter(model.device)
         sizes = [p.numel() for p in model.parameters]
         self.projection = projection or Projection(sum(sizes), o.dim, o.seed, model.device)
         self._sizes = sizes

@@ -13,65 +13,60 @@ import re
 from carv_3d.errors import CarvError
 from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES, view_phrase
 
-# object -> the words for it; the first is the one that captions use most
+# object -> the words for it; the first is its own, and the one that captions use most
+OBJECT_WORDS = """
+mug, cup, coffee mug
+teapot, kettle
+bottle, flask
+goblet, chalice
+vase, urn
+bowl, basin
+bucket, pail
+chair, seat
+table, desk
+sofa, couch
+bed
+lamp, table lamp
+candle
+car, automobile
+bus, coach
+truck, lorry
+airplane, plane, aeroplane
+rocket, spaceship
+sailboat, boat, ship
+house, cottage, home
+castle, fortress
+lighthouse, beacon
+tree
+cactus
+mushroom, toadstool
+snowman
+robot, android
+bear, teddy bear, teddy
+rabbit, bunny
+dog, puppy
+duck, rubber duck
+fish
+hat, fedora
+apple
+pear
+donut, doughnut
+hammer, mallet
+guitar
+camera
+crown
+"""
 OBJECTS: dict[str, tuple[str, ...]] = {
-    "mug": ("mug", "cup", "coffee mug"),
-    "teapot": ("teapot", "kettle"),
-    "bottle": ("bottle", "flask"),
-    "goblet": ("goblet", "chalice"),
-    "vase": ("vase", "urn"),
-    "bowl": ("bowl", "basin"),
-    "bucket": ("bucket", "pail"),
-    "chair": ("chair", "seat"),
-    "table": ("table", "desk"),
-    "sofa": ("sofa", "couch"),
-    "bed": ("bed",),
-    "lamp": ("lamp", "table lamp"),
-    "candle": ("candle",),
-    "car": ("car", "automobile"),
-    "bus": ("bus", "coach"),
-    "truck": ("truck", "lorry"),
-    "airplane": ("airplane", "plane", "aeroplane"),
-    "rocket": ("rocket", "spaceship"),
-    "sailboat": ("sailboat", "boat", "ship"),
-    "house": ("house", "cottage", "home"),
-    "castle": ("castle", "fortress"),
-    "lighthouse": ("lighthouse", "beacon"),
-    "tree": ("tree",),
-    "cactus": ("cactus",),
-    "mushroom": ("mushroom", "toadstool"),
-    "snowman": ("snowman",),
-    "robot": ("robot", "android"),
-    "bear": ("bear", "teddy bear", "teddy"),
-    "rabbit": ("rabbit", "bunny"),
-    "dog": ("dog", "puppy"),
-    "duck": ("duck", "rubber duck"),
-    "fish": ("fish",),
-    "hat": ("hat", "fedora"),
-    "apple": ("apple",),
-    "pear": ("pear",),
-    "donut": ("donut", "doughnut"),
-    "hammer": ("hammer", "mallet"),
-    "guitar": ("guitar",),
-    "camera": ("camera",),
-    "crown": ("crown",),
+    words.split(", ")[0]: tuple(words.split(", ")) for words in OBJECT_WORDS.split("\n")[1:-1]
 }
 
 # color -> albedo
 COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.82, 0.09, 0.09),
-    "orange": (0.96, 0.49, 0.06),
-    "yellow": (0.96, 0.85, 0.12),
-    "green": (0.12, 0.58, 0.17),
-    "turquoise": (0.10, 0.74, 0.72),
-    "blue": (0.11, 0.25, 0.82),
-    "purple": (0.50, 0.15, 0.66),
-    "pink": (0.98, 0.55, 0.74),
-    "brown": (0.42, 0.23, 0.10),
-    "black": (0.09, 0.09, 0.10),
-    "white": (0.95, 0.95, 0.94),
-    "gray": (0.50, 0.51, 0.53),
-}
+    "red": (0.82, 0.09, 0.09), "orange": (0.96, 0.49, 0.06), "yellow": (0.96, 0.85, 0.12),
+    "green": (0.12, 0.58, 0.17), "turquoise": (0.10, 0.74, 0.72), "blue": (0.11, 0.25, 0.82),
+    "purple": (0.50, 0.15, 0.66), "pink": (0.98, 0.55, 0.74), "brown": (0.42, 0.23, 0.10),
+    "black": (0.09, 0.09, 0.10), "white": (0.95, 0.95, 0.94), "gray": (0.50, 0.51, 0.53),
+}  # fmt: skip
 COLOR_WORDS: dict[str, tuple[str, ...]] = {
     **{c: (c,) for c in COLORS},
     "turquoise": ("turquoise", "teal", "cyan"),
