@@ -12,6 +12,14 @@ import torch
 
 CONTEXT = 20  # tokens
 LATENT = 8  # latents 8 x 8, images 16 x 16
+UNET: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -87,16 +95,8 @@ def build_sd_folder(
     torch.manual_seed(seed)
     size = _write_tokenizer(folder / "tokenizer", context)
     CLIPTextModel(_text_config(size, width, context)).save_pretrained(folder / "text_encoder", safe_serialization=True)
-    UNet2DConditionModel(
-        sample_size=latent,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        attention_head_dim=2,
-        norm_num_groups=4,
-        cross_attention_dim=width,
-    ).save_pretrained(folder / "unet", safe_serialization=True)
+    unet = UNet2DConditionModel(**UNET, sample_size=latent, cross_attention_dim=width)
+    unet.save_pretrained(folder / "unet", safe_serialization=True)
     AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -148,14 +148,9 @@ def build_xl_folder(folder: Path, seed: int = 1, widths: tuple[int, int] = (16, 
         config = _text_config(size, width, CONTEXT, projection_dim=pooled, num_hidden_layers=2)
         kind(config).save_pretrained(folder / part, safe_serialization=True)
     UNet2DConditionModel(
+        **UNET,
         sample_size=LATENT,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
         transformer_layers_per_block=(1, 2),
-        attention_head_dim=2,
-        norm_num_groups=4,
         cross_attention_dim=sum(widths),
         addition_embed_type="text_time",
         addition_time_embed_dim=4,

@@ -67,9 +67,41 @@ class Checkout:
         return calls
 
 
+HOST_PYTHON = """#!/bin/bash
+# Stands in for the Python of threestudio's environment.
+echo "$*" >>"$FAKE_LOG"
+case "$*" in
+  *"import sys"*) [ -z "${FAKE_REFUSES:-}" ] || { echo "$FAKE_REFUSES" >&2; exit 1; } ;;
+  *"-m pip"*) exit ${FAKE_PIP:-0} ;;
+esac
+"""
+
+
+class Host:
+    """A threestudio checkout beside carv_3d's, and the Python of its environment."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        checkout.program("python", HOST_PYTHON)
+        self.carv, self.root = checkout, checkout.folder.parent / "three studio"
+        for folder in ("threestudio", "custom"):
+            (self.root / folder).mkdir(parents=True)
+        for file in ("launch.py", "threestudio/__init__.py"):
+            (self.root / file).touch()
+        self.link = self.root / "custom" / "threestudio-carv"
+        (checkout.folder / "custom" / "threestudio-carv").mkdir(parents=True)
+
+    def install(self, path: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.carv.call("--threestudio", str(self.root) if path is None else path, **variables)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
+
+
+@pytest.fixture
+def host(checkout: Checkout) -> Host:
+    return Host(checkout)
 
 
 def test_the_first_call_sets_up_and_the_second_does_not(checkout: Checkout) -> None:
@@ -177,38 +209,6 @@ def test_what_cannot_be_is_one_sentence(checkout: Checkout) -> None:
     wrong = checkout.call(CARV_TORCH="gpu")
     assert wrong.returncode == 1
     assert "it must be cpu or cuda" in wrong.stderr
-
-
-HOST_PYTHON = """#!/bin/bash
-# Stands in for the Python of threestudio's environment.
-echo "$*" >>"$FAKE_LOG"
-case "$*" in
-  *"import sys"*) [ -z "${FAKE_REFUSES:-}" ] || { echo "$FAKE_REFUSES" >&2; exit 1; } ;;
-  *"-m pip"*) exit ${FAKE_PIP:-0} ;;
-esac
-"""
-
-
-class Host:
-    """A threestudio checkout beside carv_3d's, and the Python of its environment."""
-
-    def __init__(self, checkout: Checkout) -> None:
-        checkout.program("python", HOST_PYTHON)
-        self.carv, self.root = checkout, checkout.folder.parent / "three studio"
-        for folder in ("threestudio", "custom"):
-            (self.root / folder).mkdir(parents=True)
-        for file in ("launch.py", "threestudio/__init__.py"):
-            (self.root / file).touch()
-        self.link = self.root / "custom" / "threestudio-carv"
-        (checkout.folder / "custom" / "threestudio-carv").mkdir(parents=True)
-
-    def install(self, path: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-        return self.carv.call("--threestudio", str(self.root) if path is None else path, **variables)
-
-
-@pytest.fixture
-def host(checkout: Checkout) -> Host:
-    return Host(checkout)
 
 
 def test_the_extension_is_linked_and_the_package_alone_is_installed(host: Host) -> None:
