@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from attribution_metrics import linear_datamodelling_score
 from bench import script_parser
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
@@ -38,7 +39,6 @@ from carv_3d.attribution import (
     relatif,
     trak,
 )
-from carv_3d.attribution.metrics import linear_datamodelling_score
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import first_line
 from carv_3d.stats.bootstrap import mean_interval

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from attribution_metrics import spearman
 from bench import joined, script_parser
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, Gro
 from carv_3d.attribution.command import cache_folder
 from carv_3d.attribution.encoded import EncodedImages
 from carv_3d.attribution.images import TinyImages
-from carv_3d.attribution.metrics import spearman
 from carv_3d.core.proposals import TimestepProposal, make_proposal
 from carv_3d.core.variance import total_variance
 from carv_3d.stats.bootstrap import ratio_of_means

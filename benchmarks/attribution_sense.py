@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from attribution_metrics import shares_among
 from bench import joined, script_parser
 
 from carv_3d.attribution import FeatureMaker, GradientModel
 from carv_3d.attribution.command import METHODS, AttributeOptions, cache_folder, kept_kernel, score
 from carv_3d.attribution.encoded import EncodedImages, embed, encode_images
 from carv_3d.attribution.images import TinyImages
-from carv_3d.attribution.metrics import shares_among
 from carv_3d.attribution.queries import prompt_query
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.vocabulary import OBJECTS

@@ -1,10 +1,13 @@
-"""What the benchmarks share: the parser of a script's options, and rounds of interleaved calls."""
+"""What the benchmarks share: how a script begins and ends, and rounds of interleaved calls."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from typing import NoReturn, TypeVar
+
+from carv_3d.errors import CarvError
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -37,6 +40,14 @@ def joined(known: Collection[str] = ()) -> Callable[[str], list[str]]:
         return text.split(",")
 
     return names
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's `main` and exit with its status; a CarvError becomes its sentence, and status 1."""
+    try:
+        sys.exit(main())
+    except CarvError as error:
+        sys.exit(str(error))
 
 
 def interleaved(calls: Mapping[Key, Callable[[], Value]], repeats: int) -> dict[Key, list[Value]]:

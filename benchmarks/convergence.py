@@ -14,14 +14,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from bench import script_parser
+from bench import run_script, script_parser
 
 from carv_3d.cli.compare import ENGINES
 from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.sweep import Sweep
 from carv_3d.compare.time_to_target import TimeToTarget
-from carv_3d.errors import CarvError, run_script
+from carv_3d.errors import CarvError
 from carv_3d.generate.config import CONFIGS
 from carv_3d.io.structured import read_csv
 from carv_3d.stats.bootstrap import Interval

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import trial_options
+from bench import run_script, trial_options
 from distill_trials import METHODS, equal_table, make_trials, read_off, run_trials
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from carv_3d.distill.loop import Distillation
 from carv_3d.distill.network import FakeScore
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
-from carv_3d.errors import CarvError, run_script
+from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import wasserstein
 from carv_3d.teachers.gaussian import GaussianTeacher
 

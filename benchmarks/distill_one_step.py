@@ -17,15 +17,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench import script_parser
+from agreement import combinations, draw_targets, target_prompts, true_renders
+from bench import run_script, script_parser
+from image_scores import ImageScores, classifier_features, ddim_images, one_step_images, score_images
 from torch import Tensor
 
-from carv_3d.distill.images import one_step_images
-from carv_3d.errors import CarvError, run_script
+from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import frechet_distance, kernel_distance
-from carv_3d.evaluation.images import ImageScores, classifier_features, ddim_images, preview_sheet, score_images
+from carv_3d.evaluation.images import preview_sheet
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import combinations, draw_targets, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 HEAD = "| images | n | NFE each | s each | object | color | both | over the teacher's | kernel | Fréchet |"

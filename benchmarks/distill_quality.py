@@ -16,20 +16,19 @@ import random
 from pathlib import Path
 
 import torch
-from bench import trial_options
+from agreement import combinations, draw_targets, target_prompts, true_renders
+from bench import run_script, trial_options
 from distill_trials import METHODS, equal_table, make_trials, origin, read_off, run_trials, start_from
+from image_scores import classifier_features, one_step_images, score_images
 
-from carv_3d.distill.images import one_step_images
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import TinyCaptions
 from carv_3d.distill.request import read_distill_options
-from carv_3d.errors import CarvError, run_script
+from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import kernel_distance
-from carv_3d.evaluation.images import classifier_features, score_images
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import combinations, draw_targets, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 FIGURES = ("agreement_both", "agreement_object", "agreement_color", "kernel_distance")

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bench import joined, script_parser
+from bench import joined, run_script, script_parser
 
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.request import Settings, read_distill_options, read_settings
 from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, check_settings, read_setting, variance_table
-from carv_3d.errors import run_script
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
 

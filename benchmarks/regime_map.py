@@ -20,10 +20,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench import joined, script_parser
+from bench import joined, run_script, script_parser
 
 from carv_3d.cli.parser import whole_numbers
-from carv_3d.errors import CarvError, run_script
+from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D, load_teacher
 from carv_3d.io.files import make_folder, write_atomic, write_via

@@ -12,13 +12,7 @@ import random
 from pathlib import Path
 
 import torch
-from bench import script_parser
-from torch import Tensor
-
-from carv_3d.guidance.sampling import prompt_images
-from carv_3d.io.images import contact_sheet, to_uint8, write_png
-from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import (
+from agreement import (
     SIDES,
     Target,
     agreement,
@@ -29,6 +23,12 @@ from carv_3d.tiny.agreement import (
     true_renders,
     view_errors,
 )
+from bench import script_parser
+from torch import Tensor
+
+from carv_3d.guidance.sampling import prompt_images
+from carv_3d.io.images import contact_sheet, to_uint8, write_png
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.classifier import WEIGHTS, Classifier
 
 

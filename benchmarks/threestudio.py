@@ -30,10 +30,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real_host")]
 import cpu_host  # noqa: E402
-from bench import script_parser  # noqa: E402
+from bench import run_script, script_parser  # noqa: E402
 
 from carv_3d.core.variance import total_variance  # noqa: E402
-from carv_3d.errors import CarvError, run_script  # noqa: E402
+from carv_3d.errors import CarvError  # noqa: E402
 from carv_3d.stats.bootstrap import ecm_interval  # noqa: E402
 from carv_3d.teachers.availability import resolve_model  # noqa: E402
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import script_parser
+from bench import run_script, script_parser
 
 from carv_3d.cli.parser import whole_numbers
-from carv_3d.errors import CarvError, run_script
+from carv_3d.errors import CarvError
 from carv_3d.generate.config import CONFIGS, load_config
 from carv_3d.generate.trainer import load_teacher
 from carv_3d.io.files import slug

@@ -6,10 +6,10 @@ import importlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 
 class CarvError(ValueError):
@@ -65,11 +65,3 @@ def packages(extra: str) -> Iterator[None]:
         if not name or name == "carv_3d" or name in sys.stdlib_module_names:
             raise
         raise CarvError(f"{name} is not installed: {install_command(extra)}") from error
-
-
-def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's `main` and exit with its status; a CarvError becomes its sentence, and status 1."""
-    try:
-        sys.exit(main())
-    except CarvError as error:
-        sys.exit(str(error))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from bench import run_script
 
-from carv_3d.errors import CarvError, first_line, run_script
+from carv_3d.errors import CarvError, first_line
 
 
 @pytest.mark.parametrize(

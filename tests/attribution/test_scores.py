@@ -6,14 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-
-from carv_3d.attribution import Scores, bilinear, choose_ridge, cosine, kernel, relatif, tracin, trak
-from carv_3d.attribution.metrics import (
+from attribution_metrics import (
     linear_datamodelling_score,
     rank,
     shares_among,
 )
-from carv_3d.attribution.metrics import spearman as spearman_of
+from attribution_metrics import spearman as spearman_of
+
+from carv_3d.attribution import Scores, bilinear, choose_ridge, cosine, kernel, relatif, tracin, trak
 from carv_3d.attribution.scores import mean_and_variance
 from carv_3d.errors import CarvError
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from distill_one_step import counted_nfe
+from image_scores import classifier_features, ddim_images, one_step_images, score_images
 from PIL import Image
 from small import SCHEDULE, CountingTeacher, LinearUNet
 
 from carv_3d.distill.generator import OneStepGenerator
-from carv_3d.distill.images import one_step_images
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import kernel_distance
-from carv_3d.evaluation.images import classifier_features, ddim_images, preview_sheet, score_images
+from carv_3d.evaluation.images import preview_sheet
 from carv_3d.evaluation.scoring import at_classifier_size
 from carv_3d.guidance.sampling import prompt_images, pure_noise
 from carv_3d.tiny.classifier import VIEWS, Classifier

@@ -3,9 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
-
-from carv_3d.scenes.view_phrases import view_phrase
-from carv_3d.tiny.agreement import (
+from agreement import (
     agreement,
     combinations,
     correct,
@@ -15,6 +13,8 @@ from carv_3d.tiny.agreement import (
     true_renders,
     view_errors,
 )
+
+from carv_3d.scenes.view_phrases import view_phrase
 from carv_3d.tiny.classifier import VIEWS
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS, check_prompt, parse
 

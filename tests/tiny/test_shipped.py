@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from agreement import agreement, combinations, draw_targets, predict, target_prompts, true_renders
 
 from carv_3d.evaluation.truth import TrueShape, scoring_views
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.guidance.sampling import prompt_images
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.agreement import agreement, combinations, draw_targets, predict, target_prompts, true_renders
 from carv_3d.tiny.classifier import Classifier
 
 CONFIGS = Path(__file__).parents[2] / "carv_3d" / "configs"
