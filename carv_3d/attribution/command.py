@@ -39,9 +39,10 @@ from carv_3d.config.reader import to_mapping
 from carv_3d.config.request import ModelOptions, OutOptions, TextOptions
 from carv_3d.core.options import DrawOptions, check_draws, option
 from carv_3d.errors import CarvError
-from carv_3d.io.files import check_unused, claimed, expanded, make_folder, slug, unused, write_atomic, write_via
+from carv_3d.io.files import claimed, expanded, make_folder, slug, write_atomic, write_via
 from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, StopSignals, duration
+from carv_3d.runs.request import new_folder
 from carv_3d.teachers.availability import DEFAULT_MODEL
 from carv_3d.tiny.knowledge import model_knowledge
 
@@ -149,7 +150,8 @@ def attribute(options: AttributeOptions) -> int:
     model_name = options.model or (model_of_run(expanded(options.query)) if kind == "run" else DEFAULT_MODEL)
     check_data(options.training_images, model_name)
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
-    out = _new_folder(options)
+    default = Path("outputs") / f"attribution-{slug(Path(options.query).name or options.query)}"
+    out = new_folder(options.out, default, "choose another --out")
     # shares of one query have the same folder, and leave it alone
     with contextlib.nullcontext() if options.shard else claimed(out):
         return _attribute(options, kind, model_name, out, display, begin)
@@ -160,7 +162,9 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
 
     with display.status("loading the model"):
         teacher = load.load_teacher(model_name)
-    query = _image(options, teacher) if kind == "image" else None  # refused before any images are made
+    query = None
+    if kind == "image":  # refused before any images are made
+        query = image_query(expanded(options.query), options.prompt, teacher.image_size, options.resize)
     images = _images(options, teacher.image_size, display)
     query = query or _query(kind, options, teacher, display)
     model = GradientModel.from_teacher(teacher)
@@ -242,10 +246,6 @@ def _images(options: AttributeOptions, size: int, display: Display) -> TrainingI
     return TinyImages(folder, count, display.say)
 
 
-def _image(options: AttributeOptions, teacher: Any) -> Query:
-    return image_query(expanded(options.query), options.prompt, teacher.image_size, options.resize)
-
-
 def _query(kind: str, options: AttributeOptions, teacher: Any, display: Display) -> Query:
     with display.status("the query's images"):
         if kind == "run":
@@ -280,13 +280,6 @@ def _features_name(options: AttributeOptions) -> str:
         return output
     words = json.dumps(options.features.stored(), sort_keys=True)
     return f"{output}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
-
-
-def _new_folder(options: AttributeOptions) -> Path:
-    if options.out is not None:
-        check_unused(options.out)
-        return options.out
-    return unused(Path("outputs") / f"attribution-{slug(Path(options.query).name or options.query)}")
 
 
 def _with_progress(display: Display, total: int, stop: StopSignals, work: Callable[..., bool]) -> bool:

@@ -12,38 +12,13 @@ from torch import Tensor
 
 from carv_3d.errors import CarvError
 
-
-def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    return (prediction - target).square().flatten(1).mean(1)
-
-
-def _mean_squared_l2(prediction: Tensor, target: Tensor) -> Tensor:
-    return prediction.square().flatten(1).mean(1)
-
-
-def _mean(prediction: Tensor, target: Tensor) -> Tensor:
-    return prediction.flatten(1).mean(1)
-
-
-def _l1(prediction: Tensor, target: Tensor) -> Tensor:
-    return prediction.flatten(1).abs().mean(1)
-
-
-def _l2(prediction: Tensor, target: Tensor) -> Tensor:
-    return prediction.flatten(1).norm(dim=1)
-
-
-def _linf(prediction: Tensor, target: Tensor) -> Tensor:
-    return prediction.flatten(1).abs().amax(1)
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "loss": _squared_error,
-    "mean-squared-l2-norm": _mean_squared_l2,
-    "mean": _mean,
-    "l1-norm": _l1,
-    "l2-norm": _l2,
-    "linf-norm": _linf,
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of rows (N, D) of prediction and target
+    "loss": lambda prediction, target: (prediction - target).square().mean(1),
+    "mean-squared-l2-norm": lambda prediction, target: prediction.square().mean(1),
+    "mean": lambda prediction, target: prediction.mean(1),
+    "l1-norm": lambda prediction, target: prediction.abs().mean(1),
+    "l2-norm": lambda prediction, target: prediction.norm(dim=1),
+    "linf-norm": lambda prediction, target: prediction.abs().amax(1),
 }
 
 
@@ -54,4 +29,4 @@ def loss_rows(name: str, prediction: Tensor, target: Tensor) -> Tensor:
     """
     if name not in LOSSES:
         raise CarvError(f"loss is {name!r}; it must be one of {', '.join(LOSSES)}.")
-    return LOSSES[name](prediction, target)
+    return LOSSES[name](prediction.flatten(1), target.flatten(1))

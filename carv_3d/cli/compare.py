@@ -8,7 +8,6 @@ from pathlib import Path
 
 from carv_3d.cli.parser import OldForm, Parser, check_budget, command
 from carv_3d.errors import CarvError
-from carv_3d.io.files import check_unused, unused
 
 ENGINES = ("local", "ray")
 HELP = """carv compare [NAME=]RUN ... [--baseline NAME] [--score NAME] [--out DIR]
@@ -78,16 +77,15 @@ def _read(args: argparse.Namespace, command: str) -> int:
     from carv_3d.compare.reading import read_runs
     from carv_3d.compare.write import terminal_table, write_comparison
     from carv_3d.runs.progress import Display
+    from carv_3d.runs.request import new_folder
 
     display = Display()
-    folder = args.out or unused(Path("outputs") / "compare")
-    check_unused(folder)
+    folder = new_folder(args.out, Path("outputs") / "compare", "choose another --out")
     runs = read_runs(args.runs)
     _check_scores(args.score, {name for run in runs for name in run.metrics})
     comparison = write_comparison(folder, runs, args.baseline, args.score or (), command)
-    for line in [*(f"Note: {note}." for note in comparison.notes), *terminal_table(comparison)]:
+    for line in [*terminal_table(comparison), f"Done: open {folder / 'compare.html'}"]:
         display.say(line)
-    display.say(f"Done: open {folder / 'compare.html'}")
     return 0
 
 

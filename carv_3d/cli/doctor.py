@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from carv_3d.cli.doctor_threestudio import CONFIG
 from carv_3d.cli.doctor_threestudio import examine as examine_checkout
-from carv_3d.cli.finding import Finding
+from carv_3d.cli.finding import Finding, installed, python
 from carv_3d.cli.parser import Parser
 from carv_3d.errors import CarvError, first_line
 from carv_3d.version import __version__
@@ -35,7 +34,7 @@ def main(words: list[str]) -> int:
 
 def examine() -> list[Finding]:
     """All findings, in the order in which they are shown; nothing is downloaded and no model is loaded."""
-    checks: list[Callable[[], Finding]] = [_python, _torch, _cuda]
+    checks: list[Callable[[], Finding]] = [lambda: python("install Python 3.10 or newer"), _torch, _cuda]
     checks += [_package("nerfacc", "renders the field", "nerfacc>=0.5.2,<0.6")]
     checks += [_package("diffusers", "loads the diffusion models", "diffusers>=0.19,<0.44")]
     checks += [_package("transformers", "reads prompts", "transformers>=4.28,<6")]
@@ -70,19 +69,6 @@ def report(print_line: Callable[[str], None] = print, threestudio: str | None = 
     return 0
 
 
-def _python() -> Finding:
-    version = platform.python_version()
-    good = sys.version_info >= (3, 10)
-    return Finding("python", good, f"{version} ({sys.executable})", "install Python 3.10 or newer", True)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown version"
-
-
 def _package(module: str, purpose: str, requirement: str) -> Callable[[], Finding]:
     def check() -> Finding:
         fix = f"{SET_UP}, or: pip install '{requirement}'"
@@ -93,7 +79,7 @@ def _package(module: str, purpose: str, requirement: str) -> Callable[[], Findin
         except Exception as error:  # a broken installation fails in many ways; all of them are shown
             return Finding(module, False, f"installed, but does not load: {first_line(error)}", fix, True)
         distribution = "scikit-image" if module == "skimage" else module
-        return Finding(module, True, f"{_version(distribution)} ({purpose})")
+        return Finding(module, True, f"{installed(distribution)} ({purpose})")
 
     return check
 
@@ -179,7 +165,7 @@ def _hub() -> Finding:
 
 def _tcnn() -> Finding:
     if importlib.util.find_spec("tinycudann") is not None:
-        return Finding("tiny-cuda-nn", True, _version("tinycudann"))
+        return Finding("tiny-cuda-nn", True, installed("tinycudann"))
     fix = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch (needs CUDA)"
     return Finding("tiny-cuda-nn", False, "not installed: the torch fields are used", fix)
 

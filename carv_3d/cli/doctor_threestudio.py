@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
 from pathlib import Path
 
-from carv_3d.cli.finding import Finding
+from carv_3d.cli.finding import Finding, installed, python
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import expanded
 
@@ -32,11 +31,11 @@ def examine(path: str) -> list[Finding]:
     check_checkout(root)
     link_line = f"in carv_3d's repository, with threestudio's environment active: ./install.sh --threestudio {root}"
     findings = [Finding("checkout", True, f"threestudio {_version_of(root)} in {root}", "", True)]
-    findings.append(_python())
+    findings.append(python("make threestudio's environment with Python 3.10 or 3.11"))
     findings += _torch()
     for module, why in PACKAGES.items():
         problem = _problem(module)
-        detail = f"{problem} ({why})" if problem else f"{_installed(module)} ({why})"
+        detail = f"{problem} ({why})" if problem else f"{installed(module)} ({why})"
         fix = link_line if module == "carv_3d" else f"pip install {module}, in a version that fits the others"
         findings.append(Finding(module, not problem, detail, fix, True))
     missing = [module for module in HOSTS if importlib.util.find_spec(module) is None]
@@ -61,13 +60,6 @@ def check_checkout(root: Path) -> None:
         raise CarvError(f"{root} has no folder custom/, so it is older than extensions: update it (git pull).")
 
 
-def _python() -> Finding:
-    good = sys.version_info >= (3, 10)
-    version = ".".join(map(str, sys.version_info[:3]))
-    fix = "make threestudio's environment with Python 3.10 or 3.11"
-    return Finding("python", good, f"{version} ({sys.executable})", fix, True)
-
-
 def _problem(module: str) -> str:
     """Why the module cannot be used; empty if it can."""
     if importlib.util.find_spec(module) is None:
@@ -76,14 +68,14 @@ def _problem(module: str) -> str:
         if module in LOADED:
             getattr(importlib.import_module(module), LOADED[module])
     except Exception as error:  # whatever a package that does not fit the others raises
-        return f"{_installed(module)} does not load: {first_line(error)}"
+        return f"{installed(module)} does not load: {first_line(error)}"
     return ""
 
 
 def _torch() -> list[Finding]:
     if importlib.util.find_spec("torch") is None:
         return [Finding("torch", False, "not installed", "install threestudio first, as its own README says", True)]
-    version = _installed("torch")
+    version = installed("torch")
     good = int(version.split(".")[0]) >= 2 if version[:1].isdigit() else True
     if not good:
         fix = "pip install 'torch>=2.0' in threestudio's environment"
@@ -106,13 +98,6 @@ def _link(root: Path, fix: str) -> Finding:
     if not (here / "__init__.py").is_file():
         return Finding("extension", False, f"{here} leads to {there}, where no extension is", fix, True)
     return Finding("extension", True, f"{here} -> {there}", "", True)
-
-
-def _installed(module: str) -> str:
-    try:
-        return importlib.metadata.version(module.replace("_", "-"))
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown version"
 
 
 def _version_of(root: Path) -> str:

@@ -73,9 +73,8 @@ def _write(
     facts = [("each run's training time" if sweep.budget else "each run", length)]
     with display.status("writing tables, images and the page"):
         comparison = write_comparison(out, runs, baseline, scores, command, facts)
-    for line in [*(f"Note: {note}." for note in comparison.notes), *terminal_table(comparison)]:
+    for line in [*terminal_table(comparison), f"Done: open {out / 'compare.html'}"]:
         display.say(line)
-    display.say(f"Done: open {out / 'compare.html'}")
 
 
 def _digest(sweep: Sweep) -> str:

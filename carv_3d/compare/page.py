@@ -12,24 +12,11 @@ from carv_3d.compare.records import AXES, RunRecord
 from carv_3d.compare.tables import Comparison
 from carv_3d.io.files import write_atomic
 from carv_3d.report.charts import COLORS, Series, line_chart
-from carv_3d.report.page import data_uri, model_viewer, page
+from carv_3d.report.page import asset_text, data_uri, model_viewer, page
 from carv_3d.stats.bootstrap import MIN_RUNS, Interval
 from carv_3d.version import __version__
 
 MAX_MODELS = 24  # models in the page, of about 2 MB each
-STYLE = """
-.tabs { margin: 14px 0; display: flex; flex-wrap: wrap; gap: 8px 18px; align-items: baseline; }
-.axis { display: none; }
-.models { display: grid; gap: 18px; margin-top: 18px; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); }
-.models .caption { margin-top: 8px; }
-.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
-.figures { table-layout: auto; }
-.figures th { text-align: left; font-weight: 620; padding: 5px 10px 5px 0; border-bottom: 1px solid var(--line); }
-.figures td, .figures td:first-child { width: auto; color: inherit; font-family: inherit; font-size: 14px;
-  font-variant-numeric: tabular-nums; }
-section.card + section.card, h2 + .card + .card { margin-top: 18px; }
-.wide { overflow-x: auto; }
-"""
 
 
 def write_page(folder: Path, comparison: Comparison, command: str = "", facts: Sequence[tuple[str, str]] = ()) -> Path:
@@ -61,7 +48,7 @@ def render_page(comparison: Comparison, command: str = "", facts: Sequence[tuple
 <h2>Runs and settings</h2>
 {_settings(c)}
 {again if command else ""}"""
-    return page(title, body, has_models, STYLE + _tab_rules(c))
+    return page(title, body, has_models, asset_text("compare.css") + _tab_rules(c))
 
 
 def _swatch(c: Comparison, method: str) -> str:

@@ -30,8 +30,8 @@ def write_comparison(
 
 
 def terminal_table(comparison: Comparison) -> list[str]:
-    """The ratios over all prompts as lines of text."""
-    lines = []
+    """The notes, and the ratios over all prompts, as lines of text."""
+    lines = [f"Note: {note}." for note in comparison.notes]
     for r in comparison.times:
         if r.prompt == "" and r.axis in ("seconds", "steps"):
             sides = f"{r.runs} runs" if r.runs == r.baseline_runs else f"{r.runs} and {r.baseline_runs} runs"

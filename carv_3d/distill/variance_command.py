@@ -21,9 +21,10 @@ from carv_3d.distill.variance import (
     write_csv,
 )
 from carv_3d.errors import CarvError
-from carv_3d.io.files import check_unused, expanded, folder_for, slug, unused
+from carv_3d.io.files import expanded, folder_for, slug
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
+from carv_3d.runs.request import new_folder
 from carv_3d.teachers.availability import BUILT_IN
 
 # The options that the variance depends on; samples, draws and their design are the settings'.
@@ -53,8 +54,8 @@ def measure(request: VarianceRequest) -> int:
     check_settings(expected)
     settings = _settings(request)
     prompts = check_prompts(settings)
-    folder = request.out or unused(Path("outputs") / f"distill-variance-{slug(model_name(request.model_or_run))}")
-    check_unused(folder)
+    default = Path("outputs") / f"distill-variance-{slug(model_name(request.model_or_run))}"
+    folder = new_folder(request.out, default, "choose another --out")
     with folder_for(folder):
         return _measure(request, expected, settings, prompts, folder)
 

@@ -48,7 +48,7 @@ def clear_half_written(folder: Path) -> None:
         half.unlink(missing_ok=True)
 
 
-def write_via(path: Path, write: Callable[[Path], None]) -> None:
+def write_via(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file next to `path` (same suffix), then put it in `path`'s place at once.
 
     `path` holds either its old content or the whole new one, whatever happens. The data is on the disk
@@ -72,11 +72,7 @@ def write_via(path: Path, write: Callable[[Path], None]) -> None:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path`, all of it or nothing; raises CarvError as `write_via` does."""
     payload = data.encode("utf-8") if isinstance(data, str) else data
-    write_via(path, lambda temporary: _write_bytes(temporary, payload))
-
-
-def _write_bytes(path: Path, payload: bytes) -> None:
-    path.write_bytes(payload)
+    write_via(path, lambda temporary: temporary.write_bytes(payload))
 
 
 @contextmanager

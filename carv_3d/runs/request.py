@@ -12,15 +12,17 @@ from carv_3d.io.structured import differing_keys, look_up
 from carv_3d.runs.run import CONFIG
 
 
-def new_folder(out: Path | None, default: Path) -> Path:
-    """The folder of a new run: `out`, or `default` with a number behind it where that is in use.
+def new_folder(
+    out: Path | None, default: Path, fix: str = "choose another --out, or resume the run in it with --resume"
+) -> Path:
+    """The folder of new work: `out`, or `default` with a number behind it where that is in use.
 
     Raises:
-        CarvError: `out` is in use.
+        CarvError: `out` is in use; ends in `fix`.
     """
     if out is None:
         return unused(default)
-    check_unused(out, "choose another --out, or resume the run in it with --resume")
+    check_unused(out, fix)
     return out
 
 

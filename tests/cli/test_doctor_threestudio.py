@@ -66,7 +66,7 @@ def test_packages_of_threestudio_that_are_missing_are_named(checkout: Path, monk
 
 
 def test_an_old_torch_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_threestudio, "_installed", lambda module: "1.13.1+cu117")
+    monkeypatch.setattr(doctor_threestudio, "installed", lambda module: "1.13.1+cu117")
     torch = found(checkout)["torch"]
     assert (torch.found, torch.needed) == (False, True)
     assert "1.13.1+cu117, older than 2.0" in torch.detail
