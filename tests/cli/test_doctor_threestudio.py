@@ -106,10 +106,10 @@ def test_the_environment_variable_is_shown_in_the_usual_report(checkout: Path, m
 def test_a_package_that_is_there_and_does_not_load_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = importlib.import_module
 
-    def broken(name: str) -> object:
+    def broken(name: str, package: str | None = None) -> object:
         if name == "diffusers":
             raise RuntimeError("operator torchvision::nms does not exist\nmore")
-        return load(name)
+        return load(name, package)
 
     monkeypatch.setattr(importlib, "import_module", broken)
     diffusers = found(checkout)["diffusers"]
