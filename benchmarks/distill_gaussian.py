@@ -21,9 +21,8 @@ from distill_trials import METHODS, equal_table, make_trials, read_off, run_tria
 from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
-from carv_3d.distill.network import FakeScore
+from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.errors import CarvError

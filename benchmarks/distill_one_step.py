@@ -24,7 +24,7 @@ from torch import Tensor
 
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import frechet_distance, kernel_distance
-from carv_3d.evaluation.images import preview_sheet
+from carv_3d.io.images import preview_sheet
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.classifier import Classifier
 

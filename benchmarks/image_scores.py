@@ -10,7 +10,7 @@ import torch
 from agreement import correct, predict
 from torch import Tensor, nn
 
-from carv_3d.distill.generator import OneStepGenerator
+from carv_3d.distill.network import OneStepGenerator
 from carv_3d.evaluation.distances import kernel_distance
 from carv_3d.evaluation.scoring import at_classifier_size
 from carv_3d.guidance.sampling import prompt_images, pure_noise

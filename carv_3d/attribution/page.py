@@ -15,7 +15,7 @@ from carv_3d.attribution.queries import Query
 from carv_3d.attribution.scores import Scores
 from carv_3d.io.files import write_atomic
 from carv_3d.report.charts import Series, line_chart
-from carv_3d.report.page import asset_text, page
+from carv_3d.report.page import asset_text, facts_section, page
 from carv_3d.version import __version__
 
 SHOWN = 18  # images at either end
@@ -44,7 +44,7 @@ def render_page(query: Query, images: TrainingImages, scores: Scores, method: st
 <p class="sub">Which of {n:,} training images made it, by carv_3d {escape(__version__)}.</p>
 <section class="card strip query">{_query_images(query)}</section>
 {f'<p class="note">{escape(query.note)}</p>' if query.note else ""}
-<section class="facts">{_facts({**facts, **_noise(errors)})}</section>
+{facts_section({**facts, **_noise(errors)})}
 <h2>Most influential</h2>
 <section class="card strip">{_cards(images, best, scaled, errors)}</section>
 {_least(_cards(images, worst, scaled, errors))}
@@ -69,10 +69,6 @@ def _query_images(query: Query) -> str:
         f"<figure>{_image(image, caption or query.title)}<figcaption>{escape(caption)}</figcaption></figure>"
         for image, caption in zip(query.images, query.captions)
     )
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts.items())
 
 
 def _cards(images: TrainingImages, chosen: Sequence[int], scaled: torch.Tensor, errors: torch.Tensor) -> str:

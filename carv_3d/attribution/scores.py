@@ -53,10 +53,10 @@ class Scores:
         return ((degrees * self.errors.square() + prior * mean) / (degrees + prior)).sqrt()
 
 
-def bilinear(queries: Tensor, items: Rows, left: Tensor | None = None) -> Scores:
-    """`q A f`: queries (Q, H, d), items (N, G, d), left (Q, H, d) = q A where A is not the identity."""
+def bilinear(queries: Tensor, items: Rows) -> Scores:
+    """`q A f`: queries (Q, H, d), which are q A where A is not the identity; items (N, G, d)."""
     _check(queries, items)
-    queries = (queries if left is None else left).double()
+    queries = queries.double()
     values, errors = [], []
     for f in _chunks(items):
         table = torch.einsum("qhd,ngd->qnhg", queries, f)
@@ -124,7 +124,7 @@ def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None)
     _check(queries, items)
     gram = kernel(items) if gram is None else gram
     left = solve(gram, queries.double().reshape(-1, queries.shape[-1]), ridge).view(queries.shape)
-    return bilinear(queries, items, left)
+    return bilinear(left, items)
 
 
 def relatif(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
@@ -223,11 +223,7 @@ def mean_and_variance(table: Tensor) -> tuple[Tensor, Tensor]:
     if H == 1 and G == 1:
         return mean, torch.full_like(mean, float("nan"))
     rows, columns = table.mean(-1), table.mean(-2)
-    variance = torch.zeros_like(mean)
-    if H > 1:
-        variance = variance + _of_mean(rows)
-    if G > 1:
-        variance = variance + _of_mean(columns)
+    variance = _of_mean(rows) + _of_mean(columns)
     if H > 1 and G > 1:
         rest = table - rows[..., None] - columns[..., None, :] + mean[..., None, None]
         variance = variance - rest.square().sum((-1, -2)) / ((H - 1) * (G - 1) * H * G)
@@ -242,12 +238,8 @@ def _of_mean(x: Tensor) -> Tensor:
 
 def _chunks(items: Rows, picked: Any = None) -> Iterator[Tensor]:
     """(chunk, G, d) float64 of the items, or of those picked, in order."""
-    order = range(len(items)) if picked is None else picked
-    for begin in range(0, len(order), CHUNK):
-        if picked is None:
-            part = items[begin : begin + CHUNK]
-        else:
-            part = items[order[begin : begin + CHUNK]]
+    for begin in range(0, len(items if picked is None else picked), CHUNK):
+        part = items[begin : begin + CHUNK] if picked is None else items[picked[begin : begin + CHUNK]]
         yield torch.as_tensor(np.asarray(part)).double()
 
 

@@ -60,14 +60,11 @@ def distill(args: argparse.Namespace) -> int:
     if model is None and not args.resume:
         raise CarvError("the model is missing; name one, such as carv distill carv-tiny")
     from carv_3d.distill.command import distill as train
+    from carv_3d.distill.command import dry_run
     from carv_3d.distill.request import DistillRequest
 
     request = DistillRequest(model=model, out=args.out, seed=args.seed, resume=args.resume, overrides=args.options)
-    if args.dry_run:
-        from carv_3d.distill.dry_run import dry_run
-
-        return dry_run(request)
-    return train(request)
+    return dry_run(request) if args.dry_run else train(request)
 
 
 @command(_variance_parser)

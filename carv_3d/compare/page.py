@@ -12,7 +12,7 @@ from carv_3d.compare.records import AXES, RunRecord
 from carv_3d.compare.tables import Comparison
 from carv_3d.io.files import write_atomic
 from carv_3d.report.charts import COLORS, Series, line_chart
-from carv_3d.report.page import asset_text, data_uri, model_viewer, page
+from carv_3d.report.page import asset_text, data_uri, facts_section, model_viewer, page
 from carv_3d.stats.bootstrap import MIN_RUNS, Interval
 from carv_3d.version import __version__
 
@@ -31,15 +31,12 @@ def render_page(comparison: Comparison, command: str = "", facts: Sequence[tuple
     c = comparison
     title = f"{' · '.join(c.methods)}"
     models, has_models = _models(c)
-    counts = [
-        ("methods", str(len(c.methods))), ("prompts", str(len(c.prompts))), ("runs", str(len(c.runs))), *facts
-    ]  # fmt: skip
-    figures = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in counts)
+    counts = {"methods": str(len(c.methods)), "prompts": str(len(c.prompts)), "runs": str(len(c.runs)), **dict(facts)}
     again = f'<section class="card"><p class="note">This page again:</p><pre>{escape(command)}</pre></section>'
     body = f"""<h1>{escape(title)}</h1>
 <p class="sub">A comparison of runs, made by carv_3d {escape(__version__)}. The baseline is
 <b>{escape(c.methods[0])}</b>.</p>
-<section class="facts">{figures}</section>
+{facts_section(counts)}
 {_score_tables(c)}
 <h2>Curves</h2>
 {_curves(c)}

@@ -24,7 +24,8 @@ from carv_3d.distill.request import (
 )
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.scoring import PromptClassifier
-from carv_3d.io.files import claimed, make_folder
+from carv_3d.io.files import check_writable, claimed, make_folder
+from carv_3d.runs.dry_run import print_costs
 from carv_3d.runs.progress import Display
 from carv_3d.runs.ranks import Ranks, join
 from carv_3d.runs.run import Pace, Run
@@ -72,6 +73,19 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
             one = Distillation(load_teacher(settings, ranks), settings.options, prompts, ranks)
             run = DistillRun(one, settings, folder, display)
         return run.complete(request.resume)
+
+
+def dry_run(request: DistillRequest) -> int:
+    """Print settings, and the measured time and memory of a run; write nothing."""
+    settings, folder = resolve(request)
+    prompts = check_prompts(settings)
+    check_writable(folder)
+    print(settings.to_yaml(), end="")
+    print(f"# folder: {folder}")
+    with out_of_memory_as(too_large(settings)):
+        one = Distillation(load_teacher(settings), settings.options, prompts)
+        print_costs(one, "generator", one.generator, one.device, settings.options.steps, lambda: "and the previews")
+    return 0
 
 
 def too_large(settings: Settings) -> str:
@@ -144,7 +158,7 @@ class DistillRun(Run):
 
     def preview(self) -> dict[str, float]:
         """Write previews/step-*.png, of the same prompts and noise every time; returns the classifiers' scores."""
-        from carv_3d.evaluation.images import preview_sheet
+        from carv_3d.io.images import preview_sheet
 
         images = self.one.images(self.captions, seed=0)
         make_folder(self.folder / "previews")

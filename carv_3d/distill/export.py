@@ -18,34 +18,13 @@ from torch import nn
 
 from carv_3d.errors import CarvError
 from carv_3d.io.files import replaced_folder, write_atomic
+from carv_3d.report.page import asset_text
 from carv_3d.teachers.loading import load_scheduler
 from carv_3d.teachers.model_folder import check_folder, read_json, weight_files
 
 COPIED = ("vae", "text_encoder", "tokenizer")
 PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")  # where a part once lay
 UNET_FILE = "diffusion_pytorch_model.safetensors"
-CARD = """---
-library_name: diffusers
-pipeline_tag: text-to-image
----
-
-# A one-step generator
-
-A UNet that turns noise into clean latents in one evaluation, distilled from the diffusion model whose VAE, text
-encoder and tokenizer lie beside it here, by distribution matching (arXiv 2311.18828, 2405.14867) with the estimator of
-arXiv 2605.21489. Made by carv_3d. What its teacher may be used for holds for it as well.
-
-```python
-import torch
-from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained("this folder", torch_dtype=torch.float32)
-pipeline("a red mug", num_inference_steps=1, guidance_scale=1.0).images[0].save("image.png")
-```
-
-On a GPU, take torch.float16 and `.to("cuda")`. Without a type, some releases load the parts in different ones.
-
-One step and no guidance: the teacher's guidance is trained into it, and other numbers of steps mean nothing for it.
-"""
 
 
 def save_one_step(folder: Path, teacher_folder: Path, unet: nn.Module) -> None:
@@ -77,7 +56,7 @@ def save_one_step(folder: Path, teacher_folder: Path, unet: nn.Module) -> None:
         write_atomic(new / "unet" / UNET_FILE, save(weights, metadata={"format": "pt"}))
         one_step_scheduler(load_scheduler(teacher_folder)).save_pretrained(new / "scheduler")
         _write_config(new / "model_index.json", _index(read_json(teacher_folder / "model_index.json")))
-        write_atomic(new / "README.md", CARD)
+        write_atomic(new / "README.md", asset_text("one_step_card.md"))
 
 
 def one_step_scheduler(teacher: Any) -> Any:

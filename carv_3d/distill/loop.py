@@ -25,8 +25,7 @@ from carv_3d.core.ema import Average
 from carv_3d.core.estimator import Estimate
 from carv_3d.core.seeds import seed_for
 from carv_3d.distill.dmd import DistributionMatching
-from carv_3d.distill.generator import OneStepGenerator
-from carv_3d.distill.network import FakeScore
+from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import Prompts
 from carv_3d.distill.updates import Updates

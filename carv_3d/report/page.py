@@ -93,7 +93,6 @@ def render_report(folder: Path, config: Mapping[str, Any], facts: Mapping[str, s
     prompt = str(config["system"]["prompt_processor"]["prompt"])
     rows = read_metrics(folder / "metrics.csv")
     settings = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in flatten(config))
-    figures = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts.items())
     command = f"carv generate {shlex.quote(prompt)} --config config.yaml"
     asset = data_uri(folder / "asset.glb", "model/gltf-binary")
     views = data_uri(folder / "preview.png", "image/png")
@@ -103,7 +102,7 @@ def render_report(folder: Path, config: Mapping[str, Any], facts: Mapping[str, s
 {_model(asset)}
 {_turntable(folder)}
 </section>
-<section class="facts">{figures}</section>
+{facts_section(facts)}
 {_views(views)}
 <h2>How the run went</h2>
 {_curves(rows)}
@@ -142,6 +141,12 @@ def page(title: str, body: str, viewer: bool, style: str = "") -> str:
 </body>
 </html>
 """
+
+
+def facts_section(facts: Mapping[str, str]) -> str:
+    """The short figures at the head of a page, label -> value."""
+    figures = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts.items())
+    return f'<section class="facts">{figures}</section>'
 
 
 def model_viewer(asset: str) -> str:

@@ -10,8 +10,7 @@ from torch import Tensor
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
-from carv_3d.teachers.loading import choose_dtype, load_parts
-from carv_3d.teachers.memory import can_offload, offload_to_cpu
+from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, offload_to_cpu
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 

@@ -14,8 +14,7 @@ from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
-from carv_3d.teachers.loading import choose_dtype, load_parts
-from carv_3d.teachers.memory import can_offload, merge_tokens, offload_to_cpu
+from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu
 
 SomeTeacher = TypeVar("SomeTeacher", bound="LatentDiffusionTeacher")
 

@@ -10,7 +10,7 @@ import torch
 from scaling_double import Scaling, TensorItems
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
-from carv_3d.attribution.draws import item_draws
+from carv_3d.attribution.features import item_draws
 from carv_3d.attribution.losses import LOSSES, loss_rows
 from carv_3d.attribution.projection import Projection
 from carv_3d.core.proposals import make_proposal

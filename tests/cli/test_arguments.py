@@ -103,7 +103,7 @@ def test_of_distill(given: Any) -> None:
     words = "distill carv-tiny --out o --seed 7 --resume lr=0.1"
     expected = DistillRequest(model="carv-tiny", out=Path("o"), seed=7, resume=True, overrides=["lr=0.1"])
     assert given("distill.command.distill", words) == ((expected,), {})
-    assert given("distill.dry_run.dry_run", f"{words} --dry-run") == ((expected,), {})
+    assert given("distill.command.dry_run", f"{words} --dry-run") == ((expected,), {})
 
 
 def test_of_the_variance_of_a_distillation(given: Any) -> None:

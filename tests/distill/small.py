@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
-from carv_3d.distill.network import FakeScore
+from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.teachers.gaussian import GaussianTeacher

@@ -13,9 +13,8 @@ from small import SCHEDULE, SHAPE, LinearUNet
 from torch import Tensor
 
 from carv_3d.core.designs import Design
-from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
-from carv_3d.distill.network import FakeScore
+from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.variance import (

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from carv_3d.core.estimator import Draws, EstimatorOptions
 from carv_3d.distill.dmd import DistributionMatching
-from carv_3d.distill.generator import OneStepGenerator
 from carv_3d.distill.loop import Distillation
-from carv_3d.distill.network import FakeScore
+from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.updates import Updates

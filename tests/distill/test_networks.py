@@ -9,8 +9,7 @@ import torch
 from small import SCHEDULE, SHAPE, LinearUNet
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.distill.generator import OneStepGenerator
-from carv_3d.distill.network import FakeScore
+from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.errors import CarvError
 
 

@@ -8,12 +8,12 @@ from image_scores import classifier_features, ddim_images, one_step_images, scor
 from PIL import Image
 from small import SCHEDULE, CountingTeacher, LinearUNet
 
-from carv_3d.distill.generator import OneStepGenerator
+from carv_3d.distill.network import OneStepGenerator
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import kernel_distance
-from carv_3d.evaluation.images import preview_sheet
 from carv_3d.evaluation.scoring import at_classifier_size
 from carv_3d.guidance.sampling import prompt_images, pure_noise
+from carv_3d.io.images import preview_sheet
 from carv_3d.tiny.classifier import VIEWS, Classifier
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS
 
