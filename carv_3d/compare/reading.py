@@ -85,16 +85,16 @@ def read_carv(folder: Path, method: str = "") -> RunRecord:
     return RunRecord(label, read.prompt, read.seed, folder, axes, metrics, settings, notes)
 
 
-def checked_rows(path: Path, needed: Sequence[str] = ("step", "seconds")) -> tuple[list[dict[str, float]], list[str]]:
+def checked_rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     """The rows of a run's CSV, and a note where some were damaged.
 
     Raises:
-        CarvError: not one whole row, or a column of `needed` is missing.
+        CarvError: not one whole row, or no column of steps or seconds.
     """
     rows, damaged = read_table(path, "restore it or leave the run out")
     if not rows:
         raise CarvError(f"{path} is empty or truncated: no whole row is left; leave the run out, or run it again")
-    for name in needed:
+    for name in ("step", "seconds"):
         if name not in rows[0]:
             raise CarvError(f"{path} has no column {name!r}; it is truncated, or no metrics of a run")
     notes = [f"{path}: {damaged} damaged line(s) left out"] if damaged else []

@@ -14,19 +14,18 @@ from carv_3d.errors import CarvError, first_line, shown
 T = TypeVar("T", bound=Options)
 
 
-def read_options(defaults: T, values: Mapping[str, Any], path: str = "") -> T:
+def read_options(defaults: T, values: Mapping[str, Any]) -> T:
     """New options like `defaults` with `values` put in, group by group; neither argument is changed.
 
     Args:
         defaults: options; a field that holds options is a group of its own.
         values: may name any part of the fields, nested as the groups are.
-        path: where `values` stands in the whole, for the messages ("system.guidance").
 
     Raises:
         CarvError: an unknown key (with the nearest that exists), a wrong value, or values that exclude each other;
             each with its full name.
     """
-    return _read(defaults, values, path, [full for full, _, _ in defaults.walk(path)])
+    return _read(defaults, values, "", [full for full, _, _ in defaults.walk()])
 
 
 def _read(defaults: T, values: Mapping[str, Any], path: str, every_key: list[str]) -> T:
@@ -67,7 +66,7 @@ def full_key(options: Options, key: str) -> str:
     raise CarvError(f"unknown option {key!r}{_nearest(key, name, path, list(every))}")
 
 
-def read_override(override: str, options: Options, example: str = "num_draws=8") -> Any:
+def read_override(override: str, options: Options) -> Any:
     """The word key=value as an OmegaConf group that can be merged with others.
 
     The value is read as YAML, that of a text as it stands.
@@ -81,7 +80,7 @@ def read_override(override: str, options: Options, example: str = "num_draws=8")
 
     key, equals, value = override.partition("=")
     if not equals or not all(part.isidentifier() for part in key.split(".")):
-        raise CarvError(f"{shown(override)} is no option: write key=value, such as {example}")
+        raise CarvError(f"{shown(override)} is no option: write key=value, such as num_draws=8")
     full = full_key(options, key)
     declared = next(option for name, option, _ in options.walk() if name == full)
     if declared.is_text and not (value == "null" and declared.default is None):

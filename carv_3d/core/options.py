@@ -180,14 +180,6 @@ class Options:
             if isinstance(value, Options):
                 yield from value.walk(full)
 
-    def _not_above(self, low: str, high: str) -> None:
-        """CarvError unless the first option is at most the second."""
-        ends = getattr(self, low), getattr(self, high)
-        if None not in ends and ends[0] > ends[1]:
-            raise CarvError(
-                f"{low} is {getattr(self, low)}, above {high}, which is {getattr(self, high)}; change one of the two."
-            )
-
 
 def check_draws(num_draws: int, antithetic: bool, groups: int = 1) -> None:
     """CarvError where K draws do not divide into equal groups, of pairs if antithetic."""
@@ -290,7 +282,9 @@ class StepOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._not_above("min_step", "max_step")
+        low, high = self.min_step, self.max_step
+        if None not in (low, high) and low > high:
+            raise CarvError(f"min_step is {low}, above max_step, which is {high}; change one of the two.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,11 @@ import host_double as double
 
 
 @pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Any:
     """threestudio's double; `modules` has the extension's classes by name."""
     return double.install(monkeypatch)

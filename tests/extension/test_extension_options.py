@@ -175,10 +175,8 @@ def test_a_value_may_come_from_yaml(make: Callable[..., Any], loaded: dict[str, 
         ({"token_merging": True, "token_merging_params": {"ratioo": 1}}, "tomesd"),
     ],
 )
-def test_a_wrong_value_is_one_sentence(
-    make: Callable[..., Any], cfg: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.mark.usefixtures("_offline")
+def test_a_wrong_value_is_one_sentence(make: Callable[..., Any], cfg: dict[str, Any], said: str) -> None:
     with pytest.raises(CarvError, match=re.escape(said)):
         make(**cfg)
 

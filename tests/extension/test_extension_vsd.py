@@ -193,10 +193,8 @@ def test_the_lora_models_unet_alone_is_loaded(make_vsd: Callable[..., Any], v_pr
         ({"pretrained_model_name_or_path_lora": "no/such-model-here"}, "no/such-model-here"),
     ],
 )
-def test_what_cannot_be_meant_is_one_sentence(
-    make_vsd: Callable[..., Any], cfg: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.mark.usefixtures("_offline")
+def test_what_cannot_be_meant_is_one_sentence(make_vsd: Callable[..., Any], cfg: dict[str, Any], said: str) -> None:
     with pytest.raises(CarvError, match=re.escape(said)):
         make_vsd(**cfg)
 
