@@ -242,7 +242,8 @@ def load_config(
     Raises:
         CarvError: in one sentence, for a file that cannot be read and for every unknown or bad option.
     """
-    given = [read_override(word, Config()) for word in overrides]
+    defaults = Config()
+    given = [read_override(word, defaults) for word in overrides]
     file = [_read_yaml(find_config(path))] if path else []
     values = resolved("the configuration", BASE, *file, *given)
     if seed is not None:

@@ -120,6 +120,7 @@ def test_a_prompt_is_asked_about_by_images_of_it(data, sd_folder, place) -> None
     assert "TRAK" in page
 
 
+@pytest.mark.usefixtures("heeded_signals")
 def test_an_interrupted_run_goes_on_to_the_same_scores(data, sd_folder, place, monkeypatch, capsys) -> None:
     assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "whole")) == 0
     monkeypatch.setenv("CARV_CACHE", str(place.parent / "cache 2"))

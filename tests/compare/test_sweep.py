@@ -27,7 +27,7 @@ from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
 
 SMALL = [
-    "device=cpu", "geometry.resolution=8", "num_samples_per_ray=8", "system.exporter.resolution=12",
+    "device=cpu", "geometry.resolution=8", "num_samples_per_ray=8", "eval_samples_per_ray=8", "exporter.resolution=12",
     "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16",
 ]  # fmt: skip
 PROMPT = "a red mug"
@@ -133,6 +133,7 @@ def test_schedules_are_laid_over_the_budget(common: list[str], monkeypatch: pyte
     assert len(set(ranges)) > 2
 
 
+@pytest.mark.usefixtures("heeded_signals")
 def test_stopped_in_the_middle_and_taken_up_is_the_same(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_sweep(sweep_of(common, points=1), Path("whole")) == 0
     step = TextTo3D.train_step

@@ -17,6 +17,7 @@ from carv_3d.io.files import locked
 from carv_3d.runs.checkpoint import load_checkpoint
 
 
+@pytest.mark.usefixtures("heeded_signals")
 def test_a_run_that_is_stopped_and_resumed_is_the_same(
     sd_folder: Path, place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -35,6 +36,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same(
     with open("cut/metrics.csv", "a") as handle:
         handle.write("3,0.1,")  # a line that a kill cut short
     assert cli.main(["distill", "--resume", "--out", "cut"]) == 0
+    assert "Done: the one-step model is in cut/model" in capsys.readouterr().out
     assert len(done) == 4
     assert rows("cut") == rows(whole)
     assert same(*(load_checkpoint(Path(run, "checkpoint"))[0] for run in ("cut", whole)))

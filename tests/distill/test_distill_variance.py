@@ -85,7 +85,7 @@ def test_the_variance_falls_as_theory_says(one: Distillation) -> None:
     s_out2, s_in2, _ = theory()
     settings = [Setting(B, K) for B, K in ((1, 1), (2, 4), (8, 1), (8, 16))]
     benchmark = PairBenchmark(one, settings)
-    for _ in range(200):
+    for _ in range(80):
         benchmark.round()
     for setting, samples in zip(settings, benchmark.samples):
         for values, expected in (
@@ -99,13 +99,13 @@ def test_the_variance_falls_as_theory_says(one: Distillation) -> None:
     assert rows[0].reduction.value == 1.0
     assert rows[3].variance.low < s_out2 / 8 + s_in2 / 128 < rows[3].variance.high
     assert rows[3].upstream.low < s_out2 / 8 < rows[3].upstream.high
-    assert rows[3].pairs == 200
+    assert rows[3].pairs == 80
 
 
 def test_strata_and_pairs_lower_it_and_nothing_of_the_run_moves(one: Distillation) -> None:
     before = {name: g.get_state() for name, g in one.generators.items()}
     settings = [read_setting(s) for s in ("4x8", "4x8+strat", "4x8+antithetic")]
-    rows = variance_table(one, settings, repeats=100, seed=3)
+    rows = variance_table(one, settings, repeats=60, seed=3)
     values = [row.variance.value for row in rows]
     assert values[1] < 0.6 * values[0]
     assert rows[1].reduction.low > 1
@@ -115,7 +115,7 @@ def test_strata_and_pairs_lower_it_and_nothing_of_the_run_moves(one: Distillatio
     assert all(torch.equal(g.get_state(), before[name]) for name, g in one.generators.items())
     assert all(p.grad is None for p in one.generator.parameters())
     assert one.step == 0
-    again = variance_table(one, settings[:2], repeats=100, seed=3)
+    again = variance_table(one, settings[:2], repeats=60, seed=3)
     assert again[1].variance.value == values[1]  # a setting's figures are its own, whatever is measured beside it
 
 

@@ -117,6 +117,7 @@ def test_a_prompt_is_text_and_nothing_else(
     assert "<script>alert" not in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("heeded_signals")
 def test_stopped_by_a_signal_then_resumed_is_the_same_run(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

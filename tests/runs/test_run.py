@@ -106,6 +106,7 @@ def test_checkpoints_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("heeded_signals")
 def test_a_signal_ends_it_after_the_step_at_hand_and_it_is_resumed(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +237,7 @@ def test_an_interrupt_while_exporting_says_how_to_resume(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.usefixtures("heeded_signals")
 def test_a_second_interrupt_ends_it_at_once_and_a_third_is_ignored(tmp_path: Path) -> None:
     said: list[str] = []
     run = WalkRun(tmp_path / "w", Pace(4, save_steps=1), said)

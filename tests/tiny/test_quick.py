@@ -11,9 +11,17 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.tiny import denoiser, quick
 from carv_3d.tiny.tokens import LENGTH
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None or not hasattr(torch, "compiler"), reason="needs torch 2.1 and a C++ compiler"
-)
+needs_compile = pytest.mark.skipif(not hasattr(torch, "compiler"), reason="needs torch 2.1")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Graphs are traced and cut as by any compiler, and run without one unless the test names it; returns its name."""
+    name, compile_module = getattr(request, "param", "aot_eager"), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend=name))
+    torch._dynamo.reset()
+    return name
 
 
 class Small(nn.Module):
@@ -43,9 +51,10 @@ def test_precision_follows_the_processor_unless_it_is_named(monkeypatch) -> None
         assert (quick.choose_precision("fp32"), quick.choose_precision("bf16")) == ("fp32", "bf16")
 
 
-def test_bfloat16_products_leave_weights_result_and_gradient_what_they_are() -> None:
+def test_bfloat16_products_leave_weights_result_and_gradient_what_they_are(monkeypatch) -> None:
+    monkeypatch.setitem(denoiser.UNET, "block_out_channels", (32, 32, 64))
     schedule, found = NoiseSchedule.scaled_linear(), {}
-    z, ids = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.arange(4 * LENGTH) % 30
+    z, ids = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(4 * LENGTH) % 30
     for autocast in (False, True):
         torch.manual_seed(0)
         model = denoiser.Denoiser(30, 0, 1, autocast=autocast)
@@ -59,8 +68,11 @@ def test_bfloat16_products_leave_weights_result_and_gradient_what_they_are() -> 
     assert torch.cosine_similarity(found[True][1], found[False][1], dim=0) > 0.99
 
 
-@needs_compiler
-def test_compiled_in_place_the_names_and_the_gradient_stay() -> None:
+@needs_compile
+@pytest.mark.parametrize(
+    "traced", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])], indirect=True
+)
+def test_compiled_in_place_the_names_and_the_gradient_stay(traced: str) -> None:
     module, said = Small(), []
     names, expected = list(module.state_dict()), module.gradient()
     assert quick.compile_in_place(module, module.gradient, said.append) is True
@@ -71,8 +83,8 @@ def test_compiled_in_place_the_names_and_the_gradient_stay() -> None:
         torch.testing.assert_close(found, own, rtol=2e-2, atol=1e-3)
 
 
-@needs_compiler
-def test_a_copy_made_plain_has_parts_of_its_own() -> None:
+@needs_compile
+def test_a_copy_made_plain_has_parts_of_its_own(traced: str) -> None:
     module = Small()
     assert quick.compile_in_place(module, module.gradient, lambda m: None)
     twin = copy.deepcopy(module)
@@ -85,8 +97,8 @@ def test_a_copy_made_plain_has_parts_of_its_own() -> None:
     assert module(x).abs().max() > 0
 
 
-@needs_compiler
-def test_a_compiled_network_in_which_one_weight_lost_its_gradient_is_given_up() -> None:
+@needs_compile
+def test_a_compiled_network_in_which_one_weight_lost_its_gradient_is_given_up(traced: str) -> None:
     module, said, calls = Small(), [], []
 
     def gradient() -> list[torch.Tensor]:
