@@ -40,6 +40,7 @@ def render_page(query: Query, images: TrainingImages, scores: Scores, method: st
     n = len(images)
     best = scores.top(0, min(SHOWN, n))
     worst = [i for i in scores.top(0, min(SHOWN, n), least=True) if i not in best]
+    least = _cards(images, worst, scaled, errors)
     body = f"""<h1>{escape(query.title)}</h1>
 <p class="sub">Which of {n:,} training images made it, by carv_3d {escape(__version__)}.</p>
 <section class="card strip query">{_query_images(query)}</section>
@@ -47,7 +48,7 @@ def render_page(query: Query, images: TrainingImages, scores: Scores, method: st
 {facts_section({**facts, **_noise(errors)})}
 <h2>Most influential</h2>
 <section class="card strip">{_cards(images, best, scaled, errors)}</section>
-{_least(_cards(images, worst, scaled, errors))}
+{f'<h2>Least influential</h2><section class="card strip">{least}</section>' if least else ""}
 <h2>All scores</h2>
 <section class="grid">
 <div class="card"><h3>From the highest to the lowest</h3>
@@ -73,10 +74,6 @@ def _query_images(query: Query) -> str:
 
 def _cards(images: TrainingImages, chosen: Sequence[int], scaled: torch.Tensor, errors: torch.Tensor) -> str:
     return "".join(_card(images, i, float(scaled[i]), float(errors[i])) for i in chosen)
-
-
-def _least(cards: str) -> str:
-    return f'<h2>Least influential</h2><section class="card strip">{cards}</section>' if cards else ""
 
 
 def _ranks(images: TrainingImages, chosen: Sequence[int], scaled: torch.Tensor, errors: torch.Tensor) -> str:

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from carv_3d.cli.parser import Parser, command
 from carv_3d.errors import CarvError
@@ -89,8 +88,5 @@ def _rows(name: str) -> Iterator[tuple[str, str, str, str]]:
     rows = [(key, declared, value) for key, declared, value in options.walk() if not declared.is_group]
     for key, declared, value in sorted(rows, key=lambda row: row[0].rpartition(".")[0]):
         if declared.help:
-            yield key, _yaml(value), declared.due, declared.help
-
-
-def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+            shown = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+            yield key, shown, declared.due, declared.help

@@ -153,7 +153,10 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def _path(text: str) -> Path:
-    return expanded(text)
+    try:
+        return expanded(text)
+    except CarvError as error:  # a ValueError, in whose place argparse would say its own
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _renewed(words: list[str], form: OldForm) -> list[str]:

@@ -45,7 +45,8 @@ def render_page(comparison: Comparison, command: str = "", facts: Sequence[tuple
 <h2>Runs and settings</h2>
 {_settings(c)}
 {again if command else ""}"""
-    return page(title, body, has_models, asset_text("compare.css") + _tab_rules(c))
+    tabs = "".join(f"#by-{axis}:checked ~ .axis-{axis} {{ display: block; }}\n" for axis in _axes(c))
+    return page(title, body, has_models, asset_text("compare.css") + tabs)
 
 
 def _swatch(c: Comparison, method: str) -> str:
@@ -104,10 +105,6 @@ def _axes(c: Comparison) -> list[str]:
     """The axes that there are curves against, seconds first."""
     found = [axis for axis in AXES if any(a == axis for _, a in c.curves)]
     return sorted(found, key=lambda axis: axis != "seconds")
-
-
-def _tab_rules(c: Comparison) -> str:
-    return "".join(f"#by-{axis}:checked ~ .axis-{axis} {{ display: block; }}\n" for axis in _axes(c))
 
 
 def _curves(c: Comparison) -> str:

@@ -26,7 +26,7 @@ class _Schedule:
     def check(name: str, value: Any, limits: Limits) -> float | list[float]:
         """As `check_annealed`, with the range of the values in between."""
         out = check_annealed(name, value)
-        if not limits.hold(annealed_values(out)):
+        if not limits.hold(out if isinstance(out, float) else knots(out)[1]):  # all others lie between these
             raise CarvError(f"{name} is {shown(out)}; its values must be numbers{limits}.")
         return out
 
@@ -55,11 +55,6 @@ def knots(value: Sequence[float]) -> tuple[list[float], list[float]]:
     if len(items) == 3:
         items = [0, *items]
     return [float(x) for x in (items[0], *items[3::2])], [float(x) for x in (items[1], *items[2::2])]
-
-
-def annealed_values(value: Annealed) -> list[float]:
-    """The values that a number or schedule takes at its ends; all others lie between them."""
-    return [float(value)] if isinstance(value, (int, float)) else knots(value)[1]
 
 
 def counts_steps(value: Annealed) -> bool:

@@ -52,11 +52,6 @@ class NoiseSchedule:
         return cls.from_betas(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float32) ** 2)
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Tensor | Sequence[float] | Any) -> NoiseSchedule:
-        """The constructor by its full name."""
-        return cls(alphas_cumprod)
-
-    @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float] | Any) -> NoiseSchedule:
         """abar_t = prod_(s <= t) (1 - beta_s), from (T,) betas in [0, 1]."""
         table = _table("betas", betas)

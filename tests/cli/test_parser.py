@@ -41,6 +41,11 @@ def test_a_path_in_the_home_folder_in_both_spellings(monkeypatch: pytest.MonkeyP
         assert args.out == Path("/somewhere/x")
 
 
+def test_a_home_of_nobody_is_named() -> None:
+    with pytest.raises(CarvError, match="~nobody-of-this-name/x begins with ~ and the name of nobody here"):
+        parser().read(["--out", "~nobody-of-this-name/x"])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

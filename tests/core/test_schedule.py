@@ -79,7 +79,7 @@ def test_tables_of_every_kind_are_taken() -> None:
     abar = [0.9, 0.5, 0.1]
     for table in (abar, tuple(abar), np.array(abar), torch.tensor(abar, dtype=torch.float64)):
         assert NoiseSchedule(table).alphas_cumprod.tolist() == abar
-        assert NoiseSchedule.from_alphas_cumprod(table).alphas_cumprod.dtype == torch.float64
+        assert NoiseSchedule(table).alphas_cumprod.dtype == torch.float64
     assert NoiseSchedule(np.array(abar, dtype=np.float32)).alphas_cumprod.dtype == torch.float32
     assert NoiseSchedule(torch.tensor(abar).half()).alphas_cumprod.dtype == torch.float32
     assert NoiseSchedule.from_betas([0.1, 0.5]).alphas_cumprod.tolist() == pytest.approx([0.9, 0.45])
