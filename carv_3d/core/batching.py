@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -71,26 +70,9 @@ def out_of_memory_as(sentence: str) -> Iterator[None]:
         raise CarvError(sentence) from error
 
 
-@dataclass
-class BatchGradients:
-    """What `summed_gradients` returns.
-
-    Attributes:
-        gradients: the gradient of the sum of all samples' losses, in each parameter's shape.
-        losses: (N,), 0 where a sample was left out.
-        finite: (N,) bool, False where it was.
-        max_batch: what held, to start from next time.
-    """
-
-    gradients: list[Tensor]
-    losses: Tensor
-    finite: Tensor
-    max_batch: int
-
-
 def summed_gradients(
     losses: Callable[[slice], Tensor], n: int, parameters: Sequence[Tensor], max_batch: int, scale: float = 1.0
-) -> BatchGradients:
+) -> tuple[list[Tensor], Tensor, Tensor, int]:
     """The gradient of `losses(which).sum()` over all n samples; memory holds the graph of one batch.
 
     A batch whose gradient is not finite counts as 0. Raises as `run_in_batches` does.
@@ -101,6 +83,10 @@ def summed_gradients(
         parameters: what the gradient is of.
         max_batch: samples at once, at most.
         scale: multiplies the gradients as they are taken, for half precision.
+
+    Returns:
+        The gradient in each parameter's shape; the losses (N,), 0 where a sample was left out; finite (N,), False where
+        it was; and the max_batch that held, to start from next time.
     """
     sums = [torch.zeros_like(p) for p in parameters]
     out = torch.zeros(n, device=parameters[0].device)
@@ -121,4 +107,4 @@ def summed_gradients(
         return kept
 
     held = run_in_batches(batch, out, max_batch)
-    return BatchGradients(sums, out, finite, held)
+    return sums, out, finite, held

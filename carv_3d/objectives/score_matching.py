@@ -144,9 +144,9 @@ class ScoreMatching:
         def losses(part: slice) -> Tensor:
             return squared_errors(self.score, z[part], t[part], eps[part], *(c[part] for c in condition))
 
-        out = summed_gradients(losses, R * K, parameters, self._max_batch, scale)
-        self._max_batch = out.max_batch
-        return ScoreGradients(parameters, out.gradients, out.losses, out.finite, eps.numel())
+        sums, squares, finite, held = summed_gradients(losses, R * K, parameters, self._max_batch, scale)
+        self._max_batch = held
+        return ScoreGradients(parameters, sums, squares, finite, eps.numel())
 
     def join_ranks(self, rank: int, world_size: int) -> None:
         """Share the strata out among processes that were not yet there when this was built."""
