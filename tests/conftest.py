@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+
+from carv_3d.cli.threads import settle_threads
+
+settle_threads()  # before torch is loaded
+
+import torch  # noqa: E402
 
 CONTEXT = 20  # tokens
 LATENT = 8  # latents 8 x 8, images 16 x 16

@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Sequence
 
+from carv_3d.cli.threads import settle_threads
 from carv_3d.errors import CarvError, packages
 from carv_3d.io.files import os_errors_explained
 from carv_3d.version import __version__
@@ -28,6 +29,7 @@ EXTRAS = {"variance": "generate", "options": "all", "doctor": "generate"}  # of 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `carv` and return its exit status: 0 done, 2 something the user can mend, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    settle_threads()
     try:
         with os_errors_explained():
             return _dispatch(words)
