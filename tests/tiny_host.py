@@ -16,6 +16,7 @@ TINY = [
     "system.geometry.resolution=8",
     "system.renderer.num_samples_per_ray=8",
     "system.exporter.resolution=12",
+    "system.exporter.texture_size=16",
     "system.guidance.num_draws=2",
     "data.width=16",
     "data.height=16",

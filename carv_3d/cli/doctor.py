@@ -38,7 +38,8 @@ def examine() -> list[Finding]:
     checks += [_package("nerfacc", "renders the field", "nerfacc>=0.5.2,<0.6")]
     checks += [_package("diffusers", "loads the diffusion models", "diffusers>=0.19,<0.44")]
     checks += [_package("transformers", "reads prompts", "transformers>=4.28,<6")]
-    checks += [_package(n, why, n) for n, why in (("omegaconf", "configs"), ("trimesh", "meshes"))]
+    plain = (("omegaconf", "configs"), ("trimesh", "meshes"), ("xatlas", "textures"))
+    checks += [_package(n, why, n) for n, why in plain]
     checks += [_package("skimage", "marching cubes", "scikit-image")]
     checks += [_ffmpeg, _tiny, _classifier, _hub, _tcnn, _threestudio, _disk]
     return [check() for check in checks]

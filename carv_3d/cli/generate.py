@@ -12,7 +12,7 @@ PROMPT = "system.prompt_processor.prompt"
 HELP = """carv generate PROMPT [--config YAML] [--out DIR] [--seed N] [--resume] [--dry-run]
        [key=value ...]
 
-Make a textured mesh from a prompt: asset.glb, turntable.mp4 and .gif, preview.png, report.html.
+Make a textured mesh from a prompt: asset.glb, asset.obj, turntable.mp4, preview.png, report.html.
 
 key=value sets an option; `carv options generate` lists them. Ctrl-C saves the run and stops.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
@@ -13,7 +12,7 @@ from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.generate.config import config_to_yaml
 from carv_3d.generate.request import Request, resolve
 from carv_3d.generate.trainer import PHASES, TextTo3D, check_prompt
-from carv_3d.io.files import claimed, write_via
+from carv_3d.io.files import claimed
 from carv_3d.io.images import contact_sheet, to_uint8, write_gif, write_mp4, write_png
 from carv_3d.io.tables import read_metrics
 from carv_3d.report.page import write_report
@@ -133,16 +132,12 @@ class SceneRun(Run):
         return f"Done: open {folder / 'report.html'}"
 
     def export_mesh(self) -> dict[str, str]:
-        """Write asset.glb and return its counts; CarvError where there is no surface."""
-        from carv_3d.scenes.mesh import extract_mesh, save_mesh
+        """Write asset.glb and asset.obj and return the counts; CarvError where there is no surface."""
+        from carv_3d.scenes.mesh import extract_mesh, save_asset
 
-        options = self.host.config.system.exporter
-        mesh = extract_mesh(self.host.field, options)
-        extras = {"prompt": self.host.config.prompt, "generator": "carv_3d"}
-        write_via(
-            self.folder / "asset.glb",
-            lambda temporary: _none(save_mesh(mesh, temporary, options.longest_side, extras)),
-        )
+        field, options = self.host.field, self.host.config.system.exporter
+        mesh = extract_mesh(field, options)
+        save_asset(field, mesh, self.folder, options, {"prompt": self.host.config.prompt, "generator": "carv_3d"})
         if not mesh.is_watertight:
             self.display.say("Note: the mesh is not closed; a larger system.exporter.resolution may help")
         closed = "yes" if mesh.is_watertight else "no"
@@ -168,7 +163,3 @@ class SceneRun(Run):
         auto = self.host.guidance.auto
         given = str(self.host.config.system.guidance.num_draws)
         return given if auto is None else f"{given}, {auto.num_draws} at the end"
-
-
-def _none(_: Any) -> None:
-    return None

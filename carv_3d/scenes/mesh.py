@@ -1,12 +1,11 @@
-"""From a radiance field to a closed, colored mesh in a file.
+"""From a radiance field to a closed, textured mesh in a file.
 
-Density on a lattice -> level -> solid pieces without cavities -> marching cubes -> light smoothing ->
-colors as a camera in front of each vertex would see them -> GLB.
+Density on a lattice -> level -> solid pieces without cavities -> marching cubes -> light smoothing -> fewer triangles
+-> a texture with the colors that a camera in front of each point would see (`texture`) -> GLB or OBJ.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +14,30 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import trimesh
-from nerfacc.volrend import render_weight_from_density
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from carv_3d.core.options import LatticeOptions, option
 from carv_3d.errors import CarvError
+from carv_3d.io.files import write_atomic
 from carv_3d.scenes.fields import Field
-from carv_3d.scenes.gltf import to_gltf_axes, write_glb
+from carv_3d.scenes.texture import textured
 
-__all__ = ["MeshOptions", "choose_level", "extract_mesh", "mesh_from_volume", "save_mesh"]
+__all__ = ["MeshOptions", "choose_level", "extract_mesh", "mesh_from_volume", "save_asset", "to_gltf_axes"]
 
 Volume = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshOptions(LatticeOptions, defaults={"resolution": 96}):
+class MeshOptions(LatticeOptions, defaults={"resolution": 128}):
     """How the mesh is made from the field."""
 
     level: float | Literal["auto"] = option("auto", "Density at the surface; auto: see `choose_level`.", above=0)
     min_component: float = option(0.02, "Pieces below this share of the whole volume are dropped.", least=0, below=1)
     smoothing: int = option(5, "Passes of Taubin's filter.", least=0, most=1000)
+    max_faces: int = option(10_000, "Triangles of the asset at most.", least=100, most=10_000_000)
+    texture_size: int = option(512, "Texels along a side of the texture.", least=16, most=8192)
     longest_side: float = option(1.0, "Of the exported object, in meters.", above=0)
 
     def __post_init__(self) -> None:
@@ -139,42 +140,15 @@ def mesh_from_volume(
     return mesh
 
 
-@torch.no_grad()
-def surface_colors(
-    field: Field, points: NDArray[Any], normals: NDArray[Any], n_samples: int = 24
-) -> NDArray[np.float32]:
-    """Colors (V, 3) in [0, 1] of what a camera looking along `-normals` sees at `points` (V, 3).
-
-    A short ray from 2 to 20 hundredths of the radius below the surface, its samples weighted by
-    `T alpha sigma` over their sum, those much thinner than the heaviest one left out: the visible part, and
-    of it the dense part, so that neither a background nor the color of the air around it enters.
-    """
-    device = next(field.parameters()).device
-    edges = torch.linspace(0.02, 0.2, n_samples + 1, device=device) * field.radius
-    mids = 0.5 * (edges[1:] + edges[:-1])
-    out = []
-    for p, n in zip(
-        torch.tensor(np.asarray(points), dtype=torch.float32).split(16384),
-        torch.tensor(np.asarray(normals), dtype=torch.float32).split(16384),
-    ):
-        p, n = p.to(device), n.to(device)
-        x = p[:, None] - mids[None, :, None] * n[:, None]
-        sigma, rgb = field.density_and_color(x.reshape(-1, 3))
-        sigma, rgb = sigma.view(len(p), -1), rgb.view(len(p), -1, 3)
-        t0, t1 = edges[:-1].expand_as(sigma), edges[1:].expand_as(sigma)
-        w, _, _ = render_weight_from_density(t0, t1, sigma)
-        w = w * sigma + 1e-12
-        solid = sigma.gather(1, w.argmax(dim=1, keepdim=True))
-        w = w * (sigma >= 0.7 * solid)
-        out.append(((w[..., None] * rgb).sum(dim=1) / w.sum(dim=1, keepdim=True)).float().cpu())
-    colors: NDArray[np.float32] = torch.cat(out).numpy()
-    return colors
+def to_gltf_axes(points: NDArray[Any]) -> NDArray[Any]:
+    """From x front, y left, z up to glTF's z front, x left, y up; points (..., 3). A rotation."""
+    return np.stack([points[..., 1], points[..., 2], points[..., 0]], axis=-1)
 
 
 def extract_mesh(
     field: Field, options: MeshOptions | None = None, log: Callable[[str], None] | None = None
 ) -> trimesh.Trimesh:
-    """The field's surface as a closed mesh with vertex colors (sRGB), in world axes and units (z up).
+    """The field's surface as a closed mesh of at most `max_faces` triangles, in world axes and units (z up).
 
     The level is kept in `mesh.metadata["level"]`.
 
@@ -185,9 +159,7 @@ def extract_mesh(
     volume = density_volume(field, options.resolution)
     level = choose_level(volume, field.radius, options.level)
     mesh = mesh_from_volume(volume, level, field.radius, options.min_component, options.smoothing)
-    colors = surface_colors(field, mesh.vertices, mesh.vertex_normals)
-    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors)
-    mesh.vertex_attributes["color"] = colors
+    mesh = _decimated(mesh, options.max_faces)
     mesh.metadata["level"] = level
     if log is not None:
         closed = "closed" if mesh.is_watertight else "NOT closed"
@@ -195,36 +167,61 @@ def extract_mesh(
     return mesh
 
 
-def save_mesh(
+def _decimated(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
+    """At most `max_faces` triangles by quadric error; a closed mesh stays closed, or keeps all its triangles."""
+    if len(mesh.faces) <= max_faces:
+        return mesh
+    fewer = mesh.simplify_quadric_decimation(face_count=max_faces)
+    return fewer if fewer.is_watertight or not mesh.is_watertight else mesh
+
+
+def save_asset(
+    field: Field,
     mesh: trimesh.Trimesh,
-    path: str | Path,
-    longest_side: float = 1.0,
+    folder: Path,
+    options: MeshOptions | None = None,
     extras: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write `mesh` (from `extract_mesh`) to `path`, by its suffix.
+) -> None:
+    """Write the mesh of `extract_mesh` with a texture: asset.glb, and asset.obj with asset.mtl and asset.png.
 
-    `.glb`: y up, the front (+x) turned to glTF's front (+z), the longest side `longest_side` meters, centered
-    and standing on the ground plane y = 0, colors in linear light, a rough non-metallic material.
-    `.ply`, `.obj`, `.stl`: world axes and units as they are (stl without colors).
+    Both have y up, the front (+x of the world) turned to +z, the longest side `longest_side` meters, stand on the plane
+    y = 0 and are centered above the origin. The material is rough and not metallic.
 
-    Raises:
-        CarvError: another suffix.
+    Args:
+        field: where the colors come from.
+        mesh: closed, in the field's axes and units.
+        folder: where the files go.
+        options: `texture_size` and `longest_side`.
+        extras: plain JSON values for `asset.extras` of asset.glb.
     """
-    path = Path(path)
-    if path.suffix in (".ply", ".obj", ".stl"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            mesh.export(path)
-        return path
-    if path.suffix != ".glb":
-        raise CarvError(f"cannot write {path.name}: give a name that ends in .glb, .ply, .obj or .stl.")
-    vertices = to_gltf_axes(np.asarray(mesh.vertices, dtype=np.float64))
+    options = options or MeshOptions()
+    asset = textured(field, mesh, options.texture_size)
+    normals = to_gltf_axes(np.asarray(asset.vertex_normals))
+    vertices = to_gltf_axes(np.asarray(asset.vertices, dtype=np.float64))
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     ground = np.array([0.5 * (low[0] + high[0]), low[1], 0.5 * (low[2] + high[2])])
-    vertices = (vertices - ground) * (longest_side / (high - low).max())
-    normals = to_gltf_axes(np.asarray(mesh.vertex_normals))
-    colors = mesh.vertex_attributes.get("color")
-    if colors is None:
-        colors = np.asarray(mesh.visual.vertex_colors)[:, :3] / 255.0
-    write_glb(path, vertices, np.asarray(mesh.faces), normals, colors, extras)
-    return path
+    vertices = (vertices - ground) * (options.longest_side / (high - low).max())
+    out = trimesh.Trimesh(vertices, asset.faces, vertex_normals=normals, visual=asset.visual, process=False)
+    for name, content in {**_glb(out, extras), **_obj(out)}.items():
+        write_atomic(folder / name, content)
+
+
+def _glb(mesh: trimesh.Trimesh, extras: Mapping[str, Any] | None) -> dict[str, bytes]:
+    def name_asset(tree: dict[str, Any]) -> None:
+        tree["asset"] = {"version": "2.0", "generator": "carv_3d", **({"extras": dict(extras)} if extras else {})}
+
+    scene = trimesh.Scene(mesh)
+    content = trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=name_asset)
+    return {"asset.glb": content}
+
+
+def _obj(mesh: trimesh.Trimesh) -> dict[str, bytes]:
+    white, black = [255] * 4, [0, 0, 0, 255]
+    image = mesh.visual.material.baseColorTexture
+    plain = trimesh.visual.material.SimpleMaterial(image, diffuse=white, ambient=white, specular=black, name="asset")
+    simple = mesh.copy()
+    simple.visual = trimesh.visual.TextureVisuals(uv=mesh.visual.uv, material=plain)
+    text, parts = trimesh.exchange.obj.export_obj(
+        simple, include_normals=True, return_texture=True, mtl_name="asset.mtl", header="y up, front +z, meters"
+    )
+    return {"asset.obj": text.encode(), **parts}

@@ -28,7 +28,7 @@ from carv_3d.runs.progress import Display
 
 SMALL = [
     "device=cpu", "geometry.resolution=8", "num_samples_per_ray=8", "eval_samples_per_ray=8", "exporter.resolution=12",
-    "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16",
+    "texture_size=16", "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16",
 ]  # fmt: skip
 PROMPT = "a red mug"
 

@@ -101,6 +101,7 @@ OPTIONS_WITH_AN_EFFECT = [
     "system.exporter.resolution=13",
     "system.exporter.level=3.0",
     "system.exporter.smoothing=0",
+    "system.exporter.max_faces=100",
     "trainer.max_steps=8",
 ]
 
@@ -165,6 +166,7 @@ ELSEWHERE = {  # option -> where it is tried
     "system.renderer.prune_density_threshold": "scenes/test_rendering.py",
     "system.exporter.min_component": "scenes/test_mesh.py",
     "system.exporter.longest_side": "generate/test_run.py",
+    "system.exporter.texture_size": "generate/test_scene_run.py",
     "system.guidance.half_precision_weights": "teachers/test_stable_diffusion.py",  # half_precision there
     "system.guidance.pretrained_model_name_or_path": "cli/test_cli.py",
     "system.prompt_processor.prompt": "generate/test_config.py",

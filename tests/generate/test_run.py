@@ -19,11 +19,15 @@ from tiny_host import TINY
 from carv_3d.cli import main as cli
 from carv_3d.generate.run import COLUMNS
 from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io import files
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import load_checkpoint
 
 FILES = {
     "asset.glb",
+    "asset.mtl",
+    "asset.obj",
+    "asset.png",
     "checkpoint",
     "checkpoint.previous",
     "config.yaml",
@@ -69,6 +73,7 @@ def test_a_run_leaves_everything_that_is_promised(words: list[str], capsys: pyte
     assert f"open {folder}/report.html" in out
     assert set(os.listdir(folder)) == FILES
     mesh = trimesh.load(folder / "asset.glb", force="mesh")
+    mesh.merge_vertices(merge_tex=True, merge_norm=True, digits_vertex=5)  # they are split at the texture's seams
     assert mesh.is_watertight
     assert mesh.extents.max() == pytest.approx(2.0, abs=1e-3)
     assert Image.open(folder / "preview.png").size == (4 * 16 + 3 * 2, 2 * 16 + 2)
@@ -314,18 +319,22 @@ def test_a_field_without_a_surface_still_gives_images_and_a_report(
     empty = "system.exporter.level=1.0e+6"
     message = carv(capsys, "generate", "a red mug", "--out", "run", *words, empty, expect=2)
     assert "no mesh" in message
-    assert set(os.listdir("run")) == FILES - {"asset.glb"}
+    assert set(os.listdir("run")) == FILES - {"asset.glb", "asset.obj", "asset.mtl", "asset.png"}
     assert "No mesh was made" in Path("run/report.html").read_text(encoding="utf-8")
 
 
 def test_a_disk_that_fills_up_while_the_mesh_is_written_says_how_to_resume(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real = files._write_bytes
+
+    def full(path: Path, payload: bytes) -> None:
+        if path.suffix == ".glb":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, payload)
 
     with monkeypatch.context() as patch:
-        patch.setattr("carv_3d.scenes.mesh.save_mesh", full)
+        patch.setattr(files, "_write_bytes", full)
         message = carv(capsys, "generate", "a red mug", "--out", "run", *words, expect=2)
     assert "the disk is full: run/asset.glb could not be written" in message
     assert "resume with: carv generate --resume --out run" in message
