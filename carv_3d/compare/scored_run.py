@@ -12,7 +12,7 @@ from typing import Any
 from carv_3d.compare.reading import LABEL
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.clip import ClipScore
-from carv_3d.evaluation.truth import TrueShape, scoring_views
+from carv_3d.evaluation.truth import scoring_views
 from carv_3d.generate.run import COLUMNS, SceneRun
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import make_folder, write_atomic
@@ -21,7 +21,6 @@ from carv_3d.io.structured import read_json
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import has_checkpoint
 from carv_3d.runs.progress import Display
-from carv_3d.tiny.knowledge import model_knowledge
 
 RESULT = "result.json"  # written last: a run that has one is done
 
@@ -48,7 +47,7 @@ class Length:
 class ScoredRun(SceneRun):
     """A `SceneRun` that is advanced in slices. What evaluation and files take is not on its clock."""
 
-    columns = (*COLUMNS, "iou", "psnr", "clip_score")
+    columns = (*COLUMNS, "clip_score")
 
     def __init__(
         self, host: TextTo3D, folder: Path, display: Display, length: Length, clip: ClipScore | None = None
@@ -56,10 +55,6 @@ class ScoredRun(SceneRun):
         super().__init__(host, folder, display, paced=False)
         self.length, self.clip = length, clip
         self.clock = 0.0
-        config = host.config
-        model = config.system.guidance.pretrained_model_name_or_path
-        known = self.classifier is not None and model_knowledge(model).true_shapes
-        self.truth = TrueShape.from_prompt(config.prompt, config.data) if known else None
 
     @property
     def result(self) -> dict[str, Any] | None:

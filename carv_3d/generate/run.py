@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.scoring import PromptClassifier
+from carv_3d.evaluation.truth import TrueShape, scoring_views
 from carv_3d.generate.config import config_to_yaml
 from carv_3d.generate.request import Request, resolve
 from carv_3d.generate.trainer import PHASES, TextTo3D, check_prompt
@@ -18,6 +20,7 @@ from carv_3d.io.tables import read_metrics
 from carv_3d.report.page import write_report
 from carv_3d.runs.progress import Display, duration
 from carv_3d.runs.run import Pace, Run
+from carv_3d.tiny.knowledge import model_knowledge
 
 N_VIEWS = 8  # in preview.png and progress.png, and for the classifier
 FPS = 16
@@ -57,6 +60,8 @@ COLUMNS = (
     "classifier_object",
     "classifier_color",
     "classifier_material",
+    "iou",
+    "psnr",
 )
 
 
@@ -91,17 +96,27 @@ class SceneRun(Run):
         self.host = host
         self.classifier = PromptClassifier.for_prompt(host.config.prompt, host.device)
 
+    @cached_property
+    def truth(self) -> TrueShape | None:
+        """The object that the prompt names, where the teacher is known to draw it; rendered at the first use."""
+        config = self.host.config
+        known = model_knowledge(config.system.guidance.pretrained_model_name_or_path).true_shapes
+        return TrueShape.from_prompt(config.prompt, config.data) if known and self.classifier else None
+
     def config_text(self) -> str:
         """The configuration as YAML."""
         return config_to_yaml(self.host.config)
 
     def preview(self) -> dict[str, float]:
-        """Write progress.png and return the classifier's score, {} without a classifier."""
+        """Write progress.png and return the classifier's score; after the last step also IoU and PSNR, if known."""
         data = self.host.config.data
         views = self.host.views(self.host.orbit(N_VIEWS), data.height, data.width)
         scale = max(1, round(128 / data.width))
         write_png(self.folder / "progress.png", contact_sheet(to_uint8(views), 4, scale=scale))
-        return self.classifier.score(views) if self.classifier else {}
+        scores = self.classifier.score(views) if self.classifier else {}
+        if self.host.step >= self.host.config.trainer.max_steps and self.truth:
+            scores |= self.truth.score(*scoring_views(self.host))
+        return scores
 
     def export(self) -> str:
         """Mesh, images, films and report; CarvError (after all else is written) where there is no mesh."""
@@ -157,6 +172,10 @@ class SceneRun(Run):
         scores = [r["classifier_object"] for r in rows if math.isfinite(r.get("classifier_object", math.nan))]
         if scores:
             facts["the classifier: it is the object"] = f"{scores[-1]:.0%}"
+        if rows and math.isfinite(rows[-1].get("iou", math.nan)):
+            facts["silhouette IoU with the true object"] = f"{rows[-1]['iou']:.2f}"
+        if rows and math.isfinite(rows[-1].get("psnr", math.nan)):
+            facts["PSNR against the true object"] = f"{rows[-1]['psnr']:.1f} dB"
         return facts
 
     def _draws(self) -> str:

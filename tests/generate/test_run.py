@@ -19,7 +19,6 @@ from tiny_host import TINY
 from carv_3d.cli import main as cli
 from carv_3d.generate.run import COLUMNS
 from carv_3d.generate.trainer import TextTo3D
-from carv_3d.io import files
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import load_checkpoint
 
@@ -326,15 +325,15 @@ def test_a_field_without_a_surface_still_gives_images_and_a_report(
 def test_a_disk_that_fills_up_while_the_mesh_is_written_says_how_to_resume(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = files._write_bytes
+    real = Path.write_bytes
 
-    def full(path: Path, payload: bytes) -> None:
+    def full(path: Path, payload: bytes) -> int:
         if path.suffix == ".glb":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, payload)
+        return real(path, payload)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_write_bytes", full)
+        patch.setattr(Path, "write_bytes", full)
         message = carv(capsys, "generate", "a red mug", "--out", "run", *words, expect=2)
     assert "the disk is full: run/asset.glb could not be written" in message
     assert "resume with: carv generate --resume --out run" in message

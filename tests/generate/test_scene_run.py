@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny_host import tiny_config
 
+from carv_3d.evaluation.truth import TrueShape
 from carv_3d.generate.run import COLUMNS, SceneRun
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.tables import write_rows
@@ -40,6 +42,26 @@ def test_its_facts_are_the_runs(run: SceneRun) -> None:
         "3", "2", "1,234", "5",
     )  # fmt: skip
     assert facts["of training"] == "2 min 00 s"
+    assert not any("true object" in name for name in facts)  # nothing is known of it
+    write_rows(run.metrics, COLUMNS, [{"step": 1, "seconds": 1.0, "iou": 0.834, "psnr": 19.26}])
+    facts = run._facts()
+    assert facts["silhouette IoU with the true object"] == "0.83"
+    assert facts["PSNR against the true object"] == "19.3 dB"
+
+
+def test_the_last_step_is_held_against_the_true_object(run: SceneRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, Any] = {}
+    monkeypatch.setattr("carv_3d.generate.run.model_knowledge", lambda name: SimpleNamespace(**known))
+    shape = SimpleNamespace(score=lambda *views: {"iou": 0.5})
+    monkeypatch.setattr(TrueShape, "from_prompt", lambda prompt, data: shape)
+    run.classifier = SimpleNamespace(score=lambda views: {"classifier_object": 1.0})  # type: ignore[assignment]
+    known["true_shapes"] = True
+    assert run.preview() == {"classifier_object": 1.0}  # not the last
+    run.host.step = 7
+    assert run.preview() == {"classifier_object": 1.0, "iou": 0.5}
+    del run.truth
+    known["true_shapes"] = False
+    assert run.preview() == {"classifier_object": 1.0}
 
 
 def test_its_mesh_has_the_size_that_was_asked_for(run: SceneRun) -> None:
