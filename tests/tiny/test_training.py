@@ -11,7 +11,7 @@ from torch import nn
 from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny import train
+from carv_3d.tiny import denoiser, train
 from carv_3d.tiny.stage import StagePlan, StageTrainer, run_stage
 from carv_3d.tiny.tokens import LENGTH, build_tokenizer
 from carv_3d.tiny.vocabulary import all_words
@@ -163,8 +163,9 @@ def test_training_further_keeps_the_tokenizer_that_the_model_came_with(tmp_path,
     assert json.loads((options.work / "tokenizer" / "vocab.json").read_text()) == numbers
 
 
-def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys) -> None:
-    few = ["--images", "20", "--vae-steps", "2", "--vae-batch", "2", "--text-steps", "2", "--text-batch", "2",
+def test_from_nothing_to_a_folder_that_samples(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(denoiser.UNET, "block_out_channels", (32, 32, 64))
+    few = ["--images", "8", "--vae-steps", "2", "--vae-batch", "2", "--text-steps", "2", "--text-batch", "2",
            "--unet-steps", "2", "--unet-batch", "2", "--threads", str(torch.get_num_threads())]  # fmt: skip
     folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     train.main([*folders, *few, "--unet-precision", "fp32", "--no-compile"])
