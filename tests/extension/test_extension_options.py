@@ -168,8 +168,6 @@ def test_a_value_may_come_from_yaml(make: Callable[..., Any], loaded: dict[str, 
     [
         ({"num_draws": 0}, "num_draws is 0; it must be a whole number of at least 1"),
         ({"num_draws": "some"}, "num_draws is 'some'"),
-        ({"proposal": "best"}, "proposal is 'best'"),
-        ({"weighting_strategy": "sdss"}, "weighting_strategy is 'sdss'"),
         ({"objective": "vsd"}, "objective is 'vsd'"),
         ({"pretrained_model_name_or_path": "no/such-model-here"}, "no/such-model-here"),
         ({"token_merging": True, "token_merging_params": {"ratioo": 1}}, "tomesd"),
