@@ -86,7 +86,12 @@ class LossOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerArgs(AdamOptions, defaults={"lr": 0.06, "betas": (0.9, 0.99)}):
+class OptimizerArgs(
+    AdamOptions,
+    defaults={"lr": None, "betas": (0.9, 0.99)},
+    kinds={"lr": float | None},
+    helps={"lr": "Learning rate; without one that of the geometry, 0.06 for voxel and 0.01 for hash grids."},
+):
     """Passed to the torch optimizer."""
 
     eps: float = option(1e-15, "Added to the root of the second mean.", least=0)

@@ -88,7 +88,7 @@ class TextTo3D:
         step: steps done so far.
         progress: how much of the run is behind it, in [0, 1], where its length is not told in steps (None: it is);
             schedules and learning rate then stand where that share of `trainer.max_steps` would have them.
-        config: resolved: `geometry_type` names the field that was built.
+        config: resolved: `geometry_type` names the field that was built, `lr` is a number.
         field, renderer, guidance, teacher: the parts.
         render: (R or None, camera options) -> (a step's renders, their cameras), timed.
         view_text: cameras -> what each one's render is conditioned on ("a red mug, left view").
@@ -114,7 +114,10 @@ class TextTo3D:
         with self.globals.in_use():
             self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
         kind = next(name for name, one in FIELDS.items() if type(self.field) is one)
-        self.config = config = replace(config, system=replace(system, geometry_type=kind))
+        args = system.optimizer.args
+        args = replace(args, lr=args.lr if args.lr is not None else self.field.learning_rate)
+        system = replace(system, geometry_type=kind, optimizer=replace(system.optimizer, args=args))
+        self.config = config = replace(config, system=system)
         if kind != "voxel" and system.loss.lambda_tv != 0:
             raise CarvError(f"lambda_tv is for the voxel geometry, and this is {kind}; set lambda_tv=0")
         self.renderer = VolumeRenderer(self.field, system.renderer)
@@ -158,6 +161,7 @@ class TextTo3D:
     def learning_rate(self, step: int) -> float:
         """The rate of step `step` (from 0); exponential: it ends at `final_factor` of itself."""
         scheduler, rate = self.config.system.scheduler, self.config.system.optimizer.args.lr
+        assert rate is not None, "the configuration is resolved"
         if scheduler.name == "constant":
             return rate
         progress = min(1.0, step / max(1, self.config.trainer.max_steps - 1))

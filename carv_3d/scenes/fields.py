@@ -58,7 +58,12 @@ class Field(nn.Module, ABC):
     """Density and color in space.
 
     Points are (N, 3) in world units. Both results are differentiable in the parameters.
+
+    Attributes:
+        learning_rate: what Adam takes where the configuration names none.
     """
+
+    learning_rate = 0.01
 
     def __init__(self, options: FieldOptions) -> None:
         super().__init__()
@@ -108,6 +113,8 @@ class VoxelGridField(Field):
     `grid[i, j, k]` lies at `radius (2 (i, j, k)/(D - 1) - 1)`; channel 0 is density, 1 to 3 are red, green
     and blue. The fastest field on a CPU.
     """
+
+    learning_rate = 0.06
 
     def __init__(self, options: FieldOptions | None = None) -> None:
         super().__init__(options or FieldOptions())

@@ -24,6 +24,16 @@ from carv_3d.io.structured import look_up
 from carv_3d.scenes.cameras import Cameras, orbit
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("voxel", 0.06), ("hash", 0.01), ("fused", 0.01)])
+def test_each_geometry_has_its_learning_rate_unless_one_is_given(
+    kind: str, rate: float, sd_folder: Path, sd_teacher: Any
+) -> None:
+    host = TextTo3D(tiny_config(sd_folder, f"system.geometry_type={kind}"), sd_teacher)
+    assert host.optimizer.param_groups[0]["lr"] == host.learning_rate(0) == host.config.system.optimizer.args.lr == rate
+    host = TextTo3D(tiny_config(sd_folder, f"system.geometry_type={kind}", "system.optimizer.args.lr=0.5"), sd_teacher)
+    assert host.optimizer.param_groups[0]["lr"] == host.learning_rate(0) == 0.5
+
+
 @pytest.mark.parametrize("proposal", ["weight", "adaptive"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     proposal: str, sd_folder: Path, sd_teacher: Any, tmp_path: Path
