@@ -66,6 +66,12 @@ def small_model() -> str:
 
 
 @functools.cache
+def xl_model() -> str:
+    """A folder with the tests' Stable Diffusion XL of random weights."""
+    return str(model_makers().build_xl_folder(Path(models_folder().name) / "xl"))
+
+
+@functools.cache
 def v_model() -> str:
     """`small_model`, read as a v-prediction model."""
     return str(model_makers().as_v_prediction(Path(small_model()), Path(models_folder().name) / "v"))
@@ -310,9 +316,11 @@ def comparison(folder: str) -> dict[str, Any]:
 # carv attribute
 
 
-def attribute(query: str, method: str, *more: str) -> dict[str, Any]:
-    """Scores of six small images."""
+def attribute(query: str, method: str, *more: str, run: list[str] | None = None) -> dict[str, Any]:
+    """Scores of six small images, after a run of `carv generate` where `run` gives its options."""
     make_images("images", 6)
+    if run is not None:
+        generate(run)
     carv_attribute(
         query, "images", {"num_draws": 4, "query_draws": 16, "dim": 64},
         "--model", small_model(), "--method", method, "--store", "store", "--out", "out", *more,
@@ -339,6 +347,9 @@ case("attribute: an image by cosine", slow=True)(lambda: attribute("images/3.png
 case("attribute: an image by TRAK", slow=True)(lambda: attribute("images/2.png", "trak", "--prompt", "a red mug"))
 case("attribute: a prompt by D-TRAK", slow=True)(lambda: attribute("a red mug", "d-trak", "--views", "2"))
 case("attribute: a prompt by RelatIF", slow=True)(lambda: attribute("a cup", "relatif", "--views", "2", "--seed", "4"))
+case("attribute: a run", slow=True)(lambda: attribute("run", "cosine", "--views", "2", run=[]))
+WIDE = ["system.prompt_processor.fine_views=false", "system.prompt_processor.front_threshold=80"]
+case("attribute: a run whose front is wide", slow=True)(lambda: attribute("run", "cosine", "--views", "8", run=WIDE))
 
 
 # carv distill
@@ -351,16 +362,20 @@ DISTILLED = {
 }
 
 
-def distill(words: list[str]) -> dict[str, Any]:
+def distill(words: list[str], model: str = "") -> dict[str, Any]:
     """A whole run of two steps."""
     Path("prompts.txt").write_text("a red mug\na blue bottle\n")
-    carv("distill", small_model(), *DISTILL, "steps=2", *words, "--seed", "2", "--out", "run")
+    carv("distill", model or small_model(), *DISTILL, "steps=2", *words, "--seed", "2", "--out", "run")
     groups = {name: value for name, value in state("run/checkpoint").items() if name not in ("step", "started")}
     return {"metrics.csv": columns("run/metrics.csv"), **groups}
 
 
 for name, words in DISTILLED.items():
     case(f"distill: {name}", slow=True)(functools.partial(distill, words))
+
+
+TINY = ["steps=1", "batch_size=1", "preview_prompts=1", "preview_every=1", "fake_updates=1", "fake_draws=1"]
+case("distill: carv-tiny", slow=True)(functools.partial(distill, TINY, "carv-tiny"))
 
 
 @case("distill variance", slow=True)

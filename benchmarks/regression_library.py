@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from regression_cases import case, small_model, v_model
+from regression_cases import case, small_model, v_model, xl_model
 from regression_version import (
     host_double,
     lora_score,
@@ -289,6 +289,11 @@ def sd_teacher(folder: str) -> Any:
     return module("teachers.stable_diffusion").StableDiffusionTeacher.load(folder, device="cpu")
 
 
+def xl_teacher(folder: str) -> Any:
+    """Stable Diffusion XL on the CPU."""
+    return module("teachers.stable_diffusion_xl").StableDiffusionXLTeacher.load(folder, device="cpu")
+
+
 # the threestudio extension
 
 HOSTED: dict[str, dict[str, Any]] = {
@@ -314,7 +319,8 @@ def hosted(kind: str, options: dict[str, Any], perp_neg: bool, **names: str) -> 
         "c2w": torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1)),
         "mvp_mtx": torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(2)),
     }  # fmt: skip
-    teacher = sd_teacher(small_model())
+    model = xl_model() if "xl" in kind else small_model()
+    teacher = xl_teacher(model) if "xl" in kind else sd_teacher(model)
     text_, uncond, around = (teacher.text_embeddings(t) for t in (["a mug", "a cup"], ["", "bad"], ["all", "round"]))
     utils = double.PromptUtils(text_, uncond, from_all_sides=around)
     if perp_neg:
@@ -324,7 +330,7 @@ def hosted(kind: str, options: dict[str, Any], perp_neg: bool, **names: str) -> 
         host = double.install(patch)
         torch.manual_seed(0)
         guidance = host.modules[f"carv-{kind}-guidance"](
-            {"pretrained_model_name_or_path": small_model(), "seed": 0, "vae_sample": False, **names, **options}
+            {"pretrained_model_name_or_path": model, "seed": 0, "vae_sample": False, **names, **options}
         )
         parameters = list(guidance.parameters()) if hasattr(guidance, "parameters") else []
         optimizer = torch.optim.Adam(parameters, lr=1e-2) if parameters else None
@@ -354,4 +360,7 @@ def _hosted(
 
 case("extension: score distillation", slow=True)(_hosted("stable-diffusion", HOSTED))
 case("extension: score distillation, Perp-Neg", slow=True)(_hosted("stable-diffusion", HOSTED, perp_neg=True))
+case("extension: Stable Diffusion XL", slow=True)(
+    _hosted("stable-diffusion-xl", {"defaults": {}, "sjc": HOSTED["sjc"]})
+)
 case("extension: variational", slow=True)(_hosted("vsd", HOSTED_VSD, v=True))
