@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
-import json
-import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +48,7 @@ def case(name: str, slow: bool = False) -> Any:
 @functools.cache
 def model_makers() -> Any:
     """The makers of models with random weights that the tests have, whichever version is run."""
-    return from_file(Path(__file__).resolve().parents[1] / "tests" / "conftest.py", "regression_models")
+    return from_file(Path(__file__).resolve().parents[1] / "tests" / "small_models.py", "regression_models")
 
 
 @functools.cache
@@ -154,21 +152,19 @@ def generate(words: list[str], model: str = "", prompt: str = "a red mug") -> di
     return run_results("run")
 
 
-def mesh(path: str | Path) -> dict[str, Any]:
-    """Vertices, normals, colors and faces of a binary glTF of one mesh."""
-    raw = Path(path).read_bytes()
-    (length,) = struct.unpack_from("<I", raw, 12)
-    document, body = json.loads(raw[20 : 20 + length]), raw[28 + length :]
+def mesh(folder: str | Path) -> dict[str, Any]:
+    """The surface of a run's field, before triangles are saved and a texture is made."""
+    fields, meshes = module("scenes.fields"), module("scenes.mesh")
+    system = module("generate.config").load_config(Path(folder) / "config.yaml").system
+    field = fields.make_field(system.geometry_type, system.geometry, device="cpu")
+    field.load_state_dict(state(f"{folder}/checkpoint")["field"])
+    volume, options = meshes.density_volume(field, system.exporter.resolution), system.exporter
+    level = meshes.choose_level(volume, field.radius, options.level)
+    found = meshes.mesh_from_volume(volume, level, field.radius, options.min_component, options.smoothing)
+    return {"vertices": np.asarray(found.vertices), "faces": np.asarray(found.faces)}
 
-    def array(accessor: int) -> Any:
-        found = document["accessors"][accessor]
-        view = document["bufferViews"][found["bufferView"]]
-        part = body[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
-        return np.frombuffer(part, {5126: "<f4", 5125: "<u4"}[found["componentType"]])
 
-    primitive = document["meshes"][0]["primitives"][0]
-    attributes = {name: array(i) for name, i in primitive["attributes"].items()}
-    return {**attributes, "faces": array(primitive["indices"])}
+NEW_COLUMNS = ("iou", "psnr")  # of metrics.csv, which 42e1110 had in comparisons alone
 
 
 def run_results(folder: str) -> dict[str, Any]:
@@ -177,13 +173,13 @@ def run_results(folder: str) -> dict[str, Any]:
 
     groups = state(f"{folder}/checkpoint")
     return {
-        "metrics.csv": columns(f"{folder}/metrics.csv"),
+        "metrics.csv": {k: v for k, v in columns(f"{folder}/metrics.csv").items() if k not in NEW_COLUMNS},
         "field": groups["field"],
         "optimizer": groups["optimizer"],
         "guidance": {renamed(k): v for k, v in groups["guidance"].items()},
         "generators": groups["generators"],
         "counts": [float(groups[name]) for name in ("step", "nfe", "renders")],
-        **mesh(f"{folder}/asset.glb"),
+        **mesh(folder),
         "preview.png": imageio.v2.imread(f"{folder}/preview.png"),
     }
 
@@ -267,7 +263,7 @@ def compare() -> dict[str, Any]:
         name = f"{folder.parent.name} {folder.name[-1]}"
         out[f"{name}: metrics.csv"] = columns(folder / "metrics.csv")
         out[f"{name}: field"] = state(folder / "checkpoint")["field"]
-        out[f"{name}: vertices"] = mesh(folder / "asset.glb")["POSITION"]
+        out[f"{name}: vertices"] = mesh(folder)["vertices"]
     return {**out, **comparison("out")}
 
 

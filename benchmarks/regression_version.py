@@ -16,6 +16,7 @@ import carv_3d
 ROOT = Path(carv_3d.__file__).resolve().parents[1]
 IS_OLD = importlib.util.find_spec("carv_3d.core.options") is None
 MODULES = {  # today's -> 42e1110's
+    "generate.config": "config",
     "guidance.sds": "guidance",
     "guidance.vsd": "vsd",
     "runs.checkpoint": "checkpoint",

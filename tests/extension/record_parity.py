@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "real_host")]
 import cpu_host  # noqa: E402
 import recorded_parity as recorded  # noqa: E402
-from conftest import build_sd_folder  # noqa: E402
+from small_models import build_sd_folder  # noqa: E402
 
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher  # noqa: E402
 

@@ -62,7 +62,7 @@ def fill(name: str, *shape: int) -> Tensor:
 
 
 def write_model(build: Callable[..., Path], folder: Path, prediction_type: str = "epsilon") -> Path:
-    """A model by `build` (tests/conftest.py:build_sd_folder) with the weights of `fill`.
+    """A model by `build` (tests/small_models.py:build_sd_folder) with the weights of `fill`.
 
     Latents are 8 x 8, images 16 x 16.
     """
