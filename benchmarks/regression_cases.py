@@ -107,7 +107,7 @@ SCENE = [
 ]  # fmt: skip
 HASH = [
     "system.geometry_type=hash", "system.geometry.n_levels=4", "system.geometry.log2_hashmap_size=10",
-    "system.geometry.n_neurons=16",
+    "system.geometry.n_neurons=16", "system.optimizer.args.lr=0.06",
 ]  # fmt: skip
 GUIDANCE = {
     "defaults": [],
@@ -208,7 +208,7 @@ def carv_tiny() -> dict[str, Any]:
 @case("generate: settings for Stable Diffusion", slow=True)
 def stable_diffusion() -> dict[str, Any]:
     """`stable-diffusion.yaml` on a hash grid that is small enough."""
-    words = [word for word in [*SCENE, *HASH] if "voxel" not in word]
+    words = [word for word in [*SCENE, *HASH] if not word.endswith(("voxel", "lr=0.06"))]
     name = f"system.guidance.pretrained_model_name_or_path={small_model()}"
     carv("generate", "a red mug", "--out", "run", "--config", config("stable-diffusion"), *words, name)
     return run_results("run")
