@@ -11,7 +11,7 @@ objective.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOpti
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import classifier_free
 from carv_3d.objectives.residuals import EpsHat, dmd
-from carv_3d.objectives.table import OBJECTIVES
+from carv_3d.objectives.table import OBJECTIVES, MatchingObjective
 
-CHOICES = ("dmd", "kl")
+CHOICES = get_args(MatchingObjective)
 
 
 class DistributionMatching:

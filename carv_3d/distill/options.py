@@ -8,6 +8,7 @@ from typing import Literal
 from carv_3d.core.estimator import EstimatorOptions
 from carv_3d.core.options import AdamOptions, BatchOptions, RunOptions, SamplingOptions, option
 from carv_3d.guidance.options import ScoreOptions
+from carv_3d.objectives.table import MatchingObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class DistillOptions(
         "guidance_scale": float,
         "min_step_percent": float,
         "max_step_percent": float,
-        "objective": Literal["dmd", "kl"],
+        "objective": MatchingObjective,
     },
     helps={"objective": "dmd, with the normalizer of each draw; kl, without, see `carv_3d.objectives`."},
     renamed={"grad_clip": "max_grad_norm"},

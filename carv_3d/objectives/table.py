@@ -63,6 +63,8 @@ OBJECTIVES: dict[str, Objective] = {
 if TYPE_CHECKING:  # the choices follow the table
     PlainObjective = str
     TrainedObjective = str
+    MatchingObjective = str
 else:
     PlainObjective = Literal[tuple(n for n, o in OBJECTIVES.items() if "trained" not in o.needs)]
     TrainedObjective = Literal[tuple(n for n, o in OBJECTIVES.items() if "trained" in o.needs and o.weight is None)]
+    MatchingObjective = Literal[tuple(n for n, o in OBJECTIVES.items() if "trained" in o.needs and o.weight)]

@@ -232,6 +232,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
     (carv_run("cut") / "metrics.csv").write_text("step,seconds,snr\n1,0.5")
     (carv_run("binary") / "metrics.csv").write_bytes(b"\xff\xfe\x00\x81")
     (carv_run("unknown") / "config.yaml").unlink()
+    (carv_run("bitten") / "method.json").write_text('{"method": ')
     (trial("torn") / "configs" / "parsed.yaml").write_text("a: [")
     (Path("lost") / "csv_logs").mkdir(parents=True)
     for words, expected in (
@@ -243,6 +244,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         (["cut"], "empty or truncated"),
         (["binary"], "is not text in UTF-8"),
         (["unknown"], "no config.yaml"),
+        (["bitten"], "name the method yourself: NAME=bitten"),
         (["torn"], "not readable YAML"),
         (["lost"], "empty or truncated"),
         ([f"a={good}", "b=tree"], "a comparison is of the same prompts"),

@@ -24,7 +24,7 @@ from carv_3d.errors import CarvError
         ({"batch_size": 0}, "batch_size is 0; it must be a whole number of at least 1"),
         ({"stratify": "rendr"}, "did you mean render"),
         ({"precision": "half"}, "precision is 'half'; it must be one of float32, bf16, fp16"),
-        ({"objective": "sds"}, "objective is 'sds'; it must be one of dmd, kl"),
+        ({"objective": "sds"}, "objective is 'sds'; it must be one of dmd, kl\\."),
         ({"lr": 0.0}, "lr is 0.0; it must be a number above 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0; it must be a number above 0"),
         ({"grad_clip": 1.0}, "no option 'grad_clip'; did you mean max_grad_norm"),

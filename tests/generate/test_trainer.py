@@ -379,20 +379,6 @@ def test_the_resolved_config_names_the_field_that_was_built(sd_folder: Path, sd_
     assert config.system.geometry_type == "auto"  # the caller's is left as it was
 
 
-def test_what_passes_between_two_steps_is_left_out_of_what_auto_measures(sd_folder: Path, sd_teacher: Any) -> None:
-    host = TextTo3D(tiny_config(sd_folder, "system.guidance.num_draws=auto"), sd_teacher)
-    skipped: list[float] = []
-    assert host.guidance.auto is not None
-    host.guidance.auto.skip = skipped.append  # type: ignore[method-assign]
-    host.train_step()
-    assert skipped == []
-    assert host._ended is not None
-    host._ended -= 100.0
-    host.train_step()
-    assert len(skipped) == 1
-    assert skipped[0] >= 100.0
-
-
 def test_buffers_of_the_renderer_and_seeds_of_the_global_generators(sd_folder: Path, sd_teacher: Any) -> None:
     one, other = (TextTo3D(tiny_config(sd_folder, seed=seed), sd_teacher) for seed in (0, 1))
     assert not torch.equal(*(host.globals.state_dict()["torch"] for host in (one, other)))
