@@ -2,7 +2,7 @@
 # install.sh [COMMAND ...]
 # install.sh --threestudio PATH
 #
-# Makes .venv beside this file once, with everything that carv_3d's commands and tests need, then runs COMMAND inside it
+# Makes .venv next to this file once, with everything that carv_3d's commands and tests need, then runs COMMAND inside it
 # (its exit status is the script's). Later calls go straight to COMMAND. Needs Python 3.10+ and git.
 #
 #   ./install.sh                               set up, and say what to do next

@@ -5,7 +5,7 @@
 The teacher is a ring of eight Gaussians in the plane. A small network learns its denoising first; generator and fake
 score begin as copies of it, as they do of a Stable Diffusion. All methods run interleaved for the same seconds of their
 own steps. W2 is exact, between samples of the generator and of the mixture. Stop it whenever you like: the same
-command goes on.
+command resumes.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ All runs go interleaved, for the same seconds of their own steps, and are read a
 agreement
 on fixed prompts, and the kernel distance of its features to those of true renders. The paper found no change of FID
 with the variance; --batch, --lr, --start-from and further options of carv distill (KEY=VALUE) are for looking where
-there might be one. Hours of work: stop it whenever you like, the same command goes on.
+there might be one. Hours of work: stop it whenever you like, the same command resumes.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Trial:
         distillation = self.build(self.options)
         clock = 0.0
         if self.rows:
-            state, _ = load_checkpoint(self.folder / "checkpoint", going_on=True)
+            state, _ = load_checkpoint(self.folder / "checkpoint", resuming=True)
             distillation.load_state_dict(state["distillation"])
             clock = self.rows[-1]["seconds"]
         while clock < seconds:

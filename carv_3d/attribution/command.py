@@ -116,7 +116,7 @@ class AttributeOptions(
 
     @property
     def query_features(self) -> FeatureOptions:
-        """Of the query, whose draws fall into groups that tell its standard error."""
+        """Of the query, whose draws fall into groups that give its standard error."""
         return self._features(self.query_draws, QUERY_GROUPS)
 
     def _features(self, num_draws: int, groups: int) -> FeatureOptions:
@@ -143,7 +143,7 @@ def attribute(options: AttributeOptions) -> int:
     """Do it and return the exit status: 0 done, 130 or 143 stopped by a signal, with everything finished kept.
 
     Raises:
-        CarvError: whatever the user can mend, before any work where it can be told; nothing is written over.
+        CarvError: whatever the user can mend, before any work where it is known then; nothing is written over.
     """
     display, begin = Display(), time.perf_counter()
     kind = kind_of(options.query)
@@ -179,7 +179,7 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
         ):
             display.say(words)
             if not _with_progress(display, len(items), stop, work):
-                display.say(f"Stopped; what is finished is in {base}, and the same command goes on from there.")
+                display.say(f"Stopped; what is finished is in {base}, and the same command resumes there.")
                 return 128 + stop.number
     if not rows.complete:
         left = int((~rows.finished).sum())
@@ -217,7 +217,7 @@ def score(method: str, queries: Tensor, items: Any, gram: Tensor | None = None) 
 
 
 def kept_kernel(store: RowStore) -> Tensor:
-    """The kernel of a complete store's rows, kept beside them for the next query."""
+    """The kernel of a complete store's rows, kept next to them for the next query."""
     path, key = store.folder / "kernel.npz", store.checksum()
     missing_or_damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
     with contextlib.suppress(*missing_or_damaged), np.load(path) as stored:
@@ -284,13 +284,13 @@ def _features_name(options: AttributeOptions) -> str:
 
 def _with_progress(display: Display, total: int, stop: StopSignals, work: Callable[..., bool]) -> bool:
     begin = time.perf_counter()
-    with display.progress(0, total) as tell:
+    with display.progress(0, total) as advance:
         made = 0
 
         def show(done: int, of: int) -> bool:
             nonlocal made
             made += 1
-            tell(done, {"seconds": (time.perf_counter() - begin) / made})
+            advance(done, {"seconds": (time.perf_counter() - begin) / made})
             return bool(stop.number)
 
         return work(show=show)

@@ -28,7 +28,7 @@ class GradientModel:
     predict: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     target: Callable[[Tensor, Tensor, Tensor], Tensor]
     name: str = ""
-    config: dict[str, Any] = field(default_factory=dict)  # what changes the prediction beside the parameters
+    config: dict[str, Any] = field(default_factory=dict)  # what changes the prediction besides the parameters
 
     @classmethod
     def from_teacher(cls, teacher: Denoiser) -> GradientModel:

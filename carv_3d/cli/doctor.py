@@ -139,7 +139,7 @@ def _classifier() -> Finding:
         from carv_3d.tiny.classifier import Classifier
 
         Classifier.load()
-    except Exception as error:  # the file may be missing or damaged; a run goes on without a score
+    except Exception as error:  # the file may be missing or damaged; a run continues without a score
         return Finding("classifier", False, f"does not load ({error}): runs show no score", SET_UP)
     return Finding("classifier", True, "scores carv-tiny's objects, colors and materials")
 

@@ -1,4 +1,4 @@
-"""The metrics by name: what they are called, which are scores, and plainly what each one tells."""
+"""The metrics by name: what they are called, which are scores, and plainly what each one measures."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SETTINGS = frozenset({
 
 @dataclass(frozen=True)
 class Metric:
-    """title and y label of its charts, and what it tells; `score`: higher is better, so one can be reached."""
+    """title and y label of its charts, and its meaning; `score`: higher is better, so a target can be reached."""
 
     title: str
     label: str
-    tells: str
+    meaning: str
     score: bool = False
 
 
@@ -82,7 +82,7 @@ METRICS: dict[str, Metric] = {
         "Exact W2 to the teacher's distribution",
         "W2",
         "Between equally many samples of the generator and of the exact mixture, by optimal assignment, lower is "
-        "better. Two samples of the mixture itself are not at 0: that floor is stated beside it.",
+        "better. Two samples of the mixture itself are not at 0: that floor is stated next to it.",
     ),
     "clip_score": Metric(
         "CLIP score",
@@ -100,10 +100,10 @@ def metric(name: str) -> Metric:
     """What is known of a column, at least its name."""
     if name in METRICS:
         return METRICS[name]
-    for columns, title, label, tells in CURVES:
+    for columns, title, label, meaning in CURVES:
         if name in columns:
             part = name.split("_", 1)[-1]
-            return Metric(f"{title}: {part}" if len(columns) > 1 else title, label, tells)
+            return Metric(f"{title}: {part}" if len(columns) > 1 else title, label, meaning)
     return Metric(name, name, "As the run logged it.")
 
 

@@ -130,7 +130,7 @@ def _curves(c: Comparison) -> str:
             what = metric(name)
             chart = line_chart(series, AXIS_LABELS[axis], what.label)
             if chart:
-                head = f'<h3>{escape(what.title)}</h3><p class="note">{escape(what.tells)}</p>'
+                head = f'<h3>{escape(what.title)}</h3><p class="note">{escape(what.meaning)}</p>'
                 cards.append(f'<div class="card">{head}{chart}</div>')
         note = f'<p class="note">{AXIS_NOTES[axis]} Lines are means over prompts and seeds, each as far as its '
         note += f"shortest run; bands are 95 % bootstrap intervals of the mean, from {MIN_RUNS} runs on.</p>"

@@ -101,8 +101,8 @@ def _value(ray: Any, reference: Any) -> Any:
         raise
     except ray.exceptions.WorkerCrashedError as error:
         raise CarvError(
-            f"a worker died {RETRIES + 1} times over the same runs (memory, mostly); give fewer --workers, then the "
-            "same command goes on"
+            f"a worker died {RETRIES + 1} times over the same runs (memory, mostly); give fewer --workers; the "
+            "same command resumes them"
         ) from error
 
 

@@ -101,7 +101,7 @@ class ScoredRun(SceneRun):
                 return
 
     def pause(self) -> None:
-        """Save where it stands, between two points, to go on from here."""
+        """Save where it stands, between two points, to be resumed from here."""
         if self.host.step != self.saved_step:
             self.save()
 

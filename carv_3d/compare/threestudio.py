@@ -1,4 +1,4 @@
-"""threestudio's trials: the CSV and TensorBoard logs that Lightning writes beside each other.
+"""threestudio's trials: the CSV and TensorBoard logs that Lightning writes next to each other.
 
 Scalars are logged as `train/<name>`; here they are `<name>`, as in a run of carv. A CSV has no clock: seconds are those
 between TensorBoard's entries, with validation in them and without the pause before a resumed part.

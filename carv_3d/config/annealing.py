@@ -1,7 +1,7 @@
 """Values that change with training, in threestudio's notation (`C()`).
 
 A number stays what it is. A list is piecewise linear: `[v0, v1, end]` runs from v0 at 0 to v1 at `end`;
-`[start, v0, v1, end]` waits for `start`; `[start, v0, v1, s1, v2, s2, ...]` goes on to v2 at s2.
+`[start, v0, v1, end]` waits for `start`; `[start, v0, v1, s1, v2, s2, ...]` continues to v2 at s2.
 Whole-number ends count steps, ends with a point count epochs. Before and after, the value stands still.
 """
 

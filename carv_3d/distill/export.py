@@ -28,10 +28,10 @@ UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def save_one_step(folder: Path, teacher_folder: Path, unet: nn.Module) -> None:
-    """Write `unet` (the generator's, told t = T - 1) with the teacher's other parts to `folder`, whole or not at all.
+    """Write `unet` (the generator's, given t = T - 1) with the teacher's other parts to `folder`, whole or not at all.
 
     teacher_folder: the diffusers folder that the UNet was copied from; its weights are kept in the type that they have
-    there. An earlier model at `folder` is replaced at once. No file tells of this machine.
+    there. An earlier model at `folder` is replaced at once. No file names this machine.
 
     Raises:
         CarvError: the teacher is no whole Stable Diffusion, the UNet is not of its architecture, `folder` holds

@@ -110,7 +110,7 @@ class Distillation:
         self.meter.seconds = dict.fromkeys(PHASES, 0.0)
         z, text, estimate = self.backward()
         with self.meter.phase("update"):
-            if not bool(estimate.finite.any()):  # nothing was seen: Adam would go on along what it remembers
+            if not bool(estimate.finite.any()):  # nothing was seen: Adam would continue along what it remembers
                 self.generator_updates.skip()
             norm = self.generator_updates.apply()
             if self.generator_updates.skipped == 0:
@@ -218,7 +218,7 @@ class Distillation:
         return torch.randn(n, self.teacher.latent_channels, size, size, generator=generator).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on as if it had not stopped: tensors and primitives. Every rank must call it."""
+        """What a run needs to continue as if it had not stopped: tensors and primitives. Every rank must call it."""
         own = {
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             "matching": self.matching.estimator.state_dict(),

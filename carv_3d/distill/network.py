@@ -49,7 +49,7 @@ class OneStepGenerator(Network):
     def __init__(
         self, unet: nn.Module, schedule: NoiseSchedule, prediction_type: str = "epsilon", t: int | None = None
     ) -> None:
-        """t: the timestep that the UNet is told, T - 1 unless given. Raises CarvError for one outside the schedule."""
+        """t: the timestep that the UNet is given, T - 1 unless given. Raises CarvError for one outside the schedule."""
         super().__init__(unet, schedule, prediction_type)
         self.t = schedule.num_train_timesteps - 1 if t is None else t
         if not 0 <= self.t < schedule.num_train_timesteps:

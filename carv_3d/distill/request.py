@@ -32,7 +32,7 @@ class DistillRequest(ModelOptions, CommandRequest):
 
 @dataclass
 class Settings:
-    """A run's model and options, as config.yaml holds them. `prompts_hash` tells another file of prompts."""
+    """A run's model and options, as config.yaml holds them. `prompts_hash` shows a change of the prompts."""
 
     model: str
     options: DistillOptions

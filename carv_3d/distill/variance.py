@@ -2,7 +2,7 @@
 
 It is tr Cov of one step's gradient w.r.t. all of the generator's parameters, from independent pairs of steps:
 E[|g_a - g_b|^2] / 2, so that two gradients are in memory at a time, whatever their size. A second set of draws on the
-samples of g_a tells the draws' part alike; the rest is upstream, what would be left if draws cost nothing.
+samples of g_a gives the draws' part alike; the rest is upstream, what would be left if draws cost nothing.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ def variance_table(
 ) -> list[VarianceRow]:
     """Each setting's variance from `repeats` pairs of gradients, or as many as `seconds` allow, two at least.
 
-    show: told how many rounds are done after each. stopped: asked before each pair; then what is done counts, [] where
-    that is too little.
+    show: called after each round with how many are done.
+    stopped: asked before each pair; then what is done counts, [] where that is too little.
     """
     benchmark, begin = PairBenchmark(distillation, settings, seed), time.perf_counter()
     while benchmark.rounds < repeats and (benchmark.rounds < 2 or time.perf_counter() - begin < seconds):

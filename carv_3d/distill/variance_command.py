@@ -1,4 +1,4 @@
-"""`carv distill variance`: the variance of the generator's gradient, of a model or of a run, beside the paper's."""
+"""`carv distill variance`: the variance of the generator's gradient, of a model or of a run, next to the paper's."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def wasserstein(x: Tensor, y: Tensor, p: int = 2) -> float:
     """The exact p-Wasserstein distance between two equally large samples, `min_s (mean |x_i - y_s(i)|^p)^{1/p}`.
 
     x, y: (n, ...), the rest flattened; Euclidean distances, by optimal assignment in float64 (O(n^3): n to a few
-    thousand). Between two samples of one distribution it is not 0: state that floor beside it. Raises CarvError.
+    thousand). Between two samples of one distribution it is not 0: state that floor next to it. Raises CarvError.
     """
     if x.shape != y.shape or len(x) < 1:
         raise CarvError(f"samples of {tuple(x.shape)} and {tuple(y.shape)}: exact transport takes two of one size.")

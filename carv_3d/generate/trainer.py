@@ -86,7 +86,7 @@ class TextTo3D:
 
     Attributes:
         step: steps done so far.
-        progress: how much of the run is behind it, in [0, 1], where its length is not told in steps (None: it is);
+        progress: how much of the run is behind it, in [0, 1], where its length is not given in steps (None: it is);
             schedules and learning rate then stand where that share of `trainer.max_steps` would have them.
         config: resolved: `geometry_type` names the field that was built, `lr` is a number.
         field, renderer, guidance, teacher: the parts.
@@ -297,7 +297,7 @@ class TextTo3D:
         return self.renderer.render(cameras, height, width, white)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on as if it had not stopped: tensors and primitives."""
+        """What a run needs to continue as if it had not stopped: tensors and primitives."""
         return {
             "step": self.step,
             "progress": self.progress,

@@ -294,7 +294,7 @@ class SDSGuidance:
         return mean + std * xi, Draws(draws.t.reshape(-1, 1), draws.eps.flatten(0, 1)[:, None], weights), K
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as if it had not stopped: tensors and primitives only."""
+        """What a resumed run needs to continue as if it had not stopped: tensors and primitives only."""
         auto = {} if self.auto is None else {"auto": self.auto.state_dict()}
         return {
             "generator": self.generator.get_state(),
@@ -307,7 +307,7 @@ class SDSGuidance:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back `state_dict`; a generator of another kind of device starts afresh, which is logged.
 
-        Hosts save the state of one rank: the others go on from a random state derived from it, each its own.
+        Hosts save the state of one rank: the others continue from a random state derived from it, each its own.
         """
         self.estimator.load_state_dict(state["estimator"])
         if self.auto is not None and "auto" in state:  # absent where K was a number until now

@@ -81,7 +81,7 @@ class VSDGuidance:
         meter: CostMeter | None = None,
         **estimator: Any,
     ) -> None:
-        """meter: told the seconds and NFE of the LoRA score (the teacher's are `TimedTeacher`'s to tell).
+        """meter: gets the seconds and NFE of the LoRA score (the teacher's come from `TimedTeacher`).
 
         `estimator` goes to EstimatorOptions as it is (rank and world size, for one).
         """

@@ -2,7 +2,7 @@
 
 A checkpoint is a nested dict of tensors, numbers and strings, saved with `torch.save` and read with
 `weights_only=True`, so that a checkpoint from elsewhere cannot run code. The one before the newest is kept
-beside it as `<name>.previous`.
+next to it as `<name>.previous`.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def resumed_state(path: Path, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What a run begins from: the state at `path` where it is to be resumed and has one, or None.
 
-    say: is told where it was not the newest, or where there is none. Raises as `load_checkpoint`.
+    say: called where it was not the newest, or where there is none. Raises as `load_checkpoint`.
     """
     if not resume:
         return None
     if not has_checkpoint(path):
         say("The run had not come to a checkpoint: it begins again.")
         return None
-    state, note = load_checkpoint(path, going_on=True)
+    state, note = load_checkpoint(path, resuming=True)
     if note:
         say(f"Note: {note}.")
     return state
@@ -71,11 +71,11 @@ def has_checkpoint(path: Path) -> bool:
     return path.exists() or previous_path(path).exists()
 
 
-def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any], str | None]:
+def load_checkpoint(path: Path, resuming: bool = False) -> tuple[dict[str, Any], str | None]:
     """The newest whole checkpoint at `path`, on the CPU, and a sentence where it was not the newest.
 
-    going_on: the next one will be saved there, so a damaged newest is set aside as `<name>.damaged`: it must not become
-        the one that is kept beside that.
+    resuming: the next one will be saved there, so a damaged newest is set aside as `<name>.damaged`: it must not become
+        the one that is kept next to that.
 
     Returns:
         `(state, note)`: note is None, or says that `path` is damaged and the previous one was taken.
@@ -97,8 +97,8 @@ def load_checkpoint(path: Path, going_on: bool = False) -> tuple[dict[str, Any],
             raise CarvError(f"{candidate} was written by a newer carv_3d (format {version}); update it")
         note = None
         if damaged:
-            note = f"{path.name} is truncated or damaged; going on from the one before it, {candidate.name}"
-            if going_on:
+            note = f"{path.name} is truncated or damaged; resuming from the one before it, {candidate.name}"
+            if resuming:
                 _set_aside(path)
         return state, note
     if damaged:

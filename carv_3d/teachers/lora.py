@@ -34,7 +34,7 @@ class LowRank(nn.Module):
 
 
 class CameraLora(nn.Module):
-    """What is trained: a LowRank beside each attention layer, and an embedding of the camera beside that of time.
+    """What is trained: a LowRank parallel to each attention layer, and a camera embedding added to that of time.
 
     It holds its own parameters only, in float32; the UNet is not a submodule of it.
     """
@@ -50,7 +50,7 @@ class CameraLora(nn.Module):
             if isinstance(module, nn.Linear) and name.endswith(ATTENTION_LAYERS):
                 low_rank = LowRank(module.in_features, module.out_features, rank)
                 self.layers[name.replace(".", "_")] = low_rank
-                module.register_forward_hook(self._beside(low_rank))
+                module.register_forward_hook(self._adding(low_rank))
         if not self.layers:
             raise CarvError("the UNet has no attention layers (to_q, to_k, to_v, to_out): name another model.")
         width = int(unet.time_embedding.linear_2.out_features)
@@ -72,7 +72,7 @@ class CameraLora(nn.Module):
         ups = (value for name, value in self.layers.named_parameters() if name.endswith("up.weight"))
         return not any(bool(value.any()) for value in ups)
 
-    def _beside(self, low_rank: LowRank) -> Any:
+    def _adding(self, low_rank: LowRank) -> Any:
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return output if self._camera is None else output + low_rank(inputs[0]).to(output.dtype)
 

@@ -52,7 +52,7 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
         if self.pooled_width < 1 or (text is not None and text.pooled_width != self.pooled_width):
             given = "another number" if text is None else f"a pooled embedding of {text.pooled_width}"
             raise CarvError(
-                f"the UNet of {name or 'this model'} takes {self.pooled_width} numbers beside {TIME_IDS} time ids, and "
+                f"the UNet of {name or 'this model'} takes {self.pooled_width} numbers and {TIME_IDS} time ids, and "
                 f"{given} is at hand: it is no base model of {self.family.name}."
             )
 

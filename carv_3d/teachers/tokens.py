@@ -14,7 +14,7 @@ def context_length(text_encoder: Any, tokenizer: Any) -> int:
 
 
 def text_config(text_encoder: Any, tokenizer: Any, **more: Any) -> dict[str, Any]:
-    """What changes an embedding beside the encoder's parameters: its own configuration, and the tokenizer's words."""
+    """What changes an embedding besides the encoder's parameters: its own configuration, and the tokenizer's words."""
     config = {k: v for k, v in text_encoder.config.to_dict().items() if k != "transformers_version"}
     return {
         **config, "context": context_length(text_encoder, tokenizer), "words": tokenizer.get_vocab(), **more

@@ -160,7 +160,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if min(arguments.steps, arguments.threads) < 1:
         parser.exit(2, "--steps and --threads are whole numbers from 1.\n")
-    from carv_3d.tiny.stage import told_by
+    from carv_3d.tiny.stage import run_command
 
     torch.set_num_threads(arguments.threads)
-    told_by(parser, lambda: train(arguments.work, arguments.out, steps=arguments.steps))
+    run_command(parser, lambda: train(arguments.work, arguments.out, steps=arguments.steps))

@@ -26,8 +26,8 @@ WARM_UP = 200  # steps
 FUSED = True if Version(torch.__version__) >= Version("2.4") else None
 
 
-def told_by(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
-    """Do the work; what the user can mend ends it with one sentence and status 2."""
+def run_command(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
+    """Do a command's work; what the user can mend ends it with one sentence and status 2."""
     try:
         with os_errors_explained():
             work()

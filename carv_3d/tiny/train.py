@@ -26,7 +26,7 @@ from carv_3d.tiny import autoencoder, denoiser, layout
 from carv_3d.tiny.dataset import Images, build, source_hash
 from carv_3d.tiny.export import export
 from carv_3d.tiny.quick import PRECISIONS, choose_precision, compile_in_place, loss_gradient
-from carv_3d.tiny.stage import StagePlan, run_stage, told_by
+from carv_3d.tiny.stage import StagePlan, run_command, run_stage
 from carv_3d.tiny.tokens import END, LENGTH, START, build_tokenizer
 from carv_3d.tiny.vocabulary import COLORS, all_words
 
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         elif name != "work":
             kind = next(k for k in (Path, int, float, str) if k in members(declared.kind) or k is str)
             parser.add_argument(flag, type=kind, **more)
-    told_by(parser, lambda: train(TrainOptions(**vars(parser.parse_args(argv)))))
+    run_command(parser, lambda: train(TrainOptions(**vars(parser.parse_args(argv)))))
 
 
 def train(o: TrainOptions) -> None:

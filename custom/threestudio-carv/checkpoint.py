@@ -1,6 +1,6 @@
 """`system_type: dreamfusion-system:carv-checkpoint`: the guidance's state goes into threestudio's checkpoints.
 
-Without it a resumed run goes on too, with an adaptive proposal that learns anew and a fresh random stream.
+Without it a resumed run continues too, with an adaptive proposal that learns anew and a fresh random stream.
 """
 
 from __future__ import annotations

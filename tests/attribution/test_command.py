@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(data, sd_folder, place, m
 
     monkeypatch.setattr(FeatureMaker, "feature", interrupt)
     assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "cut")) == 130
-    assert "the same command goes on from there" in capsys.readouterr().out
+    assert "the same command resumes there" in capsys.readouterr().out
     assert made == ["0.png", "1.png", "2.png"]
     assert not Path("cut").exists()
     assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "cut")) == 0

@@ -163,7 +163,7 @@ def test_annealed_losses_follow_the_step(sd_folder: Path, sd_teacher: Any) -> No
 
 def test_cameras_follow_the_step(sd_folder: Path, sd_teacher: Any) -> None:
     """With progressive_until the first cameras stand at the evaluation view, later ones are spread; a low-discrepancy
-    sequence goes on from step to step."""
+    sequence continues from step to step."""
     spread = TextTo3D(tiny_config(sd_folder, "data.progressive_until=10", "data.batch_size=16"), sd_teacher)
     seen: list[Cameras] = []
     text = spread.view_text

@@ -130,10 +130,10 @@ def test_what_a_run_begins_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     other = path.with_name("checkpoint.damaged")
     with monkeypatch.context() as patch:  # another process set it aside between reading it and this
         patch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(FileNotFoundError(a)))
-        assert load_checkpoint(path, going_on=True)[0] == {"step": 1}
+        assert load_checkpoint(path, resuming=True)[0] == {"step": 1}
         patch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(PermissionError(13, "Permission denied", a)))
         with pytest.raises(CarvError, match="checkpoint"):
-            load_checkpoint(path, going_on=True)
+            load_checkpoint(path, resuming=True)
     assert len(other.read_bytes()) == 50
     assert load_checkpoint(path)[0] == {"step": 1}  # only looked at: nothing is moved
     assert path.read_bytes() == b""

@@ -72,7 +72,7 @@ def test_a_stage_cut_off_goes_on_to_the_same_weights(tmp_path, between_renames) 
     if between_renames:  # a kill within a save: only the one before the newest is there
         os.replace(tmp_path / "cut" / "s.pt", tmp_path / "cut" / "s.pt.previous")
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "cut", 30, stop_after=17)  # goes on, not from the beginning
+            run(tmp_path / "cut", 30, stop_after=17)  # resumes, not from the beginning
         assert load_checkpoint(tmp_path / "cut" / "s.pt.previous")[0]["step"] == 17
     resumed = run(tmp_path / "cut", 30)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
