@@ -195,7 +195,7 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     from carv_3d.attribution.page import write_page
 
     write_atomic(out / "scores.csv", scores_csv(scores, images))
-    write_page(out, query, images, scores, METHODS[options.method][1], facts)
+    write_page(out, query, images, scores, METHODS[options.method][1], facts, (GROUPS, QUERY_GROUPS))
     settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": ridge}
     write_atomic(out / "settings.json", json.dumps(settings, indent=2))
     best = scores.top(0, 3)

@@ -16,6 +16,7 @@ from carv_3d.attribution.scores import Scores
 from carv_3d.io.files import write_atomic
 from carv_3d.report.charts import Series, line_chart
 from carv_3d.report.page import asset_text, facts_section, page
+from carv_3d.stats.bootstrap import MIN_SAMPLES
 from carv_3d.version import __version__
 
 SHOWN = 18  # images at either end
@@ -24,19 +25,48 @@ Z = 1.96
 
 
 def write_page(
-    folder: Path, query: Query, images: TrainingImages, scores: Scores, method: str, facts: Mapping[str, str]
+    folder: Path,
+    query: Query,
+    images: TrainingImages,
+    scores: Scores,
+    method: str,
+    facts: Mapping[str, str],
+    groups: tuple[int, int],
 ) -> Path:
-    """Write `folder/report.html`. scores: (1, N). facts: label -> value, for the head."""
+    """Write `folder/report.html`.
+
+    Args:
+        folder: of the page.
+        query: what was asked about.
+        images: N training images.
+        scores: (1, N).
+        method: what the scores are, in words.
+        facts: label -> value, for the head.
+        groups: independent groups of draws of a training image, and of an image of the query; intervals are shown from
+            `MIN_SAMPLES` of either.
+    """
     path = folder / "report.html"
-    write_atomic(path, render_page(query, images, scores, method, facts))
+    write_atomic(path, render_page(query, images, scores, method, facts, groups))
     return path
 
 
-def render_page(query: Query, images: TrainingImages, scores: Scores, method: str, facts: Mapping[str, str]) -> str:
+def render_page(
+    query: Query,
+    images: TrainingImages,
+    scores: Scores,
+    method: str,
+    facts: Mapping[str, str],
+    groups: tuple[int, int],
+) -> str:
     """The page of `write_page` as a string."""
+    count = min(groups)
     values = scores.values[0]
     spread = float(values.std()) if len(values) > 1 and float(values.std()) > 0 else 1.0
-    scaled, errors = (values - values.mean()) / spread, scores.moderated_errors()[0] / spread
+    scaled, errors = (values - values.mean()) / spread, scores.moderated_errors(max(1, count - 1))[0] / spread
+    grouped = f"{groups[0]} an image, {groups[1]} a query image"
+    facts = {**facts, "independent groups of draws": grouped, **_noise(errors)}
+    if count < MIN_SAMPLES:
+        errors = torch.full_like(errors, float("nan"))
     n = len(images)
     best = scores.top(0, min(SHOWN, n))
     worst = [i for i in scores.top(0, min(SHOWN, n), least=True) if i not in best]
@@ -45,7 +75,7 @@ def render_page(query: Query, images: TrainingImages, scores: Scores, method: st
 <p class="sub">Which of {n:,} training images made it, by carv_3d {escape(__version__)}.</p>
 <section class="card strip query">{_query_images(query)}</section>
 {f'<p class="note">{escape(query.note)}</p>' if query.note else ""}
-{facts_section({**facts, **_noise(errors)})}
+{facts_section(facts)}
 <h2>Most influential</h2>
 <section class="card strip">{_cards(images, best, scaled, errors)}</section>
 {f'<h2>Least influential</h2><section class="card strip">{least}</section>' if least else ""}
@@ -55,9 +85,8 @@ def render_page(query: Query, images: TrainingImages, scores: Scores, method: st
 <p class="note">Few images matter where the line falls steeply.</p>{_curve(scaled)}</div>
 <div class="card"><h3>What the numbers mean</h3>
 <p class="note">The method: {escape(method)}. A high score means that training on the image lowered the model's
-loss on the query. A score is relative to the others, in standard deviations over all training images. The ± is 1.96
-standard errors of the random timesteps and noises of the gradients: images whose intervals overlap are not
-distinguished. It does not measure whether the method is right.</p></div>
+loss on the query. A score is relative to the others, in standard deviations over all training images.
+{_interval_words(count)} It does not measure whether the method is right.</p></div>
 </section>
 <h2>The first {min(ROWS, n)}</h2>
 <section class="card">{_ranks(images, scores.top(0, min(ROWS, n)), scaled, errors)}
@@ -77,13 +106,22 @@ def _cards(images: TrainingImages, chosen: Sequence[int], scaled: torch.Tensor, 
 
 
 def _ranks(images: TrainingImages, chosen: Sequence[int], scaled: torch.Tensor, errors: torch.Tensor) -> str:
+    known = bool(errors.isfinite().any())
     rows = "".join(
         f"<tr><td>{rank}</td><td>{escape(images.key(i))}</td><td>{escape(images.caption(i))}</td>"
-        f"<td>{float(scaled[i]):.2f}</td><td>{_interval(float(scaled[i]), float(errors[i]))}</td></tr>"
+        f"<td>{float(scaled[i]):.2f}</td>{_interval(float(scaled[i]), float(errors[i])) if known else ''}</tr>"
         for rank, i in enumerate(chosen, 1)
     )
-    head = "<tr><th></th><th>image</th><th>caption</th><th>score</th><th>95 %</th></tr>"
+    head = f"<tr><th></th><th>image</th><th>caption</th><th>score</th>{'<th>95 %</th>' if known else ''}</tr>"
     return f'<table class="ranks">{head}{rows}</table>'
+
+
+def _interval_words(count: int) -> str:
+    """What the page says of intervals where the smaller number of groups is `count`."""
+    errors = "standard errors of the random timesteps and noises of the gradients"
+    if count < MIN_SAMPLES:
+        return f"Intervals take {MIN_SAMPLES} independent groups of draws; scores.csv has {errors}."
+    return f"The ± is {Z} {errors}: images whose intervals overlap are not\ndistinguished."
 
 
 def _noise(errors: torch.Tensor) -> dict[str, str]:
@@ -102,7 +140,7 @@ def _card(images: TrainingImages, index: int, value: float, error: float) -> str
 
 
 def _interval(value: float, error: float) -> str:
-    return f"{value - Z * error:.2f} to {value + Z * error:.2f}" if error == error else "—"
+    return f"<td>{value - Z * error:.2f} to {value + Z * error:.2f}</td>" if error == error else "<td>—</td>"
 
 
 def _image(image: Image, words: str) -> str:

@@ -63,11 +63,12 @@ def _score_tables(c: Comparison) -> str:
         )
     axes = [axis for axis in AXES if any(r.axis == axis for r in c.times)]
     parts = []
+    of_prompts = f" of {len(c.prompts)} prompts" if len(c.prompts) > 1 else ""
     if axes:
         rows = [
             f"<tr><td>{escape(metric(name).title)}</td><td>{_swatch(c, method)}</td>"
             + "".join(f"<td>{_ratio(c, name, method, axis)}</td>" for axis in axes)
-            + f"<td>{len(c.select(method))} + {len(c.select(c.methods[0]))}</td></tr>"
+            + f"<td>{len(c.select(method))} + {len(c.select(c.methods[0]))}{of_prompts}</td></tr>"
             for name in dict.fromkeys(r.metric for r in c.times)
             for method in c.methods[1:]
         ]
@@ -76,14 +77,15 @@ def _score_tables(c: Comparison) -> str:
             f'<h2>To reach the final score of {escape(c.methods[0])}</h2><section class="card wide">'
             '<p class="note">What a method needs, divided by what the baseline needs, until the mean over prompts '
             "and seeds first comes to the baseline's mean at its end: 0.5 is half. In brackets is the 95 % bootstrap "
-            f"interval, from {MIN_RUNS} runs a side on; prompts and seeds are resampled together for both sides. Where "
-            "a method never came there, the ratio up to which it was tried is given.</p>"
+            f"interval, from {MIN_RUNS} runs a side on, or {MIN_RUNS} prompts where there are several; prompts and "
+            "seeds are resampled together for both sides. Where a method never came there, the ratio up to which it "
+            "was tried is given.</p>"
             f'<table class="figures"><tr><th>Score</th><th>Method</th>{head}<th>Runs</th></tr>{"".join(rows)}</table>'
             "</section>"
         )
     finals = "".join(
         f"<tr><td>{escape(metric(f.metric).title)}</td><td>{_swatch(c, f.method)}</td>"
-        f"<td>{Interval(f.mean, f.low, f.high).text('.3f')}</td><td>{f.runs}</td><td>{f.steps:.0f}</td>"
+        f"<td>{Interval(f.mean, f.low, f.high).text('.3f')}</td><td>{f.runs}{of_prompts}</td><td>{f.steps:.0f}</td>"
         f"<td>{'—' if math.isnan(f.seconds) else f'{f.seconds:.0f}'}</td></tr>"
         for f in c.finals
     )
@@ -133,7 +135,8 @@ def _curves(c: Comparison) -> str:
                 head = f'<h3>{escape(what.title)}</h3><p class="note">{escape(what.meaning)}</p>'
                 cards.append(f'<div class="card">{head}{chart}</div>')
         note = f'<p class="note">{AXIS_NOTES[axis]} Lines are means over prompts and seeds, each as far as its '
-        note += f"shortest run; bands are 95 % bootstrap intervals of the mean, from {MIN_RUNS} runs on.</p>"
+        note += f"shortest run; bands are 95 % bootstrap intervals of the mean, from {MIN_RUNS} runs on, or "
+        note += f"{MIN_RUNS} prompts where there are several.</p>"
         sections.append(f'<div class="axis axis-{axis}">{note}<section class="grid">{"".join(cards)}</section></div>')
     return f'<div class="tabs-and-curves">{"".join(buttons)}{"".join(sections)}</div>'
 

@@ -48,7 +48,9 @@ def _plot(path: Path, comparison: Comparison, name: str) -> None:
     each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     what_of = f"{each} run(s) each" + (f", {len(comparison.prompts)} prompt(s)" if of_prompts else "")
     over = "prompts and seeds" if of_prompts else "seeds"
-    band = f"band: 95 % bootstrap over {over}" if counts[-1] >= MIN_RUNS else f"no band below {MIN_RUNS} runs"
+    most = max(curve.independent for axis in axes for curve in comparison.curves[name, axis])
+    least = f"{MIN_RUNS} {'prompts' if len(comparison.prompts) > 1 else 'runs'}"
+    band = f"band: 95 % bootstrap over {over}" if most >= MIN_RUNS else f"no band below {least}"
     figure.suptitle(f"{_plain(what.title)}: mean of {what_of}; {band}", fontsize=11)
     figure.savefig(path, dpi=110, format="png")
 

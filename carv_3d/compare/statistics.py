@@ -20,7 +20,7 @@ DENSE = 60  # a series of more points is smoothed before the mean over runs, ove
 
 @dataclass
 class Curve:
-    """A method's mean over its runs at `x`, and the ends of its band (NaN below `MIN_RUNS` runs)."""
+    """A method's mean over its runs at `x`, and the ends of its band (NaN below `MIN_RUNS` independent ones)."""
 
     method: str
     x: Array
@@ -28,6 +28,13 @@ class Curve:
     low: Array
     high: Array
     runs: int
+    independent: int
+
+
+def independent(runs: Sequence[RunRecord]) -> int:
+    """How many figures `Bootstrap` draws first: prompts where there are several, else runs."""
+    prompts = {run.prompt for run in runs}
+    return len(prompts) if len(prompts) > 1 else len(runs)
 
 
 class Bootstrap:
@@ -61,8 +68,8 @@ class Bootstrap:
         return np.asarray(means)
 
     def interval(self, runs: Sequence[RunRecord], values: Array) -> tuple[Array, Array]:
-        """The ends (G,) of the mean of `values` (runs, G); NaN below `MIN_RUNS` runs."""
-        if len(runs) < MIN_RUNS:
+        """The ends (G,) of the mean of `values` (runs, G); NaN below `MIN_RUNS` independent ones."""
+        if independent(runs) < MIN_RUNS:
             unknown = np.full(values.shape[1:], np.nan)
             return unknown, unknown
         low, high = ends(self.means(runs, values))  # resamples that drew none of the runs are left out
@@ -119,4 +126,4 @@ def mean_curve(runs: Sequence[RunRecord], metric: str, axis: str, bootstrap: Boo
         return None
     x, y = curves
     low, high = bootstrap.interval(runs, y)
-    return Curve(runs[0].method, x, y.mean(0), low, high, len(runs))
+    return Curve(runs[0].method, x, y.mean(0), low, high, len(runs), independent(runs))

@@ -11,7 +11,7 @@ import numpy as np
 
 from carv_3d.compare.metrics import SCORES, order
 from carv_3d.compare.records import AXES, RunRecord
-from carv_3d.compare.statistics import Bootstrap, Curve, mean_curve
+from carv_3d.compare.statistics import Bootstrap, Curve, independent, mean_curve
 from carv_3d.compare.time_to_target import TimeToTarget, time_to_target
 from carv_3d.io.files import write_atomic
 from carv_3d.io.tables import csv_text
@@ -19,7 +19,7 @@ from carv_3d.io.tables import csv_text
 
 @dataclass(frozen=True)
 class Final:
-    """A method's score at the end of its runs: mean and bootstrap interval (NaN below `MIN_RUNS` runs)."""
+    """A method's score at the end of its runs: mean and bootstrap interval (NaN below `MIN_RUNS` independent ones)."""
 
     metric: str
     method: str
@@ -29,6 +29,7 @@ class Final:
     runs: int
     steps: float
     seconds: float
+    independent: int
 
 
 @dataclass
@@ -120,7 +121,10 @@ def _final(runs: Sequence[RunRecord], score: str, bootstrap: Bootstrap) -> Final
     seconds = [run.axes["seconds"][-1] if "seconds" in run.axes else math.nan for run in runs]
     steps = [run.axes["steps"][-1] for run in runs]
     mean = float(last.mean())
-    return Final(score, runs[0].method, mean, low, high, len(runs), float(np.mean(steps)), float(np.mean(seconds)))
+    return Final(
+        score, runs[0].method, mean, low, high, len(runs), float(np.mean(steps)), float(np.mean(seconds)),
+        independent(runs),
+    )  # fmt: skip
 
 
 def _varies(runs: Sequence[RunRecord], name: str) -> bool:
@@ -135,14 +139,14 @@ def write_tables(folder: Path, comparison: Comparison) -> list[Path]:
     An empty cell is a value that is not known; inf in time_to_target.csv is a target that was never reached.
     """
     curve_rows = (
-        (metric, axis, c.method, c.runs, *point)
+        (metric, axis, c.method, c.runs, c.independent, *point)
         for (metric, axis), curves in comparison.curves.items()
         for c in curves
         for point in zip(c.x, c.mean, c.low, c.high)
     )
     runs = ((r.method, r.prompt, r.seed, str(r.folder), int(r.axes["steps"][-1])) for r in comparison.runs)
     tables: dict[str, tuple[Sequence[str], Iterable[Sequence[object]]]] = {
-        "curves.csv": (("metric", "axis", "method", "runs", "x", "mean", "low", "high"), curve_rows),
+        "curves.csv": (("metric", "axis", "method", "runs", "independent", "x", "mean", "low", "high"), curve_rows),
         "time_to_target.csv": ([f.name for f in fields(TimeToTarget)], map(astuple, comparison.times)),
         "final.csv": ([f.name for f in fields(Final)], map(astuple, comparison.finals)),
         "runs.csv": (("method", "prompt", "seed", "folder", "steps"), runs),

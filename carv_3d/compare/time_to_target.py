@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from carv_3d.compare.records import Array, RunRecord
-from carv_3d.compare.statistics import Bootstrap, paced
+from carv_3d.compare.statistics import Bootstrap, independent, paced
 from carv_3d.stats.bootstrap import LEVEL, MIN_RUNS
 
 
@@ -30,12 +30,13 @@ class TimeToTarget:
         baseline_at: where the baseline reached the target, in units of the axis; inf where it never did.
         method_at: where the method did.
         ratio: inf where the method never did: then it is above `tried`. NaN where the baseline did not improve at all.
-        low: of the bootstrap's interval; inf where that end is censored, NaN below `MIN_RUNS` runs on either side.
+        low: of the bootstrap's interval; inf where that end is censored, NaN where `independent` is below `MIN_RUNS`.
         high: as `low`.
         tried: the mean length of the method's runs over `baseline_at`.
         reached: the share of resamples in which the method reached the target.
         runs: of the method.
         baseline_runs: of the baseline.
+        independent: prompts where there are several, else runs; of the side that has fewer.
     """
 
     metric: str
@@ -52,6 +53,7 @@ class TimeToTarget:
     reached: float
     runs: int
     baseline_runs: int
+    independent: int
 
     def text(self) -> str:
         """The ratio in words: "0.62 [0.50, 0.80]", "not reached (above 1.00)"."""
@@ -102,7 +104,8 @@ def time_to_target(
     ratio = _ratio(at_m, at_b)
     low = high = math.nan
     share = float(np.isfinite(at_m[0]))
-    if min(len(baseline), len(method)) >= MIN_RUNS and not math.isnan(ratio[0]):
+    count = min(independent(baseline), independent(method))
+    if count >= MIN_RUNS and not math.isnan(ratio[0]):
         of_both = ((baseline, xb), (baseline, yb), (method, xm), (method, ym))
         means = [bootstrap.means(runs, values) for runs, values in of_both]
         drawn = np.isfinite(means[1]).all(1) & np.isfinite(means[3]).all(1)
@@ -116,7 +119,7 @@ def time_to_target(
     tried = float(xm[:, -1].mean() / at_b[0]) if at_b[0] > 0 else math.inf
     return TimeToTarget(
         metric, axis, method[0].method, prompt, float(target[0]), float(at_b[0]), float(at_m[0]), float(ratio[0]),
-        low, high, tried, share, len(method), len(baseline),
+        low, high, tried, share, len(method), len(baseline), count,
     )  # fmt: skip
 
 

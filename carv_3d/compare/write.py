@@ -35,6 +35,7 @@ def terminal_table(comparison: Comparison) -> list[str]:
     for r in comparison.times:
         if r.prompt == "" and r.axis in ("seconds", "steps"):
             sides = f"{r.runs} runs" if r.runs == r.baseline_runs else f"{r.runs} and {r.baseline_runs} runs"
+            sides += f" of {len(comparison.prompts)} prompts" if len(comparison.prompts) > 1 else ""
             text = f"{r.method}: {r.metric}, {r.axis} to the baseline's final {r.target:.3g}: {r.text()}"
             lines.append(f"{text} ({sides})")
     return lines

@@ -79,6 +79,8 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
         assert float(found[name]["score"]) == pytest.approx(float(value), rel=1e-3)
         assert float(found[name]["standard_error"]) == pytest.approx(float(error), rel=1e-2)
     page = Path("a/report.html").read_text()
+    assert "2 an image, 8 a query image" in page
+    assert "±" not in page
     assert page.count("data:image/png;base64,") == 7  # the query, and every training image once
     assert "Done: open" in capsys.readouterr().out
     # again: nothing is computed anew, and nothing is written over
@@ -319,12 +321,23 @@ class OneImage:
 def test_the_page_loads_nothing_and_escapes_everything() -> None:
     scores = Scores(torch.tensor([[1.0, -1.0]]), torch.tensor([[0.1, float("nan")]]))
     query = Query(NASTY, NASTY, [np.zeros((4, 4, 3), np.uint8)], [NASTY], NASTY)
-    page = render_page(query, OneImage(), scores, NASTY, {NASTY: NASTY})
+    page = render_page(query, OneImage(), scores, NASTY, {NASTY: NASTY}, (8, 8))
     assert "<script" not in page
     assert "onerror=alert(1)>" not in page.replace("&gt;", "")
     assert re.findall(r'(?:src|href|url|poster)\s*[=(]\s*["\']?(?!data:)[^"\'\s>&]+', page.replace("src=x", "")) == []
     assert re.findall(r"https?://", page) == []
     assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize(("groups", "shown"), [((2, 8), False), ((8, 2), False), ((7, 8), False), ((8, 9), True)])
+def test_an_interval_takes_eight_independent_groups_of_draws(groups: tuple[int, int], shown: bool) -> None:
+    scores = Scores(torch.tensor([[1.0, -1.0]]), torch.tensor([[0.1, 0.3]]))
+    query = Query("q", "q", [np.zeros((4, 4, 3), np.uint8)], ["q"], "")
+    page = render_page(query, OneImage(), scores, "m", {}, groups)
+    assert ("± 0." in page, "95 %" in page, "0.71</td><td>" in page) == (shown,) * 3
+    assert ("Intervals take 8 independent groups" in page) != shown
+    assert f"{groups[0]} an image, {groups[1]} a query image" in page
+    assert "variance is the draws" in page
 
 
 def test_words_are_told_from_places(tmp_path) -> None:

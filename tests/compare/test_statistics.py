@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_runs import rising, run_of
 
-from carv_3d.compare.statistics import POINTS, Bootstrap, mean_curve, paced, sampled
+from carv_3d.compare.statistics import POINTS, Bootstrap, independent, mean_curve, paced, sampled
 from carv_3d.stats.bootstrap import MIN_RUNS, RESAMPLES
 
 
@@ -26,11 +26,22 @@ def test_the_band_holds_the_standard_error_of_independent_runs() -> None:
 
 
 def test_prompts_are_resampled_before_seeds() -> None:
-    """Many seeds of two prompts that differ are no evidence on prompts: the band spans both."""
-    runs = [rising("m", 0.1, p, s, noise=n) for p, n in (("a", 0.0), ("b", 1.0)) for s in range(30)]
+    """Many seeds of five prompts that differ are no evidence on prompts: the band is that of five figures."""
+    runs = [rising("m", 0.1, p, s, noise=n) for n, p in enumerate("abcde") for s in range(30)]
     curve = mean_curve(runs, "iou", "seconds", Bootstrap(runs))
     assert curve is not None
-    assert curve.high[0] - curve.low[0] == pytest.approx(1.0)
+    assert (curve.runs, curve.independent) == (150, 5)
+    assert curve.high[0] - curve.low[0] == pytest.approx(2 * 1.96 * np.std(range(5)) / math.sqrt(5), rel=0.1)
+
+
+def test_runs_of_fewer_than_five_prompts_are_too_few_however_many() -> None:
+    """Prompts are drawn first, so that they are what an interval counts; runs are where there is one prompt."""
+    runs = [rising("m", 0.1, p, s) for p in "abcd" for s in range(30)]
+    curve = mean_curve(runs, "iou", "seconds", Bootstrap(runs))
+    assert curve is not None
+    assert (curve.runs, curve.independent) == (120, 4)
+    assert np.isnan(curve.low).all()
+    assert independent(runs[:30]) == 30
 
 
 def test_a_prompt_that_is_drawn_gives_as_many_seeds_as_it_has() -> None:

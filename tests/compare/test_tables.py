@@ -59,7 +59,10 @@ def test_the_tables_hold_what_was_compared(tmp_path: Path) -> None:
     curves = [r for r in read(tmp_path / "curves.csv") if (r["axis"], r["method"]) == ("seconds", "ours")]
     assert (curves[0]["x"], curves[-1]["x"], curves[-1]["runs"], curves[-1]["low"]) == ("0", "10", "3", "")
     assert float(curves[-1]["mean"]) == pytest.approx((2 * 0.75 + 1 - math.exp(-1)) / 3, abs=1e-5)
-    assert [(r["method"], r["runs"]) for r in read(tmp_path / "final.csv")] == [("base", "3"), ("ours", "3")]
+    finals = [(r["method"], r["runs"], r["independent"]) for r in read(tmp_path / "final.csv")]
+    assert finals == [("base", "3", "2"), ("ours", "3", "2")]
+    assert {r["independent"] for r in ratios if r["prompt"] == ""} == {curves[-1]["independent"]} == {"2"}
+    assert all(line.endswith(" (3 runs of 2 prompts)") for line in terminal_table(comparison))
     assert [run.seed for run in comparison.select("ours", "a")] == [0, 1]
     assert len(comparison.select("base")) == 3
 

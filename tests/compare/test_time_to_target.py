@@ -21,14 +21,14 @@ def ratio(base: list[RunRecord], ours: list[RunRecord], axis: str = "seconds") -
 
 
 def test_twice_as_fast_reaches_the_score_in_half_the_time() -> None:
-    base = [rising("base", 0.05, p, s) for p in "ab" for s in range(3)]
-    ours = [rising("ours", 0.10, p, s) for p in "ab" for s in range(3)]
+    base = [rising("base", 0.05, p, s) for p in "abcde" for s in range(2)]
+    ours = [rising("ours", 0.10, p, s) for p in "abcde" for s in range(2)]
     found = ratio(base, ours)
     assert found.target == pytest.approx(1 - math.exp(-0.5))
     assert found.baseline_at == pytest.approx(10.0)
     assert found.ratio == pytest.approx(0.5, abs=2e-3)
     assert (found.low, found.high) == pytest.approx((0.5, 0.5), abs=2e-3)  # the runs of a side are alike
-    assert (found.reached, found.runs, found.baseline_runs) == (1.0, 6, 6)
+    assert (found.reached, found.runs, found.baseline_runs) == (1.0, 10, 10)
     assert found.tried == pytest.approx(1.0)
     assert ratio(base, base).ratio == pytest.approx(1.0)
     assert time_to_target(base, ours, "iou", "renders", Bootstrap([*base, *ours])) is None
@@ -42,6 +42,14 @@ def test_an_interval_takes_five_runs_a_side(n_base: int, n_ours: int) -> None:
     assert math.isnan(found.low) == math.isnan(found.high) == (min(n_base, n_ours) < 5)
     assert (found.baseline_runs, found.runs) == (n_base, n_ours)
     assert found.text().startswith("0.50 [0.50") if min(n_base, n_ours) >= 5 else found.text() == "0.50"
+
+
+@pytest.mark.parametrize("prompts", ["abcd", "abcde"])
+def test_an_interval_over_prompts_takes_five_of_them(prompts: str) -> None:
+    base, ours = ([rising(m, 0.1, p, s) for p in prompts for s in range(3)] for m in ("base", "ours"))
+    found = ratio(base, ours)
+    assert math.isnan(found.low) == math.isnan(found.high) == (len(prompts) < 5)
+    assert (found.runs, found.independent) == (3 * len(prompts), len(prompts))
 
 
 def test_a_score_that_is_never_reached_is_named_so() -> None:
@@ -73,14 +81,14 @@ def test_what_was_tried_is_the_length_of_the_methods_own_runs() -> None:
 
 
 def test_an_interval_with_a_censored_end_keeps_its_other_end() -> None:
-    """One prompt of two is quick, the other never comes there: resamples of the slow one alone are censored."""
-    base = [rising("base", 0.1, p, s) for p in "ab" for s in range(3)]
-    ours = [rising("ours", speed, p, s) for p, speed in (("a", 0.4), ("b", 0.05)) for s in range(3)]
+    """Three prompts of five are quick, two never come there: resamples with more slow ones than quick are censored."""
+    base = [rising("base", 0.1, p) for p in "abcde"]
+    ours = [rising("ours", speed, p) for p, speed in zip("abcde", (0.4, 0.4, 0.4, 0.05, 0.05))]
     found = ratio(base, ours)
     assert math.isfinite(found.ratio)
-    assert found.low == pytest.approx(0.25, abs=0.01)  # "a" drawn twice: four times as fast
+    assert found.low == pytest.approx(0.25, abs=0.01)  # quick ones alone: four times as fast
     assert math.isinf(found.high)
-    assert found.reached == pytest.approx(0.75, abs=0.04)  # all but "b" drawn twice
+    assert found.reached == pytest.approx(0.683, abs=0.04)  # at most two of five are slow
     assert found.text().endswith("not reached]")
 
 
