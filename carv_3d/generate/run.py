@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
@@ -120,14 +121,19 @@ class SceneRun(Run):
 
     def export(self) -> str:
         """Mesh, images, films and report; CarvError (after all else is written) where there is no mesh."""
-        host, config, folder = self.host, self.host.config, self.folder
-        data = config.data
+        config, folder, data = self.host.config, self.folder, self.host.config.data
         problem: CarvError | None = None
         facts: dict[str, str] = {}
+        asset = None
+        with self.display.status("extracting the mesh"):
+            try:
+                asset, facts = self.export_mesh()
+            except CarvError as error:
+                problem = error
         with self.display.status("rendering the turntable"):
-            turntable = to_uint8(host.views(host.orbit(data.n_test_views), data.eval_height, data.eval_width))
+            turntable = self._shots(data.n_test_views, asset)
             if data.n_test_views % N_VIEWS:
-                views = to_uint8(host.views(host.orbit(N_VIEWS), data.eval_height, data.eval_width))
+                views = self._shots(N_VIEWS, asset)
             else:  # they are among the turntable's
                 views = turntable[:: data.n_test_views // N_VIEWS]
             write_png(folder / "preview.png", contact_sheet(views, 4))
@@ -136,27 +142,34 @@ class SceneRun(Run):
                 write_mp4(folder / "turntable.mp4", turntable, FPS)
             except CarvError as error:
                 self.display.say(f"Note: {error}")
-        with self.display.status("extracting the mesh"):
-            try:
-                facts |= self.export_mesh()
-            except CarvError as error:
-                problem = error
         write_report(folder, to_mapping(config), self._facts() | facts)
         if problem:
             raise CarvError(f"{str(problem).rstrip('.')}; the images and the report are in {folder}")
         return f"Done: open {folder / 'report.html'}"
 
-    def export_mesh(self) -> dict[str, str]:
-        """Write asset.glb and asset.obj and return the counts; CarvError where there is no surface."""
+    def _shots(self, n_views: int, asset: Any) -> Any:
+        """Images (n, H, W, 3) uint8 around the asset; around the field where there is none."""
+        from carv_3d.scenes.product_shot import product_shot
+
+        data, cameras = self.host.config.data, self.host.orbit(n_views)
+        size = data.eval_height, data.eval_width
+        return to_uint8(product_shot(asset, cameras, *size) if asset is not None else self.host.views(cameras, *size))
+
+    def export_mesh(self) -> tuple[Any, dict[str, str]]:
+        """Write asset.glb and asset.obj; the textured mesh and its counts. CarvError where there is no surface."""
         from carv_3d.scenes.mesh import extract_mesh, save_asset
+        from carv_3d.scenes.texture import textured
 
         field, options = self.host.field, self.host.config.system.exporter
         mesh = extract_mesh(field, options)
-        save_asset(field, mesh, self.folder, options, {"prompt": self.host.config.prompt, "generator": "carv_3d"})
+        asset = textured(field, mesh, options.texture_size)
+        extras = {"prompt": self.host.config.prompt, "generator": "carv_3d"}
+        save_asset(asset, self.folder, options.longest_side, extras)
         if not mesh.is_watertight:
             self.display.say("Note: the mesh is not closed; a larger system.exporter.resolution may help")
         closed = "yes" if mesh.is_watertight else "no"
-        return {"vertices": f"{len(mesh.vertices):,}", "triangles": f"{len(mesh.faces):,}", "closed": closed}
+        counts = {"vertices": f"{len(mesh.vertices):,}", "triangles": f"{len(mesh.faces):,}", "closed": closed}
+        return asset, counts
 
     def _facts(self) -> dict[str, str]:
         config = self.host.config

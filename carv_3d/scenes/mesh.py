@@ -22,7 +22,6 @@ from carv_3d.core.options import LatticeOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.io.files import write_atomic
 from carv_3d.scenes.fields import Field
-from carv_3d.scenes.texture import textured
 
 __all__ = ["MeshOptions", "choose_level", "extract_mesh", "mesh_from_volume", "save_asset", "to_gltf_axes"]
 
@@ -176,31 +175,24 @@ def _decimated(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
 
 
 def save_asset(
-    field: Field,
-    mesh: trimesh.Trimesh,
-    folder: Path,
-    options: MeshOptions | None = None,
-    extras: Mapping[str, Any] | None = None,
+    asset: trimesh.Trimesh, folder: Path, longest_side: float = 1.0, extras: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the mesh of `extract_mesh` with a texture: asset.glb, and asset.obj with asset.mtl and asset.png.
+    """Write a textured mesh as asset.glb, and as asset.obj with asset.mtl and asset.png.
 
     Both have y up, the front (+x of the world) turned to +z, the longest side `longest_side` meters, stand on the plane
     y = 0 and are centered above the origin. The material is rough and not metallic.
 
     Args:
-        field: where the colors come from.
-        mesh: closed, in the field's axes and units.
+        asset: of `texture.textured`, in the field's axes and units.
         folder: where the files go.
-        options: `texture_size` and `longest_side`.
+        longest_side: in meters.
         extras: plain JSON values for `asset.extras` of asset.glb.
     """
-    options = options or MeshOptions()
-    asset = textured(field, mesh, options.texture_size)
     normals = to_gltf_axes(np.asarray(asset.vertex_normals))
     vertices = to_gltf_axes(np.asarray(asset.vertices, dtype=np.float64))
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     ground = np.array([0.5 * (low[0] + high[0]), low[1], 0.5 * (low[2] + high[2])])
-    vertices = (vertices - ground) * (options.longest_side / (high - low).max())
+    vertices = (vertices - ground) * (longest_side / (high - low).max())
     out = trimesh.Trimesh(vertices, asset.faces, vertex_normals=normals, visual=asset.visual, process=False)
     for name, content in {**_glb(out, extras), **_obj(out)}.items():
         write_atomic(folder / name, content)

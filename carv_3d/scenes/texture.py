@@ -61,9 +61,9 @@ def textured(field: Field, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
     """
     source, faces, uv = _atlas(mesh, size)
     vertices, normals = np.asarray(mesh.vertices)[source], np.asarray(mesh.vertex_normals)[source]
-    from carv_3d.scenes._texels import texels  # numba waits until it is needed
+    from carv_3d.scenes._raster import rasterize  # numba waits until it is needed
 
-    face, weights = texels(np.ascontiguousarray(uv * size - 0.5), np.ascontiguousarray(faces), size)
+    face, weights = rasterize(uv * size - 0.5, np.zeros(len(uv)), faces, size, size)
     covered = face >= 0
     corners, w = faces[face[covered]], weights[covered]
     points = np.einsum("nc,ncd->nd", w, vertices[corners])

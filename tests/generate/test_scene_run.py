@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tiny_host import tiny_config
 
+from carv_3d.errors import CarvError
 from carv_3d.evaluation.truth import TrueShape
 from carv_3d.generate.run import COLUMNS, SceneRun
 from carv_3d.generate.trainer import TextTo3D
@@ -67,9 +68,30 @@ def test_the_last_step_is_held_against_the_true_object(run: SceneRun, monkeypatc
 def test_its_mesh_has_the_size_that_was_asked_for(run: SceneRun) -> None:
     import trimesh
 
-    counts = run.export_mesh()
+    _, counts = run.export_mesh()
     mesh = trimesh.load(run.folder / "asset.glb", force="mesh")
     assert mesh.extents.max() == pytest.approx(2.0, abs=1e-3)
     assert counts["triangles"] == f"{len(mesh.faces):,}"
     assert int(counts["vertices"].replace(",", "")) < len(mesh.vertices)  # the file's are split at the seams
     assert mesh.visual.material.baseColorTexture.size == (64, 64)
+
+
+def test_preview_and_turntable_show_the_asset_or_else_the_field(run: SceneRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[bool] = []
+    real = SceneRun._shots
+
+    def recorded(self: SceneRun, n_views: int, asset: Any) -> Any:
+        shown.append(asset is not None)
+        return real(self, n_views, asset)
+
+    monkeypatch.setattr(SceneRun, "_shots", recorded)
+    run.export()
+    assert shown == [True, True]  # four views, then eight for the preview
+
+    def no_surface() -> Any:
+        raise CarvError("the field is empty")
+
+    monkeypatch.setattr(run, "export_mesh", no_surface)
+    with pytest.raises(CarvError, match="the field is empty; the images and the report are in"):
+        run.export()
+    assert shown[2:] == [False, False]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from painted_box import lattice, painted_box
 from PIL import Image
 
 from carv_3d.errors import CarvError
@@ -28,11 +29,7 @@ from carv_3d.scenes.mesh import (
     to_gltf_axes,
 )
 from carv_3d.scenes.rendering import VolumeRenderer
-
-
-def lattice(n: int, radius: float = 1.08) -> torch.Tensor:
-    axis = torch.linspace(-radius, radius, n)
-    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
+from carv_3d.scenes.texture import textured
 
 
 def ball(center: tuple[float, float, float], r: float, n: int = 64, sharp: float = 40.0) -> np.ndarray:
@@ -42,19 +39,6 @@ def ball(center: tuple[float, float, float], r: float, n: int = 64, sharp: float
 
 
 LEVEL = 10 * math.log(2)
-
-
-def painted_box() -> VoxelGridField:
-    """A box, longer along x than y than z, whose +x half is orange and the rest dark green; white air."""
-    field = VoxelGridField(FieldOptions(resolution=49))
-    x = lattice(49)
-    with torch.no_grad():
-        inside = (x[..., 0].abs() < 0.7) & (x[..., 1].abs() < 0.4) & (x[..., 2].abs() < 0.25)
-        field.grid[..., 0] = torch.where(inside, 8.0, -8.0)
-        color = torch.where((x[..., :1] > 0), torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.05, 0.2, 0.1]))
-        color = torch.where(inside[..., None], color, torch.tensor([0.99, 0.99, 0.99]))
-        field.grid[..., 1:] = torch.logit(color)
-    return field
 
 
 @pytest.mark.parametrize("smoothing", [0, 5])
@@ -218,7 +202,7 @@ def box_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mesh = extract_mesh(field, options)
     assert mesh.is_watertight
     assert 1000 < len(mesh.faces) <= 2000
-    save_asset(field, mesh, folder, options, {"prompt": "a box"})
+    save_asset(textured(field, mesh, options.texture_size), folder, extras={"prompt": "a box"})
     return folder
 
 
@@ -267,8 +251,8 @@ def test_the_glb_says_what_it_is(box_folder: Path) -> None:
 
 
 def test_the_longest_side_is_what_was_asked_for(tmp_path: Path) -> None:
-    field, options = painted_box(), MeshOptions(resolution=32, longest_side=0.3, texture_size=16)
-    save_asset(field, extract_mesh(field, options), tmp_path, options)
+    field = painted_box()
+    save_asset(textured(field, extract_mesh(field, MeshOptions(resolution=32)), 16), tmp_path, longest_side=0.3)
     assert np.ptp(trimesh.load(tmp_path / "asset.glb", force="mesh").bounds, axis=0).max() == pytest.approx(0.3)
 
 

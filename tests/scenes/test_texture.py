@@ -7,7 +7,7 @@ import pytest
 import torch
 import trimesh
 
-from carv_3d.scenes._texels import texels
+from carv_3d.scenes._raster import rasterize
 from carv_3d.scenes.fields import FieldOptions, VoxelGridField
 from carv_3d.scenes.texture import surface_colors, textured
 
@@ -15,7 +15,7 @@ from carv_3d.scenes.texture import surface_colors, textured
 def test_a_texel_belongs_to_the_triangle_over_its_center_with_barycentric_weights() -> None:
     uv = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [7.0, 7.0], [7.0, 5.0], [5.0, 7.0], [6.0, 6.0]])
     faces = np.array([[0, 1, 2], [3, 5, 4], [3, 3, 6]])  # the second winds the other way, the third has no area
-    face, weights = texels(uv, faces, 8)
+    face, weights = rasterize(uv, np.zeros(7), faces, 8, 8)
     for y in range(8):
         for x in range(8):
             inside = [x + y <= 4, x + y >= 12 and x <= 7 and y <= 7]
@@ -27,8 +27,16 @@ def test_a_texel_belongs_to_the_triangle_over_its_center_with_barycentric_weight
 
 
 def test_triangles_that_reach_beyond_the_image_are_cut_off() -> None:
-    face, _ = texels(np.array([[-5.0, -5.0], [20.0, -5.0], [-5.0, 20.0]]), np.array([[0, 1, 2]]), 4)
+    face, _ = rasterize(np.array([[-5.0, -5.0], [20.0, -5.0], [-5.0, 20.0]]), np.zeros(3), np.array([[0, 1, 2]]), 4, 6)
+    assert face.shape == (4, 6)
     assert (face == 0).all()
+
+
+def test_the_nearer_of_two_triangles_is_seen() -> None:
+    corners = np.array([[-5.0, -5.0], [20.0, -5.0], [-5.0, 20.0]])
+    depth = np.array([1.0, 3.0, 1.0, 2.0, 2.0, 2.0])  # the first falls back to the right
+    face, _ = rasterize(np.concatenate([corners, corners]), depth, np.array([[0, 1, 2], [3, 4, 5]]), 1, 12)
+    assert face[0].tolist() == [0 if 1 + 2 * (x + 5) / 25 <= 2 else 1 for x in range(12)]
 
 
 def test_colors_come_from_below_the_surface_and_not_from_the_air() -> None:
