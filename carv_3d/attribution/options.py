@@ -32,7 +32,7 @@ class GroupedDrawOptions(
     @property
     def design(self) -> Design:
         """How the draws of an image are laid out."""
-        return Design(self.stratify, self.antithetic)
+        return Design(stratify=self.stratify, antithetic=self.antithetic)
 
     @property
     def per_group(self) -> int:

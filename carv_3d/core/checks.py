@@ -44,8 +44,8 @@ def check_call(function: Any, latents: Any, generator: Any) -> None:
 
 
 def check_scale(latents: Tensor) -> None:
-    """CarvError for images in 0..255. It waits for the device, so once is enough."""
-    low, high = (float(x) for x in torch.aminmax(latents.detach()))
+    """CarvError for images in 0..255. It waits for the device, once a step."""
+    low, high = torch.stack(torch.aminmax(latents.detach())).tolist()
     if low >= 0 and high > 64:
         raise CarvError(
             f"latents go from {low:g} to {high:g}, as images in 0..255 do; give encoded images, or for a model of "

@@ -15,7 +15,7 @@ from carv_3d.core.options import DesignOptions, check_draws
 from carv_3d.errors import CarvError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Design(DesignOptions):
     """A layout of draws. Raises CarvError for a name that does not exist.
 

@@ -109,7 +109,7 @@ class CarvEstimator:
         self.options = o = EstimatorOptions() if options is None else options
         check_setup(schedule, o, EstimatorOptions)
         self.schedule, self.meter = schedule, meter
-        self.design = Design(o.stratify, o.antithetic)
+        self.design = Design(stratify=o.stratify, antithetic=o.antithetic)
         adaptive = {"bins": o.adaptive_bins, "floor": o.adaptive_floor, "decay": o.adaptive_decay}
         if o.proposal != "adaptive":
             adaptive = {}
@@ -122,7 +122,6 @@ class CarvEstimator:
             "eps_hat gave no finite draw", "look for NaN in the latents, lower the learning rate, or use float32"
         )
         self._shared = torch.Generator().manual_seed(o.shared_seed)
-        self._used = False
 
     def __repr__(self) -> str:
         o, p = self.options, self.proposal
@@ -222,9 +221,7 @@ class CarvEstimator:
         gradient (in image space, say), see `Estimate.extra` and `reduction.reduce_draws`.
         """
         check_call(residual, latents, generator)
-        if not self._used:
-            check_scale(latents)
-            self._used = True
+        check_scale(latents)
         samples = conditions(cond, len(latents))
         clip = self.options.grad_clip if grad_clip is None else grad_clip
         if grad_clip is not None:

@@ -218,7 +218,7 @@ class RunOptions(SeedOptions):
     device: Device = option("auto", "Where to compute; auto: CUDA where there is one.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DesignOptions(Options):
     """How the draws of a step are laid out, see `designs.Design`."""
 

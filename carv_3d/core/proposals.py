@@ -7,6 +7,7 @@ turns uniform numbers into timesteps by its inverse CDF, so that it goes with ev
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -304,7 +305,7 @@ def running_sum(density: Tensor) -> Tensor:
 
 def check_range(min_step: int, max_step: int, num_train_timesteps: int | None = None) -> None:
     """Raises CarvError unless 0 <= min_step <= max_step < num_train_timesteps, in whole numbers."""
-    whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (min_step, max_step))
+    whole = all(isinstance(x, Integral) and not isinstance(x, bool) for x in (min_step, max_step))
     if not whole or not 0 <= min_step <= max_step:
         raise CarvError(
             f"min_step is {min_step!r} and max_step {max_step!r}; "

@@ -37,7 +37,7 @@ class Setting:
 
     B: int
     K: int
-    design: Design = field(default_factory=lambda: Design("none"))
+    design: Design = field(default_factory=lambda: Design(stratify="none"))
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class CameraLora(nn.Module):
     def __init__(self, unet: Any, rank: int = 4, camera_width: int = 16) -> None:
         """Raises CarvError for a UNet without attention, or a rank that is no whole number of at least 1."""
         super().__init__()
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        if isinstance(rank, bool) or not isinstance(rank, (int, Integral)) or rank < 1:
             raise CarvError(f"lora_rank is {rank!r}; it must be a whole number of at least 1.")
         self._camera: Tensor | None = None
         self.layers = nn.ModuleDict()

@@ -41,8 +41,10 @@ def test_what_is_linear_in_the_noise_goes() -> None:
             estimator.estimate(Z.expand(200, *SHAPE), single_eps_hat, generator=g)
         grad = estimator.estimate(Z.expand(8000, *SHAPE), single_eps_hat, generator=g).grad.flatten(1)
         found[control] = float(grad.var(0).sum())
-    assert found[False] == pytest.approx(theory(estimator.proposal, Design("none"), 1, 1), rel=0.1)
-    assert found[True] == pytest.approx(theory(estimator.proposal, Design("none", True), 1, 2), rel=0.1)
+    assert found[False] == pytest.approx(theory(estimator.proposal, Design(stratify="none"), 1, 1), rel=0.1)
+    assert found[True] == pytest.approx(
+        theory(estimator.proposal, Design(stratify="none", antithetic=True), 1, 2), rel=0.1
+    )
     assert found[True] < 0.7 * found[False]
 
 

@@ -13,6 +13,7 @@ import torch
 from estimators import SCHEDULE, make, model, seeded, some_latents
 from torch import Tensor
 
+from carv_3d.core.designs import Design
 from carv_3d.core.estimator import CarvEstimator, Draws, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.core.sds import sds_loss
@@ -73,6 +74,9 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: CarvEstimator(SCHEDULE, 8), r"options is 8; .*EstimatorOptions\(num_draws=8\)"),  # type: ignore
     (lambda: CarvEstimator(SCHEDULE, {"num_draws": 8}), r"options is a dict; .*\(\*\*your_dict\)"),  # type: ignore
     (lambda: CarvEstimator(None), "schedule is None"),  # type: ignore[arg-type]
+    (lambda: EstimatorOptions(8), "EstimatorOptions got 8 without a name; write it as NAME=VALUE"),  # type: ignore
+    (lambda: EstimatorOptions("none", True), "EstimatorOptions got True without a name"),  # type: ignore[misc]
+    (lambda: Design("render"), "Design got 'render' without a name"),  # type: ignore[misc]
     (lambda: EstimatorOptions(rank=1), "rank is 1; with world_size 1"),
     (lambda: make().estimate(Z, model, draws=4), "draws are 4; they must be Draws"),  # type: ignore[arg-type]
     (lambda: make().estimate(Z, model, num_draws=2.5), "num_draws is 2.5"),  # type: ignore[arg-type]
@@ -111,6 +115,18 @@ def test_numbers_of_numpy_are_taken() -> None:
     assert torch.equal(a, b)
     one = make().estimate(Z, model, generator=seeded(1), num_draws=np.int64(3))  # type: ignore[arg-type]
     assert one.residual.shape[1] == 3
+    ranged = make()
+    ranged.set_range(np.int64(5), np.int64(50))  # type: ignore[arg-type]
+    assert (ranged.proposal.min_step, ranged.proposal.max_step) == (5, 50)
+    with pytest.raises(CarvError, match="whole numbers"):
+        ranged.set_range(np.float64(5), np.float64(60))  # type: ignore[arg-type]
+
+
+def test_images_are_refused_at_any_call() -> None:
+    schedule, images = NoiseSchedule.scaled_linear(), IMAGES.detach().requires_grad_()
+    loss(IMAGES.detach().div(127.5).sub(1).requires_grad_(), schedule=schedule)
+    with pytest.raises(CarvError, match=r"latents go from 0.* to 25.*images in 0\.\.255"):
+        loss(images, schedule=schedule)
 
 
 def test_latents_without_gradient_have_an_estimate() -> None:

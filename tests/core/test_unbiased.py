@@ -124,7 +124,7 @@ def test_a_proposal_fitted_to_pairs_is_better_for_pairs_than_one_fitted_to_singl
         estimator = make("adaptive", "render", pairs, 8, adaptive_decay=1.0)
         for _ in range(15):
             estimator.estimate(Z.expand(64, *SHAPE), single_eps_hat, generator=g)
-        variances[pairs] = theory(estimator.proposal, Design("render", antithetic=True), 1, 8)
+        variances[pairs] = theory(estimator.proposal, Design(stratify="render", antithetic=True), 1, 8)
     assert variances[True] < 0.95 * variances[False]
 
 

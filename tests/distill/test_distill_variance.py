@@ -140,7 +140,7 @@ def test_it_stops_when_the_time_is_up_or_it_is_told(one: Distillation) -> None:
 
 def test_settings_are_read_and_named() -> None:
     assert [read_setting(s).name for s in DEFAULT] == list(DEFAULT)
-    assert read_setting("2x4+antithetic") == Setting(2, 4, Design("none", True))
+    assert read_setting("2x4+antithetic") == Setting(2, 4, Design(stratify="none", antithetic=True))
     assert read_setting("2x4+global").name == "2x4+global"
     for text, message in (
         ("8", "cannot be read"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -157,3 +158,4 @@ def test_a_unet_without_attention_and_a_rank_of_none_are_refused(teacher: Any) -
         CameraLora(nn.Linear(2, 2))
     with pytest.raises(CarvError, match="lora_rank is 0"):
         CameraLora(teacher.unet, rank=0)
+    assert CameraLora(teacher.unet, rank=np.int64(2)).layers  # type: ignore[arg-type]
