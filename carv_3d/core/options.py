@@ -144,10 +144,7 @@ class Options:
             raise CarvError(f"{cls.__name__} got {shown(values[-1])} without a name; write it as NAME=VALUE.")
         for name in named:
             if name not in cls.__dataclass_fields__:
-                known = list(cls.__dataclass_fields__)
-                near = [cls.renamed[name]] if name in cls.renamed else difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."
-                raise CarvError(f"{cls.__name__} has no option {shown(name)}; {hint}")
+                raise unknown_option(cls.__name__, name, list(cls.__dataclass_fields__), cls.renamed)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -179,6 +176,13 @@ class Options:
             yield full, declared, value
             if isinstance(value, Options):
                 yield from value.walk(full)
+
+
+def unknown_option(owner: str, name: str, known: list[str], renamed: Mapping[str, str]) -> CarvError:
+    """What to raise for a keyword that `owner` has not, with the nearest of those that it has."""
+    near = [renamed[name]] if name in renamed else difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."
+    return CarvError(f"{owner} has no option {shown(name)}; {hint}")
 
 
 def check_draws(num_draws: int, antithetic: bool, groups: int = 1) -> None:

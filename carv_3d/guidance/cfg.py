@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from carv_3d.core.checks import check_prediction
 from carv_3d.errors import CarvError, shown
 from carv_3d.objectives.residuals import EpsHat
 
@@ -114,7 +115,7 @@ def classifier_free(
         (N, C, h, w), in z_t's dtype.
     """
     if s in (0.0, 1.0):
-        return eps_hat(z_t, t, *(cond if s == 1.0 else uncond))
+        return _in_one_batch(eps_hat, z_t, t, [cond if s == 1.0 else uncond])[0]
     with_it, without = _in_one_batch(eps_hat, z_t, t, [cond, uncond])
     return without + s * (with_it - without)
 
@@ -165,8 +166,11 @@ def perpendicular(x: Tensor, y: Tensor) -> Tensor:
 
 def _in_one_batch(eps_hat: EpsModel, z_t: Tensor, t: Tensor, conds: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
     """eps_hat of the same z_t under each of n conditions, by one call."""
-    n = len(conds)
-    if n == 1:
-        return (eps_hat(z_t, t, *conds[0]),)
-    condition = (torch.cat(parts) for parts in zip(*conds))
-    return eps_hat(torch.cat([z_t] * n), torch.cat([t] * n), *condition).chunk(n)
+    n, condition = len(conds), conds[0]
+    if n > 1:
+        z_t, t = torch.cat([z_t] * n), torch.cat([t] * n)
+        condition = [torch.cat(parts) for parts in zip(*conds)]
+    out = eps_hat(z_t, t, *condition)
+    if not isinstance(out, Tensor) or out.shape != z_t.shape:
+        check_prediction("eps_hat", out, z_t)
+    return out.chunk(n) if n > 1 else (out,)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from carv_3d.config.annealing import Annealed, annealed, counts_steps, knots
-from carv_3d.core.options import Options, ResidualOptions, SamplingOptions, SeedOptions, Weighting, option
+from carv_3d.core.options import (
+    Options,
+    ResidualOptions,
+    SamplingOptions,
+    SeedOptions,
+    Weighting,
+    option,
+    unknown_option,
+)
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import CfgConvention
 from carv_3d.objectives.table import OBJECTIVES, PlainObjective
 
 AUTO = "auto"
+ESTIMATORS = ("adaptive_bins", "adaptive_floor", "adaptive_decay", "rank", "world_size", "shared_seed")
+Some = TypeVar("Some", bound="GuidanceOptions")
 
 
 class Annealing(NamedTuple):
@@ -186,3 +197,18 @@ class GuidanceOptions(
             progress = min(max(step / self.trainer_max_steps, 0.0), 1.0) ** 0.5
             low = high = low + (top - low) * (1.0 - progress)
         return low, high
+
+
+def with_keywords(owner: str, options: Some, given: Mapping[str, Any]) -> tuple[Some, dict[str, Any]]:
+    """The options with those of the keywords that their class declares, and the rest, which is the estimator's.
+
+    Raises:
+        CarvError: naming a keyword that is neither, with the nearest one that is.
+    """
+    own = options.declared()
+    for name in given:
+        if name not in own and name not in ESTIMATORS:
+            raise unknown_option(owner, name, [*own, *ESTIMATORS], options.renamed)
+    declared = {name: value for name, value in given.items() if name in own}
+    rest = {name: value for name, value in given.items() if name not in own}
+    return (replace(options, **declared) if declared else options), rest

@@ -29,7 +29,7 @@ from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import Conditioning, predict
 from carv_3d.guidance.images import resized
-from carv_3d.guidance.options import AUTO, Annealing, GuidanceOptions
+from carv_3d.guidance.options import AUTO, Annealing, GuidanceOptions, with_keywords
 from carv_3d.objectives.residuals import EpsHat
 from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.teachers.base import Teacher
@@ -75,10 +75,11 @@ class SDSGuidance:
     It is no torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
     """
 
-    def __init__(self, teacher: Teacher, options: GuidanceOptions | None = None, **estimator: Any) -> None:
-        """`estimator` goes to EstimatorOptions as it is (rank and world size, for one)."""
+    def __init__(self, teacher: Teacher, options: GuidanceOptions | None = None, **more: Any) -> None:
+        """`more` are options by name: GuidanceOptions', in place of those of `options`, or EstimatorOptions' (rank)."""
         self.teacher = teacher
-        self.options = o = options or GuidanceOptions()
+        o, estimator = with_keywords("SDSGuidance", options or GuidanceOptions(), more)
+        self.options = o
         self.objective = OBJECTIVES[o.objective]
         self.weights = o.weights(teacher.schedule)
         now = o.at(teacher.schedule.num_train_timesteps, 0)

@@ -22,6 +22,7 @@ from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import Draws
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import Conditioning, classifier_free
+from carv_3d.guidance.options import with_keywords
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.guidance.vsd_options import VSDOptions
 from carv_3d.objectives.score_matching import Score, ScoreGradients, ScoreMatching
@@ -79,13 +80,13 @@ class VSDGuidance:
         lora_score: TrainedScore,
         options: VSDOptions | None = None,
         meter: CostMeter | None = None,
-        **estimator: Any,
+        **more: Any,
     ) -> None:
         """meter: gets the seconds and NFE of the LoRA score (the teacher's come from `TimedTeacher`).
 
-        `estimator` goes to EstimatorOptions as it is (rank and world size, for one).
+        `more` are options by name: VSDOptions', which replace those of `options`, or EstimatorOptions' (rank).
         """
-        self.options = options or VSDOptions()
+        self.options, estimator = with_keywords("VSDGuidance", options or VSDOptions(), more)
         self.lora_score, self.meter = lora_score, meter
         self.sds = SDSGuidance(teacher, self.options, **estimator)
         o = self.options

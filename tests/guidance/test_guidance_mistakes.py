@@ -1,0 +1,57 @@
+"""What callers of the guidance give by mistake: one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from carv_3d.errors import CarvError
+from carv_3d.guidance.cfg import classifier_free
+from carv_3d.guidance.options import GuidanceOptions
+from carv_3d.guidance.sds import SDSGuidance
+from carv_3d.guidance.vsd import VSDGuidance
+from carv_3d.teachers.gaussian import GaussianTeacher
+
+RETURNED: list[tuple[Callable[[Tensor], Any], str]] = [
+    (lambda z: (z,), "eps_hat returned a tuple, not a tensor: return one of its items"),
+    (lambda z: SimpleNamespace(sample=z), "eps_hat returned a SimpleNamespace, .* return its .sample"),
+    (lambda z: z[:, :1], r"eps_hat returned \(\d+, 1, 4, 4\) for z_t of \(\d+, 4, 4, 4\)"),
+]
+
+
+def teacher() -> GaussianTeacher:
+    return GaussianTeacher(torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5])
+@pytest.mark.parametrize(("value", "said"), RETURNED)
+def test_what_a_teacher_must_not_return_is_named(value: Any, said: str, scale: float) -> None:
+    exact = teacher()
+    text = exact.text_embeddings([""])
+    exact.eps_hat = lambda z_t, t, y: value(z_t)  # type: ignore[method-assign]
+    rgb = torch.rand(2, 4, 4, 3).requires_grad_()
+    with pytest.raises(CarvError, match=said):
+        SDSGuidance(exact, GuidanceOptions(guidance_scale=scale))(rgb, text, text, 0)
+    z, t = torch.zeros(2, 4, 4, 4), torch.tensor([5, 6])
+    with pytest.raises(CarvError, match=said):
+        classifier_free(exact.eps_hat, z, t, (text.expand(2, -1, -1),), (text.expand(2, -1, -1),), scale)
+
+
+def test_options_are_given_by_name() -> None:
+    guidance = SDSGuidance(teacher(), GuidanceOptions(seed=3), num_draws=8, guidance_scale=7.5, world_size=2)
+    assert guidance.options == GuidanceOptions(seed=3, num_draws=8, guidance_scale=7.5)
+    assert (guidance.estimator.num_draws, guidance.estimator.options.world_size) == (8, 2)
+    score: Any = SimpleNamespace(schedule=teacher().schedule)
+    vsd = VSDGuidance(teacher(), score, num_draws=6, lora_rank=2, world_size=2)
+    assert (vsd.sds.estimator.num_draws, vsd.options.lora_rank) == (6, 2)
+    assert [e.options.world_size for e in (vsd.sds.estimator, vsd.training.estimator)] == [2, 2]
+    for name, near in (("num_drawz", "num_draws"), ("min_step", "min_step_percent"), ("world", "world_size")):
+        with pytest.raises(CarvError, match=f"SDSGuidance has no option '{name}'; did you mean {near}"):
+            SDSGuidance(teacher(), **{name: 1})
+    with pytest.raises(CarvError, match="VSDGuidance has no option 'lora_rnk'; did you mean lora_rank"):
+        VSDGuidance(teacher(), score, lora_rnk=1)
