@@ -107,7 +107,8 @@ def estimator_steps() -> dict[str, Any]:
             z = latents(torch.float64)
             e = estimator.estimate(z, gaussian_eps_hat, text(3, torch.float64), g)
             e.loss.backward()
-            found += [e.loss, e.residual, e.weights, e.t, e.eps, e.grad, e.scalars, z.grad]
+            scalars = {renamed(key): value for key, value in e.scalars.items()}
+            found += [e.loss, e.residual, e.weights, e.t, e.eps, e.grad, scalars, z.grad]
         out.setdefault(name, []).append([found, estimator.state_dict()])
     return out
 
@@ -234,7 +235,7 @@ def _auto_step(guidance: Any, teacher: GaussianTeacher, step: int) -> list[Any]:
     cond, uncond = teacher.text_embeddings(["red"] * R), teacher.text_embeddings([""] * R)
     out = guidance(rgb, cond, uncond, step)
     out.loss_sds.backward()
-    return [float(R), {k: v for k, v in out.scalars.items() if "seconds" not in k}, theta.grad]
+    return [float(R), {renamed(k): v for k, v in out.scalars.items() if "seconds" not in k}, theta.grad]
 
 
 @case("library: rows of carv variance")

@@ -29,6 +29,7 @@ RENAMED = {
     "judge_colour": "classifier_color",
     "judge_finish": "classifier_material",
     "picture": "image",
+    "samples": "rows",  # today's -> 42e1110's, which the recording holds
 }
 TIME_TO_TARGET = "reach.csv" if IS_OLD else "time_to_target.csv"
 

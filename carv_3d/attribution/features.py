@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carv_3d.attribution.losses import loss_rows
+from carv_3d.attribution.losses import sample_losses
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import FeatureOptions, GroupedDrawOptions
 from carv_3d.attribution.projection import Projection
@@ -116,10 +116,10 @@ class FeatureMaker:
         t = draws.t[0].to(device)
         n = len(t)
         eps = draws.eps[0].to(device, z.dtype)
-        rows = z.to(device).expand(n, *z.shape)
+        copies = z.to(device).expand(n, *z.shape)
         cond = None if condition is None else condition.to(device).expand(n, *condition.shape)
-        z_t = model.schedule.add_noise(rows, eps, t)
-        values = loss_rows(o.output, model.predict(z_t, t, cond), model.target(rows, eps, t))
+        z_t = model.schedule.add_noise(copies, eps, t)
+        values = sample_losses(o.output, model.predict(z_t, t, cond), model.target(copies, eps, t))
         weights = model.schedule.w(t, o.weighting).to(values)
         if draws.weights is not None:
             weights = weights * draws.weights[0].to(values)

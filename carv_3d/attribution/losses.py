@@ -12,7 +12,7 @@ from torch import Tensor
 
 from carv_3d.errors import CarvError
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of rows (N, D) of prediction and target
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of samples (N, D) of prediction and target
     "loss": lambda prediction, target: (prediction - target).square().mean(1),
     "mean-squared-l2-norm": lambda prediction, target: prediction.square().mean(1),
     "mean": lambda prediction, target: prediction.mean(1),
@@ -22,7 +22,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of rows (N, D) of p
 }
 
 
-def loss_rows(name: str, prediction: Tensor, target: Tensor) -> Tensor:
+def sample_losses(name: str, prediction: Tensor, target: Tensor) -> Tensor:
     """(N,) of prediction and target (N, ...), what the model predicts (eps or v) and is trained towards.
 
     Differentiable in `prediction`. Raises CarvError for a name that is not in LOSSES.

@@ -15,7 +15,7 @@ AXIS_NOTES = {
 }
 # Columns that are settings or counters, and no result of a run.
 SETTINGS = frozenset({
-    "lr", "guidance_scale", "guidance_scale_lora", "min_step", "max_step", "K", "K_lora", "rows", "max_batch",
+    "lr", "guidance_scale", "guidance_scale_lora", "min_step", "max_step", "K", "K_lora", "samples", "max_batch",
     "nonfinite", "nonfinite_lora", "skipped",
 })  # fmt: skip
 

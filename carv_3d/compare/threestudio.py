@@ -16,11 +16,11 @@ import numpy as np
 from carv_3d.compare.records import RunRecord, columns, method_settings
 from carv_3d.errors import CarvError, install_command
 from carv_3d.io.structured import read_yaml
-from carv_3d.io.tables import read_table
+from carv_3d.io.tables import RENAMED, read_table
 from carv_3d.report.page import flatten
 
-# threestudio's own guidance counts nothing, but its cost is known: rows through the UNet for each render.
-STOCK_ROWS = {"stable-diffusion-guidance": 2, "deep-floyd-guidance": 2}
+# threestudio's own guidance counts nothing, but its cost is known: NFE for each render.
+STOCK_NFE = {"stable-diffusion-guidance": 2, "deep-floyd-guidance": 2}
 LEAVE_OUT = "restore it or leave the run out"
 Rows = dict[int, dict[str, float]]
 
@@ -140,9 +140,9 @@ def _fill_counts(axes: dict[str, Any], config: Mapping[str, Any], notes: list[st
         return
     axes.setdefault("renders", axes["steps"] * float(batch))
     perp_neg = bool((system.get("prompt_processor") or {}).get("use_perp_neg", False))
-    if kind in STOCK_ROWS and not perp_neg and "nfe" not in axes:
-        axes["nfe"] = axes["steps"] * float(batch * STOCK_ROWS[kind])
-        notes.append(f"{kind} logs no count: its NFE are {STOCK_ROWS[kind]} for each of {batch} render(s) a step")
+    if kind in STOCK_NFE and not perp_neg and "nfe" not in axes:
+        axes["nfe"] = axes["steps"] * float(batch * STOCK_NFE[kind])
+        notes.append(f"{kind} logs no count: its NFE are {STOCK_NFE[kind]} for each of {batch} render(s) a step")
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -155,7 +155,8 @@ def _is_figure(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("train/")
+    plain = name.removeprefix("train/")
+    return RENAMED.get(plain, plain)
 
 
 def _scalar(value: Any) -> float:

@@ -42,7 +42,7 @@ class Estimate:
         eps: (R, K, ...).
         finite: (R, K), False for a draw that was dropped because f held an inf or a NaN.
         grad: (R, ...), mean_k (p/q) f of each render.
-        scalars: K; rows, the samples that eps_hat was given; nonfinite, the draws dropped; ess, (sum p/q)^2 /
+        scalars: K; samples, R K, which eps_hat was given; nonfinite, the draws dropped; ess, (sum p/q)^2 /
             sum (p/q)^2, of R K at best; grad_norm, of `loss` w.r.t. the latents; max_batch, as it now is; and, where a
             render has two groups or more, snr: mean_r |grad_r|^2 over the variance of grad_r among draws. The snr takes
             groups for independent, so under strata it errs on the low side.

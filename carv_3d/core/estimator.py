@@ -83,7 +83,7 @@ class CarvEstimator:
 
         estimator = CarvEstimator(schedule, EstimatorOptions(num_draws=8))
         latents = encode(render(camera))                        # (R, C, H, W), with autograd
-        estimate = estimator.estimate(latents, eps_hat)         # eps_hat(z_t, t) on at most max_batch rows
+        estimate = estimator.estimate(latents, eps_hat)         # eps_hat(z_t, t) on at most max_batch samples
         estimate.loss.backward()
 
     No torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
@@ -247,7 +247,7 @@ class CarvEstimator:
             weighted = per_draw(weights, f) * f
             grad = weighted.mean(1)
         loss = surrogate_loss(latents, grad)
-        scalars = {"K": float(K), "rows": float(R * K), "max_batch": float(self.max_batch)}
+        scalars = {"K": float(K), "samples": float(R * K), "max_batch": float(self.max_batch)}
         scalars |= draw_statistics(weighted, weights, finite, grad, draws.group_size)
         if own and self.proposal.adapts:
             self._teach(f, finite, draws)

@@ -36,7 +36,7 @@ USE = "carv distill, which trains a UNet on one text encoder and exports it as a
 # metrics.csv; an empty cell means that the step has no such figure.
 COLUMNS = (
     "step", "seconds", *(f"seconds_{name}" for name in PHASES), "snr", "ess", "grad_norm", "latent_grad_norm",
-    "grad_norm_fake", "loss_fake", "K", "rows", "max_batch", "nonfinite", "skipped", "nfe",
+    "grad_norm_fake", "loss_fake", "K", "samples", "max_batch", "nonfinite", "skipped", "nfe",
     "classifier_object", "classifier_color", "classifier_material",
 )  # fmt: skip
 

@@ -52,7 +52,7 @@ COLUMNS = (
     "R_auto",
     "upstream_share",
     "seconds_auto",
-    "rows",
+    "samples",
     "nonfinite",
     "skipped",
     "nfe",

@@ -69,7 +69,7 @@ class Conditioning(NamedTuple):
             if not isinstance(x, Tensor):
                 raise CarvError(f"{name} is {shown(x)}; give embeddings: teacher.text_embeddings([...]).")
             if x.dim() != dims or x.shape[0] not in (1, R):
-                raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and {R} rows (or 1).")
+                raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and a batch of {R} (or 1).")
             changed[field] = x if x.shape[0] == R else x.expand(R, *x.shape[1:])
         if self.perp_neg is not None and self.perp_neg_weights is not None:
             M, weights = self.perp_neg.shape[1], self.perp_neg_weights.shape[1]

@@ -161,13 +161,13 @@ class VSDGuidance:
             return self.training.gradients(latents, draws, (text, camera))
 
     @contextlib.contextmanager
-    def _timed(self, phase: str, rows: int) -> Iterator[None]:
+    def _timed(self, phase: str, samples: int) -> Iterator[None]:
         if self.meter is None:
             yield
             return
         with self.meter.phase(phase):
             yield
-        self.meter.count(nfe=rows)  # after it succeeded: a batch that ran out of memory is tried again
+        self.meter.count(nfe=samples)  # after it succeeded: a batch that ran out of memory is tried again
 
     def join_ranks(self, rank: int, world_size: int) -> None:
         """See `SDSGuidance.join_ranks`."""

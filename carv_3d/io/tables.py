@@ -18,6 +18,7 @@ RENAMED = {
     "judge_finish": "classifier_material",
     "agreement_colour": "agreement_color",
     "unet_rows": "nfe",
+    "rows": "samples",
 }
 
 

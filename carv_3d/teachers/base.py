@@ -18,7 +18,7 @@ from carv_3d.core.schedule import NoiseSchedule
 
 @runtime_checkable
 class Teacher(Protocol):
-    """The protocol. `N` rows are free: the estimator lays renders times draws along them.
+    """The protocol. A batch has any `N` samples: the estimator lays renders times draws along it.
 
     schedule: alpha_t and sigma_t of the model's own training, on `device`.
     latent_channels, latent_size: latents are (N, latent_channels, latent_size, latent_size).

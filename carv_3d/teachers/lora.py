@@ -60,7 +60,7 @@ class CameraLora(nn.Module):
 
     @contextlib.contextmanager
     def active(self, camera: Tensor) -> Iterator[None]:
-        """Within, the UNet is the variant, for rows seen from camera (N, camera_width)."""
+        """Within, the UNet is the variant, for samples seen from camera (N, camera_width)."""
         self._camera = camera
         try:
             yield

@@ -11,7 +11,7 @@ from scaling_double import Scaling, TensorItems
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
 from carv_3d.attribution.features import item_draws
-from carv_3d.attribution.losses import LOSSES, loss_rows
+from carv_3d.attribution.losses import LOSSES, sample_losses
 from carv_3d.attribution.projection import Projection
 from carv_3d.core.proposals import make_proposal
 from carv_3d.errors import CarvError
@@ -73,7 +73,7 @@ def test_a_feature_is_the_mean_of_its_draws_gradients(sd_teacher, loss) -> None:
             for t, eps in zip(draws.t[0], draws.eps[0]):
                 z_t = schedule.alpha(t) * z + schedule.sigma(t) * eps
                 predicted = sd_teacher.unet(z_t[None], t, text[None]).sample
-                value = schedule.w(t, "sds") * loss_rows(loss, predicted, eps[None])[0]
+                value = schedule.w(t, "sds") * sample_losses(loss, predicted, eps[None])[0]
                 grads = torch.autograd.grad(value, parameters, allow_unused=True)
                 whole = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters)]
                 total += torch.cat([g.flatten() for g in whole]) / 2

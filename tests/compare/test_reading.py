@@ -99,6 +99,12 @@ def test_a_trial_of_threestudio_is_read_over_its_parts() -> None:
     assert any("no clock" in note for note in run.notes)
 
 
+def test_a_trial_of_the_first_version_is_read_by_todays_names() -> None:
+    for path in trial().glob("csv_logs/*/metrics.csv"):
+        path.write_text(path.read_text().replace("grad_norm", "unet_rows"))
+    assert read_run(Path("trial")).axes["nfe"].tolist() == [0, 1, 2, 3, 14, 15, 16, 17]
+
+
 def test_the_first_row_of_a_compared_run_is_no_step() -> None:
     path = carv_run("x") / "metrics.csv"
     head, *lines = path.read_text().splitlines()

@@ -241,7 +241,7 @@ def test_ranks_stratify_together_and_scalars_say_what_was_done() -> None:
     ]
     assert sorted((torch.cat([p.t for p in parts]).flatten() // 125).tolist()) == list(range(8))
     s = parts[0].scalars
-    assert (s["K"], s["rows"], s["nonfinite"], s["ess"]) == (1, 2, 0, 2)
+    assert (s["K"], s["samples"], s["nonfinite"], s["ess"]) == (1, 2, 0, 2)
     assert "snr" not in s  # one draw says nothing of its own noise
     out = make(num_draws=4, proposal="weight").estimate(some_latents(2), model, generator=seeded(0))
     u = (out.weights[..., None, None, None] * out.residual).flatten(2)

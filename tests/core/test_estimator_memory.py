@@ -24,7 +24,7 @@ def test_batches_are_bounded_and_change_nothing(max_batch: int) -> None:
     whole = make(num_draws=5, max_batch=1000).estimate(some_latents(), model, (cond,), seeded(1))
     parts = make(num_draws=5, max_batch=max_batch).estimate(some_latents(), spy, (cond,), seeded(1))
     assert max(sizes) <= max_batch
-    assert sum(sizes) == 15 == parts.scalars["rows"]
+    assert sum(sizes) == 15 == parts.scalars["samples"]
     assert len(sizes) == -(-15 // max_batch)
     assert max(sizes) - min(sizes) <= 1  # of about equal size
     assert torch.equal(whole.grad, parts.grad)

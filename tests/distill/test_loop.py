@@ -42,7 +42,7 @@ def test_the_work_of_a_step() -> None:
     assert backwards == [1]
     assert figures["nfe"] == 48 + 6 + 24 + 12
     assert figures["K"] == 8
-    assert figures["rows"] == 24
+    assert figures["samples"] == 24
     assert {name for name in figures if name.startswith("seconds_")} == {
         f"seconds_{name}" for name in ("text", "generate", "denoise", "backward", "train_fake", "update")
     }

@@ -160,7 +160,7 @@ def test_one_encode_and_one_backward_whatever_k(sd_teacher: Any, batch: Any, k: 
     assert (calls["encode"], calls["backward"], calls["decode"]) == ([B], [B], [])
     assert sum(calls["unet"]) == 2 * B * k  # text and no text
     assert max(calls["unet"]) <= 2 * 8
-    assert out.scalars["rows"] == B * k
+    assert out.scalars["samples"] == B * k
 
 
 def test_perp_neg_reaches_the_right_rows(sd_teacher: Any, batch: Any) -> None:

@@ -41,7 +41,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_columns_of_the_first_version_have_their_present_names(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text("step,judge_object,judge_colour,judge_finish,agreement_colour,unet_rows\n1,2,3,4,5,6\n")
+    path.write_text("step,judge_object,judge_colour,judge_finish,agreement_colour,unet_rows,rows\n1,2,3,4,5,6,7\n")
     assert read_table(path)[0] == [
         {
             "step": 1.0,
@@ -50,5 +50,6 @@ def test_columns_of_the_first_version_have_their_present_names(tmp_path: Path) -
             "classifier_material": 4.0,
             "agreement_color": 5.0,
             "nfe": 6.0,
+            "samples": 7.0,
         }
     ]
