@@ -22,9 +22,9 @@ def combinations(held_out: bool) -> list[tuple[str, str]]:
     return sorted(left_out) if held_out else [(o, c) for o in OBJECTS for c in COLORS if (o, c) not in left_out]
 
 
-def draw_targets(pairs: Sequence[tuple[str, str]], count: int, rng: random.Random) -> list[Target]:
+def draw_targets(choices: Sequence[tuple[str, str]], count: int, rng: random.Random) -> list[Target]:
     """`count` combinations at random, each with a view at random."""
-    return [(*pairs[i % len(pairs)], rng.choice(VIEWS)) for i in rng.sample(range(10**6), count)]
+    return [(*choices[i % len(choices)], rng.choice(VIEWS)) for i in rng.sample(range(10**6), count)]
 
 
 def target_prompts(targets: Iterable[Target]) -> list[str]:

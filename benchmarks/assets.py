@@ -1,6 +1,6 @@
 """Are the assets what was asked for? One prompt per object and seed, colors at random, against the true shapes.
 
-    ./install.sh python benchmarks/assets.py [--pairs training|held-out] [--seeds 2] [--first-seed 0]
+    ./install.sh python benchmarks/assets.py [--combinations training|held-out] [--seeds 2] [--first-seed 0]
                                                  [--work DIR] [KEY=VALUE ...]
 
 16 views of each (8 azimuths at elevations 5 and 30). "Nearest": of all forty true shapes in that color, the one with
@@ -33,12 +33,12 @@ from carv_3d.tiny.classifier import Classifier
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS, held_out_combinations
 
 
-def jobs(pairs: str, seeds: int) -> list[tuple[str, str, int]]:
-    """(object, color, seed): a color at random for each object and seed, of the combinations that `pairs` names."""
+def jobs(combinations: str, seeds: int) -> list[tuple[str, str, int]]:
+    """(object, color, seed): a color at random for each object and seed, of "training" or "held-out" combinations."""
     held_out, rng, out = held_out_combinations(), random.Random(0), []
     for seed in range(seeds):
         for obj in OBJECTS:
-            choices = [c for c in COLORS if ((obj, c) in held_out) == (pairs == "held-out")]
+            choices = [c for c in COLORS if ((obj, c) in held_out) == (combinations == "held-out")]
             out.append((obj, rng.choice(choices), seed))
     return out
 
@@ -121,7 +121,8 @@ def table(title: str, rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--pairs", choices=("training", "held-out"), default="training", help="combinations")
+    words = ("training", "held-out")
+    parser.add_argument("--combinations", choices=words, default="training", help="of objects and colors")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first-seed", type=int, default=0, help="leave out the seeds before this one")
     parser.add_argument("--objects", type=joined(OBJECTS), default=list(OBJECTS), help="only these")
@@ -136,7 +137,7 @@ def main() -> None:
     lines = read_text(kept).splitlines() if kept.exists() else []
     done = [parse_json(line, f"line {number} of {kept}") for number, line in enumerate(lines, 1)]
     last = options.first_seed + options.seeds
-    targets = [j for j in jobs(options.pairs, last) if j[0] in options.objects and j[2] >= options.first_seed]
+    targets = [j for j in jobs(options.combinations, last) if j[0] in options.objects and j[2] >= options.first_seed]
     finished = {(r["object"], r["color"], r["seed"]): r for r in done}
     left = [(*j, options.overrides, folder) for j in targets if j not in finished]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
@@ -150,7 +151,7 @@ def main() -> None:
     print("\n| combinations | runs | nearest | PSNR | objects that gain 4 dB | IoU mean (least) "
           "| classifier: object and color "
           "| classifier: object | a run |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
-    print(table(options.pairs, rows))
+    print(table(options.combinations, rows))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def variants(scene: Scene) -> list[Method]:
     return [method(side, rk, r) for side, pair in scene.allocations.items() for rk in pair for r in scene.rates]
 
 
-def rate_of(variant: Method) -> float:
+def learning_rate(variant: Method) -> float:
     return float(variant.name.rpartition("-lr")[2])
 
 
@@ -80,8 +80,8 @@ def best(folder: Path, side: str, candidates: list[Method]) -> Method:
     """The variant of a side with the best final IoU over the tuning prompts; says where its rate is the grid's end."""
     scores = {r["method"]: float(r["mean"]) for r in read_csv(folder / "final.csv")[0] if r["metric"] == "iou"}
     chosen = max((m for m in candidates if m.name.startswith(f"{side}-")), key=lambda m: scores[m.name])
-    rates = sorted({rate_of(m) for m in candidates})
-    end = ", at the end of the rates that were tried" if rate_of(chosen) in (rates[0], rates[-1]) else ""
+    rates = sorted({learning_rate(m) for m in candidates})
+    end = ", at the end of the rates that were tried" if learning_rate(chosen) in (rates[0], rates[-1]) else ""
     print(f"{side}: {chosen.name} (final IoU {scores[chosen.name]:.3f} on the tuning prompts{end})")
     return chosen
 

@@ -24,7 +24,7 @@ from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.errors import CarvError
 from carv_3d.io.files import make_folder
-from carv_3d.runs.checkpoint import fingerprint_of, has_checkpoint, load_checkpoint, save_checkpoint
+from carv_3d.runs.checkpoint import has_checkpoint, load_checkpoint, module_fingerprint, save_checkpoint
 from carv_3d.stats.bootstrap import Interval
 
 AXES = ("steps", "nfe", "seconds")
@@ -172,8 +172,8 @@ def origin(state: dict[str, Any] | None, *weights: nn.Module) -> str:
     """What `start_from` began with, and the networks that figures depend on, to the bit: for a trial's `made_with`."""
     networks = () if state is None else (state["generator"], state["fake"], state["average"])
     tensors = [x for network in networks for x in network.values()]
-    begun = "the teacher" if state is None else f"step {state['step']} of {fingerprint_of(nn.Module(), *tensors)}"
-    return f"started from {begun}, with the weights {' '.join(map(fingerprint_of, weights))}"
+    begun = "the teacher" if state is None else f"step {state['step']} of {module_fingerprint(nn.Module(), *tensors)}"
+    return f"started from {begun}, with the weights {' '.join(map(module_fingerprint, weights))}"
 
 
 def equal_table(comparison: Comparison, metrics: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ PACKAGE = str(Path(carv_3d.__file__).parent)
 SMALL = ("device=cpu", "system.geometry.resolution=16", "system.renderer.num_samples_per_ray=8")
 
 
-def calls_of_a_step(overrides: list[str]) -> list[tuple[str, str]]:
+def step_calls(overrides: list[str]) -> list[tuple[str, str]]:
     """(file, function) of each call in the second step, in order."""
     host = TextTo3D(load_config(overrides=[*SMALL, *overrides], prompt="a red mug", seed=0))
     host.train_step()
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="every call too")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     o = parser.parse_args()
-    calls = calls_of_a_step(o.overrides)
+    calls = step_calls(o.overrides)
     files = [file for file, _ in calls]
     if o.list:
         for i, (file, name) in enumerate(calls):

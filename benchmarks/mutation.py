@@ -68,7 +68,7 @@ def areas() -> dict[str, list[Mutant]]:
     return {name: [Mutant(**entry) for entry in entries] for name, entries in read.items()}
 
 
-def copy_of_the_repository(folder: Path) -> Path:
+def copy_repository(folder: Path) -> Path:
     """The parts that tests need, copied into `folder`."""
     for name in COPIED:
         source, target = ROOT / name, folder / name
@@ -128,7 +128,7 @@ def run_all(chosen: Sequence[tuple[str, Mutant]], workers: int) -> Iterator[tupl
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         copies: Queue[Path] = Queue()
         for i in range(workers):
-            copies.put(copy_of_the_repository(Path(folder) / str(i)))
+            copies.put(copy_repository(Path(folder) / str(i)))
 
         def check(tests: str) -> None:
             copy = copies.get()

@@ -233,7 +233,7 @@ def variance() -> dict[str, Any]:
 
 
 @case("variance: a run", slow=True)
-def variance_of_run() -> dict[str, Any]:
+def run_variance() -> dict[str, Any]:
     """Two batches at the end of a run of two renders on a hash grid."""
     generate(HASH)
     carv_variance("run", "1", "2,4", [], "--methods", "uniform,is+strat", "--budget", "0.001", "--out", "out")

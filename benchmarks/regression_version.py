@@ -84,12 +84,12 @@ def batches(folder: str) -> dict[str, Any]:
 
 def variance_rows(sizes: Sequence[tuple[int, int, str]], measured: Sequence[dict[str, Any]]) -> list[Any]:
     """The rows of `carv variance` from batches that are given, against the first of the settings."""
-    of_settings = module("variance.study" if IS_OLD else "variance.methods")
+    settings_module = module("variance.study" if IS_OLD else "variance.methods")
     settings = [
-        (of_settings.Entry if IS_OLD else of_settings.Setting)(R, K, module("variance.methods").method(name))
+        (settings_module.Entry if IS_OLD else settings_module.Setting)(R, K, module("variance.methods").method(name))
         for R, K, name in sizes
     ]
-    batch = of_settings.Block if IS_OLD else module("variance.benchmark").Batch
+    batch = settings_module.Block if IS_OLD else module("variance.benchmark").Batch
     names = {"v_in": "inside", "s_out2": "outside"} if IS_OLD else {}
     made = [batch(**{names.get(k, k): v for k, v in one.items()}) for one in measured]
     found: list[Any] = module("variance.figures").rows(10, settings, made, settings[0])

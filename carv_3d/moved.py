@@ -31,7 +31,7 @@ MODULES = {
 NAMES = {
     "LoraStudent": "LoraScore", "Judge": "Classifier", "TrainingPictures": "TrainingImages",
     "TinyPictures": "TinyImages", "FolderPictures": "FolderImages", "read_picture": "read_image",
-    "sample_pictures": "sample_images",
+    "sample_pictures": "sample_images", "fingerprint_of": "module_fingerprint", "loss_rows": "sample_losses",
 }  # fmt: skip
 
 

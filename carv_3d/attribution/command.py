@@ -28,9 +28,9 @@ from carv_3d.attribution.queries import (
     Query,
     check_words,
     image_query,
-    kind_of,
-    model_of_run,
     prompt_query,
+    query_kind,
+    run_model,
     run_query,
 )
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
@@ -146,8 +146,8 @@ def attribute(options: AttributeOptions) -> int:
         CarvError: whatever the user can mend, before any work where it is known then; nothing is written over.
     """
     display, begin = Display(), time.perf_counter()
-    kind = kind_of(options.query)
-    model_name = options.model or (model_of_run(expanded(options.query)) if kind == "run" else DEFAULT_MODEL)
+    kind = query_kind(options.query)
+    model_name = options.model or (run_model(expanded(options.query)) if kind == "run" else DEFAULT_MODEL)
     check_data(options.training_images, model_name)
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
     default = Path("outputs") / f"attribution-{slug(Path(options.query).name or options.query)}"

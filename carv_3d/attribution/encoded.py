@@ -12,7 +12,7 @@ from torch import Tensor
 
 from carv_3d.attribution.images import Image, TrainingImages
 from carv_3d.attribution.store import RowStore
-from carv_3d.runs.checkpoint import fingerprint_of
+from carv_3d.runs.checkpoint import module_fingerprint
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 
 CHUNK = 16  # images encoded together, always the same ones, so that resuming changes no bit
@@ -27,9 +27,9 @@ class EncodedImages:
         """folder: of the latents' store, which is refused where it was made with other images or another encoder."""
         self.images, self.teacher = images, teacher
         shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
-        meta = {"items": images.fingerprint(), "vae": fingerprint_of(teacher.vae, config=dict(teacher.vae.config))}
+        meta = {"items": images.fingerprint(), "vae": module_fingerprint(teacher.vae, config=dict(teacher.vae.config))}
         self.store = RowStore(folder, meta, len(images), shape)
-        text = [fingerprint_of(encoder, config=config) for encoder, config in teacher.text_parts]
+        text = [module_fingerprint(encoder, config=config) for encoder, config in teacher.text_parts]
         self._fingerprint = "-".join([*meta.values(), *text])
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.runs.checkpoint import fingerprint_of
+from carv_3d.runs.checkpoint import module_fingerprint
 from carv_3d.teachers.denoiser import Denoiser
 
 
@@ -79,4 +79,4 @@ class GradientModel:
 
     def fingerprint(self) -> str:
         """Of all parameters, to the bit, of the schedule and of the configuration; another model has another."""
-        return fingerprint_of(self.module, self.schedule.alphas_cumprod.float(), config=self.config)
+        return module_fingerprint(self.module, self.schedule.alphas_cumprod.float(), config=self.config)

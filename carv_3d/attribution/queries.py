@@ -33,7 +33,7 @@ class Query:
     note: str = ""
 
 
-def kind_of(word: str) -> str:
+def query_kind(word: str) -> str:
     """What a query is: "image", "run" or "prompt".
 
     Raises CarvError for a path at which there is nothing, or the wrong thing.
@@ -58,7 +58,7 @@ def kind_of(word: str) -> str:
     return "prompt"
 
 
-def model_of_run(folder: Path) -> str:
+def run_model(folder: Path) -> str:
     """The model that a run was made with. Raises CarvError for the folder of anything but a run of carv generate."""
     from carv_3d.generate.config import load_config
 

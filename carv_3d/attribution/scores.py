@@ -92,7 +92,7 @@ def cosine(queries: Tensor, items: Rows, white: Callable[[Tensor], Tensor] | Non
         own = torch.einsum("qd,qhd->qh", q_mean, q) / q_norm[:, None]
         by_queries = (toward - s[:, :, None] * own[:, None]) / q_norm[:, None, None]
         values.append(s)
-        errors.append((_of_mean(by_items) + _of_mean(by_queries)).sqrt())
+        errors.append((_mean_variance(by_items) + _mean_variance(by_queries)).sqrt())
     return Scores(torch.cat(values, 1), torch.cat(errors, 1))
 
 
@@ -223,14 +223,14 @@ def mean_and_variance(table: Tensor) -> tuple[Tensor, Tensor]:
     if H == 1 and G == 1:
         return mean, torch.full_like(mean, float("nan"))
     rows, columns = table.mean(-1), table.mean(-2)
-    variance = _of_mean(rows) + _of_mean(columns)
+    variance = _mean_variance(rows) + _mean_variance(columns)
     if H > 1 and G > 1:
         rest = table - rows[..., None] - columns[..., None, :] + mean[..., None, None]
         variance = variance - rest.square().sum((-1, -2)) / ((H - 1) * (G - 1) * H * G)
     return mean, variance.clamp_min(0.0)
 
 
-def _of_mean(x: Tensor) -> Tensor:
+def _mean_variance(x: Tensor) -> Tensor:
     """Unbiased variance of the mean over the last axis; 0 where there is one alone."""
     n = x.shape[-1]
     return x.var(-1) / n if n > 1 else torch.zeros(x.shape[:-1], dtype=x.dtype)

@@ -80,8 +80,8 @@ class RowStore:
         """The rows that this shard has still to make: those whose number is `shard` modulo `shards`."""
         if not 0 <= shard < shards:
             raise CarvError(f"shard {shard} of {shards} does not exist; shards count from 0.")
-        mine = np.arange(shard, self.count, shards)
-        return mine[~self.finished[mine]]
+        share = np.arange(shard, self.count, shards)
+        return share[~self.finished[share]]
 
     def read(self, index: int) -> NDArray[np.float32]:
         """A copy of one row; going over all of them takes the memory of a few."""

@@ -20,7 +20,7 @@ image; the same command continues.
 
 examples:
   {EXAMPLE} num_draws=16
-  carv attribute picture.png --prompt 'a red mug' --model FOLDER --training-images FOLDER"""
+  carv attribute image.png --prompt 'a red mug' --model FOLDER --training-images FOLDER"""
 OLD_FORMS = (
     OldForm("--draws", r"\d+", lambda values: [f"num_draws={v}" for v in values]),
     OldForm("--query-draws", r"\d+", lambda values: [f"query_draws={v}" for v in values]),

@@ -30,7 +30,7 @@ def examine(path: str) -> list[Finding]:
     root = expanded(path)
     check_checkout(root)
     link_line = f"in carv_3d's repository, with threestudio's environment active: ./install.sh --threestudio {root}"
-    findings = [Finding("checkout", True, f"threestudio {_version_of(root)} in {root}", "", True)]
+    findings = [Finding("checkout", True, f"threestudio {_version(root)} in {root}", "", True)]
     findings.append(python("make threestudio's environment with Python 3.10 or 3.11"))
     findings += _torch()
     for module, why in PACKAGES.items():
@@ -100,6 +100,6 @@ def _link(root: Path, fix: str) -> Finding:
     return Finding("extension", True, f"{here} -> {there}", "", True)
 
 
-def _version_of(root: Path) -> str:
+def _version(root: Path) -> str:
     match = re.search(r"__version__\s*=\s*[\"']([^\"']+)", (root / "threestudio" / "__init__.py").read_text())
     return match[1] if match else "of unknown version"

@@ -26,7 +26,7 @@ class Teachers:
         self._loaded: dict[tuple[str, str, bool], Any] = {}
         self.warm = False
 
-    def of(self, config: Any) -> Any:
+    def load(self, config: Any) -> Any:
         """The model of a configuration, loaded when it is first asked for."""
         options = config.system.guidance
         key = (options.pretrained_model_name_or_path, config.device, options.half_precision_weights)
@@ -53,7 +53,7 @@ def warm_up(sweep: Sweep, teachers: Teachers) -> None:
     """A step of each method: the first one loads and compiles, and must not count in anyone's training time."""
     for method in sweep.methods:
         config = sweep.configuration(method, 0, 0)
-        TextTo3D(config, teachers.of(config)).train_step()
+        TextTo3D(config, teachers.load(config)).train_step()
 
 
 def run_here(sweep: Sweep, out: Path, display: Display) -> int:
@@ -61,9 +61,9 @@ def run_here(sweep: Sweep, out: Path, display: Display) -> int:
     teachers = Teachers()
     with locked(out), StopSignals() as stop:
         with display.status("loading the model"):
-            clip = clip_of(sweep, display)
+            clip = sweep_clip(sweep, display)
             for method in sweep.methods:
-                teachers.of(sweep.configuration(method, 0, 0))
+                teachers.load(sweep.configuration(method, 0, 0))
         with display.status("warming up"):
             warm_up(sweep, teachers)
         groups, length = sweep.groups, sweep.length
@@ -106,7 +106,7 @@ def run_group(
             make_folder(folder)
             held.enter_context(locked(folder))
             config = sweep.configuration(method, *group)
-            run = ScoredRun(TextTo3D(config, teachers.of(config)), folder, display, sweep.length_of(method), clip)
+            run = ScoredRun(TextTo3D(config, teachers.load(config)), folder, display, sweep.run_length(method), clip)
             if run.result is not None:
                 done_before += sweep.length.total
                 continue
@@ -126,7 +126,7 @@ def run_group(
             run.finish()
 
 
-def clip_of(sweep: Sweep, display: Display) -> ClipScore | None:
+def sweep_clip(sweep: Sweep, display: Display) -> ClipScore | None:
     """The CLIP that was asked for, or the usual one where it is here; one sentence where there is none."""
     device = choose_device(sweep.configuration(sweep.methods[0], 0, 0).device)
     if sweep.clip is not None:

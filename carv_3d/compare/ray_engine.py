@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from carv_3d.compare.engine import clip_of, run_group, warm_teachers
+from carv_3d.compare.engine import run_group, sweep_clip, warm_teachers
 from carv_3d.compare.sweep import Sweep
 from carv_3d.errors import CarvError, first_line, require
 from carv_3d.io.files import locked, write_atomic
@@ -44,7 +44,7 @@ def run_on_ray(
         resources = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES}
         task = ray.remote(**resources)(_group)
 
-        clip_of(sweep, display)  # says where there is none, once
+        sweep_clip(sweep, display)  # says where there is none, once
         left = sweep.left(out)
         waiting = {task.remote(sweep, str(out), group, token): group for group in left}
         total = len(sweep.groups)
@@ -128,5 +128,5 @@ def _group(sweep: Sweep, out: str, group: tuple[int, int], token: str) -> tuple[
     def show(done: float, figures: dict[str, float]) -> None:
         last.update(figures)
 
-    run_group(sweep, folder, group, warm_teachers(sweep), clip_of(sweep, Display(quiet=True)), display, show)
+    run_group(sweep, folder, group, warm_teachers(sweep), sweep_clip(sweep, Display(quiet=True)), display, show)
     return last, lines

@@ -45,7 +45,7 @@ class Length:
 
 
 class ScoredRun(SceneRun):
-    """A `SceneRun` that is advanced in slices. What evaluation and files take is not on its clock."""
+    """A `SceneRun` that is advanced in slices. `clock` counts its training time: evaluation and files apart."""
 
     columns = (*COLUMNS, "clip_score")
 

@@ -69,7 +69,7 @@ class Sweep:
         """Whether trainer.max_steps was given as an option (a file's does not count)."""
         return any(word.startswith("trainer.max_steps=") for word in [*self.common, *method.overrides])
 
-    def length_of(self, method: Method) -> Length:
+    def run_length(self, method: Method) -> Length:
         """Of one method's runs."""
         return replace(self.length, scheduled=not self.fixes_steps(method))
 

@@ -21,25 +21,25 @@ def check_setup(schedule: Any, options: Any, kind: type[Options]) -> None:
     """CarvError unless these are a NoiseSchedule, and options of that kind."""
     if not isinstance(schedule, NoiseSchedule):
         made = "NoiseSchedule.from_diffusers(scheduler)" if hasattr(schedule, "config") else "NoiseSchedule(...)"
-        raise CarvError(f"schedule is {kind_of(schedule)}; it must be a NoiseSchedule: {made}.")
+        raise CarvError(f"schedule is {described(schedule)}; it must be a NoiseSchedule: {made}.")
     if not isinstance(options, kind):
         how = "**your_dict" if isinstance(options, Mapping) else "num_draws=8"
-        raise CarvError(f"options is {kind_of(options)}; it must be {kind.__name__}: {kind.__name__}({how}).")
+        raise CarvError(f"options is {described(options)}; it must be {kind.__name__}: {kind.__name__}({how}).")
 
 
 def check_call(function: Any, latents: Any, generator: Any) -> None:
     """CarvError unless these are a function, a batch of floating-point numbers, and a generator or None."""
     if not callable(function):
-        raise CarvError(f"eps_hat is {kind_of(function)}; it must be a function (z_t, t, ...) -> noise prediction.")
+        raise CarvError(f"eps_hat is {described(function)}; it must be a function (z_t, t, ...) -> noise prediction.")
     if not isinstance(latents, Tensor):
-        raise CarvError(f"latents are {kind_of(latents)}; they must be a torch tensor (R, ...), with autograd.")
+        raise CarvError(f"latents are {described(latents)}; they must be a torch tensor (R, ...), with autograd.")
     if not latents.is_floating_point():
         raise CarvError(f"latents are of type {latents.dtype}; they must be floating-point numbers.")
     if latents.dim() < 2 or latents.numel() == 0:
         raise CarvError(f"latents have shape {tuple(latents.shape)}; they must be (R, ...), with one render at least.")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise CarvError(
-            f"generator is {kind_of(generator)}; it must be a torch.Generator: torch.Generator().manual_seed(0)."
+            f"generator is {described(generator)}; it must be a torch.Generator: torch.Generator().manual_seed(0)."
         )
 
 
@@ -57,7 +57,7 @@ def conditions(cond: Any, R: int) -> tuple[Tensor, ...]:
     """The tensors that go with the renders. CarvError for something else, or another number of renders."""
     given = (cond,) if isinstance(cond, Tensor) else () if cond is None else cond
     if not isinstance(given, (tuple, list)) or not all(isinstance(c, Tensor) for c in given):
-        raise CarvError(f"cond is {kind_of(cond)}; it must be a tensor, or a tuple of tensors, of {R} embeddings.")
+        raise CarvError(f"cond is {described(cond)}; it must be a tensor, or a tuple of tensors, of {R} embeddings.")
     if any(c.shape[:1] != (R,) for c in given):
         raise CarvError(f"cond has shapes {[tuple(c.shape) for c in given]}; each must begin with {R}, the renders.")
     return tuple(given)
@@ -86,7 +86,7 @@ def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
 def check_draws_fit(draws: Any, latents: Tensor, num_train_timesteps: int) -> None:
     """CarvError unless explicit draws go with the latents and the schedule."""
     if not isinstance(draws, Draws):
-        raise CarvError(f"draws are {kind_of(draws)}; they must be Draws(t, eps, weights), or None.")
+        raise CarvError(f"draws are {described(draws)}; they must be Draws(t, eps, weights), or None.")
     R = latents.shape[0]
     expected = (R, draws.t.shape[-1])
     shapes = [draws.t.shape, draws.eps.shape[:2]]
@@ -111,7 +111,7 @@ def too_many_draws(num_draws: int, latents: Tensor) -> str:
     )
 
 
-def kind_of(value: Any) -> str:
+def described(value: Any) -> str:
     """A value as an error names it: short ones themselves, others by their kind."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return shown(value)

@@ -16,8 +16,8 @@ from carv_3d.distill.prompts import Prompts, read_prompts
 from carv_3d.distill.request import (
     DistillRequest,
     Settings,
-    hash_of,
     latest_folder,
+    prompts_digest,
     read_distill_options,
     read_settings,
     resolve,
@@ -105,7 +105,7 @@ def check_prompts(settings: Settings) -> Prompts:
     if is_local(settings.model):  # a name that is misspelt has no prompts either
         find_model(settings.model, only=STABLE_DIFFUSION, use=USE)
     prompts = read_prompts(settings.options.prompts, settings.model)
-    found = hash_of(prompts)
+    found = prompts_digest(prompts)
     if settings.prompts_hash not in ("", found):
         raise CarvError(
             f"{settings.options.prompts} holds other prompts than the run began with; put them back, or begin a new "

@@ -67,7 +67,7 @@ def read_settings(folder: Path) -> Settings:
     return Settings(model, read_options(DistillOptions(), values), prompts_hash)
 
 
-def hash_of(prompts: Prompts) -> str:
+def prompts_digest(prompts: Prompts) -> str:
     """Of the listed prompts; "" where there is no list."""
     if not isinstance(prompts, ListedPrompts):
         return ""

@@ -1,4 +1,4 @@
-"""The embedded text-to-3D host: a configuration in, a field that a teacher was distilled into out.
+"""The built-in text-to-3D trainer: a configuration in, a field that a teacher was distilled into out.
 
     host = TextTo3D(load_config(prompt="a red mug"))
     while host.step < host.config.trainer.max_steps:
@@ -265,8 +265,8 @@ class TextTo3D:
 
         In the second case the regularizers alone would dissolve the scene.
         """
-        blind = not bool(guided.estimate.finite.any())
-        finite = not blind and all(bool(torch.isfinite(g).all()) for g in gradients)
+        any_draw = bool(guided.estimate.finite.any())
+        finite = any_draw and all(bool(torch.isfinite(g).all()) for g in gradients)
         if finite:
             self.optimizer.step()
         return finite

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
-from carv_3d.core.checks import kind_of
+from carv_3d.core.checks import described
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
@@ -261,7 +261,7 @@ class SDSGuidance:
     def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool) -> Tensor:
         """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at the teacher's size."""
         if not isinstance(rgb, Tensor):
-            raise CarvError(f"rgb is {kind_of(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
+            raise CarvError(f"rgb is {described(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
         channels = self.teacher.latent_channels if rgb_as_latents else 3
         if rgb.dim() != 4 or rgb.shape[-1] != channels:
             kind = "latents" if rgb_as_latents else "images"

@@ -131,7 +131,7 @@ def check_made_with(path: Path, state: Mapping[str, Any], made_with: Mapping[str
         raise CarvError(f"{path} was made with other values of {', '.join(differs)}: {fix}.")
 
 
-def fingerprint_of(module: nn.Module, *more: Tensor, config: Mapping[str, Any] | None = None) -> str:
+def module_fingerprint(module: nn.Module, *more: Tensor, config: Mapping[str, Any] | None = None) -> str:
     """A short hash of a module's parameters with their names, of further tensors, and of a configuration.
 
     The configuration is plain data; names with an underscore before them (a folder, a release) do not count.

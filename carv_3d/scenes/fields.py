@@ -227,7 +227,9 @@ class FusedHashField(Field):
         super().__init__(options or FieldOptions())
         o = self.options
         self.encoding = HashEncoding(
-            HashLayout.of(o.n_levels, o.n_features_per_level, o.log2_hashmap_size, o.base_resolution, o.per_level_scale)
+            HashLayout.from_options(
+                o.n_levels, o.n_features_per_level, o.log2_hashmap_size, o.base_resolution, o.per_level_scale
+            )
         )
         self.head = _head(o.n_levels * o.n_features_per_level, o)
         self.active_levels = o.n_levels

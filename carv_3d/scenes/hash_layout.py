@@ -36,7 +36,7 @@ class HashLayout:
     n_features: int
 
     @classmethod
-    def of(
+    def from_options(
         cls, n_levels: int, n_features: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float
     ) -> HashLayout:
         """The layout of tiny-cuda-nn's grid with these values."""

@@ -58,7 +58,7 @@ def total_variation(field: VoxelGridField, density: bool = True, color: bool = T
     return terms[0] + terms[1] + terms[2]
 
 
-def _total_variation_of(field: Field, out: RenderOutput) -> Tensor:
+def _field_total_variation(field: Field, out: RenderOutput) -> Tensor:
     assert isinstance(field, VoxelGridField), "total variation is of a voxel grid"
     return total_variation(field)
 
@@ -69,6 +69,6 @@ REGULARIZERS: dict[str, Callable[[Field, RenderOutput], Tensor]] = {
     "sparsity": lambda field, out: sparsity(out.opacity),
     "opaque": lambda field, out: opaque(out.opacity),
     "orient": render_orientation,
-    "tv": _total_variation_of,
+    "tv": _field_total_variation,
 }
 """By the name of their `lambda_*`: of a field and its render."""

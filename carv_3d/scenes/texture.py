@@ -73,9 +73,9 @@ def textured(field: Field, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
     image[covered] = surface_colors(field, points, facing)
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
     image = image[tuple(nearest)][::-1]  # an image's first row is its top
-    picture = Image.fromarray((image * 255 + 0.5).clip(0, 255).astype(np.uint8))
+    texture = Image.fromarray((image * 255 + 0.5).clip(0, 255).astype(np.uint8))
     material = trimesh.visual.material.PBRMaterial(
-        name="asset", baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0
+        name="asset", baseColorTexture=texture, metallicFactor=0.0, roughnessFactor=1.0
     )
     out = trimesh.Trimesh(vertices, faces, vertex_normals=normals, process=False)
     out.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)

@@ -93,15 +93,15 @@ TEMPLATES = (
 
 
 def held_out_combinations() -> frozenset[tuple[str, str]]:
-    """The tenth of the object–color pairs that training never shows, spread evenly: 48 of 480."""
+    """The tenth of the object–color combinations that training never shows, spread evenly: 48 of 480."""
     names, colors = sorted(OBJECTS), sorted(COLORS)
     order = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
-    pairs = set()
+    combinations = set()
     for i, name in enumerate(order):
-        pairs.add((name, colors[i % 12]))
+        combinations.add((name, colors[i % 12]))
         if i % 5 == 0:
-            pairs.add((name, colors[(i + 5) % 12]))
-    return frozenset(pairs)
+            combinations.add((name, colors[(i + 5) % 12]))
+    return frozenset(combinations)
 
 
 def caption(rng: random.Random, obj: str, color: str, material: str, elevation: float, azimuth: float) -> str:

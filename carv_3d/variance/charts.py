@@ -57,14 +57,14 @@ def _lines(table: Sequence[Row], colors: dict[str, str]) -> Iterator[tuple[list[
     """The rows of each method and R, with the style of their line."""
     for name, color in colors.items():
         for R in dict.fromkeys(row.setting.R for row in table):
-            of_line = [row for row in table if (row.setting.method.name, row.setting.R) == (name, R)]
-            if of_line:
-                yield of_line, {"color": color, "linestyle": "-" if R == 1 else ":", "label": f"{name}, R = {R}"}
+            line = [row for row in table if (row.setting.method.name, row.setting.R) == (name, R)]
+            if line:
+                yield line, {"color": color, "linestyle": "-" if R == 1 else ":", "label": f"{name}, R = {R}"}
 
 
 def _variance(axes: Any, table: Sequence[Row], by_t: Timesteps, colors: dict[str, str]) -> None:
-    for of_line, style in _lines(table, colors):
-        x, y = [row.seconds * 1e3 for row in of_line], [row.variance.value for row in of_line]
+    for line, style in _lines(table, colors):
+        x, y = [row.seconds * 1e3 for row in line], [row.variance.value for row in line]
         axes.plot(x, y, marker="o", markersize=3, **style)
     lowest: dict[tuple[int, int], Row] = {}
     for row in table:
@@ -81,8 +81,8 @@ def _variance(axes: Any, table: Sequence[Row], by_t: Timesteps, colors: dict[str
 
 
 def _ecm(axes: Any, table: Sequence[Row], by_t: Timesteps, colors: dict[str, str]) -> None:
-    for of_line, style in _lines(table, colors):
-        _with_intervals(axes, [(row.setting.K, row.ecm) for row in of_line], style)
+    for line, style in _lines(table, colors):
+        _with_intervals(axes, [(row.setting.K, row.ecm) for row in line], style)
     if any(row.setting.K == 8 for row in table):
         for name, color in colors.items():
             if name in PAPER_ECM:
@@ -92,9 +92,9 @@ def _ecm(axes: Any, table: Sequence[Row], by_t: Timesteps, colors: dict[str, str
 
 
 def _re(axes: Any, table: Sequence[Row], by_t: Timesteps, colors: dict[str, str]) -> None:
-    for of_line, style in _lines(table, colors):
-        values = [(row.setting.K, row.re) for row in of_line if row.re is not None]
-        if values and of_line[0].setting.method.name != "uniform":
+    for line, style in _lines(table, colors):
+        values = [(row.setting.K, row.re) for row in line if row.re is not None]
+        if values and line[0].setting.method.name != "uniform":
             _with_intervals(axes, values, style)
     _against_k(axes, table, "RE")
 

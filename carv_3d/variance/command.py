@@ -77,7 +77,7 @@ class KeptBatches:
         kept = read_json(self.path, "choose another --out")
         try:
             batches = kept.pop("batches")
-            self.by_step = {int(step): [Batch(**b) for b in of_step] for step, of_step in batches.items()}
+            self.by_step = {int(step): [Batch(**b) for b in given] for step, given in batches.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CarvError(f"{self.path} is damaged; choose another --out.") from error
         if kept != json.loads(json.dumps(self.depends_on)):
@@ -89,7 +89,7 @@ class KeptBatches:
 
     def save(self) -> None:
         """Write them all."""
-        batches = {str(step): [asdict(b) for b in of_step] for step, of_step in self.by_step.items()}
+        batches = {str(step): [asdict(b) for b in kept] for step, kept in self.by_step.items()}
         write_atomic(self.path, json.dumps({**self.depends_on, "batches": batches}))
 
     def seconds(self, steps: Sequence[int]) -> float:
@@ -153,11 +153,11 @@ def measure_steps(
         measure(benchmark, batches, step, request.tolerance, left, kept.save, display, stopped)
         if len(batches) < 2:
             break
-        of_step = rows(step, benchmark.settings, batches)
-        table += of_step
+        step_rows = rows(step, benchmark.settings, batches)
+        table += step_rows
         by_t[step] = by_timestep(trainer, batches)
-        print_table(rich_table(of_step), display.console)
-        for line in summary(of_step, by_t[step]):
+        print_table(rich_table(step_rows), display.console)
+        for line in summary(step_rows, by_t[step]):
             display.say(line)
         write_csv(folder / "variance.csv", table)
         if stopped():

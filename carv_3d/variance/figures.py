@@ -93,11 +93,11 @@ def rows(
     def seconds(s: Setting, draws: bool = True) -> Tensor:
         """(1 + RESAMPLES,) of a step, or of its upstream work alone."""
 
-        def of_batch(b: Batch) -> float:
+        def batch_seconds(b: Batch) -> float:
             phases = b.seconds[s.key]
             return upstream * (phases["step"] - phases["denoise"]) + draws * phases["denoise"]
 
-        return resampled(of_batch).quantile(0.5, dim=1)
+        return resampled(batch_seconds).quantile(0.5, dim=1)
 
     v_in = {s.key: resampled(lambda b, s=s: b.v_in[s.key]).mean(1) for s in settings}  # type: ignore[misc]
     s_out2 = {s.upstream: resampled(lambda b, s=s: b.s_out2[s.upstream]).mean(1) for s in settings}  # type: ignore[misc]

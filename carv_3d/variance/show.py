@@ -38,9 +38,9 @@ def _cells(row: Row, phases: Sequence[str]) -> list[Any]:
 def write_timesteps(path: Path, by_t: dict[int, Timesteps]) -> None:
     """By step and timestep the gradient's RMS norm and both proposals; oracle_share is of the step."""
     lines = (
-        (step, *values, of_step.share)
-        for step, of_step in by_t.items()
-        for values in zip(of_step.t, of_step.norm, of_step.weight, of_step.oracle)
+        (step, *values, at_step.share)
+        for step, at_step in by_t.items()
+        for values in zip(at_step.t, at_step.norm, at_step.weight, at_step.oracle)
     )
     write_atomic(path, csv_text(["step", "t", "norm", "weight", "oracle", "oracle_share"], lines))
 

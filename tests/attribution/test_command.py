@@ -20,7 +20,7 @@ from carv_3d.attribution.command import AttributeOptions, attribute, kept_kernel
 from carv_3d.attribution.encoded import EncodedImages, encode_images
 from carv_3d.attribution.images import FolderImages, TinyImages
 from carv_3d.attribution.page import render_page
-from carv_3d.attribution.queries import Query, kind_of
+from carv_3d.attribution.queries import Query, query_kind
 from carv_3d.attribution.scores import Scores
 from carv_3d.attribution.store import RowStore
 from carv_3d.cli import main as cli
@@ -341,12 +341,12 @@ def test_an_interval_takes_eight_independent_groups_of_draws(groups: tuple[int, 
 
 
 def test_words_are_told_from_places(tmp_path) -> None:
-    assert kind_of("a red mug") == "prompt"
-    assert kind_of("mug " * 200) == "prompt"
+    assert query_kind("a red mug") == "prompt"
+    assert query_kind("mug " * 200) == "prompt"
     save(tmp_path / "x.png", 0)
-    assert kind_of(str(tmp_path / "x.png")) == "image"
+    assert query_kind(str(tmp_path / "x.png")) == "image"
     (tmp_path / "config.yaml").write_text("")
-    assert kind_of(str(tmp_path)) == "run"
+    assert query_kind(str(tmp_path)) == "run"
 
 
 def test_the_second_of_two_in_one_folder_is_refused(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_the_second_of_two_in_one_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_is_asked_about_by_views_of_its_asset(sd_folder, sd_teacher, tmp_path) -> None:
-    from carv_3d.attribution.queries import model_of_run, run_query
+    from carv_3d.attribution.queries import run_model, run_query
     from carv_3d.generate.config import config_to_yaml, load_config
     from carv_3d.generate.trainer import TextTo3D
     from carv_3d.io.images import to_uint8
@@ -371,8 +371,8 @@ def test_a_run_is_asked_about_by_views_of_its_asset(sd_folder, sd_teacher, tmp_p
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     save_checkpoint(tmp_path / "checkpoint", host.state_dict())
-    assert kind_of(str(tmp_path)) == "run"
-    assert model_of_run(tmp_path) == str(sd_folder)
+    assert query_kind(str(tmp_path)) == "run"
+    assert run_model(tmp_path) == str(sd_folder)
     query = run_query(tmp_path, sd_teacher, 4)
     host.renderer.eval()
     with torch.no_grad():

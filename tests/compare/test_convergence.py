@@ -29,7 +29,9 @@ def test_both_sides_are_tried_alike(script: dict[str, Any], scene: str) -> None:
     found = script["variants"](one)
     assert Counter(m.name.split("-")[0] for m in found) == {"baseline": 6, "carv": 6}
     by_side = {side: [m for m in found if m.name.startswith(side)] for side in one.allocations}
-    assert [script["rate_of"](m) for m in by_side["baseline"]] == [script["rate_of"](m) for m in by_side["carv"]]
+    assert [script["learning_rate"](m) for m in by_side["baseline"]] == [
+        script["learning_rate"](m) for m in by_side["carv"]
+    ]
     config = by_side["carv"][-1].load("a black hat", 0, [], one.config)
     guidance = config.system.guidance
     assert (config.data.batch_size, guidance.num_draws) == one.allocations["carv"][-1]

@@ -200,7 +200,7 @@ def test_models_are_kept_apart_by_what_they_are_loaded_with(common: list[str], m
     sweep, teachers = sweep_of(common), engine.Teachers()
     full = Method("full", ["system.guidance.half_precision_weights=false"])
     other = Method("other", ["system.guidance.pretrained_model_name_or_path=carv-tiny"])
-    one, two, *rest = (teachers.of(sweep.configuration(m, 0, 0)) for m in (*sweep.methods, full, other))
+    one, two, *rest = (teachers.load(sweep.configuration(m, 0, 0)) for m in (*sweep.methods, full, other))
     assert one is two
     assert len({id(teacher) for teacher in (one, *rest)}) == 3
 
@@ -354,10 +354,10 @@ def test_a_damaged_result_is_one_sentence_with_its_fix(tmp_path: Path) -> None:
 def test_a_run_that_is_resumed_goes_on_where_its_clock_and_its_steps_stood(common: list[str]) -> None:
     sweep = sweep_of(common, steps=None, budget=1000.0)
     config = sweep.configuration(sweep.methods[0], 0, 0)
-    teacher = engine.Teachers().of(config)
+    teacher = engine.Teachers().load(config)
 
     def begun() -> ScoredRun:
-        run = ScoredRun(TextTo3D(config, teacher), Path("run"), Display(quiet=True), sweep.length_of(sweep.methods[0]))
+        run = ScoredRun(TextTo3D(config, teacher), Path("run"), Display(quiet=True), sweep.run_length(sweep.methods[0]))
         run.begin("one")
         return run
 

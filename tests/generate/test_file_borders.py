@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from file_borders import calls_of_a_step, crossings
+from file_borders import crossings, step_calls
 
 
 def test_a_step_crosses_at_most_half_of_the_borders_that_it_crossed() -> None:
-    assert crossings(calls_of_a_step([])) <= 47
+    assert crossings(step_calls([])) <= 47

@@ -15,9 +15,9 @@ from torch import nn
 from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import (
     check_made_with,
-    fingerprint_of,
     has_checkpoint,
     load_checkpoint,
+    module_fingerprint,
     previous_path,
     resumed_state,
     save_checkpoint,
@@ -162,7 +162,7 @@ def test_a_fingerprint_is_of_every_number_name_and_shape() -> None:
         module = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name in names})
         with torch.no_grad():
             module[names[-1]].view(-1)[-1] = last
-        return fingerprint_of(module, torch.tensor(more), config=config)
+        return module_fingerprint(module, torch.tensor(more), config=config)
 
     assert of() == of() == of(_folder="elsewhere")
     others = [of("ac"), of(shape=(3, 2)), of(shape=(6,)), of(last=1.0), of(more=1.0), of(width=1), of(width=2)]

@@ -93,7 +93,7 @@ def test_rays_and_their_gradient_equal_float64(which: tuple[int, ...]) -> None:
 
 
 def test_the_references_gradient_equals_differences() -> None:
-    layout = HashLayout.of(2, 2, 5, 3, 1.6)
+    layout = HashLayout.from_options(2, 2, 5, 3, 1.6)
     params = torch.randn(layout.n_rows * 2, dtype=torch.float64, requires_grad=True)
     x = torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     assert torch.autograd.gradcheck(lambda p, y: encode_reference(p, layout, y, 2), (params, x))
@@ -109,7 +109,7 @@ def test_the_references_gradient_equals_differences() -> None:
 
 
 def test_the_layout_is_tiny_cuda_nns_by_hand() -> None:
-    layout = HashLayout.of(3, 2, 9, 4, 2.0)
+    layout = HashLayout.from_options(3, 2, 9, 4, 2.0)
     assert layout.scales.tolist() == [3.0, 7.0, 15.0]
     # 4^3 = 64 and 8^3 = 512 nodes fit a level, 16^3 share 512 rows
     assert layout.levels.tolist() == [[0, 64, 4, 0], [64, 512, 8, 0], [576, 512, 16, 1]]
@@ -120,7 +120,7 @@ def test_the_layout_is_tiny_cuda_nns_by_hand() -> None:
     features = encode_reference(params, layout, at, 3)
     assert float(features[0, 0]) == pytest.approx(5.0, abs=1e-4)
     assert float(features[1, 5]) == pytest.approx(7.0, abs=1e-4)
-    uneven = HashLayout.of(1, 2, 19, 5, 2.0)
+    uneven = HashLayout.from_options(1, 2, 19, 5, 2.0)
     assert uneven.levels.tolist() == [[0, 128, 5, 0]]  # 125 nodes, in eights
 
 

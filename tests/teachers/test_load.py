@@ -19,7 +19,7 @@ from carv_3d.cli import main as cli
 from carv_3d.compare.engine import Teachers
 from carv_3d.errors import CarvError
 from carv_3d.generate.trainer import TextTo3D
-from carv_3d.runs.checkpoint import fingerprint_of
+from carv_3d.runs.checkpoint import module_fingerprint
 from carv_3d.teachers import latent_diffusion, load
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
@@ -82,7 +82,7 @@ def test_generate_variance_and_compare_train_on_xl(xl_folder: Path) -> None:
     config = tiny_config(
         xl_folder, "system.prompt_processor.use_perp_neg=true", "system.prompt_processor.fine_views=false"
     )
-    teacher = Teachers().of(config)  # compare's
+    teacher = Teachers().load(config)  # compare's
     assert isinstance(teacher, StableDiffusionXLTeacher)
     trainer = TextTo3D(config)  # generate's and variance's load their own
     assert isinstance(trainer.teacher._teacher, StableDiffusionXLTeacher)
@@ -154,7 +154,7 @@ def test_latents_of_another_text_encoder_are_others(
     assert encoder is sd_teacher.text_encoder
     own = {k: v for k, v in encoder.config.to_dict().items() if k != "transformers_version"}
     assert config == {**own, "context": sd_teacher.context_length, "words": sd_teacher.tokenizer.get_vocab()}
-    assert fingerprint(sd_teacher).endswith(f"-{fingerprint_of(encoder, config=config)}")
+    assert fingerprint(sd_teacher).endswith(f"-{module_fingerprint(encoder, config=config)}")
 
 
 @pytest.mark.parametrize("words", [["distill"], ["distill", "--dry-run"], ["distill", "variance"]])
