@@ -27,6 +27,7 @@ def test_the_built_in_model_is_read_from_the_package_and_never_from_a_cache(host
     processor = host.modules["carv-stable-diffusion-prompt-processor"]({"pretrained_model_name_or_path": "carv-tiny"})
     assert (Path(processor.read_from) / "model_index.json").is_file()
     assert not processor.cfg.use_cache
+    assert not processor.cfg.spawn
     processor.spawn_func(processor.read_from, ["a red mug", ""], str(tmp_path))
     names = [tmp_path / f"{double.hash_prompt(processor.read_from, prompt)}.pt" for prompt in ("a red mug", "")]
     saved, empty = map(torch.load, names)
