@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,11 +41,23 @@ def module(name: str) -> ModuleType:
 
 
 def carv(*words: str) -> None:
-    """Run `carv WORDS`; RuntimeError unless it ends well."""
+    """Run `carv WORDS`; RuntimeError unless it ends well. preview.png shows the field, and not the asset as today's."""
     cli: Any = importlib.import_module("carv_3d.cli" if IS_OLD else "carv_3d.cli.main")
-    status = cli.main(list(words))
+    with contextlib.nullcontext() if IS_OLD else _images_of_the_field():
+        status = cli.main(list(words))
     if status != 0:
         raise RuntimeError(f"carv {' '.join(words)} ended with {status}")
+
+
+@contextlib.contextmanager
+def _images_of_the_field() -> Iterator[None]:
+    run = module("generate.run").SceneRun
+    shots = run._shots
+    run._shots = lambda self, n_views, asset: shots(self, n_views, None)
+    try:
+        yield
+    finally:
+        run._shots = shots
 
 
 def config(name: str) -> str:
