@@ -143,7 +143,7 @@ def test_one_embedding_serves_all_renders_and_other_shapes_are_named() -> None:
     _, _, two = given(2, M=2)
     wrong = {
         "prompts_cond has shape": {"text": two.text[:, 0]},
-        r"prompts_uncond has shape \(2, 1, 3\); it needs 3 axes and 4 rows": {"uncond": two.uncond},
+        r"prompts_uncond has shape \(2, 1, 3\); it needs 3 axes and a batch of 4": {"uncond": two.uncond},
         "prompts_negative has shape": {"negative": two.negative},
         r"negatives has shape \(2, 2, 1, 3\); it needs 4 axes": {"perp_neg": two.perp_neg},
         "weights of negatives has shape": {"perp_neg_weights": two.perp_neg_weights},
