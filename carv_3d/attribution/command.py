@@ -192,10 +192,11 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
         gram = None if options.method == "cosine" else kept_kernel(rows)
         scores, ridge = score(options.method, asked, rows.rows, gram)
     facts = _facts(options, model_name, images, maker, ridge, time.perf_counter() - begin)
-    from carv_3d.attribution.page import write_page
+    from carv_3d.attribution.page import render_page
 
     write_atomic(out / "scores.csv", scores_csv(scores, images))
-    write_page(out, query, images, scores, METHODS[options.method][1], facts, (GROUPS, QUERY_GROUPS))
+    page = render_page(query, images, scores, METHODS[options.method][1], facts, (GROUPS, QUERY_GROUPS))
+    write_atomic(out / "report.html", page)
     settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": ridge}
     write_atomic(out / "settings.json", json.dumps(settings, indent=2))
     best = scores.top(0, 3)

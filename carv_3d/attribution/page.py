@@ -6,14 +6,12 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 import torch
 
 from carv_3d.attribution.images import Image, TrainingImages
 from carv_3d.attribution.queries import Query
 from carv_3d.attribution.scores import Scores
-from carv_3d.io.files import write_atomic
 from carv_3d.report.charts import Series, line_chart
 from carv_3d.report.page import asset_text, facts_section, page
 from carv_3d.stats.bootstrap import MIN_SAMPLES
@@ -24,32 +22,6 @@ ROWS = 50  # of the table
 Z = 1.96
 
 
-def write_page(
-    folder: Path,
-    query: Query,
-    images: TrainingImages,
-    scores: Scores,
-    method: str,
-    facts: Mapping[str, str],
-    groups: tuple[int, int],
-) -> Path:
-    """Write `folder/report.html`.
-
-    Args:
-        folder: of the page.
-        query: what was asked about.
-        images: N training images.
-        scores: (1, N).
-        method: what the scores are, in words.
-        facts: label -> value, for the head.
-        groups: independent groups of draws of a training image, and of an image of the query; intervals are shown from
-            `MIN_SAMPLES` of either.
-    """
-    path = folder / "report.html"
-    write_atomic(path, render_page(query, images, scores, method, facts, groups))
-    return path
-
-
 def render_page(
     query: Query,
     images: TrainingImages,
@@ -58,7 +30,17 @@ def render_page(
     facts: Mapping[str, str],
     groups: tuple[int, int],
 ) -> str:
-    """The page of `write_page` as a string."""
+    """The page as a string.
+
+    Args:
+        query: what was asked about.
+        images: N training images.
+        scores: (1, N).
+        method: what the scores are, in words.
+        facts: label -> value, for the head.
+        groups: independent groups of draws of a training image, and of an image of the query; intervals are shown from
+            `MIN_SAMPLES` of either.
+    """
     count = min(groups)
     values = scores.values[0]
     spread = float(values.std()) if len(values) > 1 and float(values.std()) > 0 else 1.0
