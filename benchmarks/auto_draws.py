@@ -61,9 +61,9 @@ def main() -> None:
         trainer.load_state_dict(state)
         work = {row.setting.K: row.variance.value * row.seconds for row in rows(step, settings, batches)[1:]}
         chosen, best = int(metrics["K_auto"]), min(work, key=lambda K: work[K])
-        of_grid = " | ".join(f"{work[K] / work[best]:.2f}" for K in grid)
+        on_grid = " | ".join(f"{work[K] / work[best]:.2f}" for K in grid)
         excess, share = work[chosen] / work[best] - 1, looking / total
-        lines.append(f"| {step} | {chosen} | {best} | {excess:.1%} | {share:.1%} | {of_grid} |")
+        lines.append(f"| {step} | {chosen} | {best} | {excess:.1%} | {share:.1%} | {on_grid} |")
     print(f"| step | auto | best | excess | measuring | {' | '.join(f'K = {K}' for K in grid)} |")
     print("|" + "---|" * (5 + len(grid)))
     print("\n".join(lines))

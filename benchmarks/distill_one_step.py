@@ -32,14 +32,14 @@ HEAD = "| images | n | NFE each | s each | object | color | both | over the teac
 
 
 def row(
-    title: str, cost: tuple[float, float] | None, found: ImageScores, teacher: ImageScores | None, frechet: str
+    title: str, cost: tuple[float, float] | None, scores: ImageScores, teacher: ImageScores | None, frechet: str
 ) -> str:
     """A line of the table; `teacher`, where the share of both is set over its."""
-    ratio, k = None if teacher is None else found.ratio(teacher), found.kernel
+    ratio, k = None if teacher is None else scores.ratio(teacher), scores.kernel
     over = "—" if ratio is None else ratio.text(".3f")
     spent = "— | —" if cost is None else f"{cost[0]:g} | {cost[1]:.3f}"
     return (
-        f"| {title} | {len(found.features)} | {spent} | {found.object:.1%} | {found.color:.1%} | {found.both:.1%} "
+        f"| {title} | {len(scores.features)} | {spent} | {scores.object:.1%} | {scores.color:.1%} | {scores.both:.1%} "
         f"| {over} | {k.text('.3g')} | {frechet} |"
     )
 
@@ -84,20 +84,22 @@ def main() -> int:
         renders = [true_renders(targets, rng) for _ in range(2)]
         real = classifier_features(classifier, renders[0])
         made, cost = timed(generator.unet, partial(one_step_images, generator.unet, generator, prompts, o.seed))
-        theirs, expense = timed(teacher.unet, partial(ddim_images, teacher, prompts, o.scale, o.steps, o.seed))
-        found, best, ceiling = (score_images(classifier, p, targets, real) for p in (made, theirs, renders[1]))
+        teacher_images, expense = timed(teacher.unet, partial(ddim_images, teacher, prompts, o.scale, o.steps, o.seed))
+        generated, best, ceiling = (
+            score_images(classifier, p, targets, real) for p in (made, teacher_images, renders[1])
+        )
         lines += [
-            row(f"{title}, one step", cost, found, best, f"{frechet_distance(found.features, real):.3g}"),
+            row(f"{title}, one step", cost, generated, best, f"{frechet_distance(generated.features, real):.3g}"),
             row(f"{title}, teacher", expense, best, None, f"{frechet_distance(best.features, real):.3g}"),
             row(f"{title}, true renders", None, ceiling, best, f"{frechet_distance(ceiling.features, real):.3g}"),
         ]
-        k = kernel_distance(found.features, best.features, paired=True)
+        k = kernel_distance(generated.features, best.features, paired=True)
         apart.append(
             f"{title}: one step and teacher are apart by {k.text('.3g')} (kernel), "
-            f"{frechet_distance(found.features, best.features):.3g} (Fréchet)."
+            f"{frechet_distance(generated.features, best.features):.3g} (Fréchet)."
         )
         if title == "training":
-            sides = torch.stack([made[: o.shown], theirs[: o.shown]], 1).flatten(0, 1)
+            sides = torch.stack([made[: o.shown], teacher_images[: o.shown]], 1).flatten(0, 1)
             captions = [f"{n}: {p}" for p in prompts[: o.shown] for n in ("1 step", f"{o.steps} steps")]
             o.sheet.parent.mkdir(parents=True, exist_ok=True)
             preview_sheet(sides, o.sheet, captions, columns=6)

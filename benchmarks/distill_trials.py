@@ -105,10 +105,10 @@ class Trial:
 
     def record(self) -> RunRecord:
         """For `carv_3d.compare`; of no prompt, since a distillation is of many."""
-        found = columns(self.rows)
-        axes = {name: found.pop(name) for name in AXES}
+        table = columns(self.rows)
+        axes = {name: table.pop(name) for name in AXES}
         axes["steps"] = axes["steps"] - axes["steps"][0]  # of a run that it was started from
-        return RunRecord(self.method, "", self.options.seed, self.folder, axes, found)
+        return RunRecord(self.method, "", self.options.seed, self.folder, axes, table)
 
 
 def make_trials(

@@ -32,10 +32,10 @@ def markdown(rows: Sequence[VarianceRow]) -> str:
     ]
     for row in rows:
         paper = PAPER.get(row.setting.name)
-        theirs = "— | —" if paper is None else f"{paper:g} | {PAPER['8x1'] / paper:.3g}"
+        published = "— | —" if paper is None else f"{paper:g} | {PAPER['8x1'] / paper:.3g}"
         lines.append(
             f"| {row.setting.name} | {row.variance.text('.3g')} | {row.upstream.text('.2g')} "
-            f"| {row.reduction.text('.3g')} | {row.seconds:.2f} | {theirs} |"
+            f"| {row.reduction.text('.3g')} | {row.seconds:.2f} | {published} |"
         )
     return "\n".join(lines)
 

@@ -142,14 +142,14 @@ def run_all(chosen: Sequence[tuple[str, Mutant]], workers: int) -> Iterator[tupl
         sets = sorted({m.tests for _, m in chosen})
         list(track(pool.map(check, sets), "without faults", total=len(sets)))
 
-        def one(item: tuple[str, Mutant]) -> tuple[str, Mutant, str]:
+        def tested(item: tuple[str, Mutant]) -> tuple[str, Mutant, str]:
             copy = copies.get()
             try:
                 return (*item, outcome(item[1], copy))
             finally:
                 copies.put(copy)
 
-        yield from track(pool.map(one, chosen), "faults", total=len(chosen))
+        yield from track(pool.map(tested, chosen), "faults", total=len(chosen))
 
 
 def table(rows: Sequence[tuple[str, Mutant, str]]) -> list[tuple[str, int, int]]:

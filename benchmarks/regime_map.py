@@ -83,7 +83,7 @@ def places(out: Path, scale: float, step: int) -> tuple[Path, Path]:
     return out / f"{name}.scene", out / f"{name}.json"
 
 
-def image(found: list[Regime], path: Path) -> None:
+def image(regimes_shown: list[Regime], path: Path) -> None:
     """Both ratios on logarithmic axes, the best ECM as color (of its logarithm) and number."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
@@ -92,10 +92,10 @@ def image(found: list[Regime], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    x, y = [r.cost_ratio for r in found], [max(r.upstream_share, 1e-3) for r in found]
-    ends = LogNorm(1, max(2.0, *(r.ecm for r in found)))
-    dots = axes.scatter(x, y, c=[r.ecm for r in found], norm=ends, cmap="viridis", s=60, zorder=2)
-    for r, a, b in zip(found, x, y):
+    x, y = [r.cost_ratio for r in regimes_shown], [max(r.upstream_share, 1e-3) for r in regimes_shown]
+    ends = LogNorm(1, max(2.0, *(r.ecm for r in regimes_shown)))
+    dots = axes.scatter(x, y, c=[r.ecm for r in regimes_shown], norm=ends, cmap="viridis", s=60, zorder=2)
+    for r, a, b in zip(regimes_shown, x, y):
         axes.annotate(f"{r.ecm:.1f}", (a, b), fontsize=6, xytext=(5, 3), textcoords="offset points")
     axes.plot(*PAPER, marker="*", markersize=16, color="none", markeredgecolor="#c8553d", label="the paper's regime")
     axes.set(xscale="log", yscale="log", xlabel="seconds of a draw / seconds of a render's upstream work",
@@ -138,7 +138,7 @@ def main() -> None:
     display, teacher = Display(), load_teacher(load_config(o.config, o.overrides, o.prompt))
     make_folder(o.out)
     each = o.budget / (len(o.scales) * len(o.at))
-    found: list[Regime] = []
+    measured: list[Regime] = []
     for scale in o.scales:
         overrides = [*o.overrides, f"system.guidance.guidance_scale={scale}"]
         trainer = TextTo3D(load_config(o.config, overrides, o.prompt), teacher)
@@ -155,15 +155,15 @@ def main() -> None:
             go_to(trainer, step, None, scene, display)
             left = each - spent(batches)
             measure(VarianceBenchmark(trainer, settings), batches, step, o.tolerance, left, kept.save, display)
-            found += regimes(scale, step, settings, batches, o.upstream)
-            for r in found[-len(o.upstream) :]:
+            measured += regimes(scale, step, settings, batches, o.upstream)
+            for r in measured[-len(o.upstream) :]:
                 display.say(
                     f"scale {scale:g}, step {step}, upstream x {r.upstream:g}: a draw costs {r.cost_ratio:.2f} of it, "
                     f"upstream share {r.upstream_share:.0%}; {r.method} at ({r.R}, {r.K}): ECM "
                     f"{Interval(r.ecm, r.ecm_low, r.ecm_high).text()}, bound {r.bound:.2f}, {r.batches} batches"
                 )
-    write_atomic(o.out / "regimes.csv", csv_text([f.name for f in fields(Regime)], map(astuple, found)))
-    image([*found, *earlier], o.out / "regimes.png")
+    write_atomic(o.out / "regimes.csv", csv_text([f.name for f in fields(Regime)], map(astuple, measured)))
+    image([*measured, *earlier], o.out / "regimes.png")
     display.say(f"Done: regimes.csv and regimes.png are in {o.out}")
 
 

@@ -170,10 +170,10 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> int:
     for name in old["cases"]:
         for result_name, change in old.get("changed", {}).get(name, {}).items():
             print(f"changed  {name}: {result_name}. {change['reason']}")
-        found = differences(expected(old, name), new["cases"].get(name, {}), exact)
-        bad += bool(found)
-        print(f"{'DIFFERS' if found else 'equal  '}  {name}")
-        for line in found[:12]:
+        differing = differences(expected(old, name), new["cases"].get(name, {}), exact)
+        bad += bool(differing)
+        print(f"{'DIFFERS' if differing else 'equal  '}  {name}")
+        for line in differing[:12]:
             print(f"           {line}")
     print(f"{len(old['cases']) - bad} of {len(old['cases'])} cases equal")
     return bad

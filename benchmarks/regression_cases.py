@@ -93,8 +93,8 @@ def columns(path: str | Path) -> dict[str, Any]:
 
 def state(path: str | Path) -> dict[str, Any]:
     """A checkpoint's groups, with today's names; states of the global generators are no longer kept."""
-    found = module("runs.checkpoint").load_checkpoint(Path(path))[0]
-    return {renamed(name): value for name, value in found.items() if name != "rng"}
+    state = module("runs.checkpoint").load_checkpoint(Path(path))[0]
+    return {renamed(name): value for name, value in state.items() if name != "rng"}
 
 
 # carv generate
@@ -160,8 +160,8 @@ def mesh(folder: str | Path) -> dict[str, Any]:
     field.load_state_dict(state(f"{folder}/checkpoint")["field"])
     volume, options = meshes.density_volume(field, system.exporter.resolution), system.exporter
     level = meshes.choose_level(volume, field.radius, options.level)
-    found = meshes.mesh_from_volume(volume, level, field.radius, options.min_component, options.smoothing)
-    return {"vertices": np.asarray(found.vertices), "faces": np.asarray(found.faces)}
+    mesh = meshes.mesh_from_volume(volume, level, field.radius, options.min_component, options.smoothing)
+    return {"vertices": np.asarray(mesh.vertices), "faces": np.asarray(mesh.faces)}
 
 
 NEW_COLUMNS = ("iou", "psnr")  # of metrics.csv, which 42e1110 had in comparisons alone
@@ -242,8 +242,8 @@ def run_variance() -> dict[str, Any]:
 
 def timeless(path: str) -> dict[str, Any]:
     """The columns of a table that no clock is in."""
-    wanted = ("step", "R", "K", "method", "variance", "v_in", "s_out2", "re", "upstream_share")
-    return {name: value for name, value in columns(path).items() if name.startswith(wanted)}
+    compared = ("step", "R", "K", "method", "variance", "v_in", "s_out2", "re", "upstream_share")
+    return {name: value for name, value in columns(path).items() if name.startswith(compared)}
 
 
 # carv compare

@@ -60,15 +60,15 @@ def every_design() -> dict[str, Any]:
     """Proposals, weightings and designs, with text and without."""
     schedule, out = NoiseSchedule.scaled_linear(), {}
     for proposal, weighting in itertools.product(("uniform", "weight"), WEIGHTINGS):
-        found = []
+        results = []
         for i, design in enumerate(layouts()):
             z, g = latents(), torch.Generator().manual_seed(i)
             options = {**design, "proposal": proposal, "weighting": weighting}
             options |= {"min_step": 20 + i, "max_step": 980 - 7 * i}
             loss = sds_loss(z, gaussian_eps_hat, schedule, [text(3)], g, **options)
             loss.backward()
-            found += [loss, z.grad]
-        out[f"{proposal}, w {weighting}"] = found
+            results += [loss, z.grad]
+        out[f"{proposal}, w {weighting}"] = results
     return out
 
 
@@ -101,15 +101,15 @@ def estimator_steps() -> dict[str, Any]:
             continue
         options = EstimatorOptions(**kind, **design, **RANGE)
         estimator = CarvEstimator(TEACHERS[torch.float64].schedule, options)
-        g, found = torch.Generator().manual_seed(2), []
+        g, results = torch.Generator().manual_seed(2), []
         for step in range(5):
             estimator.set_range(20 + step, 980 - 100 * step)
             z = latents(torch.float64)
             e = estimator.estimate(z, gaussian_eps_hat, text(3, torch.float64), g)
             e.loss.backward()
             scalars = {renamed(key): value for key, value in e.scalars.items()}
-            found += [e.loss, e.residual, e.weights, e.t, e.eps, e.grad, scalars, z.grad]
-        out.setdefault(name, []).append([found, estimator.state_dict()])
+            results += [e.loss, e.residual, e.weights, e.t, e.eps, e.grad, scalars, z.grad]
+        out.setdefault(name, []).append([results, estimator.state_dict()])
     return out
 
 
@@ -118,20 +118,20 @@ def ranks() -> dict[str, Any]:
     """The draws of three ranks, each with two renders."""
     out = {}
     for proposal, rank in itertools.product(("uniform", "weight"), range(3)):
-        found = []
+        results = []
         for design in layouts():
             options = {**design, "proposal": proposal, "rank": rank, "world_size": 3, "shared_seed": 4, **RANGE}
             estimator = CarvEstimator(NoiseSchedule.scaled_linear(), EstimatorOptions(**options))
             drawn = [estimator.draw(latents()[:2], torch.Generator().manual_seed(rank)) for _ in range(2)]
-            found += [[d.t, d.eps, d.weights] for d in drawn]
-        out[f"{proposal}, rank {rank}"] = found
+            results += [[d.t, d.eps, d.weights] for d in drawn]
+        out[f"{proposal}, rank {rank}"] = results
     return out
 
 
 @case("library: a residual of one's own")
 def own_residual() -> dict[str, Any]:
     """`estimate_residual` with a table of weights."""
-    schedule, found = NoiseSchedule.scaled_linear(), []
+    schedule, results = NoiseSchedule.scaled_linear(), []
     table = torch.linspace(0.1, 2, 1000)
 
     def residual(z_t: Tensor, t: Tensor, eps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,8 +143,8 @@ def own_residual() -> dict[str, Any]:
         z = latents()
         e = estimator.estimate_residual(z, residual, torch.ones(3, 3, 4, 4), torch.Generator().manual_seed(1))
         e.loss.backward()
-        found += [e.loss, e.residual, e.extra, z.grad]
-    return {"estimates": found}
+        results += [e.loss, e.residual, e.extra, z.grad]
+    return {"estimates": results}
 
 
 GUIDANCES: dict[str, dict[str, Any]] = {
@@ -175,13 +175,13 @@ def guidances() -> dict[str, Any]:
     negatives = teacher.text_embeddings(["green", "blue", "red", ""]).unflatten(0, (2, 2))
     for (name, options), perp in itertools.product(GUIDANCES.items(), (False, True)):
         guidance = sds_guidance(teacher, {"seed": 3, "guidance_scale": 7.5, **options})
-        found = []
+        results = []
         for step in range(4):
             rgb = renders(step)
             given = (negatives, torch.tensor([[-0.5, -2.0], [0.0, -1.0]])) if perp else None
             step_out = guidance(rgb, cond, uncond, 2 * step, negatives=given)
-            found.append(losses_and_gradients(step_out, rgb))
-        out[f"{name}, Perp-Neg" if perp else name] = [found, guidance.state_dict()]
+            results.append(losses_and_gradients(step_out, rgb))
+        out[f"{name}, Perp-Neg" if perp else name] = [results, guidance.state_dict()]
     return out
 
 
@@ -191,15 +191,15 @@ LOSSES = ("loss_sds", "loss_sds_img", "loss_recon", "loss_vsd", "loss_vsd_img", 
 def losses_and_gradients(out: Any, rgb: Tensor) -> dict[str, Any]:
     """Of a guidance's output: losses, scalars without seconds, and the gradient of each loss on the renders."""
     given = out if isinstance(out, dict) else {**out.scalars, **{n: getattr(out, n, None) for n in LOSSES}}
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for key, value in given.items():
         if isinstance(value, (int, float)) and "seconds" not in key:
-            found[renamed(key)] = float(value)
+            results[renamed(key)] = float(value)
         if key.startswith("loss_") and isinstance(value, Tensor):
-            found[key] = value
+            results[key] = value
             if key != "loss_lora":
-                found[f"{key} gradient"] = torch.autograd.grad(value, rgb, retain_graph=True)[0]
-    return found
+                results[f"{key} gradient"] = torch.autograd.grad(value, rgb, retain_graph=True)[0]
+    return results
 
 
 class Clocked(GaussianTeacher):
@@ -249,11 +249,11 @@ def rows() -> dict[str, Any]:
         seconds = {k: {"step": 1 + a, "denoise": 0.5 * b, "other": 0.5} for k, a, b in zip(keys, x[2], x[3])}
         outside = dict(zip(("2,0,0", "1,0,0", "2,1,0"), x[1]))
         batches.append({"v_in": dict(zip(keys, x[0])), "s_out2": outside, "seconds": seconds, "norms": []})
-    found = variance_rows(sizes, batches)
+    table = variance_rows(sizes, batches)
     numbers = ("s_out2", "v_in", "seconds", "bound", "phases")
-    out: dict[str, Any] = {name: [getattr(row, name) for row in found] for name in numbers}
+    out: dict[str, Any] = {name: [getattr(row, name) for row in table] for name in numbers}
     for name in ("variance", "ecm", "re"):
-        kept = [i for i in (getattr(row, name) for row in found) if i is not None]
+        kept = [i for i in (getattr(row, name) for row in table) if i is not None]
         out |= {name: [i.value for i in kept], f"{name}, interval": [[i.low, i.high] for i in kept]}
     return out
 
@@ -273,15 +273,15 @@ def vsd() -> dict[str, Any]:
         score = lora_score(sd_teacher(v_model()), options.get("lora_rank", 4))
         guidance = vsd_guidance(teacher, score, {"seed": 3, **options})
         cond, uncond = teacher.text_embeddings(["a mug", "a cup"]), teacher.text_embeddings(["", ""])
-        optimizer, found = torch.optim.Adam(score.parameters(), lr=1e-2), []
+        optimizer, results = torch.optim.Adam(score.parameters(), lr=1e-2), []
         for step in range(3):
             rgb = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(step)).requires_grad_()
             step_out = guidance(rgb, cond, uncond, cond[:1], camera, step)
-            found.append(losses_and_gradients(step_out, rgb))
+            results.append(losses_and_gradients(step_out, rgb))
             optimizer.zero_grad()
             step_out.loss_lora.backward()
             optimizer.step()
-        out[name], out[f"{name}, LoRA"] = found, score.lora.state_dict()
+        out[name], out[f"{name}, LoRA"] = results, score.lora.state_dict()
     return out
 
 
@@ -313,7 +313,7 @@ HOSTED_VSD: dict[str, dict[str, Any]] = {
 
 def hosted(kind: str, options: dict[str, Any], perp_neg: bool, **names: str) -> list[Any]:
     """Three steps of the extension in the host double; of VSD with a step of the LoRA after each."""
-    double, found = host_double(), []
+    double, results = host_double(), []
     views = {
         "elevation": torch.tensor([15.0, 20.0]), "azimuth": torch.tensor([0.0, 90.0]),
         "camera_distances": torch.tensor([1.5, 2.0]), "rays_o": None, "height": 64,
@@ -340,13 +340,13 @@ def hosted(kind: str, options: dict[str, Any], perp_neg: bool, **names: str) -> 
             if hasattr(guidance, "update_step"):
                 guidance.update_step(0, step)
             out = guidance(rgb, utils, **views)
-            found.append(losses_and_gradients(out, rgb))
+            results.append(losses_and_gradients(out, rgb))
             if optimizer is not None:
                 optimizer.zero_grad()
                 out["loss_lora"].backward()
                 optimizer.step()
-        found.append([p.detach().clone() for p in parameters])
-    return found
+        results.append([p.detach().clone() for p in parameters])
+    return results
 
 
 def _hosted(

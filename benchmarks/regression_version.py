@@ -43,14 +43,14 @@ def module(name: str) -> ModuleType:
 def carv(*words: str) -> None:
     """Run `carv WORDS`; RuntimeError unless it ends well. preview.png shows the field, and not the asset as today's."""
     cli: Any = importlib.import_module("carv_3d.cli" if IS_OLD else "carv_3d.cli.main")
-    with contextlib.nullcontext() if IS_OLD else _images_of_the_field():
+    with contextlib.nullcontext() if IS_OLD else _field_images():
         status = cli.main(list(words))
     if status != 0:
         raise RuntimeError(f"carv {' '.join(words)} ended with {status}")
 
 
 @contextlib.contextmanager
-def _images_of_the_field() -> Iterator[None]:
+def _field_images() -> Iterator[None]:
     run = module("generate.run").SceneRun
     shots = run._shots
     run._shots = lambda self, n_views, asset: shots(self, n_views, None)
@@ -90,8 +90,8 @@ def batches(folder: str) -> dict[str, Any]:
     kept = json.loads((Path(folder) / ("blocks.json" if IS_OLD else "batches.json")).read_text())
     inside, outside = ("inside", "outside") if IS_OLD else ("v_in", "s_out2")
     return {
-        f"step {step}": [{"v_in": b[inside], "s_out2": b[outside], "norms": b["norms"]} for b in found]
-        for step, found in kept["blocks" if IS_OLD else "batches"].items()
+        f"step {step}": [{"v_in": b[inside], "s_out2": b[outside], "norms": b["norms"]} for b in figures]
+        for step, figures in kept["blocks" if IS_OLD else "batches"].items()
     }
 
 
@@ -104,9 +104,9 @@ def variance_rows(sizes: Sequence[tuple[int, int, str]], measured: Sequence[dict
     ]
     batch = settings_module.Block if IS_OLD else module("variance.benchmark").Batch
     names = {"v_in": "inside", "s_out2": "outside"} if IS_OLD else {}
-    made = [batch(**{names.get(k, k): v for k, v in one.items()}) for one in measured]
-    found: list[Any] = module("variance.figures").rows(10, settings, made, settings[0])
-    return found
+    made = [batch(**{names.get(k, k): v for k, v in figures.items()}) for figures in measured]
+    table: list[Any] = module("variance.figures").rows(10, settings, made, settings[0])
+    return table
 
 
 def renamed(name: str) -> str:
@@ -116,20 +116,20 @@ def renamed(name: str) -> str:
 
 def sds_guidance(teacher: Any, options: dict[str, Any]) -> Any:
     """`SDSGuidance` with these options."""
-    found = module("guidance.sds")
-    return found.SDSGuidance(teacher, found.GuidanceOptions(**options))
+    sds = module("guidance.sds")
+    return sds.SDSGuidance(teacher, sds.GuidanceOptions(**options))
 
 
 def vsd_guidance(teacher: Any, score: Any, options: dict[str, Any]) -> Any:
     """`VSDGuidance` with these options."""
-    found = module("guidance.vsd")
-    return found.VSDGuidance(teacher, score, found.VSDOptions(**options))
+    vsd = module("guidance.vsd")
+    return vsd.VSDGuidance(teacher, score, vsd.VSDOptions(**options))
 
 
 def lora_score(denoiser: Any, rank: int) -> Any:
     """The trained score of `VSDGuidance`."""
-    found = module("teachers.lora_score")
-    return (found.LoraStudent if IS_OLD else found.LoraScore)(denoiser, rank)
+    lora_score = module("teachers.lora_score")
+    return (lora_score.LoraStudent if IS_OLD else lora_score.LoraScore)(denoiser, rank)
 
 
 def sds_loss(latents: Any, eps_hat: Any, schedule: Any, cond: Any, generator: Any, **options: Any) -> Any:
@@ -147,7 +147,7 @@ def from_file(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[name] = found  # dataclasses look there
-    spec.loader.exec_module(found)
-    return found
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded  # dataclasses look there
+    spec.loader.exec_module(loaded)
+    return loaded

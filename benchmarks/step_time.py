@@ -65,14 +65,14 @@ def main() -> None:
                 seconds[key].append(time.perf_counter() - begin)
                 for part, value in run.meter.seconds.items():
                     parts[key][part] = parts[key].get(part, 0.0) + value
-    one = statistics.median(seconds[1, 1])
+    baseline = statistics.median(seconds[1, 1])
     print(f"\n{torch.get_num_threads()} threads, medians of {options.repeats} interleaved steps\n")
     print("| R | K | ms a step | against K steps at (1, 1) | " + " | ".join(f"{p} ms" for p in parts[1, 1]) + " |")
     print("|" + "---|" * (4 + len(parts[1, 1])))
     for (renders, draws), measured in seconds.items():
         middle = statistics.median(measured)
         each = " | ".join(f"{parts[renders, draws][p] / options.repeats * 1e3:.0f}" for p in parts[1, 1])
-        print(f"| {renders} | {draws} | {middle * 1e3:.0f} | {middle / (one * renders * draws):.2f} | {each} |")
+        print(f"| {renders} | {draws} | {middle * 1e3:.0f} | {middle / (baseline * renders * draws):.2f} | {each} |")
 
 
 if __name__ == "__main__":

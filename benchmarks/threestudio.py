@@ -105,7 +105,7 @@ def build(o: argparse.Namespace, checkout: str) -> Bench:
         name: host.find(OURS if options else STOCK)({**shared, **options}) for name, options in VARIANTS.items()
     }
     system.guidance = guidances["carv, K = 4"]
-    cpu_host.use_sizes_of(system.guidance._carv.teacher)
+    cpu_host.resize_like(system.guidance._carv.teacher)
     return Bench(system, prompts, guidances, cameras(host, cfg), parse_optimizer(cfg.system.optimizer, system))
 
 

@@ -78,15 +78,15 @@ def table(tables: Sequence[Sequence[dict[str, str]]]) -> str:
     return "\n".join(lines)
 
 
-def pooled(found: Sequence[Interval]) -> Interval:
+def pooled(intervals: Sequence[Interval]) -> Interval:
     """The geometric mean of ratios that were measured apart, each with its 95 % interval; of these prompts, not of
     prompts in general."""
-    if not all(0 < x.value < math.inf for x in found):
+    if not all(0 < x.value < math.inf for x in intervals):
         return Interval(math.nan)
-    logs = [math.log(x.value) for x in found]
-    if not all(x.low > 0 and x.high < math.inf for x in found):  # too few batches to tell a variance from 0
+    logs = [math.log(x.value) for x in intervals]
+    if not all(x.low > 0 and x.high < math.inf for x in intervals):  # too few batches to separate a variance from 0
         return Interval(math.exp(sum(logs) / len(logs)))
-    errors = [(math.log(x.high) - math.log(x.low)) / (2 * 1.96) for x in found]
+    errors = [(math.log(x.high) - math.log(x.low)) / (2 * 1.96) for x in intervals]
     mean, error = sum(logs) / len(logs), math.hypot(*errors) / len(errors)
     return Interval(math.exp(mean), math.exp(mean - 1.96 * error), math.exp(mean + 1.96 * error))
 
@@ -100,7 +100,7 @@ def over(folders: Sequence[Path], settings: Sequence[Setting], name: str) -> str
         batches = [[Batch(**b) for b in by_step[str(step)]] for by_step in kept]
         for rival in rivals:
             same = [s for s in settings if (s.R, s.K) == (rival.R, rival.K)]
-            tables = [rows(step, same, of_prompt, rival) for of_prompt in batches]
+            tables = [rows(step, same, by_prompt, rival) for by_prompt in batches]
             own = same.index(rival)
             for i, s in enumerate(same):
                 if s == rival:

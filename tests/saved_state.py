@@ -52,7 +52,7 @@ def untested_after_restoring(fresh: Any, state: dict[str, Any]) -> list[str]:
     Returns:
         The items that `fresh` held already, of which the check therefore says nothing.
     """
-    found = after_restoring(fresh, state)
-    lost = [key for key, status in found.items() if status == "lost"]
+    statuses = after_restoring(fresh, state)
+    lost = [key for key, status in statuses.items() if status == "lost"]
     assert not lost, f"not restored: {lost}"
-    return [key for key, status in found.items() if status == "same"]
+    return [key for key, status in statuses.items() if status == "same"]

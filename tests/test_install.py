@@ -78,7 +78,7 @@ esac
 
 
 class Host:
-    """A threestudio checkout beside carv_3d's, and the Python of its environment."""
+    """A threestudio checkout next to carv_3d's, and the Python of its environment."""
 
     def __init__(self, checkout: Checkout) -> None:
         checkout.program("python", HOST_PYTHON)
@@ -139,7 +139,7 @@ def test_a_set_up_that_was_cut_short_is_made_anew(checkout: Checkout) -> None:
     assert checkout.call("true").stderr == ""
 
 
-def test_a_failure_is_told_with_its_cause_and_the_command_is_not_run(checkout: Checkout) -> None:
+def test_a_failure_names_its_cause_and_the_command_is_not_run(checkout: Checkout) -> None:
     done = checkout.call("touch", "ran", FAKE_FAIL="1")
     assert done.returncode == 1
     assert "disk on fire" in done.stderr

@@ -36,11 +36,11 @@ def extras() -> dict[str, list[str]]:
     """Extra -> the modules that it names itself, of pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = text.partition("[project.optional-dependencies]")[2].partition("\n[project.")[0]
-    found = {}
+    packages = {}
     for name, listed in re.findall(r"^(\w+) = \[(.*?)\]$", section, re.M | re.S):
         names = [re.match(r"[\w-]+", item)[0] for item in re.findall(r'"([^"]+)"', listed)]
-        found[name] = [MODULES.get(n, n) for n in names]
-    return found
+        packages[name] = [MODULES.get(n, n) for n in names]
+    return packages
 
 
 def run(code: str, blocked: list[str]) -> subprocess.CompletedProcess[str]:
@@ -159,7 +159,7 @@ def test_only_a_missing_package_is_translated() -> None:
     for own in ("carv_3d.nothing", "json.nothing"):
         with pytest.raises(ModuleNotFoundError, match=own), packages("generate"):
             missing(own)()
-    with pytest.raises(CarvError, match=r"a test needs nothing_of_this_name, which is not installed: pip install"):
-        require("nothing_of_this_name.part", "dev", "a test")
+    with pytest.raises(CarvError, match=r"a test needs no_such_name, which is not installed: pip install"):
+        require("no_such_name.part", "dev", "a test")
     assert require("json", "dev", "a test").loads("1") == 1
     assert callable(cli)

@@ -20,8 +20,8 @@ def test_every_name_is_there_and_shown() -> None:
         assert getattr(value, "__doc__", None) or isinstance(value, str), name
         assert name in dir(carv_3d)
     assert not {name for name in dir(carv_3d) if not name.startswith("__")} - set(carv_3d.__all__)
-    wanted = ("SDSGuidance", "VSDGuidance", "StableDiffusionTeacher", "GaussianTeacher", "load_config", "sds_loss")
-    assert set(wanted) <= set(carv_3d.__all__)
+    expected = ("SDSGuidance", "VSDGuidance", "StableDiffusionTeacher", "GaussianTeacher", "load_config", "sds_loss")
+    assert set(expected) <= set(carv_3d.__all__)
     with pytest.raises(AttributeError, match="did you mean CarvEstimator"):
         carv_3d.CarvEstimater  # noqa: B018
 
@@ -81,10 +81,10 @@ def test_old_names_still_work(old: str) -> None:
         warnings.simplefilter("always")
         value = getattr(importlib.import_module(module), name)
     assert value is not None
-    ours = [w for w in said if "the old name goes" in str(w.message)]
+    warned = [w for w in said if "the old name goes" in str(w.message)]
     kept = module in ("carv_3d.guidance", "carv_3d.core.allocation", "carv_3d.core.costs", "carv_3d.teachers.denoiser")
-    assert bool(ours) is not kept
-    assert all(w.category is DeprecationWarning for w in ours)
+    assert bool(warned) is not kept
+    assert all(w.category is DeprecationWarning for w in warned)
 
 
 def test_the_warning_says_the_new_name_and_where_the_old_one_stands() -> None:

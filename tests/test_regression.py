@@ -25,8 +25,8 @@ def test_results_are_those_of_before(name: str, tmp_path: Path) -> None:
     exact = here == BASELINE["environment"]
     if not exact:
         warnings.warn(f"compared to 1e-4: recorded on {BASELINE['environment']}, this is {here}", stacklevel=1)
-    found = regression.differences(regression.expected(BASELINE, name), regression.run_case(name, tmp_path), exact)
-    assert not found, "\n".join(found)
+    differing = regression.differences(regression.expected(BASELINE, name), regression.run_case(name, tmp_path), exact)
+    assert not differing, "\n".join(differing)
 
 
 def test_every_case_was_recorded_and_every_change_has_a_reason() -> None:
@@ -63,6 +63,6 @@ def test_on_other_machines_the_norm_the_sum_and_the_first_values_count() -> None
 
 
 def test_what_is_missing_or_new_is_named() -> None:
-    one = {"r": regression.result(1.0)}
-    assert regression.differences(one, {}) == ["r is missing"]
-    assert regression.differences({}, one) == ["r was not there"]
+    recorded = {"r": regression.result(1.0)}
+    assert regression.differences(recorded, {}) == ["r is missing"]
+    assert regression.differences({}, recorded) == ["r was not there"]

@@ -105,8 +105,8 @@ class FolderImages:
         if not folder.is_dir():
             raise CarvError(f"there is no folder {folder} of training images; name one with --training-images.")
         self.name, self._folder, self._size, self._resize = str(folder), folder, size, resize
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        self._paths = found[:limit]
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        self._paths = paths[:limit]
         if not self._paths:
             raise CarvError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder.")
         for path in self._paths:

@@ -200,13 +200,13 @@ def tracin(steps: Iterable[tuple[Tensor, Rows, float]]) -> Scores:
     """
     total: Scores | None = None
     for queries, items, rate in steps:
-        one = bilinear(queries, items)
+        scores = bilinear(queries, items)
         if total is None:
-            total = Scores(rate * one.values, abs(rate) * one.errors)
-        elif total.values.shape != one.values.shape:
+            total = Scores(rate * scores.values, abs(rate) * scores.errors)
+        elif total.values.shape != scores.values.shape:
             raise CarvError("the checkpoints have features of different queries or items; make them of the same.")
         else:
-            total = Scores(total.values + rate * one.values, torch.hypot(total.errors, rate * one.errors))
+            total = Scores(total.values + rate * scores.values, torch.hypot(total.errors, rate * scores.errors))
     if total is None:
         raise CarvError("TracIn needs one checkpoint at least.")
     return total
@@ -216,7 +216,7 @@ def mean_and_variance(table: Tensor) -> tuple[Tensor, Tensor]:
     """(..., H, G) -> the mean over both, and an unbiased estimate of its variance (0 where that comes out below).
 
     Rows and columns are independent draws of a query and of an item. With one row (column) the variance is that over
-    columns (rows), the other source unseen; with one of both it is NaN.
+    columns (rows), the other source left out; with one of both it is NaN.
     """
     H, G = table.shape[-2:]
     mean = table.mean((-1, -2))

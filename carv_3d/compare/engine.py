@@ -119,8 +119,8 @@ def run_group(
             figures = {k: v for k, v in run.last.items() if k in ("iou", "classifier_object")}
             show(done_before + sum(min(r.done, r.length.total) for r in runs), figures)
             if stopped():
-                for one in runs:
-                    one.pause()
+                for each in runs:
+                    each.pause()
                 return
         for run in runs:
             run.finish()

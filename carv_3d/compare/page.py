@@ -63,12 +63,12 @@ def _score_tables(c: Comparison) -> str:
         )
     axes = [axis for axis in AXES if any(r.axis == axis for r in c.times)]
     parts = []
-    of_prompts = f" of {len(c.prompts)} prompts" if len(c.prompts) > 1 else ""
+    count = f" of {len(c.prompts)} prompts" if len(c.prompts) > 1 else ""
     if axes:
         rows = [
             f"<tr><td>{escape(metric(name).title)}</td><td>{_swatch(c, method)}</td>"
             + "".join(f"<td>{_ratio(c, name, method, axis)}</td>" for axis in axes)
-            + f"<td>{len(c.select(method))} + {len(c.select(c.methods[0]))}{of_prompts}</td></tr>"
+            + f"<td>{len(c.select(method))} + {len(c.select(c.methods[0]))}{count}</td></tr>"
             for name in dict.fromkeys(r.metric for r in c.times)
             for method in c.methods[1:]
         ]
@@ -85,7 +85,7 @@ def _score_tables(c: Comparison) -> str:
         )
     finals = "".join(
         f"<tr><td>{escape(metric(f.metric).title)}</td><td>{_swatch(c, f.method)}</td>"
-        f"<td>{Interval(f.mean, f.low, f.high).text('.3f')}</td><td>{f.runs}{of_prompts}</td><td>{f.steps:.0f}</td>"
+        f"<td>{Interval(f.mean, f.low, f.high).text('.3f')}</td><td>{f.runs}{count}</td><td>{f.steps:.0f}</td>"
         f"<td>{'—' if math.isnan(f.seconds) else f'{f.seconds:.0f}'}</td></tr>"
         for f in c.finals
     )
@@ -105,8 +105,8 @@ def _ratio(c: Comparison, name: str, method: str, axis: str) -> str:
 
 def _axes(c: Comparison) -> list[str]:
     """The axes that there are curves against, seconds first."""
-    found = [axis for axis in AXES if any(a == axis for _, a in c.curves)]
-    return sorted(found, key=lambda axis: axis != "seconds")
+    drawn = [axis for axis in AXES if any(a == axis for _, a in c.curves)]
+    return sorted(drawn, key=lambda axis: axis != "seconds")
 
 
 def _curves(c: Comparison) -> str:

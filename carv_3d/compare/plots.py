@@ -43,15 +43,15 @@ def _plot(path: Path, comparison: Comparison, name: str) -> None:
         plot.grid(alpha=0.3)
     grid[0].set_ylabel(_plain(what.label))
     grid[0].legend(loc="best", fontsize=9)
-    of_prompts = any(comparison.prompts)  # a run that has none is of many
+    many = any(comparison.prompts)  # a run that has none is of many
     counts = sorted({curve.runs for axis in axes for curve in comparison.curves[name, axis]})
     each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    what_of = f"{each} run(s) each" + (f", {len(comparison.prompts)} prompt(s)" if of_prompts else "")
-    over = "prompts and seeds" if of_prompts else "seeds"
+    size = f"{each} run(s) each" + (f", {len(comparison.prompts)} prompt(s)" if many else "")
+    over = "prompts and seeds" if many else "seeds"
     most = max(curve.independent for axis in axes for curve in comparison.curves[name, axis])
     least = f"{MIN_RUNS} {'prompts' if len(comparison.prompts) > 1 else 'runs'}"
     band = f"band: 95 % bootstrap over {over}" if most >= MIN_RUNS else f"no band below {least}"
-    figure.suptitle(f"{_plain(what.title)}: mean of {what_of}; {band}", fontsize=11)
+    figure.suptitle(f"{_plain(what.title)}: mean of {size}; {band}", fontsize=11)
     figure.savefig(path, dpi=110, format="png")
 
 

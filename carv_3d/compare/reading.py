@@ -42,10 +42,10 @@ def _folders(folder: Path) -> list[Path]:
     """A run's folder itself, or the runs of a comparison's folder."""
     if (folder / "metrics.csv").exists() or not (folder / "runs").is_dir():
         return [folder]
-    found = sorted(path.parent for path in (folder / "runs").glob("*/*/metrics.csv"))
-    if not found:
+    folders = sorted(path.parent for path in (folder / "runs").glob("*/*/metrics.csv"))
+    if not folders:
         raise CarvError(f"the comparison in {folder} has no run with metrics yet; let it run first")
-    return found
+    return folders
 
 
 def read_run(folder: Path, method: str = "") -> RunRecord:

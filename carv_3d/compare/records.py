@@ -94,11 +94,11 @@ def check_comparable(runs: Sequence[RunRecord], baseline: str | None = None) -> 
     methods = [first, *(m for m in methods if m != first)]
     prompts = {m: {run.prompt for run in runs if run.method == m} for m in methods}
     for method in methods[1:]:
-        for one, other in ((first, method), (method, first)):
-            missing = sorted(prompts[other] - prompts[one])
+        for own, other in ((first, method), (method, first)):
+            missing = sorted(prompts[other] - prompts[own])
             if missing:
                 raise CarvError(
-                    f"{one} has no run of {missing[0]!r}, and {other} has; a comparison is of the same prompts: "
+                    f"{own} has no run of {missing[0]!r}, and {other} has; a comparison is of the same prompts: "
                     "add the missing run, or leave the other out"
                 )
     return methods

@@ -123,12 +123,12 @@ class ScoredRun(SceneRun):
     def scores(self) -> dict[str, float]:
         """The classifier's scores, IoU and PSNR for carv-tiny's objects, CLIP's if it is there; of the same views."""
         rgb, opacity = scoring_views(self.host)
-        found = self.classifier.score(rgb) if self.classifier else {}
+        scores = self.classifier.score(rgb) if self.classifier else {}
         if self.truth:
-            found |= self.truth.score(rgb, opacity)
+            scores |= self.truth.score(rgb, opacity)
         if self.clip:
-            found["clip_score"] = self.clip.score(rgb, self.host.config.prompt)
-        return found
+            scores["clip_score"] = self.clip.score(rgb, self.host.config.prompt)
+        return scores
 
     @property
     def _score_names(self) -> tuple[str, ...]:

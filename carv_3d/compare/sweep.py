@@ -126,7 +126,7 @@ def save(sweep: Sweep, out: Path) -> None:
 
 
 def describe(sweep: Sweep) -> dict[str, Any]:
-    """A sweep as plain data. Files are read in, so that a change to one does not go unseen."""
+    """A sweep as plain data. Files are read in, so that a change to one is noticed."""
     files = {m.name: m.config or sweep.config for m in sweep.methods}
     return {
         "format": FORMAT,

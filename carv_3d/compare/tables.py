@@ -82,9 +82,9 @@ def compare(runs: Sequence[RunRecord], methods: Sequence[str], scores: Sequence[
         if not _varies(runs, name):
             continue
         for axis in AXES:
-            of_methods = [mean_curve(by_method[method], name, axis, bootstrap) for method in methods]
-            if any(of_methods):
-                curves[name, axis] = [curve for curve in of_methods if curve]
+            each = [mean_curve(by_method[method], name, axis, bootstrap) for method in methods]
+            if any(each):
+                curves[name, axis] = [curve for curve in each if curve]
     times, finals = [], []
     prompts = list(dict.fromkeys(run.prompt for run in runs))
     for score in [name for name in names if name in (*SCORES, *scores)]:

@@ -59,11 +59,11 @@ def _csv_rows(folder: Path, notes: list[str]) -> Rows:
     """By step and name, over all parts of a run that was resumed: the later part counts."""
     rows: Rows = {}
     for path in sorted((folder / "csv_logs").glob("version_*/metrics.csv"), key=_version):
-        found, damaged = read_table(path, LEAVE_OUT)
+        listed, damaged = read_table(path, LEAVE_OUT)
         if damaged:
             notes.append(f"{path}: {damaged} damaged line(s) left out")
         part: Rows = {}
-        for row in found:
+        for row in listed:
             if not math.isfinite(row.get("step", math.nan)):
                 continue
             known = {_plain(k): v for k, v in row.items() if _is_figure(k) and math.isfinite(v)}

@@ -106,8 +106,8 @@ def time_to_target(
     share = float(np.isfinite(at_m[0]))
     count = min(independent(baseline), independent(method))
     if count >= MIN_RUNS and not math.isnan(ratio[0]):
-        of_both = ((baseline, xb), (baseline, yb), (method, xm), (method, ym))
-        means = [bootstrap.means(runs, values) for runs, values in of_both]
+        pairs = ((baseline, xb), (baseline, yb), (method, xm), (method, ym))
+        means = [bootstrap.means(runs, values) for runs, values in pairs]
         drawn = np.isfinite(means[1]).all(1) & np.isfinite(means[3]).all(1)
         _, rb, rm = _times(*(values[drawn] for values in means))
         # An order statistic at either end: a censored resample counts as the largest, and is never averaged. So does

@@ -57,11 +57,11 @@ def full_key(options: Options, key: str) -> str:
     """
     key = options.renamed.get(key, key)
     every = {full: declared for full, declared, _ in options.walk()}
-    found = [full for full, declared in every.items() if full.endswith(f".{key}") and not declared.is_group]
-    if key in every or len(found) == 1:
-        return key if key in every else found[0]
-    if found:
-        raise CarvError(f"{key!r} may be {' or '.join(found)}; write the whole name")
+    matches = [full for full, declared in every.items() if full.endswith(f".{key}") and not declared.is_group]
+    if key in every or len(matches) == 1:
+        return key if key in every else matches[0]
+    if matches:
+        raise CarvError(f"{key!r} may be {' or '.join(matches)}; write the whole name")
     path, _, name = key.rpartition(".")
     raise CarvError(f"unknown option {key!r}{_nearest(key, name, path, list(every))}")
 

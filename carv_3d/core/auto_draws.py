@@ -83,11 +83,11 @@ class AutoDraws:
         self.times.begin()
         if not self._measured:
             return None
-        one, two = (self.estimator.draw(latents, generator, STRATA * self.group_size) for _ in range(2))
+        first, second = (self.estimator.draw(latents, generator, STRATA * self.group_size) for _ in range(2))
         weights = None
-        if one.weights is not None and two.weights is not None:
-            weights = torch.cat([one.weights, two.weights], 1)
-        return Draws(torch.cat([one.t, two.t], 1), torch.cat([one.eps, two.eps], 1), weights, self.group_size)
+        if first.weights is not None and second.weights is not None:
+            weights = torch.cat([first.weights, second.weights], 1)
+        return Draws(torch.cat([first.t, second.t], 1), torch.cat([first.eps, second.eps], 1), weights, self.group_size)
 
     def learn(self, latents: Tensor, estimate: Estimate) -> None:
         """After the estimate and before its backward: look at a measured step, and choose after the last of a burst."""
@@ -131,9 +131,9 @@ class AutoDraws:
         out = {"K_auto": float(self.num_draws), "seconds_auto": self._spent}
         if self.renders is not None:
             out["R_auto"] = float(self.renders)
-        one = self.variance(self.grid[0])
-        if one > 0:
-            out["upstream_share"] = self.variances.outer / self._last_renders / one
+        smallest = self.variance(self.grid[0])
+        if smallest > 0:
+            out["upstream_share"] = self.variances.outer / self._last_renders / smallest
         return out
 
     def _choose(self) -> None:

@@ -83,7 +83,7 @@ class BurstVariances:
     def inner(self, K: int) -> float:
         """V_in of one render with K draws. Beyond the finest strata it falls as 1/K; strata do at least as well."""
         k = K // self.group_size
-        level = max((one for one in self.levels if one <= k), default=self.levels[0])
+        level = max((n for n in self.levels if n <= k), default=self.levels[0])
         return self.in2[self.levels.index(level)] * level / k
 
     @property
@@ -131,11 +131,11 @@ def difference(x: Tensor, k: int, generator: torch.Generator | None = None) -> T
     return d.sum((1, 2)) / ((2 * S * k) ** 0.5 * R)
 
 
-def leaves(of: Tensor) -> list[Tensor]:
+def leaves(root: Tensor) -> list[Tensor]:
     """The leaves of a tensor's graph that require a gradient, in the order in which a walk finds them."""
     out: list[Tensor] = []
     seen: set[Any] = set()
-    todo: list[Any] = [of.grad_fn]
+    todo: list[Any] = [root.grad_fn]
     while todo:
         node = todo.pop()
         if node is None or node in seen:
@@ -144,4 +144,4 @@ def leaves(of: Tensor) -> list[Tensor]:
         if hasattr(node, "variable"):
             out.append(node.variable)
         todo.extend(following for following, _ in node.next_functions)
-    return out if of.grad_fn is not None else [of]
+    return out if root.grad_fn is not None else [root]

@@ -70,8 +70,8 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
     display.say(f"{settings.model} -> {folder}")
     with claimed(folder) if ranks.first else nullcontext():
         with display.status("loading the model"), out_of_memory_as(too_large(settings)):
-            one = Distillation(load_teacher(settings, ranks), settings.options, prompts, ranks)
-            run = DistillRun(one, settings, folder, display)
+            distillation = Distillation(load_teacher(settings, ranks), settings.options, prompts, ranks)
+            run = DistillRun(distillation, settings, folder, display)
         return run.complete(request.resume)
 
 
@@ -83,8 +83,9 @@ def dry_run(request: DistillRequest) -> int:
     print(settings.to_yaml(), end="")
     print(f"# folder: {folder}")
     with out_of_memory_as(too_large(settings)):
-        one = Distillation(load_teacher(settings), settings.options, prompts)
-        print_costs(one, "generator", one.generator, one.device, settings.options.steps, lambda: "and the previews")
+        distillation = Distillation(load_teacher(settings), settings.options, prompts)
+        generator, steps = distillation.generator, settings.options.steps
+        print_costs(distillation, "generator", generator, distillation.device, steps, lambda: "and the previews")
     return 0
 
 
@@ -105,13 +106,13 @@ def check_prompts(settings: Settings) -> Prompts:
     if is_local(settings.model):  # a name that is misspelt has no prompts either
         find_model(settings.model, only=STABLE_DIFFUSION, use=USE)
     prompts = read_prompts(settings.options.prompts, settings.model)
-    found = prompts_digest(prompts)
-    if settings.prompts_hash not in ("", found):
+    digest = prompts_digest(prompts)
+    if settings.prompts_hash not in ("", digest):
         raise CarvError(
             f"{settings.options.prompts} holds other prompts than the run began with; put them back, or begin a new "
             "run with another --out"
         )
-    settings.prompts_hash = found
+    settings.prompts_hash = digest
     if not is_local(settings.model):  # which may download it
         find_model(settings.model, only=STABLE_DIFFUSION, use=USE)
     return prompts
@@ -142,15 +143,15 @@ class DistillRun(Run):
     columns = COLUMNS
     command = "carv distill"
 
-    def __init__(self, one: Distillation, settings: Settings, folder: Path, display: Display) -> None:
+    def __init__(self, distillation: Distillation, settings: Settings, folder: Path, display: Display) -> None:
         options = settings.options
         pace = Pace(options.steps, save_seconds=options.save_every, preview_steps=options.preview_every)
-        super().__init__(one, folder, display, pace, one.ranks)
-        self.one, self.settings = one, settings
+        super().__init__(distillation, folder, display, pace, distillation.ranks)
+        self.distillation, self.settings = distillation, settings
         self.too_large = too_large(settings)
         seed = torch.Generator().manual_seed(seed_for(options.seed, "preview prompts"))
-        self.captions = one.prompts.first(options.preview_prompts, seed)
-        self.classifiers = PromptClassifier.for_prompts(list(dict.fromkeys(self.captions)), one.device)
+        self.captions = distillation.prompts.first(options.preview_prompts, seed)
+        self.classifiers = PromptClassifier.for_prompts(list(dict.fromkeys(self.captions)), distillation.device)
 
     def config_text(self) -> str:
         """The settings as YAML."""
@@ -160,9 +161,9 @@ class DistillRun(Run):
         """Write previews/step-*.png, of the same prompts and noise every time; returns the classifiers' scores."""
         from carv_3d.io.images import preview_sheet
 
-        images = self.one.images(self.captions, seed=0)
+        images = self.distillation.images(self.captions, seed=0)
         make_folder(self.folder / "previews")
-        preview_sheet(images.cpu(), self.folder / "previews" / f"step-{self.one.step:05d}.png", self.captions)
+        preview_sheet(images.cpu(), self.folder / "previews" / f"step-{self.distillation.step:05d}.png", self.captions)
         scores: dict[str, list[float]] = {}
         for classifier, caption in zip(self.classifiers, dict.fromkeys(self.captions)):
             index = [i for i, other in enumerate(self.captions) if other == caption]
@@ -177,5 +178,5 @@ class DistillRun(Run):
         from carv_3d.teachers.availability import resolve_model
 
         with self.display.status("writing the model"):
-            save_one_step(self.folder / "model", resolve_model(self.settings.model), self.one.averaged().unet)
+            save_one_step(self.folder / "model", resolve_model(self.settings.model), self.distillation.averaged().unet)
         return f"Done: the one-step model is in {self.folder / 'model'}"

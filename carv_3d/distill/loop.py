@@ -154,9 +154,9 @@ class Distillation:
 
         generators: "noise" and "prompts", in place of the run's own.
         """
-        of = self.generators if generators is None else generators
-        text = self.embed(self.prompts.draw(n, of["prompts"]))
-        eps = self._noise(n, of["noise"])
+        streams = self.generators if generators is None else generators
+        text = self.embed(self.prompts.draw(n, streams["prompts"]))
+        eps = self._noise(n, streams["noise"])
         with self.meter.phase("generate"), self.autocast():
             z = self.generator(eps, text)
         self.meter.count(nfe=n)
@@ -176,8 +176,8 @@ class Distillation:
         noise = torch.Generator().manual_seed(seed_for(self.options.seed, f"previews {seed}"))
         with self.meter.uncounted():
             z = self.averaged()(self._noise(len(prompts), noise), self.embed(prompts))
-            found: Tensor = self.teacher.decode(z)
-        return found
+            images: Tensor = self.teacher.decode(z)
+        return images
 
     def averaged(self) -> OneStepGenerator:
         """A frozen generator with the averaged weights."""

@@ -128,12 +128,12 @@ class PairBenchmark:
 
     def round(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """One more pair of each setting, interleaved, so that a busy machine slows all alike; False if stopped."""
-        found = []
+        table = []
         for number, setting in enumerate(self.settings):
             if stopped():
                 return False
-            found.append(self._pair(setting, self._estimators[number], f"{setting.name} {self.rounds}"))
-        for samples, (total, inner, seconds) in zip(self.samples, found):
+            table.append(self._pair(setting, self._estimators[number], f"{setting.name} {self.rounds}"))
+        for samples, (total, inner, seconds) in zip(self.samples, table):
             samples.total.append(total)
             samples.inner.append(inner)
             samples.seconds.append(seconds)
@@ -158,13 +158,13 @@ class PairBenchmark:
         self, setting: Setting, estimator: CarvEstimator, streams: dict[str, torch.Generator], sets: int
     ) -> Iterator[list[Tensor]]:
         """The gradient of a step, from each of several sets of draws on the same samples."""
-        one = self.distillation
-        parameters = list(one.generator.parameters())
-        z, text = one.generate(setting.B, streams)
-        cond = (z.detach(), text, one.uncond.expand_as(text))
+        distillation = self.distillation
+        parameters = list(distillation.generator.parameters())
+        z, text = distillation.generate(setting.B, streams)
+        cond = (z.detach(), text, distillation.uncond.expand_as(text))
         for left in range(sets, 0, -1):
-            estimate = estimator.estimate_residual(z, one.matching.residual, cond, streams["draws"])
-            loss = one.loss(estimate, z)
+            estimate = estimator.estimate_residual(z, distillation.matching.residual, cond, streams["draws"])
+            loss = distillation.loss(estimate, z)
             yield gradients(loss, parameters, retain_graph=left > 1)
 
     def rows(self) -> list[VarianceRow]:

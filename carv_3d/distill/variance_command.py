@@ -70,14 +70,14 @@ def _measure(
         if note:
             display.say(f"Note: {note}.")
     with display.status("loading the model"):
-        one = Distillation(load_teacher(settings), settings.options, prompts)
+        distillation = Distillation(load_teacher(settings), settings.options, prompts)
     if state is not None:
-        one.load_networks(state)
-    count = sum(p.numel() for p in one.generator.parameters())
-    display.say(f"{model_name(request.model_or_run)} at step {one.step}: gradients of {count:,} numbers")
+        distillation.load_networks(state)
+    count = sum(p.numel() for p in distillation.generator.parameters())
+    display.say(f"{model_name(request.model_or_run)} at step {distillation.step}: gradients of {count:,} numbers")
     with StopSignals() as stop, display.progress(0, request.pairs, "pair") as show:
         rows = variance_table(
-            one,
+            distillation,
             expected,
             request.pairs,
             request.budget,

@@ -52,8 +52,8 @@ class _Features(torch.nn.Module):
 
 
 def _tensor(features: Any) -> Tensor:
-    found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return found
+    embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return embedding
 
 
 def _load(model: str) -> tuple[Any, Any]:

@@ -113,7 +113,7 @@ class TextTo3D:
         system = config.system
         with self.globals.in_use():
             self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
-        kind = next(name for name, one in FIELDS.items() if type(self.field) is one)
+        kind = next(name for name, field_class in FIELDS.items() if type(self.field) is field_class)
         args = system.optimizer.args
         args = replace(args, lr=args.lr if args.lr is not None else self.field.learning_rate)
         system = replace(system, geometry_type=kind, optimizer=replace(system.optimizer, args=args))

@@ -13,7 +13,7 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.objectives import residuals as r
 
 
-def one(schedule: NoiseSchedule) -> Tensor:
+def unweighted(schedule: NoiseSchedule) -> Tensor:
     """1 at every timestep, (T,)."""
     return schedule.weights("uniform")
 
@@ -49,14 +49,14 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "sds": Objective(r.sds, ("guided",)),
-    "sjc": Objective(r.sjc, ("guided",), one),
-    "sjc_plain": Objective(r.sjc_plain, ("guided",), one),
+    "sjc": Objective(r.sjc, ("guided",), unweighted),
+    "sjc_plain": Objective(r.sjc_plain, ("guided",), unweighted),
     "hifa": Objective(r.sds, ("guided",), image=r.hifa),
     "csd": Objective(r.csd, ("text", "uncond")),
     "nfsd": Objective(r.nfsd, ("guided", "negative")),
     "vsd": Objective(r.vsd, ("guided", "trained")),
     "vsd_hifa": Objective(r.vsd, ("guided", "trained"), image=r.hifa),
-    "dmd": Objective(r.dmd, ("guided", "trained"), one),
+    "dmd": Objective(r.dmd, ("guided", "trained"), unweighted),
     "kl": Objective(r.vsd, ("guided", "trained"), alpha_over_sigma),
 }
 

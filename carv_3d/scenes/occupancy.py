@@ -50,7 +50,7 @@ class Occupancy(nn.Module):
             jitter = torch.rand(n**3, 3, generator=generator).to(device)
             x = self.radius * (2 * (corner + jitter) / n - 1)
             inside = (x.norm(dim=-1) < self.radius).nonzero()[:, 0]
-            found = torch.zeros(n**3, device=device).index_copy(0, inside, density(x[inside])[:, 0])
-            self.peaks = torch.maximum(self.peaks, found.view_as(self.peaks))
+            densities = torch.zeros(n**3, device=device).index_copy(0, inside, density(x[inside])[:, 0])
+            self.peaks = torch.maximum(self.peaks, densities.view_as(self.peaks))
         near = F.max_pool3d(self.peaks[None, None], 3, stride=1, padding=1)[0, 0]
         self.cells = (~(near < threshold)).to(torch.uint8)  # a density that is no number counts

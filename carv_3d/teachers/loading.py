@@ -171,11 +171,11 @@ def _load_renamed(model: Any, file: Path) -> list[str]:
 
     saved = {key.removeprefix("text_model."): value for key, value in load_file(str(file)).items()}
     expected = model.state_dict()
-    found = {
+    weights = {
         key: saved[key.removeprefix("text_model.")] for key in expected if key.removeprefix("text_model.") in saved
     }
-    model.load_state_dict(found, strict=False)
-    return [key for key in expected if key not in found and not key.endswith("position_ids")]
+    model.load_state_dict(weights, strict=False)
+    return [key for key in expected if key not in weights and not key.endswith("position_ids")]
 
 
 @contextlib.contextmanager

@@ -41,10 +41,10 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
         if _class_name(index, part) is None:
             raise CarvError(_bad(index_file, f"it lists no {part}"))
     for part, expected in family.classes.items():
-        found = _class_name(index, part)
-        if found != expected:
+        actual = _class_name(index, part)
+        if actual != expected:
             pipeline = index.get("_class_name", "pipeline")
-            why = f"it holds a {pipeline} whose {part} is a {found}, where {family.name} has a {expected}"
+            why = f"it holds a {pipeline} whose {part} is a {actual}, where {family.name} has a {expected}"
             raise CarvError(_bad(index_file, why))
     unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
     _check_unet(folder / "unet" / "config.json", unet, vae, family)

@@ -24,7 +24,7 @@ def text_config(text_encoder: Any, tokenizer: Any, **more: Any) -> dict[str, Any
 def tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
     """B prompts -> input_ids and attention_mask (B, length); prompts that are longer are named in the log."""
     for prompt in prompts:
-        found = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
-        if found > length:
-            log.warning("%r is cut off: %d tokens of %d.", prompt, found, length)
+        count = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+        if count > length:
+            log.warning("%r is cut off: %d tokens of %d.", prompt, count, length)
     return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

@@ -37,8 +37,8 @@ def source_hash() -> str:
     held_out = sorted(held_out_combinations())
     ranges = (RADIUS, ACCENTS.tolist(), DISTANCE, FOVY, MATERIAL_SHARE, COLORINGS)
     recipe = (RECIPE, tables, list(OBJECTS), list(COLORS.items()), MATERIALS, held_out, ranges)
-    found = hashlib.sha256(repr(_rounded(recipe)).encode()).hexdigest()[:12]
-    return NAMES.get(found, found)
+    digest = hashlib.sha256(repr(_rounded(recipe)).encode()).hexdigest()[:12]
+    return NAMES.get(digest, digest)
 
 
 def _rounded(value: Any) -> Any:

@@ -61,12 +61,12 @@ def plain(module: nn.Module) -> None:
         part.__dict__.pop("forward", None)
 
 
-def differs(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+def differs(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
     """What parts two gradients, each a tensor a weight; empty where rounding would."""
-    one, other = (torch.cat([g.flatten().double() for g in gradient]) for gradient in (found, expected))
-    likeness = torch.cosine_similarity(one, other, dim=0).item()
+    joined, other = (torch.cat([g.flatten().double() for g in gradient]) for gradient in (actual, expected))
+    likeness = torch.cosine_similarity(joined, other, dim=0).item()
     floor = NOTHING * float(other.norm())
-    lost = sum(float(g.norm()) < KEPT * float(e.norm()) for g, e in zip(found, expected) if float(e.norm()) > floor)
+    lost = sum(float(g.norm()) < KEPT * float(e.norm()) for g, e in zip(actual, expected) if float(e.norm()) > floor)
     if lost:
         return f"compiled, {lost} of {len(expected)} weights lose their gradient"
     return "" if likeness > ALIKE else f"the compiled network's gradient has a cosine of {likeness:.3f} with its own"

@@ -74,10 +74,10 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
     few, many = GroupedDrawOptions(num_draws=4), GroupedDrawOptions(num_draws=16, groups=8)
     items = [feature(i, few, "train", f"{i}.png", "a red mug" if i == 0 else "") for i in (0, 4)]
     expected = cosine(feature(3, many, "query", "0", "")[None], torch.stack(items))
-    found = {r["image"]: r for r in rows}
+    by_image = {r["image"]: r for r in rows}
     for name, value, error in zip(("0.png", "4.png"), expected.values[0], expected.errors[0]):
-        assert float(found[name]["score"]) == pytest.approx(float(value), rel=1e-3)
-        assert float(found[name]["standard_error"]) == pytest.approx(float(error), rel=1e-2)
+        assert float(by_image[name]["score"]) == pytest.approx(float(value), rel=1e-3)
+        assert float(by_image[name]["standard_error"]) == pytest.approx(float(error), rel=1e-2)
     page = Path("a/report.html").read_text()
     assert "2 an image, 8 a query image" in page
     assert "±" not in page
@@ -123,7 +123,7 @@ def test_a_prompt_is_asked_about_by_images_of_it(data, sd_folder, place) -> None
 
 
 @pytest.mark.usefixtures("heeded_signals")
-def test_an_interrupted_run_goes_on_to_the_same_scores(data, sd_folder, place, monkeypatch, capsys) -> None:
+def test_a_resumed_run_ends_with_the_same_scores(data, sd_folder, place, monkeypatch, capsys) -> None:
     assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "whole")) == 0
     monkeypatch.setenv("CARV_CACHE", str(place.parent / "cache 2"))
     feature, made = FeatureMaker.feature, []
@@ -260,9 +260,9 @@ def test_images_are_encoded_once_and_alike_however_the_work_is_cut(data, sd_teac
     cut = EncodedImages(images, sd_teacher, tmp_path / "cut")
     assert not cut.encode(lambda done, total: done == 2)
     again = EncodedImages(images, sd_teacher, tmp_path / "cut")
-    seen = []
-    assert again.encode(lambda done, total: seen.append(done))
-    assert seen == [4, 6]
+    progress = []
+    assert again.encode(lambda done, total: progress.append(done))
+    assert progress == [4, 6]
     assert np.array_equal(whole.store.rows, again.store.rows)
     x = torch.from_numpy(images.image(5)).permute(2, 0, 1).float()[None] / 255
     assert torch.allclose(again.latents(5), sd_teacher.encode(x, sample=False)[0], atol=1e-5)
@@ -273,11 +273,11 @@ def test_scores_of_several_images_are_their_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(3, 4, 5, generator=generator)
     items = torch.randn(8, 2, 5, generator=generator)
-    found, ridge = score("trak", queries, items)
+    together, ridge = score("trak", queries, items)
     from carv_3d.attribution import trak
 
     assert ridge is not None
-    assert torch.allclose(found.values[0], trak(queries, items, ridge).values.mean(0))
+    assert torch.allclose(together.values[0], trak(queries, items, ridge).values.mean(0))
 
 
 def test_a_kernel_is_kept_until_the_rows_change(tmp_path, monkeypatch) -> None:
@@ -340,7 +340,7 @@ def test_an_interval_takes_eight_independent_groups_of_draws(groups: tuple[int, 
     assert "variance is the draws" in page
 
 
-def test_words_are_told_from_places(tmp_path) -> None:
+def test_words_and_places_are_distinguished(tmp_path) -> None:
     assert query_kind("a red mug") == "prompt"
     assert query_kind("mug " * 200) == "prompt"
     save(tmp_path / "x.png", 0)

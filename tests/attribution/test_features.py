@@ -97,7 +97,7 @@ def test_a_v_prediction_is_held_against_v(v_prediction_folder) -> None:
         assert float(maker.loss(z, text, draws)) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_draws_hang_on_the_key_alone(schedule) -> None:
+def test_draws_depend_on_the_key_alone(schedule) -> None:
     proposal = make_proposal("uniform", schedule, "uniform")
     few, many = GroupedDrawOptions(num_draws=4, groups=2), GroupedDrawOptions(num_draws=8, groups=4)
     a = item_draws("x", "train", few, proposal, (2, 3), 0)
@@ -156,9 +156,9 @@ def test_shards_interrupted_and_resumed_give_what_one_run_gives(model, items, tm
     assert parts.finished.tolist() == [False, True, False, True, False, False]
     again = FeatureMaker(model, maker.options)
     reopened = again.open_store(tmp_path / "parts", items)
-    seen = []
-    assert again.fill(reopened, items, 1, 2, show=lambda done, total: seen.append((done, total)))
-    assert seen == [(3, 3)]
+    progress = []
+    assert again.fill(reopened, items, 1, 2, show=lambda done, total: progress.append((done, total)))
+    assert progress == [(3, 3)]
     assert again.fill(reopened, items, 0, 2)
     assert np.array_equal(whole.rows, reopened.rows)
     assert np.abs(whole.rows).min(axis=(1, 2)).max() > 0

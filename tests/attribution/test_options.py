@@ -21,6 +21,6 @@ def test_options_know_their_limits() -> None:
 def test_options_are_passed_on_to_the_features() -> None:
     more: dict[str, Any] = {"stratify": "none", "antithetic": False}
     options = AttributeOptions(query="a red mug", num_draws=6, query_draws=24, dim=32, seed=5, method="d-trak", **more)
-    for found, draws, groups in ((options.features, 6, 2), (options.query_features, 24, 8)):
-        assert found.draws == GroupedDrawOptions(num_draws=draws, groups=groups, **more)
-        assert (found.dim, found.seed, found.output) == (32, 5, "mean-squared-l2-norm")
+    for read, draws, groups in ((options.features, 6, 2), (options.query_features, 24, 8)):
+        assert read.draws == GroupedDrawOptions(num_draws=draws, groups=groups, **more)
+        assert (read.dim, read.seed, read.output) == (32, 5, "mean-squared-l2-norm")

@@ -11,7 +11,7 @@ from attribution_metrics import (
     rank,
     shares_among,
 )
-from attribution_metrics import spearman as spearman_of
+from attribution_metrics import spearman as spearman_with
 
 from carv_3d.attribution import Scores, bilinear, choose_ridge, cosine, kernel, relatif, tracin, trak
 from carv_3d.attribution.scores import mean_and_variance
@@ -97,8 +97,8 @@ def test_the_variance_of_a_two_way_mean_by_hand() -> None:
     """Rows 2 and 6, columns 3 and 5, rest 1, -1, -1, 1: 8/2 + 2/2 - 4/(1 * 1 * 4)."""
     mean, variance = mean_and_variance(torch.tensor([[2.0, 2.0], [4.0, 8.0]]))
     assert (float(mean), float(variance)) == (4.0, 4.0)
-    alone, of_columns = mean_and_variance(torch.tensor([[3.0, 5.0]]))
-    assert (float(alone), float(of_columns)) == (4.0, 1.0)
+    alone, by_column = mean_and_variance(torch.tensor([[3.0, 5.0]]))
+    assert (float(alone), float(by_column)) == (4.0, 1.0)
     assert float(mean_and_variance(torch.tensor([[3.0], [5.0]]))[1]) == 1.0
     assert mean_and_variance(torch.ones(1, 1))[1].isnan()
     assert float(mean_and_variance(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))[1]) == 0.0  # below 0 otherwise
@@ -163,8 +163,8 @@ def test_best_first(means, generator) -> None:
 def test_rank_correlations_by_hand() -> None:
     assert rank(torch.tensor([3.0, 1.0, 3.0])).tolist() == [1.5, 0.0, 1.5]
     a = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert float(spearman_of(a, a**3)) == pytest.approx(1.0)
-    assert float(spearman_of(a, torch.tensor([1.0, 2.0, 4.0, 3.0]))) == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
+    assert float(spearman_with(a, a**3)) == pytest.approx(1.0)
+    assert float(spearman_with(a, torch.tensor([1.0, 2.0, 4.0, 3.0]))) == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
 
 
 def test_linear_datamodelling_scores_by_hand() -> None:

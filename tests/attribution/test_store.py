@@ -23,14 +23,14 @@ def resident() -> float:
 def test_memory_does_not_grow_with_the_items(tmp_path: Path) -> None:
     count, each = 6000, 64  # 94 MiB
     store = RowStore(tmp_path / "store", {}, count, SHAPE)
-    seen = []
+    memory = []
     for index in range(count):
         store.write(index, np.full(SHAPE, index, np.float32))
         if (index + 1) % each == 0:
             store.flush()
-            seen.append(resident())
+            memory.append(resident())
     store.flush()
-    assert max(seen) - seen[0] < 20
+    assert max(memory) - memory[0] < 20
     before = resident()
     again = RowStore(tmp_path / "store", {}, count, SHAPE)  # which looks at all of them
     assert resident() - before < 20

@@ -25,10 +25,10 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
 
     def arguments(function: str, words: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        seen: list[Any] = []
-        monkeypatch.setattr(f"carv_3d.{function}", lambda *args, **more: seen.append((args, more)) or 0)
+        calls: list[Any] = []
+        monkeypatch.setattr(f"carv_3d.{function}", lambda *args, **more: calls.append((args, more)) or 0)
         assert cli.main(shlex.split(words)) == 0
-        (call,) = seen
+        (call,) = calls
         return call  # type: ignore[no-any-return]
 
     return arguments
@@ -73,20 +73,20 @@ def test_of_compare_for_new_runs(given: Any) -> None:
 
 
 def test_of_compare_for_runs_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
+    calls: list[Any] = []
 
     def written(*args: Any) -> Any:
-        seen.extend(args)
+        calls.extend(args)
         return SimpleNamespace(notes=[])
 
     runs = [SimpleNamespace(metrics=["iou"])]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("carv_3d.compare.reading.read_runs", lambda words: seen.append(words) or runs)
+    monkeypatch.setattr("carv_3d.compare.reading.read_runs", lambda words: calls.append(words) or runs)
     monkeypatch.setattr("carv_3d.compare.write.write_comparison", written)
     monkeypatch.setattr("carv_3d.compare.write.terminal_table", lambda comparison: [])
     words = ["compare", "a", "b=c", "--baseline", "b", "--score", "iou", "--out", "o"]
     assert cli.main(words) == 0
-    assert seen == [["a", "b=c"], Path("o"), runs, "b", ["iou"], shlex.join(["carv", *words])]
+    assert calls == [["a", "b=c"], Path("o"), runs, "b", ["iou"], shlex.join(["carv", *words])]
 
 
 def test_of_attribute(given: Any) -> None:

@@ -60,7 +60,7 @@ def test_a_slip_is_one_sentence(arguments: list[str], words: str, capsys: pytest
     assert words in refusal(capsys, *arguments)
 
 
-def model_of(folder: Path) -> str:
+def teacher_option(folder: Path) -> str:
     return f"system.guidance.pretrained_model_name_or_path={folder}"
 
 
@@ -73,9 +73,9 @@ LONG = "n" * 300
         ["generate", "a red mug", "--out", LONG],
         ["generate", "a red mug", "--out", LONG, "--dry-run"],
         ["generate", "--resume", "--out", LONG],
-        ["generate", "a red mug", model_of(Path(LONG))],
-        ["generate", "a red mug", model_of(Path("~nobody-of-this-name/x"))],
-        ["generate", "a red mug", "--dry-run", model_of(Path("~nobody-of-this-name/x"))],
+        ["generate", "a red mug", teacher_option(Path(LONG))],
+        ["generate", "a red mug", teacher_option(Path("~nobody-of-this-name/x"))],
+        ["generate", "a red mug", "--dry-run", teacher_option(Path("~nobody-of-this-name/x"))],
         ["generate", "a red mug", "--config", LONG],
         ["distill", LONG],
         ["compare", f"a={LONG}"],
@@ -110,7 +110,7 @@ def test_a_damaged_model_folder_is_one_sentence(
     else:
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     for extra in ([], ["--dry-run"]):
-        message = refusal(capsys, "generate", "a red mug", model_of(folder), *extra)
+        message = refusal(capsys, "generate", "a red mug", teacher_option(folder), *extra)
         assert str(folder) in message
 
 
@@ -120,8 +120,8 @@ def test_a_model_that_is_not_there_is_one_sentence(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # no network, as CI has none
-    assert "no such folder" in refusal(capsys, "generate", "a red mug", model_of(Path("./nowhere")))
-    message = refusal(capsys, "generate", "a red mug", model_of(Path("someone/some-model")))
+    assert "no such folder" in refusal(capsys, "generate", "a red mug", teacher_option(Path("./nowhere")))
+    message = refusal(capsys, "generate", "a red mug", teacher_option(Path("someone/some-model")))
     assert "someone/some-model" in message
     assert "offline" in message
 
@@ -133,17 +133,17 @@ def test_a_dry_run_says_that_a_model_of_the_hub_would_be_downloaded(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # a dry run does not ask the hub
     name = "someone/some-model"
-    assert cli.main(["generate", "a red mug", "--dry-run", model_of(Path(name))]) == 0
+    assert cli.main(["generate", "a red mug", "--dry-run", teacher_option(Path(name))]) == 0
     out = capsys.readouterr().out
     assert f"# model: {name} is not on this machine; a run would download it first" in out
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "offline mode" in refusal(capsys, "generate", "a red mug", "--dry-run", model_of(Path(name)))
+    assert "offline mode" in refusal(capsys, "generate", "a red mug", "--dry-run", teacher_option(Path(name)))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     withdrawn = "stabilityai/stable-diffusion-2-1-base"
-    assert withdrawn in refusal(capsys, "generate", "a red mug", "--dry-run", model_of(Path(withdrawn)))
+    assert withdrawn in refusal(capsys, "generate", "a red mug", "--dry-run", teacher_option(Path(withdrawn)))
 
 
-def test_a_dry_run_tells_of_a_folder_that_cannot_be_written(
+def test_a_dry_run_names_a_folder_that_cannot_be_written(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path_factory.mktemp("other") / "file"
@@ -157,7 +157,7 @@ def test_a_text_stands_as_it_is_and_home_is_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     words = ["system.prompt_processor.prompt=a red mug", "negative_prompt=a: blue # green", "--out=~/x", "--dry-run"]
-    small = [model_of(sd_folder), "width=16", "height=16", "max_steps=1", "device=cpu", "num_samples_per_ray=4"]
+    small = [teacher_option(sd_folder), "width=16", "height=16", "max_steps=1", "device=cpu", "num_samples_per_ray=4"]
     assert cli.main(["generate", *words, *small]) == 0
     out = capsys.readouterr().out
     assert "prompt: a red mug\n" in out
@@ -193,7 +193,7 @@ def test_diffusers_waits_until_a_model_is_loaded() -> None:
     assert not loaded_by(imports, "diffusers", "transformers")
 
 
-def test_an_interrupt_is_told_without_a_traceback(
+def test_an_interrupt_ends_without_a_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(words: list[str]) -> int:
@@ -251,18 +251,18 @@ def test_doctor_names_the_fix_for_a_missing_package(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "nerfacc" else real(name, *rest)
     )
-    one = finding("nerfacc")
-    assert (one.found, one.needed) == (False, True)
-    assert "pip install 'nerfacc" in one.fix
+    nerfacc = finding("nerfacc")
+    assert (nerfacc.found, nerfacc.needed) == (False, True)
+    assert "pip install 'nerfacc" in nerfacc.fix
 
 
 def test_doctor_lists_the_models_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    one = finding("model cache")
-    assert not one.found
-    assert "pretrained_model_name_or_path" in one.fix
+    cache = finding("model cache")
+    assert not cache.found
+    assert "pretrained_model_name_or_path" in cache.fix
     snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text("{}")

@@ -32,8 +32,8 @@ def _all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name in everything else find(name))
 
 
-def found(checkout: Path) -> dict[str, doctor.Finding]:
-    return {one.name: one for one in doctor_threestudio.examine(str(checkout))}
+def results(checkout: Path) -> dict[str, doctor.Finding]:
+    return {result.name: result for result in doctor_threestudio.examine(str(checkout))}
 
 
 @pytest.mark.usefixtures("_all_installed")
@@ -48,17 +48,17 @@ def test_a_linked_checkout_is_ready(checkout: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("_all_installed")
 def test_a_missing_or_dangling_link_is_named_with_the_command(checkout: Path) -> None:
-    assert not found(checkout)["extension"].found
-    assert f"./install.sh --threestudio {checkout}" in found(checkout)["extension"].fix
+    assert not results(checkout)["extension"].found
+    assert f"./install.sh --threestudio {checkout}" in results(checkout)["extension"].fix
     (checkout / "custom" / "threestudio-carv").symlink_to(checkout / "gone")
-    assert "where no extension is" in found(checkout)["extension"].detail
+    assert "where no extension is" in results(checkout)["extension"].detail
     assert cli.main(["doctor", "--threestudio", str(checkout)]) == 1
 
 
 def test_packages_of_threestudio_that_are_missing_are_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tinycudann" else find(name))
-    packages = found(checkout)["threestudio's packages"]
+    packages = results(checkout)["threestudio's packages"]
     assert packages.needed
     assert not packages.found
     assert "tinycudann" in packages.detail
@@ -67,7 +67,7 @@ def test_packages_of_threestudio_that_are_missing_are_named(checkout: Path, monk
 
 def test_an_old_torch_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_threestudio, "installed", lambda module: "1.13.1+cu117")
-    torch = found(checkout)["torch"]
+    torch = results(checkout)["torch"]
     assert (torch.found, torch.needed) == (False, True)
     assert "1.13.1+cu117, older than 2.0" in torch.detail
 
@@ -92,15 +92,15 @@ def test_what_is_no_checkout_is_one_sentence(
 
 @pytest.mark.usefixtures("_all_installed")
 def test_the_environment_variable_is_shown_in_the_usual_report(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = doctor._threestudio
+    examined = doctor._threestudio
     monkeypatch.delenv("CARV_THREESTUDIO", raising=False)
-    assert "names no checkout" in told().detail
+    assert "names no checkout" in examined().detail
     monkeypatch.setenv("CARV_THREESTUDIO", str(checkout))
-    assert "is not ready (extension)" in told().detail
+    assert "is not ready (extension)" in examined().detail
     (checkout / "custom" / "threestudio-carv").symlink_to(EXTENSION)
-    assert told().found
+    assert examined().found
     monkeypatch.setenv("CARV_THREESTUDIO", str(checkout / "custom"))
-    assert "is no threestudio checkout" in told().detail
+    assert "is no threestudio checkout" in examined().detail
 
 
 def test_a_package_that_is_there_and_does_not_load_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,14 +112,14 @@ def test_a_package_that_is_there_and_does_not_load_is_named(checkout: Path, monk
         return load(name, package)
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    diffusers = found(checkout)["diffusers"]
+    diffusers = results(checkout)["diffusers"]
     assert (diffusers.found, diffusers.needed) == (False, True)
     assert "does not load: operator torchvision::nms does not exist" in diffusers.detail
     assert "more" not in diffusers.detail
-    assert found(checkout)["transformers"].found
+    assert results(checkout)["transformers"].found
 
 
 def test_a_machine_without_a_gpu_has_torch_all_the_same(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert found(checkout)["torch"].found
-    assert not found(checkout)["GPU"].found
+    assert results(checkout)["torch"].found
+    assert not results(checkout)["GPU"].found

@@ -16,7 +16,9 @@ def rising(method: str, speed: float, prompt: str = "a", seed: int = 0, end: flo
     return RunRecord(method, prompt, seed, Path(method), {"seconds": x, "steps": 4 * x}, {"iou": y})
 
 
-def run_of(points: dict[float, float], method: str = "m", prompt: str = "a", seed: int = 0, **axes: float) -> RunRecord:
+def made_run(
+    points: dict[float, float], method: str = "m", prompt: str = "a", seed: int = 0, **axes: float
+) -> RunRecord:
     """A run with these scores at these seconds; `axes`: others, as multiples of the seconds."""
     x, y = np.array(list(points)), np.array(list(points.values()))
     scaled = {name: factor * x for name, factor in ({"steps": 1.0} | axes).items()}

@@ -25,31 +25,31 @@ def script() -> dict[str, Any]:
 
 @pytest.mark.parametrize("scene", ["voxel", "hash-grid"])
 def test_both_sides_are_tried_alike(script: dict[str, Any], scene: str) -> None:
-    one = script["SCENES"][scene]
-    found = script["variants"](one)
-    assert Counter(m.name.split("-")[0] for m in found) == {"baseline": 6, "carv": 6}
-    by_side = {side: [m for m in found if m.name.startswith(side)] for side in one.allocations}
+    start = script["SCENES"][scene]
+    variants = script["variants"](start)
+    assert Counter(m.name.split("-")[0] for m in variants) == {"baseline": 6, "carv": 6}
+    by_side = {side: [m for m in variants if m.name.startswith(side)] for side in start.allocations}
     assert [script["learning_rate"](m) for m in by_side["baseline"]] == [
         script["learning_rate"](m) for m in by_side["carv"]
     ]
-    config = by_side["carv"][-1].load("a black hat", 0, [], one.config)
+    config = by_side["carv"][-1].load("a black hat", 0, [], start.config)
     guidance = config.system.guidance
-    assert (config.data.batch_size, guidance.num_draws) == one.allocations["carv"][-1]
+    assert (config.data.batch_size, guidance.num_draws) == start.allocations["carv"][-1]
     assert (guidance.proposal, guidance.stratify, guidance.antithetic) == ("weight", "render", True)
-    assert config.system.optimizer.args.lr == one.rates[-1]
-    guidance = by_side["baseline"][0].load("a black hat", 0, [], one.config).system.guidance
+    assert config.system.optimizer.args.lr == start.rates[-1]
+    guidance = by_side["baseline"][0].load("a black hat", 0, [], start.config).system.guidance
     assert (guidance.proposal, guidance.stratify, guidance.antithetic) == ("uniform", "none", False)
 
 
 def test_the_best_of_a_side_by_its_final_iou(script: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
-    found = script["variants"](replace(script["SCENES"]["hash-grid"], rates=(0.02, 0.04, 0.08)))
+    variants = script["variants"](replace(script["SCENES"]["hash-grid"], rates=(0.02, 0.04, 0.08)))
     lines = ["metric,method,mean"]
-    for i, m in enumerate(found):
+    for i, m in enumerate(variants):
         lines += [f"iou,{m.name},{0.5 + 0.01 * (i in (1, 11)) + (0.2 if i == 4 else 0)}", f"psnr,{m.name},{99 - i}"]
     (tmp_path / "final.csv").write_text("\n".join(lines) + "\n")
-    assert script["best"](tmp_path, "baseline", found) is found[4]
+    assert script["best"](tmp_path, "baseline", variants) is variants[4]
     assert "end of the rates" not in capsys.readouterr().out
-    assert script["best"](tmp_path, "carv", found) is found[11]
+    assert script["best"](tmp_path, "carv", variants) is variants[11]
     assert "at the end of the rates that were tried" in capsys.readouterr().out
 
 

@@ -67,7 +67,7 @@ def trial(folder: str = "trial") -> Path:
     return path
 
 
-def test_a_run_of_carv_is_read_with_its_own_clock() -> None:
+def test_a_run_of_carv_is_read_with_its_training_time() -> None:
     run = read_run(carv_run("x", seed=3))
     assert (run.prompt, run.seed, run.method) == ("a red mug", 3, "")
     assert run.axes["seconds"].tolist() == [0.5 * i for i in range(1, 21)]
@@ -77,7 +77,7 @@ def test_a_run_of_carv_is_read_with_its_own_clock() -> None:
     assert y[-1] == pytest.approx(1 - np.exp(-1))
 
 
-def test_the_clock_goes_on_behind_a_row_without_seconds() -> None:
+def test_training_time_continues_behind_a_row_without_seconds() -> None:
     path = carv_run("x") / "metrics.csv"
     lines = path.read_text().splitlines()
     lines[3] = lines[3].replace(",0.5,", ",,", 1)
@@ -94,7 +94,7 @@ def test_a_trial_of_threestudio_is_read_over_its_parts() -> None:
     assert x.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert y.tolist() == [0, 1, 2, 3, 14, 15, 16, 17]  # what was done again replaces what was done before
     assert run.axes["renders"].tolist() == (2 * x).tolist()
-    assert run.axes["nfe"].tolist() == (4 * x).tolist()  # text and no text
+    assert run.axes["nfe"].tolist() == (4 * x).tolist()  # cond and uncond
     assert sorted(run.metrics) == ["grad_norm"]
     assert any("no clock" in note for note in run.notes)
 
@@ -264,7 +264,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         assert expected in refusal(capsys, "compare", *words), words
 
 
-def test_a_torn_last_line_is_left_out_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_last_line_is_left_out_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
     path = carv_run("x") / "metrics.csv"
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])  # "20,0.5,0.05,0.63,160,20": the renders lost a digit

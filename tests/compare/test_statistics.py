@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_runs import rising, run_of
+from made_runs import made_run, rising
 
 from carv_3d.compare.statistics import POINTS, Bootstrap, independent, mean_curve, paced, sampled
 from carv_3d.stats.bootstrap import MIN_RUNS, RESAMPLES
@@ -48,10 +48,10 @@ def test_a_prompt_that_is_drawn_gives_as_many_seeds_as_it_has() -> None:
     runs = [rising("m", 0.1, "a", s) for s in range(3)] + [rising("m", 0.1, "b", 5)]
     bootstrap = Bootstrap([*runs, *(replace(run, method="other") for run in runs)])
     assert bootstrap.keys == [("a", 0), ("a", 1), ("a", 2), ("b", 5)]
-    of_a, of_b = bootstrap.counts[:, :3].sum(1), bootstrap.counts[:, 3]
+    mean_a, mean_b = bootstrap.counts[:, :3].sum(1), bootstrap.counts[:, 3]
     assert bootstrap.counts.shape == (RESAMPLES, 4)
-    assert set(of_a / 3 + of_b) == {2.0}  # two prompts in each resample
-    assert of_b.mean() == pytest.approx(1, abs=0.06)
+    assert set(mean_a / 3 + mean_b) == {2.0}  # two prompts in each resample
+    assert mean_b.mean() == pytest.approx(1, abs=0.06)
     assert bootstrap.counts[:, :3].mean(0) == pytest.approx([1, 1, 1], abs=0.12)
     assert (bootstrap.counts == Bootstrap(runs).counts).all()  # the same at every call, whatever the methods
 
@@ -79,22 +79,22 @@ def test_there_is_no_band_below_five_runs() -> None:
 
 
 def test_a_curve_is_over_what_all_runs_have() -> None:
-    found = sampled([rising("m", 0.1), rising("m", 0.1, end=6.0), run_of({1.0: 0.0, 9.0: 1.0})], "iou", "seconds")
-    assert found is not None
-    x, y = found
+    sample = sampled([rising("m", 0.1), rising("m", 0.1, end=6.0), made_run({1.0: 0.0, 9.0: 1.0})], "iou", "seconds")
+    assert sample is not None
+    x, y = sample
     assert (x[0], x[-1], len(x), y.shape) == (1.0, 6.0, POINTS, (3, POINTS))
     assert y[2] == pytest.approx((x - 1) / 8)
     assert sampled([rising("m", 0.1)], "iou", "renders") is None
-    assert sampled([run_of({0.0: 1.0, 1.0: 2.0}), run_of({2.0: 1.0, 3.0: 2.0})], "iou", "seconds") is None
-    one = sampled([run_of({0.0: 1.0, 2.0: 2.0}), run_of({2.0: 5.0, 3.0: 6.0})], "iou", "seconds")
-    assert one is not None
-    assert (one[0].tolist(), one[1].tolist()) == ([2.0], [[2.0], [5.0]])
+    assert sampled([made_run({0.0: 1.0, 1.0: 2.0}), made_run({2.0: 1.0, 3.0: 2.0})], "iou", "seconds") is None
+    combined = sampled([made_run({0.0: 1.0, 2.0: 2.0}), made_run({2.0: 5.0, 3.0: 6.0})], "iou", "seconds")
+    assert combined is not None
+    assert (combined[0].tolist(), combined[1].tolist()) == ([2.0], [[2.0], [5.0]])
 
 
 def test_a_dense_curve_is_smoothed_and_a_sparse_one_is_not() -> None:
     points = {float(i): float(i % 2) for i in range(200)}
-    dense = sampled([run_of(points)], "iou", "seconds")
-    sparse = sampled([run_of(dict(list(points.items())[:50]))], "iou", "seconds")
+    dense = sampled([made_run(points)], "iou", "seconds")
+    sparse = sampled([made_run(dict(list(points.items())[:50]))], "iou", "seconds")
     assert dense is not None
     assert sparse is not None
     assert np.abs(dense[1][0][10:-10] - 0.5).max() < 0.1
@@ -102,10 +102,10 @@ def test_a_dense_curve_is_smoothed_and_a_sparse_one_is_not() -> None:
 
 
 def test_a_paced_curve_goes_from_its_first_point_to_its_last() -> None:
-    runs = [run_of({1.0: 0.0, 5.0: 1.0}), run_of({50.0: 2.0, 100.0: 4.0})]  # logs begin at step 1, or 50
-    found = paced(runs, "iou", "seconds")
-    assert found is not None
-    x, y = found
+    runs = [made_run({1.0: 0.0, 5.0: 1.0}), made_run({50.0: 2.0, 100.0: 4.0})]  # logs begin at step 1, or 50
+    at_equal_axis = paced(runs, "iou", "seconds")
+    assert at_equal_axis is not None
+    x, y = at_equal_axis
     assert x.shape == y.shape == (2, POINTS)
     assert (x[:, 0].tolist(), x[:, -1].tolist()) == ([1.0, 50.0], [5.0, 100.0])
     assert (y[:, 0].tolist(), y[:, -1].tolist()) == ([0.0, 2.0], [1.0, 4.0])

@@ -50,22 +50,22 @@ def two_methods() -> list[Method]:
     return [Method("one", single), Method("two", ["system.guidance.num_draws=2"])]
 
 
-def sweep_of(common: list[str], **more: Any) -> Sweep:
+def small_sweep(common: list[str], **more: Any) -> Sweep:
     return Sweep(**({"prompts": [PROMPT], "methods": two_methods(), "steps": 4, "points": 2, "common": common} | more))
 
 
-def field_of(folder: Path) -> torch.Tensor:
+def saved_field(folder: Path) -> torch.Tensor:
     grid: torch.Tensor = load_checkpoint(folder / "checkpoint")[0]["field"]["grid"]
     return grid
 
 
-def result_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return found
+def read_result(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
 
 
-def test_runs_in_turns_are_the_runs_that_they_would_be_alone(common: list[str]) -> None:
-    sweep = sweep_of(common)
+def test_interleaved_runs_are_the_runs_that_they_would_be_alone(common: list[str]) -> None:
+    sweep = small_sweep(common)
     assert run_sweep(sweep, Path("out")) == 0
     for method in sweep.methods:
         folder = sweep.folder(Path("out"), method, 0, 0)
@@ -75,17 +75,17 @@ def test_runs_in_turns_are_the_runs_that_they_would_be_alone(common: list[str]) 
         host = TextTo3D(sweep.configuration(method, 0, 0))
         for _ in range(4):
             host.train_step()
-        assert torch.equal(host.field.state_dict()["grid"], field_of(folder))
-        assert result_of(folder)["steps"] == 4
+        assert torch.equal(host.field.state_dict()["grid"], saved_field(folder))
+        assert read_result(folder)["steps"] == 4
     assert Path("out/compare.html").exists()
     written = {p: p.stat().st_mtime_ns for p in Path("out/runs").rglob("*")}
-    again = sweep_of(common, prompts=[PROMPT], seeds=2)  # seeds may be added: what is done stays as it is
+    again = small_sweep(common, prompts=[PROMPT], seeds=2)  # seeds may be added: what is done stays as it is
     assert run_sweep(again, Path("out")) == 0
     assert {p: p.stat().st_mtime_ns for p in written if p.is_file()}.items() <= written.items()
     assert len(list(Path("out/runs").glob("*/*/result.json"))) == 4
 
 
-def test_equal_seconds_by_each_run_s_own_clock(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_seconds_by_training_time(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of "one" is said to take half a second, one of "two" a quarter; evaluation is slow and does not count."""
     turns: list[tuple[int, float]] = []
     step, scores = TextTo3D.train_step, ScoredRun.scores
@@ -101,9 +101,9 @@ def test_equal_seconds_by_each_run_s_own_clock(common: list[str], monkeypatch: p
     monkeypatch.setattr(TextTo3D, "train_step", timed)
     monkeypatch.setattr(ScoredRun, "scores", slow)
     monkeypatch.setattr(engine, "SLICE", 0.5)
-    sweep = sweep_of(common, steps=None, budget=2.0, points=4)
+    sweep = small_sweep(common, steps=None, budget=2.0, points=4)
     assert run_sweep(sweep, Path("out")) == 0
-    results = {m.name: result_of(sweep.folder(Path("out"), m, 0, 0)) for m in sweep.methods}
+    results = {m.name: read_result(sweep.folder(Path("out"), m, 0, 0)) for m in sweep.methods}
     assert {name: (r["steps"], r["seconds"]) for name, r in results.items()} == {"one": (4, 2.0), "two": (8, 2.0)}
     assert turns == [(k, clock) for clock in (0.0, 0.5, 1.0, 1.5, 2.0) for k in (1, 2)]  # alternating
 
@@ -120,7 +120,7 @@ def test_schedules_are_laid_over_the_budget(common: list[str], monkeypatch: pyte
     monkeypatch.setattr(TextTo3D, "train_step", timed)
     whole = 40 if fixed else 300
     words = [*common, f"guidance.max_step_percent=[0.9,0.1,{whole}]", *(["trainer.max_steps=40"] if fixed else [])]
-    sweep = sweep_of(words, steps=None, budget=2.0, points=1)
+    sweep = small_sweep(words, steps=None, budget=2.0, points=1)
     assert run_sweep(sweep, Path("out")) == 0
     folder = sweep.folder(Path("out"), sweep.methods[0], 0, 0)
     host = TextTo3D(sweep.configuration(sweep.methods[0], 0, 0))
@@ -134,8 +134,8 @@ def test_schedules_are_laid_over_the_budget(common: list[str], monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("heeded_signals")
-def test_stopped_in_the_middle_and_taken_up_is_the_same(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_sweep(sweep_of(common, points=1), Path("whole")) == 0
+def test_a_sweep_resumed_in_the_middle_is_the_same(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_sweep(small_sweep(common, points=1), Path("whole")) == 0
     step = TextTo3D.train_step
     done = {"steps": 0}
 
@@ -149,15 +149,15 @@ def test_stopped_in_the_middle_and_taken_up_is_the_same(common: list[str], monke
     monkeypatch.setattr(engine, "SLICE", 1e-9)  # a step each
     with monkeypatch.context() as patch:
         patch.setattr(TextTo3D, "train_step", interrupted)
-        assert run_sweep(sweep_of(common, points=1), Path("cut")) == 130
+        assert run_sweep(small_sweep(common, points=1), Path("cut")) == 130
     assert not list(Path("cut").rglob("result.json"))
     for method in two_methods():  # each was saved where it stood
-        folder = sweep_of(common).folder(Path("cut"), method, 0, 0)
+        folder = small_sweep(common).folder(Path("cut"), method, 0, 0)
         assert load_checkpoint(folder / "checkpoint")[0]["step"] == read_metrics(folder / "metrics.csv")[-1]["step"] > 0
-    assert run_sweep(sweep_of(common, points=1), Path("cut")) == 0
+    assert run_sweep(small_sweep(common, points=1), Path("cut")) == 0
     for method in two_methods():
-        folders = [sweep_of(common).folder(Path(out), method, 0, 0) for out in ("whole", "cut")]
-        assert torch.equal(*map(field_of, folders))
+        folders = [small_sweep(common).folder(Path(out), method, 0, 0) for out in ("whole", "cut")]
+        assert torch.equal(*map(saved_field, folders))
         assert [r["step"] for r in read_metrics(folders[1] / "metrics.csv")] == [0, 1, 2, 3, 4]
 
 
@@ -178,9 +178,9 @@ def stub_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
-def test_seconds_go_on_behind_a_stop(common: list[str], stub_steps: list[int]) -> None:
+def test_seconds_resume_behind_a_stop(common: list[str], stub_steps: list[int]) -> None:
     """A resumed run has the training time left that it had, and not all of it again."""
-    sweep, teachers, counts = sweep_of(common, steps=None, budget=2.0, points=1), engine.Teachers(), []
+    sweep, teachers, counts = small_sweep(common, steps=None, budget=2.0, points=1), engine.Teachers(), []
     for stopped in (lambda: len(stub_steps) >= 6, lambda: False):
         engine.run_group(sweep, Path("out"), (0, 0), teachers, None, Display(), stopped=stopped)
         counts.append((stub_steps.count(1), stub_steps.count(2)))
@@ -191,23 +191,23 @@ def test_seconds_go_on_behind_a_stop(common: list[str], stub_steps: list[int]) -
 
 def test_turns_are_by_time_where_the_length_is_in_steps(common: list[str], stub_steps: list[int]) -> None:
     """A step of "one" takes twice as long, so "two" has two turns for each of its."""
-    engine.run_group(sweep_of(common, points=1), Path("out"), (0, 0), engine.Teachers(), None, Display())
+    engine.run_group(small_sweep(common, points=1), Path("out"), (0, 0), engine.Teachers(), None, Display())
     assert stub_steps == [1, 2, 2, 1, 2, 2, 1, 1]
 
 
 def test_models_are_kept_apart_by_what_they_are_loaded_with(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "load_teacher", lambda config: object())
-    sweep, teachers = sweep_of(common), engine.Teachers()
+    sweep, teachers = small_sweep(common), engine.Teachers()
     full = Method("full", ["system.guidance.half_precision_weights=false"])
     other = Method("other", ["system.guidance.pretrained_model_name_or_path=carv-tiny"])
-    one, two, *rest = (teachers.load(sweep.configuration(m, 0, 0)) for m in (*sweep.methods, full, other))
-    assert one is two
-    assert len({id(teacher) for teacher in (one, *rest)}) == 3
+    first, second, *rest = (teachers.load(sweep.configuration(m, 0, 0)) for m in (*sweep.methods, full, other))
+    assert first is second
+    assert len({id(teacher) for teacher in (first, *rest)}) == 3
 
 
 def test_a_result_has_the_last_scores(common: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ScoredRun, "export_mesh", lambda self: {})
-    sweep = sweep_of(common)
+    sweep = small_sweep(common)
     run = ScoredRun(TextTo3D(sweep.configuration(sweep.methods[0], 0, 0)), tmp_path, Display(), sweep.length)
     scores = [{"iou": 0.1, "clip_score": 20.0}, {}, {"iou": 0.5}, {}]
     write_rows(run.metrics, run.columns, [{"step": float(i)} | score for i, score in enumerate(scores)])
@@ -217,18 +217,18 @@ def test_a_result_has_the_last_scores(common: list[str], monkeypatch: pytest.Mon
 
 
 def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
-    open_folder(sweep_of(common), Path("out"))
+    open_folder(small_sweep(common), Path("out"))
     for changed, key in (({"points": 3}, "points"), ({"methods": two_methods()[::-1][:1]}, "methods")):
         with pytest.raises(ValueError, match=f"has {key} = "):
-            open_folder(sweep_of(common, **changed), Path("out"))
+            open_folder(small_sweep(common, **changed), Path("out"))
     for damaged in ("{", "[]", "\xff", "{}"):
         Path("out/sweep.yaml").write_bytes(damaged.encode("latin-1"))
         with pytest.raises(CarvError, match=r"sweep\.yaml (is|does|has) no.*; choose another --out"):
-            open_folder(sweep_of(common), Path("out"))
+            open_folder(small_sweep(common), Path("out"))
     Path("notes").mkdir()
     Path("notes/mine.txt").write_text("")
     with pytest.raises(ValueError, match="notes") as said:
-        open_folder(sweep_of(common), Path("notes"))
+        open_folder(small_sweep(common), Path("notes"))
     assert "damaged" not in str(said.value)
 
 
@@ -327,19 +327,19 @@ def test_on_ray_a_worker_that_is_killed_loses_nothing_and_repeats_nothing(common
     killed: list[int] = []
     thread = threading.Thread(target=kill_a_worker, args=(out, killed), daemon=True)
     thread.start()
-    assert run_sweep(sweep_of(common, **long), out, engine="ray", workers=2, display=display) == 0
+    assert run_sweep(small_sweep(common, **long), out, engine="ray", workers=2, display=display) == 0
     thread.join()
     assert len(killed) == 1
     resumed = [line for line in display.said if line.startswith("Resumed after step")]
     assert resumed, "the runs of the killed worker began again"
     assert all("step 0." not in line for line in resumed[:1])
-    assert run_sweep(sweep_of(common, **long), Path("here")) == 0
+    assert run_sweep(small_sweep(common, **long), Path("here")) == 0
     for method in two_methods():
-        ray, here = (sweep_of(common).folder(o, method, 0, 0) for o in (out, Path("here")))
+        ray, here = (small_sweep(common).folder(o, method, 0, 0) for o in (out, Path("here")))
         rows = read_metrics(ray / "metrics.csv")
         assert [r["step"] for r in rows] == list(range(17))
         assert rows[-1]["nfe"] == read_metrics(here / "metrics.csv")[-1]["nfe"]
-        assert torch.equal(field_of(ray), field_of(here))
+        assert torch.equal(saved_field(ray), saved_field(here))
     assert not (out / ".token").exists()
 
 
@@ -351,8 +351,8 @@ def test_a_damaged_result_is_one_sentence_with_its_fix(tmp_path: Path) -> None:
         _ = run.result
 
 
-def test_a_run_that_is_resumed_goes_on_where_its_clock_and_its_steps_stood(common: list[str]) -> None:
-    sweep = sweep_of(common, steps=None, budget=1000.0)
+def test_a_resumed_run_continues_its_training_time_and_its_steps(common: list[str]) -> None:
+    sweep = small_sweep(common, steps=None, budget=1000.0)
     config = sweep.configuration(sweep.methods[0], 0, 0)
     teacher = engine.Teachers().load(config)
 
@@ -374,7 +374,7 @@ def test_a_run_that_is_resumed_goes_on_where_its_clock_and_its_steps_stood(commo
 
 
 def test_a_run_at_which_another_is_at_work_is_refused(common: list[str]) -> None:
-    sweep = sweep_of(common)
+    sweep = small_sweep(common)
     folder = sweep.folder(Path("out"), sweep.methods[0], 0, 0)
     folder.mkdir(parents=True)
     with locked(folder), pytest.raises(CarvError, match="another run is at work in"):
@@ -382,7 +382,7 @@ def test_a_run_at_which_another_is_at_work_is_refused(common: list[str]) -> None
 
 
 def test_of_a_group_only_what_is_not_done_is_run(common: list[str]) -> None:
-    sweep = sweep_of(common, steps=1, points=1)
+    sweep = small_sweep(common, steps=1, points=1)
     assert run_sweep(sweep, Path("out")) == 0
     done, other = (sweep.folder(Path("out"), method, 0, 0) for method in sweep.methods)
     written = {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()}

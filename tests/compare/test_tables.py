@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import rising, run_of
+from made_runs import made_run, rising
 
 from carv_3d.compare.records import RunRecord, columns
 from carv_3d.compare.tables import compare, write_tables
@@ -23,8 +23,8 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def sides(n: int) -> list[RunRecord]:
     """Two methods, of which the score of the second rises and falls."""
-    base = [run_of({0: 0.0, 10: 0.5 + 0.1 * s}, "base", seed=s) for s in range(n)]
-    return base + [run_of({0: 0.0, 5: 1.0, 10: 0.75}, "ours", seed=s, steps=2.0) for s in range(n)]
+    base = [made_run({0: 0.0, 10: 0.5 + 0.1 * s}, "base", seed=s) for s in range(n)]
+    return base + [made_run({0: 0.0, 5: 1.0, 10: 0.75}, "ours", seed=s, steps=2.0) for s in range(n)]
 
 
 def test_a_final_score_is_a_runs_last_and_not_its_best() -> None:
@@ -45,13 +45,13 @@ def test_the_tables_hold_what_was_compared(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "final.csv", "runs.csv", "time_to_target.csv"]
     ratios = read(tmp_path / "time_to_target.csv")
     assert [(r["axis"], r["prompt"], r["runs"], r["baseline_runs"]) for r in ratios] == [
-        (axis, *of) for axis in ("steps", "seconds") for of in (("", "3", "3"), ("a", "2", "2"), ("b", "1", "1"))
+        (axis, *count) for axis in ("steps", "seconds") for count in (("", "3", "3"), ("a", "2", "2"), ("b", "1", "1"))
     ]
     assert {(r["metric"], r["method"], r["low"], r["high"]) for r in ratios} == {("iou", "ours", "", "")}
-    of_a = next(r for r in ratios if (r["axis"], r["prompt"]) == ("seconds", "a"))
-    assert float(of_a["target"]) == pytest.approx(0.55)
-    assert float(of_a["ratio"]) == pytest.approx(0.275, abs=0.01)
-    assert float(of_a["tried"]) == pytest.approx(1.0, abs=0.01)
+    prompt_a = next(r for r in ratios if (r["axis"], r["prompt"]) == ("seconds", "a"))
+    assert float(prompt_a["target"]) == pytest.approx(0.55)
+    assert float(prompt_a["ratio"]) == pytest.approx(0.275, abs=0.01)
+    assert float(prompt_a["tried"]) == pytest.approx(1.0, abs=0.01)
     assert [(r["method"], r["prompt"], r["seed"], r["steps"]) for r in read(tmp_path / "runs.csv")] == [
         ("base", "a", "0", "10"), ("base", "a", "1", "10"), ("ours", "a", "0", "20"), ("ours", "a", "1", "20"),
         ("base", "b", "7", "40"), ("ours", "b", "7", "40"),
@@ -70,16 +70,16 @@ def test_the_tables_hold_what_was_compared(tmp_path: Path) -> None:
 def test_the_ratio_of_a_prompt_is_that_of_its_own_runs_alone() -> None:
     rng = np.random.default_rng(0)
     runs = [
-        run_of({0: 0.0, 10: float(end)}, method, prompt, seed)
+        made_run({0: 0.0, 10: float(end)}, method, prompt, seed)
         for method, low in (("base", 1.0), ("ours", 2.0)) for prompt in "ab"
         for seed, end in enumerate(low + rng.uniform(size=6))
     ]  # fmt: skip
-    of_a = [run for run in runs if run.prompt == "a"]
-    both, alone = compare(runs, ["base", "ours"]), compare(of_a, ["base", "ours"])
+    prompt_a = [run for run in runs if run.prompt == "a"]
+    both, alone = compare(runs, ["base", "ours"]), compare(prompt_a, ["base", "ours"])
     (expected,) = [ratio for ratio in alone.times if ratio.axis == "seconds"]
-    (found,) = [ratio for ratio in both.times if (ratio.axis, ratio.prompt) == ("seconds", "a")]
-    assert found.low < found.ratio < found.high
-    assert replace(found, prompt="") == expected
+    (expected_ratio,) = [ratio for ratio in both.times if (ratio.axis, ratio.prompt) == ("seconds", "a")]
+    assert expected_ratio.low < expected_ratio.ratio < expected_ratio.high
+    assert replace(expected_ratio, prompt="") == expected
 
 
 def test_bands_are_written_with_their_lower_end_first(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_bands_are_written_with_their_lower_end_first(tmp_path: Path) -> None:
 
 
 def test_the_terminal_says_how_many_runs_a_ratio_is_of() -> None:
-    lines = terminal_table(compare([*sides(2), run_of({0: 0.0, 10: 0.6}, "base", seed=9)], ["base", "ours"]))
+    lines = terminal_table(compare([*sides(2), made_run({0: 0.0, 10: 0.6}, "base", seed=9)], ["base", "ours"]))
     assert [line.partition(":")[0] for line in lines] == ["ours", "ours"]
     assert lines[1].startswith("ours: iou, seconds to the baseline's final 0.567: 0.2")
     assert lines[1].endswith(" (2 and 3 runs)")

@@ -34,7 +34,7 @@ LOW, HIGH, SCALE = 20, 980, 4.0
 
 
 class SimulatedMeter(CostMeter):
-    """A clock that stands still unless it is told to move."""
+    """A clock that stands still unless it is moved."""
 
     time = 0.0
 
@@ -134,9 +134,9 @@ def test_R_and_K_of_a_given_time_per_step(regime: dict[str, float], options: Any
 
 def test_seconds_between_and_below_what_was_measured() -> None:
     measured: Timings = {8: deque([0.10]), 32: deque([0.60]), 40: deque([0.50])}
-    found = {n: on_line(measured, n) for n in (1, 4, 8, 16, 32, 40, 48)}
+    fitted = {n: on_line(measured, n) for n in (1, 4, 8, 16, 32, 40, 48)}
     expected = {1: 0.1 / 8, 4: 0.05, 8: 0.1, 16: 0.1 + 0.5 / 3, 32: 0.6, 40: 0.5, 48: 0.6}
-    assert found == pytest.approx(expected)  # in proportion below, the line between, what was measured itself
+    assert fitted == pytest.approx(expected)  # in proportion below, the line between, what was measured itself
     assert on_line({4: deque([0.2])}, 1) == pytest.approx(0.05)
     affine: Timings = {2: deque([1.2]), 4: deque([1.4])}
     assert on_line(affine, 1) == pytest.approx(1.1)
@@ -178,20 +178,20 @@ def test_unbiased_while_K_is_sought() -> None:
         def cameras(self, n: int) -> Tensor:
             return cameras[torch.randint(2, (n,), generator=self.generator)]
 
-    means, seen = [], set()
+    means, counts = [], set()
     for seed in range(30):
         loop = TwoCameras(3.0, 1.0, 0.0, seed, proposal="weight")
         steps = [loop.step() for _ in range(30)]
         means.append(torch.stack([g for _, g in steps]).mean(0))
-        seen |= {estimate.scalars["K"] for estimate, _ in steps}
+        counts |= {estimate.scalars["K"] for estimate, _ in steps}
     z = (cameras @ loop.theta.detach()).view(2, *SHAPE)
     exact = sds_gradient(TEACHER, z, COND.expand(2, 1, 3), UNCOND.expand(2, 1, 3), SCALE, "sds", LOW, HIGH)
     expected = torch.einsum("nij,ni->j", cameras, exact.flatten(1)) / 2
-    found = torch.stack(means)
-    error = found.std(0) / len(found) ** 0.5
-    assert float(((found.mean(0) - expected) / error).abs().max()) < 4
+    gradients = torch.stack(means)
+    error = gradients.std(0) / len(gradients) ** 0.5
+    assert float(((gradients.mean(0) - expected) / error).abs().max()) < 4
     assert float(error.norm() / expected.norm()) < 0.1  # a bias of a tenth would show
-    assert len(seen) > 2  # K changed, and measured steps are among them
+    assert len(counts) > 2  # K changed, and measured steps are among them
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
@@ -200,20 +200,20 @@ def test_a_difference_is_worth_the_variance_in_that_many_strata(k: int) -> None:
     g = torch.Generator().manual_seed(k)
     mean = torch.arange(S * D2, dtype=torch.float64).view(S, D2).sin() * 3
     noise = torch.arange(1.0, S + 1).double() / 4  # the standard deviation in each stratum
-    found = []
+    squares = []
     for _ in range(calls):
         x = mean + noise[:, None] * torch.randn(R, 2, S, D2, generator=g, dtype=torch.float64)
-        found.append(R * difference(x, k, g).square().sum())
+        squares.append(R * difference(x, k, g).square().sum())
     coarse = mean.unflatten(0, (k, S // k))
     in_stratum = coarse.var(1, correction=0).sum(1) + D2 * noise.square().view(k, -1).mean(1)
     expected = float(in_stratum.sum()) / k**2
-    values = torch.stack(found)
+    values = torch.stack(squares)
     assert abs(float(values.mean()) - expected) < 4 * float(values.std()) / calls**0.5
     assert float(values.std()) / calls**0.5 < 0.1 * expected
 
 
 @pytest.mark.parametrize(("stop", "seconds"), [(8, None), (8, 30.0), (50, 30.0)])  # 8: within the first burst
-def test_a_resumed_loop_goes_on_alike(tmp_path: Any, stop: int, seconds: float | None) -> None:
+def test_a_resumed_loop_equals_one_that_was_not_stopped(tmp_path: Any, stop: int, seconds: float | None) -> None:
     from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 
     whole, first, second = (Loop(3.0, 1.0, 0.3, proposal="weight") for _ in range(3))
@@ -350,7 +350,7 @@ def test_the_meter_may_be_shared_and_set_back() -> None:
     assert plain.auto.state_dict()["times"]["denoise"][12] == [pytest.approx(12.0)]  # by all draws of a step
 
 
-def test_the_variance_of_renders_is_told_from_that_of_draws() -> None:
+def test_the_variances_of_renders_and_of_draws_are_separated() -> None:
     def parts(spread: float, R: int) -> tuple[float, float]:
         loop = Loop(1.0, 1.0, spread, proposal="weight")
         variances = loop.auto.variances
@@ -361,7 +361,7 @@ def test_the_variance_of_renders_is_told_from_that_of_draws() -> None:
 
     out2, in2 = parts(0.0, 1)  # cameras that stand still are no source of variance
     assert abs(out2) < 0.5 * in2
-    one, three = parts(0.5, 1), parts(0.5, 3)  # of one render, however many a step has
-    for a, b in zip(one, three):
+    single, triple = parts(0.5, 1), parts(0.5, 3)  # of one render, however many a step has
+    for a, b in zip(single, triple):
         assert a > 0
         assert 0.5 < b / a < 2.0

@@ -1,4 +1,4 @@
-"""Gradients summed over batches of rows, also where memory runs out or a row is not finite."""
+"""Gradients summed over batches of samples, also where memory runs out or a sample is not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from carv_3d.core.batching import summed_gradients
 X = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0], [2.0, 2.0], [-1.0, 4.0]])
 
 
-def losses_of(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+def sample_losses(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
     return (x * a).sum(1).square() + (x * b).sum(1)
 
 
@@ -20,23 +20,23 @@ def parameters() -> list[Tensor]:
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 5, 9])
-def test_the_sum_is_that_of_all_rows_at_once(max_batch: int) -> None:
+def test_the_sum_is_that_of_all_samples_at_once(max_batch: int) -> None:
     a, b = parameters()
-    whole = torch.autograd.grad(losses_of(a, b, X).sum() * 8.0, [a, b])
+    whole = torch.autograd.grad(sample_losses(a, b, X).sum() * 8.0, [a, b])
     sums, losses, finite, held = summed_gradients(
-        lambda rows: losses_of(a, b, X[rows]), len(X), [a, b], max_batch, scale=8.0
+        lambda samples: sample_losses(a, b, X[samples]), len(X), [a, b], max_batch, scale=8.0
     )
     for got, expected in zip(sums, whole):
         torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(losses, losses_of(a, b, X).detach())
+    torch.testing.assert_close(losses, sample_losses(a, b, X).detach())
     assert bool(finite.all())
     assert held == max_batch
 
 
 @pytest.mark.parametrize("where", ["zeros_like", "isfinite", "stack", "where"])
-def test_memory_that_runs_out_anywhere_counts_no_row_twice(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_anywhere_counts_no_sample_twice(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = parameters()
-    whole = torch.autograd.grad(losses_of(a, b, X).sum(), [a, b])
+    whole = torch.autograd.grad(sample_losses(a, b, X).sum(), [a, b])
     real, calls, armed = getattr(torch, where), [], []
 
     def failing(*given: object, **more: object) -> object:
@@ -46,9 +46,9 @@ def test_memory_that_runs_out_anywhere_counts_no_row_twice(where: str, monkeypat
                 raise RuntimeError("out of memory")
         return real(*given, **more)
 
-    def losses(rows: slice) -> Tensor:
+    def losses(samples: slice) -> Tensor:
         armed.append(1)
-        return losses_of(a, b, X[rows])
+        return sample_losses(a, b, X[samples])
 
     monkeypatch.setattr(torch, where, failing)
     sums, *_ = summed_gradients(losses, len(X), [a, b], 4)
@@ -57,13 +57,13 @@ def test_memory_that_runs_out_anywhere_counts_no_row_twice(where: str, monkeypat
         torch.testing.assert_close(got, expected)
 
 
-def test_a_batch_that_is_not_finite_is_left_out_and_told() -> None:
+def test_a_batch_that_is_not_finite_is_left_out_and_reported() -> None:
     a, b = parameters()
     x = X.clone()
     x[3, 0] = float("nan")
-    sums, losses, finite, _ = summed_gradients(lambda rows: losses_of(a, b, x[rows]), len(x), [a, b], 1)
+    sums, losses, finite, _ = summed_gradients(lambda samples: sample_losses(a, b, x[samples]), len(x), [a, b], 1)
     assert finite.tolist() == [True, True, True, False, True]
     kept = x[[0, 1, 2, 4]]
-    for got, expected in zip(sums, torch.autograd.grad(losses_of(a, b, kept).sum(), [a, b])):
+    for got, expected in zip(sums, torch.autograd.grad(sample_losses(a, b, kept).sum(), [a, b])):
         torch.testing.assert_close(got, expected)
     assert losses[3] == 0

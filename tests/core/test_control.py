@@ -34,18 +34,18 @@ def test_unbiased_while_it_learns(proposal: str, stratify: str, pairs: bool, K: 
 
 def test_what_is_linear_in_the_noise_goes() -> None:
     # one component: f = m(t) + c(t) eps, so what is left is the variance of m, as with antithetic pairs
-    g, found = torch.Generator().manual_seed(0), {}
+    g, estimates = torch.Generator().manual_seed(0), {}
     for control in (False, True):
         estimator = make("uniform", "none", False, 1, control_variate=control)
         for _ in range(40):
             estimator.estimate(Z.expand(200, *SHAPE), single_eps_hat, generator=g)
         grad = estimator.estimate(Z.expand(8000, *SHAPE), single_eps_hat, generator=g).grad.flatten(1)
-        found[control] = float(grad.var(0).sum())
-    assert found[False] == pytest.approx(theory(estimator.proposal, Design(stratify="none"), 1, 1), rel=0.1)
-    assert found[True] == pytest.approx(
+        estimates[control] = float(grad.var(0).sum())
+    assert estimates[False] == pytest.approx(theory(estimator.proposal, Design(stratify="none"), 1, 1), rel=0.1)
+    assert estimates[True] == pytest.approx(
         theory(estimator.proposal, Design(stratify="none", antithetic=True), 1, 2), rel=0.1
     )
-    assert found[True] < 0.7 * found[False]
+    assert estimates[True] < 0.7 * estimates[False]
 
 
 def test_beta_by_hand_and_its_state() -> None:
@@ -71,14 +71,14 @@ def test_beta_by_hand_and_its_state() -> None:
 
 def test_explicit_draws_teach_nothing_and_its_state_is_the_estimators() -> None:
     g = torch.Generator().manual_seed(0)
-    one, two = (make("weight", "render", False, 4, control_variate=True) for _ in range(2))
-    one.estimate(Z, eps_hat, generator=g)
-    before: Any = one.state_dict()["control"]["products"].clone()
+    first, second = (make("weight", "render", False, 4, control_variate=True) for _ in range(2))
+    first.estimate(Z, eps_hat, generator=g)
+    before: Any = first.state_dict()["control"]["products"].clone()
     given = Draws(torch.tensor([[LOW, HIGH]]), torch.randn(1, 2, *SHAPE, generator=g, dtype=torch.float64))
-    one.estimate(Z, eps_hat, draws=given)
-    assert torch.equal(before, one.state_dict()["control"]["products"])
-    two.load_state_dict(one.state_dict())
-    same = [e.estimate(Z, eps_hat, draws=given).grad for e in (one, two)]
+    first.estimate(Z, eps_hat, draws=given)
+    assert torch.equal(before, first.state_dict()["control"]["products"])
+    second.load_state_dict(first.state_dict())
+    same = [e.estimate(Z, eps_hat, draws=given).grad for e in (first, second)]
     assert torch.equal(same[0], same[1])
     assert len(COND) == len(SINGLE.means)
 

@@ -43,7 +43,7 @@ def test_what_happens_uncounted_leaves_the_meter_as_it_was() -> None:
 
 
 class Clock(CostMeter):
-    """Time passes only when it is told to."""
+    """Time passes only on demand."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,8 +53,8 @@ def test_a_small_gradient_keeps_its_bits() -> None:
     g = torch.full((3, 2), 1e-5)
     surrogate_loss(z, g).backward()
     assert torch.equal(z.grad, g / 3)  # type: ignore[arg-type]
-    theirs = torch.autograd.grad(0.5 * (z - (z - g).detach()).square().sum() / 3, z)[0]
-    assert not torch.allclose(theirs, g / 3)
+    expected = torch.autograd.grad(0.5 * (z - (z - g).detach()).square().sum() / 3, z)[0]
+    assert not torch.allclose(expected, g / 3)
 
 
 @pytest.mark.parametrize("K", [1, 3])
@@ -209,7 +209,7 @@ def test_adaptive_leaves_dropped_draws_out() -> None:
 @pytest.mark.parametrize("proposal", ["uniform", "weight", "adaptive"])
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("control_variate", [False, True])
-def test_a_resumed_estimator_goes_on_as_if_it_had_not_stopped(
+def test_a_resumed_estimator_equals_one_that_was_not_stopped(
     proposal: str, world_size: int, control_variate: bool
 ) -> None:
     options = {"proposal": proposal, "stratify": "global", "world_size": world_size}
@@ -295,7 +295,7 @@ def test_another_residual_runs_on_the_same_core() -> None:
 
 
 @pytest.mark.parametrize("max_batch", [16, 5, 1])
-def test_what_a_residual_returns_beside_f_comes_back_by_draw(max_batch: int) -> None:
+def test_what_a_residual_returns_besides_f_comes_back_by_draw(max_batch: int) -> None:
     def residual(z_t: Tensor, t: Tensor, eps: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         return eps, torch.stack([t.float(), row], dim=1)
 
@@ -309,7 +309,7 @@ def test_what_a_residual_returns_beside_f_comes_back_by_draw(max_batch: int) -> 
     assert torch.equal(estimate.extra[..., 1], torch.tensor([5.0, 6.0, 7.0])[:, None].expand(3, 4))
 
 
-def test_the_meter_is_told() -> None:
+def test_the_meter_counts() -> None:
     meter = CostMeter()
     estimator = CarvEstimator(SCHEDULE, EstimatorOptions(num_draws=4), meter=meter)
     estimator.estimate(some_latents(3), model, generator=seeded(1))

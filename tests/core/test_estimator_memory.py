@@ -31,7 +31,7 @@ def test_batches_are_bounded_and_change_nothing(max_batch: int) -> None:
 
 
 class OutOfMemory:
-    """A model that fails above a number of rows, in the words of a device."""
+    """A model that fails above a number of samples, in the words of a device."""
 
     def __init__(self, bears: int, error: Exception) -> None:
         self.bears, self.error, self.calls = bears, error, 0
@@ -52,7 +52,7 @@ class OutOfMemory:
     ],
 )
 @pytest.mark.parametrize("bears", [1, 3, 8])
-def test_when_memory_runs_out_the_batch_halves_and_the_run_goes_on(bears: int, error: Exception) -> None:
+def test_when_memory_runs_out_the_batch_halves_and_the_run_continues(bears: int, error: Exception) -> None:
     whole = make(num_draws=8).estimate(some_latents(), model, generator=seeded(1))
     estimator, failing = make(num_draws=8, max_batch=24), OutOfMemory(bears, error)
     out = estimator.estimate(some_latents(), failing, generator=seeded(1))
@@ -65,7 +65,7 @@ def test_when_memory_runs_out_the_batch_halves_and_the_run_goes_on(bears: int, e
     assert failing.calls == -(-24 // estimator.max_batch)
 
 
-def test_other_errors_and_a_single_row_too_large_are_not_hidden() -> None:
+def test_other_errors_and_a_single_sample_too_large_are_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
         make().estimate(some_latents(), OutOfMemory(0, RuntimeError("size mismatch")))
     with pytest.raises(CarvError, match="one sample"):

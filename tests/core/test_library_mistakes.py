@@ -113,8 +113,8 @@ def test_numbers_of_numpy_are_taken() -> None:
     )
     b = loss(generator=seeded(1), num_draws=8, grad_clip=2.0)
     assert torch.equal(a, b)
-    one = make().estimate(Z, model, generator=seeded(1), num_draws=np.int64(3))  # type: ignore[arg-type]
-    assert one.residual.shape[1] == 3
+    estimate = make().estimate(Z, model, generator=seeded(1), num_draws=np.int64(3))  # type: ignore[arg-type]
+    assert estimate.residual.shape[1] == 3
     ranged = make()
     ranged.set_range(np.int64(5), np.int64(50))  # type: ignore[arg-type]
     assert (ranged.proposal.min_step, ranged.proposal.max_step) == (5, 50)

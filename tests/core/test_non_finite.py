@@ -40,9 +40,9 @@ def test_an_estimator_without_a_finite_draw_warns_and_then_ends(caplog: pytest.L
     assert len(caplog.records) == 1
     resumed = make(num_draws=2)
     resumed.load_state_dict(estimator.state_dict())
-    for one in (estimator, resumed):
+    for each in (estimator, resumed):
         with pytest.raises(CarvError, match="no finite draw for 20 steps"):
-            one.estimate(some_latents(), nothing, generator=seeded())
+            each.estimate(some_latents(), nothing, generator=seeded())
 
 
 def test_one_finite_draw_is_enough() -> None:

@@ -57,8 +57,8 @@ def test_known_timesteps() -> None:
     t, weights = proposal.sample(u)
     assert t.tolist() == [[10, 10, 11], [12, 13, 13]]
     assert torch.equal(weights, torch.ones_like(weights))  # exactly
-    one = make_proposal("weight", SCHEDULE, "sds", 500, 500)
-    t, weights = one.sample(torch.rand(7))
+    single = make_proposal("weight", SCHEDULE, "sds", 500, 500)
+    t, weights = single.sample(torch.rand(7))
     assert t.tolist() == [500] * 7
     assert torch.equal(weights, torch.ones_like(weights))
 

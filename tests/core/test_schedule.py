@@ -17,13 +17,13 @@ from carv_3d.errors import CarvError
 def test_scaled_linear_is_diffusers_to_the_last_bit() -> None:
     from diffusers import DDPMScheduler
 
-    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    ours = NoiseSchedule.scaled_linear()
-    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    schedule = NoiseSchedule.scaled_linear()
+    assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod)
     g = torch.Generator().manual_seed(0)
     z, eps = torch.randn(5, 4, 3, 3, generator=g), torch.randn(5, 4, 3, 3, generator=g)
     t = torch.tensor([0, 20, 500, 980, 999])
-    assert torch.equal(ours.add_noise(z, eps, t), theirs.add_noise(z, eps, t))
+    assert torch.equal(schedule.add_noise(z, eps, t), scheduler.add_noise(z, eps, t))
 
 
 def test_known_values() -> None:
@@ -66,10 +66,10 @@ SCALED = NoiseSchedule.scaled_linear()
 def test_a_config_gives_diffusers_schedule_to_the_last_bit(config: dict[str, Any]) -> None:
     from diffusers import DDPMScheduler, EulerDiscreteScheduler
 
-    theirs = DDPMScheduler(**config)
-    for ours in (NoiseSchedule.from_config(theirs.config), NoiseSchedule.from_config(config)):
-        assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
-    assert torch.equal(NoiseSchedule.from_diffusers(theirs).alphas_cumprod, theirs.alphas_cumprod)
+    scheduler = DDPMScheduler(**config)
+    for schedule in (NoiseSchedule.from_config(scheduler.config), NoiseSchedule.from_config(config)):
+        assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod)
+    assert torch.equal(NoiseSchedule.from_diffusers(scheduler).alphas_cumprod, scheduler.alphas_cumprod)
     if config.get("beta_schedule") != "sigmoid":
         euler = EulerDiscreteScheduler(**config)
         assert torch.equal(NoiseSchedule.from_diffusers(euler).alphas_cumprod, euler.alphas_cumprod)

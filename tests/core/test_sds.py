@@ -23,10 +23,10 @@ def test_it_is_the_estimators_loss() -> None:
 
 
 def test_what_changes_from_call_to_call_is_used() -> None:
-    seen: list[Tensor] = []
+    timesteps: list[Tensor] = []
 
     def spy(z_t: Tensor, t: Tensor) -> Tensor:
-        seen.append(t)
+        timesteps.append(t)
         return z_t + 1
 
     schedule = NoiseSchedule.scaled_linear()
@@ -35,8 +35,8 @@ def test_what_changes_from_call_to_call_is_used() -> None:
         latents = some_latents()
         options = {"min_step": low, "max_step": high, "num_draws": K, "grad_clip": clip}
         sds_loss(latents, spy, schedule, **options).backward()  # type: ignore[arg-type]
-        assert len(seen[-1]) == 3 * K
-        assert low <= int(seen[-1].min()) <= int(seen[-1].max()) <= high
+        assert len(timesteps[-1]) == 3 * K
+        assert low <= int(timesteps[-1].min()) <= int(timesteps[-1].max()) <= high
         clipped.append(float(latents.grad.abs().max()) <= 1.5e-3)  # type: ignore[union-attr]
     assert clipped == [False, True, False]
 

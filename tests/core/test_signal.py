@@ -31,7 +31,7 @@ def test_noise_alone_has_none_and_a_fixed_gradient_no_noise() -> None:
     assert math.isnan(value)  # no noise to divide by
 
 
-def test_what_is_not_finite_is_left_out_and_the_averages_go_on_after_a_stop() -> None:
+def test_what_is_not_finite_is_left_out_and_the_averages_resume_after_a_stop() -> None:
     signal = SignalToNoise()
     assert math.isnan(signal.update([torch.tensor([3.0, 0.0])]))  # one step says nothing
     known = signal.update([torch.tensor([1.0, 1.0])])  # 3 of 2: all signal, so no noise is left

@@ -94,7 +94,7 @@ def test_weights_average_to_one(proposal: str, stratify: str, pairs: bool, K: in
     else:  # one render of a step of three
         u = torch.stack([design.draw_u(3, K, g)[1] for _ in range(n)])
     _, weights = estimator.proposal.sample(u)
-    # the standard error is the exact one: p/q has rare large values, of which a sample tells too little
+    # the standard error is the exact one: p/q has rare large values, which a sample may miss
     ones = torch.ones(HIGH - LOW + 1, 1, dtype=torch.float64)
     variance = variance_in_strata(estimator.proposal, 1 if stratify == "none" else groups, ones, 0 * ones[:, 0])
     assert abs(float(weights.mean()) - 1) < 4 * (variance / groups / n) ** 0.5
@@ -200,9 +200,9 @@ def test_theory_orders_the_designs(proposal: str) -> None:
         estimator = make(proposal, stratify, pairs, K)
         return theory(estimator.proposal, estimator.design, R, K)
 
-    one = var("none", False, 1)
+    single = var("none", False, 1)
     for K in (1, 2, 4, 8):
-        assert var("none", False, K) == pytest.approx(one / K)
+        assert var("none", False, K) == pytest.approx(single / K)
         assert var("global", False, K) <= var("render", False, K) * (1 + 1e-9)
         assert var("render", False, K) <= var("none", False, K) * (1 + 1e-9)
     assert var("render", False, 8) < 0.9 * var("none", False, 8)

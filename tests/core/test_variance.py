@@ -62,7 +62,7 @@ def test_the_parts_predict_the_variance_of_an_estimators_steps_under_strata() ->
     measured = total_variance(steps.view(2000, 2, 2).mean(1))  # R = 2 at K = 8
     assert (s_out2 + v_in) / 2 == pytest.approx(measured, rel=0.1)
     draws = estimator.estimate_residual(z, residual, generator=g).residual.flatten(2) @ J
-    as_if_independent = sum(total_variance(of_render) for of_render in draws[:200]) / 200 / 8
+    as_if_independent = sum(total_variance(by_render) for by_render in draws[:200]) / 200 / 8
     assert as_if_independent > 1.3 * v_in  # strata gained what single draws do not see
 
 

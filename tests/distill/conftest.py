@@ -15,7 +15,7 @@ PROMPTS = "a red mug\n\n  a blue tree \n"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to be in, prompts beside it."""
+    """An empty folder to be in, prompts next to it."""
     (tmp_path / "here").mkdir()
     (tmp_path / "prompts.txt").write_text(PROMPTS)
     monkeypatch.chdir(tmp_path / "here")
@@ -24,8 +24,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_of_four_steps(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with its prompts beside it. Read only: `whole` is a copy."""
+def four_steps(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with its prompts next to it. Read only: `whole` is a copy."""
     place = tmp_path_factory.mktemp("distilled")
     (place / "prompts.txt").write_text(PROMPTS)
     with pytest.MonkeyPatch.context() as patch:
@@ -35,9 +35,9 @@ def run_of_four_steps(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def whole(run_of_four_steps: Path, place: Path) -> Path:
+def whole(four_steps: Path, place: Path) -> Path:
     """A run of four steps, as if it had been begun here."""
-    shutil.copytree(run_of_four_steps / "whole", "whole")
+    shutil.copytree(four_steps / "whole", "whole")
     config = Path("whole/config.yaml")
-    config.write_text(config.read_text().replace(str(run_of_four_steps), str(place)))
+    config.write_text(config.read_text().replace(str(four_steps), str(place)))
     return Path("whole")

@@ -30,23 +30,23 @@ def main(folder: Path) -> None:
         averaged.append((before, [g.clone() for g in gradients]))
 
     ranks.average = watched
-    one = small(ranks, stratify="global", num_draws=4, batch_size=2, proposal="adaptive")
+    distillation = small(ranks, stratify="global", num_draws=4, batch_size=2, proposal="adaptive")
     for _ in range(STEPS):
-        one.train_step()
-    state = one.state_dict()
+        distillation.train_step()
+    state = distillation.state_dict()
     if ranks.first:
         save_checkpoint(folder / "checkpoint", state)
     again = small(ranks, stratify="global", num_draws=4, batch_size=2, proposal="adaptive")
     ranks.gather(None)  # it is written
     again.load_state_dict(load_checkpoint(folder / "checkpoint")[0])
-    for each in (one, again):
+    for each in (distillation, again):
         each.train_step()
     whole = {
         "rank": ranks.rank,
         "world_size": ranks.world_size,
         "averaged": averaged,
-        "generator": one.generator.state_dict(),
-        "fake": one.fake.state_dict(),
+        "generator": distillation.generator.state_dict(),
+        "fake": distillation.fake.state_dict(),
         "again": again.generator.state_dict(),
         "gathered": ranks.gather({"rank": ranks.rank}),
     }

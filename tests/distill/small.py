@@ -20,7 +20,7 @@ SCHEDULE = NoiseSchedule.scaled_linear()
 
 
 class LinearUNet(nn.Module):
-    """A z_t + b + C text, whatever t: a UNet by its call alone. It counts its calls and rows."""
+    """A z_t + b + C text, whatever t: a UNet by its call alone. It counts its calls and samples."""
 
     def __init__(self, size: int = 4, text: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -28,23 +28,23 @@ class LinearUNet(nn.Module):
         self.A = nn.Parameter(0.3 * torch.randn(size, size, generator=g).to(dtype))
         self.b = nn.Parameter(0.3 * torch.randn(size, generator=g).to(dtype))
         self.C = nn.Parameter(0.3 * torch.randn(text, size, generator=g).to(dtype))
-        self.rows: list[int] = []
+        self.batch_sizes: list[int] = []
 
     def forward(self, z_t: Tensor, t: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True) -> Any:
-        self.rows.append(len(z_t))
+        self.batch_sizes.append(len(z_t))
         out = z_t.flatten(1) @ self.A + self.b + encoder_hidden_states[:, 0] @ self.C
         return (out.view_as(z_t),)
 
 
 class CountingTeacher(GaussianTeacher):
-    """A mixture of two, which counts the rows of its scores."""
+    """A mixture of two, which counts the samples of its scores."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(MEANS.to(dtype), std=0.4)
-        self.rows: list[int] = []
+        self.batch_sizes: list[int] = []
 
     def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        self.rows.append(len(z_t))
+        self.batch_sizes.append(len(z_t))
         return super().eps_hat(z_t, t, text_emb)
 
 

@@ -184,11 +184,11 @@ def test_a_dry_run_writes_nothing(sd_folder: Path, place: Path, monkeypatch: pyt
     assert "num_draws: 2" in out
     assert "# time: about" in out
     assert "# folder: outputs/distill-" in out
-    found = re.search(r"# checkpoint: about (\S+) GB, kept twice", out)
-    assert found is not None
+    line = re.search(r"# checkpoint: about (\S+) GB, kept twice", out)
+    assert line is not None
     monkeypatch.chdir(place)
     assert cli.main(words(place, sd_folder, "steps=1", "--out", "run")) == 0
-    assert float(found[1]) * 1e9 == pytest.approx(os.path.getsize("run/checkpoint"), rel=0.3)  # the zip's own included
+    assert float(line[1]) * 1e9 == pytest.approx(os.path.getsize("run/checkpoint"), rel=0.3)  # the zip's own included
     monkeypatch.chdir(place / "here")
     assert os.listdir() == []
 
@@ -219,9 +219,9 @@ def test_the_variance_of_a_model_and_of_a_run(
         assert os.listdir(folder) == ["variance.csv"]
     monkeypatch.setattr("carv_3d.distill.variance.write_atomic", full)
     assert cli.main(["distill", "variance", *model, *few, "--out", "x"]) == 2
-    told = capsys.readouterr()
-    assert "2x2+strat" in told.out  # what was measured is shown, if it cannot be kept
-    assert "the disk is full" in told.err
+    captured = capsys.readouterr()
+    assert "2x2+strat" in captured.out  # what was measured is shown, if it cannot be kept
+    assert "the disk is full" in captured.err
     assert not Path("x").exists()
     assert "a run has its own" in refusal(capsys, "distill", "variance", "run", "num_draws=2")
 
@@ -255,8 +255,8 @@ def test_distilling_loads_no_scenes() -> None:
 
 
 def test_a_run_keeps_its_pace_and_shows_the_same_noise_every_time(tmp_path: Path) -> None:
-    one = small(steps=7, save_every=90.0, preview_every=3, preview_prompts=2)
-    run = DistillRun(one, Settings("model", one.options), tmp_path, Display(quiet=True))
+    distillation = small(steps=7, save_every=90.0, preview_every=3, preview_prompts=2)
+    run = DistillRun(distillation, Settings("model", distillation.options), tmp_path, Display(quiet=True))
     assert run.pace == Pace(7, save_seconds=90.0, preview_steps=3)
     seeds: list[int] = []
 
@@ -264,8 +264,8 @@ def test_a_run_keeps_its_pace_and_shows_the_same_noise_every_time(tmp_path: Path
         seeds.append(seed)
         return torch.zeros(len(prompts), 3, 8, 8)
 
-    one.images = images  # type: ignore[method-assign]
-    for one.step in (3, 6):
+    distillation.images = images  # type: ignore[method-assign]
+    for distillation.step in (3, 6):
         run.preview()
     assert seeds == [0, 0]
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["step-00003.png", "step-00006.png"]

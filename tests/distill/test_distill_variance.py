@@ -53,7 +53,7 @@ class KnownFake(FakeScore):
 
 
 @pytest.fixture(scope="module")
-def one() -> Distillation:
+def distillation() -> Distillation:
     return Distillation(
         GaussianTeacher(torch.full((1, *SHAPE), MU), std=S_REAL),
         DistillOptions(objective="kl", guidance_scale=1.0, max_batch=10_000),
@@ -81,10 +81,10 @@ def theory() -> tuple[float, float, float]:
     return outer / 16, (whole - outer) / 16, (whole - outer - noise) / 16
 
 
-def test_the_variance_falls_as_theory_says(one: Distillation) -> None:
+def test_the_variance_falls_as_theory_says(distillation: Distillation) -> None:
     s_out2, s_in2, _ = theory()
     settings = [Setting(B, K) for B, K in ((1, 1), (2, 4), (8, 1), (8, 16))]
-    benchmark = PairBenchmark(one, settings)
+    benchmark = PairBenchmark(distillation, settings)
     for _ in range(80):
         benchmark.round()
     for setting, samples in zip(settings, benchmark.samples):
@@ -102,37 +102,37 @@ def test_the_variance_falls_as_theory_says(one: Distillation) -> None:
     assert rows[3].pairs == 80
 
 
-def test_strata_and_pairs_lower_it_and_nothing_of_the_run_moves(one: Distillation) -> None:
-    before = {name: g.get_state() for name, g in one.generators.items()}
+def test_strata_and_pairs_lower_it_and_nothing_of_the_run_moves(distillation: Distillation) -> None:
+    before = {name: g.get_state() for name, g in distillation.generators.items()}
     settings = [read_setting(s) for s in ("4x8", "4x8+strat", "4x8+antithetic")]
-    rows = variance_table(one, settings, repeats=60, seed=3)
+    rows = variance_table(distillation, settings, repeats=60, seed=3)
     values = [row.variance.value for row in rows]
     assert values[1] < 0.6 * values[0]
     assert rows[1].reduction.low > 1
     s_out2, s_in2, s_pair2 = theory()  # four pairs, in which the noise cancels: f is linear in eps here
     assert rows[0].variance.low < s_out2 / 4 + s_in2 / 32 < rows[0].variance.high
     assert rows[2].variance.low < s_out2 / 4 + s_pair2 / 16 < rows[2].variance.high
-    assert all(torch.equal(g.get_state(), before[name]) for name, g in one.generators.items())
-    assert all(p.grad is None for p in one.generator.parameters())
-    assert one.step == 0
-    again = variance_table(one, settings[:2], repeats=60, seed=3)
-    assert again[1].variance.value == values[1]  # a setting's figures are its own, whatever is measured beside it
+    assert all(torch.equal(g.get_state(), before[name]) for name, g in distillation.generators.items())
+    assert all(p.grad is None for p in distillation.generator.parameters())
+    assert distillation.step == 0
+    again = variance_table(distillation, settings[:2], repeats=60, seed=3)
+    assert again[1].variance.value == values[1]  # a setting's figures are its own, whatever else is measured
 
 
-def test_a_settings_figures_are_its_own(one: Distillation) -> None:
+def test_a_settings_figures_are_its_own(distillation: Distillation) -> None:
     settings = [Setting(1, 1), Setting(2, 2)]
-    forward, backward = (variance_table(one, order, repeats=2, seed=1) for order in (settings, settings[::-1]))
+    forward, backward = (variance_table(distillation, order, repeats=2, seed=1) for order in (settings, settings[::-1]))
     assert [row.variance.value for row in forward] == [row.variance.value for row in backward[::-1]]
-    assert variance_table(one, settings, repeats=2, seed=2)[0].variance.value != forward[0].variance.value
+    assert variance_table(distillation, settings, repeats=2, seed=2)[0].variance.value != forward[0].variance.value
 
 
-def test_it_stops_when_the_time_is_up_or_it_is_told(one: Distillation) -> None:
-    told: list[int] = []
-    assert variance_table(one, [Setting(1, 1)], 50, seconds=0.0)[0].pairs == 2
-    rows = variance_table(one, [Setting(1, 1)], 50, show=told.append, stopped=lambda: len(told) == 3)
-    assert (told, rows[0].pairs) == ([1, 2, 3], 3)
-    assert variance_table(one, [Setting(1, 1)], stopped=lambda: True) == []
-    benchmark = PairBenchmark(one, [Setting(1, 1)])
+def test_it_stops_when_the_time_is_up_or_on_demand(distillation: Distillation) -> None:
+    shown: list[int] = []
+    assert variance_table(distillation, [Setting(1, 1)], 50, seconds=0.0)[0].pairs == 2
+    rows = variance_table(distillation, [Setting(1, 1)], 50, show=shown.append, stopped=lambda: len(shown) == 3)
+    assert (shown, rows[0].pairs) == ([1, 2, 3], 3)
+    assert variance_table(distillation, [Setting(1, 1)], stopped=lambda: True) == []
+    benchmark = PairBenchmark(distillation, [Setting(1, 1)])
     assert not benchmark.round(lambda: True)
     with pytest.raises(CarvError, match="needs two pairs"):
         benchmark.rows()
@@ -160,11 +160,11 @@ def test_the_table_has_the_papers_figures_next_to_ours(tmp_path: Path) -> None:
         read_setting("8x16+strat"), Interval(2.0, 1.5, 2.5), Interval(1.0, 0.5, 1.5), Interval(31.0, 30.0, 33.0), 0.5, 9
     )
     write_csv(tmp_path / "variance.csv", [row])
-    found = next(csv.DictReader((tmp_path / "variance.csv").read_text().splitlines()))
-    assert (found["setting"], found["B"], found["K"], found["variance"], found["pairs"]) == (
+    written = next(csv.DictReader((tmp_path / "variance.csv").read_text().splitlines()))
+    assert (written["setting"], written["B"], written["K"], written["variance"], written["pairs"]) == (
         "8x16+strat", "8", "16", "2", "9",
     )  # fmt: skip
-    assert (found["paper_variance"], found["paper_reduction"]) == ("30.7", "32")
+    assert (written["paper_variance"], written["paper_reduction"]) == ("30.7", "32")
     assert "30.7 (32x)" in table_text([row])[1]
     head, line = table_text([row])
     assert "2 [1.5, 2.5]" in line

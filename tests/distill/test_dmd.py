@@ -33,18 +33,18 @@ def matching(objective: str, meter: CostMeter | None = None, **options: Any) -> 
     return DistributionMatching(REAL, fake_eps_hat, EstimatorOptions(**{**chosen, **options}), SCALE, objective, meter)
 
 
-def repeated(one: DistributionMatching, n: int, seed: int) -> Tensor:
+def repeated(dmd: DistributionMatching, n: int, seed: int) -> Tensor:
     """Independent repeats of the latent gradient, (about n, D); one sample of a step of three where strata lie over
     samples."""
     g = torch.Generator().manual_seed(seed)
 
     def step(R: int) -> Tensor:
-        return one.estimate(Z.expand(R, *SHAPE), TEXT.expand(R, 1, 2), UNCOND, g).grad.flatten(1)
+        return dmd.estimate(Z.expand(R, *SHAPE), TEXT.expand(R, 1, 2), UNCOND, g).grad.flatten(1)
 
-    if one.estimator.proposal.adapts:
+    if dmd.estimator.proposal.adapts:
         for _ in range(10):  # something to adapt to
             step(32)
-    design, K = one.estimator.design, one.estimator.options.num_draws
+    design, K = dmd.estimator.design, dmd.estimator.options.num_draws
     if design.stratify == "none" or (design.stratify == "render" and design.group_size < K):
         return step(n)
     return torch.stack([step(3)[1] for _ in range(n // 10)])
@@ -66,8 +66,8 @@ def exact_kl() -> Tensor:
 @pytest.mark.parametrize(("stratify", "pairs", "K"), LAYOUTS)
 def test_unbiased_for_the_closed_form(proposal: str, stratify: str, pairs: bool, K: int) -> None:
     expected = exact_kl()
-    one = matching("kl", num_draws=K, proposal=proposal, stratify=stratify, antithetic=pairs)
-    grad = repeated(one, 1600, seed=K)
+    dmd = matching("kl", num_draws=K, proposal=proposal, stratify=stratify, antithetic=pairs)
+    grad = repeated(dmd, 1600, seed=K)
     error = grad.std(0) / len(grad) ** 0.5
     assert float(((grad.mean(0) - expected) / error).abs().max()) < 4
     assert float(error.norm() / expected.norm()) < 0.15  # narrow enough to see a bias
@@ -75,12 +75,12 @@ def test_unbiased_for_the_closed_form(proposal: str, stratify: str, pairs: bool,
 
 def test_the_normaliser_of_each_draw_keeps_the_objective_and_a_pooled_one_does_not() -> None:
     n, K = 24_000, 4
-    one = repeated(matching("dmd", num_draws=1, stratify="none"), n, seed=0)
+    single = repeated(matching("dmd", num_draws=1, stratify="none"), n, seed=0)
     four = repeated(matching("dmd", num_draws=K, stratify="none"), n // K, seed=1)
 
-    def apart(found: Tensor) -> float:
-        error = (found.var(0) / len(found) + one.var(0) / len(one)).sqrt()
-        return float(((found.mean(0) - one.mean(0)) / error).abs().max())
+    def apart(gradient: Tensor) -> float:
+        error = (gradient.var(0) / len(gradient) + single.var(0) / len(single)).sqrt()
+        return float(((gradient.mean(0) - single.mean(0)) / error).abs().max())
 
     assert apart(four) < 4
 
@@ -94,15 +94,15 @@ def test_the_normaliser_of_each_draw_keeps_the_objective_and_a_pooled_one_does_n
     estimator = matching("dmd", num_draws=K, stratify="none").estimator
     pooled = estimator.estimate_residual(z, parts, (z, text, none), torch.Generator().manual_seed(2))
     assert pooled.extra is not None
-    found = pooled.grad.flatten(1) / pooled.extra.mean(1)[:, None]
-    assert apart(found) > 6
+    estimate = pooled.grad.flatten(1) / pooled.extra.mean(1)[:, None]
+    assert apart(estimate) > 6
 
 
-def test_the_rows_that_are_counted() -> None:
+def test_the_nfe_that_is_counted() -> None:
     meter = CostMeter()
-    one = matching("dmd", meter, num_draws=8)
+    dmd = matching("dmd", meter, num_draws=8)
     z = Z.expand(3, *SHAPE).clone().requires_grad_()
-    out = one.estimate(z, TEXT.expand(3, 1, 2), UNCOND, torch.Generator().manual_seed(0))
+    out = dmd.estimate(z, TEXT.expand(3, 1, 2), UNCOND, torch.Generator().manual_seed(0))
     assert meter.counts == {"nfe": 24, "renders": 0, "draws": 24}  # the teacher's are TimedTeacher's to count
     out.loss.backward()
     torch.testing.assert_close(z.grad, out.grad / 3)

@@ -72,14 +72,14 @@ def test_stock_diffusers_gives_the_clean_prediction_in_one_evaluation(made) -> N
 
     pipeline.unet.forward = counted
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    found = pipeline(
+    images = pipeline(
         PROMPTS, num_inference_steps=1, guidance_scale=1.0, generator=torch.Generator().manual_seed(3),
         output_type="latent",
     ).images  # fmt: skip
     assert calls == [(2, 999)]
-    torch.testing.assert_close(found, clean(made.unet, made.teacher, z), rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(images, clean(made.unet, made.teacher, z), rtol=2e-5, atol=2e-5)
     untrained = clean(made.teacher.unet, made.teacher, z)
-    assert not torch.allclose(found, untrained, rtol=0.01, atol=0.01)
+    assert not torch.allclose(images, untrained, rtol=0.01, atol=0.01)
 
 
 def test_the_folder_loads_as_any_other_teacher(made) -> None:
@@ -97,7 +97,7 @@ def _half(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half() if tensor.is_floating_point() else tensor
 
 
-def test_weights_keep_the_teachers_type_and_nothing_tells_of_the_machine(sd_folder, unet, tmp_path) -> None:
+def test_weights_keep_the_teachers_type_and_nothing_names_the_machine(sd_folder, unet, tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 
     half = tmp_path / "half"

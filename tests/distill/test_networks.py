@@ -13,7 +13,7 @@ from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.errors import CarvError
 
 
-def rows(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def samples(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(n, *SHAPE, generator=g), torch.randn(n, 1, 2, generator=g)
 
@@ -23,7 +23,7 @@ def rows(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_generator_is_one_step_to_the_clean_latents(kind: str, t: int | None) -> None:
     unet = LinearUNet()
     generator = OneStepGenerator(unet, SCHEDULE, kind, t)
-    eps, text = rows(3)
+    eps, text = samples(3)
     raw = unet(eps, torch.zeros(3), text)[0]
     abar = SCHEDULE.alphas_cumprod[999 if t is None else t]
     alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
@@ -46,7 +46,7 @@ def test_a_perfect_model_of_one_gaussian_gives_back_its_mean() -> None:
         unet.A.copy_(torch.eye(4) / sigma)
         unet.b.copy_(-alpha * m / sigma)
         unet.C.zero_()
-    z = OneStepGenerator(unet, SCHEDULE)(*rows(5))
+    z = OneStepGenerator(unet, SCHEDULE)(*samples(5))
     torch.testing.assert_close(z.flatten(1), m.expand(5, 4), rtol=1e-4, atol=1e-4)
 
 

@@ -70,8 +70,8 @@ def test_every_option_is_read_by_something() -> None:
 
 def test_options_are_read_over_a_base() -> None:
     base = DistillOptions(num_draws=8)
-    found = read_distill_options(["lr=1e-3", "betas=[0.5, 0.9]", "antithetic=true"], 7, base)
-    assert (found.num_draws, found.lr, found.betas, found.antithetic, found.seed) == (8, 1e-3, (0.5, 0.9), True, 7)
+    o = read_distill_options(["lr=1e-3", "betas=[0.5, 0.9]", "antithetic=true"], 7, base)
+    assert (o.num_draws, o.lr, o.betas, o.antithetic, o.seed) == (8, 1e-3, (0.5, 0.9), True, 7)
     with pytest.raises(CarvError, match="the options cannot be resolved"):
         read_distill_options(["lr=${nothing}"])
     with pytest.raises(CarvError, match="'=3' is no option: write key=value, such as num_draws=8"):

@@ -22,8 +22,8 @@ def test_a_list_is_read_line_by_line(tmp_path: Path) -> None:
 
 def test_a_run_has_the_pace_and_the_prompts_of_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("carv_3d.distill.command.PromptClassifier.for_prompts", lambda *_: [])
-    one = small(steps=50, preview_every=7, save_every=11.0, preview_prompts=3)
-    run = DistillRun(one, Settings("carv-tiny", one.options), tmp_path, Display(quiet=True))
+    distillation = small(steps=50, preview_every=7, save_every=11.0, preview_prompts=3)
+    run = DistillRun(distillation, Settings("carv-tiny", distillation.options), tmp_path, Display(quiet=True))
     assert run.pace == Pace(50, save_seconds=11.0, preview_steps=7)
     assert run.captions == ["0", "1", "0"]
 

@@ -40,15 +40,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
     ranks = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in range(2)]
-    assert [(one["rank"], one["world_size"]) for one in ranks] == [(0, 2), (1, 2)]
+    assert [(report["rank"], report["world_size"]) for report in ranks] == [(0, 2), (1, 2)]
     assert ranks[0]["gathered"] == [{"rank": 0}, {"rank": 1}] == ranks[1]["gathered"]
     for name in ("generator", "fake"):
         assert all(torch.equal(v, ranks[1][name][k]) for k, v in ranks[0][name].items())
-    for one in ranks:  # each went on from the checkpoint as if it had not stopped
-        assert all(torch.equal(v, one["again"][k]) for k, v in one["generator"].items())
-    for (mine, mean), (theirs, same) in zip(*(one["averaged"] for one in ranks)):
-        assert any(not torch.equal(a, b) for a, b in zip(mine, theirs))  # samples and draws of their own
-        for a, b, c, d in zip(mine, theirs, mean, same):
+    for report in ranks:  # each resumed from the checkpoint as if it had not stopped
+        assert all(torch.equal(v, report["again"][k]) for k, v in report["generator"].items())
+    for (first, mean), (second, same) in zip(*(report["averaged"] for report in ranks)):
+        assert any(not torch.equal(a, b) for a, b in zip(first, second))  # samples and draws of their own
+        for a, b, c, d in zip(first, second, mean, same):
             torch.testing.assert_close(c, (a + b) / 2)
             assert torch.equal(c, d)
 
@@ -57,10 +57,10 @@ def test_strata_are_shared_out_among_the_processes() -> None:
     from small import small
 
     places = [Ranks() for _ in range(2)]
-    for rank, one in enumerate(places):
-        one.rank, one.world_size = rank, 2
-    both: list[Any] = [small(one, stratify="global", num_draws=4, batch_size=2) for one in places]
-    draws = [one.matching.estimator.draw(torch.zeros(2, 1, 2, 2), one.generators["draws"]) for one in both]
+    for rank, place in enumerate(places):
+        place.rank, place.world_size = rank, 2
+    both: list[Any] = [small(place, stratify="global", num_draws=4, batch_size=2) for place in places]
+    draws = [place.matching.estimator.draw(torch.zeros(2, 1, 2, 2), place.generators["draws"]) for place in both]
     t = torch.cat([d.t for d in draws]).flatten().sort().values
     edges = 20 + 961 * torch.arange(17) / 16  # 2 processes, 2 samples, 4 draws: one in each of 16 strata
     assert bool((t >= edges[:-1].floor()).all())
@@ -89,10 +89,10 @@ def test_a_process_takes_back_its_own_state() -> None:
 def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)  # not to be had
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    one = join()
+    group = join()
     gradient = torch.ones(2)
-    one.average([gradient])
-    assert (one.first, one.world_size, one.gather("x"), gradient.tolist()) == (True, 1, ["x"], [1.0, 1.0])
+    group.average([gradient])
+    assert (group.first, group.world_size, group.gather("x"), gradient.tolist()) == (True, 1, ["x"], [1.0, 1.0])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(CarvError, match=r"several processes needs accelerate, .*: pip install .*\[distill\]"):
         join()

@@ -55,8 +55,8 @@ def test_every_trial_is_read_at_the_same_seconds_of_its_own(tmp_path) -> None:
         K = trial.options.num_draws
         assert [row["seconds"] for row in trial.rows] == [0.0, 4.0, 10.0]
         assert [row["steps"] for row in trial.rows] == [0.0, 4.0 / K, 10.0 / K]
-        rows_of_a_step = 2 + 3 * 2 * K + 2  # generator; teacher's pair and fake on K draws each; the fake's training
-        assert [row["nfe"] for row in trial.rows] == [rows_of_a_step * s / K for s in READINGS]
+        nfe_per_step = 2 + 3 * 2 * K + 2  # generator; teacher's pair and fake on K draws each; the fake's training
+        assert [row["nfe"] for row in trial.rows] == [nfe_per_step * s / K for s in READINGS]
     names = [line.split(":")[0] for line in order]
     assert names[4:8] == names[:4][::-1]  # interleaved, there and back
     alone = build(made[0].options)
@@ -65,7 +65,7 @@ def test_every_trial_is_read_at_the_same_seconds_of_its_own(tmp_path) -> None:
     assert made[0].rows[-1]["weight"] == weight(alone)["weight"]
 
 
-def test_a_comparison_that_was_stopped_goes_on_to_the_same_rows(tmp_path) -> None:
+def test_a_resumed_comparison_ends_with_the_same_rows(tmp_path) -> None:
     whole = trials(tmp_path / "whole")
     run_trials(whole, READINGS, log=lambda line: None)
     for stop_at in (1, 3, 7):
@@ -105,7 +105,7 @@ def test_methods_by_name_differ_in_their_draws_alone(tmp_path) -> None:
             make_trials(tmp_path, methods, seeds, OPTIONS, build, weight)
 
 
-def test_another_run_is_not_gone_on_with(tmp_path) -> None:
+def test_another_run_is_not_resumed(tmp_path) -> None:
     trial = Trial(tmp_path, "a", OPTIONS, build, weight)
     trial.advance(0, 2.0)
     assert Trial(tmp_path, "a", OPTIONS, build, weight).rows == trial.rows
@@ -115,13 +115,13 @@ def test_another_run_is_not_gone_on_with(tmp_path) -> None:
         Trial(tmp_path, "a", OPTIONS, build, weight, made_with="400 images")
 
 
-def test_a_comparison_at_other_seconds_is_refused_before_anything_goes_on(tmp_path) -> None:
-    """A caption tells the budget that was asked for: figures of another one must not stand under it."""
+def test_a_comparison_at_other_seconds_is_refused_before_any_work(tmp_path) -> None:
+    """A caption names the budget that was asked for: figures of another one must not stand under it."""
     whole = trials(tmp_path)
     run_trials(whole, READINGS, log=lambda line: None)
     before = [trial.rows for trial in whole]
     for readings in ((0.0, 4.0, 20.0), (0.0, 4.0, 10.0 + 1e-3, 20.0), (0.0, 4.0)):
-        again = trials(tmp_path, lambda d: pytest.fail("it went on"))
+        again = trials(tmp_path, lambda d: pytest.fail("it resumed"))
         with pytest.raises(CarvError, match="was read at other seconds: give the same --budget and --points, or ano"):
             run_trials(again, readings, log=lambda line: None)
         assert [trial.rows for trial in again] == before
@@ -134,21 +134,21 @@ def test_a_comparison_at_other_seconds_is_refused_before_anything_goes_on(tmp_pa
     assert all(trial.rows[3]["seconds"] == 12.0 for trial in longer)
 
 
-def test_figures_of_another_start_or_of_other_weights_are_told_apart() -> None:
-    one, classifier = build(OPTIONS), torch.nn.Linear(2, 2)
-    state = one.state_dict()
-    told = [origin(None, classifier), origin(state, classifier)]
-    assert told[0].startswith("started from the teacher, ")
-    assert told[1].startswith("started from step 0 of ")
-    assert origin({**state, "generators": 1}, classifier) == told[1]  # what a start does not take
+def test_figures_of_another_start_or_of_other_weights_differ() -> None:
+    distillation, classifier = build(OPTIONS), torch.nn.Linear(2, 2)
+    state = distillation.state_dict()
+    origins = [origin(None, classifier), origin(state, classifier)]
+    assert origins[0].startswith("started from the teacher, ")
+    assert origins[1].startswith("started from step 0 of ")
+    assert origin({**state, "generators": 1}, classifier) == origins[1]  # what a start does not take
     state = build(OPTIONS).state_dict()
-    assert origin(state, classifier) == told[1]
+    assert origin(state, classifier) == origins[1]
     with torch.no_grad():
         classifier.bias[0] += 1e-3
-    told.append(origin(state, classifier))
-    told.append(origin({**state, "step": 1}, classifier))
-    told.append(origin({**state, "average": {k: v + 1e-3 for k, v in state["average"].items()}}, classifier))
-    assert len(set(told)) == 5
+    origins.append(origin(state, classifier))
+    origins.append(origin({**state, "step": 1}, classifier))
+    origins.append(origin({**state, "average": {k: v + 1e-3 for k, v in state["average"].items()}}, classifier))
+    assert len(set(origins)) == 5
 
 
 def test_a_start_takes_the_networks_and_nothing_else() -> None:
@@ -156,8 +156,8 @@ def test_a_start_takes_the_networks_and_nothing_else() -> None:
     for _ in range(3):
         first.train_step()
     start_from(second, first.state_dict())
-    for mine, its in ((second.generator, first.generator), (second.fake, first.fake)):
-        for a, b in zip(mine.parameters(), its.parameters()):
+    for resumed, original in ((second.generator, first.generator), (second.fake, first.fake)):
+        for a, b in zip(resumed.parameters(), original.parameters()):
             assert torch.equal(a, b)
     assert torch.equal(second.average.state["unet.A"], first.average.state["unet.A"])
     assert second.step == 3  # the average's warm-up is over where that was

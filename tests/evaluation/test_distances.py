@@ -56,25 +56,25 @@ def test_kernel_distance_grows_with_what_lies_between() -> None:
 
 
 def test_kernel_distance_has_mean_zero_and_a_covering_interval_where_nothing_differs() -> None:
-    found = [kernel_distance(normal(30, 4, 2 * s), normal(40, 4, 2 * s + 1)) for s in range(150)]
-    values = torch.tensor([f.value for f in found])
-    assert abs(values.mean()) < 4 * values.std() / len(found) ** 0.5
+    distances = [kernel_distance(normal(30, 4, 2 * s), normal(40, 4, 2 * s + 1)) for s in range(150)]
+    values = torch.tensor([f.value for f in distances])
+    assert abs(values.mean()) < 4 * values.std() / len(distances) ** 0.5
     assert values.min() < 0  # unbiased, so on both sides
-    assert sum(f.low <= 0 <= f.high for f in found) >= 0.93 * len(found)
+    assert sum(f.low <= 0 <= f.high for f in distances) >= 0.93 * len(distances)
 
 
 def test_sets_that_share_their_prompts_are_apart_by_nothing_when_paired() -> None:
     # row i of both sets has the mean of prompt i: x_i and y_i are the same in distribution, and depend on each other
-    found, naive = [], []
+    unbiased, naive = [], []
     for s in range(150):
         prompts = normal(30, 4, 3 * s, scale=2.0)
         x, y = prompts + normal(30, 4, 3 * s + 1), prompts + normal(30, 4, 3 * s + 2)
-        found.append(kernel_distance(x, y, paired=True))
+        unbiased.append(kernel_distance(x, y, paired=True))
         naive.append(kernel_distance(x, y).value)
-    values, naive_values = torch.tensor([f.value for f in found]), torch.tensor(naive)
-    assert abs(values.mean()) < 4 * values.std() / len(found) ** 0.5
-    assert naive_values.mean() < -4 * naive_values.std() / len(found) ** 0.5
-    assert sum(f.low <= 0 <= f.high for f in found) >= 0.85 * len(found)
+    values, naive_values = torch.tensor([f.value for f in unbiased]), torch.tensor(naive)
+    assert abs(values.mean()) < 4 * values.std() / len(unbiased) ** 0.5
+    assert naive_values.mean() < -4 * naive_values.std() / len(unbiased) ** 0.5
+    assert sum(f.low <= 0 <= f.high for f in unbiased) >= 0.85 * len(unbiased)
     with pytest.raises(CarvError, match="cannot be paired"):
         kernel_distance(x, y[:-1], paired=True)
 
@@ -88,8 +88,8 @@ def test_the_interval_covers_the_true_distance() -> None:
     truth = moment(a, a) + moment(b, b) - 2 * moment(a, b)
     covered = 0
     for s in range(trials):
-        found = kernel_distance(normal(n, 1, 2 * s, shift=a), normal(n, 1, 2 * s + 1, shift=b))
-        covered += found.low <= truth <= found.high
+        distance = kernel_distance(normal(n, 1, 2 * s, shift=a), normal(n, 1, 2 * s + 1, shift=b))
+        covered += distance.low <= truth <= distance.high
     assert 0.86 * trials <= covered <= 0.99 * trials  # 95 % nominal; skewed, so a little below at n = 60
 
 
@@ -129,7 +129,7 @@ def test_frechet_distance_is_the_closed_form_of_the_fits() -> None:
     assert frechet_distance(y, x) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_distance_of_known_fits_with_fewer_rows_than_dimensions() -> None:
+def test_frechet_distance_of_known_fits_with_fewer_samples_than_dimensions() -> None:
     # a translation keeps the covariance: exactly |shift|^2; a scale c adds (c - 1)^2 tr S
     x = normal(6, 20, 0)
     shift = normal(1, 20, 1)

@@ -24,33 +24,33 @@ def test_a_image_is_one_evaluation_at_its_own_noise_and_prompt() -> None:
     teacher, unet = CountingTeacher(), LinearUNet()
     teacher.prediction_type = "v_prediction"
     generator = OneStepGenerator(unet, SCHEDULE, "v_prediction")
-    found = one_step_images(generator, teacher, PROMPTS, seed=3, batch=2)
-    assert unet.rows == [2, 2, 1]
-    assert found.shape == (5, 3, 2, 2)
+    images = one_step_images(generator, teacher, PROMPTS, seed=3, batch=2)
+    assert unet.batch_sizes == [2, 2, 1]
+    assert images.shape == (5, 3, 2, 2)
     abar = SCHEDULE.alphas_cumprod[999]
     eps = pure_noise(teacher, 5, 3)
     with torch.no_grad():
         v = unet(eps, 999, teacher.text_embeddings(PROMPTS))[0]
-    torch.testing.assert_close(found, teacher.decode(abar.sqrt() * eps - (1 - abar).sqrt() * v))
-    assert torch.equal(found, one_step_images(unet, teacher, PROMPTS, seed=3, batch=2))  # the UNet alone
-    torch.testing.assert_close(found, one_step_images(generator, teacher, PROMPTS, seed=3))  # one batch
-    assert not torch.allclose(found, one_step_images(generator, teacher, PROMPTS, seed=4))
+    torch.testing.assert_close(images, teacher.decode(abar.sqrt() * eps - (1 - abar).sqrt() * v))
+    assert torch.equal(images, one_step_images(unet, teacher, PROMPTS, seed=3, batch=2))  # the UNet alone
+    torch.testing.assert_close(images, one_step_images(generator, teacher, PROMPTS, seed=3))  # one batch
+    assert not torch.allclose(images, one_step_images(generator, teacher, PROMPTS, seed=4))
 
 
 def test_the_teachers_own_begin_from_the_same_noise_and_have_an_nfe_of_two_a_step() -> None:
     teacher = CountingTeacher()
-    found = ddim_images(teacher, PROMPTS, 2.0, steps=4, seed=3, batch=3)
-    assert sum(teacher.rows) == 2 * 4 * len(PROMPTS)
+    images = ddim_images(teacher, PROMPTS, 2.0, steps=4, seed=3, batch=3)
+    assert sum(teacher.batch_sizes) == 2 * 4 * len(PROMPTS)
     whole = prompt_images(teacher, PROMPTS, 2.0, 4, noise=pure_noise(teacher, 5, 3)).permute(0, 3, 1, 2)
-    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(images, whole)
 
 
 def test_the_nfe_is_counted_within_alone(sd_teacher) -> None:
-    with counted_nfe(sd_teacher.unet) as one:
+    with counted_nfe(sd_teacher.unet) as counted:
         one_step_images(sd_teacher.unet, sd_teacher, ["a", "b", "c"], batch=2)
     with counted_nfe(sd_teacher.unet) as many:
         ddim_images(sd_teacher, ["a", "b", "c"], 2.0, steps=2)
-    assert one == [2, 1]
+    assert counted == [2, 1]
     assert many == [6, 6]
 
 
@@ -72,16 +72,16 @@ def test_scores_are_of_the_images_against_what_was_asked() -> None:
     rows[1], rows[2] = (rows[1][0] + 1, *rows[1][1:]), (rows[2][0], rows[2][1] + 1, 0)
     rows[3] = (rows[3][0], rows[3][1] + 2, 0)
     images[:, :, 0, 0] = torch.tensor(rows) / 100
-    found = score_images(classifier, images, targets, reference)
-    assert (found.object, found.color, found.both) == (0.75, 0.5, 0.25)
+    scores = score_images(classifier, images, targets, reference)
+    assert (scores.object, scores.color, scores.both) == (0.75, 0.5, 0.25)
     features = torch.cat([classifier.features(p[None]) for p in images]).detach()
-    torch.testing.assert_close(found.features, features)
-    assert found.kernel.value == pytest.approx(kernel_distance(features, reference, paired=True).value, rel=1e-4)
+    torch.testing.assert_close(scores.features, features)
+    assert scores.kernel.value == pytest.approx(kernel_distance(features, reference, paired=True).value, rel=1e-4)
     better = score_images(classifier, images, [targets[0], ("bed", "red", VIEWS[0]), targets[2], targets[3]], reference)
-    assert found.ratio(better).value == found.both / better.both
-    assert found.figures() == {
+    assert scores.ratio(better).value == scores.both / better.both
+    assert scores.figures() == {
         "agreement_object": 0.75, "agreement_color": 0.5, "agreement_both": 0.25,
-        "kernel_distance": found.kernel.value,
+        "kernel_distance": scores.kernel.value,
     }  # fmt: skip
 
 

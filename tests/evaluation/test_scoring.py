@@ -22,12 +22,12 @@ class Known:
 def test_a_score_is_the_mean_of_probabilities_over_views() -> None:
     """One view sure and right, one sure and wrong: 0.5; a probability of mean logits would be 0.9 of the surer."""
     views = torch.stack([torch.ones(64, 64, 3), torch.full((64, 64, 3), 0.4)])
-    found = PromptClassifier(Known(), {"object": 0, "color": 0}, torch.device("cpu")).score(views)
-    assert found == pytest.approx({"classifier_object": 0.5, "classifier_color": 0.5}, abs=1e-6)
+    scores = PromptClassifier(Known(), {"object": 0, "color": 0}, torch.device("cpu")).score(views)
+    assert scores == pytest.approx({"classifier_object": 0.5, "classifier_color": 0.5}, abs=1e-6)
     three = torch.cat([views, torch.ones(1, 64, 64, 3)])
-    found = PromptClassifier(Known(), {"object": 0, "color": 0}, torch.device("cpu")).score(three)
-    assert found["classifier_object"] == pytest.approx(2 / 3, abs=1e-6)
-    assert found["classifier_color"] == pytest.approx(1 / 3, abs=1e-6)
+    scores = PromptClassifier(Known(), {"object": 0, "color": 0}, torch.device("cpu")).score(three)
+    assert scores["classifier_object"] == pytest.approx(2 / 3, abs=1e-6)
+    assert scores["classifier_color"] == pytest.approx(1 / 3, abs=1e-6)
 
 
 def test_the_right_classes_are_those_of_the_prompt() -> None:

@@ -47,8 +47,8 @@ def test_the_true_shape_is_itself() -> None:
 
 
 def test_the_true_shape_has_the_color_and_the_material_of_its_prompt() -> None:
-    found = [TrueShape.from_prompt(f"a {words} mug", DATA).rgb for words in ("red", "striped red", "blue")]
-    red, striped, blue = (np.asarray(rgb) for rgb in found)
+    images = [TrueShape.from_prompt(f"a {words} mug", DATA).rgb for words in ("red", "striped red", "blue")]
+    red, striped, blue = (np.asarray(rgb) for rgb in images)
     assert red[..., 0].mean() > red[..., 2].mean()
     assert blue[..., 2].mean() > blue[..., 0].mean()
     assert np.abs(red - striped).max() > 0.1

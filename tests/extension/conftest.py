@@ -67,10 +67,10 @@ def utils(sd_teacher: Any) -> double.PromptUtils:
 @pytest.fixture
 def perp_neg(sd_teacher: Any) -> double.PromptUtils:
     """The same with Perp-Neg."""
-    found = _prompts(sd_teacher)
-    found.negatives = sd_teacher.text_embeddings(["front", "side", "back", "top"]).unflatten(0, (2, 2))
-    found.weights = torch.tensor([[-0.5, -2.0], [0.0, -1.0]])
-    return found
+    prompts = _prompts(sd_teacher)
+    prompts.negatives = sd_teacher.text_embeddings(["front", "side", "back", "top"]).unflatten(0, (2, 2))
+    prompts.weights = torch.tensor([[-0.5, -2.0], [0.0, -1.0]])
+    return prompts
 
 
 def _prompts(teacher: Any) -> double.PromptUtils:

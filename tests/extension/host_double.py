@@ -127,7 +127,7 @@ class PromptUtils:
     negatives: Tensor | None = None
     weights: Tensor | None = None
     from_all_sides: Tensor | None = None  # text (B, L, D) that says nothing of the view
-    asked: list[bool] = field(default_factory=list)  # whether text by view was wanted, call by call
+    asked: list[bool] = field(default_factory=list)  # whether text by view was asked for, call by call
 
     @property
     def use_perp_neg(self) -> bool:

@@ -41,7 +41,7 @@ class Recorder:
         self.host = cpu_host.enter(checkout)
         self.model = str(recorded.write_model(build_sd_folder, folder / "model"))
         self.v_model = str(recorded.write_model(build_sd_folder, folder / "v", "v_prediction"))
-        cpu_host.use_sizes_of(StableDiffusionTeacher.load(self.model, device="cpu", with_text=False))
+        cpu_host.resize_like(StableDiffusionTeacher.load(self.model, device="cpu", with_text=False))
         self.tensors: dict[str, Tensor] = {}
         self.facts: dict[str, Any] = {"weights": recorded.fingerprint(Path(self.model)), "cases": {}}
 
@@ -159,9 +159,9 @@ def record_vsd(recorder: Recorder) -> None:
         utils = recorded.RecordedPrompts(recorder.tensors, 2)
         with drawn(guidance, [t, t_lora], noises, recorded.gaussian("posterior", 2, 4, 8, 8)):
             out = guidance(rgb, utils, **views)
-        found = torch.autograd.grad(out["loss_lora"], list(parameters.values()))
-        products = {name: recorded.along(g, name) for name, g in zip(parameters, found)}
-        norm = sum(float(g.square().sum()) for g in found) ** 0.5
+        gradients = torch.autograd.grad(out["loss_lora"], list(parameters.values()))
+        products = {name: recorded.along(g, name) for name, g in zip(parameters, gradients)}
+        norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
         recorder.keep(case, out, rgb, t=t.tolist(), t_lora=t_lora.tolist(), loss_lora=out["loss_lora"].item(),
                       lora_gradient=products, lora_norm=norm)  # fmt: skip
 

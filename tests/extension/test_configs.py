@@ -46,10 +46,10 @@ def test_a_configuration_says_what_the_guidance_takes(file: Path, host: Any) -> 
 def test_every_option_of_ours_is_in_the_readme_with_its_default(host: Any) -> None:
     config = host.modules["carv-stable-diffusion-guidance"].Config()
     stock = recorded.facts()["stable-diffusion-guidance"]
-    ours = {name: value for name, value in vars(config).items() if name not in stock}
+    added = {name: value for name, value in vars(config).items() if name not in stock}
     rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", README, re.MULTILINE))
     documented = {name: OmegaConf.create(f"x: {value.strip('`')}").x for name, value in rows.items()}
-    assert documented == ours
+    assert documented == added
 
 
 def test_commands_in_the_readme_name_files_that_exist() -> None:

@@ -67,9 +67,9 @@ def test_perp_neg_of_two_views_is_right_where_threestudios_is_not(
     t, eps = drawn(guidance)
     expected = stock_gradient(sd_teacher, rgb, perp_neg, t, eps, WEIGHTS[strategy], 7.5, clip)
     out = guidance(rgb, perp_neg, **double.VIEWS)
-    found = torch.autograd.grad(out["loss_sds"], rgb)[0]
+    gradient = torch.autograd.grad(out["loss_sds"], rgb)[0]
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["csd", "nfsd"])
@@ -172,12 +172,12 @@ def test_the_reconstruction_is_compared_where_it_is_asked_for(
 
 def test_schedules_follow_the_hosts_steps_and_epochs(make: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
     guidance = make(max_step_percent=[0, 0.98, 0.5, 100], guidance_scale=[0, 100.0, 7.0, 2.0])
-    seen = []
+    values = []
     for epoch, step in ((0, 0), (0, 50), (1, 200)):
         guidance.update_step(epoch, step)
         out = guidance(rgb, utils, **double.VIEWS)
-        seen.append((out["max_step"], out["guidance_scale"]))
-    assert seen == [(980.0, 101.0), (740.0, 101.0), (500.0, 54.5)]
+        values.append((out["max_step"], out["guidance_scale"]))
+    assert values == [(980.0, 101.0), (740.0, 101.0), (500.0, 54.5)]
 
 
 def test_timesteps_stay_in_range_at_the_very_top(make: Callable[..., Any], rgb: Tensor, utils: Any) -> None:
@@ -187,12 +187,12 @@ def test_timesteps_stay_in_range_at_the_very_top(make: Callable[..., Any], rgb: 
 
 def test_previews_are_images_and_leave_the_draws_alone(make: Callable[..., Any], rgb: Tensor, perp_neg: Any) -> None:
     guidance, other = make(max_items_eval=1, guidance_scale=2.0), make(guidance_scale=2.0)
-    found = guidance(rgb, perp_neg, guidance_eval=True, **double.VIEWS)["eval"]
-    assert found["bs"] == 1
-    assert len(found["noise_levels"]) == len(found["texts"]) == 1
+    images = guidance(rgb, perp_neg, guidance_eval=True, **double.VIEWS)["eval"]
+    assert images["bs"] == 1
+    assert len(images["noise_levels"]) == len(images["texts"]) == 1
     for name in ("imgs_noisy", "imgs_1step", "imgs_1orig", "imgs_final"):
-        assert found[name].shape == (1, 16, 16, 3)
-        assert 0 <= float(found[name].min()) <= float(found[name].max()) <= 1
+        assert images[name].shape == (1, 16, 16, 3)
+        assert 0 <= float(images[name].min()) <= float(images[name].max()) <= 1
     plain = other(rgb, perp_neg, **double.VIEWS)
     again = guidance(rgb, perp_neg, **double.VIEWS)
     assert again["nfe"] == 2 * plain["nfe"]  # previews are not counted

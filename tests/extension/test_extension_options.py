@@ -99,15 +99,15 @@ def test_each_option_of_loading_is_passed_on_alone(
     class Seen(Exception):
         pass
 
-    found: list[dict[str, Any]] = []
+    passed: list[dict[str, Any]] = []
     load = StableDiffusionTeacher.load
 
     def teacher(name: str, **how: Any) -> Any:
-        found.append(how)
+        passed.append(how)
         return load(name, with_text=False)
 
     def denoiser(name: str, **how: Any) -> Any:
-        found.append(how)
+        passed.append(how)
         raise Seen
 
     monkeypatch.setattr(StableDiffusionTeacher, "load", teacher)
@@ -117,7 +117,7 @@ def test_each_option_of_loading_is_passed_on_alone(
     with pytest.raises(Seen):
         make_vsd(**given)
     expected = {"device": torch.device("cpu"), **{HOW[name]: value for name, value in given.items()}}
-    assert found == [
+    assert passed == [
         {**expected, "with_text": False, "token_merging": None}, {**expected, "with_text": False}, expected
     ]  # fmt: skip
 

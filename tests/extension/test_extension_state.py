@@ -35,11 +35,11 @@ def test_state_survives_the_hosts_checkpoint(host: Any, make: Callable[..., Any]
     second.guidance = make(proposal="adaptive", seed=9)
     second.on_fit_start()
     assert second.own == 1
-    found = [s.guidance(rgb, utils, **double.VIEWS) for s in (first, second)]
-    assert torch.equal(found[0]["loss_sds"], found[1]["loss_sds"])
+    outputs = [s.guidance(rgb, utils, **double.VIEWS) for s in (first, second)]
+    assert torch.equal(outputs[0]["loss_sds"], outputs[1]["loss_sds"])
     for counted in ("nfe", "renders"):
-        assert found[0][counted] == found[1][counted]
-    assert found[1]["renders"] == 4 * B
+        assert outputs[0][counted] == outputs[1][counted]
+    assert outputs[1]["renders"] == 4 * B
 
 
 def test_a_system_with_another_guidance_is_left_alone(host: Any) -> None:
@@ -80,10 +80,10 @@ def test_two_ranks_share_the_strata_and_not_the_noise(
     t, noise = [], []
     for rank, guidance in enumerate(both):
         ranks(monkeypatch, rank, 2)
-        seen: list[Tensor] = []
-        monkeypatch.setattr(guidance._carv.teacher, "eps_hat", lambda z, t, text, seen=seen: seen.append(t) or z)
+        timesteps: list[Tensor] = []
+        monkeypatch.setattr(guidance._carv.teacher, "eps_hat", lambda z, t, text, to=timesteps: to.append(t) or z)
         guidance(rgb, utils, **double.VIEWS)
-        t.append(torch.cat([x[: len(x) // 2] for x in seen]).tolist())
+        t.append(torch.cat([x[: len(x) // 2] for x in timesteps]).tolist())
         noise.append(torch.randn(3, generator=guidance._carv.generator).tolist())
     assert sorted(int(x / 1000 * 8) for x in t[0] + t[1]) == list(range(8))  # 2 ranks, 2 renders, 2 draws
     assert noise[0] != noise[1]
@@ -100,13 +100,17 @@ def test_a_rank_resumes_with_noise_of_its_own(
         ranks(monkeypatch, rank, 2)
         guidance.load_carv_state(state)  # before its first call, as on_fit_start does
     sds = [getattr(guidance._carv, "sds", guidance._carv) for guidance in (first, resumed, other)]
-    assert [(one.estimator.options.rank, one.estimator.options.world_size) for one in sds] == [(0, 1), (0, 2), (1, 2)]
-    a, b, c = (torch.randn(3, generator=one.generator).tolist() for one in sds)
+    assert [(each.estimator.options.rank, each.estimator.options.world_size) for each in sds] == [
+        (0, 1),
+        (0, 2),
+        (1, 2),
+    ]
+    a, b, c = (torch.randn(3, generator=each.generator).tolist() for each in sds)
     assert a == b
     assert b != c
     if kind == "make_vsd":
         training = [guidance._carv.training.estimator.options for guidance in (resumed, other)]
-        assert [(one.rank, one.world_size) for one in training] == [(0, 2), (1, 2)]
+        assert [(each.rank, each.world_size) for each in training] == [(0, 2), (1, 2)]
 
 
 def test_a_process_by_itself_is_rank_0_of_1(host: Any) -> None:

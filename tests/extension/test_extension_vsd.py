@@ -159,11 +159,11 @@ def test_samples_are_of_either_side_at_this_step(
         e, e0 = (sd_teacher.eps_hat(z, t, text) for text in (utils.text, utils.uncond))
         torch.testing.assert_close(sample[0][1](z, t), e0 + 7.0 * (e - e0), rtol=1e-3, atol=1e-4)
         camera = double.VIEWS["c2w"].flatten(1)
-        none, seen = (
+        without, with_camera = (
             carv.lora_score.eps_hat(z, t, utils.from_all_sides, c) for c in (torch.zeros_like(camera), camera)
         )
-        torch.testing.assert_close(lora[0][1](z, t), none + 2.0 * (seen - none), rtol=1e-3, atol=1e-4)
-        assert not torch.allclose(none, seen)
+        torch.testing.assert_close(lora[0][1](z, t), without + 2.0 * (with_camera - without), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(without, with_camera)
 
 
 def test_samples_are_images_and_not_counted(make_vsd: Callable[..., Any], rgb: Tensor, utils: Any) -> None:

@@ -41,9 +41,9 @@ def test_one_draw_is_text_plus_scale_times_the_difference(
         e, e0 = teacher.eps_hat(z_t, t, text), teacher.eps_hat(z_t, t, uncond)
         f = (1 - abar) * (e + 7.5 * (e - e0) - eps)
     expected = torch.autograd.grad(z, rgb, f / B)[0]
-    found = torch.autograd.grad(out["loss_sds"], rgb)[0]
+    gradient = torch.autograd.grad(out["loss_sds"], rgb)[0]
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
     assert (out["nfe"], out["renders"]) == (2.0 * B, float(B))
 
 
@@ -61,8 +61,8 @@ def test_the_prompt_processor_caches_packed_text_apart_from_the_stock_ones(
         {"pretrained_model_name_or_path": str(xl_folder), "prompt": "a mug", "cache_dir": str(tmp_path)}
     )
     teacher = StableDiffusionXLTeacher.load(str(xl_folder), device="cpu")
-    found = torch.stack([processor.load_from_cache(prompt) for prompt in ("a mug", "")])
-    torch.testing.assert_close(found, teacher.text_embeddings(["a mug", ""]))
+    cached = torch.stack([processor.load_from_cache(prompt) for prompt in ("a mug", "")])
+    torch.testing.assert_close(cached, teacher.text_embeddings(["a mug", ""]))
     assert [path.name for path in tmp_path.iterdir()] == ["carv-xl"]
     sizes = [file.stat().st_size for file in (tmp_path / "carv-xl").iterdir()]
     assert max(sizes) < 2 * 21 * 40 * 4  # one prompt a file, not the batch

@@ -36,8 +36,8 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
 
 
 def test_the_baseline_differs_in_the_estimator_alone() -> None:
-    ours, baseline = to_mapping(load_config()), to_mapping(load_config(CONFIGS / "carv-tiny-baseline.yaml"))
-    assert set(differing_keys(ours, baseline)) == {
+    default, baseline = to_mapping(load_config()), to_mapping(load_config(CONFIGS / "carv-tiny-baseline.yaml"))
+    assert set(differing_keys(default, baseline)) == {
         "data.batch_size",
         "system.guidance.antithetic",
         "system.guidance.num_draws",
@@ -234,19 +234,19 @@ def test_control_characters_and_endless_prompts_are_refused() -> None:
 
 def _names_that_are_read() -> set[str]:
     """Attributes that the package takes from something, outside of the checks of the options themselves."""
-    found: set[str] = set()
+    accepted: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.FunctionDef) and child.name == "__post_init__":
                 continue
             if isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Load):
-                found.add(child.attr)
+                accepted.add(child.attr)
             visit(child)
 
     for file in Path(carv_3d.__file__).parent.rglob("*.py"):
         visit(ast.parse(file.read_text(encoding="utf-8")))
-    return found
+    return accepted
 
 
 def test_every_option_is_read_by_something() -> None:

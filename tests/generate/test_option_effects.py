@@ -136,9 +136,9 @@ GIVEN_ANOTHER = [
 
 @pytest.mark.parametrize(("given", "option"), GIVEN_ANOTHER)
 def test_the_option_has_an_effect_given_another(given: str, option: str, sd_folder: Path, sd_teacher: Any) -> None:
-    one = fingerprint(tiny_config(sd_folder, *given.split(" & ")), sd_teacher)
+    result = fingerprint(tiny_config(sd_folder, *given.split(" & ")), sd_teacher)
     other = fingerprint(tiny_config(sd_folder, *given.split(" & "), option), sd_teacher)
-    assert not same(one, other)
+    assert not same(result, other)
 
 
 def test_the_prompt_has_an_effect(sd_folder: Path, sd_teacher: Any, baseline: dict[str, Any]) -> None:

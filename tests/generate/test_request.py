@@ -40,8 +40,8 @@ def test_prompts_whose_folders_are_named_alike_find_their_own(newest: int) -> No
     for i, folder in enumerate(folders):
         os.utime(folder / "config.yaml", (100 + (i + newest) % 2, 100 + (i + newest) % 2))
     for prompt, folder in zip(prompts, folders):
-        config, found = resolve(Request(prompt=prompt, resume=True))
-        assert found == folder
+        config, found_folder = resolve(Request(prompt=prompt, resume=True))
+        assert found_folder == folder
         assert config.prompt == prompt
     with pytest.raises(CarvError, match="there is no run to resume in outputs/prompt-0; begin one without --resume"):
         resolve(Request(prompt="黄色的船", resume=True))
@@ -53,8 +53,8 @@ def test_more_steps_go_with_the_configuration_that_the_run_was_begun_with() -> N
     file.write_text("system:\n  geometry:\n    resolution: 9\n")
     folder = begun("a red mug", "run", file)
     for config in (file, None):
-        new, found = resolve(Request(config=config, out=folder, resume=True, overrides=[*TINY[1:], LONG]))
-        assert found == folder
+        new, resumed = resolve(Request(config=config, out=folder, resume=True, overrides=[*TINY[1:], LONG]))
+        assert resumed == folder
         assert new.trainer.max_steps == 5
         assert list(new.system.guidance.max_step_percent) == [0.98, 0.4, 3]  # type: ignore[arg-type]
         assert new.system.geometry.resolution == 8

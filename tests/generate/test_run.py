@@ -59,7 +59,7 @@ def carv(capsys: pytest.CaptureFixture[str], *arguments: str, expect: int = 0) -
     return out
 
 
-def field_of(folder: Path) -> torch.Tensor:
+def saved_field(folder: Path) -> torch.Tensor:
     grid: torch.Tensor = load_checkpoint(folder / "checkpoint")[0]["field"]["grid"]
     return grid
 
@@ -93,7 +93,7 @@ def test_the_default_folder_is_never_written_over(words: list[str], capsys: pyte
     for _ in range(3):
         carv(capsys, "generate", "a red mug", *words)
     assert sorted(os.listdir("outputs")) == ["a-red-mug-0", "a-red-mug-0-2", "a-red-mug-0-3"]
-    assert torch.equal(field_of(Path("outputs/a-red-mug-0")), field_of(Path("outputs/a-red-mug-0-2")))
+    assert torch.equal(saved_field(Path("outputs/a-red-mug-0")), saved_field(Path("outputs/a-red-mug-0-2")))
 
 
 def test_an_explicit_folder_in_use_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +140,7 @@ def test_stopped_by_a_signal_then_resumed_is_the_same_run(
     assert "carv generate --resume --out cut" in out
     assert not Path("cut/asset.glb").exists()
     assert "Resumed after step 3" in carv(capsys, "generate", "--resume", "--out", "cut")
-    assert torch.equal(field_of(Path("whole")), field_of(Path("cut")))
+    assert torch.equal(saved_field(Path("whole")), saved_field(Path("cut")))
     assert set(os.listdir("cut")) == FILES
     assert [r["step"] for r in read_metrics(Path("cut/metrics.csv"))] == [1, 2, 3, 4]
     assert Path("cut/asset.glb").read_bytes() == Path("whole/asset.glb").read_bytes()
@@ -156,7 +156,7 @@ def test_killed_and_resumed_is_the_same_run(words: list[str], capsys: pytest.Cap
     out = carv(capsys, "generate", "a red mug", "--resume", "--out", "cut")
     assert f"Resumed after step {killed_at}" in out
     carv(capsys, "generate", "a red mug", "--out", "whole", *words, *long)
-    assert torch.equal(field_of(Path("whole")), field_of(Path("cut")))
+    assert torch.equal(saved_field(Path("whole")), saved_field(Path("cut")))
     assert [r["step"] for r in read_metrics(Path("cut/metrics.csv"))] == list(range(1, 25))
     assert set(os.listdir("cut")) == FILES
 
@@ -166,11 +166,11 @@ def test_killed_before_the_first_checkpoint_it_begins_again(
 ) -> None:
     carv(capsys, "generate", "a red mug", *words)
     folder = Path("outputs/a-red-mug-0")
-    whole = field_of(folder)
+    whole = saved_field(folder)
     for name in FILES - {"config.yaml", "metrics.csv"}:
         (folder / name).unlink()
     assert "begins again" in carv(capsys, "generate", "a red mug", "--resume", *words)
-    assert torch.equal(field_of(folder), whole)
+    assert torch.equal(saved_field(folder), whole)
     assert os.listdir("outputs") == ["a-red-mug-0"]
 
 
@@ -184,21 +184,21 @@ def test_resume_takes_the_newest_of_the_default_folders(words: list[str], capsys
 
 def test_resume_may_lengthen_a_run_but_not_change_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     carv(capsys, "generate", "a red mug", "--out", "run", *words)
-    before = (Path("run/config.yaml").read_text(), field_of(Path("run")))
-    for change, words_of in (
+    before = (Path("run/config.yaml").read_text(), saved_field(Path("run")))
+    for change, named in (
         (["system.guidance.num_draws=4"], "system.guidance.num_draws = 2"),
         (["--seed", "5"], "seed = 0"),
         (["a blue mug"], "system.prompt_processor.prompt = 'a red mug'"),
     ):
         message = carv(capsys, "generate", "--resume", "--out", "run", *change, expect=2)
-        assert words_of in message
+        assert named in message
         assert "cannot change it" in message
     message = carv(capsys, "generate", "--resume", "--out", "run", "trainer.max_steps=2", expect=2)
     assert "is at step 4, beyond trainer.max_steps = 2; give trainer.max_steps=4 or more, or none" in message
     assert Path("run/config.yaml").read_text() == before[0]
     carv(capsys, "generate", "--resume", "--out", "run", "trainer.max_steps=6")
     assert load_checkpoint(Path("run/checkpoint"))[0]["step"] == 6
-    assert not torch.equal(field_of(Path("run")), before[1])
+    assert not torch.equal(saved_field(Path("run")), before[1])
 
 
 def test_nothing_to_resume_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,13 +211,13 @@ def test_a_truncated_checkpoint_falls_back_and_two_are_one_sentence(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     carv(capsys, "generate", "a red mug", "--out", "run", *words)
-    whole = field_of(Path("run"))
+    whole = saved_field(Path("run"))
     checkpoint = Path("run/checkpoint")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     out = carv(capsys, "generate", "--resume", "--out", "run")
     assert "truncated or damaged" in out
     assert "Resumed after step 2" in out
-    assert torch.equal(field_of(Path("run")), whole)
+    assert torch.equal(saved_field(Path("run")), whole)
     for name in ("checkpoint", "checkpoint.previous"):
         Path("run", name).write_bytes(b"PK\x03\x04")
     assert "no checkpoint in run can be read" in carv(capsys, "generate", "--resume", "--out", "run", expect=2)
@@ -245,11 +245,11 @@ def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_one_before(
     assert "carv generate --resume --out cut" in message
     assert load_checkpoint(Path("cut/checkpoint"))[0]["step"] == 2
     carv(capsys, "generate", "--resume", "--out", "cut")
-    assert torch.equal(field_of(Path("whole")), field_of(Path("cut")))
+    assert torch.equal(saved_field(Path("whole")), saved_field(Path("cut")))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no file size limits to set")
-def test_a_file_size_limit_is_told_like_a_full_disk(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_size_limit_is_reported_like_a_full_disk(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -262,7 +262,7 @@ def test_a_file_size_limit_is_told_like_a_full_disk(words: list[str], capsys: py
     assert not Path("run/checkpoint").exists()
 
 
-def test_memory_that_runs_out_is_told_and_the_checkpoint_named(
+def test_memory_that_runs_out_is_reported_and_the_checkpoint_named(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = TextTo3D.train_step
@@ -341,7 +341,7 @@ def test_a_disk_that_fills_up_while_the_mesh_is_written_says_how_to_resume(
     assert set(os.listdir("run")) == FILES
 
 
-def test_a_mesh_that_is_not_closed_is_told(
+def test_a_mesh_that_is_not_closed_is_reported(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import trimesh
@@ -351,7 +351,7 @@ def test_a_mesh_that_is_not_closed_is_told(
     assert "<b>no</b><span>closed</span>" in Path("run/report.html").read_text(encoding="utf-8")
 
 
-def test_a_dry_run_tells_and_writes_nothing(
+def test_a_dry_run_prints_and_writes_nothing(
     words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, sd_folder: Path
 ) -> None:
     out = carv(capsys, "generate", "a red mug", "--dry-run", *words)

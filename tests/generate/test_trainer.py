@@ -77,7 +77,7 @@ class Careless:
         return self._teacher.eps_hat_cfg(z_t, *rest) + 0.1 * torch.rand(())
 
 
-def steps_of(host: TextTo3D, count: int) -> list[Tensor]:
+def fields_after(host: TextTo3D, count: int) -> list[Tensor]:
     """The field's parameters after `count` more steps."""
     for _ in range(count):
         host.train_step()
@@ -86,29 +86,29 @@ def steps_of(host: TextTo3D, count: int) -> list[Tensor]:
 
 def test_a_run_has_the_global_generators_for_itself(sd_folder: Path, sd_teacher: Any) -> None:
     config, teacher = tiny_config(sd_folder), Careless(sd_teacher)
-    alone = steps_of(TextTo3D(config, teacher), 4)
+    alone = fields_after(TextTo3D(config, teacher), 4)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, other = TextTo3D(config, teacher), TextTo3D(tiny_config(sd_folder, seed=1), teacher)
+    first, other = TextTo3D(config, teacher), TextTo3D(tiny_config(sd_folder, seed=1), teacher)
     for _ in range(2):  # interleaved with another run, and with draws of the host's own
-        steps_of(one, 1)
-        steps_of(other, 1)
+        fields_after(first, 1)
+        fields_after(other, 1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
     resumed = TextTo3D(config, teacher)
-    resumed.load_state_dict(copy.deepcopy(one.state_dict()))
-    for host in (one, resumed):
-        assert all(map(torch.equal, alone, steps_of(host, 2)))
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    for host in (first, resumed):
+        assert all(map(torch.equal, alone, fields_after(host, 2)))
 
 
 def test_every_item_of_the_saved_state_is_restored(sd_folder: Path, sd_teacher: Any) -> None:
     given = ["control_variate=true", "proposal=adaptive", "num_draws=4", "antithetic=false"]
     config = tiny_config(sd_folder, *(f"system.guidance.{word}" for word in given), "trainer.max_steps=9")
     host = TextTo3D(config, Careless(sd_teacher))
-    steps_of(host, 3)
+    fields_after(host, 3)
     host.progress, host.non_finite.count = 0.5, 19
     fresh = TextTo3D(config, Careless(sd_teacher))
-    steps_of(fresh, 1)  # a fresh optimizer has no state at all
+    fields_after(fresh, 1)  # a fresh optimizer has no state at all
     fresh.globals = OwnGlobals(77, host.device)
     fresh.field.grid.data.add_(1)
     constant = ("optimizer.param_groups.", "guidance.generator_device", "guidance.rank", "guidance.estimator.shared")
@@ -122,7 +122,7 @@ def test_a_resumed_run_remembers_how_many_steps_were_not_finite(
 ) -> None:
     monkeypatch.setattr(type(sd_teacher), "eps_hat", lambda self, z_t, t, text: torch.full_like(z_t, float("nan")))
     host = TextTo3D(tiny_config(sd_folder, "trainer.max_steps=30"), sd_teacher)
-    steps_of(host, 19)
+    fields_after(host, 19)
     resumed = TextTo3D(host.config, sd_teacher)
     resumed.load_state_dict(host.state_dict())
     with pytest.raises(CarvError, match="not been finite for 20 steps"):
@@ -165,21 +165,21 @@ def test_cameras_follow_the_step(sd_folder: Path, sd_teacher: Any) -> None:
     """With progressive_until the first cameras stand at the evaluation view, later ones are spread; a low-discrepancy
     sequence continues from step to step."""
     spread = TextTo3D(tiny_config(sd_folder, "data.progressive_until=10", "data.batch_size=16"), sd_teacher)
-    seen: list[Cameras] = []
+    recorded: list[Cameras] = []
     text = spread.view_text
-    spread.view_text = lambda cameras: seen.append(cameras) or text(cameras)  # type: ignore[method-assign]
+    spread.view_text = lambda cameras: recorded.append(cameras) or text(cameras)  # type: ignore[method-assign]
     for step in (0, 10):
         spread.step = step
         spread.upstream()
-    width = [float(c.elevation.max() - c.elevation.min()) for c in seen]
+    width = [float(c.elevation.max() - c.elevation.min()) for c in recorded]
     assert width[0] < 0.2 * width[1]
     sequence = TextTo3D(tiny_config(sd_folder, "data.camera_sampling=low_discrepancy"), sd_teacher)
-    seen.clear()
-    sequence.view_text = lambda cameras: seen.append(cameras) or text(cameras)  # type: ignore[method-assign]
+    recorded.clear()
+    sequence.view_text = lambda cameras: recorded.append(cameras) or text(cameras)  # type: ignore[method-assign]
     for step in (0, 1):
         sequence.step = step
         sequence.upstream()
-    assert abs(float(seen[0].azimuth[0] - seen[1].azimuth[0])) > 1
+    assert abs(float(recorded[0].azimuth[0] - recorded[1].azimuth[0])) > 1
 
 
 def test_num_draws_auto_measures_the_run_and_is_logged(sd_folder: Path, sd_teacher: Any) -> None:
@@ -245,12 +245,12 @@ def test_the_learning_rate_falls_to_its_final_share(sd_folder: Path, sd_teacher:
 
 def test_prompts_name_the_side_that_the_camera_sees(sd_folder: Path, sd_teacher: Any) -> None:
     host = TextTo3D(tiny_config(sd_folder), sd_teacher)
-    told = host.view_text(orbit(4, elevation=10.0))
+    cond = host.view_text(orbit(4, elevation=10.0))
     expected = [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
-    assert torch.equal(told.text, sd_teacher.text_embeddings(expected))
-    assert torch.equal(told.uncond, sd_teacher.text_embeddings([""]))
-    assert told.perp_neg is None
-    assert told.negative is None
+    assert torch.equal(cond.text, sd_teacher.text_embeddings(expected))
+    assert torch.equal(cond.uncond, sd_teacher.text_embeddings([""]))
+    assert cond.perp_neg is None
+    assert cond.negative is None
     coarse = TextTo3D(tiny_config(sd_folder, "system.prompt_processor.fine_views=false"), sd_teacher)
     expected = [f"a red mug, {side} view" for side in ("front", "side", "back", "side")]
     assert torch.equal(coarse.view_text(orbit(4, elevation=10.0)).text, sd_teacher.text_embeddings(expected))
@@ -291,11 +291,11 @@ def test_what_passes_between_steps_is_no_cost_of_a_draw(
 
 
 def test_the_figures_of_a_step_are_of_its_render(sd_folder: Path, sd_teacher: Any) -> None:
-    host, seen = TextTo3D(tiny_config(sd_folder), sd_teacher), []
+    host, steps = TextTo3D(tiny_config(sd_folder), sd_teacher), []
     backward = host.backward
-    host.backward = lambda: seen.append(backward()) or seen[-1]  # type: ignore[method-assign]
+    host.backward = lambda: steps.append(backward()) or steps[-1]  # type: ignore[method-assign]
     metrics = host.train_step()
-    out, guided, losses = seen[0]
+    out, guided, losses = steps[0]
     assert metrics["opacity"] == pytest.approx(float(out.opacity.detach().mean()))
     assert metrics["loss_recon"] == pytest.approx(float(losses["recon"].detach()))
     assert metrics["grad_norm"] == float(guided.scalars["grad_norm"])
@@ -347,8 +347,8 @@ def test_a_view_in_the_prompt_is_refused_where_each_render_has_its_own(sd_folder
     with pytest.raises(CarvError, match=r"names a view \(front left view\)"):
         TextTo3D(tiny_config(sd_folder, prompt=prompt), sd_teacher)
     off = "system.prompt_processor.view_dependent_prompting=false"
-    told = TextTo3D(tiny_config(sd_folder, off, prompt=prompt), sd_teacher).view_text(orbit(1))
-    assert torch.equal(told.text, sd_teacher.text_embeddings([prompt]))
+    cond = TextTo3D(tiny_config(sd_folder, off, prompt=prompt), sd_teacher).view_text(orbit(1))
+    assert torch.equal(cond.text, sd_teacher.text_embeddings([prompt]))
 
 
 def test_an_objective_with_a_negative_prompt_is_given_it_and_asks_for_it(sd_folder: Path, sd_teacher: Any) -> None:
@@ -380,9 +380,9 @@ def test_the_resolved_config_names_the_field_that_was_built(sd_folder: Path, sd_
 
 
 def test_buffers_of_the_renderer_and_seeds_of_the_global_generators(sd_folder: Path, sd_teacher: Any) -> None:
-    one, other = (TextTo3D(tiny_config(sd_folder, seed=seed), sd_teacher) for seed in (0, 1))
-    assert not torch.equal(*(host.globals.state_dict()["torch"] for host in (one, other)))
-    for host, value in ((one, 1.0), (other, 2.0)):  # as the occupancy grid's on CUDA
+    first, other = (TextTo3D(tiny_config(sd_folder, seed=seed), sd_teacher) for seed in (0, 1))
+    assert not torch.equal(*(host.globals.state_dict()["torch"] for host in (first, other)))
+    for host, value in ((first, 1.0), (other, 2.0)):  # as the occupancy grid's on CUDA
         host.renderer.register_buffer("occupancy", torch.tensor(value))
-    other.load_state_dict(one.state_dict())
+    other.load_state_dict(first.state_dict())
     assert float(other.renderer.occupancy) == 1.0

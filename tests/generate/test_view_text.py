@@ -37,27 +37,27 @@ def test_the_text_lies_between_two_sides_and_the_others_are_pushed_away(
     azimuth: float, mixture: dict[str, float], negatives: tuple[str, str], weights: tuple[float, float], turn: int,
     sd_teacher: Any,
 ) -> None:  # fmt: skip
-    told, of = view_text(sd_teacher, OPTIONS, orbit(1, elevation=10.0, start=turn * azimuth)), sides(sd_teacher)
-    assert told.perp_neg is not None
-    assert told.perp_neg_weights is not None
-    expected = torch.stack([share * of[name] for name, share in mixture.items()]).sum(0)
-    torch.testing.assert_close(told.text[0], expected)
-    assert torch.equal(told.perp_neg[0], torch.stack([of[name] for name in negatives]))
-    torch.testing.assert_close(told.perp_neg_weights, -torch.tensor([weights]), atol=1e-4, rtol=0)
-    assert torch.equal(told.uncond, sd_teacher.text_embeddings(["bad"]))
+    cond, by_side = view_text(sd_teacher, OPTIONS, orbit(1, elevation=10.0, start=turn * azimuth)), sides(sd_teacher)
+    assert cond.perp_neg is not None
+    assert cond.perp_neg_weights is not None
+    expected = torch.stack([share * by_side[name] for name, share in mixture.items()]).sum(0)
+    torch.testing.assert_close(cond.text[0], expected)
+    assert torch.equal(cond.perp_neg[0], torch.stack([by_side[name] for name in negatives]))
+    torch.testing.assert_close(cond.perp_neg_weights, -torch.tensor([weights]), atol=1e-4, rtol=0)
+    assert torch.equal(cond.uncond, sd_teacher.text_embeddings(["bad"]))
 
 
 def test_from_above_nothing_is_pushed_away(sd_teacher: Any) -> None:
-    told = view_text(sd_teacher, OPTIONS, orbit(2, elevation=70.0))
-    assert told.perp_neg is not None
-    assert told.perp_neg_weights is not None
-    assert torch.equal(told.text, sides(sd_teacher)["overhead"].expand(2, -1, -1))
-    assert torch.equal(told.perp_neg_weights, torch.zeros(2, 2))
+    cond = view_text(sd_teacher, OPTIONS, orbit(2, elevation=70.0))
+    assert cond.perp_neg is not None
+    assert cond.perp_neg_weights is not None
+    assert torch.equal(cond.text, sides(sd_teacher)["overhead"].expand(2, -1, -1))
+    assert torch.equal(cond.perp_neg_weights, torch.zeros(2, 2))
 
 
 def test_the_first_render_alone(sd_teacher: Any) -> None:
-    told = view_text(sd_teacher, OPTIONS, orbit(3, elevation=10.0))
-    first, alone = told.samples(slice(1)), view_text(sd_teacher, OPTIONS, orbit(1, elevation=10.0))
+    cond = view_text(sd_teacher, OPTIONS, orbit(3, elevation=10.0))
+    first, alone = cond.samples(slice(1)), view_text(sd_teacher, OPTIONS, orbit(1, elevation=10.0))
     assert len(first.tensors) == len(alone.tensors) == 4
     for a, b in zip(first.tensors, alone.tensors):
         assert torch.equal(a, b)
@@ -66,7 +66,7 @@ def test_the_first_render_alone(sd_teacher: Any) -> None:
 @pytest.mark.parametrize("perp_neg", [False, True])
 def test_a_negative_prompt_of_its_own_leaves_the_empty_prompt(sd_teacher: Any, perp_neg: bool) -> None:
     options = PromptOptions(prompt="a red mug", negative_prompt="bad", fine_views=False, use_perp_neg=perp_neg)
-    told = view_text(sd_teacher, options, orbit(2, elevation=10.0), apart=True)
-    assert torch.equal(told.uncond, sd_teacher.text_embeddings([""]))
-    assert torch.equal(told.negative, sd_teacher.text_embeddings(["bad"]))
+    cond = view_text(sd_teacher, options, orbit(2, elevation=10.0), apart=True)
+    assert torch.equal(cond.uncond, sd_teacher.text_embeddings([""]))
+    assert torch.equal(cond.negative, sd_teacher.text_embeddings(["bad"]))
     assert view_text(sd_teacher, options, orbit(2, elevation=10.0)).negative is None

@@ -29,7 +29,7 @@ def lora_score(v_prediction_folder: Path) -> LoraScore:
 
 @pytest.fixture
 def batch(sd_teacher: Any) -> tuple[Tensor, ...]:
-    """rgb, the teacher's text and no text, the LoRA score's text, the camera."""
+    """rgb, the teacher's cond and uncond, the LoRA score's text, the camera."""
     g = torch.Generator().manual_seed(0)
     rgb = torch.rand(B, 16, 16, 3, generator=g).requires_grad_()
     text, null = sd_teacher.text_embeddings(["a mug, side", "a mug, back"]), sd_teacher.text_embeddings(["", ""])

@@ -94,18 +94,18 @@ def test_perp_neg_written_out(s: float) -> None:
     z_t, t, cond = given(2, M=2)
     assert cond.perp_neg is not None
     assert cond.perp_neg_weights is not None
-    found = predict(teacher.eps_hat, z_t, t, cond, s, ("guided",)).guided
+    guided = predict(teacher.eps_hat, z_t, t, cond, s, ("guided",)).guided
     assert teacher.samples == [8]  # text, unconditional and two negatives, of two samples
     for n in range(2):
-        one = slice(n, n + 1)
+        sample = slice(n, n + 1)
         texts = (cond.text[n], cond.uncond[n], *cond.perp_neg[n])
-        text, null, *negatives = (plain.eps_hat(z_t[one], t[one], x[None]) for x in texts)
+        text, null, *negatives = (plain.eps_hat(z_t[sample], t[sample], x[None]) for x in texts)
         e = text - null
         push = e.clone()
         for m in (0, 1):
             d = negatives[m] - null
             push += cond.perp_neg_weights[n, m] * (d - (d * e).sum() / (e * e).sum() * e)
-        torch.testing.assert_close(found[one], null + s * push)
+        torch.testing.assert_close(guided[sample], null + s * push)
 
 
 def test_perp_neg_of_two_is_two_perp_negs_of_one(sd_teacher: Any) -> None:
@@ -117,8 +117,8 @@ def test_perp_neg_of_two_is_two_perp_negs_of_one(sd_teacher: Any) -> None:
     with torch.no_grad():
         both = predict(sd_teacher.eps_hat, z, t, cond, 7.5, ("guided",)).guided
         for i in (0, 1):
-            one = cond.filled([x[i : i + 1] for x in cond.tensors])
-            each = predict(sd_teacher.eps_hat, z[i : i + 1], t[i : i + 1], one, 7.5, ("guided",)).guided
+            sample = cond.filled([x[i : i + 1] for x in cond.tensors])
+            each = predict(sd_teacher.eps_hat, z[i : i + 1], t[i : i + 1], sample, 7.5, ("guided",)).guided
             torch.testing.assert_close(both[i : i + 1], each, rtol=1e-4, atol=1e-4)
 
 
@@ -136,10 +136,10 @@ def test_conditioning_keeps_its_fields() -> None:
 
 def test_one_embedding_serves_all_renders_and_other_shapes_are_named() -> None:
     _, _, cond = given(1, M=2)
-    of_four = cond.per_render(4)
-    assert of_four.text.shape == (4, 1, 3)
-    assert of_four.perp_neg is not None
-    assert of_four.perp_neg.shape == (4, 2, 1, 3)
+    all_four = cond.per_render(4)
+    assert all_four.text.shape == (4, 1, 3)
+    assert all_four.perp_neg is not None
+    assert all_four.perp_neg.shape == (4, 2, 1, 3)
     _, _, two = given(2, M=2)
     wrong = {
         "prompts_cond has shape": {"text": two.text[:, 0]},

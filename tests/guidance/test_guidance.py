@@ -49,8 +49,8 @@ def textbook(
                 z_t = abar.sqrt() * z + (1 - abar).sqrt() * eps
                 text, null = (teacher.eps_hat(z_t, t, y[r : r + 1]) for y in (cond, uncond))
                 f = ((1 - abar) * (null + scale * (text - null) - eps)).clamp(-clip, clip)
-            (one,) = torch.autograd.grad(z, rgb, grad_outputs=draws.weights[r, j] * f)
-            total += one / (B * k)
+            (pulled,) = torch.autograd.grad(z, rgb, grad_outputs=draws.weights[r, j] * f)
+            total += pulled / (B * k)
     return total
 
 
@@ -121,8 +121,8 @@ def test_image_loss_is_hifas(sd_teacher: Any, batch: Any, clip: float | None) ->
             grad = (1 - abar) * (images - sd_teacher.decode(z0)) * (abar / (1 - abar)).sqrt()
             expected += draws.weights[:, k].view(-1, 1, 1, 1) * grad.clamp(-(clip or 9e9), clip or 9e9) / 3 / B
     assert out.loss_sds_img is not None
-    found = gradient(out.loss_sds_img, rgb).permute(0, 3, 1, 2)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    actual = gradient(out.loss_sds_img, rgb).permute(0, 3, 1, 2)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
     assert float(out.loss_sds_img.detach()) == pytest.approx(0.5 * B * float(expected.square().sum()), rel=1e-3)
     with pytest.raises(CarvError, match="use_img_loss needs images"):
         SDSGuidance(sd_teacher, options)(torch.rand(B, 8, 8, 4), cond, uncond, step=0, rgb_as_latents=True)
@@ -158,7 +158,7 @@ def test_one_encode_and_one_backward_whatever_k(sd_teacher: Any, batch: Any, k: 
     for hook in hooks:
         hook.remove()
     assert (calls["encode"], calls["backward"], calls["decode"]) == ([B], [B], [])
-    assert sum(calls["unet"]) == 2 * B * k  # text and no text
+    assert sum(calls["unet"]) == 2 * B * k  # cond and uncond
     assert max(calls["unet"]) <= 2 * 8
     assert out.scalars["samples"] == B * k
 
@@ -175,7 +175,7 @@ def test_perp_neg_reaches_the_right_rows(sd_teacher: Any, batch: Any) -> None:
     plain = gradient(guidance(*batch, step=0, draws=draws).loss_sds, rgb)
     for i in range(B):
         row = slice(i, i + 1)
-        one = guidance(
+        single = guidance(
             rgb[row],
             cond[row],
             uncond[row],
@@ -183,7 +183,7 @@ def test_perp_neg_reaches_the_right_rows(sd_teacher: Any, batch: Any) -> None:
             draws=Draws(t=draws.t[row], eps=draws.eps[row], weights=draws.weights[row]),
             negatives=(negatives[0][row], negatives[1][row]),
         )
-        expected = gradient(one.loss_sds, rgb)[i] / B
+        expected = gradient(single.loss_sds, rgb)[i] / B
         torch.testing.assert_close(gradient(both.loss_sds, rgb)[i], expected, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(gradient(both.loss_sds, rgb), plain, rtol=1e-2)
 
@@ -216,22 +216,22 @@ def test_recon_loss_is_asked_for_and_known(sd_teacher: Any, batch: Any) -> None:
 
 
 def test_vae_sample_is_drawn_once_per_render_from_the_given_generator(sd_teacher: Any, batch: Any) -> None:
-    seen: list[Tensor] = []
+    recorded: list[Tensor] = []
     original = sd_teacher.encode
     spy = type("Spy", (), {})()
     spy.__dict__.update(sd_teacher.__dict__)
     spy.eps_hat = sd_teacher.eps_hat
 
     def encode(*args: Any, **kwargs: Any) -> Tensor:
-        seen.append(original(*args, **kwargs))
-        return seen[-1]
+        recorded.append(original(*args, **kwargs))
+        return recorded[-1]
 
     spy.encode = encode
     guidance = SDSGuidance(spy, GuidanceOptions(num_draws=3))
     for seed in (7, 7, 8):
         guidance(*batch, step=0, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], seen[2])
+    assert torch.equal(recorded[0], recorded[1])
+    assert not torch.equal(recorded[0], recorded[2])
 
 
 def test_timesteps_follow_the_schedule(sd_teacher: Any, batch: Any) -> None:
@@ -251,7 +251,7 @@ def test_timesteps_follow_the_schedule(sd_teacher: Any, batch: Any) -> None:
 
 
 @pytest.mark.parametrize("proposal", ["weight", "adaptive"])
-def test_a_resumed_guidance_goes_on_as_if_it_had_not_stopped(sd_teacher: Any, batch: Any, proposal: str) -> None:
+def test_a_resumed_guidance_equals_one_that_was_not_stopped(sd_teacher: Any, batch: Any, proposal: str) -> None:
     def make(seed: int) -> SDSGuidance:
         return SDSGuidance(sd_teacher, GuidanceOptions(num_draws=4, proposal=proposal, seed=seed))
 
@@ -323,7 +323,7 @@ def test_schedules_count_epochs_where_they_end_with_a_point(sd_teacher: Any, bat
 
 @pytest.mark.parametrize("joined", ["before", "after"])
 def test_each_rank_resumes_with_noise_of_its_own(sd_teacher: Any, joined: str) -> None:
-    """Hosts save the first rank's state. All ranks with one noise would halve the worth of a second GPU unseen."""
+    """Hosts save the first rank's state. All ranks with one noise would halve the worth of a second GPU, unnoticed."""
     options = GuidanceOptions(num_draws=1, seed=0)
     first = SDSGuidance(sd_teacher, options, rank=0, world_size=3)
     torch.rand(5, generator=first.generator)
@@ -351,7 +351,7 @@ def test_a_state_of_another_kind_of_device_is_said_to_begin_afresh(sd_teacher: A
     assert "of a cuda generator and this one is on cpu: the draws start afresh" in caplog.text
 
 
-def test_a_rank_that_saved_its_own_state_goes_on_with_its_own_noise(sd_teacher: Any) -> None:
+def test_a_rank_that_saved_its_own_state_resumes_its_own_noise(sd_teacher: Any) -> None:
     first, again = (SDSGuidance(sd_teacher, GuidanceOptions(seed=s), rank=1, world_size=2) for s in (0, 7))
     again.load_state_dict(first.state_dict())
     assert torch.equal(*(torch.rand(4, generator=guidance.generator) for guidance in (first, again)))

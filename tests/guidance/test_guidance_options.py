@@ -62,9 +62,9 @@ def test_timesteps_stay_within_the_models() -> None:
 
 def test_sqrt_anneal_stops_at_the_end() -> None:
     options = GuidanceOptions(sqrt_anneal=True, trainer_max_steps=400)
-    seen = [options.timestep_range(1000, step) for step in (0, 100, 400, 401, 10**9)]
+    ranges = [options.timestep_range(1000, step) for step in (0, 100, 400, 401, 10**9)]
     # half-way in square root at a quarter of the steps; threestudio goes negative past the end
-    assert seen == [(980, 980), (500, 500), (20, 20), (20, 20), (20, 20)]
+    assert ranges == [(980, 980), (500, 500), (20, 20), (20, 20), (20, 20)]
 
 
 @pytest.mark.parametrize(("most", "first"), [(0.9, 900), ([0.9, 0.5, 100], 500), ([0, 0.9, 0.5, 100], 900)])

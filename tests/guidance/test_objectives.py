@@ -33,10 +33,10 @@ def step(options: GuidanceOptions, R: int, repeats: int = 1, **more: Any) -> Ten
     return torch.cat([out.estimate.grad.flatten(1) for out in outs])
 
 
-def standard_errors(found: Tensor, expected: Tensor) -> tuple[float, float]:
+def standard_errors(gradients: Tensor, expected: Tensor) -> tuple[float, float]:
     """(largest distance of the mean in standard errors, size of the error against the expectation's)."""
-    error = found.std(0) / len(found) ** 0.5
-    return float(((found.mean(0) - expected) / error).abs().max()), float(error.norm() / expected.norm())
+    error = gradients.std(0) / len(gradients) ** 0.5
+    return float(((gradients.mean(0) - expected) / error).abs().max()), float(error.norm() / expected.norm())
 
 
 @pytest.mark.parametrize("objective", LINEAR)
@@ -50,9 +50,9 @@ def test_unbiased_for_the_exact_gradient(objective: str, proposal: str, antithet
         max_batch=10**5, seed=K,
     )  # fmt: skip
     steps = 3 if proposal == "adaptive" else 1
-    found = step(options, 3000 if K == 1 else 1500, steps)
+    gradients = step(options, 3000 if K == 1 else 1500, steps)
     expected = expected_gradient(TEACHER, objective, Z, COND, s=3.0).flatten()
-    apart, size = standard_errors(found[-1500:] if K > 1 else found, expected)
+    apart, size = standard_errors(gradients[-1500:] if K > 1 else gradients, expected)
     assert apart < 4
     assert size < 0.1  # narrow enough to see another objective
 
@@ -117,8 +117,8 @@ def test_the_gradient_is_the_papers(sd_teacher: Any, batch: Any, objective: str,
                 if objective == "nfsd":
                     f = (null if int(t) < 200 else null - bad) + 7.5 * f
                 expected[r] += ((1 - abar) * f)[0] * draws.weights[r, k] / 3
-    found = torch.autograd.grad(out.loss_sds, rgb)[0]
-    torch.testing.assert_close(found, torch.autograd.grad(z, rgb, expected / 2)[0], rtol=1e-3, atol=1e-5)
+    actual = torch.autograd.grad(out.loss_sds, rgb)[0]
+    torch.testing.assert_close(actual, torch.autograd.grad(z, rgb, expected / 2)[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_only_the_samples_that_are_needed_are_run(
     sd_teacher: Any, batch: Any, objective: str, scale: float, predictions: int
 ) -> None:
     rgb, cond = batch
-    seen: list[int] = []
-    hook = sd_teacher.unet.register_forward_hook(lambda m, i, o: seen.append(i[0].shape[0]))
+    batches: list[int] = []
+    hook = sd_teacher.unet.register_forward_hook(lambda m, i, o: batches.append(i[0].shape[0]))
     options = GuidanceOptions(objective=objective, guidance_scale=scale, num_draws=4, seed=0)
     SDSGuidance(sd_teacher, options).guide(rgb, cond, step=0)
     hook.remove()
-    assert seen == [predictions * 2 * 4]
+    assert batches == [predictions * 2 * 4]
 
 
 def test_the_flags_of_threestudio_name_objectives() -> None:

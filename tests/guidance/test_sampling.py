@@ -25,15 +25,15 @@ def test_ddim_is_the_recursion_written_out() -> None:
         eps = eps_hat(z, torch.full((3,), t))
         before = abar[max(t - 200, 0)]
         z = before.sqrt() * (z - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt() + (1 - before).sqrt() * eps
-    found = sample_images(gauss, eps_hat, 3, K, seed=4)
-    torch.testing.assert_close(found, gauss.decode(z).permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    images = sample_images(gauss, eps_hat, 3, K, seed=4)
+    torch.testing.assert_close(images, gauss.decode(z).permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_each_image_is_of_its_own_prompt_guided() -> None:
     gauss = teacher()
-    found = prompt_images(gauss, ["light", "dark", "light", "dark"], 2.0, 20, seed=1)
+    images = prompt_images(gauss, ["light", "dark", "light", "dark"], 2.0, 20, seed=1)
     expected = torch.tensor([0.85, 0.2, 0.85, 0.2])  # (mean + 1) / 2
-    torch.testing.assert_close(found.mean((1, 2, 3)), expected, atol=0.05, rtol=0)
+    torch.testing.assert_close(images.mean((1, 2, 3)), expected, atol=0.05, rtol=0)
     cond, uncond = (gauss.text_embeddings([p]) for p in ("light", ""))
 
     def eps_hat(z, t):

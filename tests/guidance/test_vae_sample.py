@@ -50,9 +50,9 @@ def gradients(vae_sample: str, n: int, K: int = 4) -> tuple[Tensor, int]:
 
 
 def test_the_same_expectation_by_one_encoding_at_less_variance() -> None:
-    found = {name: gradients(name, 100) for name in ("sample", "draw")}
-    per_render, per_draw = found["sample"][0], found["draw"][0]
-    assert found["draw"][1] == 1
+    by_name = {name: gradients(name, 100) for name in ("sample", "draw")}
+    per_render, per_draw = by_name["sample"][0], by_name["draw"][0]
+    assert by_name["draw"][1] == 1
     error = (per_render.var(0) / len(per_render) + per_draw.var(0) / len(per_draw)).sqrt()
     assert float(((per_render.mean(0) - per_draw.mean(0)) / error).abs().max()) < 4
     assert float(error.norm() / per_render.mean(0).norm()) < 0.1
@@ -103,12 +103,12 @@ def test_the_lora_of_vsd_needs_one_sample_per_render() -> None:
 def test_each_draw_has_the_text_of_its_render() -> None:
     teacher = Blurred(torch.cat([MEANS, -MEANS]), std=0.4)
     options = GuidanceOptions(num_draws=3, vae_sample="draw", seed=0, guidance_scale=1.0)
-    cond, seen = teacher.text_embeddings(["0", "1"]), []
+    cond, texts = teacher.text_embeddings(["0", "1"]), []
 
     def spy(z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        seen.append(text)
+        texts.append(text)
         return torch.zeros_like(z_t)
 
     teacher.eps_hat = spy  # type: ignore[method-assign]
     SDSGuidance(teacher, options)(IMAGE.expand(2, 2, 2, 3).clone().requires_grad_(), cond, cond, step=0)
-    assert torch.equal(torch.cat(seen), cond[[0, 0, 0, 1, 1, 1]])
+    assert torch.equal(torch.cat(texts), cond[[0, 0, 0, 1, 1, 1]])

@@ -50,8 +50,8 @@ def textbook(
                 e, e0 = (teacher.eps_hat(z_t, t, y[r : r + 1]) for y in (text, null))
                 labels = camera[r].reshape(1, 16)
                 v, v0 = (unet(z_t, t, encoder_hidden_states=own, class_labels=c).sample for c in (labels, 0 * labels))
-                seen, unseen = ((1 - abar).sqrt() * z_t + abar.sqrt() * x for x in (v, v0))
-                f = (1 - abar) * (e0 + scale * (e - e0) - (unseen + scale_lora * (seen - unseen)))
+                with_camera, without = ((1 - abar).sqrt() * z_t + abar.sqrt() * x for x in (v, v0))
+                f = (1 - abar) * (e0 + scale * (e - e0) - (without + scale_lora * (with_camera - without)))
             total += torch.autograd.grad(z, rgb, f)[0] / (B * k)
     return total
 
@@ -104,25 +104,25 @@ def test_the_loras_loss_is_the_mean_squared_error(
             losses.append((v - (abar.sqrt() * eps - (1 - abar).sqrt() * z[r : r + 1])).square().mean())
     expected = torch.stack(losses).mean()
     torch.testing.assert_close(out.loss_lora, expected, rtol=1e-4, atol=1e-5)
-    found = torch.autograd.grad(out.loss_lora, lora_score.parameters())
-    for a, b in zip(found, torch.autograd.grad(expected, lora_score.parameters())):
+    actual = torch.autograd.grad(out.loss_lora, lora_score.parameters())
+    for a, b in zip(actual, torch.autograd.grad(expected, lora_score.parameters())):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_a_tenth_of_the_loras_draws_see_no_camera(teacher: Any, lora_score: LoraScore, batch: Any) -> None:
-    seen: list[Tensor] = []
+    cameras: list[Tensor] = []
     predict = lora_score.predict
 
     def spy(z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
         if z_t.shape[0] == 400:  # in training; the other calls are of the two draws of f
-            seen.append(camera)
+            cameras.append(camera)
         return predict(z_t, t, text, camera)
 
     lora_score.predict = spy  # type: ignore[method-assign]
     for drop in (True, False):
         options = VSDOptions(num_draws=1, lora_n_timestamp_samples=200, lora_max_batch=400, lora_cfg_training=drop)
         VSDGuidance(teacher, lora_score, options)(*batch, step=0, generator=torch.Generator().manual_seed(1))
-    with_drop, without = (1 - float(c.any(1).float().mean()) for c in seen)
+    with_drop, without = (1 - float(c.any(1).float().mean()) for c in cameras)
     assert abs(with_drop - 0.1) < 4 * (0.1 * 0.9 / 400) ** 0.5
     assert without == 0
 
@@ -170,8 +170,8 @@ def test_unbiased_for_the_exact_gradient(proposal: str, antithetic: bool, k: int
     for _ in range(3):  # something to adapt to
         out = guidance(rendered, text, null, text, torch.zeros(R, 16), step=0, rgb_as_latents=True)
     grads = out.sds.estimate.grad.flatten(1)
-    one = torch.zeros(1, 1, 1, dtype=torch.float64)
-    expected = sds_gradient(teacher, z, text, null, 4.0) - sds_gradient(lora_score.model, z, one)
+    ones = torch.zeros(1, 1, 1, dtype=torch.float64)
+    expected = sds_gradient(teacher, z, text, null, 4.0) - sds_gradient(lora_score.model, z, ones)
     error = grads.std(0) / R**0.5
     assert ((grads.mean(0) - expected.flatten()).abs() < 4 * error).all()
     assert expected.abs().max() > 20 * error.max()  # tight enough to notice a wrong objective
@@ -227,7 +227,7 @@ def test_the_lora_learns(teacher: Any, batch: Any) -> None:
 
 
 @pytest.mark.parametrize(("k", "k_lora"), [(1, 1), (4, 3), (8, 8)])
-def test_one_encode_and_counted_rows_whatever_k(
+def test_one_encode_and_the_nfe_whatever_k(
     teacher: Any, lora_score: LoraScore, batch: Any, k: int, k_lora: int
 ) -> None:
     calls: dict[str, list[int]] = {"encode": [], "decode": [], "teacher": [], "lora_score": []}
@@ -252,7 +252,7 @@ def test_one_encode_and_counted_rows_whatever_k(
 
 
 @pytest.mark.parametrize("proposal", ["weight", "adaptive"])
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+def test_a_resumed_run_equals_one_that_was_not_stopped(
     v_prediction_folder: Path, teacher: Any, batch: Any, proposal: str
 ) -> None:
     def build(seed: int) -> tuple[VSDGuidance, LoraScore, torch.optim.Optimizer]:
@@ -357,7 +357,7 @@ def test_schedules_of_vsd_count_steps_or_epochs(teacher: Any, lora_score: LoraSc
 
 
 @pytest.mark.parametrize(
-    ("values", "seen"),
+    ("values", "holds"),
     [
         ({"lora_n_timestamp_samples": 6}, lambda v: v.training.estimator.options.num_draws == 6),
         ({"lora_max_batch": 3}, lambda v: v.training._max_batch == 3),
@@ -377,9 +377,9 @@ def test_schedules_of_vsd_count_steps_or_epochs(teacher: Any, lora_score: LoraSc
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_an_option_reaches_its_place(teacher: Any, lora_score: LoraScore, values: Any, seen: Any) -> None:
-    assert not seen(VSDGuidance(teacher, lora_score, VSDOptions()))
-    assert seen(VSDGuidance(teacher, lora_score, VSDOptions(**values)))
+def test_an_option_reaches_its_place(teacher: Any, lora_score: LoraScore, values: Any, holds: Any) -> None:
+    assert not holds(VSDGuidance(teacher, lora_score, VSDOptions()))
+    assert holds(VSDGuidance(teacher, lora_score, VSDOptions(**values)))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])

@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_made(
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_writable(tmp_path)
@@ -230,11 +230,11 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_call(tmp_path: Path) -
     folder.rename(tmp_path / ".model-old")
     (tmp_path / ".model-new").mkdir()
     (tmp_path / ".model-new" / "half").write_text("h")
-    seen: list[dict[str, str]] = []
+    recorded: list[dict[str, str]] = []
     with pytest.raises(ValueError), replaced_folder(folder):  # noqa: PT011, PT012 -- the block's own
-        seen.append(held(folder))  # it is back before the work begins
+        recorded.append(held(folder))  # it is back before the work begins
         raise ValueError
-    assert seen == [before]
+    assert recorded == [before]
     assert held(folder) == before
     fill(folder, "new")
     assert set(held(folder).values()) == {"new"}

@@ -62,12 +62,12 @@ def test_the_image_residual_compares_clean_images(trained: bool) -> None:
         return z[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3) * 0.5
 
     e = EpsHat(guided=guided, trained=other) if trained else EpsHat(guided=guided)
-    found = residuals.hifa(e, EPS, z_t, T, SCHEDULE, W, images, decode)
+    residual = residuals.hifa(e, EPS, z_t, T, SCHEDULE, W, images, decode)
     for n in range(3):
         abar = SCHEDULE.alphas_cumprod[T[n]]
         clean, own = (decode((z_t[n : n + 1] - (1 - abar).sqrt() * x[n]) / abar.sqrt()) for x in (guided, other))
         x = own if trained else images[n]
-        torch.testing.assert_close(found[n], float(W[n]) * ((x - clean) * (abar / (1 - abar)).sqrt())[0])
+        torch.testing.assert_close(residual[n], float(W[n]) * ((x - clean) * (abar / (1 - abar)).sqrt())[0])
 
 
 def test_kl_is_towards_the_teacher_and_of_known_size() -> None:
@@ -76,8 +76,8 @@ def test_kl_is_towards_the_teacher_and_of_known_size() -> None:
     mu, m = (torch.randn(1, *SHAPE, generator=g, dtype=torch.float64) for _ in range(2))
     real, fake = GaussianTeacher(mu, std=0.4), GaussianTeacher(m, std=0.4)
     z, eps = (torch.randn(3, *SHAPE, generator=g, dtype=torch.float64) for _ in range(2))
-    z_t, one = SCHEDULE.add_noise(z, eps, T), torch.zeros(3, 1, 1)
-    e = EpsHat(guided=real.eps_hat(z_t, T, one), trained=fake.eps_hat(z_t, T, one))
+    z_t, w = SCHEDULE.add_noise(z, eps, T), torch.zeros(3, 1, 1)
+    e = EpsHat(guided=real.eps_hat(z_t, T, w), trained=fake.eps_hat(z_t, T, w))
     alpha2 = SCHEDULE.alphas_cumprod[T].double().view(3, 1, 1, 1)
     kl = OBJECTIVES["kl"]
     f = kl.function(e, eps, z_t, T, SCHEDULE, kl.weights(SCHEDULE)[T].view(3, 1, 1, 1))

@@ -49,8 +49,8 @@ def some_draws(R: int, K: int) -> Draws:
 def test_the_gradient_is_that_of_the_mean_squared_error(kind: str) -> None:
     score, K = LinearScore(kind), 4
     (z, condition), draws = some(3), some_draws(3, K)
-    of_draws = torch.randn(12, 4, generator=torch.Generator().manual_seed(5))  # another for each draw
-    found = ScoreMatching(score, K, max_batch=5).gradients(z, draws, (condition, of_draws), scale=8.0)
+    by_draw = torch.randn(12, 4, generator=torch.Generator().manual_seed(5))  # another for each draw
+    actual = ScoreMatching(score, K, max_batch=5).gradients(z, draws, (condition, by_draw), scale=8.0)
     assert [len(call[0]) for call in score.calls] == [4, 4, 4]  # 12 in batches of at most 5, of equal size
     total = torch.zeros(())
     for r in range(3):
@@ -59,18 +59,18 @@ def test_the_gradient_is_that_of_the_mean_squared_error(kind: str) -> None:
             abar = SCHEDULE.alphas_cumprod[t].view(1, 1, 1, 1)
             z_t = abar.sqrt() * z[r] + (1 - abar).sqrt() * eps
             target = eps if kind == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * z[r]
-            prediction = score.predict(z_t, t, condition[r : r + 1], of_draws[4 * r + k][None])
+            prediction = score.predict(z_t, t, condition[r : r + 1], by_draw[4 * r + k][None])
             total = total + (prediction - target).square().mean() / (3 * K)
     expected = torch.autograd.grad(total, list(score.parameters()))
-    found.store()
+    actual.store()
     for p, e in zip(score.parameters(), expected):
         torch.testing.assert_close(p.grad, 8 * e, rtol=1e-4, atol=1e-5)
-    assert found.mean == pytest.approx(float(total.detach()), rel=1e-5)
-    loss = found.loss()
-    assert float(loss.detach()) == pytest.approx(found.mean)
+    assert actual.mean == pytest.approx(float(total.detach()), rel=1e-5)
+    loss = actual.loss()
+    assert float(loss.detach()) == pytest.approx(actual.mean)
     for g, e in zip(torch.autograd.grad(loss, list(score.parameters())), expected):
         torch.testing.assert_close(g, 8 * e, rtol=1e-4, atol=1e-5)
-    assert bool(found.finite.all())
+    assert bool(actual.finite.all())
 
 
 def test_the_loss_is_unbiased_over_all_timesteps() -> None:
@@ -117,10 +117,10 @@ def test_a_batch_that_is_not_finite_is_left_out() -> None:
     z[1] = float("inf")
     score = LinearScore()
     matching = ScoreMatching(score, 1, "none", max_batch=1)
-    found = matching.gradients(z, matching.draw(z, torch.Generator().manual_seed(0)), (condition,))
-    assert found.finite.tolist() == [True, False]
-    assert float(found.losses[1]) == 0
-    found.store()
+    actual = matching.gradients(z, matching.draw(z, torch.Generator().manual_seed(0)), (condition,))
+    assert actual.finite.tolist() == [True, False]
+    assert float(actual.losses[1]) == 0
+    actual.store()
     assert all(bool(torch.isfinite(p.grad).all()) for p in score.parameters() if p.grad is not None)
 
 

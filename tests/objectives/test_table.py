@@ -46,5 +46,5 @@ def test_the_residual_is_in_proportion_to_its_weight(name: str) -> None:
     z_t, eps = (torch.randn(3, 1, 2, 2, generator=g) for _ in range(2))
     e = EpsHat(*(torch.randn(3, 1, 2, 2, generator=g) for _ in range(5)))
     function = OBJECTIVES[name].function
-    one, three = (function(e, eps, z_t, T, SCHEDULE, torch.full((3, 1, 1, 1), w)) for w in (1.0, 3.0))
-    torch.testing.assert_close(three, 3 * one)
+    single, triple = (function(e, eps, z_t, T, SCHEDULE, torch.full((3, 1, 1, 1), w)) for w in (1.0, 3.0))
+    torch.testing.assert_close(triple, 3 * single)

@@ -100,9 +100,9 @@ def enter(checkout: str | Path) -> Any:
     import threestudio
     from threestudio.utils import misc
 
-    found = misc.get_device
+    device = misc.get_device
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in ("threestudio", "extern") and vars(module).get("get_device") is found:
+        if name.partition(".")[0] in ("threestudio", "extern") and vars(module).get("get_device") is device:
             module.get_device = lambda: torch.device("cpu")  # type: ignore[attr-defined]
     _render_densely()
     return threestudio
@@ -121,7 +121,7 @@ def load_extension() -> Any:
     return module
 
 
-def use_sizes_of(teacher: Any) -> None:
+def resize_like(teacher: Any) -> None:
     """Has threestudio's guidances resize to this model's images and latents, where they write 512 and 64 out."""
     from threestudio.models.guidance import stable_diffusion_guidance, stable_diffusion_vsd_guidance
 
@@ -173,16 +173,16 @@ def settings(config: Path, pretrained: str | None = None) -> list[str]:
     from omegaconf import OmegaConf
 
     cfg = OmegaConf.load(config)
-    found = list(SMALL)
+    overrides = list(SMALL)
     for section, bands in (("geometry", 4), ("background", 3)):
         encoding = {"geometry": "pos_encoding_config", "background": "dir_encoding_config"}[section]
         if cfg.system.get(f"{section}_type") in ("implicit-volume", "neural-environment-map-background"):
-            found += [f"system.{section}.{encoding}.otype=ProgressiveBandFrequency",
+            overrides += [f"system.{section}.{encoding}.otype=ProgressiveBandFrequency",
                       f"system.{section}.{encoding}.n_frequencies={bands}"]  # fmt: skip
     if pretrained:
         sections = ("prompt_processor", "guidance")
-        found += [f"system.{one}.pretrained_model_name_or_path={pretrained}" for one in sections]
-    return [*found, 'system.prompt_processor.prompt="a red mug"']
+        overrides += [f"system.{name}.pretrained_model_name_or_path={pretrained}" for name in sections]
+    return [*overrides, 'system.prompt_processor.prompt="a red mug"']
 
 
 def train(checkout: Path, config: Path, steps: int, workdir: Path, overrides: Sequence[str] = ()) -> None:

@@ -87,11 +87,11 @@ def test_one_uniform_draw_gives_the_stock_gradient(
         patch.setattr(torch, "randn_like", lambda *_, **__: eps)
         expected = stock(rgb, utils, rgb_as_latents=latents, **batch(n))
     monkeypatch.setattr(ours._carv.estimator, "draw", lambda *_, **__: Draws(t[:, None], eps[:, None]))
-    found = ours(rgb, utils, rgb_as_latents=latents, **batch(n))
+    actual = ours(rgb, utils, rgb_as_latents=latents, **batch(n))
 
-    assert (found["min_step"], found["max_step"]) == (stock.min_step, stock.max_step)
-    assert found["grad_norm"] == pytest.approx(expected["grad_norm"].item(), rel=1e-5)
-    expected, got = gradients(expected, rgb), gradients(found, rgb)
+    assert (actual["min_step"], actual["max_step"]) == (stock.min_step, stock.max_step)
+    assert actual["grad_norm"] == pytest.approx(expected["grad_norm"].item(), rel=1e-5)
+    expected, got = gradients(expected, rgb), gradients(actual, rgb)
     assert set(got) == set(expected)
     for name, gradient in expected.items():
         size = float(gradient.abs().max())
@@ -114,14 +114,14 @@ def test_the_images_of_guidance_eval_start_from_the_same_noise(
         patch.setattr(torch, "randn_like", lambda *_, **__: eps)
         expected = stock(rgb, utils, rgb_as_latents=True, guidance_eval=True, **batch(1))["eval"]
     monkeypatch.setattr(ours._carv.estimator, "draw", lambda *_, **__: Draws(t[:, None], eps[:, None]))
-    found = ours(rgb, utils, rgb_as_latents=True, guidance_eval=True, **batch(1))["eval"]
-    assert set(found) == set(expected)
-    assert (found["bs"], found["texts"]) == (expected["bs"], expected["texts"])
+    actual = ours(rgb, utils, rgb_as_latents=True, guidance_eval=True, **batch(1))["eval"]
+    assert set(actual) == set(expected)
+    assert (actual["bs"], actual["texts"]) == (expected["bs"], expected["texts"])
     # its chain of timesteps ends at the scheduler's steps_offset, ours at 0
-    assert found["noise_levels"] == pytest.approx([float(level) for level in expected["noise_levels"]], abs=1.1e-3)
+    assert actual["noise_levels"] == pytest.approx([float(level) for level in expected["noise_levels"]], abs=1.1e-3)
     for name in ("imgs_noisy", "imgs_1step", "imgs_1orig", "imgs_final"):
-        assert found[name].shape == expected[name].shape
-    torch.testing.assert_close(found["imgs_noisy"], expected["imgs_noisy"], atol=1e-5, rtol=1e-4)
+        assert actual[name].shape == expected[name].shape
+    torch.testing.assert_close(actual["imgs_noisy"], expected["imgs_noisy"], atol=1e-5, rtol=1e-4)
 
 
 def test_a_stock_configuration_is_accepted_as_it_is(threestudio: Any) -> None:
@@ -180,7 +180,7 @@ def test_eight_draws_have_the_stock_mean_whatever_the_design(prompts: Any, both:
             {"num_draws": 8, "proposal": proposal, "stratify": stratify, "antithetic": antithetic, "seed": 7},
             small,
         )
-        found, its_error = mean_and_error(torch.stack([gradient(ours) for _ in range(SEEDS)]))
-        z = (found - expected).abs() / (error.square() + its_error.square()).sqrt()
+        mean, its_error = mean_and_error(torch.stack([gradient(ours) for _ in range(SEEDS)]))
+        z = (mean - expected).abs() / (error.square() + its_error.square()).sqrt()
         assert float(z.max()) < 4, (proposal, stratify, antithetic, z)
         assert float(its_error[0]) < 0.2 * float(expected[0])

@@ -104,16 +104,16 @@ def test_one_draw_gives_the_stock_gradients(
     monkeypatch.setattr(carv.sds.estimator, "draw", lambda *_, **__: Draws(t[:, None], eps[:, None]))
     # theirs has the renders along the faster axis
     monkeypatch.setattr(carv.training, "draw", lambda *_, **__: Draws(t_lora.T, eps_lora.transpose(0, 1)))
-    found = ours(rgb, utils, **batch)
-    assert found["grad_norm"] == pytest.approx(expected["grad_norm"].item(), rel=1e-5)
-    assert found["loss_lora"].item() == pytest.approx(expected["loss_lora"].item(), rel=1e-5)
+    actual = ours(rgb, utils, **batch)
+    assert actual["grad_norm"] == pytest.approx(expected["grad_norm"].item(), rel=1e-5)
+    assert actual["loss_lora"].item() == pytest.approx(expected["loss_lora"].item(), rel=1e-5)
     losses = [name for name in expected if name.startswith("loss_") and name != "loss_lora"]
-    assert set(losses) | {"loss_lora"} == {name for name in found if name.startswith("loss_")}
+    assert set(losses) | {"loss_lora"} == {name for name in actual if name.startswith("loss_")}
     for name in losses:
-        a, b = (torch.autograd.grad(out[name], rgb, retain_graph=True)[0] for out in (expected, found))
+        a, b = (torch.autograd.grad(out[name], rgb, retain_graph=True)[0] for out in (expected, actual))
         assert float((a - b).norm() / a.norm()) < 2e-5, name
     theirs, own = ([pair[i] for pair in pairs.values()] for i in (0, 1))
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(expected["loss_lora"], theirs)])
-    got = torch.cat([g.flatten() for g in torch.autograd.grad(found["loss_lora"], own)])
+    got = torch.cat([g.flatten() for g in torch.autograd.grad(actual["loss_lora"], own)])
     assert float(expected.norm()) > 0
     assert float((got - expected).norm() / expected.norm()) < 2e-5

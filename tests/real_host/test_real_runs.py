@@ -43,7 +43,7 @@ def train(*arguments: Any, **variables: str) -> list[dict[str, Any]]:
 
 def model(folder: Path) -> list[str]:
     sections = ("prompt_processor", "guidance")
-    return [f"system.{one}.pretrained_model_name_or_path={folder}" for one in sections]
+    return [f"system.{name}.pretrained_model_name_or_path={folder}" for name in sections]
 
 
 RUNS = {
@@ -65,11 +65,11 @@ def test_a_shipped_configuration_trains(
         given += ["data.batch_size=1", "data.resolution_milestones=[]"]  # renders are 16² all along
     small = ["system.geometry.grid_size=[16,16,16]"] if config == "carv-sjc" else []
     steps = train(checkout, config, STEPS, tmp_path / "run", *given, *small)
-    assert [one["step"] for one in steps] == list(range(1, STEPS + 1))
+    assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
     renders = RUNS[config]
     per_draw = {"carv-perpneg-sd": 4, "carv-prolificdreamer-vsd": 4}.get(config, 2)
-    for i, one in enumerate(steps, start=1):
-        logged = one["logged"]
+    for i, record in enumerate(steps, start=1):
+        logged = record["logged"]
         assert set(logged) >= PLAIN
         assert all(math.isfinite(value) for value in logged.values()), logged
         assert (logged["K"], logged["nonfinite"]) == (4.0, 0.0)
@@ -80,7 +80,7 @@ def test_a_shipped_configuration_trains(
     if config == "carv-dreamfusion-tiny":
         # the schedule follows the steps
         falls = [980 - 29 * i for i in range(STEPS)]
-        assert [one["logged"]["max_step"] for one in steps] == pytest.approx(falls, abs=1)
+        assert [record["logged"]["max_step"] for record in steps] == pytest.approx(falls, abs=1)
     images = sorted((tmp_path / "run" / "outputs").rglob("*.png"))
     assert images, "threestudio's own test views"
 
@@ -93,9 +93,7 @@ def kinds(value: Any) -> set[str]:
     return {type(value).__name__}
 
 
-def test_a_resumed_run_goes_on_with_the_state_of_an_adaptive_proposal(
-    threestudio: Any, checkout: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_has_the_state_of_an_adaptive_proposal(threestudio: Any, checkout: Path, tmp_path: Path) -> None:
     config = "carv-dreamfusion-tiny"
     options = ["system.guidance.proposal=adaptive", "system.guidance.seed=3", "use_timestamp=false", "tag=one"]
     options += ["checkpoint.every_n_train_steps=4", "system.guidance.max_step_percent=0.98"]
@@ -108,7 +106,7 @@ def test_a_resumed_run_goes_on_with_the_state_of_an_adaptive_proposal(
     assert kinds(checkpoint["carv_guidance"]) <= {"Tensor", "int", "float", "str", "bool", "NoneType"}
     assert not any(key.startswith("guidance") for key in checkpoint["state_dict"])
     resumed = train(checkout, config, 6, tmp_path / "run", *options, f"resume={saved}")
-    assert [one["step"] for one in resumed] == [5, 6]
+    assert [record["step"] for record in resumed] == [5, 6]
     whole = train(checkout, config, 6, tmp_path / "whole", *options)
     # the renders differ (threestudio seeds its cameras anew); timesteps come from the guidance's own generator
     afresh = train(checkout, config, 2, tmp_path / "afresh", *options)
@@ -124,7 +122,7 @@ def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
     steps = train(
         checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", "system.guidance.stratify=global", CARV_TEST_DEVICES="2"
     )
-    assert [one["step"] for one in steps if one["rank"] == 0] == [1, 2, 3]
+    assert [record["step"] for record in steps if record["rank"] == 0] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

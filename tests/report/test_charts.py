@@ -55,10 +55,10 @@ def test_a_robust_chart_is_not_flattened_by_one_outlier() -> None:
 
 def marks(svg: str) -> dict[str, list[dict[str, str]]]:
     """The attributes of an SVG's elements by tag."""
-    found: dict[str, list[dict[str, str]]] = {}
+    drawn: dict[str, list[dict[str, str]]] = {}
     for element in ElementTree.fromstring(svg).iter():
-        found.setdefault(element.tag, []).append({**element.attrib, "text": element.text or ""})
-    return found
+        drawn.setdefault(element.tag, []).append({**element.attrib, "text": element.text or ""})
+    return drawn
 
 
 def points(d: str) -> list[tuple[float, float]]:

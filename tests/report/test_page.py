@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def report_of(folder: Path, prompt: str = "a red mug") -> str:
+def small_report(folder: Path, prompt: str = "a red mug") -> str:
     return render_report(folder, to_mapping(load_config(prompt=prompt)), {"steps": "3", "<b>": "<i>"})
 
 
@@ -40,7 +40,7 @@ def without_viewer(text: str) -> str:
 
 
 def test_it_shows_model_film_views_curves_and_settings(folder: Path) -> None:
-    text = report_of(folder)
+    text = small_report(folder)
     assert "data:model/gltf-binary;base64,Z2xURi1tb2RlbA==" in text
     assert "data:video/mp4;base64,ZmlsbQ==" in text
     assert "data:image/png;base64,cG5n" in text
@@ -50,7 +50,7 @@ def test_it_shows_model_film_views_curves_and_settings(folder: Path) -> None:
 
 
 def test_it_loads_nothing_from_anywhere(folder: Path) -> None:
-    text = without_viewer(report_of(folder))
+    text = without_viewer(small_report(folder))
     assert re.findall(r'(?:src|href|url|poster)\s*[=(]\s*["\']?(?!data:)[^"\'\s>]+', text) == []
     assert re.findall(r"https?://", text) == []
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
@@ -61,7 +61,7 @@ def test_it_loads_nothing_from_anywhere(folder: Path) -> None:
 
 
 def test_whatever_a_user_wrote_is_text(folder: Path) -> None:
-    text = without_viewer(report_of(folder, NASTY))
+    text = without_viewer(small_report(folder, NASTY))
     assert "<script" not in text
     assert "<img src=x" not in text
     assert "<i>" not in text  # facts too
@@ -71,14 +71,14 @@ def test_whatever_a_user_wrote_is_text(folder: Path) -> None:
 
 
 def test_the_inlined_viewer_cannot_end_its_script_early(folder: Path) -> None:
-    scripts = re.findall(r'<script type="module">(.*?)</script>', report_of(folder), re.DOTALL)
+    scripts = re.findall(r'<script type="module">(.*?)</script>', small_report(folder), re.DOTALL)
     assert len(scripts) == 1
     assert len(scripts[0]) > 500_000
     assert "sourceMappingURL" not in scripts[0]
 
 
 def test_missing_files_leave_a_note_in_their_place(tmp_path: Path) -> None:
-    text = report_of(tmp_path)
+    text = small_report(tmp_path)
     assert "No mesh was made" in text
     assert "No turntable was made" in text
     assert "No step has been recorded" in text
@@ -87,7 +87,7 @@ def test_missing_files_leave_a_note_in_their_place(tmp_path: Path) -> None:
 
 def test_without_a_film_the_gif_stands_in(folder: Path) -> None:
     (folder / "turntable.mp4").unlink()
-    assert '<img src="data:image/gif;base64,R0lGODlh"' in report_of(folder)
+    assert '<img src="data:image/gif;base64,R0lGODlh"' in small_report(folder)
 
 
 def test_it_is_written_into_the_folder(folder: Path) -> None:
@@ -106,8 +106,8 @@ def test_metrics_are_read_with_gaps_and_without_a_torn_line(folder: Path) -> Non
 
 
 def test_flatten_known_value() -> None:
-    found = flatten({"a": {"b": 1, "c": None}, "d": [1, 2], "e": 0, "f": False})
-    assert found == [("a.b", "1"), ("a.c", "—"), ("d", "[1, 2]"), ("e", "0"), ("f", "False")]
+    flat = flatten({"a": {"b": 1, "c": None}, "d": [1, 2], "e": 0, "f": False})
+    assert flat == [("a.b", "1"), ("a.c", "—"), ("d", "[1, 2]"), ("e", "0"), ("f", "False")]
 
 
 def test_every_column_has_its_curve_once_and_titles_are_said(folder: Path) -> None:
@@ -115,7 +115,7 @@ def test_every_column_has_its_curve_once_and_titles_are_said(folder: Path) -> No
     assert len(set(columns)) == len(columns)
     rows = "".join(f"{step},{','.join('0.5' for _ in columns)}\n" for step in (1, 2))
     (folder / "metrics.csv").write_text(f"step,{','.join(columns)}\n{rows}")
-    text = without_viewer(report_of(folder))
+    text = without_viewer(small_report(folder))
     assert text.count("<svg") == len(CURVES)
     for names, title, label, explanation in CURVES:
         assert f"<h3>{escape(title)}</h3>" in text
@@ -137,7 +137,7 @@ def test_long_runs_have_running_means_and_seconds_are_robust(folder: Path, monke
     monkeypatch.setattr("carv_3d.report.page.line_chart", recorded)
     lines = "".join(f"{2 * step},{step},{step if step < 50 else ''}\n" for step in range(100))
     (folder / "metrics.csv").write_text(f"step,ess,seconds_render\n{lines}")
-    report_of(folder)
+    small_report(folder)
     assert drawn[2] == (1, 5, False)  # the effective sample size: 100 points, means of a twentieth
     assert steps[2] == [2.0 * step for step in range(100)]
     assert drawn[3] == (4, 1, True)  # seconds: 50 points are drawn as they are

@@ -122,7 +122,7 @@ def test_what_a_run_begins_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path.write_bytes(path.read_bytes()[:50])
     assert resumed_state(path, True, said.append) == {"step": 1}
     assert said[1].startswith("Note: checkpoint is truncated or damaged")
-    save_checkpoint(path, {"step": 3})  # which leaves the whole one beside it, not the damaged one
+    save_checkpoint(path, {"step": 3})  # which leaves the whole one next to it, not the damaged one
     assert load_checkpoint(path)[0] == {"step": 3}
     assert load_checkpoint(previous_path(path))[0] == {"step": 1}
     assert len(path.with_name("checkpoint.damaged").read_bytes()) == 50
@@ -156,7 +156,7 @@ def test_a_checkpoint_is_bound_to_all_that_it_was_made_with(path: Path) -> None:
 
 
 def test_a_fingerprint_is_of_every_number_name_and_shape() -> None:
-    def of(
+    def fingerprint(
         names: str = "ab", shape: tuple[int, ...] = (2, 3), last: float = 0.0, more: float = 0.0, **config: Any
     ) -> str:
         module = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name in names})
@@ -164,6 +164,7 @@ def test_a_fingerprint_is_of_every_number_name_and_shape() -> None:
             module[names[-1]].view(-1)[-1] = last
         return module_fingerprint(module, torch.tensor(more), config=config)
 
-    assert of() == of() == of(_folder="elsewhere")
-    others = [of("ac"), of(shape=(3, 2)), of(shape=(6,)), of(last=1.0), of(more=1.0), of(width=1), of(width=2)]
-    assert len({of(), *others}) == 8
+    assert fingerprint() == fingerprint() == fingerprint(_folder="elsewhere")
+    changes: list[dict[str, Any]] = [{"names": "ac"}, {"shape": (3, 2)}, {"shape": (6,)}, {"last": 1.0}, {"more": 1.0}]
+    others = {fingerprint(**change) for change in [*changes, {"width": 1}, {"width": 2}]}
+    assert len({fingerprint(), *others}) == 8

@@ -1,4 +1,4 @@
-"""What a run's progress tells."""
+"""What a run's progress shows."""
 
 from __future__ import annotations
 

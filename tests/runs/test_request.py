@@ -26,13 +26,13 @@ def test_the_newest_folder_is_of_the_run_that_is_meant(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(text)
 
-    def mine(folder: Path) -> bool:
+    def same_text(folder: Path) -> bool:
         text = (folder / "config.yaml").read_text()
         if text == "damaged":
             raise CarvError("it cannot be read")
         return text == "mine"
 
-    assert newest_folder(tmp_path / "a", mine) == tmp_path / "a"
+    assert newest_folder(tmp_path / "a", same_text) == tmp_path / "a"
     with pytest.raises(CarvError, match=r"there is no run to resume in .*a; begin one without --resume"):
         newest_folder(tmp_path / "a", lambda folder: False)
     check_resumable(tmp_path / "a")

@@ -63,11 +63,11 @@ class WalkRun(Run):
         return "Done: open output"
 
 
-def steps_of(folder: Path) -> list[float]:
+def saved_steps(folder: Path) -> list[float]:
     return [row["step"] for row in read_metrics(folder / "metrics.csv")]
 
 
-def place_of(folder: Path) -> float:
+def saved_place(folder: Path) -> float:
     place: float = load_checkpoint(folder / "checkpoint")[0]["place"]
     return place
 
@@ -87,7 +87,7 @@ def test_a_run_leaves_its_config_figures_checkpoints_and_outputs(tmp_path: Path)
         "output",
     ]
     assert (run.folder / "config.yaml").read_text() == "most: 7\n"
-    assert steps_of(run.folder) == [1, 2, 3, 4, 5, 6, 7]
+    assert saved_steps(run.folder) == [1, 2, 3, 4, 5, 6, 7]
     shown = [row["shown"] for row in read_metrics(run.metrics)]
     assert [x for x in shown if x == x] == [2, 4, 6, 7]
     assert run.saves == [3, 6, 7]
@@ -128,8 +128,8 @@ def test_a_signal_ends_it_after_the_step_at_hand_and_it_is_resumed(
     again = WalkRun(tmp_path / "cut", Pace(6, save_steps=10), said)
     assert again.complete(resume=True) == 0
     assert "Resumed after step 2." in said
-    assert place_of(again.folder) == place_of(whole.folder)
-    assert steps_of(again.folder) == steps_of(whole.folder)
+    assert saved_place(again.folder) == saved_place(whole.folder)
+    assert saved_steps(again.folder) == saved_steps(whole.folder)
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
@@ -168,12 +168,12 @@ def test_killed_between_two_checkpoints_each_step_is_there_once(
 
     with pytest.raises(Killed):
         train(tmp_path / "cut", 7, False)
-    assert steps_of(tmp_path / "cut") == [1, 2, 3, 4, 5, 6, 7]
+    assert saved_steps(tmp_path / "cut") == [1, 2, 3, 4, 5, 6, 7]
     train(tmp_path / "cut", None, True)
     train(tmp_path / "whole", None, False)
     for folder in (tmp_path / "cut", tmp_path / "whole"):
-        assert steps_of(folder) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert place_of(tmp_path / "cut") == place_of(tmp_path / "whole")
+        assert saved_steps(folder) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert saved_place(tmp_path / "cut") == saved_place(tmp_path / "whole")
 
 
 def test_fewer_steps_than_are_done_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_several_processes_save_and_stop_together_and_the_first_alone_writes(tmp
         assert run.complete(resume=False) == 128 + signal.SIGTERM
         assert run.saves == [2, 3]
         assert len(collected) == 2  # every process gives its part
-    assert steps_of(first.folder) == [1, 2, 3]
+    assert saved_steps(first.folder) == [1, 2, 3]
     assert os.listdir(second.folder) == []
 
 

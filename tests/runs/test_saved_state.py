@@ -140,9 +140,9 @@ def restored(case: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("case", "item"), [(case, item) for case, (_, _, items) in CASES.items() for item in items])
 def test_an_item_is_restored(case: str, item: str) -> None:
-    found = {key: status for key, status in restored(case).items() if f"{key}.".startswith(f"{item}.")}
-    assert "restored" in found.values(), f"nothing is saved of {item}, or a new one has it anyway: {found}"
-    assert "lost" not in found.values(), found
+    statuses = {key: status for key, status in restored(case).items() if f"{key}.".startswith(f"{item}.")}
+    assert "restored" in statuses.values(), f"nothing is saved of {item}, or a new one has it anyway: {statuses}"
+    assert "lost" not in statuses.values(), statuses
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -161,5 +161,5 @@ def test_the_check_notices_a_wire_that_is_cut() -> None:
         def load_state_dict(self, state: dict[str, Any]) -> None:
             self.state["kept"] = state["kept"]
 
-    found = after_restoring(Cut(1.0, 1.0), Cut(2.0, 2.0).state_dict())
-    assert found == {"kept": "restored", "deep.0.lost": "lost", "same": "same"}
+    statuses = after_restoring(Cut(1.0, 1.0), Cut(2.0, 2.0).state_dict())
+    assert statuses == {"kept": "restored", "deep.0.lost": "lost", "same": "same"}

@@ -125,15 +125,15 @@ def test_the_layout_is_tiny_cuda_nns_by_hand() -> None:
 
 
 def test_the_gradient_does_not_depend_on_the_threads() -> None:
-    rays, found, before = samples(200), [], torch.get_num_threads()
+    rays, results, before = samples(200), [], torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         fused = made().compiled()
         assert fused is not None
         out = render_fused(fused, rays)
-        found.append(torch.autograd.grad(out[0].square().sum(), fused.tensors))
+        results.append(torch.autograd.grad(out[0].square().sum(), fused.tensors))
     torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 
 def test_levels_that_are_not_active_count_as_zero() -> None:

@@ -31,14 +31,14 @@ def test_values_and_gradients_equal_embedding_bag(channels: int) -> None:
 def test_a_hashed_level_agrees_with_a_dense_one_where_nothing_collides(look: Any) -> None:
     dense = torch.randn(4, 4, 4, 2, generator=torch.Generator().manual_seed(3))
     table = torch.zeros(2**14, 2)
-    seen = set()
+    entries = set()
     for i in range(4):
         for j in range(4):
             for k in range(4):
                 row = (i ^ (j * 2654435761) ^ (k * 805459861)) % 2**14
-                seen.add(row)
+                entries.add(row)
                 table[row] = dense[i, j, k]
-    assert len(seen) == 64  # nothing collides
+    assert len(entries) == 64  # nothing collides
     unit = 2 * torch.rand(200, 3, generator=torch.Generator().manual_seed(4)) - 1
     torch.testing.assert_close(look(table, unit, 4), interpolate(dense, unit), atol=1e-5, rtol=1e-5)
 
@@ -61,6 +61,6 @@ def test_points_that_are_no_numbers_leave_the_others_alone() -> None:
     assert bool(out[0].isnan().all())
     expected = interpolate_hashed_reference(table, x[1:], 20)
     torch.testing.assert_close(out[1:], expected, atol=1e-5, rtol=1e-5)
-    (found,) = torch.autograd.grad(interpolate_hashed(table, x[1:], 20).sum(), table)
+    (gradient,) = torch.autograd.grad(interpolate_hashed(table, x[1:], 20).sum(), table)
     (slow,) = torch.autograd.grad(expected.sum(), table)
-    torch.testing.assert_close(found, slow, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, slow, atol=1e-5, rtol=1e-5)

@@ -68,17 +68,17 @@ def test_orientation_of_a_render_is_over_the_samples_that_weigh_enough() -> None
 def test_losses_by_name_are_of_the_render() -> None:
     field = VoxelGridField(FieldOptions(resolution=12))
     out = VolumeRenderer(field)(orbit(1, distance=2.5).rays(6, 6))
-    found = {name: loss(field, out).item() for name, loss in reg.REGULARIZERS.items()}
+    losses = {name: loss(field, out).item() for name, loss in reg.REGULARIZERS.items()}
     expected = {
         "density": out.sigmas.mean(), "opacity": (out.opacity + 1e-3).sqrt().mean(),
         "sparsity": reg.sparsity(out.opacity), "opaque": reg.opaque(out.opacity),
         "orient": reg.render_orientation(field, out), "tv": reg.total_variation(field),
     }  # fmt: skip
-    assert found == pytest.approx({name: value.item() for name, value in expected.items()})
-    assert len(set(found.values())) == 6
+    assert losses == pytest.approx({name: value.item() for name, value in expected.items()})
+    assert len(set(losses.values())) == 6
 
 
-def test_orientation_tells_a_ball_from_a_hollow() -> None:
+def test_orientation_separates_a_ball_from_a_hollow() -> None:
     """The blob's normals face the camera; with the density turned inside out they face away."""
     field = VoxelGridField(FieldOptions(resolution=24))
     rays = orbit(1, distance=2.5).rays(12, 12)

@@ -170,8 +170,8 @@ def test_per_sample_outputs_belong_together() -> None:
     torch.testing.assert_close(out.opacity.view(-1), opacity)
     torch.testing.assert_close(out.directions.norm(dim=-1), torch.ones_like(out.sigmas))
     middle = out.ray_indices.tolist().index(20 * 40 + 20)
-    seen = (out.weights[middle] * (out.positions[middle] - orbit(1, distance=2.5).position).norm(dim=-1)).sum()
-    torch.testing.assert_close(out.depth.view(-1)[820], seen / out.weights[middle].sum())
+    depth = (out.weights[middle] * (out.positions[middle] - orbit(1, distance=2.5).position).norm(dim=-1)).sum()
+    torch.testing.assert_close(out.depth.view(-1)[820], depth / out.weights[middle].sum())
 
 
 def test_the_near_plane_is_where_rays_begin() -> None:
@@ -279,7 +279,7 @@ def test_packed_samples_give_the_dense_image(monkeypatch: pytest.MonkeyPatch) ->
     out.comp_rgb.sum().backward()
 
 
-def test_the_occupancy_grid_is_as_fine_and_as_strict_as_told() -> None:
+def test_the_occupancy_grid_is_as_fine_and_as_strict_as_given() -> None:
     def kept(**options: Any) -> tuple[list[int], float]:
         renderer = VolumeRenderer(VoxelGridField(FieldOptions(resolution=16)), RenderOptions(**options))
         renderer._build_grid()

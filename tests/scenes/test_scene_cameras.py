@@ -273,10 +273,10 @@ def spread(n_steps: int, batch: int, seed: int, sampling: str = "low_discrepancy
 
 def test_each_camera_of_a_sequence_has_the_distribution_of_a_random_one() -> None:
     for step, place in ((0, 0), (2, 1)):
-        found = torch.stack([spread(step + 1, 2, seed)[step, place] for seed in range(400)])
+        values = torch.stack([spread(step + 1, 2, seed)[step, place] for seed in range(400)])
         expected = spread(3000, 2, 0, "random").flatten(0, 1)
         for power in (1, 2):
-            a, b = (found / 50) ** power, (expected / 50) ** power
+            a, b = (values / 50) ** power, (expected / 50) ** power
             error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
             assert float(((a.mean(0) - b.mean(0)) / error).abs().max()) < 4
 

@@ -64,15 +64,15 @@ def test_ends_leave_out_what_is_not_finite() -> None:
 
 def test_the_interval_of_a_mean_has_the_width_of_its_standard_error() -> None:
     x = normal(400)
-    found = mean_interval(x)
-    assert found.value == pytest.approx(float(x.mean()))
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * float(x.std()) / 20, rel=0.1)
+    interval = mean_interval(x)
+    assert interval.value == pytest.approx(float(x.mean()))
+    assert (interval.high - interval.low) / 2 == pytest.approx(1.96 * float(x.std()) / 20, rel=0.1)
 
 
 def test_a_ratio_resamples_items_with_both_of_their_values() -> None:
     base = 1 + normal(50).abs()
-    found = ratio_of_means(3 * base, base)
-    assert (found.value, found.low, found.high) == (pytest.approx(3), pytest.approx(3), pytest.approx(3))
+    ratio = ratio_of_means(3 * base, base)
+    assert (ratio.value, ratio.low, ratio.high) == (pytest.approx(3), pytest.approx(3), pytest.approx(3))
     with pytest.raises(CarvError, match="same items"):
         ratio_of_means(base, base[:5])
     with pytest.raises(CarvError, match="mean of zero"):
@@ -84,12 +84,12 @@ def test_the_interval_of_a_ratio_of_paired_shares_covers_the_truth(monkeypatch: 
     g = torch.Generator().manual_seed(0)
     truth, covered, widths = 0.6 / 0.8, 0, []
     for _ in range(200):
-        theirs = torch.rand(200, generator=g) < 0.8
-        ours = theirs & (torch.rand(200, generator=g) < 0.75)  # a share 0.6, of the same items
-        found = ratio_of_means(ours.double(), theirs.double())
-        assert found.value == pytest.approx(float(ours.sum()) / float(theirs.sum()))
-        covered += found.low <= truth <= found.high
-        widths.append(found.high - found.low)
+        base = torch.rand(200, generator=g) < 0.8
+        method = base & (torch.rand(200, generator=g) < 0.75)  # a share 0.6, of the same items
+        ratio = ratio_of_means(method.double(), base.double())
+        assert ratio.value == pytest.approx(float(method.sum()) / float(base.sum()))
+        covered += ratio.low <= truth <= ratio.high
+        widths.append(ratio.high - ratio.low)
     assert 0.89 * 200 <= covered <= 0.99 * 200
     # binomial among those that the other has: 2 * 1.96 * sqrt(0.75 * 0.25 / 160)
     assert sum(widths) / 200 == pytest.approx(0.134, rel=0.1)
@@ -98,22 +98,22 @@ def test_the_interval_of_a_ratio_of_paired_shares_covers_the_truth(monkeypatch: 
 def test_the_interval_of_an_ecm_covers_the_truth() -> None:
     covered = 0  # variances 4 and 1 in 5 dimensions, costs 1 and 2: ECM 2
     for i in range(30):
-        found = ecm_interval(2 * normal(60, 5, seed=2 * i), 1.0, normal(60, 5, seed=2 * i + 1), 2.0)
-        assert found.low < found.value < found.high
-        covered += found.low < 2.0 < found.high
+        interval = ecm_interval(2 * normal(60, 5, seed=2 * i), 1.0, normal(60, 5, seed=2 * i + 1), 2.0)
+        assert interval.low < interval.value < interval.high
+        covered += interval.low < 2.0 < interval.high
     assert covered >= 25  # 28.5 expected, sigma 1.2
 
 
 def test_the_interval_of_an_ecm_is_that_of_resampled_gradients() -> None:
     base, method = normal(12, 30), 0.5 * normal(9, 30, seed=1)
-    found = ecm_interval(base, 3.0, method, 1.0)
+    interval = ecm_interval(base, 3.0, method, 1.0)
     first, second = picks(12)[1:200], picks(9, seed=1)[1:200]
     values = [
         3 * total_variance(base[i]) * 12 / 11 / (total_variance(method[j]) * 9 / 8) for i, j in zip(first, second)
     ]
-    assert found.value == pytest.approx(3 * total_variance(base) / total_variance(method))
-    assert found.low == pytest.approx(float(np.quantile(values, 0.025)), rel=0.1)
-    assert found.high == pytest.approx(float(np.quantile(values, 0.975)), rel=0.1)
+    assert interval.value == pytest.approx(3 * total_variance(base) / total_variance(method))
+    assert interval.low == pytest.approx(float(np.quantile(values, 0.025)), rel=0.1)
+    assert interval.high == pytest.approx(float(np.quantile(values, 0.975)), rel=0.1)
     assert not ecm_interval(base[:7], 3.0, method, 1.0).known
     alike = ecm_interval(base, 1.0, base, 1.0)
     assert alike.low < 0.9 < alike.value < 1.1 < alike.high  # the sides are resampled apart
@@ -121,8 +121,8 @@ def test_the_interval_of_an_ecm_is_that_of_resampled_gradients() -> None:
 
 def test_the_variance_of_a_resample_is_that_of_its_items_and_unbiased() -> None:
     x = normal(12, 30)
-    found, picked = _variances(x, 3), picks(12, 3)
+    resampled, picked = _variances(x, 3), picks(12, 3)
     for i in (1, 7, 200):
-        assert float(found[i]) == pytest.approx(total_variance(x[picked[i]]) * 12 / 11)
-    assert float(found[1:].mean()) == pytest.approx(total_variance(x), rel=0.01)
-    assert not torch.equal(found, _variances(x, 4))
+        assert float(resampled[i]) == pytest.approx(total_variance(x[picked[i]]) * 12 / 11)
+    assert float(resampled[1:].mean()) == pytest.approx(total_variance(x), rel=0.01)
+    assert not torch.equal(resampled, _variances(x, 4))

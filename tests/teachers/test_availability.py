@@ -203,7 +203,7 @@ def test_offline_never_asks_the_hub(hub: Any, monkeypatch: pytest.MonkeyPatch) -
     assert calls == ["cache"] * 3
 
 
-def test_what_could_be_fetched_is_told_without_asking(
+def test_what_could_be_fetched_is_shown_without_a_request(
     hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import huggingface_hub

@@ -56,8 +56,8 @@ def test_expectation_agrees_with_averaging_and_with_more_nodes(teacher: Gaussian
     eps = torch.randn(n, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     eps = torch.cat([eps, -eps])
     tt = t.expand(2 * n)
-    one = teacher.eps_hat(teacher.schedule.add_noise(Z[:1].expand_as(eps), eps, tt), tt, text.expand(2 * n, 1, 3))
-    pairs = (one[:n] + one[n:]) / 2
+    sample = teacher.eps_hat(teacher.schedule.add_noise(Z[:1].expand_as(eps), eps, tt), tt, text.expand(2 * n, 1, 3))
+    pairs = (sample[:n] + sample[n:]) / 2
     error = pairs.std(0) / n**0.5 + 1e-9
     assert float(((pairs.mean(0) - got[0]) / error).abs().max()) < 4
 

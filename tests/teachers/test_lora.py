@@ -40,7 +40,7 @@ def merged(folder: Path, lora: CameraLora) -> Any:
     return unet
 
 
-def rows(n: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+def samples(n: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(seed)
     return (
         torch.randn(n, 4, 8, 8, generator=g),
@@ -58,12 +58,12 @@ def teacher(sd_folder: Path) -> Any:
 def test_it_is_the_merged_weights_and_a_class_embedding(teacher: Any, sd_folder: Path) -> None:
     lora_score = LoraScore(teacher, rank=3)
     unet = merged(sd_folder, trained(lora_score.lora))
-    z, t, text, camera = rows(3)
+    z, t, text, camera = samples(3)
     with torch.no_grad():
-        found = lora_score.eps_hat(z, t, text, camera)
+        actual = lora_score.eps_hat(z, t, text, camera)
         expected = unet(z, t, encoder_hidden_states=text, class_labels=camera).sample
-        assert not torch.allclose(found, teacher.eps_hat(z, t, text), atol=1e-2)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(actual, teacher.eps_hat(z, t, text), atol=1e-2)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_every_attention_layer_has_one_and_the_unet_keeps_its_parameters(teacher: Any) -> None:
@@ -72,13 +72,13 @@ def test_every_attention_layer_has_one_and_the_unet_keeps_its_parameters(teacher
     assert set(teacher.unet.state_dict()) == before
     blocks = [m for m in teacher.unet.modules() if hasattr(m, "to_q")]
     assert len(lora.layers) == 4 * len(blocks) > 0
-    ours = {id(p) for p in lora.parameters()}
-    assert not ours & {id(p) for p in teacher.unet.parameters()}
+    lora_ids = {id(p) for p in lora.parameters()}
+    assert not lora_ids & {id(p) for p in teacher.unet.parameters()}
     assert all(p.requires_grad and p.dtype == torch.float32 for p in lora.parameters())
 
 
 def test_outside_of_its_calls_the_teacher_is_what_it_was(teacher: Any, sd_teacher: Any) -> None:
-    z, t, text, camera = rows(2)
+    z, t, text, camera = samples(2)
     lora_score = LoraScore(teacher)
     trained(lora_score.lora)
     with torch.no_grad():
@@ -86,10 +86,10 @@ def test_outside_of_its_calls_the_teacher_is_what_it_was(teacher: Any, sd_teache
         assert torch.equal(teacher.eps_hat(z, t, text), sd_teacher.eps_hat(z, t, text))
 
 
-def test_before_training_only_the_camera_tells(teacher: Any) -> None:
+def test_before_training_only_the_camera_matters(teacher: Any) -> None:
     lora_score = LoraScore(teacher)
     assert lora_score.lora.untouched
-    z, t, text, camera = rows(2)
+    z, t, text, camera = samples(2)
     with torch.no_grad():
         plain = teacher.eps_hat(z, t, text)
         assert not torch.allclose(lora_score.eps_hat(z, t, text, camera), plain, atol=1e-4)
@@ -108,7 +108,7 @@ def test_half_precision_keeps_float32_weights() -> None:
 
 
 def test_a_half_precision_unet_trains_the_float32_lora(sd_folder: Path) -> None:
-    z, t, text, camera = rows(4)
+    z, t, text, camera = samples(4)
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(7))
     grads = []
     for dtype in (torch.float32, torch.bfloat16):  # float16's place on a CPU
@@ -118,9 +118,9 @@ def test_a_half_precision_unet_trains_the_float32_lora(sd_folder: Path) -> None:
         trained(lora_score.lora)
         errors = squared_errors(lora_score, z, t, eps, text, camera)
         assert errors.dtype == torch.float32
-        found = torch.autograd.grad(errors.sum(), lora_score.parameters())
-        assert all(g.dtype == torch.float32 for g in found)
-        grads.append(torch.cat([g.flatten() for g in found]))
+        actual = torch.autograd.grad(errors.sum(), lora_score.parameters())
+        assert all(g.dtype == torch.float32 for g in actual)
+        grads.append(torch.cat([g.flatten() for g in actual]))
     assert float(torch.cosine_similarity(*grads, dim=0)) > 0.99
 
 
@@ -129,7 +129,7 @@ def test_the_error_is_in_what_the_model_predicts(kind: str, request: pytest.Fixt
     folder = request.getfixturevalue(kind)
     lora_score = LoraScore(StableDiffusionTeacher.load(str(folder), device="cpu"))
     unet = merged(folder, trained(lora_score.lora))
-    z, t, text, camera = rows(3)
+    z, t, text, camera = samples(3)
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(7))
     from diffusers import DDPMScheduler
 

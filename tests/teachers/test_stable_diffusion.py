@@ -19,7 +19,7 @@ from carv_3d.teachers.loading import dtype_argument, load_vae_without_attention
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 
-def rows(teacher: Any, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def samples(teacher: Any, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     size = teacher.latent_size
     z = torch.randn(n, teacher.latent_channels, size, size, generator=g)
@@ -83,11 +83,11 @@ def test_encode_names_a_size_that_does_not_fit(sd_teacher: Any) -> None:
 
 def test_each_prompt_is_encoded_once(sd_folder: Path) -> None:
     teacher = StableDiffusionTeacher.load(str(sd_folder), device="cpu")
-    seen: list[int] = []
-    teacher.text_encoder.register_forward_hook(lambda m, i, o: seen.append(o[0].shape[0]))
+    batches: list[int] = []
+    teacher.text_encoder.register_forward_hook(lambda m, i, o: batches.append(o[0].shape[0]))
     first = teacher.text_embeddings(["a mug", "", "a mug"])
     again = teacher.text_embeddings(["", "a cup"])
-    assert seen == [2, 1]
+    assert batches == [2, 1]
     assert torch.equal(first[0], first[2])
     assert torch.equal(first[1], again[0])
     assert not torch.equal(again[0], again[1])
@@ -137,7 +137,7 @@ def test_text_encoders_of_either_transformers_load_alike(
 
 def test_v_prediction_becomes_eps(sd_teacher: Any, v_prediction_folder: Path) -> None:
     teacher = StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu")
-    z, t, cond, _ = rows(teacher, 3)
+    z, t, cond, _ = samples(teacher, 3)
     with torch.no_grad():
         v = sd_teacher.eps_hat(z, t, cond)  # same weights, its output read as v
         abar = teacher.schedule.alpha(t).square().view(-1, 1, 1, 1)
@@ -147,7 +147,7 @@ def test_v_prediction_becomes_eps(sd_teacher: Any, v_prediction_folder: Path) ->
 def test_a_model_that_predicts_the_true_v_gives_the_true_eps(v_prediction_folder: Path) -> None:
     # known value: v = alpha eps - sigma z  =>  the conversion returns eps
     teacher = StableDiffusionTeacher.load(str(v_prediction_folder), device="cpu")
-    z, t, cond, _ = rows(teacher, 2)
+    z, t, cond, _ = samples(teacher, 2)
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(4))
     alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (teacher.schedule.alpha, teacher.schedule.sigma))
     teacher.unet.forward = lambda *args, **kwargs: (alpha * eps - sigma * z,)
@@ -165,7 +165,7 @@ def test_half_precision_on_the_cpu_is_float32_with_a_note(sd_folder: Path, caplo
 
 
 def test_autocast_of_the_host_does_not_reach_the_teacher(sd_teacher: Any) -> None:
-    z, t, cond, _ = rows(sd_teacher, 1)
+    z, t, cond, _ = samples(sd_teacher, 1)
     with torch.no_grad():
         plain = sd_teacher.eps_hat(z, t, cond)
         with torch.autocast("cpu", dtype=torch.bfloat16):

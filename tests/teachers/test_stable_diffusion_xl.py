@@ -1,4 +1,4 @@
-"""The XL teacher against diffusers' own pipeline, and what its folders are told."""
+"""The XL teacher against diffusers' own pipeline, and what is said of its folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pipeline(xl_folder: Path) -> Any:
     return StableDiffusionXLPipeline.from_pretrained(str(xl_folder), add_watermarker=False)
 
 
-def rows(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def samples(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(n, 4, 8, 8, generator=g), torch.randint(20, 980, (n,), generator=g)
 
@@ -62,8 +62,8 @@ def test_sizes_come_from_the_models_own_configs(teacher: Any) -> None:
 def test_text_is_the_pipelines(teacher: Any, pipeline: Any) -> None:
     for prompt in PROMPTS:
         text, _, pooled, _ = pipeline.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
-        found = unpack(teacher.text_embeddings([prompt]), 40, 12)
-        torch.testing.assert_close(found, (text, pooled))
+        actual = unpack(teacher.text_embeddings([prompt]), 40, 12)
+        torch.testing.assert_close(actual, (text, pooled))
 
 
 def test_an_empty_prompt_is_the_pipelines_unconditional(teacher: Any, pipeline: Any, copy: Path) -> None:
@@ -76,16 +76,16 @@ def test_an_empty_prompt_is_the_pipelines_unconditional(teacher: Any, pipeline: 
     _, text, _, pooled = pipeline.encode_prompt(
         "a cup", device="cpu", do_classifier_free_guidance=True, negative_prompt=""
     )
-    found = StableDiffusionXLTeacher.load(str(copy), device="cpu").text_embeddings(["", "a cup"])
-    torch.testing.assert_close(unpack(found[:1], 40, 12), (text, pooled))
+    embeddings = StableDiffusionXLTeacher.load(str(copy), device="cpu").text_embeddings(["", "a cup"])
+    torch.testing.assert_close(unpack(embeddings[:1], 40, 12), (text, pooled))
 
 
 def test_eps_hat_is_the_unet_with_pooled_text_and_the_models_own_size(teacher: Any, pipeline: Any) -> None:
-    z, t = rows(2)
+    z, t = samples(2)
     text, _, pooled, _ = pipeline.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)
     ids = pipeline._get_add_time_ids((16, 16), (0, 0), (16, 16), torch.float32, text_encoder_projection_dim=12)
     with torch.no_grad():
-        found = teacher.eps_hat(z, t, teacher.text_embeddings(PROMPTS))
+        actual = teacher.eps_hat(z, t, teacher.text_embeddings(PROMPTS))
         expected = pipeline.unet(
             z,
             t,
@@ -94,8 +94,8 @@ def test_eps_hat_is_the_unet_with_pooled_text_and_the_models_own_size(teacher: A
         ).sample
         # both kinds of condition matter, so the comparison means something
         swapped = pack(text, pooled.flip(0))
-        assert not torch.allclose(found, teacher.eps_hat(z, t, swapped), atol=1e-4)
-    torch.testing.assert_close(found, expected)
+        assert not torch.allclose(actual, teacher.eps_hat(z, t, swapped), atol=1e-4)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(("text", "pooled"), [(5, 3), (3, 5), (4, 4)])
@@ -111,7 +111,7 @@ def test_packing_known_value(text: int, pooled: int) -> None:
 def test_v_prediction_becomes_eps(teacher: Any, copy: Path) -> None:
     edit(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     other = StableDiffusionXLTeacher.load(str(copy), device="cpu")
-    z, t = rows(3)
+    z, t = samples(3)
     text = teacher.text_embeddings(["a cup"]).expand(3, -1, -1)
     with torch.no_grad():
         v = teacher.eps_hat(z, t, text)  # same weights, its output read as v
@@ -129,7 +129,7 @@ def test_the_guidances_gradient_is_the_textbooks(teacher: Any) -> None:
     text, null = teacher.text_embeddings(PROMPTS), teacher.text_embeddings([""])
     options = GuidanceOptions(guidance_scale=5.0, num_draws=3, max_batch=2, vae_sample="mode")
     out = SDSGuidance(teacher, options)(rgb, text, null, step=0, draws=draws)
-    found = torch.autograd.grad(out.loss_sds, rgb)[0]
+    gradient = torch.autograd.grad(out.loss_sds, rgb)[0]
     total = torch.zeros_like(rgb)
     for r in range(2):
         for k in range(3):
@@ -142,7 +142,7 @@ def test_the_guidances_gradient_is_the_textbooks(teacher: Any) -> None:
                 f = (1 - abar) * (e0 + 5.0 * (e - e0) - eps)
             total += torch.autograd.grad(z, rgb, f)[0] / 6
     assert total.abs().max() > 1e-3
-    torch.testing.assert_close(found, total, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradient, total, rtol=1e-3, atol=1e-5)
 
 
 # --- the VAE
@@ -161,7 +161,7 @@ def test_the_vae_stays_in_float32_unless_its_config_allows_half(
     assert StableDiffusionXLTeacher._choose_vae_dtype(copy, torch.float16) == dtype
 
 
-def test_images_pass_a_float32_vae_beside_a_half_unet(teacher: Any) -> None:
+def test_images_pass_a_float32_vae_next_to_a_half_unet(teacher: Any) -> None:
     import copy as copier
 
     mixed = StableDiffusionXLTeacher(copier.deepcopy(teacher.unet).half(), teacher.vae, None, teacher.schedule)
@@ -206,7 +206,7 @@ def test_what_cannot_be_used_is_one_sentence(copy: Path, damage: Any, said: str)
 
 
 def test_another_models_text_is_refused(teacher: Any, sd_teacher: Any) -> None:
-    z, t = rows(1)
+    z, t = samples(1)
     with pytest.raises(CarvError, match=r"are 16 wide and .* needs 40.*carv-stable-diffusion-xl-prompt-processor"):
         teacher.eps_hat(z, t, sd_teacher.text_embeddings(["a cup"]))
     with pytest.raises(CarvError, match=r"are 40 wide and .* needs 16"):

@@ -39,10 +39,10 @@ def test_prompts_ask_for_their_targets() -> None:
 
 
 def test_true_renders_are_of_the_targets_from_all_over_their_views(monkeypatch) -> None:
-    seen = []
+    recorded = []
 
     def render(shots):
-        seen.extend(shots)
+        recorded.extend(shots)
         return np.full((len(shots), 64, 64, 3), 51, np.uint8), None
 
     monkeypatch.setattr("carv_3d.tiny.render.render", render)
@@ -50,14 +50,14 @@ def test_true_renders_are_of_the_targets_from_all_over_their_views(monkeypatch) 
     images = true_renders(targets, random.Random(0))
     assert images.shape == (900, 3, 64, 64)
     assert float(images.mean()) == pytest.approx(0.2)
-    assert [view_phrase(shot.elevation, shot.azimuth) for shot in seen] == [view for _, _, view in targets]
+    assert [view_phrase(shot.elevation, shot.azimuth) for shot in recorded] == [view for _, _, view in targets]
     for i in range(8):
-        aside = [shot.azimuth - 45 * i for shot in seen[i :: len(VIEWS)]]
+        aside = [shot.azimuth - 45 * i for shot in recorded[i :: len(VIEWS)]]
         assert -22.5 <= min(aside) < -20
         assert 20 < max(aside) <= 22.5
 
 
-def images_of(rows: list[list[int]]) -> torch.Tensor:
+def class_images(rows: list[list[int]]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float32)[:, :, None, None].expand(-1, -1, 4, 4)
 
 
@@ -78,7 +78,7 @@ def test_the_share_of_images_that_show_what_was_asked() -> None:
     rows[1][1] += 1  # another color
     rows[2][2] += 1  # another view
     rows[3][2] += 1  # a bottle has no front, so this is not counted
-    images = images_of(rows)
+    images = class_images(rows)
     predicted = predict(Reader(), images, batch=2)
     right = correct(predicted, targets)
     assert right["object"].tolist() == [False, True, True, True, True]
@@ -101,6 +101,6 @@ def test_where_the_views_go() -> None:
     # neither counts: a bottle has no front, and from above there are no sides
     targets += [("bottle", "red", "front view"), ("mug", "red", "overhead view")]
     rows += [[0, 0, 0], [0, 0, 0]]
-    shares = view_errors(predict(Reader(), images_of(rows)), targets)
+    shares = view_errors(predict(Reader(), class_images(rows)), targets)
     for what in ("as asked", "neighbor", "mirror image", "opposite", "another side", "overhead"):
         assert shares[what] == pytest.approx(sum(w == what for _, _, w in answers) / len(answers))

@@ -79,8 +79,8 @@ def test_a_third_of_a_batch_looks_half_trained_each_way_by_its_share() -> None:
     assert float(x.min()) >= 0
     assert float(x.max()) <= 1
     for kind, share in {"plain": 0.64, "fog": 0.12, "blend": 0.08, "blur": 0.08, "patches": 0.08}.items():
-        found = float(kinds[kind].float().mean())
-        assert abs(found - share) < 4 * (share * (1 - share) / n) ** 0.5, kind
+        measured = float(kinds[kind].float().mean())
+        assert abs(measured - share) < 4 * (share * (1 - share) / n) ** 0.5, kind
     error = (x - plain)[kinds["patches"]]
     assert float(error.diff(dim=-1).abs().mean()) < 0.2  # patches are as smooth as five cells across can be
     assert len(error.flatten(1).mean(1).unique()) == len(error)

@@ -20,7 +20,7 @@ def silent(message: str) -> None:
     """In place of print."""
 
 
-def test_dataset_is_seeded_reopened_and_never_shows_an_unseen_pair(tmp_path) -> None:
+def test_dataset_is_seeded_reopened_and_never_shows_a_held_out_combination(tmp_path) -> None:
     first = build(tmp_path / "a", 60, seed=5, log=silent)
     second = build(tmp_path / "b", 60, seed=5, log=silent)
     np.testing.assert_array_equal(first.rgb, second.rgb)

@@ -46,8 +46,8 @@ def test_latents_are_drawn_from_their_posterior_and_scaled() -> None:
 
 def test_each_batch_is_of_one_of_the_backgrounds() -> None:
     data, generator = latents([2.0, 6.0], 0.0, posteriors=2), torch.Generator().manual_seed(0)
-    seen = [frozenset(data.batch(64, generator)[0].flatten().tolist()) for _ in range(12)]
-    assert set(seen) == {frozenset({1.0, 3.0}), frozenset({6.0, 8.0})}
+    batches = [frozenset(data.batch(64, generator)[0].flatten().tolist()) for _ in range(12)]
+    assert set(batches) == {frozenset({1.0, 3.0}), frozenset({6.0, 8.0})}
 
 
 def test_captions_are_of_their_images_and_a_tenth_is_dropped() -> None:
@@ -73,15 +73,15 @@ def test_captions_are_of_their_images_and_a_tenth_is_dropped() -> None:
 def test_the_loss_is_the_error_of_v() -> None:
     schedule = NoiseSchedule.scaled_linear()
     z, ids = torch.randn(4, 4, 16, 16), torch.zeros(4, LENGTH, dtype=torch.long)
-    seen = {}
+    inputs = {}
 
-    def blind(z_t, t, ids):
-        seen["t"], seen["z_t"] = t, z_t
+    def zeros(z_t, t, ids):
+        inputs["t"], inputs["z_t"] = t, z_t
         return torch.zeros_like(z_t)
 
-    value = denoiser.loss(blind, schedule, z, ids, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    a2 = (schedule.alpha(seen["t"]) ** 2).view(-1, 1, 1, 1)
-    eps = (seen["z_t"] - a2.sqrt() * z) / (1 - a2).sqrt()
+    value = denoiser.loss(zeros, schedule, z, ids, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    a2 = (schedule.alpha(inputs["t"]) ** 2).view(-1, 1, 1, 1)
+    eps = (inputs["z_t"] - a2.sqrt() * z) / (1 - a2).sqrt()
     v = a2.sqrt() * eps - (1 - a2).sqrt() * z
     weight = (1 / (1 - a2)).clamp_max(4.0) * (1 - a2)  # SNR + 1 = 1 / sigma^2
     torch.testing.assert_close(value, (v.square() * weight).mean(), atol=1e-4, rtol=1e-4)

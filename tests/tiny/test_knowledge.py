@@ -97,8 +97,8 @@ def test_a_comparison_knows_the_true_shapes(
         config = load_config(None, [name], "a red mug")
         device = "cpu"
 
-    found = object() if classifier else None
+    classifier_file = object() if classifier else None
     monkeypatch.setattr(TrueShape, "from_prompt", lambda prompt, data: object())
-    monkeypatch.setattr("carv_3d.generate.run.PromptClassifier.for_prompt", lambda prompt, device: found)
+    monkeypatch.setattr("carv_3d.generate.run.PromptClassifier.for_prompt", lambda prompt, device: classifier_file)
     run = ScoredRun(Host(), tmp_path, Display(), Length(None, 4, 2))  # type: ignore[arg-type]
     assert (run.truth is not None) == (known and classifier)

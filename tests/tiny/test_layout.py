@@ -56,6 +56,6 @@ def test_the_layout_of_two_captions_is_learnt_from_their_images() -> None:
         layout.loss(model, means + 0.3 * torch.randn(means.shape, generator=g), ids).backward()
         optimizer.step()
     with torch.no_grad():
-        found = model(ids)[1]
-    assert float((found - layout.latent_cells(means)).square().mean()) < 0.02  # of 1, the means' own
+        predicted = model(ids)[1]
+    assert float((predicted - layout.latent_cells(means)).square().mean()) < 0.02  # of 1, the means' own
     assert isinstance(model.head, nn.Linear)

@@ -53,7 +53,7 @@ def test_precision_follows_the_processor_unless_it_is_named(monkeypatch) -> None
 
 def test_bfloat16_products_leave_weights_result_and_gradient_what_they_are(monkeypatch) -> None:
     monkeypatch.setitem(denoiser.UNET, "block_out_channels", (32, 32, 64))
-    schedule, found = NoiseSchedule.scaled_linear(), {}
+    schedule, outputs = NoiseSchedule.scaled_linear(), {}
     z, ids = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(4 * LENGTH) % 30
     for autocast in (False, True):
         torch.manual_seed(0)
@@ -61,11 +61,11 @@ def test_bfloat16_products_leave_weights_result_and_gradient_what_they_are(monke
         assert model(z, torch.full((4,), 500), ids.view(4, LENGTH)).dtype == torch.float32
         value = denoiser.loss(model, schedule, z, ids.view(4, LENGTH), torch.Generator().manual_seed(2))
         gradient = quick.loss_gradient(model, lambda value=value: value)
-        found[autocast] = value.item(), torch.cat([g.flatten() for g in gradient])
+        outputs[autocast] = value.item(), torch.cat([g.flatten() for g in gradient])
         assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert found[True][0] != found[False][0]  # the option is heeded
-    assert found[True][0] == pytest.approx(found[False][0], rel=1e-2)
-    assert torch.cosine_similarity(found[True][1], found[False][1], dim=0) > 0.99
+    assert outputs[True][0] != outputs[False][0]  # the option is heeded
+    assert outputs[True][0] == pytest.approx(outputs[False][0], rel=1e-2)
+    assert torch.cosine_similarity(outputs[True][1], outputs[False][1], dim=0) > 0.99
 
 
 @needs_compile
@@ -79,8 +79,8 @@ def test_compiled_in_place_the_names_and_the_gradient_stay(traced: str) -> None:
     assert module._compiled_call_impl is not None
     assert list(module.state_dict()) == names
     assert not said
-    for found, own in zip(module.gradient(), expected):
-        torch.testing.assert_close(found, own, rtol=2e-2, atol=1e-3)
+    for actual, own in zip(module.gradient(), expected):
+        torch.testing.assert_close(actual, own, rtol=2e-2, atol=1e-3)
 
 
 @needs_compile

@@ -101,8 +101,8 @@ def test_second_colors_stand_out() -> None:
 
 def test_threads_and_neighbors_do_not_matter() -> None:
     shots = [Shot("mug", "red"), Shot("mug", "blue"), Shot("car", "red"), Shot("mug", "green", elevation=60.0)]
-    many, one = render(shots, 24, 1, threads=4), render(shots, 24, 1, threads=1)
-    for a, b in zip(many, one):
+    many, alone = render(shots, 24, 1, threads=4), render(shots, 24, 1, threads=1)
+    for a, b in zip(many, alone):
         np.testing.assert_array_equal(a, b)
     assert (many[0].dtype, many[1].dtype) == (np.uint8, np.uint8)
     np.testing.assert_array_equal(many[1][0], many[1][1])  # one view

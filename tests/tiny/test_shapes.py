@@ -68,8 +68,8 @@ def test_a_smooth_union_bulges_between_its_parts_alone() -> None:
 
 def test_mirror_images_are_across_the_plane_of_y() -> None:
     prim = shapes.box(0.3, 0.4, -0.1, 0.3, 0.1, 0.2, 0.01, rot=(20.0, 30.0, 40.0), mat=DARK, op=INTERSECT, k=0.1)
-    one, other = shapes.both_sides(prim)
-    assert one == prim
+    prim_side, other = shapes.both_sides(prim)
+    assert prim_side == prim
     assert (other.mat, other.op, other.k) == (DARK, INTERSECT, 0.1)
     for x, y, z in np.random.default_rng(0).normal(size=(20, 3)):
         assert at(other, x, -y, z) == pytest.approx(at(prim, x, y, z))

@@ -35,14 +35,14 @@ def run(
     torch.manual_seed(0)
     module = nn.Linear(3, 1)
 
-    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+    def stage_loss(step: int, generator: torch.Generator) -> torch.Tensor:
         if step == stop_after:
             raise KeyboardInterrupt
         x = torch.randn(16, 3, generator=generator)
         return (module(x) - x.sum(1, keepdim=True)).square().mean()
 
     options = StagePlan(steps, lr=0.05, seed=1, save_every=0.0)
-    return run_stage("s", module, loss_of, options, folder, made_with or {"seed": 1}, log=lambda m: None)
+    return run_stage("s", module, stage_loss, options, folder, made_with or {"seed": 1}, log=lambda m: None)
 
 
 def test_what_a_stage_begins_with_is_left_out_where_it_is_done(tmp_path) -> None:
@@ -65,7 +65,7 @@ def test_what_a_stage_begins_with_is_left_out_where_it_is_done(tmp_path) -> None
 
 
 @pytest.mark.parametrize("between_renames", [False, True])
-def test_a_stage_cut_off_goes_on_to_the_same_weights(tmp_path, between_renames) -> None:
+def test_a_resumed_stage_ends_with_the_same_weights(tmp_path, between_renames) -> None:
     whole = run(tmp_path / "whole", 30)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", 30, stop_after=17)

@@ -19,7 +19,7 @@ def test_sizes_of_the_world() -> None:
     assert len(v.MATERIALS) == 3
 
 
-def test_a_tenth_of_the_pairs_is_unseen_and_spread() -> None:
+def test_a_tenth_of_the_combinations_is_held_out_and_spread() -> None:
     pairs = v.held_out_combinations()
     assert len(pairs) == len(v.OBJECTS) * len(v.COLORS) // 10
     by_object = [sum(o == name for o, _ in pairs) for name in v.OBJECTS]
@@ -107,12 +107,12 @@ def test_the_words_are_those_that_the_shipped_weights_were_taught() -> None:
 
 
 def test_every_known_word_is_taught() -> None:
-    rng, seen = random.Random(1), set()
+    rng, words = random.Random(1), set()
     for _ in range(30_000):
         color, material = rng.choice(list(v.COLORS)), rng.choice(v.MATERIALS)
         text = v.caption(rng, rng.choice(list(v.OBJECTS)), color, material, rng.uniform(-10, 90), rng.uniform(0, 360))
-        seen.update(v.split_words(text))
-    assert set(v.all_words()) <= seen
+        words.update(v.split_words(text))
+    assert set(v.all_words()) <= words
 
 
 def test_every_caption_is_made_of_known_words_and_parses_back() -> None:

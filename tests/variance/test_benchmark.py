@@ -59,13 +59,13 @@ def exact_v_in(benchmark: VarianceBenchmark, step: int) -> dict[str, float]:
     within = a.view(4, -1).var(1, unbiased=False).mean()
     weighted = (q * (p / q * a) ** 2).sum() - (p * a).sum() ** 2
     noise = b.square().mean()
-    found = {
+    fields = {
         "uniform": (a.var(unbiased=False) * away + noise * frobenius) / 4,
         "strat": (within * away + noise * frobenius) / 4,
         "antithetic": a.var(unbiased=False) * away / 2,  # two pairs, in which the noise cancels
         "is": (weighted * away + (q * (p / q * b) ** 2).sum() * frobenius) / 4,
     }
-    return {f"{R},4,{name}": float(x) for name, x in found.items()}
+    return {f"{R},4,{name}": float(x) for name, x in fields.items()}
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,9 @@ def test_v_in_is_what_theory_says_of_each_method(measured: tuple[VarianceBenchma
     benchmark, batches = measured
     exact = [exact_v_in(benchmark, step) for step in range(len(batches) * STEPS)]
     for s in EXACT:
-        found = torch.tensor([b.v_in[s.key] for b in batches], dtype=torch.float64)
-        expected, error = sum(e[s.key] for e in exact) / len(exact), float(found.std()) / len(found) ** 0.5
-        assert abs(float(found.mean()) - expected) < 4 * error, s.key
+        v_in = torch.tensor([b.v_in[s.key] for b in batches], dtype=torch.float64)
+        expected, error = sum(e[s.key] for e in exact) / len(exact), float(v_in.std()) / len(v_in) ** 0.5
+        assert abs(float(v_in.mean()) - expected) < 4 * error, s.key
         assert error < 0.2 * expected, s.key
 
 
@@ -90,9 +90,9 @@ def test_v_in_is_what_theory_says_to_a_tenth() -> None:
     """Of few timesteps, where it is the noise's alone and a sample of it varies little."""
     benchmark = VarianceBenchmark(exact_trainer(NARROW), EXACT[:1])
     benchmark._seconds = lambda s: {}  # type: ignore[method-assign]
-    found = [benchmark.batch(i).v_in[EXACT[0].key] for i in range(12)]
+    v_in = [benchmark.batch(i).v_in[EXACT[0].key] for i in range(12)]
     exact = [exact_v_in(benchmark, step)[EXACT[0].key] for step in range(12 * STEPS)]
-    assert sum(found) / 12 == pytest.approx(sum(exact) / len(exact), rel=0.1)
+    assert sum(v_in) / 12 == pytest.approx(sum(exact) / len(exact), rel=0.1)
 
 
 def test_s_out2_is_the_variance_of_the_mean_gradient_over_renders(
@@ -107,9 +107,9 @@ def test_s_out2_is_the_variance_of_the_mean_gradient_over_renders(
         z = benchmark._latents(out.comp_rgb, 0).permute(0, 3, 1, 2)
         means.append(flat_gradient(z, benchmark.parameters, a.mean() * (z.detach() - trainer.teacher.means) / R))
     exact = float(torch.stack(means).double().var(0).sum())
-    found = torch.tensor([b.s_out2[f"{R},0,0"] for b in batches], dtype=torch.float64)
-    error = float(found.std()) / len(found) ** 0.5
-    assert abs(float(found.mean()) - exact) < 4 * error
+    s_out2 = torch.tensor([b.s_out2[f"{R},0,0"] for b in batches], dtype=torch.float64)
+    error = float(s_out2.std()) / len(s_out2) ** 0.5
+    assert abs(float(s_out2.mean()) - exact) < 4 * error
     assert error < 0.2 * exact
 
 
@@ -127,8 +127,8 @@ def test_the_gradients_are_those_of_a_step_of_the_run() -> None:
         data = benchmark._cameras(s, 0)
         loss = trainer.forward(data=data)[1].loss_sds
         own.append(flat_gradient(loss, benchmark.parameters))
-    of_run, of_benchmark = torch.stack(own).mean(0), torch.stack(pairs[s.upstream][0]).mean(0)
-    assert float((of_run - of_benchmark).norm()) < 0.2 * float(of_run.norm())
+    run_gradients, benchmark_gradients = torch.stack(own).mean(0), torch.stack(pairs[s.upstream][0]).mean(0)
+    assert float((run_gradients - benchmark_gradients).norm()) < 0.2 * float(run_gradients.norm())
 
 
 def test_a_batch_is_its_number_and_the_trainer_stays() -> None:
@@ -174,25 +174,25 @@ def test_every_word_can_be_measured(name: str) -> None:
 def test_a_method_has_its_own_guidance_and_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = small_trainer()
     settings = [setting(2, 4, "is+global+control"), setting(3, 2, "cameras+vae+antithetic")]
-    seen: list[Any] = []
+    recorded: list[Any] = []
     upstream = trainer.upstream
-    monkeypatch.setattr(trainer, "upstream", lambda R=None, data=None: seen.append(data) or upstream(R, data))
+    monkeypatch.setattr(trainer, "upstream", lambda R=None, data=None: recorded.append(data) or upstream(R, data))
     benchmark = VarianceBenchmark(trainer, settings)
-    seen.clear()
+    recorded.clear()
     benchmark.batch(0)
-    of_steps = [(data.batch_size, data.camera_sampling) for data in seen]
-    assert of_steps[:4] == [(2, "random"), (3, "low_discrepancy")] * 2
-    assert of_steps[-2:] == [(2, "random"), (3, "low_discrepancy")]  # the steps that are timed
+    by_step = [(data.batch_size, data.camera_sampling) for data in recorded]
+    assert by_step[:4] == [(2, "random"), (3, "low_discrepancy")] * 2
+    assert by_step[-2:] == [(2, "random"), (3, "low_discrepancy")]  # the steps that are timed
     names = ("num_draws", "proposal", "stratify", "antithetic", "control_variate", "vae_sample")
-    found = [tuple(getattr(benchmark.guidances[s.key].options, name) for name in names) for s in settings]
-    assert found == [(4, "weight", "global", False, True, "sample"), (2, "uniform", "none", True, False, "draw")]
+    passed = [tuple(getattr(benchmark.guidances[s.key].options, name) for name in names) for s in settings]
+    assert passed == [(4, "weight", "global", False, True, "sample"), (2, "uniform", "none", True, False, "draw")]
 
 
 def test_settings_of_one_upstream_sample_share_their_renders() -> None:
     names = ("uniform", "is+strat", "vae", "cameras")
-    found = {name: setting(2, 4, name).upstream for name in names}
-    assert found["uniform"] == found["is+strat"] == setting(2, 8, "antithetic").upstream == "2,0,0"
-    assert len({*found.values(), setting(1, 4, "uniform").upstream}) == 4
+    upstream = {name: setting(2, 4, name).upstream for name in names}
+    assert upstream["uniform"] == upstream["is+strat"] == setting(2, 8, "antithetic").upstream == "2,0,0"
+    assert len({*upstream.values(), setting(1, 4, "uniform").upstream}) == 4
 
 
 def test_steps_and_seeds_have_renders_and_draws_of_their_own() -> None:
@@ -212,12 +212,12 @@ def test_steps_and_seeds_have_renders_and_draws_of_their_own() -> None:
 
 def test_a_step_is_timed_with_the_methods_own_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, settings = small_trainer(), [BASELINE, setting(1, 4, "is")]
-    benchmark, seen = VarianceBenchmark(trainer, settings), []
-    monkeypatch.setattr(trainer, "backward", lambda guidance=None, data=None: seen.append((guidance, data)))
+    benchmark, calls = VarianceBenchmark(trainer, settings), []
+    monkeypatch.setattr(trainer, "backward", lambda guidance=None, data=None: calls.append((guidance, data)))
     for s in settings:
         assert benchmark._seconds(s)["step"] >= 0
-    assert [guidance for guidance, _ in seen] == [benchmark.guidances[s.key] for s in settings]
-    assert [data.batch_size for _, data in seen] == [2, 1]
+    assert [guidance for guidance, _ in calls] == [benchmark.guidances[s.key] for s in settings]
+    assert [data.batch_size for _, data in calls] == [2, 1]
 
 
 @pytest.mark.parametrize("name", ["adaptive+strat", "control+strat"])
@@ -251,16 +251,16 @@ def test_the_norms_are_of_single_draws_of_the_first_render() -> None:
     trainer = exact_trainer(NARROW)
     benchmark = VarianceBenchmark(trainer, [setting(1, 4, "uniform")])
     a, b, _ = residual_law(trainer)
-    exact, found, times = 0.0, 0.0, []
+    exact, measured, times = 0.0, 0.0, []
     for step in range(60):
         out, cond = trainer.upstream(data=benchmark._cameras(setting(1, 4, "uniform"), step))
         latents = benchmark._latents(out.comp_rgb, 0)
         norms = benchmark._norms(step, latents, cond)
         times += [t for t, _ in norms]
-        found += sum(square for _, square in norms) / 2
+        measured += sum(square for _, square in norms) / 2
         z = latents.permute(0, 3, 1, 2)
         noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(step))
         for v in (a.square().mean().sqrt() * (z.detach() - trainer.teacher.means), b.square().mean().sqrt() * noise):
             exact += float(flat_gradient(z, benchmark.parameters, v).double().square().sum())
-    assert found == pytest.approx(exact, rel=0.15)
+    assert measured == pytest.approx(exact, rel=0.15)
     assert torch.tensor(times).sub(500).bincount(minlength=8).tolist() == pytest.approx([15] * 8, abs=2)

@@ -17,9 +17,9 @@ from carv_3d.variance.figures import Timesteps, rows, timesteps
 def test_images_are_written(tmp_path: Path) -> None:
     from PIL import Image
 
-    found = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)))
+    table = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)))
     by_t = timesteps([Batch({}, {}, {}, [(t, 1.0 + t) for t in range(100)])], torch.ones(100), 0, 99)
-    for name in write_charts(tmp_path, found, {7: by_t}):
+    for name in write_charts(tmp_path, table, {7: by_t}):
         with Image.open(tmp_path / name) as image:
             assert len(image.convert("L").getcolors() or [0] * 9) > 8
 
@@ -32,14 +32,14 @@ def test_a_line_of_the_chart_is_a_method_at_its_draws() -> None:
     colors = {"uniform": "#000000", "is": "#ff0000"}
     by_t = Timesteps([10.0, 30.0], [2.0, 1.0], [0.25, 0.75], [0.5, 0.5], 0.9)
     axes = [Figure().subplots() for _ in range(4)]
-    for one, draw in zip(axes, (charts._variance, charts._ecm, charts._re, charts._by_timestep)):
-        draw(one, table, by_t, colors)
+    for axis, draw in zip(axes, (charts._variance, charts._ecm, charts._re, charts._by_timestep)):
+        draw(axis, table, by_t, colors)
     x, y = axes[0].get_lines()[1].get_data()
     assert (list(x), list(y)) == ([2000, 8000], [3, 1.5])
     papers = [list(line.get_data()[1]) for line in axes[1].get_lines() if line.get_marker() == "x"]
     assert papers == [[2.6], [3.0], []]  # of the two methods, and the legend's
     assert axes[1].get_legend_handles_labels()[1] == ["the paper, (1, 8)", "uniform, R = 1", "is, R = 1"]
-    of_is = [bar for bar in axes[2].containers if bar.get_label() == "is, R = 1"]
-    assert len(axes[2].containers) == len(of_is) == 1  # RE of uniform is 1
-    assert list(of_is[0].lines[0].get_data()[1]) == [5 / 3, 2 / 1.5]
+    is_line = [bar for bar in axes[2].containers if bar.get_label() == "is, R = 1"]
+    assert len(axes[2].containers) == len(is_line) == 1  # RE of uniform is 1
+    assert list(is_line[0].lines[0].get_data()[1]) == [5 / 3, 2 / 1.5]
     assert [bar.get_height() for bar in axes[3].patches] == [1.0, 0.5]

@@ -176,11 +176,11 @@ def test_a_run_is_measured_from_its_checkpoint_where_that_is_not_past_the_step(t
 def test_the_size_by_timestep_is_of_the_range_where_the_run_is() -> None:
     trainer = small_trainer("system.guidance.max_step_percent=[0.9,0.5,10]", "system.guidance.min_step_percent=0.1")
     trainer.step = 10
-    found = by_timestep(trainer, [Batch({}, {}, {}, [(t, 1.0) for t in range(100, 501)])])
+    sizes = by_timestep(trainer, [Batch({}, {}, {}, [(t, 1.0) for t in range(100, 501)])])
     width = 401 / 12
-    assert found.t == pytest.approx([100 + (i + 0.5) * width for i in range(12)])
+    assert sizes.t == pytest.approx([100 + (i + 0.5) * width for i in range(12)])
     w = trainer.guidance.options.weights(trainer.teacher.schedule)
-    assert found.weight[-1] / found.weight[0] == pytest.approx(float(w[467:501].mean() / w[100:133].mean()), rel=0.01)
+    assert sizes.weight[-1] / sizes.weight[0] == pytest.approx(float(w[467:501].mean() / w[100:133].mean()), rel=0.01)
 
 
 @pytest.mark.parametrize("item", ["v_in", "s_out2", "seconds", "norms"])
@@ -193,8 +193,8 @@ def test_every_figure_of_a_batch_is_kept(tmp_path: Path, item: str) -> None:
     again = KeptBatches(tmp_path / "batches.json", {"format": 3})
     assert again.by_step.keys() == kept.by_step.keys()
     for step, batches in kept.by_step.items():
-        found, expected = (json.loads(json.dumps([getattr(b, item) for b in x])) for x in (again.at(step), batches))
-        assert found == expected, step
+        actual, expected = (json.loads(json.dumps([getattr(b, item) for b in x])) for x in (again.at(step), batches))
+        assert actual == expected, step
     assert again.seconds([2, 4, 5]) == 9.5 + 2 * 9.0
 
 

@@ -11,21 +11,21 @@ from carv_3d.variance.figures import rows, tight, timesteps
 
 
 def test_figures_by_hand() -> None:
-    found = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)))
-    assert [row.variance.value for row in found] == [9, 10, 6]
-    assert found[2].ecm.value == pytest.approx(9 * 3 / (6 * 2))
-    assert found[2].re is not None
-    assert found[2].re.value == pytest.approx(10 / 6)
-    assert found[2].bound == pytest.approx(9 * 3 / (2 * 1))  # upstream variance alone, without the denoising's second
-    assert found[2].upstream_share == pytest.approx(2 / 6)
-    assert [(row.s_out2, row.v_in) for row in found] == [(1, 8), (2, 8), (2, 4)]
-    assert [(row.seconds, row.batches) for row in found] == [(3, 2), (2, 2), (2, 2)]
-    assert not found[2].ecm.known  # two batches
+    table = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)))
+    assert [row.variance.value for row in table] == [9, 10, 6]
+    assert table[2].ecm.value == pytest.approx(9 * 3 / (6 * 2))
+    assert table[2].re is not None
+    assert table[2].re.value == pytest.approx(10 / 6)
+    assert table[2].bound == pytest.approx(9 * 3 / (2 * 1))  # upstream variance alone, without the denoising's second
+    assert table[2].upstream_share == pytest.approx(2 / 6)
+    assert [(row.s_out2, row.v_in) for row in table] == [(1, 8), (2, 8), (2, 4)]
+    assert [(row.seconds, row.batches) for row in table] == [(3, 2), (2, 2), (2, 2)]
+    assert not table[2].ecm.known  # two batches
     wide = rows(7, SETTINGS, made_up(*[(7.0, 3.0), (9.0, 5.0)] * 4))
     assert 27 / 14 < wide[2].ecm.low < wide[2].ecm.value < wide[2].ecm.high < 27 / 10
     expensive = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)), upstream=10.0)
     assert expensive[2].ecm.value == pytest.approx(9 * 21 / (6 * 11))
-    assert not tight(found, 0.1)
+    assert not tight(table, 0.1)
     assert not tight(wide, 0.1)
     assert tight(rows(7, SETTINGS, made_up(*[(8.0, 4.0)] * 8)), 0.1)
     assert not tight(rows(7, SETTINGS, made_up(*[(8.0, 4.0)] * 7)), 0.1)
@@ -36,11 +36,11 @@ def test_the_interval_knows_of_the_seconds() -> None:
     batches = made_up(*[(8.0, 4.0)] * 9)
     for b in batches[:3]:
         b.seconds = b.seconds | {"1,2,is": {"step": 1.0, "denoise": 0.5}}
-    uniform, one = rows(7, SETTINGS, batches)[1:]
+    uniform, single = rows(7, SETTINGS, batches)[1:]
     assert uniform.ecm.low == uniform.ecm.value == uniform.ecm.high == pytest.approx(9 * 3 / (10 * 2))
-    assert one.seconds == 2.0
-    assert one.ecm.value == one.ecm.low == pytest.approx(9 * 3 / (6 * 2))
-    assert one.ecm.high == pytest.approx(9 * 3 / (6 * 1))  # the median is 1 in more than a fortieth of resamples
+    assert single.seconds == 2.0
+    assert single.ecm.value == single.ecm.low == pytest.approx(9 * 3 / (6 * 2))
+    assert single.ecm.high == pytest.approx(9 * 3 / (6 * 1))  # the median is 1 in more than a fortieth of resamples
 
 
 def test_the_oracle_by_timestep_by_hand() -> None:

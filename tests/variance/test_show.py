@@ -19,16 +19,16 @@ def test_the_papers_figures_stand_next_to_ours_where_they_are_comparable(tmp_pat
     settings = [BASELINE, setting(1, 8, "is+strat"), setting(1, 8, "is+strat+antithetic")]
     seconds = {k: {"step": 1.0, "denoise": 0.5} for k in (*(s.key for s in settings), "all")}
     v_in = {s.key: 1.0 for s in settings}
-    found = rows(0, settings, [Batch(v_in, {"2,0,0": 1.0, "1,0,0": 1.0}, seconds, [])] * 2)
-    assert [row.paper_ecm for row in found] == [None, 3.3, None]
-    write_csv(tmp_path / "variance.csv", found)
+    table = rows(0, settings, [Batch(v_in, {"2,0,0": 1.0, "1,0,0": 1.0}, seconds, [])] * 2)
+    assert [row.paper_ecm for row in table] == [None, 3.3, None]
+    write_csv(tmp_path / "variance.csv", table)
     lines = list(csv.DictReader((tmp_path / "variance.csv").read_text().splitlines()))
     assert {x["batches"] for x in lines} == {"2"}
     assert {x["ecm_low"] for x in lines} == {""}
     assert [(x["method"], x["paper_ecm"], x["paper_re"]) for x in lines] == [
         ("uniform", "", ""), ("is+strat", "3.3", "1.25-1.31"), ("is+strat+antithetic", "", ""),
     ]  # fmt: skip
-    assert float(lines[1]["ecm"]) == found[1].ecm.value == 1
+    assert float(lines[1]["ecm"]) == table[1].ecm.value == 1
     assert float(lines[1]["seconds_denoise"]) == 0.5
 
 
@@ -38,9 +38,9 @@ def test_a_narrow_console_gets_the_whole_table() -> None:
     from rich.console import Console
 
     narrow = Console(width=40, file=(shown := StringIO()))
-    found = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)))
-    long = replace(found[1], setting=replace(found[1].setting, method=method("is+strat+antithetic")))
-    print_table(rich_table([*found, long]), narrow)
+    table = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)))
+    long = replace(table[1], setting=replace(table[1].setting, method=method("is+strat+antithetic")))
+    print_table(rich_table([*table, long]), narrow)
     assert "┃ R ┃ K ┃" in shown.getvalue()
     assert "is+strat+antithetic" in shown.getvalue()
     assert "2.25" in shown.getvalue()  # the ECM by hand, above
@@ -49,9 +49,9 @@ def test_a_narrow_console_gets_the_whole_table() -> None:
 
 
 def test_every_figure_has_its_column(tmp_path: Path) -> None:
-    found = rows(7, SETTINGS, made_up(*[(7.0, 3.0), (9.0, 5.0)] * 4))
-    write_csv(tmp_path / "variance.csv", found)
-    for row, line in zip(found, csv.DictReader((tmp_path / "variance.csv").read_text().splitlines())):
+    table = rows(7, SETTINGS, made_up(*[(7.0, 3.0), (9.0, 5.0)] * 4))
+    write_csv(tmp_path / "variance.csv", table)
+    for row, line in zip(table, csv.DictReader((tmp_path / "variance.csv").read_text().splitlines())):
         s, re = row.setting, row.re
         assert (line["step"], line["method"], line["R"], line["K"]) == ("7", s.method.name, str(s.R), str(s.K))
         expected = {
@@ -65,7 +65,7 @@ def test_every_figure_has_its_column(tmp_path: Path) -> None:
         else:
             assert (line["re"], line["re_low"], line["re_high"]) == ("", "", "")
         assert {name: float(line[name]) for name in expected} == {k: float(f"{v:.6g}") for k, v in expected.items()}
-    assert math.isfinite(found[2].ecm.low)
+    assert math.isfinite(table[2].ecm.low)
 
 
 def test_the_gradients_size_by_timestep_is_a_table(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_the_gradients_size_by_timestep_is_a_table(tmp_path: Path) -> None:
 
 
 def test_a_step_in_sentences() -> None:
-    found = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)))
+    table = rows(7, SETTINGS, made_up((7.0, 3.0), (9.0, 5.0)))
     by_t = Timesteps([10.0], [1.0], [1.0], [1.0], 0.9)
-    first, second, third = summary(found, by_t)
+    first, second, third = summary(table, by_t)
     assert "3000 ms; upstream is 11% of its variance, and 0.50 of the rest's seconds go to denoising" in first
     assert second == "Best: is at (1, 2), ECM 2.25; free draws without noise would have 13.50."
     assert "reaches 90% of the oracle's reduction (the paper: 94% to 97%)" in third
-    assert "gains nothing over uniform timesteps" in summary(found, replace(by_t, share=-0.1))[2]
+    assert "gains nothing over uniform timesteps" in summary(table, replace(by_t, share=-0.1))[2]

@@ -56,19 +56,19 @@ def test_a_method_over_another_from_the_same_batches(script: dict[str, Any], tmp
         (folder / "batches.json").write_text(json.dumps({"batches": {"30": batches}}))
     lines = script["over"](folders, settings, "uniform").splitlines()
     assert lines[2:] == ["| 30 | is | (1, 4) | 0.50 (0.50–0.50) | 1.60 [1.60, 1.60] |"]
-    one, two = Interval(2.0, 1.0, 4.0), Interval(8.0, 4.0, 16.0)
-    both = script["pooled"]([one, two])
+    low, high = Interval(2.0, 1.0, 4.0), Interval(8.0, 4.0, 16.0)
+    both = script["pooled"]([low, high])
     assert both.value == pytest.approx(4.0)
     for unknown in (Interval(8.0, -0.5, 20.0), Interval(8.0)):
-        alone = script["pooled"]([one, unknown])
+        alone = script["pooled"]([low, unknown])
         assert (alone.value, alone.known) == (pytest.approx(4.0), False)
-    assert math.isnan(script["pooled"]([one, Interval(-1.0)]).value)
+    assert math.isnan(script["pooled"]([low, Interval(-1.0)]).value)
     assert both.high / both.value == pytest.approx(2 ** (1 / 2**0.5))  # independent: 1/sqrt 2 of one's, in logs
 
 
 def test_figures_over_prompts(script: dict[str, Any]) -> None:
-    found = [[row(0.5, "1.0", 0.5)], [row(2.0, "4.0", 0.78)]]
-    line = script["table"](found).splitlines()[-1]
+    tables = [[row(0.5, "1.0", 0.5)], [row(2.0, "4.0", 0.78)]]
+    line = script["table"](tables).splitlines()[-1]
     # a draw: 0.05 s of denoising over (0.64 - 0.2) s; geometric means 1 and 2
     expected = (
         "| 30 | strat | (1, 4) | 9 | 0.11 | 50% | 1.00 (0.50–2.00) | — | 2.00 | 50% | 2.00 (1.00–4.00) | 1.00-3.00 |"
