@@ -85,9 +85,18 @@ class FeatureMaker:
         self._sizes = sizes
 
     def feature(self, key: str, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """(groups, dim) float32 on the model's device, of an item with latents z (C, h, w).
+        """The gradients of one item, projected.
 
-        Raises CarvError where a gradient is not finite.
+        Args:
+            key: names the item; its draws follow from it.
+            z: (C, h, w), latents.
+            condition: (L, D), or None.
+
+        Returns:
+            (groups, dim) float32 on the model's device.
+
+        Raises:
+            CarvError: a gradient that is not finite.
         """
         o = self.options
         groups = item_draws(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed)
@@ -150,8 +159,16 @@ class FeatureMaker:
     ) -> bool:
         """Makes the rows that are missing of this shard; True when none is left.
 
-        show: called as show(done, total) after each item, of this shard; where it returns True the work stops there,
-            and what is finished is in the store, as it is when an exception or a kill ends it.
+        Args:
+            store: of these items.
+            items: latents, conditions and keys.
+            shard: which, from 0.
+            shards: how many there are.
+            show: called as show(done, total) after each item, of this shard; where it returns True the work stops
+                there, and what is finished is in the store, as it is when an exception or a kill ends it.
+
+        Raises:
+            CarvError: as `feature`.
         """
         pending = store.pending(shard, shards)
         total = len(range(shard, store.count, shards))
@@ -171,10 +188,19 @@ class FeatureMaker:
 def item_draws(
     item: str, role: str, options: GroupedDrawOptions, proposal: TimestepProposal, shape: tuple[int, ...], seed: int
 ) -> list[Draws]:
-    """The item's groups of draws, each with t and p/q (1, K / groups) and eps (1, K / groups, *shape), on the CPU.
+    """The item's groups of draws, on the CPU.
 
-    role: "train", "query", ... Items of equal key have other draws in another role, so that no score compares an
-    item with itself under the same noise.
+    Args:
+        item: its key.
+        role: "train", "query", ... Items of equal key have other draws in another role, so that no score compares an
+            item with itself under the same noise.
+        options: K, groups and how draws are laid out.
+        proposal: of timesteps.
+        shape: of the latents.
+        seed: of all draws.
+
+    Returns:
+        Of each group, t and p/q (1, K / groups) and eps (1, K / groups, *shape).
     """
     out = []
     for group in range(options.groups):

@@ -48,13 +48,25 @@ class Scores:
 
         Two groups give a variance with one degree of freedom, under which an interval is far too short for every third
         item; here the mean over all items counts as `prior` more.
+
+        Args:
+            degrees: of freedom of each error, the number of groups less one.
+            prior: of the mean.
         """
         mean = self.errors.square().mean(1, keepdim=True)
         return ((degrees * self.errors.square() + prior * mean) / (degrees + prior)).sqrt()
 
 
 def bilinear(queries: Tensor, items: Rows) -> Scores:
-    """`q A f`: queries (Q, H, d), which are q A where A is not the identity; items (N, G, d)."""
+    """`q A f`, the mean over groups, and its error.
+
+    Args:
+        queries: (Q, H, d), q A where A is not the identity.
+        items: (N, G, d).
+
+    Raises:
+        CarvError: features that do not fit.
+    """
     _check(queries, items)
     queries = queries.double()
     values, errors = [], []
@@ -70,7 +82,14 @@ def cosine(queries: Tensor, items: Rows, white: Callable[[Tensor], Tensor] | Non
     """The cosine between the mean gradients (the paper's score).
 
     Errors to first order, norms included: of s = q f / |q| |f| the part along q/|q| - s f/|f|, over groups.
-    white: what features (M, d) are put through first, if anything.
+
+    Args:
+        queries: (Q, H, d).
+        items: (N, G, d).
+        white: what features (M, d) are put through first, if anything.
+
+    Raises:
+        CarvError: features that do not fit.
     """
     _check(queries, items)
 
@@ -131,7 +150,16 @@ def relatif(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = No
     """l-RelatIF (arXiv 2003.11630): TRAK's score over the roots of the item's score for itself and of the query's.
 
     It is the cosine in the metric of the regularized inverse kernel. Items that are unusual altogether do not lead
-    every list. Arguments, errors and what is raised are as of `trak`.
+    every list.
+
+    Args:
+        queries: (Q, H, d).
+        items: (N, G, d).
+        ridge: relative to the kernel's mean eigenvalue, see `choose_ridge`.
+        gram: the kernel, if it is at hand.
+
+    Raises:
+        CarvError: as `trak`.
     """
     _check(queries, items)
     factor = factorized(kernel(items) if gram is None else gram, ridge)
@@ -161,8 +189,16 @@ def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int 
 
     Score: the Gaussian log likelihood of a fold's features under the regularized kernel of the rest, summed over
     folds. That is how well the inverse, which TRAK multiplies by, holds beyond the items it is made of; it asks for no
-    retrained model. Of a large set, `limit` items spread over it are enough.
-    Raises CarvError with fewer than two items in a fold.
+    retrained model.
+
+    Args:
+        items: (N, G, d).
+        ridges: to choose from, relative to the kernel's mean eigenvalue; 1e-4 to 1e2 if None.
+        folds: of the cross-validation.
+        limit: how many items, spread over a larger set, are enough.
+
+    Raises:
+        CarvError: fewer than two items in a fold.
     """
     ridges = list(ridges) if ridges is not None else [10.0**e for e in np.arange(-4, 2.01, 0.5)]
     n = len(items)

@@ -94,7 +94,13 @@ def time_to_target(
 ) -> TimeToTarget | None:
     """The ratio for one method, axis and score; None where one side has no such curve.
 
-    Where `prompt` is given, both sides are runs of that prompt alone.
+    Args:
+        baseline: its runs.
+        method: the method's.
+        metric: the score, of which higher is better.
+        axis: what it is read against, one of `AXES`.
+        bootstrap: the resamples of all runs.
+        prompt: set where both sides are runs of that prompt alone.
     """
     base, other = (paced(runs, metric, axis) for runs in (baseline, method))
     if base is None or other is None:

@@ -49,7 +49,14 @@ def best_measured(grid: Iterable[Measurement]) -> Measurement:
 def best_within(grid: Iterable[Measurement], seconds: float) -> Measurement:
     """The (R, K) with the least variance among those whose step takes at most `seconds`.
 
-    Of equals the quicker one; the quickest of all where none keeps to it. Raises CarvError as `best_measured`.
+    Of equals the quicker one; the quickest of all where none keeps to it.
+
+    Args:
+        grid: measured points.
+        seconds: the most that a step may take.
+
+    Raises:
+        CarvError: as `best_measured`.
     """
     points = list(grid)
     best_measured(points)  # refuses what cannot be

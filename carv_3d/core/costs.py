@@ -50,9 +50,15 @@ class CostMeter:
                 self._inner[-1] += took
 
     def timed(self, name: str, function: Callable[..., T], count: str | None = None) -> Callable[..., T]:
-        """`function` as a phase of that name, which adds the length of its first argument to `count` once it succeeds.
+        """`function` as a phase.
 
-        It makes no call of its own behind the function's: a call of a model costs one, however often it is made.
+        Args:
+            name: of the phase.
+            function: what is called; what it raises passes.
+            count: gets the length of the first argument once the call succeeded.
+
+        Returns:
+            A function of the same arguments and result.
         """
 
         def call(*args: Any, **kwargs: Any) -> T:

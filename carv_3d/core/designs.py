@@ -87,7 +87,19 @@ class Design(DesignOptions):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Standard normal noise (R, K, *shape); the two of a pair are each other's negative."""
+        """Standard normal noise; the two of a pair are each other's negative.
+
+        Args:
+            R: renders.
+            K: draws for each.
+            shape: of one render's latents.
+            generator: on any device; torch's global one if None.
+            device: of the noise.
+            dtype: of the noise.
+
+        Returns:
+            (R, K, *shape).
+        """
         if K < 1 or K % self.group_size:
             self.check(K)
         where = generator.device if generator is not None else device

@@ -132,13 +132,30 @@ class CarvEstimator:
         )
 
     def set_range(self, min_step: int, max_step: int) -> None:
-        """Timesteps are min_step .. max_step from now on; call it at every step if they are annealed."""
+        """Timesteps are min_step .. max_step from now on; call it at every step if they are annealed.
+
+        Args:
+            min_step: the smallest.
+            max_step: the largest, included.
+
+        Raises:
+            CarvError: the range is empty or leaves the schedule.
+        """
         self.proposal.set_range(min_step, max_step)
 
     def draw(self, latents: Tensor, generator: torch.Generator | None = None, num_draws: int | None = None) -> Draws:
-        """Draws for latents (R, ...), laid out by the options; K is `num_draws` or else the estimator's.
+        """K draws for each of R latents, laid out by the options.
 
-        Every random number comes from `generator` (torch's global one if None), first u, then eps.
+        Args:
+            latents: (R, ...), of which shape, dtype and device count.
+            generator: of every random number, first u, then eps; torch's global one if None.
+            num_draws: K in place of the estimator's.
+
+        Returns:
+            t (R, K), eps (R, K, ...) and p/q (R, K), without autograd.
+
+        Raises:
+            CarvError: a K that does not fit the layout, or more noise than memory holds.
         """
         R, device, o = latents.shape[0], latents.device, self.options
         K = self.num_draws if num_draws is None else num_draws
@@ -214,11 +231,22 @@ class CarvEstimator:
         num_draws: int | None = None,
         grad_clip: float | None = None,
     ) -> Estimate:
-        """As `estimate`, for any f = residual(z_t (N, ...), t (N,), eps (N, ...), *samples of cond) -> (N, ...).
+        """As `estimate`, for any residual.
 
-        f holds the objective's weight, as in `options.weighting`; what is nonlinear in a draw belongs in it.
-        A residual may return (f, extra), extra (N, ...) of any shape: the same draws' contribution to a second
-        gradient (in image space, say), see `Estimate.extra` and `reduction.reduce_draws`.
+        Args:
+            latents: (R, ...); the loss is differentiable in them and in nothing else.
+            residual: f = residual(z_t (N, ...), t (N,), eps (N, ...), *samples of cond) -> (N, ...), called without
+                autograd. It holds the objective's weight, as in `options.weighting`; what is nonlinear in a draw
+                belongs in it. It may return (f, extra), extra (N, ...) of any shape: the same draws' contribution to a
+                second gradient (in image space, say), see `Estimate.extra` and `reduction.reduce_draws`.
+            cond: as of `estimate`; so are the others.
+            generator: of every random number.
+            draws: explicit draws.
+            num_draws: K in place of the estimator's.
+            grad_clip: in place of the option.
+
+        Raises:
+            CarvError: as `estimate`.
         """
         check_call(residual, latents, generator)
         check_scale(latents)

@@ -37,6 +37,10 @@ LAYOUT = ("strat", "global", "antithetic")  # words of how the draws are laid ou
 def estimator_options(name: str, words: Mapping[str, Word] = WORDS) -> dict[str, Any]:
     """The options that the words of a name set; `PLAIN` has the others.
 
+    Args:
+        name: words with "+" between them.
+        words: those that there are.
+
     Raises:
         CarvError: a word that does not exist, with the nearest, or words that exclude each other.
     """

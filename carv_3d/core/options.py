@@ -63,8 +63,12 @@ class Option(NamedTuple):
     def check(self, value: Any, name: str | None = None) -> Any:
         """The value as it is kept.
 
+        Args:
+            value: as given.
+            name: what a message calls the option; its own name if None.
+
         Raises:
-            CarvError: for a wrong kind or range, in a sentence that calls the option `name`.
+            CarvError: for a wrong kind or range.
         """
         name, kinds = name or self.name, members(self.kind)
         if value is None and type(None) in kinds:

@@ -75,7 +75,12 @@ class TimestepProposal:
     def set_range(self, min_step: int, max_step: int) -> None:
         """From now on p is uniform on the integers min_step .. max_step.
 
-        Raises CarvError if the range is empty or leaves the schedule.
+        Args:
+            min_step: the smallest timestep.
+            max_step: the largest, included.
+
+        Raises:
+            CarvError: the range is empty or leaves the schedule.
         """
         if (min_step, max_step) == (self.min_step, self.max_step):
             return
@@ -288,9 +293,18 @@ def make_proposal(
     max_step: int | None = None,
     **adaptive: Any,
 ) -> TimestepProposal:
-    """The proposal of that name; `adaptive` (bins, floor, decay, prior) goes to AdaptiveProposal.
+    """The proposal of that name.
 
-    Raises CarvError for a name that does not exist.
+    Args:
+        name: one of `PROPOSALS`.
+        schedule: T and w(t).
+        weighting: the w that multiplies the residual, a name or a table (T,), see `NoiseSchedule.w`.
+        min_step: smallest timestep.
+        max_step: largest timestep, included; the last if None.
+        **adaptive: bins, floor, decay and prior of `AdaptiveProposal`.
+
+    Raises:
+        CarvError: a name that does not exist, or a range that does not fit the schedule.
     """
     kinds = {kind.name: kind for kind in (UniformProposal, WeightProposal, AdaptiveProposal)}
     if name not in kinds:

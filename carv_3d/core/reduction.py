@@ -9,7 +9,11 @@ from torch import Tensor
 
 
 def finite_draws(f: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor]:
-    """A draw that is not finite counts as 0; `clip` limits each draw elementwise, before p/q and the mean.
+    """A draw that is not finite counts as 0.
+
+    Args:
+        f: (R, K, ...).
+        clip: limits each draw elementwise, before p/q and the mean.
 
     Returns:
         f (R, K, ...) as used, and which draws are finite (R, K).
@@ -39,6 +43,10 @@ def surrogate_loss(latents: Tensor, grad: Tensor) -> Tensor:
 
     <latents, grad / R> with the value exchanged. threestudio's 0.5 |z - (z - g).detach()|^2 / R has the same
     value, but its gradient is g after a rounding to the grid of z, which eats the bits of a small g.
+
+    Args:
+        latents: (R, ...), with autograd.
+        grad: (R, ...), taken without autograd.
     """
     grad = grad.detach()
     R = latents.shape[0]

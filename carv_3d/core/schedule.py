@@ -48,12 +48,25 @@ class NoiseSchedule:
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
-        """Stable Diffusion's schedule: sqrt(beta) is linear in t. Equal to diffusers' to the last bit."""
+        """Stable Diffusion's schedule: sqrt(beta) is linear in t. Equal to diffusers' to the last bit.
+
+        Args:
+            T: the number of timesteps.
+            beta_start: beta at t = 0.
+            beta_end: beta at t = T - 1.
+        """
         return cls.from_betas(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float32) ** 2)
 
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float] | Any) -> NoiseSchedule:
-        """abar_t = prod_(s <= t) (1 - beta_s), from (T,) betas in [0, 1]."""
+        """abar_t = prod_(s <= t) (1 - beta_s).
+
+        Args:
+            betas: (T,) in [0, 1].
+
+        Raises:
+            CarvError: no such table, or abar in place of betas.
+        """
         table = _table("betas", betas)
         if float(table[0]) > 0.5:
             raise CarvError(
@@ -152,22 +165,46 @@ class NoiseSchedule:
         return self._alpha[t].to(z.dtype).view(shape) * z + self._sigma[t].to(z.dtype).view(shape) * eps
 
     def v(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`alpha_t eps - sigma_t z`, what a v-prediction is trained towards; shapes as of `add_noise`."""
+        """`alpha_t eps - sigma_t z`, what a v-prediction is trained towards (arXiv 2202.00512).
+
+        Args:
+            z: (N, ...).
+            eps: (N, ...).
+            t: (N,) integers.
+        """
         shape = (-1, *[1] * (z.dim() - 1))
         return self._alpha[t].to(z.dtype).view(shape) * eps - self._sigma[t].to(z.dtype).view(shape) * z
 
     def eps_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """`eps = alpha_t v + sigma_t z_t`, a v-prediction as a noise prediction; shapes as of `add_noise`."""
+        """`eps = alpha_t v + sigma_t z_t`, a v-prediction as a noise prediction.
+
+        Args:
+            z_t: (N, ...).
+            v: (N, ...).
+            t: (N,) integers.
+        """
         alpha, sigma = self._rows(t, z_t)
         return alpha * v + sigma * z_t
 
     def z_from_eps(self, z_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`z = (z_t - sigma_t eps) / alpha_t`, the clean latents that a noise prediction stands for."""
+        """`z = (z_t - sigma_t eps) / alpha_t`, the clean latents that a noise prediction stands for.
+
+        Args:
+            z_t: (N, ...).
+            eps: (N, ...).
+            t: (N,) integers.
+        """
         alpha, sigma = self._rows(t, z_t)
         return (z_t - sigma * eps) / alpha
 
     def z_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """`z = alpha_t z_t - sigma_t v`, the clean latents that a v-prediction stands for."""
+        """`z = alpha_t z_t - sigma_t v`, the clean latents that a v-prediction stands for.
+
+        Args:
+            z_t: (N, ...).
+            v: (N, ...).
+            t: (N,) integers.
+        """
         alpha, sigma = self._rows(t, z_t)
         return alpha * z_t - sigma * v
 
@@ -183,6 +220,9 @@ class NoiseSchedule:
             t: integers.
             strategy: "sds" 1 - abar | "uniform" 1 | "fantasia3d" sqrt(abar) (1 - abar), as threestudio names them, or a
                 table (T,) of one's own.
+
+        Raises:
+            CarvError: a name that does not exist, or a table of another length.
         """
         return self.weights(strategy)[t]
 

@@ -99,6 +99,10 @@ def on_line(timings: Timings, n: int) -> float:
 
     That itself, or on the line through the neighbors, not falling; below all of them, and where there is one alone,
     not less than in proportion.
+
+    Args:
+        timings: seconds as measured, by number.
+        n: the number.
     """
     points = sorted((at, statistics.median(s)) for at, s in timings.items())
     if n in timings:

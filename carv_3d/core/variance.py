@@ -42,7 +42,13 @@ def gradients(
 
 
 def flat_gradient(output: Tensor, parameters: Sequence[Tensor], v: Tensor | None = None) -> Tensor:
-    """J^T v as one vector (P,), float32 at least; arguments as of `gradients`, and the graph is kept."""
+    """J^T v as one vector (P,), float32 at least; the graph is kept.
+
+    Args:
+        output: with autograd; a scalar where `v` is not given.
+        parameters: what J is of.
+        v: of the shape of `output`.
+    """
     parts = gradients(output, parameters, v)
     return torch.cat([g.reshape(-1).to(torch.promote_types(g.dtype, torch.float32)) for g in parts])
 
@@ -58,9 +64,16 @@ def half_square(difference: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 def cross_covariance(a: Tensor, b: Tensor) -> float:
-    """The trace of Cov(a, b), unbiased, from N >= 2 independent pairs: (N, ...), (N, ...).
+    """The trace of Cov(a, b), unbiased.
 
     It is s_out^2 where the two of a pair share their upstream sample alone, and may then come out below 0.
+
+    Args:
+        a: (N, ...), the first of N >= 2 independent pairs.
+        b: (N, ...), the second.
+
+    Raises:
+        CarvError: fewer than two pairs, or other shapes.
     """
     if a.shape != b.shape or len(a) < 2:
         raise CarvError(f"a covariance needs two pairs of one shape at least, not {tuple(a.shape)}, {tuple(b.shape)}.")
@@ -74,10 +87,22 @@ def total_variance(samples: Tensor) -> float:
 
 
 def ecm(variance_base: Number, cost_base: Number, variance: Number, cost: Number) -> Number:
-    """Effective compute multiplier: the compute that the baseline needs for the same variance, over this one's."""
+    """Effective compute multiplier: the compute that the baseline needs for the same variance, over this one's.
+
+    Args:
+        variance_base: of a step of the baseline.
+        cost_base: its seconds, or any other cost.
+        variance: of a step of the other.
+        cost: in the same unit.
+    """
     return (variance_base * cost_base) / (variance * cost)
 
 
 def re(variance_uniform: Number, variance: Number) -> Number:
-    """Relative efficiency at equal (R, K): the variance of uniform independent draws over this one's."""
+    """Relative efficiency at equal (R, K).
+
+    Args:
+        variance_uniform: of a step with uniform independent draws.
+        variance: of the other's.
+    """
     return variance_uniform / variance

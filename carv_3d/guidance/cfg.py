@@ -91,7 +91,14 @@ def effective_scale(guidance_scale: float, convention: str) -> float:
     """The `s` in `uncond + s (text - uncond)`.
 
     "standard" takes the scale as it is. "threestudio" is `text + scale (text - uncond)`, what threestudio's
-    stable-diffusion-guidance computes: the same thing at `scale + 1`. Raises CarvError for any other name.
+    stable-diffusion-guidance computes: the same thing at `scale + 1`.
+
+    Args:
+        guidance_scale: as the option has it.
+        convention: one of `CFG_CONVENTIONS`.
+
+    Raises:
+        CarvError: any other name.
     """
     if convention not in CFG_CONVENTIONS:
         raise CarvError(f"cfg_convention is {convention!r}; it must be one of {', '.join(CFG_CONVENTIONS)}.")

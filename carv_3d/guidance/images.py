@@ -7,9 +7,15 @@ from torch import Tensor
 
 
 def resized(images: Tensor, size: int, antialias: bool = False) -> Tensor:
-    """Images or latents (B, C, H, W) at (B, C, size, size), bilinear, differentiable.
+    """Images or latents at another size, bilinear; what has that size already is returned as it is.
 
-    What has that size already is returned as it is. antialias: low-pass first where it becomes smaller.
+    Args:
+        images: (B, C, H, W), differentiable.
+        size: pixels a side.
+        antialias: low-pass first where it becomes smaller.
+
+    Returns:
+        (B, C, size, size).
     """
     if images.shape[-2:] == (size, size):
         return images

@@ -68,6 +68,11 @@ class ScoreOptions(SamplingOptions):
     def timestep_range(self, num_train_timesteps: int, step: int, epoch: int = 0) -> tuple[int, int]:
         """The smallest and largest timestep at a step, both included, within [0, T - 1].
 
+        Args:
+            num_train_timesteps: T.
+            step: counted from 0.
+            epoch: the same, for schedules that count epochs.
+
         Raises:
             CarvError: if the schedules have crossed.
         """
@@ -182,6 +187,11 @@ class GuidanceOptions(
     def at(self, num_train_timesteps: int, step: int, epoch: int = 0) -> Annealing:
         """The annealed options at a step.
 
+        Args:
+            num_train_timesteps: T.
+            step: counted from 0.
+            epoch: the same, for schedules that count epochs.
+
         Raises:
             CarvError: if the schedules of the timesteps have crossed.
         """
@@ -201,6 +211,11 @@ class GuidanceOptions(
 
 def with_keywords(owner: str, options: Some, given: Mapping[str, Any]) -> tuple[Some, dict[str, Any]]:
     """The options with those of the keywords that their class declares, and the rest, which is the estimator's.
+
+    Args:
+        owner: the class that was called, for messages.
+        options: the options.
+        given: keywords.
 
     Raises:
         CarvError: naming a keyword that is neither, with the nearest one that is.

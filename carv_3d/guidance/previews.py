@@ -15,11 +15,19 @@ from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 def denoised_previews(
     guidance: SDSGuidance, output: GuidanceOutput, max_items: int = 4, num_steps: int = 50
 ) -> dict[str, Any]:
-    """The first draw of up to `max_items` renders (0 or less: of all), as threestudio's `guidance_eval` shows them.
+    """The first draw of some renders, denoised, as threestudio's `guidance_eval` shows them.
 
-    Returns bs (how many), noise_levels (t / T of each), and images (bs, H, W, 3) in [0, 1]: imgs_noisy,
-    imgs_1orig (the clean image guessed at once), imgs_1step (one DDIM step, eta 1), imgs_final (all of the
-    `num_steps` that are left). The guidance's own generator is left alone.
+    The guidance's own generator is left alone.
+
+    Args:
+        guidance: whose teacher denoises.
+        output: of the step.
+        max_items: how many renders at most; 0 or less: all.
+        num_steps: of DDIM, over all timesteps.
+
+    Returns:
+        bs (how many), noise_levels (t / T of each), and images (bs, H, W, 3) in [0, 1]: imgs_noisy, imgs_1orig (the
+        clean image guessed at once), imgs_1step (one DDIM step, eta 1), imgs_final (all steps that are left).
     """
     estimate, teacher = output.estimate, guidance.teacher
     n = min(max_items, len(estimate.t)) if max_items > 0 else len(estimate.t)

@@ -20,10 +20,18 @@ def sample_images(
     seed: int = 0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """`num` images (num, H, W, 3) in [0, 1] from pure noise, by DDIM without noise on the way.
+    """Images from pure noise, by DDIM (arXiv 2010.02502) without noise on the way.
 
-    eps_hat: called as eps_hat(z_t (num, C, h, w), t (num,)), on the teacher's latents and timesteps.
-    noise: (num, C, h, w) to begin from, in place of the seed's.
+    Args:
+        teacher: its schedule and decoder.
+        eps_hat: called as eps_hat(z_t (num, C, h, w), t (num,)), on the teacher's latents and timesteps.
+        num: how many images.
+        num_steps: DDIM steps.
+        seed: of the noise.
+        noise: (num, C, h, w) to begin from, in place of the seed's.
+
+    Returns:
+        (num, H, W, 3) in [0, 1], without autograd.
     """
     scheduler = ddim(teacher.schedule.alphas_cumprod, num_steps)
     z = pure_noise(teacher, num, seed) if noise is None else noise
@@ -41,7 +49,19 @@ def prompt_images(
     seed: int = 0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """An image of each of N prompts, (N, H, W, 3), by `sample_images` with classifier-free guidance."""
+    """An image of each prompt, by `sample_images` with classifier-free guidance.
+
+    Args:
+        teacher: text, noise prediction, schedule and decoder.
+        prompts: N of them.
+        guidance_scale: s in `uncond + s (text - uncond)`.
+        num_steps: DDIM steps.
+        seed: of the noise.
+        noise: (N, C, h, w) to begin from, in place of the seed's.
+
+    Returns:
+        (N, H, W, 3) in [0, 1], without autograd.
+    """
     cond, uncond = teacher.text_embeddings(prompts), teacher.text_embeddings([""] * len(prompts))
 
     def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:

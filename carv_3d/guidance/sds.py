@@ -76,7 +76,16 @@ class SDSGuidance:
     """
 
     def __init__(self, teacher: Teacher, options: GuidanceOptions | None = None, **more: Any) -> None:
-        """`more` are options by name: GuidanceOptions', in place of those of `options`, or EstimatorOptions' (rank)."""
+        """Guidance by a teacher.
+
+        Args:
+            teacher: frozen.
+            options: the defaults if None.
+            **more: options by name: GuidanceOptions', in place of those of `options`, or EstimatorOptions' (rank).
+
+        Raises:
+            CarvError: an option that does not exist, or values that do not fit.
+        """
         self.teacher = teacher
         o, estimator = with_keywords("SDSGuidance", options or GuidanceOptions(), more)
         self.options = o
@@ -116,6 +125,13 @@ class SDSGuidance:
         """Share the strata out among processes that were not yet there when this was built; the noise is never shared.
 
         It may be called at every step, on every rank alike; nothing changes unless rank or world_size does.
+
+        Args:
+            rank: of this process, from 0.
+            world_size: how many there are.
+
+        Raises:
+            CarvError: several processes with num_draws "auto".
         """
         now = self.estimator.options
         if (rank, world_size) == (now.rank, now.world_size):
@@ -156,6 +172,9 @@ class SDSGuidance:
                 scale is then guidance_scale itself, as in threestudio, whatever cfg_convention is.
             prompts_negative: (B, L, D) or (1, L, D), for objectives that need a negative prompt.
             **more: of `guide`, by name.
+
+        Raises:
+            CarvError: as `guide`.
         """
         perp_neg = (None, None) if negatives is None else negatives
         return self.guide(rgb, Conditioning(prompts_cond, prompts_uncond, prompts_negative, *perp_neg), step, **more)
@@ -221,16 +240,31 @@ class SDSGuidance:
     def predict(
         self, z_t: Tensor, t: Tensor, cond: Conditioning, s: float, needs: Sequence[str] = ("guided",)
     ) -> EpsHat:
-        """The teacher's predictions for z_t (N, C, h, w) at t (N,), see `carv_3d.guidance.cfg.predict`."""
+        """The teacher's predictions, see `carv_3d.guidance.cfg.predict`.
+
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            cond: of N samples.
+            s: the scale in `uncond + s (text - uncond)`.
+            needs: fields of `EpsHat`.
+        """
         return predict(self.teacher.eps_hat, z_t, t, cond, s, needs)
 
     def eps_hat(self, z_t: Tensor, t: Tensor, cond: tuple[Tensor, ...], scale: float) -> Tensor:
-        """The teacher's prediction under guidance: z_t (N, C, h, w), t (N,) -> (N, C, h, w).
+        """The teacher's prediction under guidance.
 
-        cond: fields of `Conditioning`, in order. scale: as the option guidance_scale has it.
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            cond: fields of `Conditioning`, in order.
+            scale: as the option guidance_scale has it.
+
+        Returns:
+            (N, C, h, w).
         """
-        of = Conditioning(*cond)
-        return self.predict(z_t, t, of, of.scale(scale, self.options.cfg_convention)).guided
+        texts = Conditioning(*cond)
+        return self.predict(z_t, t, texts, texts.scale(scale, self.options.cfg_convention)).guided
 
     def _residual(
         self, cond: Conditioning, s: float, trained: TrainedEpsHat | None, z_t: Tensor, t: Tensor, eps: Tensor,

@@ -49,12 +49,14 @@ class TrainedScore(Score, Protocol):
 class VSDOutput:
     """What one step gives.
 
-    loss_vsd: scalar; its gradient w.r.t. the latents is the mean over renders and draws of (p/q) f, and it has no
-        other. Its value means nothing.
-    loss_lora: scalar, the mean squared error of the LoRA score on this step's draws; differentiable in the LoRA score's
-        parameters and in nothing else.
-    sds: the step as `SDSGuidance` gives it, every draw of f unreduced among it.
-    scalars: sds.scalars, guidance_scale_lora, K_lora, and nonfinite_lora, the draws that did not train the LoRA score.
+    Attributes:
+        loss_vsd: scalar; its gradient w.r.t. the latents is the mean over renders and draws of (p/q) f, and it has no
+            other. Its value means nothing.
+        loss_lora: scalar, the mean squared error of the LoRA score on this step's draws; differentiable in the LoRA
+            score's parameters and in nothing else.
+        sds: the step as `SDSGuidance` gives it, every draw of f unreduced among it.
+        scalars: sds.scalars, guidance_scale_lora, K_lora, and nonfinite_lora, the draws that did not train the LoRA
+            score.
     """
 
     loss_vsd: Tensor
@@ -82,9 +84,17 @@ class VSDGuidance:
         meter: CostMeter | None = None,
         **more: Any,
     ) -> None:
-        """meter: gets the seconds and NFE of the LoRA score (the teacher's come from `TimedTeacher`).
+        """Guidance by a teacher and a LoRA score.
 
-        `more` are options by name: VSDOptions', which replace those of `options`, or EstimatorOptions' (rank).
+        Args:
+            teacher: frozen.
+            lora_score: the trained model of the renders, on the teacher's latents.
+            options: the defaults if None.
+            meter: gets the seconds and NFE of the LoRA score (the teacher's come from `TimedTeacher`).
+            **more: options by name: VSDOptions', in place of those of `options`, or EstimatorOptions' (rank).
+
+        Raises:
+            CarvError: an option that does not exist, or values that do not fit.
         """
         self.options, estimator = with_keywords("VSDGuidance", options or VSDOptions(), more)
         self.lora_score, self.meter = lora_score, meter
@@ -107,12 +117,22 @@ class VSDGuidance:
         negatives: tuple[Tensor, Tensor] | None = None,
         **more: Any,
     ) -> VSDOutput:
-        """One step; see `SDSGuidance.__call__` and `guide` for what is not named here, `more` among it.
+        """One step.
 
-        prompts_lora: (B, L, D) or (1, L, D), the LoRA score's text, the same from every side.
-        camera: (B, 4, 4) or (B, 16).
-        lora_draws: explicit draws for the LoRA score's training, instead of drawing.
-        Raises CarvError for shapes that do not fit.
+        Args:
+            rgb: (B, H, W, 3) in [0, 1], differentiable.
+            prompts_cond: (B, L, D), or (1, L, D) for all renders.
+            prompts_uncond: the same.
+            prompts_lora: (B, L, D) or (1, L, D), the LoRA score's text, the same from every side.
+            camera: (B, 4, 4) or (B, 16).
+            step: where the schedules are; steps count from 0.
+            epoch: the same, for schedules that count epochs.
+            lora_draws: explicit draws for the LoRA score's training, instead of drawing.
+            negatives: Perp-Neg, see `SDSGuidance.__call__`.
+            **more: of `SDSGuidance.guide`, by name.
+
+        Raises:
+            CarvError: shapes that do not fit.
         """
         R, scale = len(rgb), annealed(self.options.guidance_scale_lora, step, epoch)
         camera = camera.detach().flatten(1).float()
@@ -143,7 +163,18 @@ class VSDGuidance:
         return VSDOutput(out.loss_sds, lora.loss(), out, scalars)
 
     def lora_eps_hat(self, z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, scale: float) -> Tensor:
-        """`none + s (camera - none)`, see `classifier_free`; arguments as of `TrainedScore.eps_hat`."""
+        """`none + s (camera - none)`, see `classifier_free`.
+
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            text: (N, L, D).
+            camera: (N, 16).
+            scale: s.
+
+        Returns:
+            (N, C, h, w).
+        """
         none = torch.zeros_like(camera)
         with self._timed("denoise", len(z_t) * (1 if scale in (0.0, 1.0) else 2)):
             return classifier_free(self.lora_score.eps_hat, z_t, t, (text, camera), (text, none), scale)
@@ -170,7 +201,15 @@ class VSDGuidance:
         self.meter.count(nfe=samples)  # after it succeeded: a batch that ran out of memory is tried again
 
     def join_ranks(self, rank: int, world_size: int) -> None:
-        """See `SDSGuidance.join_ranks`."""
+        """See `SDSGuidance.join_ranks`.
+
+        Args:
+            rank: of this process, from 0.
+            world_size: how many there are.
+
+        Raises:
+            CarvError: several processes with num_draws "auto".
+        """
         self.sds.join_ranks(rank, world_size)
         self.training.join_ranks(rank, world_size)
 

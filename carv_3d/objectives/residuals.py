@@ -85,7 +85,7 @@ def dmd(
 
     Each prediction as clean latents, `(z_t - sigma_t eps_hat) / alpha_t`; the mean is over the elements of a sample.
     It is DMD's `w alpha_t (s_trained - s_guided)`, `w = sigma_t^2 / (alpha_t^2 mean|z - z_guided|)`, as its code and
-    DMD2's (arXiv 2405.14867) compute it; eq. 8 has one alpha_t more. z: what was noised, if it is at hand.
+    DMD2's (arXiv 2405.14867) compute it; eq. 8 has one alpha_t more. `z` is what was noised, if it is at hand.
     """
     z = schedule.z_from_eps(z_t, eps, t) if z is None else z
     real, fake = schedule.z_from_eps(z_t, e.guided, t), schedule.z_from_eps(z_t, e.trained, t)

@@ -42,9 +42,19 @@ class Score(Protocol):
 
 
 def squared_errors(score: Score, z: Tensor, t: Tensor, eps: Tensor, *condition: Tensor) -> Tensor:
-    """(N,) |prediction - target|^2 of z (N, C, h, w) under noise eps, differentiable in the parameters.
+    """|prediction - target|^2 under noise, differentiable in the score's parameters.
 
-    Summed over a sample's elements, not averaged: half precision keeps such gradients. Float32 at least.
+    Summed over a sample's elements, not averaged: half precision keeps such gradients.
+
+    Args:
+        score: the model.
+        z: (N, C, h, w), clean.
+        t: (N,) integers.
+        eps: (N, C, h, w).
+        *condition: what `Score.predict` takes, (N, ...) each.
+
+    Returns:
+        (N,), float32 at least.
     """
     prediction = score.predict(score.schedule.add_noise(z, eps, t), t, *condition)
     dtype = torch.promote_types(prediction.dtype, torch.float32)

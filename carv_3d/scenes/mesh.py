@@ -114,10 +114,17 @@ def _solid(volume: Volume, level: float, min_component: float) -> Volume:
 def mesh_from_volume(
     volume: Volume, level: float, radius: float, min_component: float = 0.02, smoothing: int = 5
 ) -> trimesh.Trimesh:
-    """A closed mesh, outward winding, of `volume` (N, N, N) > `level` on [-radius, radius]^3.
+    """A closed mesh with outward winding, of where the volume is above the level.
 
     Vertices are placed on the logarithm of the density, which is nearly linear across a soft surface,
     clipped to a factor of four either way, which puts a hard edge between its two lattice points.
+
+    Args:
+        volume: (N, N, N) densities on [-radius, radius]^3.
+        level: the density at the surface.
+        radius: half a side of the cube.
+        min_component: pieces of a smaller share of the whole are left out.
+        smoothing: steps of Taubin's filter.
     """
     pitch = 2 * radius / (volume.shape[0] - 1)
     mesh = trimesh.Trimesh()

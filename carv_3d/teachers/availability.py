@@ -42,9 +42,14 @@ def resolve_model(
 ) -> Path:
     """The folder of a whole, usable model of the family.
 
-    name_or_path: "carv-tiny", a local diffusers folder, or a hub id such as "owner/name".
-    local_files_only: never ask the hub.
-    Raises CarvError in one sentence: what was looked for, where, why it is not there, the fix.
+    Args:
+        name_or_path: "carv-tiny", a local diffusers folder, or a hub id such as "owner/name".
+        local_files_only: never ask the hub.
+        cache_dir: where the hub's files are kept; the hub's own place if None.
+        family: what the model must be.
+
+    Raises:
+        CarvError: what was looked for, where, why it is not there, the fix.
     """
     name = str(name_or_path).strip()
     if not name:
@@ -148,6 +153,10 @@ def needed_files(listing: Iterable[str], family: Family = STABLE_DIFFUSION) -> l
     """Of a hub repository's files, those that are read: configs, tokenizer, and one copy of each weight.
 
     safetensors rather than .bin, the plain variant rather than fp16 or non_ema, no safety checker.
+
+    Args:
+        listing: names of files, "/" between folders.
+        family: whose parts.
     """
     names = sorted(listing)
     expected = [name for name in names if name == "model_index.json"]

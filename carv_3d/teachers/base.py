@@ -20,11 +20,14 @@ from carv_3d.core.schedule import NoiseSchedule
 class Teacher(Protocol):
     """The protocol. A batch has any `N` samples: the estimator lays renders times draws along it.
 
-    schedule: alpha_t and sigma_t of the model's own training, on `device`.
-    latent_channels, latent_size: latents are (N, latent_channels, latent_size, latent_size).
-    image_size: images are (B, 3, image_size, image_size) in [0, 1].
-    device, dtype: where the model is and what it computes in; inputs and outputs of the methods
-        keep the caller's dtype (float32 as a rule), whatever `dtype` is.
+    Attributes:
+        schedule: alpha_t and sigma_t of the model's own training, on `device`.
+        latent_channels: latents are (N, latent_channels, latent_size, latent_size).
+        latent_size: see there.
+        image_size: images are (B, 3, image_size, image_size) in [0, 1].
+        device: where the model is.
+        dtype: what it computes in; inputs and outputs of the methods keep the caller's dtype (float32 as a rule),
+            whatever `dtype` is.
     """
 
     schedule: NoiseSchedule
@@ -35,10 +38,15 @@ class Teacher(Protocol):
     dtype: torch.dtype
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w), differentiable in `images`.
+        """Images as scaled latents.
 
-        `sample` draws once from the posterior per image (noise that counts as upstream);
-        otherwise its mode is taken.
+        Args:
+            images: (B, 3, H, W) in [0, 1], differentiable.
+            generator: of the posterior's noise; torch's global one if None.
+            sample: draw once from the posterior of each image (noise that counts as upstream), instead of its mode.
+
+        Returns:
+            (B, C, h, w).
         """
         ...
 
@@ -47,7 +55,15 @@ class Teacher(Protocol):
         ...
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
-        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), differentiable in `latents`."""
+        """Scaled latents as images.
+
+        Args:
+            latents: (B, C, h, w), differentiable.
+            clamp: cut to [0, 1], where the gradient is zero outside.
+
+        Returns:
+            (B, 3, H, W).
+        """
         ...
 
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
@@ -55,5 +71,14 @@ class Teacher(Protocol):
         ...
 
     def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """Noise prediction without guidance: (N, C, h, w), t (N,), (N, L, D) -> (N, C, h, w)."""
+        """The noise prediction without guidance.
+
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            text_emb: (N, L, D).
+
+        Returns:
+            (N, C, h, w).
+        """
         ...

@@ -26,17 +26,44 @@ class Prediction:
     predict: Any
 
     def eps_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
-        """The noise prediction, (N, C, h, w) in z_t's dtype; of v it is `alpha_t v + sigma_t z_t`."""
+        """The noise prediction; of v it is `alpha_t v + sigma_t z_t`.
+
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            *condition: what `predict` takes, (N, ...) each.
+
+        Returns:
+            (N, C, h, w) in z_t's dtype.
+        """
         prediction: Tensor = self.predict(z_t, t, *condition)
         return prediction if self.prediction_type == "epsilon" else self.schedule.eps_from_v(z_t, prediction, t)
 
     def z_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
-        """The clean latents that the prediction stands for, (N, C, h, w)."""
+        """The clean latents that the prediction stands for.
+
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            *condition: what `predict` takes, (N, ...) each.
+
+        Returns:
+            (N, C, h, w).
+        """
         from_prediction = self.schedule.z_from_eps if self.prediction_type == "epsilon" else self.schedule.z_from_v
         return from_prediction(z_t, self.predict(z_t, t, *condition), t)
 
     def target(self, z: Tensor, eps: Tensor, t: Tensor, /) -> Tensor:
-        """What `predict` is trained towards, eps or v, (N, C, h, w)."""
+        """What `predict` is trained towards, eps or v.
+
+        Args:
+            z: (N, C, h, w), clean.
+            eps: (N, C, h, w).
+            t: (N,) integers.
+
+        Returns:
+            (N, C, h, w).
+        """
         return eps if self.prediction_type == "epsilon" else self.schedule.v(z, eps, t)
 
 
@@ -51,7 +78,17 @@ class Denoiser(Prediction):
     """What of a teacher predicts noise. No torch module: nothing of it lands in a host's checkpoint or optimizer."""
 
     def __init__(self, unet: Any, schedule: NoiseSchedule, prediction_type: str = "epsilon", name: str = "") -> None:
-        """Raises CarvError for a prediction type that is not known."""
+        """A frozen UNet.
+
+        Args:
+            unet: diffusers' UNet, put into eval mode without gradients.
+            schedule: of the model's training.
+            prediction_type: "epsilon" or "v_prediction".
+            name: for messages.
+
+        Raises:
+            CarvError: another prediction type.
+        """
         self.unet: Any = unet.eval().requires_grad_(False)
         self.prediction_type = check_prediction_type(prediction_type)
         self.name = name
@@ -61,7 +98,19 @@ class Denoiser(Prediction):
         self.schedule = schedule.to(self.device)
 
     def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """What the UNet itself predicts, eps or v, (N, C, h, w) in z_t's dtype; arguments as of `eps_hat`."""
+        """What the UNet itself predicts, eps or v.
+
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            text_emb: (N, L, D).
+
+        Returns:
+            (N, C, h, w) in z_t's dtype.
+
+        Raises:
+            CarvError: text of another width.
+        """
         with torch.autocast(self.device.type, enabled=False):
             prediction = self.unet(z_t.to(self.dtype), t, return_dict=False, **self.conditions(text_emb))[0]
         return prediction.to(z_t.dtype)

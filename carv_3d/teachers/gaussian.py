@@ -37,10 +37,17 @@ class GaussianTeacher:
         names: Sequence[str] | None = None,
         image_size: int | None = None,
     ) -> None:
-        """means: (M, C, n, n), on any device, float32 or float64. std: s above.
+        """A teacher from its mixture.
 
-        schedule: Stable Diffusion's by default. names: of the components, "0", "1", ... by default.
-        image_size: a multiple of n; n by default. Raises CarvError for shapes that do not fit.
+        Args:
+            means: (M, C, n, n), on any device, float32 or float64.
+            std: s above.
+            schedule: Stable Diffusion's by default.
+            names: of the components, "0", "1", ... by default.
+            image_size: a multiple of n; n by default.
+
+        Raises:
+            CarvError: shapes that do not fit.
         """
         if means.dim() != 4 or means.shape[-1] != means.shape[-2]:
             raise CarvError(f"means have shape {tuple(means.shape)}; they need (M, C, n, n).")
@@ -57,9 +64,15 @@ class GaussianTeacher:
             raise CarvError(f"{len(self.names)} names were given for {len(means)} components.")
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, C, n, n) in about [-1, 1]; linear, so there is no posterior.
+        """The image's patches are averaged, and its three channels repeated to C.
 
-        The image's patches are averaged, and its three channels repeated to C.
+        Args:
+            images: (B, 3, H, W) in [0, 1], differentiable.
+            generator: not used: this is linear, and there is no posterior.
+            sample: not used.
+
+        Returns:
+            (B, C, n, n) in about [-1, 1].
         """
         small = F.adaptive_avg_pool2d(images, self.latent_size) * 2 - 1
         return small[:, torch.arange(self.latent_channels, device=small.device) % 3]
@@ -70,7 +83,15 @@ class GaussianTeacher:
         return z, torch.zeros_like(z)
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
-        """(B, C, n, n) -> (B, 3, H, W): the first channels (repeated to three) as blocks of color."""
+        """The first channels (repeated to three) as blocks of color.
+
+        Args:
+            latents: (B, C, n, n), differentiable.
+            clamp: cut to [0, 1].
+
+        Returns:
+            (B, 3, H, W).
+        """
         channels = torch.arange(3, device=latents.device) % self.latent_channels
         small = latents[:, channels] / 2 + 0.5
         large = F.interpolate(small, scale_factor=self.image_size // self.latent_size, mode="nearest")
@@ -92,13 +113,30 @@ class GaussianTeacher:
         return torch.stack(rows)[:, None]
 
     def sample(self, text_emb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(N, 1, M) -> (N, C, n, n), exact samples of each row's mixture."""
+        """Exact samples of the mixtures.
+
+        Args:
+            text_emb: (N, 1, M), log pi.
+            generator: on the teacher's device; torch's global one if None.
+
+        Returns:
+            (N, C, n, n).
+        """
         m = torch.multinomial(text_emb[:, 0].exp(), 1, generator=generator)[:, 0]
         noise = torch.randn(self.means[m].shape, generator=generator, device=self.device, dtype=self.dtype)
         return self.means[m] + self.std * noise
 
     def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """(N, C, n, n), t (N,), (N, 1, M) -> (N, C, n, n); differentiable in z_t."""
+        """The exact noise prediction, see the module.
+
+        Args:
+            z_t: (N, C, n, n), differentiable.
+            t: (N,) integers.
+            text_emb: (N, 1, M), log pi.
+
+        Returns:
+            (N, C, n, n).
+        """
         alpha, sigma, v = (x.to(z_t.dtype) for x in self._at(t))
         means = self.means.to(z_t).flatten(1)
         flat = z_t.flatten(1)
@@ -107,10 +145,22 @@ class GaussianTeacher:
         return (sigma / v)[:, None, None, None] * (z_t - (alpha[:, None] * (r @ means)).view_as(z_t))
 
     def expected_eps_hat(self, z: Tensor, t: Tensor, text_emb: Tensor, nodes: int = 40) -> Tensor:
-        """E[eps_hat(alpha_t z + sigma_t eps, t)] over eps ~ N(0, I), for z (N, C, n, n), t (N,), (N, 1, M).
+        """E[eps_hat(alpha_t z + sigma_t eps, t)] over eps ~ N(0, I).
 
         The responsibilities depend on eps through the span of the means alone (M - 1 dimensions at most),
-        so a product of Gauss-Hermite rules over it integrates them. Raises CarvError over 3 dimensions.
+        so a product of Gauss-Hermite rules over it integrates them.
+
+        Args:
+            z: (N, C, n, n), clean.
+            t: (N,) integers.
+            text_emb: (N, 1, M), log pi.
+            nodes: of the rule, in each dimension.
+
+        Returns:
+            (N, C, n, n).
+
+        Raises:
+            CarvError: the means span more than 3 dimensions.
         """
         alpha, sigma, v = (x.to(z.dtype) for x in self._at(t))
         means = self.means.to(z).flatten(1)

@@ -38,9 +38,18 @@ class LatentDiffusionTeacher(Denoiser):
         name: str = "",
         text_width: int | None = None,
     ) -> None:
-        """text_width: D of the text embeddings, if the encoders are at hand.
+        """Parts that are already on one device.
 
-        Raises CarvError if the sizes of the parts do not fit.
+        Args:
+            unet: diffusers' UNet.
+            vae: diffusers' AutoencoderKL.
+            schedule: of the model's training.
+            prediction_type: "epsilon" or "v_prediction".
+            name: for messages.
+            text_width: D of the text embeddings, if the encoders are at hand.
+
+        Raises:
+            CarvError: the sizes of the parts do not fit.
         """
         super().__init__(unet, schedule, prediction_type, name)
         self.vae: Any = vae.eval().requires_grad_(False)
@@ -81,19 +90,24 @@ class LatentDiffusionTeacher(Denoiser):
     ) -> SomeTeacher:
         """Finds, checks and loads a model.
 
-        name_or_path: "carv-tiny", a local diffusers folder, or a hub id; the family's `default_model` unless given.
-        device: CUDA if there is one, unless named.
-        half_precision: float16, on CUDA only; None takes it there. On the CPU it is float32, with a
-            note in the log (float16 and bfloat16 are slower there).
-        channels_last: the memory format of UNet and VAE; no gain was measured on the CPU.
-        attention_slicing: attention in slices: less memory, slower.
-        cpu_offload: parameters stay in the CPU's memory and visit the GPU layer by layer: least memory, much
-            slower. CUDA only, with a note in the log elsewhere. Needs accelerate.
-        token_merging: arguments of tomesd.apply_patch, {} for its defaults; None for none. Needs tomesd; it
-            changes the prediction.
-        with_text: False leaves the text encoder out, for hosts that bring their own embeddings.
-        folder: of the model, where `resolve_model` has found it already.
-        Raises CarvError, before anything is loaded, if the model is not to be had, not whole or of another family.
+        Args:
+            name_or_path: "carv-tiny", a local diffusers folder, or a hub id; the family's `default_model` if None.
+            device: CUDA if there is one, unless named.
+            half_precision: float16, on CUDA only; None takes it there. On the CPU it is float32, with a note in the
+                log (float16 and bfloat16 are slower there).
+            channels_last: the memory format of UNet and VAE; no gain was measured on the CPU.
+            local_files_only: never ask the hub.
+            cache_dir: where the hub's files are kept; the hub's own place if None.
+            with_text: False leaves the text encoder out, for hosts that bring their own embeddings.
+            attention_slicing: attention in slices: less memory, slower.
+            cpu_offload: parameters stay in the CPU's memory and visit the GPU layer by layer: least memory, much
+                slower. CUDA only, with a note in the log elsewhere. Needs accelerate.
+            token_merging: arguments of tomesd.apply_patch, {} for its defaults; None for none. Needs tomesd; it
+                changes the prediction.
+            folder: of the model, where `resolve_model` has found it already.
+
+        Raises:
+            CarvError: before anything is loaded, if the model is not to be had, not whole or of another family.
         """
         name_or_path = name_or_path or cls.default_model
         folder = folder or resolve_model(name_or_path, local_files_only, cache_dir, cls.family)
@@ -132,11 +146,19 @@ class LatentDiffusionTeacher(Denoiser):
         return cls(**parts, **known)
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, H / factor, W / factor), in images' dtype.
+        """Images as scaled latents.
 
-        Differentiable in `images`. `sample` takes one posterior sample per image from `generator`
-        (the global one if None), else the posterior's mode. H and W are multiples of the VAE's factor
-        (`image_size` is the size that the model was trained at); CarvError otherwise.
+        Args:
+            images: (B, 3, H, W) in [0, 1], differentiable; H and W are multiples of the VAE's factor (`image_size` is
+                the size that the model was trained at).
+            generator: of the posterior's noise; torch's global one if None.
+            sample: one posterior sample per image, instead of the posterior's mode.
+
+        Returns:
+            (B, C, H / factor, W / factor), in images' dtype.
+
+        Raises:
+            CarvError: another shape.
         """
         posterior = self._posterior(images)
         z = posterior.sample(generator) if sample else posterior.mode()
@@ -145,7 +167,10 @@ class LatentDiffusionTeacher(Denoiser):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The distribution that `encode` samples: mean and standard deviation of scaled latents (B, C, h, w).
 
-        Both are differentiable in `images`. Raises as `encode` does.
+        Both are differentiable in `images`.
+
+        Raises:
+            CarvError: as `encode`.
         """
         posterior = self._posterior(images)
         mean = ((posterior.mean - self._shift) * self._scaling).to(images.dtype)
@@ -161,9 +186,14 @@ class LatentDiffusionTeacher(Denoiser):
             return self.vae.encode(images.to(self.vae_dtype) * 2 - 1).latent_dist
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
-        """Scaled latents (B, C, h, w) -> images (B, 3, H, W) in [0, 1], in latents' dtype.
+        """Scaled latents as images.
 
-        Differentiable in `latents`; `clamp` cuts to [0, 1], where the gradient is zero outside.
+        Args:
+            latents: (B, C, h, w), differentiable.
+            clamp: cut to [0, 1], where the gradient is zero outside.
+
+        Returns:
+            (B, 3, H, W), in latents' dtype.
         """
         with torch.autocast(self.device.type, enabled=False):
             images = self.vae.decode(latents.to(self.vae_dtype) / self._scaling + self._shift).sample
@@ -174,8 +204,10 @@ class LatentDiffusionTeacher(Denoiser):
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> (B, L, D) in the model's dtype, each prompt encoded once and then remembered.
 
-        What does not fit the text encoder's context is cut off, with a note in the log. Raises CarvError without
-        a text encoder.
+        What does not fit the text encoder's context is cut off, with a note in the log.
+
+        Raises:
+            CarvError: the teacher has no text encoder.
         """
         if isinstance(prompts, str):
             prompts = [prompts]

@@ -34,12 +34,18 @@ def load_parts(
     vae_dtype: torch.dtype | None = None,
     with_vae: bool = True,
 ) -> dict[str, Any]:
-    """The family's parts of a diffusers folder: models, tokenizers and the scheduler.
+    """The family's parts of a diffusers folder: models (on the CPU), tokenizers and the scheduler.
 
-    Models are on the CPU, in `dtype`, the VAE in `vae_dtype` if given. Text encoders and tokenizers are None without
-    `with_text`, the VAE without `with_vae`.
+    Args:
+        folder: of the model.
+        dtype: of the models.
+        with_text: whether text encoders and tokenizers are read; else they are None.
+        family: whose parts.
+        vae_dtype: of the VAE, if another.
+        with_vae: whether the VAE is read; else it is None.
 
-    Raises CarvError, naming the file, for whatever cannot be read or does not fit its config.
+    Raises:
+        CarvError: naming the file, for whatever cannot be read or does not fit its config.
     """
     import diffusers
     import transformers
@@ -112,6 +118,10 @@ def dtype_argument(library: str, version: str) -> str:
     """`dtype` or `torch_dtype`: which of the two `from_pretrained` of this library reads.
 
     transformers has `dtype` since 4.56. Old diffusers ignores it or raises, new is about to drop the other.
+
+    Args:
+        library: "transformers" or "diffusers".
+        version: of it, as installed.
     """
     from packaging.version import Version
 

@@ -16,7 +16,15 @@ class LoraScore(Prediction):
     """A `carv_3d.guidance.vsd.TrainedScore`. `lora` is a torch module: the host trains it, saves it and moves it."""
 
     def __init__(self, denoiser: Denoiser, rank: int = 4) -> None:
-        """denoiser: it may be the teacher itself, which is left as it is outside of this object's calls."""
+        """A fresh LoRA on a denoiser.
+
+        Args:
+            denoiser: it may be the teacher itself, which is left as it is outside of this object's calls.
+            rank: of each layer's update.
+
+        Raises:
+            CarvError: a rank below 1, or a UNet without attention.
+        """
         self.denoiser = denoiser
         self.schedule, self.prediction_type = denoiser.schedule, denoiser.prediction_type
         # an offloaded UNet's own parameters have no place
@@ -27,7 +35,17 @@ class LoraScore(Prediction):
         return list(self.lora.parameters())
 
     def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor, camera: Tensor) -> Tensor:
-        """What the denoiser with the LoRA predicts, eps or v: text (N, L, D), camera (N, 16) -> (N, C, h, w)."""
+        """What the denoiser with the LoRA predicts, eps or v, differentiable in the LoRA's parameters.
+
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            text_emb: (N, L, D).
+            camera: (N, 16), zeros for none.
+
+        Returns:
+            (N, C, h, w).
+        """
         with self.lora.active(camera):
             return self.denoiser.predict(z_t, t, text_emb)
 

@@ -37,9 +37,17 @@ class StableDiffusionTeacher(LatentDiffusionTeacher):
     ) -> None:
         """Parts that are already on one device; `load` is the usual way in.
 
-        Without text_encoder and tokenizer (None) it takes embeddings made elsewhere, and `text_embeddings` raises.
+        Args:
+            unet: diffusers' UNet.
+            vae: diffusers' AutoencoderKL.
+            text_encoder: CLIP's; None for embeddings made elsewhere, and then `text_embeddings` raises.
+            tokenizer: its own, or None.
+            schedule: of the model's training.
+            prediction_type: "epsilon" or "v_prediction".
+            name: for messages.
 
-        Raises CarvError if the sizes of the parts do not fit, or the prediction type is unknown.
+        Raises:
+            CarvError: the sizes of the parts do not fit, or the prediction type is unknown.
         """
         width = None if text_encoder is None else int(text_encoder.config.hidden_size)
         super().__init__(unet, vae, schedule, prediction_type, name, width)

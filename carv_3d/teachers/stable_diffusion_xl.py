@@ -40,9 +40,16 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
     ) -> None:
         """Parts that are already on one device; `load` is the usual way in.
 
-        Without `text` it takes embeddings made elsewhere, and `text_embeddings` raises.
+        Args:
+            unet: diffusers' UNet.
+            vae: diffusers' AutoencoderKL.
+            text: both encoders; None for embeddings made elsewhere, and then `text_embeddings` raises.
+            schedule: of the model's training.
+            prediction_type: "epsilon" or "v_prediction".
+            name: for messages.
 
-        Raises CarvError if the sizes of the parts do not fit.
+        Raises:
+            CarvError: the sizes of the parts do not fit, or the prediction type is unknown.
         """
         super().__init__(unet, vae, schedule, prediction_type, name, None if text is None else text.text_width)
         self.text = text

@@ -36,9 +36,15 @@ class XLText:
     """Prompts to packed embeddings, without a UNet."""
 
     def __init__(self, encoders: tuple[Any, Any], tokenizers: tuple[Any, Any], empty_is_zero: bool = True) -> None:
-        """empty_is_zero: the prompt "" is zeros, as the model was trained without text; else it is encoded.
+        """Two encoders and their tokenizers.
 
-        Raises CarvError where the two do not read equally many tokens.
+        Args:
+            encoders: CLIP's two, the second with a projection.
+            tokenizers: one for each.
+            empty_is_zero: the prompt "" is zeros, as the model was trained without text; else it is encoded.
+
+        Raises:
+            CarvError: the two do not read equally many tokens.
         """
         self.encoders = tuple(encoder.eval().requires_grad_(False) for encoder in encoders)
         self.tokenizers = tokenizers
@@ -68,9 +74,14 @@ class XLText:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], device: torch.device | None = None) -> Tensor:
-        """B prompts -> (B, L + 1, max(D, P)), see `pack`, in the encoders' dtype; what is too long is cut off.
+        """Packed embeddings; what is too long is cut off, with a note in the log.
 
-        device: where the encoders work, if not where they lie.
+        Args:
+            prompts: B of them.
+            device: where the encoders work, if not where they lie.
+
+        Returns:
+            (B, L + 1, max(D, P)), see `pack`, in the encoders' dtype.
         """
         states, pooled = [], None
         for encoder, tokenizer in zip(self.encoders, self.tokenizers):
