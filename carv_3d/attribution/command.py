@@ -39,7 +39,17 @@ from carv_3d.config.reader import to_mapping
 from carv_3d.config.request import ModelOptions, OutOptions, TextOptions
 from carv_3d.core.options import DrawOptions, check_draws, option
 from carv_3d.errors import CarvError
-from carv_3d.io.files import claimed, expanded, make_folder, slug, write_atomic, write_via
+from carv_3d.io.files import (
+    check_cache,
+    check_writable,
+    claimed,
+    expanded,
+    make_folder,
+    slug,
+    user_cache,
+    write_atomic,
+    write_via,
+)
 from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, StopSignals, duration
 from carv_3d.runs.request import new_folder
@@ -133,10 +143,13 @@ def check_data(data: str, model: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where stores lie unless --store names a place: CARV_CACHE, or carv_3d in the user's cache."""
-    named = os.environ.get("CARV_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "carv_3d"
+    """Where stores lie unless --store names a place: CARV_CACHE, or carv_3d in the user's cache.
+
+    Raises:
+        CarvError: it cannot be written.
+    """
+    named = os.environ.get("CARV_CACHE") or f"{user_cache()}/carv_3d"
+    return check_cache(named, "set CARV_CACHE to a folder that can be")
 
 
 def attribute(options: AttributeOptions) -> int:
@@ -152,6 +165,10 @@ def attribute(options: AttributeOptions) -> int:
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
     default = Path("outputs") / f"attribution-{slug(Path(options.query).name or options.query)}"
     out = new_folder(options.out, default, "choose another --out")
+    if options.store is None or options.training_images == "tiny":  # whose images are kept there too
+        cache_folder()
+    if options.store is not None:
+        check_writable(options.store)
     # shares of one query have the same folder, and leave it alone
     with contextlib.nullcontext() if options.shard else claimed(out):
         return _attribute(options, kind, model_name, out, display, begin)

@@ -8,7 +8,8 @@ import sys
 import types
 from collections.abc import Sequence
 
-from carv_3d.cli.threads import settle_threads
+from carv_3d.cli.environment import settle_environment
+from carv_3d.cli.streams import GONE, one_interrupt, steady_streams
 from carv_3d.errors import CarvError, packages
 from carv_3d.io.files import os_errors_explained
 from carv_3d.version import __version__
@@ -23,14 +24,34 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "options": ("carv_3d.cli.options", "main", "list options, their defaults and meaning"),
     "doctor": ("carv_3d.cli.doctor", "main", "check what is installed, what is missing, and how to fix it"),
 }
+RUNS = (
+    "generate",
+    "variance",
+    "compare",
+    "attribute",
+    "distill",
+)  # their product is files, the others' is what they show
 EXTRAS = {"variance": "generate", "options": "all", "doctor": "generate"}  # of commands whose extra has another name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `carv` and return its exit status: 0 done, 2 something the user can mend, 130 interrupted."""
+    """Run `carv` and return its exit status.
+
+    Returns:
+        0 done, 2 something the user can mend, 130 interrupted, 141 what was to be shown had no reader.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    settle_threads()
+    with one_interrupt(), steady_streams() as shown:
+        status = _explained(words)
+    lost = None if shown is None else shown.lost
+    if status or lost is None or (words and words[0] in RUNS and not {"--dry-run", "--help", "-h"} & set(words)):
+        return status
+    return 141 if lost.errno in GONE else 2
+
+
+def _explained(words: list[str]) -> int:
     try:
+        settle_environment()
         with os_errors_explained():
             return _dispatch(words)
     except CarvError as error:
@@ -39,9 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("carv: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe went away: `carv doctor | head -1`
-        sys.stderr.close()
-        return 141
 
 
 def _dispatch(words: list[str]) -> int:

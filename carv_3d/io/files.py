@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -171,6 +171,21 @@ def check_writable(path: Path) -> None:
     if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
         reason = errno.EACCES if here.is_dir() else errno.ENOTDIR
         raise explain_os_error(OSError(reason, os.strerror(reason)), path)
+
+
+def user_cache(environment: Mapping[str, str] = os.environ) -> str:
+    """Where programs of this user keep their caches; ~ stands for the home folder, which need not be there."""
+    return environment.get("XDG_CACHE_HOME") or "~/.cache"
+
+
+def check_cache(path: str | Path, fix: str) -> Path:
+    """The cache with ~ written out; CarvError, ending in `fix`, without a home folder or where it cannot be written."""
+    try:
+        place = Path(path).expanduser()
+        check_writable(place)
+    except (RuntimeError, CarvError) as error:
+        raise CarvError(f"the cache {path} cannot be written; {fix}") from error
+    return place
 
 
 def make_folder(path: Path) -> None:

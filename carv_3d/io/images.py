@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import write_via
 
 SHEET_PIXELS = 128  # small images are enlarged to about this
@@ -125,21 +126,29 @@ def write_mp4(path: Path, frames: ImageArray, fps: int) -> None:
     frames = np.pad(frames, pad, mode="edge")
 
     def save(temporary: Path) -> None:
-        writer: Any = imageio.get_writer(
-            temporary,
-            format="FFMPEG",  # type: ignore[arg-type]  # imageio's annotation leaves names out
-            fps=fps,
-            codec="libx264",
-            pixelformat="yuv420p",
-            macro_block_size=2,
-            output_params=["-crf", "18", "-movflags", "+faststart"],
-            ffmpeg_log_level="error",
-        )
-        with writer:
-            for frame in frames:
-                writer.append_data(frame)
+        # ffmpeg itself writes: an OSError here is about starting it or of its end
+        try:
+            writer: Any = imageio.get_writer(
+                temporary,
+                format="FFMPEG",  # type: ignore[arg-type]  # imageio's annotation leaves names out
+                fps=fps,
+                codec="libx264",
+                pixelformat="yuv420p",
+                macro_block_size=2,
+                output_params=["-crf", "18", "-movflags", "+faststart"],
+                ffmpeg_log_level="error",
+            )
+            with writer:
+                for frame in frames:
+                    writer.append_data(frame)
+        except OSError as error:
+            raise RuntimeError(first_line(error)) from error
+        if not temporary.exists():
+            raise RuntimeError("it wrote nothing")
 
     try:
         write_via(path, save)
     except (ImportError, RuntimeError) as error:
-        raise CarvError(f"{path.name} was not made: ffmpeg is missing or failed ({error})") from error
+        named = os.environ.get("IMAGEIO_FFMPEG_EXE")
+        fix = f"; IMAGEIO_FFMPEG_EXE names {named}: unset it, or name one that works" if named else ""
+        raise CarvError(f"{path.name} was not made: ffmpeg is missing or failed ({first_line(error)}){fix}") from error

@@ -45,6 +45,8 @@ class StopSignals:
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self.number:
             signal.signal(number, signal.SIG_IGN)  # a third must not break into the unwinding
+            if callable(self._old[number]):
+                self._old[number](number, frame)
             raise KeyboardInterrupt
         self.number = number
         print("\nStopping after this step (once more to stop at once) ...", file=sys.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.errors import CarvError, first_line
-from carv_3d.io.files import expanded
+from carv_3d.io.files import check_cache, expanded
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import BIN_STEMS, FIX, WEIGHT_STEMS, WrongFamily, check_family, check_folder
 
@@ -131,6 +131,7 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
     if local_files_only or _offline_mode():
         why = "this is offline mode, so the hub is" if _offline_mode() else "the hub was"
         raise CarvError(f"{sought}, and {why} not asked{_mirror(name)}; {FIX}.")
+    check_cache(cache, "set HF_HOME to a folder that can be")
     try:
         info = huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
         files = needed_files((entry.rfilename for entry in info.siblings or []), family)

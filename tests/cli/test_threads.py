@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from carv_3d.cli import environment, threads
 from carv_3d.cli import main as cli
-from carv_3d.cli import threads
 from carv_3d.cli.threads import POOLS, available_cores, settle_threads
 
 
@@ -65,7 +65,7 @@ def test_once_torch_is_loaded_nothing_is_changed(tmp_path: Path) -> None:
 
 def test_every_command_settles_its_threads_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(cli, "settle_threads", lambda: order.append("threads"))
+    monkeypatch.setattr(environment, "settle_threads", lambda variables: order.append("threads"))
     monkeypatch.setattr(cli, "_dispatch", lambda words: order.append("command") or 0)
     assert cli.main(["doctor"]) == 0
     assert order == ["threads", "command"]

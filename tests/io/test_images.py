@@ -89,3 +89,17 @@ def test_without_ffmpeg_a_film_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(CarvError, match=r"a\.mp4 was not made: ffmpeg is missing or failed \(No ffmpeg exe"):
         write_mp4(tmp_path / "a.mp4", flat([1]), 5)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "cause"),
+    [("nowhere", "No such file"), ("/bin/false", ""), (".", "Permission denied"), ("/bin/true", "")],
+)
+def test_a_broken_ffmpeg_is_named_with_its_variable(
+    program: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+    sentence = rf"a\.mp4 was not made: ffmpeg is missing or failed \(.*{cause}.*\); IMAGEIO_FFMPEG_EXE names {program}:"
+    with pytest.raises(CarvError, match=sentence):
+        write_mp4(tmp_path / "a.mp4", flat([1, 2, 3]), 5)
+    assert os.listdir(tmp_path) == []

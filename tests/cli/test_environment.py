@@ -1,0 +1,112 @@
+"""No home folder, no cache, a notebook's backend: what a command settles before it begins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import refusal
+
+from carv_3d.cli import environment as settling
+from carv_3d.cli.environment import settle_environment
+from carv_3d.errors import CarvError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settling.tempfile, "tempdir", str(tmp_path))
+
+
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No HOME, and no passwd entry for the user."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])
+
+
+def test_a_backend_of_a_notebook_is_set_aside(tmp_path: Path) -> None:
+    code = (
+        "from carv_3d.cli.environment import settle_environment; settle_environment()\n"
+        "import matplotlib; print(matplotlib.get_backend())"
+    )
+    own = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.of_no_such_name"}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.lower() == "agg\n"
+
+
+def test_where_a_cache_can_be_kept_nothing_is_moved(tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    settle_environment(environment)
+    assert not {"NUMBA_CACHE_DIR", "MPLCONFIGDIR"} & set(environment)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("cause", ["no home", "a file in its place"])
+def test_without_a_place_for_caches_they_lie_under_tmpdir(
+    cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {}
+    if cause == "no home":
+        nowhere(monkeypatch)
+    else:
+        (tmp_path / "file").touch()
+        environment["XDG_CACHE_HOME"] = str(tmp_path / "file" / "cache")
+    settle_environment(environment)
+    place = tmp_path / f"carv_3d-{os.getuid()}"
+    assert environment["NUMBA_CACHE_DIR"] == environment["MPLCONFIGDIR"] == str(place)
+    assert place.stat().st_mode & 0o777 == 0o700
+    again = {name: value for name, value in environment.items() if name == "XDG_CACHE_HOME"}
+    settle_environment(again)
+    assert again["NUMBA_CACHE_DIR"] == str(place)
+
+
+def test_a_folder_that_others_can_write_is_not_taken_for_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numba runs what lies in its cache."""
+    nowhere(monkeypatch)
+    place = tmp_path / f"carv_3d-{os.getuid()}"
+    for make in (place.mkdir, lambda: place.symlink_to(tmp_path), place.touch):
+        make()
+        place.chmod(0o777)
+        environment: dict[str, str] = {}
+        settle_environment(environment)
+        chosen = Path(environment["NUMBA_CACHE_DIR"])
+        assert chosen != place
+        assert chosen.stat().st_mode & 0o777 == 0o700
+        place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
+
+
+def test_a_numba_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CarvError, match=r"file/x cannot be written; set NUMBA_CACHE_DIR to a folder that can be"):
+        settle_environment({"NUMBA_CACHE_DIR": str(tmp_path / "file" / "x")})
+
+
+def test_attribute_without_a_cache_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere(monkeypatch)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", os.getcwd())
+    for name in ("CARV_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert refusal(capsys, "attribute", "a red mug") == (
+        "carv: the cache ~/.cache/carv_3d cannot be written; set CARV_CACHE to a folder that can be"
+    )
+
+
+def test_what_attribute_cannot_write_is_refused_before_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("carv_3d.teachers.load.load_teacher", lambda *_, **__: pytest.fail("work was done"))
+    Path("file").touch()
+    monkeypatch.setenv("CARV_CACHE", str(Path("cache").absolute()))
+    assert "cannot write file/x" in refusal(capsys, "attribute", "a red mug", "--out", "file/x")
+    assert "cannot write file/x" in refusal(capsys, "attribute", "a red mug", "--store", "file/x")
+    monkeypatch.setenv("CARV_CACHE", "file/x")
+    assert "set CARV_CACHE" in refusal(capsys, "attribute", "a red mug")
