@@ -18,12 +18,15 @@ from torch import nn
 
 from carv_3d.errors import CarvError
 from carv_3d.io.files import replaced_folder, write_atomic
+from carv_3d.io.structured import read_text
+from carv_3d.io.tensor_files import load_tensors, read_header
 from carv_3d.report.page import asset_text
 from carv_3d.teachers.loading import load_scheduler
-from carv_3d.teachers.model_folder import check_folder, read_json, weight_files
+from carv_3d.teachers.model_folder import HALF, MEND, check_folder, read_json, weight_files
 
 COPIED = ("vae", "text_encoder", "tokenizer")
 PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")  # where a part once lay
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -97,14 +100,11 @@ def _saved(teacher_folder: Path) -> tuple[torch.dtype, dict[str, tuple[int, ...]
     dtype, shapes = torch.float32, dict[str, tuple[int, ...]]()
     for file in weight_files(teacher_folder, "unet"):
         if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(str(file), framework="pt") as opened:
-                names = list(opened.keys())
-                shapes.update({k: tuple(opened.get_slice(k).get_shape()) for k in names})
-                dtype = opened.get_tensor(names[0]).dtype
+            heads = read_header(file, MEND)
+            shapes.update({k: head.shape for k, head in heads.items()})
+            dtype = TYPES.get(next(iter(heads.values())).dtype, torch.float32)
         else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            tensors = load_tensors(file, MEND)
             shapes.update({k: tuple(v.shape) for k, v in tensors.items()})
             dtype = next(iter(tensors.values())).dtype
     return dtype, shapes
@@ -114,14 +114,14 @@ def _copy_part(source: Path, target: Path, part: str) -> None:
     """A part's small files, and of its weights the ones that are read."""
     (target / part).mkdir()
     expected = [] if part == "tokenizer" else weight_files(source, part)
-    if len(expected) > 1:
-        expected += expected[0].parent.glob(f"*{expected[0].suffix}.index.json")
+    for file in expected[0].parent.glob(f"*{expected[0].suffix}.index*.json") if len(expected) > 1 else ():
+        write_atomic(target / part / file.name.replace(HALF, ""), read_text(file).replace(HALF, ""))
     small = [f for f in (source / part).iterdir() if f.suffix in (".json", ".txt") and ".index." not in f.name]
     for file in (*expected, *small):
         if file.name in ("config.json", "tokenizer_config.json"):
             _write_config(target / part / file.name, read_json(file))
         else:
-            shutil.copyfile(file, target / part / file.name)  # what a link of a hub's cache points to
+            shutil.copyfile(file, target / part / file.name.replace(HALF, ""))  # what a link of a hub's cache points to
 
 
 def _index(teacher: dict[str, Any]) -> dict[str, Any]:

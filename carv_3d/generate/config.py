@@ -15,7 +15,8 @@ from carv_3d.config.request import TextOptions
 from carv_3d.core.options import AdamOptions, NamedOptions, Options, RunOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions, ViewPromptOptions
-from carv_3d.io.structured import MissingFileError, read_yaml
+from carv_3d.io.files import MissingFileError
+from carv_3d.io.structured import read_yaml
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions

@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a full disk never leaves half of one."""
+"""Writing files so that a kill or a full disk never leaves half of one, and opening those of others."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ import glob
 import os
 import re
 import shutil
+import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from carv_3d.errors import CarvError
+
+IRREGULAR = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+class MissingFileError(CarvError):
+    """There is no such file."""
 
 
 def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvError:
@@ -40,6 +51,43 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise CarvError(f"{path} begins with ~ and the name of nobody here; write the folder out") from error
+
+
+def open_file(path: Path, fix: str, limit: int | None = None) -> BinaryIO:
+    """Open a regular file for reading bytes: the one way to files that others made.
+
+    A pipe would be waited for, and a device read without end.
+
+    Args:
+        path: of the file, or of a link to it.
+        fix: what messages end in.
+        limit: the most bytes that the file may have.
+
+    Raises:
+        CarvError: no regular file, larger, or unreadable; MissingFileError where there is none.
+    """
+    try:
+        before = os.stat(path)  # opening alone can change a device
+        kind = IRREGULAR.get(stat.S_IFMT(before.st_mode))
+        if kind is not None:
+            raise CarvError(f"{path} is {kind}, and a file is due; {fix}")
+        if limit is not None and before.st_size > limit:
+            raise CarvError(f"{path} is larger than {limit / 2**20:g} MiB, the most that is read of such a file; {fix}")
+        nonblocking = getattr(os, "O_NONBLOCK", 0)  # a pipe may have taken its place
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking))
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} is missing; {fix}") from None
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except ValueError as error:
+        if isinstance(error, CarvError):
+            raise
+        raise CarvError(f"{str(path)!r} is no name that a file can have; {fix}") from None
+
+
+def shown_path(path: Path) -> str:
+    """A path as text that can be written anywhere: a byte that is no UTF-8 becomes a backslash, x and two digits."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def clear_half_written(folder: Path) -> None:

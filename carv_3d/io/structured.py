@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.errors import CarvError, first_line
-from carv_3d.io.files import explain_os_error
+from carv_3d.io.files import explain_os_error, open_file
 
 MAX_BYTES = 2**28
 MAX_YAML_BYTES = 2**20  # its reader is slow, and a configuration small
@@ -23,25 +23,17 @@ MAX_DIGITS = 300  # of an integer; more are beyond float
 RESTORE = "restore it"
 
 
-class MissingFileError(CarvError):
-    """There is no such file."""
-
-
 def read_text(path: Path, fix: str = RESTORE, limit: int = MAX_BYTES) -> str:
     """The UTF-8 text of a file of at most `limit` bytes.
 
     Raises:
-        CarvError: larger, unreadable or no UTF-8; MissingFileError where there is none.
+        CarvError: as `open_file`, or no UTF-8.
     """
-    try:
-        with path.open("rb") as handle:
-            data = handle.read(limit + 1)
-    except FileNotFoundError:
-        raise MissingFileError(f"{path} is missing; {fix}") from None
-    except OSError as error:
-        raise explain_os_error(error, path, "read") from error
-    if len(data) > limit:
-        raise CarvError(f"{path} is larger than {limit / 2**20:g} MiB, the most that is read of such a file; {fix}")
+    with open_file(path, fix, limit) as handle:
+        try:
+            data = handle.read(limit)
+        except OSError as error:
+            raise explain_os_error(error, path, "read") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import explain_os_error, write_atomic
+from carv_3d.io.structured import RESTORE
+from carv_3d.io.tensor_files import load_plain
 
 FORMAT = 1
 RENAMED = {"unet_rows": "nfe"}  # entries of the states that version 0.1.0 wrote
@@ -88,10 +90,12 @@ def load_checkpoint(path: Path, resuming: bool = False) -> tuple[dict[str, Any],
         if not candidate.exists():
             continue
         try:
-            content = torch.load(candidate, map_location="cpu", weights_only=True)
-            version, state = content["format"], _renamed(content["state"])
+            content = load_plain(candidate, RESTORE)
+            version, state = int(content["format"]), _renamed(content["state"])
+            if not state and version <= FORMAT:
+                raise ValueError("it holds nothing")
         except Exception as error:  # torch raises many kinds for a damaged file: pickle, zip, Runtime, EOF
-            damaged.append(f"{candidate.name} ({first_line(error, 80)})")
+            damaged.append(f"{candidate.name} ({first_line(error)})")
             continue
         if version > FORMAT:
             raise CarvError(f"{candidate} was written by a newer carv_3d (format {version}); update it")

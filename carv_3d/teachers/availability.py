@@ -6,6 +6,7 @@ is loaded here, and without a network the answer comes at once.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from typing import Any
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import check_cache, expanded
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_folder import BIN_STEMS, FIX, WEIGHT_STEMS, WrongFamily, check_family, check_folder
+from carv_3d.teachers.model_folder import BIN_STEMS, FIX, HALF, WEIGHT_STEMS, WrongFamily, check_family, check_folder
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
 def needed_files(listing: Iterable[str], family: Family = STABLE_DIFFUSION) -> list[str]:
     """Of a hub repository's files, those that are read: configs, tokenizer, and one copy of each weight.
 
-    safetensors rather than .bin, the plain variant rather than fp16 or non_ema, no safety checker.
+    safetensors rather than .bin, fp16 where there is nothing else, never non_ema, no safety checker.
 
     Args:
         listing: names of files, "/" between folders.
@@ -165,9 +166,12 @@ def needed_files(listing: Iterable[str], family: Family = STABLE_DIFFUSION) -> l
         inside = [name for name in names if name.startswith(f"{part}/") and name.count("/") == 1]
         expected += [name for name in inside if name.endswith((".json", ".txt"))]
         if part in family.classes:
-            safe = [name for name in inside if _is_weight(name, f"{part}/{WEIGHT_STEMS[part]}", ".safetensors")]
-            binary = [name for name in inside if _is_weight(name, f"{part}/{BIN_STEMS[part]}", ".bin")]
-            expected += safe or binary
+            kinds = ((WEIGHT_STEMS[part], ".safetensors"), (BIN_STEMS[part], ".bin"))
+            copies = (
+                [name for name in inside if _is_weight(name, f"{part}/{stem}{variant}", suffix)]
+                for variant, (stem, suffix) in itertools.product(("", HALF), kinds)
+            )
+            expected += next(filter(None, copies), [])
     return expected
 
 

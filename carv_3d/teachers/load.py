@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.errors import CarvError, packages
+from carv_3d.io.files import open_file
+from carv_3d.io.structured import RESTORE
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import FAMILIES, Family
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
@@ -47,8 +49,19 @@ def find_model(
             raise CarvError(
                 f"{name_or_path} holds {family.name}, and {use} works with {only.name} alone: name such a model."
             )
+        check_is_teacher(folder)
         return folder, family
     raise AssertionError("there is a family")
+
+
+def check_is_teacher(folder: Path) -> None:
+    """CarvError for a generator that was distilled here: its UNet knows the last timestep alone."""
+    card = folder / "README.md"
+    if card.is_file():
+        with open_file(card, RESTORE) as handle:
+            text = handle.read(4096).decode("utf-8", "replace")
+        if "# A one-step generator" in text.splitlines():
+            raise CarvError(f"{folder} is a generator of one step, no teacher: name the model that it was made from.")
 
 
 @packages("teachers")

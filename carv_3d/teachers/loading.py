@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from carv_3d.core.schedule import refuse_flows
 from carv_3d.errors import CarvError, first_line, require
+from carv_3d.io.tensor_files import check_finite, load_tensors
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_folder import FIX, read_json, weight_files
+from carv_3d.teachers.model_folder import FIX, MEND, read_json, weight_files, weight_variant
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DI
                 parts[part] = transformers.CLIPTokenizer.from_pretrained(
                     str(folder), subfolder=part, local_files_only=True
                 )
+                parts[part]("a mug")  # what its words lack is noticed here
     return parts
 
 
@@ -84,7 +85,6 @@ def load_scheduler(folder: Path) -> Any:
 
     file = folder / "scheduler" / "scheduler_config.json"
     with _quiet(diffusers.utils.logging), _named(folder, "scheduler", file):
-        refuse_flows(read_json(file))
         return diffusers.DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler")
 
 
@@ -130,7 +130,8 @@ def dtype_argument(library: str, version: str) -> str:
 
 
 def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch.dtype) -> Any:
-    file = weight_files(folder, part)[0]
+    files = weight_files(folder, part)
+    file, variant = files[0], weight_variant(files)
     with _named(folder, part, file):
         if part == "vae" and not _knows_its_attention(getattr(library, kind), folder):
             return load_vae_without_attention(folder, dtype)
@@ -139,6 +140,7 @@ def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch
             subfolder=part,
             local_files_only=True,
             output_loading_info=True,
+            variant=variant,
             **{dtype_argument(library.__name__, library.__version__): dtype},
         )
         missing = [key for key in info["missing_keys"] if not key.endswith("position_ids")]
@@ -149,6 +151,7 @@ def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch
             f"the diffusion model cannot be used: {file} lacks {len(missing)} of the tensors that its "
             f"config.json asks for, such as {min(missing)}; {FIX}."
         )
+    check_finite(model.state_dict(), f"the diffusion model cannot be used: {file}", MEND)
     return model
 
 
@@ -161,7 +164,6 @@ def _knows_its_attention(kind: Any, folder: Path) -> bool:
 def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
     """The AutoencoderKL of a folder, its weights in safetensors, without attention in its middle on any diffusers."""
     from diffusers import AutoencoderKL
-    from safetensors.torch import load_file
 
     names = inspect.signature(AutoencoderKL.__init__).parameters
     config = read_json(folder / "vae" / "config.json")
@@ -169,17 +171,13 @@ def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
     none: Any = [None]  # as diffusers itself says that there is none
     for half in (vae.encoder, vae.decoder):
         half.mid_block.attentions = torch.nn.ModuleList(none * len(half.mid_block.attentions))
-    vae.load_state_dict(load_file(str(weight_files(folder, "vae")[0])))
+    vae.load_state_dict(load_tensors(weight_files(folder, "vae")[0], MEND))
     return vae.to(dtype)
 
 
 def _load_renamed(model: Any, file: Path) -> list[str]:
     """CLIP as transformers 5 saves it, without the prefix `text_model.` that 4 wants. Returns what is missing."""
-    if file.suffix != ".safetensors":
-        return list(model.state_dict())
-    from safetensors.torch import load_file
-
-    saved = {key.removeprefix("text_model."): value for key, value in load_file(str(file)).items()}
+    saved = {key.removeprefix("text_model."): value for key, value in load_tensors(file, MEND).items()}
     expected = model.state_dict()
     weights = {
         key: saved[key.removeprefix("text_model.")] for key in expected if key.removeprefix("text_model.") in saved

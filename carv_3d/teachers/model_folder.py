@@ -6,12 +6,27 @@ pointer or a pipeline of another kind is named at once, in one CarvError.
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 from typing import Any
 
-from carv_3d.errors import CarvError
+from carv_3d.core.options import Options
+from carv_3d.core.schedule import refuse_flows
+from carv_3d.errors import CarvError, shown
 from carv_3d.io import structured
+from carv_3d.io.files import open_file
+from carv_3d.io.tensor_files import read_header
 from carv_3d.teachers.families import FAMILIES, STABLE_DIFFUSION, Family
+from carv_3d.teachers.model_config import (
+    SchedulerConfig,
+    TextConfig,
+    TokenizerConfig,
+    UNetConfig,
+    VAEConfig,
+    check_config,
+    check_scheduler_class,
+)
 
 WEIGHT_STEMS = {
     "unet": "diffusion_pytorch_model",
@@ -19,6 +34,7 @@ WEIGHT_STEMS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+HALF = ".fp16"  # in the names of weights that were saved in half precision next to others
 BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model"}
 FIX = (
     "name a local diffusers folder (the one that holds model_index.json) as the model (in a configuration: "
@@ -34,6 +50,7 @@ class WrongFamily(CarvError):
 
 def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
     """Raises CarvError, naming the file, unless `folder` is a whole model of the family."""
+    _check_outer(folder)
     index_file = folder / "model_index.json"
     index = read_json(index_file)
     check_family(folder, family)
@@ -46,16 +63,37 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
             pipeline = index.get("_class_name", "pipeline")
             why = f"it holds a {pipeline} whose {part} is a {actual}, where {family.name} has a {expected}"
             raise CarvError(_bad(index_file, why))
-    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
+    _check_scheduler(folder, _class_name(index, "scheduler"))
+    unet, vae = read_config(folder, "unet", UNetConfig), read_config(folder, "vae", VAEConfig)
     _check_unet(folder / "unet" / "config.json", unet, vae, family)
-    for part in family.text_encoders:
-        read_json(folder / part / "config.json")
-    _check_prediction_type(folder)
     for part in family.classes:
         for file in weight_files(folder, part):
             check_weight_file(file)
-    for part in family.tokenizers:
-        _check_tokenizer(folder / part)
+    for part, tokenizer in zip(family.text_encoders, family.tokenizers):
+        size = read_config(folder, part, TextConfig).get("vocab_size", TextConfig.vocab_size)
+        _check_tokenizer(folder / tokenizer, size)
+
+
+def _check_outer(folder: Path) -> None:
+    inside = sorted(path.parent for path in (folder / "snapshots").glob("*/model_index.json"))
+    if inside:
+        raise CarvError(
+            f"{folder} is the outer folder of a hub's cache: name the model's folder in snapshots/, {inside[0]}."
+        )
+
+
+def read_config(folder: Path, part: str, kind: type[Options]) -> dict[str, Any]:
+    """A part's config.json, with the values of `kind` checked; CarvError names file, key, value and what is due."""
+    return _checked(folder / part / "config.json", kind)
+
+
+def _checked(file: Path, kind: type[Options]) -> dict[str, Any]:
+    values = read_json(file)
+    try:
+        check_config(values, kind)
+    except CarvError as error:
+        raise CarvError(_bad(file, str(error).rstrip("."))) from None
+    return values
 
 
 def _class_name(index: dict[str, Any], part: str) -> Any:
@@ -81,48 +119,55 @@ def check_family(folder: Path, family: Family) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; CarvError if it is missing, empty, cut off or not an object."""
-    if not file.is_file():
+    """The object in a JSON file; CarvError if it is missing, empty, cut off, no regular file or not an object."""
+    if not os.path.lexists(file):
         raise CarvError(_bad(file, "it is missing"))
     value: dict[str, Any] = structured.read_json(file, MEND)
     return value
 
 
 def weight_files(folder: Path, part: str) -> list[Path]:
-    """The weight files of a part: safetensors before .bin, shards by their index."""
+    """The weight files of a part: safetensors before .bin, half precision where there is nothing else; shards by index.
+
+    A hub's models often have both `NAME.safetensors` and `NAME.fp16.safetensors`, and some the second alone.
+    """
     here = folder / part
-    for stem, suffix in ((WEIGHT_STEMS[part], ".safetensors"), (BIN_STEMS[part], ".bin")):
-        if (here / f"{stem}{suffix}").is_file():
-            return [here / f"{stem}{suffix}"]
-        index = here / f"{stem}{suffix}.index.json"
-        if index.is_file():
-            return sorted({here / name for name in read_json(index).get("weight_map", {}).values()})
+    stems = ((WEIGHT_STEMS[part], ".safetensors"), (BIN_STEMS[part], ".bin"))
+    for variant, (stem, suffix) in itertools.product(("", HALF), stems):
+        if os.path.lexists(here / f"{stem}{variant}{suffix}"):
+            return [here / f"{stem}{variant}{suffix}"]
+        index = here / f"{stem}{suffix}.index{variant}.json"
+        if os.path.lexists(index):
+            return _shards(index)
     raise CarvError(_bad(here / f"{WEIGHT_STEMS[part]}.safetensors", "it is missing (nor is there a .bin)"))
 
 
+def weight_variant(files: list[Path]) -> str | None:
+    """The `variant` by which the libraries load these files: "fp16", or None."""
+    return HALF[1:] if any(HALF in file.name for file in files) else None
+
+
+def _shards(index: Path) -> list[Path]:
+    shards = read_json(index).get("weight_map")
+    names = set(shards.values()) if isinstance(shards, dict) and all(map(_is_name, shards.values())) else set()
+    if not names:
+        raise CarvError(_bad(index, "its weight_map must name a file next to it for each tensor"))
+    return sorted(index.parent / name for name in names)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).name == value
+
+
 def check_weight_file(file: Path) -> None:
-    """CarvError if the file is missing, a git-lfs pointer, or shorter than its own header says."""
-    if not file.is_file():
+    """CarvError if the file is missing, no regular file, a git-lfs pointer, or shorter than its own header says."""
+    if not os.path.lexists(file):
         raise CarvError(_bad(file, "it is missing"))
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(64)
-        if head.startswith(b"version https://git-lfs"):
+    with open_file(file, MEND) as stream:
+        if stream.read(64).startswith(b"version https://git-lfs"):
             raise CarvError(_bad(file, "it is a git-lfs pointer, not the weights (run `git lfs pull`)"))
-        if file.suffix != ".safetensors":
-            return
-        length = int.from_bytes(head[:8], "little")
-        if size < 8 or 8 + length > size:
-            raise CarvError(_bad(file, f"it is cut off at {size} bytes"))
-        stream.seek(8)
-        try:
-            header = structured.parse_json(stream.read(length).decode("utf-8"), str(file))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CarvError(_bad(file, "its safetensors header is not readable")) from error
-    whole = 8 + length + max(ends, default=0)
-    if size < whole:
-        raise CarvError(_bad(file, f"it is cut off: {size} bytes of {whole}"))
+    if file.suffix == ".safetensors":
+        read_header(file, MEND)
 
 
 def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any], family: Family) -> None:
@@ -145,20 +190,35 @@ def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any], family: F
             raise CarvError(_bad(file, why))
 
 
-def _check_prediction_type(folder: Path) -> None:
+def _check_scheduler(folder: Path, named: Any) -> None:
+    """CarvError unless the model was trained on z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, to predict eps or v."""
     file = folder / "scheduler" / "scheduler_config.json"
-    kind = read_json(file).get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "v_prediction"):
-        raise CarvError(_bad(file, f"prediction_type is {kind!r}, not epsilon or v_prediction"))
+    config = read_json(file)
+    for name in (config.get("_class_name"), named):
+        refuse_flows(config, name if isinstance(name, str) else "")
+        try:
+            check_scheduler_class(name)
+        except CarvError as error:
+            raise CarvError(_bad(file, str(error))) from None
+    _checked(file, SchedulerConfig)
 
 
-def _check_tokenizer(here: Path) -> None:
+def _check_tokenizer(here: Path, size: int) -> None:
+    """size: of the text encoder's vocabulary."""
     pair = [here / "vocab.json", here / "merges.txt"]
     if not (here / "tokenizer.json").is_file() and not all(file.is_file() for file in pair):
         raise CarvError(_bad(pair[0], "it is missing (the tokenizer needs vocab.json and merges.txt)"))
-    for file in (here / "vocab.json", here / "tokenizer.json"):
-        if file.is_file():
-            read_json(file)
+    read = {file.name: read_json(file) for file in sorted(here.glob("*.json"))}
+    if os.path.lexists(pair[1]):
+        structured.read_text(pair[1], MEND)
+    if "tokenizer_config.json" in read:
+        _checked(here / "tokenizer_config.json", TokenizerConfig)
+    model = read.get("tokenizer.json", {}).get("model", {})
+    for name, words in (("vocab.json", read.get("vocab.json", {})), ("tokenizer.json", model.get("vocab", {}))):
+        for word, number in words.items():
+            if type(number) is not int or not 0 <= number < size:
+                due = f"a whole number below {size}, the words of the text encoder"
+                raise CarvError(_bad(here / name, f"the word {shown(word)} has {shown(number)}, and {due}, is due"))
 
 
 def _bad(file: Path, why: str) -> str:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carv_3d.errors import CarvError
+from carv_3d.io.structured import RESTORE
+from carv_3d.io.tensor_files import load_tensors
 from carv_3d.scenes.view_phrases import FINE_PHRASES, OVERHEAD, view_phrase
 from carv_3d.tiny.autoencoder import light_backgrounds
 from carv_3d.tiny.vocabulary import COLORS, MATERIALS, OBJECTS
@@ -71,18 +73,14 @@ class Classifier(nn.Module):
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Classifier:
         """The trained classifier, frozen; CarvError where its weights are missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         if not path.exists():
             raise CarvError(f"the classifier's weights {path} are missing; run python -m carv_3d.tiny.classifier")
         classifier = cls()
+        weights = load_tensors(path, RESTORE)
         try:
-            classifier.load_state_dict(
-                {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-            )
-        except (SafetensorError, RuntimeError) as error:
-            raise CarvError(f"the classifier's weights {path} are damaged; restore the file") from error
+            classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        except RuntimeError as error:
+            raise CarvError(f"the classifier's weights {path} are damaged; {RESTORE}") from error
         return classifier.eval().requires_grad_(False)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from carv_3d.errors import CarvError
 from carv_3d.io import structured
+from carv_3d.io.files import MissingFileError
 from carv_3d.io.structured import (
-    MissingFileError,
     differing_keys,
     look_up,
     parse_json,
@@ -40,7 +40,7 @@ def test_what_no_reader_takes(kind: str, tmp_path: Path) -> None:
     assert refusal(read, path).endswith("is missing; fetch it again")
     with pytest.raises(MissingFileError):
         read(path, "")
-    assert "Is a directory" in refusal(read, tmp_path)
+    assert "is a folder, and a file is due; fetch it again" in refusal(read, tmp_path)
     path.write_bytes(b"a: \xff")
     assert "is not text in UTF-8; fetch it again" in refusal(read, path)
 

@@ -100,6 +100,18 @@ def test_a_checkpoint_cannot_run_code(path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "it ran").exists()
 
 
+def test_one_that_holds_nothing_or_is_no_file_is_damaged(tmp_path: Path) -> None:
+    contents: list[Any] = [{"format": 1, "state": {}}, {"format": 1, "state": [1]}, {"format": "x", "state": {"a": 1}}]
+    for content in (*contents, [1], {}):
+        torch.save(content, tmp_path / "checkpoint")
+        with pytest.raises(CarvError, match=r"no checkpoint in .* can be read: checkpoint"):
+            load_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint").unlink()
+    os.mkfifo(tmp_path / "checkpoint")  # which would be waited for
+    with pytest.raises(CarvError, match="can be read: checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
 def test_a_newer_format_is_refused(path: Path) -> None:
     torch.save({"format": 2, "state": {}}, path)
     with pytest.raises(CarvError, match="newer carv_3d"):

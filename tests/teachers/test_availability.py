@@ -74,12 +74,12 @@ def edit(file: Path, **values: Any) -> None:
         (
             lambda f: cut(f / "unet" / "diffusion_pytorch_model.safetensors"),
             "unet/diffusion_pytorch_model.safetensors",
-            "it is cut off: 280808 bytes of 281808",
+            "is cut off: 280808 bytes of 281808",
         ),
         (
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"12"),
             "vae/diffusion_pytorch_model.safetensors",
-            "it is cut off at 2 bytes",
+            "is cut off at 2 bytes",
         ),
         (
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),

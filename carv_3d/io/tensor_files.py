@@ -1,0 +1,109 @@
+"""Files of tensors that may come from anywhere: safetensors and torch's own, read as data and never run as code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from carv_3d.errors import CarvError, first_line
+from carv_3d.io.files import open_file
+from carv_3d.io.structured import parse_json
+
+if TYPE_CHECKING:  # a header is read without torch
+    from torch import Tensor
+
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+class TensorHead(NamedTuple):
+    """What a safetensors header says of a tensor: its type, such as "F32", and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path, fix: str) -> dict[str, TensorHead]:
+    """The header of a safetensors file: each tensor by name. The tensors are not read.
+
+    Raises:
+        CarvError: the file is cut off, or its header is none; ends in `fix`.
+    """
+    with open_file(path, fix) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or 8 + length > size:
+            raise CarvError(f"{path} is cut off at {size} bytes; {fix}")
+        head = handle.read(min(length, MAX_HEADER + 1))
+    name = f"the header of {path}"
+    if length > MAX_HEADER:
+        raise CarvError(f"{name} has {length} bytes, more than a safetensors file may have; {fix}")
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError:
+        raise CarvError(f"{name} is not text in UTF-8; {fix}") from None
+    entries = {k: v for k, v in parse_json(text, name, fix).items() if k != "__metadata__"}
+    tensors = {key: _tensor_head(entry, f"{key[:80]!r} in {name}", fix) for key, entry in entries.items()}
+    whole = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if size < whole:
+        raise CarvError(f"{path} is cut off: {size} bytes of {whole}; {fix}")
+    return tensors
+
+
+def _tensor_head(entry: Any, name: str, fix: str) -> TensorHead:
+    entry = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and _counts(shape) and _counts(offsets) and len(offsets) == 2):
+        raise CarvError(f"{name} must have dtype (text), shape and data_offsets (lists of whole numbers); {fix}")
+    return TensorHead(dtype, tuple(shape))
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def load_tensors(path: Path, fix: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a file of torch's, by name, on the CPU.
+
+    Raises:
+        CarvError: the file is damaged, or holds anything else than tensors by name; ends in `fix`.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            read_header(path, fix)
+            return load_file(str(path))
+        tensors = load_plain(path, fix)
+    except CarvError:
+        raise
+    except Exception as error:  # the library's kinds: SafetensorError, RuntimeError and more
+        raise CarvError(f"{path} is damaged ({first_line(error, 80)}); {fix}") from error
+    from torch import Tensor
+
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CarvError(f"{path} does not hold tensors by name; {fix}")
+    return tensors
+
+
+def load_plain(path: Path, fix: str) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors, containers, numbers and text alone, so that no code is run.
+
+    Raises what torch does for a damaged file, and CarvError as `open_file`.
+    """
+    import torch
+
+    with open_file(path, fix) as handle:
+        return torch.load(handle, map_location="cpu", weights_only=True)
+
+
+def check_finite(tensors: dict[str, Tensor], name: str, fix: str) -> None:
+    """CarvError, ending in `fix`, where a floating-point tensor of `name` holds NaN or infinity."""
+    import torch
+
+    for key, value in tensors.items():
+        # a sum is quick, and finite where all numbers are; it can overflow, so what it points at is looked at
+        if value.is_floating_point() and value.numel() and not torch.isfinite(value.sum(dtype=torch.float32)):
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                raise CarvError(f"{name}: {key} holds {bad} numbers that are NaN or infinite; {fix}")
