@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from bench import run_script, script_parser
 
-from carv_3d.cli.compare import ENGINES
 from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
+from carv_3d.compare.request import EngineOptions
 from carv_3d.compare.sweep import Sweep
 from carv_3d.compare.time_to_target import TimeToTarget
 from carv_3d.errors import CarvError
@@ -131,7 +131,7 @@ def main() -> int:
     )
     parser.add_argument("--points", type=int, default=20, help="evaluations of each run")
     parser.add_argument("--work", type=Path, default=Path("outputs/convergence"))
-    parser.add_argument("--engine", choices=ENGINES, default="local")
+    parser.add_argument("--engine", choices=EngineOptions.declared()["engine"].choices, default="local")
     parser.add_argument("--address", help="of a Ray cluster")
     parser.add_argument("--workers", type=int, help="of a Ray that is begun here")
     o = parser.parse_args()

@@ -15,10 +15,10 @@ The command `carv` and `generate`, `variance`, `compare`, `attribution` and `dis
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from carv_3d.lazy import lazily
 from carv_3d.version import __version__
 
 if TYPE_CHECKING:
@@ -34,20 +34,22 @@ if TYPE_CHECKING:
     from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
     from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 
-_HOMES = {
-    "core": ("CarvEstimator", "CostMeter", "Draws", "Estimate", "EstimatorOptions", "NoiseSchedule", "sds_loss"),
-    "errors": ("CarvError",),
-    "generate.config": ("load_config",),
-    "guidance": ("GuidanceOptions", "GuidanceOutput", "SDSGuidance"),
-    "guidance.vsd": ("VSDGuidance",),
-    "guidance.vsd_options": ("VSDOptions",),
-    "teachers.base": ("Teacher",),
-    "teachers.gaussian": ("GaussianTeacher",),
-    "teachers.lora_score": ("LoraScore",),
-    "teachers.stable_diffusion": ("StableDiffusionTeacher",),
-    "teachers.stable_diffusion_xl": ("StableDiffusionXLTeacher",),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_attribute = lazily(
+    __name__,
+    {
+        "core": "CarvEstimator CostMeter Draws Estimate EstimatorOptions NoiseSchedule sds_loss",
+        "errors": "CarvError",
+        "generate.config": "load_config",
+        "guidance": "GuidanceOptions GuidanceOutput SDSGuidance",
+        "guidance.vsd": "VSDGuidance",
+        "guidance.vsd_options": "VSDOptions",
+        "teachers.base": "Teacher",
+        "teachers.gaussian": "GaussianTeacher",
+        "teachers.lora_score": "LoraScore",
+        "teachers.stable_diffusion": "StableDiffusionTeacher",
+        "teachers.stable_diffusion_xl": "StableDiffusionXLTeacher",
+    },
+)
 
 __all__ = [
     "CarvError",
@@ -75,17 +77,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The names above, when asked for: importing the package alone does not load torch."""
-    if name in _HOME:
-        from carv_3d.errors import packages
+    from carv_3d.errors import packages
 
-        with packages("generate" if name == "load_config" else "teachers"):
-            value = globals()[name] = getattr(importlib.import_module(f"carv_3d.{_HOME[name]}"), name)
-        return value
-    import difflib
-
-    near = difflib.get_close_matches(name, __all__, 1)
-    hint = f"; did you mean {near[0]}?" if near and not name.startswith("_") else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    with packages("generate" if name == "load_config" else "teachers"):
+        return _attribute(name)
 
 
 def __dir__() -> list[str]:

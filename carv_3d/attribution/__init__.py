@@ -7,19 +7,15 @@ by default. `benchmarks/attribution_digits.py` compares with both (docs/results/
 
 from __future__ import annotations
 
-from carv_3d.attribution.features import FeatureMaker
-from carv_3d.attribution.model import GradientModel
-from carv_3d.attribution.options import FeatureOptions, GroupedDrawOptions
-from carv_3d.attribution.scores import (
-    Scores,
-    bilinear,
-    choose_ridge,
-    cosine,
-    kernel,
-    relatif,
-    tracin,
-    trak,
-)
+from typing import TYPE_CHECKING
+
+from carv_3d.lazy import lazily
+
+if TYPE_CHECKING:
+    from carv_3d.attribution.features import FeatureMaker
+    from carv_3d.attribution.model import GradientModel
+    from carv_3d.attribution.options import FeatureOptions, GroupedDrawOptions
+    from carv_3d.attribution.scores import Scores, bilinear, choose_ridge, cosine, kernel, relatif, tracin, trak
 
 __all__ = [
     "FeatureMaker",
@@ -35,3 +31,13 @@ __all__ = [
     "tracin",
     "trak",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "features": "FeatureMaker",
+        "model": "GradientModel",
+        "options": "FeatureOptions GroupedDrawOptions",
+        "scores": "Scores bilinear choose_ridge cosine kernel relatif tracin trak",
+    },
+)

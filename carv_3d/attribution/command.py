@@ -6,14 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +21,6 @@ from carv_3d.attribution.encoded import EncodedImages, embed, encode_images
 from carv_3d.attribution.features import FeatureMaker
 from carv_3d.attribution.images import FolderImages, TinyImages, TrainingImages
 from carv_3d.attribution.model import GradientModel
-from carv_3d.attribution.options import FeatureOptions, GroupedDrawOptions, ProjectionOptions
 from carv_3d.attribution.queries import (
     Query,
     check_words,
@@ -33,12 +30,10 @@ from carv_3d.attribution.queries import (
     run_model,
     run_query,
 )
+from carv_3d.attribution.request import GROUPS, METHODS, QUERY_GROUPS, AttributeOptions, check_data
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
 from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
-from carv_3d.config.request import ModelOptions, OutOptions, TextOptions
-from carv_3d.core.options import DrawOptions, check_draws, option
-from carv_3d.errors import CarvError
 from carv_3d.io.files import (
     check_cache,
     check_writable,
@@ -55,91 +50,6 @@ from carv_3d.runs.progress import Display, StopSignals, duration
 from carv_3d.runs.request import new_folder
 from carv_3d.teachers.availability import DEFAULT_MODEL
 from carv_3d.tiny.knowledge import model_knowledge
-
-METHODS = {  # name -> the output of its features, what the page says
-    "cosine": ("loss", "the cosine between gradients of the loss"),
-    "relatif": ("loss", "RelatIF: the cosine between gradients of the loss, in the metric of TRAK's inverse kernel"),
-    "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularised kernel"),
-    "d-trak": ("mean-squared-l2-norm", "D-TRAK: as TRAK, with gradients of the output's squared norm"),
-}
-MAX_KERNEL = 2**14  # 2 GiB in float64
-GROUPS, QUERY_GROUPS = 2, 8  # independent groups of the draws of a training image, and of a query's
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttributeOptions(
-    ProjectionOptions,
-    DrawOptions,
-    ModelOptions,
-    TextOptions,
-    OutOptions,
-    defaults={"num_draws": 8, "antithetic": True},
-    kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
-    renamed={"draws": "num_draws", "data": "training_images"},
-):
-    """What `carv attribute` is asked. Raises CarvError, naming the option, for a value that cannot be meant."""
-
-    query: str
-    training_images: str = option("tiny", "tiny (carv-tiny's), or a folder.")
-    items: int | None = option(
-        None, "How many of them, the first ones; unless given, 2000 of carv-tiny's, all of a folder.", least=1
-    )
-    query_draws: int = option(64, "Draws per image of the query.", least=1)
-    views: int = option(4, "Images that stand for a prompt or an asset.", least=1)
-    method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
-    resize: bool = option(False, "Cut and scale images of another size.")
-    store: Path | None = option(None, "Where latents and features are kept for the next query.")
-    shard: str = option(
-        "", "I/N: make this share of the gradients, from 0, and stop; processes with one store share them."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.method != "cosine" and (self.dim or 0) > MAX_KERNEL:
-            raise CarvError(
-                f"dim is {self.dim}; with {self.method} it must be at most {MAX_KERNEL}: its kernel has dim² numbers."
-            )
-        unit = QUERY_GROUPS * (2 if self.antithetic else 1)
-        if self.query_draws % unit:
-            groups = f"{QUERY_GROUPS} groups{' of pairs' if self.antithetic else ''}"
-            raise CarvError(f"query_draws is {self.query_draws}; it must be a multiple of {unit} ({groups}).")
-        if self.shard and not re.fullmatch(r"\d+/\d+", self.shard):
-            raise CarvError(f"shard is {self.shard!r}; it must be I/N, such as 0/2 for the first of two.")
-        if not 0 <= self.share[0] < self.share[1]:
-            raise CarvError(f"shard is {self.shard!r}; shares count from 0, so the last is {self.share[1] - 1}.")
-        if self.model is not None:
-            check_data(self.training_images, self.model)
-
-    def _check_layout(self) -> None:
-        check_draws(self.K, self.antithetic, GROUPS)
-
-    @property
-    def share(self) -> tuple[int, int]:
-        """(first, count): of `count` shares, numbered from 0, this process does `first`."""
-        first, _, count = (self.shard or "0/1").partition("/")
-        return int(first), int(count)
-
-    @property
-    def features(self) -> FeatureOptions:
-        """Of the training images."""
-        return self._features(self.K, GROUPS)
-
-    @property
-    def query_features(self) -> FeatureOptions:
-        """Of the query, whose draws fall into groups that give its standard error."""
-        return self._features(self.query_draws, QUERY_GROUPS)
-
-    def _features(self, num_draws: int, groups: int) -> FeatureOptions:
-        draws = GroupedDrawOptions(
-            num_draws=num_draws, groups=groups, stratify=self.stratify, antithetic=self.antithetic
-        )
-        return FeatureOptions(draws=draws, output=METHODS[self.method][0], dim=self.dim, seed=self.seed)
-
-
-def check_data(data: str, model: str) -> None:
-    """Raises CarvError where the images of carv-tiny cannot be the model's; a local folder may hold one like it."""
-    if data == "tiny" and not model_knowledge(model).training_data and not expanded(model).exists():
-        raise CarvError(f"the images of carv-tiny did not train {model}: name its own with --training-images FOLDER.")
 
 
 def cache_folder() -> Path:

@@ -8,7 +8,14 @@ from typing import Any, Literal
 from carv_3d.attribution.losses import LOSSES
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.designs import Design
-from carv_3d.core.options import DrawOptions, SeedOptions, StepOptions, WeightingOptions, check_draws, option
+from carv_3d.core.options import (
+    DrawOptions,
+    ProjectionOptions,
+    StepOptions,
+    WeightingOptions,
+    check_draws,
+    option,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +45,6 @@ class GroupedDrawOptions(
     def per_group(self) -> int:
         """Draws in each group."""
         return self.K // self.groups
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectionOptions(SeedOptions):
-    """The random projection of gradients."""
-
-    dim: int | None = option(2048, "Numbers that the gradient is projected to; null keeps the whole gradient.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from carv_3d.attribution.request import AttributeOptions
 from carv_3d.cli.parser import OldForm, Parser, command, flags, the_word
 
 EXAMPLE = 'carv attribute "a red mug"'
-HELP = f"""carv attribute QUERY [--model FOLDER] [--training-images FOLDER] [--items N] [--method NAME]
-       [--views N] [--prompt TEXT] [--resize] [--store DIR] [--shard I/N] [--seed N] [--out DIR]
-       [key=value ...]
+HELP = f"""carv attribute QUERY [--flag VALUE ...] [key=value ...]
 
 Find the training images that most influenced an image, a prompt or an asset: a page and a table.
 
@@ -29,31 +28,21 @@ OLD_FORMS = (
 )
 
 
-def _parser() -> Parser:
-    parser = Parser("carv attribute", HELP, OLD_FORMS)
-    parser.add_argument("--model", metavar="FOLDER", help="a diffusers folder or hub id (default: carv-tiny)")
-    parser.add_argument("--training-images", metavar="FOLDER",
-                        help="images that the model was trained on (default: tiny, carv-tiny's)")  # fmt: skip
-    parser.add_argument("--items", type=int, metavar="N", help="the first N of them (default: 2000 of carv-tiny's)")
-    parser.add_argument("--method", metavar="NAME", help="relatif, trak, d-trak or cosine (default: relatif)")
-    parser.add_argument("--views", type=int, metavar="N", help="images made of a prompt or run (default: 4)")
-    parser.add_argument("--prompt", metavar="TEXT", help="the text that an image was made from")
-    parser.add_argument("--resize", action="store_true", default=None, help="cut and scale images of another size")
-    parser.path("--store", metavar="DIR", help="where gradients are kept (default: the cache)")
-    parser.add_argument("--shard", metavar="I/N", help="compute this share of the gradients alone")
-    parser.seed()
-    parser.path("--out", metavar="DIR", help="the folder (default: outputs/attribution-<query>)")
-    return parser
+def parser() -> Parser:
+    """Of `carv attribute`'s arguments."""
+    made = Parser("carv attribute", HELP, OLD_FORMS)
+    names = ("model", "training_images", "items", "method", "views", "prompt", "resize", "store", "shard", "seed")
+    made.declare(AttributeOptions, *names, "out")
+    return made
 
 
-@command(_parser)
+@command(parser)
 def main(args: argparse.Namespace) -> int:
     """`carv attribute`: see its --help."""
     missing = "query is missing; name an image, the folder of a run, or a prompt"
     query = the_word(args.words, "queries", EXAMPLE, missing)
-    named = {name: value for name, value in flags(args).items() if value is not None}
-    from carv_3d.attribution.command import AttributeOptions, attribute
+    from carv_3d.attribution.command import attribute
     from carv_3d.config.reader import read_options, read_words
 
     given = read_words(args.options, AttributeOptions(query=query))
-    return attribute(read_options(AttributeOptions(query=query), {**given, **named}))
+    return attribute(read_options(AttributeOptions(query=query), {**given, **flags(args)}))

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+from carv_3d.cli import attribute, compare, distill, generate, variance
 from carv_3d.cli.parser import Parser, command
+from carv_3d.core.options import Option
 from carv_3d.errors import CarvError
 
 # name -> (module, class, who reads it)
 TABLES = {
     "generate": ("carv_3d.generate.config", "Config", "carv generate, carv variance and carv compare"),
     "distill": ("carv_3d.distill.options", "DistillOptions", "carv distill"),
-    "attribute": ("carv_3d.attribution.command", "AttributeOptions", "carv attribute"),
+    "attribute": ("carv_3d.attribution.request", "AttributeOptions", "carv attribute"),
     "vsd": ("carv_3d.guidance.vsd_options", "VSDOptions", "variational score distillation (library, threestudio)"),
     "estimator": ("carv_3d.core.estimator", "EstimatorOptions", "CarvEstimator and sds_loss (library)"),
 }
+#: Of the commands whose flags options declare.
+PARSERS = (
+    generate.parser, variance.parser, compare.parser, attribute.parser, distill.parser, distill.variance_parser
+)  # fmt: skip
 HELP = f"""carv options [COMMAND [WORD]]
 
 List options: their names, defaults and meaning.
@@ -39,13 +47,14 @@ A *schedule* is a number that changes with training: `[v0, v1, end]`, `[start, v
 """
 
 
-def _parser() -> Parser:
-    parser = Parser("carv options", HELP)
-    parser.add_argument("--markdown", action="store_true", help="all of them, as docs/OPTIONS.md has them")
-    return parser
+def parser() -> Parser:
+    """Of `carv options`' arguments."""
+    made = Parser("carv options", HELP)
+    made.add_argument("--markdown", action="store_true", help="All of them, as docs/OPTIONS.md has them")
+    return made
 
 
-@command(_parser)
+@command(parser)
 def main(args: argparse.Namespace) -> int:
     """`carv options`: see its --help."""
     if args.markdown:
@@ -68,16 +77,23 @@ def markdown() -> str:
     parts = [HEAD]
     for name, (_, _, readers) in TABLES.items():
         parts.append(f"\n## {name}\n\nRead by {readers}.\n")
-        group: str | None = None
-        for key, default, due, text in _rows(name):
-            path, _, last = key.rpartition(".")
-            if path != group:
-                heading = f"\n### {path}\n" if path else ""
-                parts.append(f"{heading}\n| option | default | takes | meaning |\n|---|---|---|---|\n")
-                group = path
-            cells = (f"`{last}`", f"`{default}`", due, text)
-            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+        by_path = itertools.groupby(_rows(name), lambda row: row[0].rpartition(".")[0])
+        for path, rows in by_path:
+            parts.append(f"\n### {path}\n" if path else "")
+            parts.append(_table("option", ((key.rpartition(".")[2], *more) for key, *more in rows)))
+    parts.append("\n## Flags\n")
+    for made in (parser() for parser in PARSERS):
+        rows = (_row(flag, declared, declared.default) for flag, declared in made.options.items())
+        parts += [f"\n### {made.prog}\n", _table("flag", rows)]
     return "".join(parts)
+
+
+def _table(what: str, rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"\n| {what} | default | takes | meaning |", "|---|---|---|---|"]
+    for name, default, *words in rows:
+        cells = (f"`{name}`", f"`{default}`", *words)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _rows(name: str) -> Iterator[tuple[str, str, str, str]]:
@@ -88,5 +104,9 @@ def _rows(name: str) -> Iterator[tuple[str, str, str, str]]:
     rows = [(key, declared, value) for key, declared, value in options.walk() if not declared.is_group]
     for key, declared, value in sorted(rows, key=lambda row: row[0].rpartition(".")[0]):
         if declared.help:
-            shown = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-            yield key, shown, declared.due, declared.help
+            yield _row(key, declared, value)
+
+
+def _row(name: str, declared: Option, value: Any) -> tuple[str, str, str, str]:
+    shown = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return name, shown, declared.due, declared.help

@@ -11,15 +11,19 @@ briefly, but none reads key=value words between positional ones, and this file w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import functools
 import re
 import shlex
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from carv_3d.core.kinds import members
+from carv_3d.core.options import Option, Options
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 
@@ -41,33 +45,37 @@ class Parser(argparse.ArgumentParser):
         usage, description, *end = text.split("\n\n", 2)
         super().__init__(prog, usage or None, description, "".join(end), formatter_class=form, allow_abbrev=False)
         self.old_forms, self.takes_words = old_forms, takes_words
+        self.options: dict[str, Option] = {}  # flag -> what it sets
 
     def error(self, message: str) -> NoReturn:
         """Raise CarvError in place of an exit."""
         raise CarvError(f"{message[0].lower()}{message[1:]}; see {self.prog} --help")
 
-    def path(self, flag: str, **more: Any) -> None:
-        """A flag that takes a path; ~ is the home folder, also in --flag=~/x."""
-        self.add_argument(flag, type=_path, **more)
+    def declare(self, kind: type[Options], *names: str, group: str = "", repeated: bool = False) -> None:
+        """Flags that set options of a class: help, default, kind, range and choices are those declared there.
 
-    def run_flags(self, out: str, parts: str) -> None:
-        """The flags of a command that makes a run: folder, seed, resume and dry run."""
-        self.path("--out", metavar="DIR", help=f"the folder (default: {out})")
-        self.seed()
-        self.add_argument("--resume", action="store_true", help="continue the run in the folder")
-        self.add_argument("--dry-run", action="store_true", help=f"show {parts}, time and memory; write nothing")
+        A flag that is not given is not among the arguments, so that the class's default holds.
 
-    def seed(self) -> None:
-        """The flag of the seed."""
-        self.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+        Args:
+            kind: the class.
+            names: of options, which the flags have too; `draws=K` names the flag of K --draws.
+            group: a heading above them in the help.
+            repeated: a list is given by a flag for each of its texts, in place of commas.
+        """
+        place = self.add_argument_group(group) if group else self
+        for word, _, name in (name.partition("=") for name in names):
+            declared, flag = kind.declared()[name or word], f"--{word.replace('_', '-')}"
+            self.options[flag] = declared
+            several = repeated and _items(declared.kind) is not None
+            more: dict[str, Any] = {"action": "append" if several else "store", "metavar": _metavar(declared, several)}
+            if declared.kind is bool:
+                more = {"action": "store_true"}
+            text = _help(declared, several)
+            place.add_argument(flag, dest=declared.name, default=argparse.SUPPRESS, help=text, **more)
 
-    def numbers(self, flag: str, **more: Any) -> None:
-        """A flag that takes whole numbers joined by commas."""
-        self.add_argument(flag, type=whole_numbers, metavar="N,N", **more)
-
-    def names(self, flag: str, default: Sequence[str], **more: Any) -> None:
-        """A flag that takes names joined by commas."""
-        self.add_argument(flag, type=lambda text: tuple(text.split(",")), default=tuple(default), metavar="A,B", **more)
+    def dry_run(self, parts: str) -> None:
+        """The flag --dry-run."""
+        self.add_argument("--dry-run", action="store_true", help=f"Show {parts}, time and memory; write nothing")
 
     def read(self, words: Sequence[str]) -> argparse.Namespace | None:
         """The arguments, with `words`, the positional ones, `options`, those of key=value, and `given`, both.
@@ -87,6 +95,10 @@ class Parser(argparse.ArgumentParser):
         except SystemExit:  # --help; mistakes are CarvErrors
             return None
         self.refuse_unknown(rest if self.takes_words else [*rest, *args.words, *literal])
+        for flag, declared in self.options.items():
+            if declared.name in args:
+                value = _read(getattr(args, declared.name), declared.kind)
+                setattr(args, declared.name, declared.check(value, flag))
         args.command, args.given = shlex.join([*self.prog.split(), *words]), [*args.words, *literal]
         args.options = [w for w in args.words if re.match(r"[A-Za-z_][\w.]*=", w)]
         args.words = [w for w in args.words if w not in args.options] + literal
@@ -117,7 +129,7 @@ def command(parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Namesp
 
 
 def flags(args: argparse.Namespace) -> dict[str, Any]:
-    """A command's own flags with their values, without what `Parser.read` adds."""
+    """The flags that were given with their values, without what `Parser.read` adds."""
     return {name: value for name, value in vars(args).items() if name not in ("words", "options", "given", "command")}
 
 
@@ -139,24 +151,40 @@ def one_word(words: Sequence[str], what: str, example: str) -> str | None:
     return words[0] if words else None
 
 
-def check_budget(seconds: float, flag: str) -> None:
-    """CarvError unless a number of seconds is above 0 and finite."""
-    if not 0 < seconds < float("inf"):
-        raise CarvError(f"{flag} is {seconds:g}; give seconds above 0, such as {flag} 60")
+def _read(word: Any, kind: Any) -> Any:
+    """A word of the command line as a value of the kind, where it reads as one; else as it is, for the check."""
+    item = _items(kind)
+    if item is not None:
+        return tuple(_read(part, item) for part in (word if isinstance(word, list) else word.split(",")))
+    for member in members(kind):
+        if member is Path:
+            return expanded(word)
+        if member in (int, float):
+            with contextlib.suppress(ValueError):
+                return member(word)
+    return word
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Read "4,1,2" as (1, 2, 4)."""
-    if not all(re.fullmatch("[0-9]+", part) for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers; join them by commas, such as 1,2,4")
-    return tuple(sorted({int(part) for part in text.split(",")}))
+def _items(kind: Any) -> Any:
+    """The kind of a list's items; None where it is none."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
 
 
-def _path(text: str) -> Path:
-    try:
-        return expanded(text)
-    except CarvError as error:  # a ValueError, in whose place argparse would say its own
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _metavar(declared: Option, repeated: bool) -> str:
+    item = _items(declared.kind)
+    if declared.choices or (item is not None and not repeated):
+        return "|".join(declared.choices) or ("N,N" if item is int else "A,B")
+    words = {int: "N", float: "NUMBER", Path: "PATH"}
+    return next((words[member] for member in members(declared.kind) if member in words), "TEXT")
+
+
+def _help(declared: Option, repeated: bool) -> str:
+    text = declared.help.removesuffix(".") + "; repeat it for several" * repeated
+    values = declared.default if isinstance(declared.default, tuple) else [declared.default]
+    default = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    if default not in ("None", "False", ""):
+        text += f" (default: {default})"
+    return text.replace("%", "%%")
 
 
 def _renewed(words: list[str], form: OldForm) -> list[str]:

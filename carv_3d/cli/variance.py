@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from carv_3d.cli.parser import OldForm, Parser, check_budget, command, flags, the_word
+from carv_3d.cli.parser import OldForm, Parser, command, flags, the_word
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
-from carv_3d.variance.methods import DEFAULT, WORDS
+from carv_3d.variance.methods import WORDS
+from carv_3d.variance.request import VarianceRequest
 
 EXAMPLE = "carv variance carv-tiny --prompt 'a red mug'"
 
@@ -21,9 +22,7 @@ def _from_grid(parts: list[str]) -> list[str]:
 
 
 METHOD_WORDS = "\n".join(f"  {name:<11} {word.help}" for name, word in WORDS.items())
-HELP = f"""carv variance CONFIG_OR_RUN [--prompt TEXT] [--methods A,B] [--renders N,N] [--draws N,N]
-       [--at N,N] [--budget SECONDS] [--tolerance SHARE] [--seed N] [--out DIR] [--resume]
-       [key=value ...]
+HELP = f"""carv variance CONFIG_OR_RUN [--flag VALUE ...] [key=value ...]
 
 Measure how noisy each estimator's gradient is, by source, how long a step takes, by phase,
 and what both together cost: tables, variance.csv and charts.
@@ -44,26 +43,16 @@ OLD_FORMS = (
 
 def parser() -> Parser:
     """Of `carv variance`'s arguments."""
-    p = Parser("carv variance", HELP, OLD_FORMS)
-    p.add_argument("--prompt", default="", metavar="TEXT", help="the prompt, where the configuration has none")
-    p.names("--methods", DEFAULT, help=f"estimators, see below (default: {','.join(DEFAULT)})")
-    p.numbers("--renders", dest="R", default=(1,), help="R, renders of a step (default: 1)")
-    p.numbers("--draws", dest="K", default=(1, 2, 4, 8), help="K, draws per render (default: 1,2,4,8)")
-    p.numbers("--at", default=(), help="steps of the run to measure at (default: 10, 50 and 90 %%; of a run, its end)")
-    p.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="of all measuring (default: 600)")
-    p.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE",
-                   help="stop once every cost is known to this share of it (default: 0.1)")  # fmt: skip
-    p.seed()
-    p.path("--out", metavar="DIR", help="the folder (default: outputs/variance-<prompt>)")
-    p.add_argument("--resume", action="store_true", help="continue what is in the folder")
-    return p
+    made = Parser("carv variance", HELP, OLD_FORMS)
+    names = ("prompt", "methods", "renders=R", "draws=K", "at", "budget", "tolerance", "seed", "out", "resume")
+    made.declare(VarianceRequest, *names)
+    return made
 
 
 @command(parser)
 def main(args: argparse.Namespace) -> int:
     """`carv variance`: see its --help."""
     source = the_word(args.words, "configurations or runs", EXAMPLE, "configuration or run is missing; name one")
-    check_budget(args.budget, "--budget")
-    from carv_3d.variance.command import VarianceRequest, run
+    from carv_3d.variance.command import run
 
     return run(VarianceRequest(source=expanded(source), overrides=args.options, **flags(args)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from carv_3d.compare.scored_run import RESULT
-from carv_3d.compare.sweep import Sweep, check, describe, open_folder
+from carv_3d.compare.sweep import Sweep, checked, describe, open_folder
 from carv_3d.io.files import slug
 from carv_3d.io.structured import read_json
 from carv_3d.runs.progress import Display
@@ -31,7 +31,7 @@ def run_sweep(
         CarvError: before any work, for a bad option, an unknown prompt, or a folder that holds something else.
     """
     display = display or Display()
-    check(sweep)
+    sweep = checked(sweep)
     if engine == "ray":
         from carv_3d.compare.ray_engine import check_ray
 

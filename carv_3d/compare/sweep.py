@@ -8,12 +8,14 @@ OUT/compare.html, *.csv, *.png       made from the runs, at the end
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from carv_3d.compare.methods import Method, method_key
+from carv_3d.compare.request import SweepOptions
 from carv_3d.compare.scored_run import RESULT, Length
+from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config
 from carv_3d.io.files import check_unused, explain_os_error, make_folder, slug, write_atomic
@@ -24,23 +26,17 @@ SPEC = "sweep.yaml"
 GROWING = ("prompts", "seeds")  # what may be added to a sweep that is there
 
 
-@dataclass
-class Sweep:
-    """What is run. budget: seconds of each run's training time, or None where `steps` is given instead.
+@dataclass(frozen=True)
+class Sweep(SweepOptions):
+    """What is run.
 
-    common: overrides of all methods, under their own; `config` lies under both. Schedules (timesteps, learning rate)
-    are laid over the budget, or over the steps, unless a method or `common` fixes trainer.max_steps.
+    `config` lies under `common`, and both under a method's own overrides. Schedules (timesteps, learning rate) are laid
+    over the budget, or over the steps, unless a method or `common` fixes trainer.max_steps.
     """
 
     prompts: list[str]
     methods: list[Method]
-    seeds: int = 1
-    budget: float | None = None
-    steps: int | None = None
-    points: int = 20
-    config: Path | None = None
-    common: list[str] = field(default_factory=list)
-    clip: str | None = None
+    common: list[str] = option(list, "Overrides of all methods.")
 
     @property
     def length(self) -> Length:
@@ -74,12 +70,17 @@ class Sweep:
         return replace(self.length, scheduled=not self.fixes_steps(method))
 
 
-def check(sweep: Sweep) -> None:
-    """Read every method's configuration for every prompt; CarvError for the first mistake."""
+def checked(sweep: Sweep) -> Sweep:
+    """The sweep with whole names of options; reads every method's configuration for every prompt.
+
+    Raises:
+        CarvError: for the first mistake.
+    """
     from carv_3d.generate.trainer import check_prompt
 
     common = [word.partition("=") for word in sweep.common]
-    sweep.common = [f"{method_key(key.strip(), 'all methods')}={value}" for key, _, value in common]
+    whole = [f"{method_key(key.strip(), 'all methods')}={value}" for key, _, value in common]
+    sweep = replace(sweep, common=whole)
     for word in [*sweep.common, *(w for method in sweep.methods for w in method.overrides)]:
         key = word.partition("=")[0]
         if key.startswith(("checkpoint.", "trainer.val_check")):
@@ -87,6 +88,7 @@ def check(sweep: Sweep) -> None:
     for prompt in range(len(sweep.prompts)):
         for method in sweep.methods:
             check_prompt(sweep.configuration(method, prompt, 0))
+    return sweep
 
 
 def open_folder(sweep: Sweep, out: Path) -> Sweep:
@@ -114,8 +116,8 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
                 f"the comparison in {out} has {key} = {_short(stored.get(key))}, and not {_short(value)}; "
                 "leave it as it was, or choose another --out"
             )
-    sweep.prompts = list(dict.fromkeys([*map(str, stored["prompts"]), *sweep.prompts]))
-    sweep.seeds = max(sweep.seeds, stored["seeds"])
+    prompts = list(dict.fromkeys([*map(str, stored["prompts"]), *sweep.prompts]))
+    sweep = replace(sweep, prompts=prompts, seeds=max(sweep.seeds, stored["seeds"]))
     save(sweep, out)
     return sweep
 

@@ -1,4 +1,4 @@
-"""What the requests of several commands have in common."""
+"""What commands are asked for, as their flags say it. No torch is imported here: `carv COMMAND --help` reads it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ class TextOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandRequest(OutOptions, SeedOptions, defaults={"seed": None}, kinds={"seed": int | None}):
+class CommandRequest(
+    OutOptions,
+    SeedOptions,
+    defaults={"seed": None},
+    kinds={"seed": int | None},
+    helps={"seed": "Seed of all random numbers; unless given, the configuration's, else 0."},
+):
     """What a command was asked for."""
 
     resume: bool = option(False, "Continue what is in the folder.")
@@ -42,3 +48,17 @@ class MeasureRequest(CommandRequest):
     """What a command that measures variance was asked for."""
 
     budget: float = option(600.0, "Seconds of all measuring.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest(TextOptions, CommandRequest, helps={"out": "The folder; unless given, outputs/PROMPT-SEED."}):
+    """What `carv generate` was asked for."""
+
+    config: Path | None = option(None, "A YAML file, or the name of one that comes with carv_3d.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRequest(
+    ModelOptions, CommandRequest, helps={"out": "The folder; unless given, outputs/distill-MODEL-SEED."}
+):
+    """What `carv distill` was asked for."""

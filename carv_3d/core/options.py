@@ -324,6 +324,13 @@ class NamedOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProjectionOptions(SeedOptions):
+    """The random projection of gradients."""
+
+    dim: int | None = option(2048, "Numbers that the gradient is projected to; null keeps the whole gradient.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdamOptions(Options):
     """Of Adam and AdamW."""
 

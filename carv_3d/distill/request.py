@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import read_options, read_words, to_mapping
-from carv_3d.config.request import CommandRequest, ModelOptions
+from carv_3d.config.request import DistillRequest
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
@@ -23,11 +23,6 @@ from carv_3d.runs.run import CONFIG
 CHANGEABLE = (
     "steps", "preview_every", "preview_prompts", "save_every", "max_batch", "device", "batch_size", "precision"
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillRequest(ModelOptions, CommandRequest):
-    """What `carv distill` was asked for."""
 
 
 @dataclass

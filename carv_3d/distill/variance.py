@@ -46,7 +46,6 @@ class Setting:
         return "+".join([f"{self.B}x{self.K}", *words])
 
 
-DEFAULT = ("8x1", "8x4", "8x16", "8x16+strat", "8x16+strat+antithetic")
 PAPER = {"8x1": 982.0, "8x16": 59.9, "8x16+strat": 30.7}
 
 

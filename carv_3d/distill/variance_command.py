@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from carv_3d.config.request import MeasureRequest
-from carv_3d.core.options import option
 from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.prompts import Prompts
 from carv_3d.distill.request import Settings, model_name, read_distill_options, read_settings
-from carv_3d.distill.variance import (
-    DEFAULT,
-    Setting,
-    check_settings,
-    read_setting,
-    table_text,
-    variance_table,
-    write_csv,
-)
+from carv_3d.distill.variance import Setting, check_settings, read_setting, table_text, variance_table, write_csv
+from carv_3d.distill.variance_request import VarianceRequest
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded, folder_for, slug
 from carv_3d.runs.checkpoint import load_checkpoint
@@ -32,20 +22,6 @@ COUNTING = (
     "guidance_scale", "objective", "min_step_percent", "max_step_percent", "prompts", "precision", "max_batch",
     "device", "seed",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class VarianceRequest(MeasureRequest):
-    """What `carv distill variance` was asked for."""
-
-    model_or_run: str
-    settings: tuple[str, ...] = option(DEFAULT, "Samples x draws, and the words of the design.")
-    pairs: int = option(40, "Pairs of gradients of each setting.", least=2)
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the source is the folder of a run, rather than a model."""
-        return (expanded(self.model_or_run) / "config.yaml").exists()
 
 
 def measure(request: VarianceRequest) -> int:

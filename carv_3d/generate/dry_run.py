@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
+from carv_3d.config.request import GenerateRequest
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import config_to_yaml
-from carv_3d.generate.request import Request, resolve
+from carv_3d.generate.request import resolve
 from carv_3d.generate.run import ALL_TOO_LARGE, N_VIEWS
 from carv_3d.generate.trainer import TextTo3D, check_prompt
 from carv_3d.io.files import check_writable
@@ -17,7 +18,7 @@ from carv_3d.runs.progress import duration
 PAGE_SECONDS = 5.0  # mesh, films and page
 
 
-def dry_run(request: Request) -> int:
+def dry_run(request: GenerateRequest) -> int:
     """Print settings, models, and the measured time and memory of a run; write nothing."""
     config, folder = resolve(request)
     check_prompt(config)

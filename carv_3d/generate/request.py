@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import read_options, to_mapping
-from carv_3d.config.request import CommandRequest, TextOptions
-from carv_3d.core.options import option
+from carv_3d.config.request import GenerateRequest
 from carv_3d.generate.config import Config, load_config
 from carv_3d.io.files import slug
 from carv_3d.runs.request import check_resumable, check_unchanged, is_changeable, new_folder, newest_folder
@@ -29,14 +27,7 @@ CHANGEABLE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request(TextOptions, CommandRequest):
-    """What `carv generate` was asked for."""
-
-    config: Path | None = option(None, "A YAML file, or the name of one that comes with carv_3d.")
-
-
-def resolve(request: Request) -> tuple[Config, Path]:
+def resolve(request: GenerateRequest) -> tuple[Config, Path]:
     """The configuration and the folder of a request; nothing is written.
 
     Raises:
@@ -79,7 +70,7 @@ def _default_folder(config: Config) -> Path:
     return Path("outputs") / f"{slug(config.prompt)}-{config.seed}"
 
 
-def _latest_folder(request: Request) -> Path:
+def _latest_folder(request: GenerateRequest) -> Path:
     """The newest of this prompt's default folders; other prompts may have the same names of folders."""
     config = load_config(request.config, request.overrides, request.prompt, request.seed)
     return newest_folder(_default_folder(config), lambda f: load_config(f / CONFIG).prompt == config.prompt)

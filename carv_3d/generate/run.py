@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import to_mapping
+from carv_3d.config.request import GenerateRequest
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.evaluation.truth import TrueShape, scoring_views
 from carv_3d.generate.config import config_to_yaml
-from carv_3d.generate.request import Request, resolve
+from carv_3d.generate.request import resolve
 from carv_3d.generate.trainer import PHASES, TextTo3D, check_prompt
 from carv_3d.io.files import claimed
 from carv_3d.io.images import contact_sheet, to_uint8, write_gif, write_mp4, write_png
@@ -66,7 +67,7 @@ COLUMNS = (
 )
 
 
-def generate(request: Request) -> int:
+def generate(request: GenerateRequest) -> int:
     """Do the run and return the exit status: 0 done, 128 + its number where a signal stopped it (it is then saved).
 
     Raises:

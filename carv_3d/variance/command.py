@@ -6,14 +6,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from carv_3d.config.reader import to_mapping
-from carv_3d.config.request import MeasureRequest, TextOptions
 from carv_3d.core.batching import out_of_memory_as
-from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, find_config, load_config
 from carv_3d.generate.run import ALL_TOO_LARGE
@@ -25,42 +23,10 @@ from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.variance.benchmark import Batch, VarianceBenchmark
 from carv_3d.variance.charts import write_charts
 from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps
-from carv_3d.variance.methods import BASELINE, DEFAULT, Setting, method
+from carv_3d.variance.request import VarianceRequest
 from carv_3d.variance.show import print_table, rich_table, summary, write_csv, write_timesteps
 
 FORMAT = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class VarianceRequest(TextOptions, MeasureRequest):
-    """What `carv variance` was asked for."""
-
-    source: Path
-    at: tuple[int, ...] = option((), "Steps of the run to measure at.", least=0)
-    R: tuple[int, ...] = option((1,), "Renders of a step.", least=1, most=1024)
-    K: tuple[int, ...] = option((1, 2, 4, 8), "Draws per render.", least=1, most=1024)
-    methods: tuple[str, ...] = option(DEFAULT, "Estimators by name.")
-    tolerance: float = option(0.1, "Relative error of every cost at which measuring stops early.", above=0, below=1)
-
-    def settings(self) -> list[Setting]:
-        """The baseline first.
-
-        Odd K are left out for pairs, and R = 1 for cameras in a sequence: one such camera is as any random one, and R
-        of them in a step are what R steps of one have.
-
-        Raises:
-            CarvError: a method is left with no (R, K).
-        """
-        out = [BASELINE]
-        for m in map(method, dict.fromkeys(self.methods)):
-            least = 2 if m.spreads_cameras else 1
-            places = [(R, K) for R in self.R for K in self.K if least <= R and not (m.antithetic and K % 2)]
-            if not places and max(self.R) < least:
-                raise CarvError(f"the method {m.name} spreads the cameras of a step: give --renders of 2 or more.")
-            if not places:
-                raise CarvError(f"the method {m.name} draws in pairs: give an even number of --draws.")
-            out += [Setting(R, K, m) for R, K in places]
-        return list({s.key: s for s in out}.values())
 
 
 class KeptBatches:

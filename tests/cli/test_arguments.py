@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from carv_3d.attribution.command import AttributeOptions
+from carv_3d.attribution.request import AttributeOptions
 from carv_3d.cli import main as cli
 from carv_3d.compare.methods import parse_methods
 from carv_3d.compare.sweep import Sweep
-from carv_3d.distill.request import DistillRequest
-from carv_3d.distill.variance_command import VarianceRequest as DistillVarianceRequest
-from carv_3d.generate.request import Request
-from carv_3d.variance.command import VarianceRequest
+from carv_3d.config.request import DistillRequest, GenerateRequest
+from carv_3d.distill.variance_request import VarianceRequest as DistillVarianceRequest
+from carv_3d.variance.request import VarianceRequest
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def test_of_generate(given: Any) -> None:
     words = "generate 'a red mug' --config c.yaml --out o --seed 7 --resume num_draws=4"
-    expected = Request(
+    expected = GenerateRequest(
         prompt="a red mug", config=Path("c.yaml"), out=Path("o"), seed=7, resume=True, overrides=["num_draws=4"]
     )
     assert given("generate.run.generate", words) == ((expected,), {})
@@ -65,7 +64,7 @@ def test_of_compare_for_new_runs(given: Any) -> None:
     assert out == Path("o")
     command = more.pop("command")
     assert shlex.split(command) == ["carv", *shlex.split(words)]
-    assert more == {"engine": "ray", "address": None, "workers": 2, "baseline": "ours", "scores": ["iou"]}
+    assert more == {"engine": "ray", "address": None, "workers": 2, "baseline": "ours", "scores": ("iou",)}
     words = "compare --prompt p --method a --method b --seconds 9 --engine ray --address h:1"
     (sweep, out), more = given("compare.command.run_sweep", words)
     assert (sweep.budget, sweep.steps, sweep.seeds, sweep.points, out) == (9.0, None, 1, 20, None)
@@ -86,7 +85,7 @@ def test_of_compare_for_runs_that_exist(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("carv_3d.compare.write.terminal_table", lambda comparison: [])
     words = ["compare", "a", "b=c", "--baseline", "b", "--score", "iou", "--out", "o"]
     assert cli.main(words) == 0
-    assert calls == [["a", "b=c"], Path("o"), runs, "b", ["iou"], shlex.join(["carv", *words])]
+    assert calls == [["a", "b=c"], Path("o"), runs, "b", ("iou",), shlex.join(["carv", *words])]
 
 
 def test_of_attribute(given: Any) -> None:

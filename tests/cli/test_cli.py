@@ -179,7 +179,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_and_slips_answer_without_the_heavy_imports() -> None:
     code = (
-        "import sys; from carv_3d.cli import main as cli; cli.main(['--help']); cli.main(['generate', '--help']);"
+        "import sys; from carv_3d.cli import main as cli; cli.main(['--help']);"
+        "[cli.main([name, '--help']) for name in cli.COMMANDS]; cli.main(['distill', 'variance', '--help']);"
+        "cli.main(['variance', 'x', '--draws', '0']); cli.main(['compare', 'a', '--seeds', 'x']);"
         "cli.main(['generate', 'x', '--sed']); cli.main(['generate', ' ']);"
         "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'transformers', 'rich', 'numpy')))"
     )

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from carv_3d.cli import attribute, compare, distill, generate, variance
-from carv_3d.cli.parser import OldForm, Parser, check_budget, one_word
+from carv_3d.cli.options import PARSERS
+from carv_3d.cli.parser import OldForm, Parser, flags, one_word
+from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
 
 
-def parser() -> Parser:
+@dataclass(frozen=True, kw_only=True)
+class Asked(Options):
+    """Of a command that is made up."""
+
+    out: Path | None = option(None, "The folder.")
+    K: tuple[int, ...] = option((1, 2), "Draws, 50 % of them.", least=1)
+    methods: tuple[str, ...] = option(("a", "b"), "Names.")
+    share: float = option(0.5, "A share.", above=0, below=1)
+    kind: Literal["one", "two"] = option("one", "Which.")
+    fast: bool = option(False, "Less work.")
+
+
+def parser(repeated: bool = False) -> Parser:
     made = Parser("carv test", "carv test\n\nA test.", [OldForm("--set", r"[\w.]+=.*", lambda words: words)])
-    made.path("--out")
-    made.numbers("--draws", default=(1,))
-    made.names("--methods", ["a"])
+    made.declare(Asked, "out", "draws=K", "methods", "share", "kind", "fast", repeated=repeated)
     return made
 
 
@@ -24,7 +40,7 @@ def test_words_flags_and_options_stand_in_any_order() -> None:
     args = parser().read(["a.b=1", "x", "--draws", "4,1,4", "c=d=e", "--methods=u,v", "y"])
     assert args is not None
     assert (args.words, args.options, args.given) == (["x", "y"], ["a.b=1", "c=d=e"], ["a.b=1", "x", "c=d=e", "y"])
-    assert (args.draws, args.methods, args.out) == ((1, 4), ("u", "v"), None)
+    assert flags(args) == {"K": (4, 1, 4), "methods": ("u", "v")}
 
 
 def test_what_follows_two_dashes_is_taken_as_it_stands() -> None:
@@ -50,7 +66,11 @@ def test_a_home_of_nobody_is_named() -> None:
     ("words", "said"),
     [
         (["--draw", "1"], "unknown option --draw; did you mean --draws?"),
-        (["--draws", "1 2"], "'1 2' is no list of whole numbers; join them by commas, such as 1,2,4"),
+        (["--draws", "1 2"], "--draws is ['1 2']; it must be a list of numbers of at least 1."),
+        (["--draws", "2,0"], "--draws is [2, 0]; it must be a list of numbers of at least 1."),
+        (["--share", "half"], "--share is 'half'; it must be a number above 0 and below 1."),
+        (["--share", "nan"], "--share is nan; it must be a number above 0 and below 1."),
+        (["--kind", "too"], "--kind is 'too'; it must be one of one, two (did you mean two?)."),
         (["--draws"], "argument --draws: expected one argument; see carv test --help"),
     ],
 )
@@ -63,7 +83,7 @@ def test_a_slip_is_one_sentence(words: list[str], said: str) -> None:
 def test_an_old_form_becomes_the_new_one_and_a_note_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     args = parser().read(["x", "--set", "a=1", "b.c=2", "--draws", "3", "--set=d=4"])
     assert args is not None
-    assert (args.words, args.options, args.draws) == (["x"], ["a=1", "b.c=2", "d=4"], (3,))
+    assert (args.words, args.options, args.K) == (["x"], ["a=1", "b.c=2", "d=4"], (3,))
     notes = capsys.readouterr().err.splitlines()
     assert notes == ["note: --set a=1 b.c=2 is now written a=1 b.c=2", "note: --set d=4 is now written d=4"]
 
@@ -74,12 +94,12 @@ def test_an_old_form_becomes_the_new_one_and_a_note_says_so(capsys: pytest.Captu
         (variance.parser(), ["c", "--grid", "R=1,2", "K=4"], ["c", "--renders", "1,2", "--draws", "4"]),
         (variance.parser(), ["c", "--at", "10", "50", "--set", "width=32"], ["c", "--at", "10,50", "width=32"]),
         (
-            compare._parser(),
+            compare.parser(),
             ["--prompt", "p", "--methods", "a", "b=num_draws=8", "--budget", "5", "--set", "width=3"],
             ["--prompt", "p", "--method", "a", "--method", "b=num_draws=8", "--seconds", "5", "width=3"],
         ),
         (
-            attribute._parser(),
+            attribute.parser(),
             ["q", "--draws", "4", "--query-draws", "16", "--dim", "64"],
             ["q", "num_draws=4", "query_draws=16", "dim=64"],
         ),
@@ -101,8 +121,8 @@ def test_a_grid_of_other_letters_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "made", [generate._parser(), variance.parser(), compare._parser(), attribute._parser(), distill._parser(),
-             distill._variance_parser()],
+    "made", [generate.parser(), variance.parser(), compare.parser(), attribute.parser(), distill.parser(),
+             distill.variance_parser()],
     ids=lambda p: p.prog,
 )  # fmt: skip
 def test_a_help_fits_a_screen_and_has_an_example(made: Parser) -> None:
@@ -112,12 +132,37 @@ def test_a_help_fits_a_screen_and_has_an_example(made: Parser) -> None:
     assert any(line.startswith("example") for line in lines)
 
 
-def test_one_word_and_a_budget() -> None:
+def test_one_word() -> None:
     assert one_word([], "prompts", "x") is None
     assert one_word(["a"], "prompts", "x") == "a"
     with pytest.raises(CarvError, match=r"3 prompts were given \('a', 'b', 'c'\); name one"):
         one_word(["a", "b", "c"], "prompts", "x")
-    check_budget(1.0, "--budget")
-    for wrong in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(CarvError, match=f"--budget is {wrong:g}; give seconds above 0"):
-            check_budget(wrong, "--budget")
+
+
+def test_a_flag_is_as_its_option_is_declared() -> None:
+    args = parser().read(["--share", "0.25", "--fast", "--kind", "two"])
+    assert args is not None
+    assert flags(args) == {"share": 0.25, "fast": True, "kind": "two"}  # the others are left to the class
+    repeated = parser(repeated=True).read(["--methods", "a,b", "--methods", "c", "--draws", "1", "--draws", "2"])
+    assert repeated is not None
+    assert flags(repeated) == {"methods": ("a,b", "c"), "K": (1, 2)}
+    assert "Names; repeat it for several" in parser(repeated=True).format_help()
+    shown = " ".join(parser().format_help().split())
+    assert "--draws N,N Draws, 50 % of them (default: 1,2)" in shown
+    assert "--methods A,B Names (default: a,b)" in shown
+    assert "--kind one|two Which (default: one)" in shown
+    assert "--fast Less work" in shown
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser().prog)
+def test_every_flag_of_every_command_is_declared_once(parser: Callable[[], Parser]) -> None:
+    """A flag's default, kind and help are those of an option class; the rest are switches without values."""
+    for action in parser()._actions:
+        for flag in action.option_strings:
+            declared = parser().options.get(flag)
+            if declared is None:
+                assert flag in ("-h", "--help", "--dry-run"), f"{flag} is declared by no option class"
+                continue
+            assert (action.dest, action.default) == (declared.name, argparse.SUPPRESS)
+            assert declared.help.removesuffix(".").replace("%", "%%") in (action.help or "")
+            assert declared.default is not dataclasses.MISSING

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_host import TINY
 
+from carv_3d.config.request import GenerateRequest
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import config_to_yaml, load_config
-from carv_3d.generate.request import Request, resolve
+from carv_3d.generate.request import resolve
 
 LONG = "trainer.max_steps=5"
 
@@ -23,7 +24,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def begun(prompt: str, folder: str | None = None, config: Path | None = None, steps: int = 3) -> Path:
     """The folder of a run, as far as its config.yaml."""
     overrides = [*TINY, f"trainer.max_steps={steps}"]
-    request = Request(
+    request = GenerateRequest(
         prompt=prompt, config=config, out=None if folder is None else Path(folder), overrides=tuple(overrides)
     )
     resolved, path = resolve(request)
@@ -40,11 +41,11 @@ def test_prompts_whose_folders_are_named_alike_find_their_own(newest: int) -> No
     for i, folder in enumerate(folders):
         os.utime(folder / "config.yaml", (100 + (i + newest) % 2, 100 + (i + newest) % 2))
     for prompt, folder in zip(prompts, folders):
-        config, found_folder = resolve(Request(prompt=prompt, resume=True))
+        config, found_folder = resolve(GenerateRequest(prompt=prompt, resume=True))
         assert found_folder == folder
         assert config.prompt == prompt
     with pytest.raises(CarvError, match="there is no run to resume in outputs/prompt-0; begin one without --resume"):
-        resolve(Request(prompt="黄色的船", resume=True))
+        resolve(GenerateRequest(prompt="黄色的船", resume=True))
 
 
 def test_more_steps_go_with_the_configuration_that_the_run_was_begun_with() -> None:
@@ -53,20 +54,20 @@ def test_more_steps_go_with_the_configuration_that_the_run_was_begun_with() -> N
     file.write_text("system:\n  geometry:\n    resolution: 9\n")
     folder = begun("a red mug", "run", file)
     for config in (file, None):
-        new, resumed = resolve(Request(config=config, out=folder, resume=True, overrides=[*TINY[1:], LONG]))
+        new, resumed = resolve(GenerateRequest(config=config, out=folder, resume=True, overrides=[*TINY[1:], LONG]))
         assert resumed == folder
         assert new.trainer.max_steps == 5
         assert list(new.system.guidance.max_step_percent) == [0.98, 0.4, 3]  # type: ignore[arg-type]
         assert new.system.geometry.resolution == 8
     file.write_text("data:\n  n_test_views: 6\ntrainer:\n  max_steps: 7\n")
-    new, _ = resolve(Request(config=file, out=folder, resume=True, overrides=TINY[:1] + TINY[1:-4]))
+    new, _ = resolve(GenerateRequest(config=file, out=folder, resume=True, overrides=TINY[:1] + TINY[1:-4]))
     assert (new.trainer.max_steps, new.data.n_test_views) == (7, 6)
 
 
 def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest() -> None:
     folder = begun("a red mug", "run")
     words = ["device=auto", "system.exporter.level=3.5", "data.eval_width=24", "system.guidance.max_batch=2", LONG]
-    new, _ = resolve(Request(out=folder, resume=True, overrides=words))
+    new, _ = resolve(GenerateRequest(out=folder, resume=True, overrides=words))
     stored = load_config(folder / "config.yaml")
     assert (new.device, new.system.exporter.level, new.data.eval_width) == ("auto", 3.5, 24)
     assert new.system.guidance.max_batch == 2
@@ -77,11 +78,11 @@ def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest() -> None:
         ("system.loss.lambda_tv=1", "system.loss.lambda_tv = 0"),
     ):
         with pytest.raises(CarvError, match="--resume cannot change it") as caught:
-            resolve(Request(out=folder, resume=True, overrides=[word]))
+            resolve(GenerateRequest(out=folder, resume=True, overrides=[word]))
         assert key in str(caught.value)
     with pytest.raises(CarvError, match="seed = 0"):
-        resolve(Request(out=folder, resume=True, seed=9))
+        resolve(GenerateRequest(out=folder, resume=True, seed=9))
     other = Path("other.yaml")
     other.write_text("system:\n  loss:\n    lambda_recon: 7\n")
     with pytest.raises(CarvError, match="lambda_recon"):
-        resolve(Request(config=other, out=folder, resume=True, overrides=TINY))
+        resolve(GenerateRequest(config=other, out=folder, resume=True, overrides=TINY))
