@@ -19,7 +19,8 @@ from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.request import Settings, read_distill_options, read_settings
-from carv_3d.distill.variance import DEFAULT, PAPER, VarianceRow, check_settings, read_setting, variance_table
+from carv_3d.distill.variance import PAPER, VarianceRow, check_settings, read_setting, variance_table
+from carv_3d.distill.variance_request import DEFAULT
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
 

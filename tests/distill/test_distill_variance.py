@@ -18,7 +18,6 @@ from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import ListedPrompts
 from carv_3d.distill.variance import (
-    DEFAULT,
     PairBenchmark,
     Setting,
     VarianceRow,
@@ -27,6 +26,7 @@ from carv_3d.distill.variance import (
     variance_table,
     write_csv,
 )
+from carv_3d.distill.variance_request import DEFAULT
 from carv_3d.errors import CarvError
 from carv_3d.stats.bootstrap import Interval
 from carv_3d.teachers.gaussian import GaussianTeacher
