@@ -41,13 +41,13 @@ def expected_gradient(
     n, named = len(t), OBJECTIVES[objective]
     w = named.weights(teacher.schedule, weighting)[t].to(z.dtype).view(-1, 1, 1, 1)
     out = []
-    for r, row in enumerate(z):
+    for r, latents in enumerate(z):
 
-        def expected(model: Any, text: Tensor | None, row: Tensor = row, r: int = r) -> Any:
+        def expected(model: Any, text: Tensor | None, latents: Tensor = latents, r: int = r) -> Any:
             return (
                 None
                 if text is None
-                else model.expected_eps_hat(row.expand(n, *row.shape), t, text[r].expand(n, -1, -1))
+                else model.expected_eps_hat(latents.expand(n, *latents.shape), t, text[r].expand(n, -1, -1))
             )
 
         text, uncond, negative = (expected(teacher, x) for x in (cond.text, cond.uncond, cond.negative))

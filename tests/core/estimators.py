@@ -23,7 +23,7 @@ def some_latents(R: int = 3, seed: int = 0) -> Tensor:
 
 
 def model(z_t: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
-    """A row of the output depends on its own row of the input alone, bit for bit."""
+    """A sample of the output depends on its own sample of the input alone, bit for bit."""
     out = torch.tanh(z_t * 0.7) + 0.1 * z_t.roll(1, dims=-1) + t.view(-1, 1, 1, 1) / 1000
     for c in cond:
         out = out + c.view(-1, 1, 1, 1)

@@ -20,8 +20,8 @@ def strata(u: Tensor, n: int) -> list[int]:
 
 def test_render_strata() -> None:
     u = Design(stratify="render").draw_u(50, 8, seeded())
-    for row in u:
-        assert strata(row, 8) == list(range(8))
+    for render in u:
+        assert strata(render, 8) == list(range(8))
     assert len(set(strata(u[:, 0], 400))) < 50  # the renders are independent of each other
 
 
@@ -34,8 +34,8 @@ def test_one_draw_per_render_is_stratified_over_the_renders(stratify: str) -> No
 def test_global_strata_are_fine_over_all_and_coarse_in_each_render() -> None:
     u = Design(stratify="global").draw_u(6, 4, seeded())
     assert strata(u, 24) == list(range(24))
-    for row in u:
-        assert strata(row, 4) == list(range(4))
+    for render in u:
+        assert strata(render, 4) == list(range(4))
 
 
 @pytest.mark.parametrize("K", [1, 4])
@@ -47,7 +47,7 @@ def test_ranks_share_the_strata_out(K: int) -> None:
             for rank in range(3)
         ]
         assert strata(torch.cat(parts), 6 * K) == list(range(6 * K))
-        assert all(strata(row, K) == list(range(K)) for part in parts for row in part)
+        assert all(strata(render, K) == list(range(K)) for part in parts for render in part)
 
 
 def test_which_render_gets_which_stratum_is_drawn_afresh() -> None:
@@ -68,7 +68,7 @@ def test_pairs_share_t_and_mirror_eps(stratify: str) -> None:
     assert eps.shape == (5, 6, 3, 2, 2)
     assert len(u.unique()) == 15
     if stratify != "none":
-        assert all(strata(row[0::2], 3) == [0, 1, 2] for row in u)
+        assert all(strata(render[0::2], 3) == [0, 1, 2] for render in u)
     if stratify == "global":
         assert strata(u[:, 0::2], 15) == list(range(15))
 

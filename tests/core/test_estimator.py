@@ -296,8 +296,8 @@ def test_another_residual_runs_on_the_same_core() -> None:
 
 @pytest.mark.parametrize("max_batch", [16, 5, 1])
 def test_what_a_residual_returns_besides_f_comes_back_by_draw(max_batch: int) -> None:
-    def residual(z_t: Tensor, t: Tensor, eps: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        return eps, torch.stack([t.float(), row], dim=1)
+    def residual(z_t: Tensor, t: Tensor, eps: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        return eps, torch.stack([t.float(), number], dim=1)
 
     estimator = CarvEstimator(SCHEDULE, EstimatorOptions(num_draws=4, max_batch=max_batch))
     estimate = estimator.estimate_residual(

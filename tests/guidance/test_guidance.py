@@ -163,7 +163,7 @@ def test_one_encode_and_one_backward_whatever_k(sd_teacher: Any, batch: Any, k: 
     assert out.scalars["samples"] == B * k
 
 
-def test_perp_neg_reaches_the_right_rows(sd_teacher: Any, batch: Any) -> None:
+def test_perp_neg_reaches_the_right_samples(sd_teacher: Any, batch: Any) -> None:
     # two renders at once are two renders one by one, halved by the mean over renders
     rgb, cond, uncond = batch
     g = torch.Generator().manual_seed(3)
@@ -174,14 +174,14 @@ def test_perp_neg_reaches_the_right_rows(sd_teacher: Any, batch: Any) -> None:
     assert both.scalars["guidance_scale"] == 7.5
     plain = gradient(guidance(*batch, step=0, draws=draws).loss_sds, rgb)
     for i in range(B):
-        row = slice(i, i + 1)
+        sample = slice(i, i + 1)
         single = guidance(
-            rgb[row],
-            cond[row],
-            uncond[row],
+            rgb[sample],
+            cond[sample],
+            uncond[sample],
             step=0,
-            draws=Draws(t=draws.t[row], eps=draws.eps[row], weights=draws.weights[row]),
-            negatives=(negatives[0][row], negatives[1][row]),
+            draws=Draws(t=draws.t[sample], eps=draws.eps[sample], weights=draws.weights[sample]),
+            negatives=(negatives[0][sample], negatives[1][sample]),
         )
         expected = gradient(single.loss_sds, rgb)[i] / B
         torch.testing.assert_close(gradient(both.loss_sds, rgb)[i], expected, rtol=1e-3, atol=1e-5)

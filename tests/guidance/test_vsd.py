@@ -211,8 +211,8 @@ def test_the_lora_learns(teacher: Any, batch: Any) -> None:
     with torch.no_grad():
         z = teacher.encode(batch[0].permute(0, 3, 1, 2), sample=False)
         plain = teacher.eps_hat(z, t, text)
-        row = [x.repeat_interleave(24, dim=0) for x in (z, text, batch[4].flatten(1))]
-        fixed = (row[0], held_out.t.flatten(), held_out.eps.flatten(0, 1), row[1], row[2])
+        repeated = [x.repeat_interleave(24, dim=0) for x in (z, text, batch[4].flatten(1))]
+        fixed = (repeated[0], held_out.t.flatten(), held_out.eps.flatten(0, 1), repeated[1], repeated[2])
         before = float(squared_errors(lora_score, *fixed).mean())
     for step in range(40):
         optimizer.zero_grad()
