@@ -130,6 +130,13 @@ def weight_files(folder: Path, part: str) -> list[Path]:
     """The weight files of a part: safetensors before .bin, half precision where there is nothing else; shards by index.
 
     A hub's models often have both `NAME.safetensors` and `NAME.fp16.safetensors`, and some the second alone.
+
+    Args:
+        folder: of the model.
+        part: "unet", "vae", ...
+
+    Raises:
+        CarvError: none is there.
     """
     here = folder / part
     stems = ((WEIGHT_STEMS[part], ".safetensors"), (BIN_STEMS[part], ".bin"))
