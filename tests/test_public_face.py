@@ -26,6 +26,13 @@ def test_every_name_is_there_and_shown() -> None:
         carv_3d.CarvEstimater  # noqa: B018
 
 
+def test_no_object_is_shown_by_its_address() -> None:
+    for name in set(carv_3d.__all__) - {"Teacher"}:
+        value = getattr(carv_3d, name)
+        if isinstance(value, type):
+            assert value.__repr__ is not object.__repr__, name
+
+
 def test_the_import_alone_loads_neither_torch_nor_the_old_names() -> None:
     code = (
         "import sys, carv_3d; assert dir(carv_3d); "

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from carv_3d.compare.metrics import AXIS_LABELS, AXIS_NOTES, metric
 from carv_3d.compare.records import AXES, RunRecord
 from carv_3d.compare.tables import Comparison
-from carv_3d.io.files import write_atomic
 from carv_3d.report.charts import COLORS, Series, line_chart
 from carv_3d.report.page import asset_text, data_uri, facts_section, model_viewer, page
 from carv_3d.stats.bootstrap import MIN_RUNS, Interval
@@ -19,16 +17,8 @@ from carv_3d.version import __version__
 MAX_MODELS = 24  # models in the page, of about 2 MB each
 
 
-def write_page(folder: Path, comparison: Comparison, command: str = "", facts: Sequence[tuple[str, str]] = ()) -> Path:
-    """Write `folder/compare.html`; `command` makes it again, `facts` are label -> value for its head."""
-    path = folder / "compare.html"
-    write_atomic(path, render_page(comparison, command, facts))
-    return path
-
-
-def render_page(comparison: Comparison, command: str = "", facts: Sequence[tuple[str, str]] = ()) -> str:
-    """The page of `write_page` as a string. Whatever came from a user is escaped."""
-    c = comparison
+def render_page(c: Comparison, command: str, facts: Sequence[tuple[str, str]]) -> str:
+    """The page; `command` makes it again, `facts` are label -> value for its head. What a user wrote is escaped."""
     title = f"{' · '.join(c.methods)}"
     models, has_models = _models(c)
     counts = {"methods": str(len(c.methods)), "prompts": str(len(c.prompts)), "runs": str(len(c.runs)), **dict(facts)}

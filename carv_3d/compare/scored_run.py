@@ -13,10 +13,9 @@ from carv_3d.compare.reading import LABEL
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.clip import ClipScore
 from carv_3d.evaluation.truth import scoring_views
-from carv_3d.generate.run import COLUMNS, SceneRun
+from carv_3d.generate.run import COLUMNS, N_VIEWS, SceneRun
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import make_folder, write_atomic
-from carv_3d.io.images import contact_sheet, to_uint8, write_png
 from carv_3d.io.structured import read_json
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import has_checkpoint
@@ -107,9 +106,8 @@ class ScoredRun(SceneRun):
 
     def finish(self) -> None:
         """Images, mesh, and the result, which says that the run is done."""
-        data, config = self.host.config.data, self.host.config
-        views = to_uint8(self.host.views(self.host.orbit(8), data.eval_height, data.eval_width))
-        write_png(self.folder / "preview.png", contact_sheet(views, 4))
+        config = self.host.config
+        self.write_preview(self._shots(N_VIEWS))
         note = ""
         try:
             self.export_mesh()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from carv_3d.compare.page import write_page
+from carv_3d.compare.page import render_page
 from carv_3d.compare.plots import write_plots
 from carv_3d.compare.records import RunRecord, check_comparable
 from carv_3d.compare.tables import Comparison, compare, write_tables
-from carv_3d.io.files import make_folder
+from carv_3d.io.files import make_folder, write_atomic
 
 
 def write_comparison(
@@ -25,7 +25,7 @@ def write_comparison(
     make_folder(folder)
     write_tables(folder, comparison)
     write_plots(folder, comparison)
-    write_page(folder, comparison, command, facts)
+    write_atomic(folder / "compare.html", render_page(comparison, command, facts))
     return comparison
 
 

@@ -19,6 +19,4 @@ class Brief:
 
 
 def _brief(value: Any) -> str:
-    if isinstance(value, dict):
-        value = {name: round(number, 3) for name, number in value.items()}
-    return repr(value) if isinstance(value, Brief) else shown(value, 160)
+    return shown(value, 160) if isinstance(value, (str, list, dict)) else repr(value)

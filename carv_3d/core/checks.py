@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from carv_3d.core.estimate import Draws
-from carv_3d.core.options import Options
+from carv_3d.core.options import Options, unknown_option
 from carv_3d.core.proposals import check_range
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, shown
@@ -41,6 +42,20 @@ def check_call(function: Any, latents: Any, generator: Any) -> None:
         raise CarvError(
             f"generator is {described(generator)}; it must be a torch.Generator: torch.Generator().manual_seed(0)."
         )
+
+
+def check_gradient(what: str, value: Any, advice: str) -> None:
+    """CarvError for a tensor without gradient; `advice` says what to do."""
+    if isinstance(value, Tensor) and not value.requires_grad:
+        raise CarvError(f"{what} no gradient (requires_grad is False), so the loss would move nothing; {advice}.")
+
+
+def check_keywords(owner: str, given: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
+    """CarvError for a keyword that none of the functions takes, with the nearest that one of them takes."""
+    known = [name for function in functions for name in inspect.signature(function).parameters]
+    for name in given:
+        if name not in known:
+            raise unknown_option(owner, name, known, {})
 
 
 def check_scale(latents: Tensor) -> None:

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from carv_3d.core.brief import Brief
+
 T = TypeVar("T")
 
 
-class CostMeter:
+class CostMeter(Brief):
     """Seconds by phase and counts by name, of one process.
 
         meter = CostMeter(device)
@@ -23,6 +25,8 @@ class CostMeter:
     A phase within a phase is taken out of the outer one, so that the seconds add up. On CUDA a phase waits for the
     device at both ends, so that its seconds are its own; with `synchronize=False` only the launching is measured.
     """
+
+    brief = ("seconds", "counts")
 
     def __init__(self, device: torch.device | str = "cpu", synchronize: bool = True) -> None:
         self._device = torch.device(device)

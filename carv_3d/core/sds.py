@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.checks import Cond, check_call, check_setup
+from carv_3d.core.checks import Cond, check_call, check_gradient, check_setup
 from carv_3d.core.estimator import CarvEstimator, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
@@ -52,11 +52,8 @@ def sds_loss(
         raise CarvError(f"sds_loss learns nothing from step to step: for {what} make a CarvEstimator, and keep that.")
     check_setup(schedule, o, EstimatorOptions)
     check_call(eps_hat, latents, generator)
-    if not latents.requires_grad:
-        raise CarvError(
-            "latents need no gradient (requires_grad is False), so the loss would move nothing; encode outside of "
-            "torch.no_grad(), or take CarvEstimator(schedule).estimate(latents, eps_hat).grad for the gradient alone."
-        )
+    instead = "take CarvEstimator(schedule).estimate(latents, eps_hat).grad for the gradient alone"
+    check_gradient("latents need", latents, f"encode outside of torch.no_grad(), or {instead}")
     estimator = _kept(schedule, o)
     estimator.set_range(*o.timestep_range(schedule.num_train_timesteps))
     return estimator.estimate(latents, eps_hat, cond, generator, num_draws=o.K, grad_clip=o.grad_clip).loss

@@ -137,7 +137,7 @@ class SceneRun(Run):
                 views = self._shots(N_VIEWS, asset)
             else:  # they are among the turntable's
                 views = turntable[:: data.n_test_views // N_VIEWS]
-            write_png(folder / "preview.png", contact_sheet(views, 4))
+            self.write_preview(views)
             write_gif(folder / "turntable.gif", turntable, FPS)
             try:
                 write_mp4(folder / "turntable.mp4", turntable, FPS)
@@ -148,7 +148,11 @@ class SceneRun(Run):
             raise CarvError(f"{str(problem).rstrip('.')}; the images and the report are in {folder}")
         return f"Done: open {folder / 'report.html'}"
 
-    def _shots(self, n_views: int, asset: Any) -> Any:
+    def write_preview(self, views: Any) -> None:
+        """Write preview.png of images (n, H, W, 3) uint8."""
+        write_png(self.folder / "preview.png", contact_sheet(views, 4))
+
+    def _shots(self, n_views: int, asset: Any = None) -> Any:
         """Images (n, H, W, 3) uint8 around the asset; around the field where there is none."""
         from carv_3d.scenes.product_shot import product_shot
 

@@ -9,12 +9,15 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from torch import Tensor
 
 from carv_3d.config.annealing import Annealed, annealed, counts_steps, knots
+from carv_3d.core.estimator import EstimatorOptions
 from carv_3d.core.options import (
     Options,
     ResidualOptions,
     SamplingOptions,
     SeedOptions,
+    StepOptions,
     Weighting,
+    WeightingOptions,
     option,
     unknown_option,
 )
@@ -24,7 +27,6 @@ from carv_3d.guidance.cfg import CfgConvention
 from carv_3d.objectives.table import OBJECTIVES, PlainObjective
 
 AUTO = "auto"
-ESTIMATORS = ("adaptive_bins", "adaptive_floor", "adaptive_decay", "rank", "world_size", "shared_seed")
 Some = TypeVar("Some", bound="GuidanceOptions")
 
 
@@ -221,9 +223,11 @@ def with_keywords(owner: str, options: Some, given: Mapping[str, Any]) -> tuple[
         CarvError: naming a keyword that is neither, with the nearest one that is.
     """
     own = options.declared()
+    under_other_names = {**StepOptions.declared(), **WeightingOptions.declared()}
+    known = [*own, *(name for name in EstimatorOptions.declared() if name not in under_other_names)]
     for name in given:
-        if name not in own and name not in ESTIMATORS:
-            raise unknown_option(owner, name, [*own, *ESTIMATORS], options.renamed)
+        if name not in known:
+            raise unknown_option(owner, name, known, options.renamed)
     declared = {name: value for name, value in given.items() if name in own}
     rest = {name: value for name, value in given.items() if name not in own}
     return (replace(options, **declared) if declared else options), rest

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
-from carv_3d.core.checks import described
+from carv_3d.core.brief import Brief
+from carv_3d.core.checks import check_gradient, check_keywords, described
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
@@ -41,8 +42,8 @@ log = logging.getLogger(__name__)
 TrainedEpsHat = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (z_t (N, ...), t (N,), of N samples) -> (N, ...)
 
 
-@dataclass
-class GuidanceOutput:
+@dataclass(repr=False)
+class GuidanceOutput(Brief):
     """One step of guidance, of R renders with K draws each.
 
     Attributes:
@@ -59,6 +60,8 @@ class GuidanceOutput:
         loss_sds_img: scalar, of the objective's residual in image space, or None where it has none.
     """
 
+    brief = ("estimate", "scale")
+
     loss_sds: Tensor
     scalars: dict[str, float]
     estimate: Estimate
@@ -69,11 +72,13 @@ class GuidanceOutput:
     loss_sds_img: Tensor | None = None
 
 
-class SDSGuidance:
+class SDSGuidance(Brief):
     """Score distillation of a teacher into whatever rendered the images, under the objective that the options name.
 
     It is no torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
     """
+
+    brief = ("options.objective", "teacher", "estimator")
 
     def __init__(self, teacher: Teacher, options: GuidanceOptions | None = None, **more: Any) -> None:
         """Guidance by a teacher.
@@ -115,7 +120,6 @@ class SDSGuidance:
         self.generator = torch.Generator(device=teacher.device)
         self._seed = int(torch.randint(2**62, ())) if o.seed is None else o.seed
         self.generator.manual_seed(rank_seed(self._seed, self.estimator.options.rank))
-        self._used = False
         self.auto: AutoDraws | None = None
         if o.num_draws == AUTO:
             self._refuse_ranks(self.estimator.options.world_size)
@@ -174,8 +178,11 @@ class SDSGuidance:
             **more: of `guide`, by name.
 
         Raises:
-            CarvError: as `guide`.
+            CarvError: see `guide`; renders without gradient, or a keyword that does not exist.
         """
+        check_keywords("SDSGuidance", more, self.guide, self.__call__)
+        instead = "take guide(...).estimate.grad for the gradient alone"
+        check_gradient("rgb needs", rgb, f"render outside of torch.no_grad(), or {instead}")
         perp_neg = (None, None) if negatives is None else negatives
         return self.guide(rgb, Conditioning(prompts_cond, prompts_uncond, prompts_negative, *perp_neg), step, **more)
 
@@ -300,9 +307,9 @@ class SDSGuidance:
         if rgb.dim() != 4 or rgb.shape[-1] != channels:
             kind = "latents" if rgb_as_latents else "images"
             raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
-        if not (rgb_as_latents or self._used) and float(rgb.detach().max()) > 2:
-            raise CarvError(f"rgb reaches {float(rgb.detach().max()):g}; images are in [0, 1], so divide by 255.")
-        self._used = True
+        # at every call, by one number from the device, which the estimator's own check waits for as well
+        if not rgb_as_latents and (top := float(rgb.detach().max())) > 2:
+            raise CarvError(f"rgb reaches {top:g}; images are in [0, 1], so divide by 255.")
         if rgb_as_latents and self.objective.image is not None:
             raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
         if rgb_as_latents and with_recon:

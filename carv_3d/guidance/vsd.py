@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from carv_3d.config.annealing import annealed
+from carv_3d.core.brief import Brief
+from carv_3d.core.checks import check_keywords
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import Draws
 from carv_3d.errors import CarvError
@@ -45,8 +47,8 @@ class TrainedScore(Score, Protocol):
         ...
 
 
-@dataclass
-class VSDOutput:
+@dataclass(repr=False)
+class VSDOutput(Brief):
     """What one step gives.
 
     Attributes:
@@ -59,6 +61,8 @@ class VSDOutput:
             score.
     """
 
+    brief = ("sds",)
+
     loss_vsd: Tensor
     loss_lora: Tensor
     sds: GuidanceOutput
@@ -70,11 +74,13 @@ class VSDOutput:
         return self.sds.loss_sds_img
 
 
-class VSDGuidance:
+class VSDGuidance(Brief):
     """Variational score distillation of a teacher into whatever rendered the images.
 
     It is no torch module: the host trains `lora_score.parameters()`, and saves them with its own.
     """
+
+    brief = ("sds", "lora_score")
 
     def __init__(
         self,
@@ -120,7 +126,7 @@ class VSDGuidance:
         """One step.
 
         Args:
-            rgb: (B, H, W, 3) in [0, 1], differentiable.
+            rgb: (B, H, W, 3) in [0, 1], differentiable; without gradient the LoRA score alone is trained.
             prompts_cond: (B, L, D), or (1, L, D) for all renders.
             prompts_uncond: the same.
             prompts_lora: (B, L, D) or (1, L, D), the LoRA score's text, the same from every side.
@@ -132,8 +138,9 @@ class VSDGuidance:
             **more: of `SDSGuidance.guide`, by name.
 
         Raises:
-            CarvError: shapes that do not fit.
+            CarvError: shapes that do not fit, or a keyword that does not exist.
         """
+        check_keywords("VSDGuidance", more, self.sds.guide, self.__call__)
         R, scale = len(rgb), annealed(self.options.guidance_scale_lora, step, epoch)
         camera = camera.detach().flatten(1).float()
         if camera.shape != (R, CAMERA_WIDTH) or prompts_lora.dim() != 3 or len(prompts_lora) not in (1, R):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
@@ -15,7 +16,7 @@ from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, offl
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
-class Prediction:
+class Prediction(Brief):
     """A model with a schedule and `predict(z_t, t, *condition)`, which gives eps or v, and what follows from that.
 
     z, z_t and eps are (N, C, h, w), t is (N,) integers, conditions are (N, ...); all of it is differentiable.
@@ -76,6 +77,8 @@ def check_prediction_type(name: str) -> str:
 
 class Denoiser(Prediction):
     """What of a teacher predicts noise. No torch module: nothing of it lands in a host's checkpoint or optimizer."""
+
+    brief = ("name", "prediction_type", "dtype")
 
     def __init__(self, unet: Any, schedule: NoiseSchedule, prediction_type: str = "epsilon", name: str = "") -> None:
         """A frozen UNet.

@@ -16,18 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
 NAMED = 0.98  # how much of the mixture a prompt's own component gets
 
 
-class GaussianTeacher:
+class GaussianTeacher(Brief):
     """The protocol of `carv_3d.teachers.base.Teacher`, with a component of the mixture for each name.
 
     A text embedding (B, 1, M) is log pi: for "" all components are equally likely, for a prompt that holds
     a component's name that one gets 98 %.
     """
+
+    brief = ("names", "std", "latent_channels", "latent_size")
 
     def __init__(
         self,

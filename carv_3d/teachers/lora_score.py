@@ -15,6 +15,8 @@ from carv_3d.teachers.lora import CameraLora
 class LoraScore(Prediction):
     """A `carv_3d.guidance.vsd.TrainedScore`. `lora` is a torch module: the host trains it, saves it and moves it."""
 
+    brief = ("denoiser",)
+
     def __init__(self, denoiser: Denoiser, rank: int = 4) -> None:
         """A fresh LoRA on a denoiser.
 

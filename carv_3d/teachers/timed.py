@@ -21,5 +21,8 @@ class TimedTeacher:
         self.latent_channels, self.latent_size = teacher.latent_channels, teacher.latent_size
         self.image_size = teacher.image_size
 
+    def __repr__(self) -> str:
+        return repr(self._teacher)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._teacher, name)

@@ -125,7 +125,9 @@ def test_image_loss_is_hifas(sd_teacher: Any, batch: Any, clip: float | None) ->
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
     assert float(out.loss_sds_img.detach()) == pytest.approx(0.5 * B * float(expected.square().sum()), rel=1e-3)
     with pytest.raises(CarvError, match="use_img_loss needs images"):
-        SDSGuidance(sd_teacher, options)(torch.rand(B, 8, 8, 4), cond, uncond, step=0, rgb_as_latents=True)
+        SDSGuidance(sd_teacher, options)(
+            torch.rand(B, 8, 8, 4, requires_grad=True), cond, uncond, step=0, rgb_as_latents=True
+        )
 
 
 def test_threestudios_convention_is_the_standard_one_at_one_more(sd_teacher: Any, batch: Any) -> None:
@@ -212,7 +214,7 @@ def test_recon_loss_is_asked_for_and_known(sd_teacher: Any, batch: Any) -> None:
     torch.testing.assert_close(out.loss_recon, expected)
     torch.testing.assert_close(gradient(out.loss_recon, batch[0]), gradient(expected, batch[0]))
     with pytest.raises(CarvError, match="loss_recon needs images"):
-        guidance(torch.zeros(B, 8, 8, 4), *batch[1:], step=0, rgb_as_latents=True, with_recon=True)
+        guidance(torch.zeros(B, 8, 8, 4, requires_grad=True), *batch[1:], step=0, rgb_as_latents=True, with_recon=True)
 
 
 def test_vae_sample_is_drawn_once_per_render_from_the_given_generator(sd_teacher: Any, batch: Any) -> None:

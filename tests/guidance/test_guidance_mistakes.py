@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from carv_3d.core.costs import CostMeter
 from carv_3d.errors import CarvError
-from carv_3d.guidance.cfg import classifier_free
+from carv_3d.guidance.cfg import Conditioning, classifier_free
 from carv_3d.guidance.options import GuidanceOptions
 from carv_3d.guidance.sds import SDSGuidance
 from carv_3d.guidance.vsd import VSDGuidance
@@ -55,3 +56,42 @@ def test_options_are_given_by_name() -> None:
             SDSGuidance(teacher(), **{name: 1})
     with pytest.raises(CarvError, match="VSDGuidance has no option 'lora_rnk'; did you mean lora_rank"):
         VSDGuidance(teacher(), score, lora_rnk=1)
+
+
+def test_a_call_that_could_move_nothing_or_is_misspelt_is_one_sentence() -> None:
+    exact, rgb, camera = teacher(), torch.rand(1, 4, 4, 3), torch.eye(4)[None]
+    text, score = exact.text_embeddings([""]), SimpleNamespace(schedule=exact.schedule)
+    guidance, vsd = SDSGuidance(exact), VSDGuidance(exact, score)  # type: ignore[arg-type]
+    calls: list[tuple[str, Callable[..., Any]]] = [
+        ("SDSGuidance", lambda x, **more: guidance(x, text, text, 0, **more)),
+        ("VSDGuidance", lambda x, **more: vsd(x, text, text, text, camera, 0, **more)),
+    ]
+    with pytest.raises(CarvError, match=r"rgb needs no gradient .*, or take guide\(...\).estimate.grad"):
+        guidance(rgb, text, text, 0)
+    for name, call in calls:
+        with pytest.raises(CarvError, match=f"{name} has no option 'generater'; did you mean generator"):
+            call(rgb.detach().requires_grad_(), generater=None)
+    assert guidance.guide(rgb, Conditioning(text, text), 0).estimate.grad.abs().sum() > 0
+
+
+def test_images_in_0_to_255_are_refused_at_every_call() -> None:
+    exact = teacher()
+    guidance, text, rgb = SDSGuidance(exact), exact.text_embeddings([""]), torch.rand(1, 4, 4, 3).requires_grad_()
+    for _ in range(2):
+        guidance(rgb, text, text, 0)
+        with pytest.raises(CarvError, match=r"rgb reaches 2\d\d.*divide by 255"):
+            guidance((rgb * 0 + 1) * 255, text, text, 0)
+
+
+def test_objects_are_shown_by_what_they_are() -> None:
+    exact = teacher()
+    guidance = SDSGuidance(exact, num_draws=2)
+    named = "GaussianTeacher(names=['0', '1'], std=0.5, latent_channels=4, latent_size=4)"
+    assert repr(exact) == named
+    assert repr(guidance).startswith(f"SDSGuidance(objective='sds', teacher={named}, estimator=CarvEstimator(K=2, ")
+    text = exact.text_embeddings([""])
+    out = guidance(torch.rand(1, 4, 4, 3).requires_grad_(), text, text, 0)
+    assert repr(out).startswith("GuidanceOutput(estimate=Estimate(R=1, K=2, ")
+    meter = CostMeter()
+    meter.count(nfe=3)
+    assert repr(meter) == "CostMeter(seconds={}, counts={'nfe': 3, 'renders': 0})"
