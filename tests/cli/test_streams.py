@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # `carv` with a command in place of its own: what it shows comes by print and by a run's display
 COMMAND = """
-import pathlib, sys, time
+import atexit, contextlib, pathlib, sys, time
 from carv_3d.cli import main as cli
 from carv_3d.runs.progress import Display, StopSignals
 
@@ -28,11 +28,13 @@ def command(words):
 
 def waits(words):
     print("ready", flush=True)
-    with StopSignals() if words[1:] else display_nothing():
-        time.sleep(30)
+    with StopSignals() if words[1:] else contextlib.nullcontext():
+        try:
+            time.sleep(30)
+        finally:
+            time.sleep(0.3)
 
-import contextlib
-display_nothing = contextlib.nullcontext
+atexit.register(time.sleep, 0.5)
 cli._dispatch = waits if "waits" in sys.argv else command
 sys.exit(cli.main())
 """
@@ -40,7 +42,7 @@ sys.exit(cli.main())
 
 def start(folder: Path, *words: str, **streams: object) -> subprocess.Popen[str]:
     """The command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": ""}
     arguments = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *words], cwd=folder, env=environment, text=True, **arguments
@@ -86,7 +88,7 @@ def test_five_interrupts_are_one_line(in_steps: bool, tmp_path: Path) -> None:
         for _ in range(5):
             child.send_signal(signal.SIGINT)
             try:
-                child.wait(0.1)
+                child.wait(0.15)
             except subprocess.TimeoutExpired:
                 continue
         _, said = child.communicate(timeout=20)
