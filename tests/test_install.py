@@ -3,69 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-FAKE_PYTHON = """#!/bin/bash
-# Stands in for python3: makes a "venv" that is a copy of itself, and records every call of pip.
-case "$*" in
-  *sys.version_info*) exit ${FAKE_OLD:-0} ;;
-  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  *"-m pip"*)
-    echo "$*" >>"$FAKE_LOG"
-    case "$*" in
-      *--no-index*) exit ${FAKE_NO_WHEEL:-0} ;;
-      *download.pytorch.org*) exit ${FAKE_NO_CPU_INDEX:-0} ;;
-      *" -e "*) [ -z "${FAKE_FAIL:-}" ] || { echo "disk on fire"; exit 1; } ;;
-    esac ;;
-  *"import torch"*) exit 1 ;;
-esac
-"""
-
-
-class Checkout:
-    """A copy of install.sh and pyproject.toml with the stand-in first on the path."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "checkout"
-        self.bin = folder / "bin"
-        self.log = folder / "pip.log"
-        self.folder.mkdir()
-        self.bin.mkdir()
-        for name in ("install.sh", "pyproject.toml"):
-            shutil.copy(ROOT / name, self.folder)
-        self.program("python3", FAKE_PYTHON)
-        self.program("nvidia-smi", "#!/bin/bash\nexit 9\n")
-
-    def program(self, name: str, text: str) -> None:
-        (self.bin / name).write_text(text.replace("\\\n", "\n"))
-        (self.bin / name).chmod(0o755)
-
-    def call(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
-        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "CARV_TORCH")}
-        environment = {**clean, "PATH": path, "FAKE_LOG": str(self.log), **variables}
-        return subprocess.run(
-            [str(self.folder / "install.sh"), *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.folder.parent,
-        )
-
-    def pip_calls(self) -> list[str]:
-        """The calls of pip since the last time that this was asked."""
-        calls = self.log.read_text().splitlines() if self.log.exists() else []
-        self.log.unlink(missing_ok=True)
-        return calls
-
+from install_checkout import ROOT, Checkout
 
 HOST_PYTHON = """#!/bin/bash
 # Stands in for the Python of threestudio's environment.
@@ -202,10 +145,6 @@ def test_with_a_gpu_the_default_build_comes_with_the_package(checkout: Checkout)
 
 
 def test_what_cannot_be_is_one_sentence(checkout: Checkout) -> None:
-    old = checkout.call(PYTHON="python3", FAKE_OLD="1")
-    assert old.returncode == 1
-    assert "no Python 3.10 or newer" in old.stderr
-    assert not (checkout.folder / ".venv").exists()
     wrong = checkout.call(CARV_TORCH="gpu")
     assert wrong.returncode == 1
     assert "it must be cpu or cuda" in wrong.stderr
