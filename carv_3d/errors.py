@@ -11,12 +11,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+MOST_CHARACTERS = 1000  # of a sentence that somebody is meant to read
+
 
 class CarvError(ValueError):
     """Something the user can mend: one sentence that names what is wrong and the fix.
 
-    The command line prints the sentence and exits with status 2, without a traceback.
+    The command line prints the sentence and exits with status 2, without a traceback. A sentence that quotes something
+    long loses its middle: the name at its beginning and the fix at its end stay.
     """
+
+    def __init__(self, sentence: str = "") -> None:
+        half = MOST_CHARACTERS // 2
+        long = len(sentence) > MOST_CHARACTERS
+        super().__init__(f"{sentence[:half]} ... {sentence[-half:]}" if long else sentence)
+
+
+class CarvTypeError(CarvError, TypeError):
+    """A call with other arguments than the function has."""
 
 
 def first_line(error: BaseException, limit: int = 160) -> str:
@@ -27,7 +39,10 @@ def first_line(error: BaseException, limit: int = 160) -> str:
 
 def shown(value: object, most: int = 80) -> str:
     """A value as an error quotes it: its repr, cut where it is long; a tuple as YAML writes it."""
-    text = repr(list(value) if isinstance(value, tuple) else value)
+    try:
+        text = repr(list(value) if isinstance(value, tuple) else value)
+    except Exception as error:  # of a foreign class; of a whole number with more digits than Python writes
+        text = f"a {type(value).__name__} that cannot be shown ({first_line(error, 40)})"
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 

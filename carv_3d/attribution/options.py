@@ -31,7 +31,7 @@ class GroupedDrawOptions(
     unbiased estimate by itself, and the groups are independent. They carry the standard errors.
     """
 
-    groups: int = option(2, "Independent groups among the draws, each stored.", least=1)
+    groups: int = option(2, "Independent groups among the draws, each stored.", least=1, most=2**20)
 
     def _check_layout(self) -> None:
         check_draws(self.K, self.antithetic, self.groups)

@@ -47,10 +47,13 @@ class AttributeOptions(
     query: str
     training_images: str = option("tiny", "tiny (carv-tiny's), or a folder.")
     items: int | None = option(
-        None, "How many of them, the first ones; unless given, 2000 of carv-tiny's, all of a folder.", least=1
+        None,
+        "How many of them, the first ones; unless given, 2000 of carv-tiny's, all of a folder.",
+        least=1,
+        most=10**8,
     )
-    query_draws: int = option(64, "Draws per image of the query.", least=1)
-    views: int = option(4, "Images that stand for a prompt or an asset.", least=1)
+    query_draws: int = option(64, "Draws per image of the query.", least=1, most=2**20)
+    views: int = option(4, "Images that stand for a prompt or an asset.", least=1, most=10_000)
     method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
     resize: bool = option(False, "Cut and scale images of another size.")
     store: Path | None = option(None, "Where latents and features are kept for the next query.")

@@ -31,8 +31,8 @@ class EngineOptions(Options):
 class SweepOptions(Options):
     """How many new runs, and how long they are."""
 
-    budget: float | None = option(None, "Seconds of training time of each run.", above=0)
-    steps: int | None = option(None, "Steps of each run, in place of seconds.", least=1)
+    budget: float | None = option(None, "Seconds of training time of each run.", above=0, most=10**8)
+    steps: int | None = option(None, "Steps of each run, in place of seconds.", least=1, most=10**9)
     seeds: int = option(1, "Runs of each prompt and method.", least=1)
     points: int = option(20, "Evaluations of each run.", least=1)
     config: Path | None = option(None, "A configuration under all methods.")

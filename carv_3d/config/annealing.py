@@ -8,12 +8,11 @@ Whole-number ends count steps, ends with a point count epochs. Before and after,
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Annotated, Any
 
-from carv_3d.core.options import Limits
+from carv_3d.core.kinds import Limits, is_finite
 from carv_3d.errors import CarvError, shown
 
 
@@ -65,18 +64,15 @@ def counts_steps(value: Annealed) -> bool:
 def check_annealed(name: str, value: Any) -> float | list[float]:
     """The value as a number or a plain list; CarvError naming the option if it is neither or out of order."""
     how = "give a number, [v0, v1, end], [start, v0, v1, end] or [start, v0, v1, s1, v2, s2, ...]"
-    if _finite(value):
+    if is_finite(value):
         return float(value)
-    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
+    listed = hasattr(value, "__iter__") and hasattr(value, "__len__")  # what has no length may never end
+    if isinstance(value, (str, bytes, dict)) or not listed:
         raise CarvError(f"{name} is {shown(value)}, not a finite number or a schedule: {how}.")
     items = list(value)
-    if not (len(items) == 3 or (len(items) >= 4 and len(items) % 2 == 0)) or not all(map(_finite, items)):
+    if not (len(items) == 3 or (len(items) >= 4 and len(items) % 2 == 0)) or not all(map(is_finite, items)):
         raise CarvError(f"{name} is {shown(items)}, which is no schedule of finite numbers: {how}.")
     ends, _ = knots(items)
     if any(right <= left for left, right in itertools.pairwise(ends)):
         raise CarvError(f"{name} is {shown(items)}, whose ends do not increase: {how}.")
     return items
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -47,7 +47,7 @@ class CommandRequest(
 class MeasureRequest(CommandRequest):
     """What a command that measures variance was asked for."""
 
-    budget: float = option(600.0, "Seconds of all measuring.", above=0)
+    budget: float = option(600.0, "Seconds of all measuring.", above=0, most=10**8)
 
 
 @dataclass(frozen=True, kw_only=True)

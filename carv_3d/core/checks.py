@@ -2,24 +2,68 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from carv_3d.core.estimate import Draws
+from carv_3d.core.memory import amount, free_memory
 from carv_3d.core.options import Options, unknown_option
 from carv_3d.core.proposals import check_range
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError, shown
+from carv_3d.errors import CarvError, CarvTypeError, first_line, shown
 
 Cond = Tensor | Sequence[Tensor] | None
+COPIES = 3  # of the noise's size: itself, the residuals, and the residuals with their weights
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def check_setup(schedule: Any, options: Any, kind: type[Options]) -> None:
-    """CarvError unless these are a NoiseSchedule, and options of that kind."""
+def by_signature(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, whose call with other arguments than it has is a CarvTypeError that says how to call it."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            if not raised_by_the_call(error):
+                raise
+            parameters = inspect.signature(function).parameters.values()
+            plain = [p.replace(annotation=p.empty) for p in parameters if p.name != "self"]
+            name = function.__qualname__.removesuffix(".__init__")
+            raise CarvTypeError(f"{first_line(error)}; the call is {name}{inspect.Signature(plain)}.") from None
+
+    return call
+
+
+def raised_by_the_call(error: TypeError) -> bool:
+    """Whether the arguments did not fit, so that the function itself never ran; asked where it was called."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is None
+
+
+@contextmanager
+def whole_state(owner: str) -> Iterator[None]:
+    """Within, something that is no saved state of the owner is one sentence."""
+    try:
+        yield
+    except CarvError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        lacks = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise CarvError(f"this is no state of a {owner} ({lacks}); give what its state_dict() returned.") from error
+
+
+def check_setup(schedule: Any, options: Any, kind: type[Options], meter: Any = None) -> None:
+    """CarvError unless these are a NoiseSchedule, options of that kind, and a CostMeter or None."""
+    if meter is not None and not hasattr(meter, "phase"):
+        raise CarvError(f"meter is {described(meter)}; it must be a CostMeter, or None.")
     if not isinstance(schedule, NoiseSchedule):
         made = "NoiseSchedule.from_diffusers(scheduler)" if hasattr(schedule, "config") else "NoiseSchedule(...)"
         raise CarvError(f"schedule is {described(schedule)}; it must be a NoiseSchedule: {made}.")
@@ -36,6 +80,9 @@ def check_call(function: Any, latents: Any, generator: Any) -> None:
         raise CarvError(f"latents are {described(latents)}; they must be a torch tensor (R, ...), with autograd.")
     if not latents.is_floating_point():
         raise CarvError(f"latents are of type {latents.dtype}; they must be floating-point numbers.")
+    if latents.layout != torch.strided or latents.is_nested or latents.is_meta:
+        kind = "nested" if latents.is_nested else "without data" if latents.is_meta else str(latents.layout)
+        raise CarvError(f"latents are {kind}; they must be a dense tensor (R, ...): latents.to_dense(), say.")
     if latents.dim() < 2 or latents.numel() == 0:
         raise CarvError(f"latents have shape {tuple(latents.shape)}; they must be (R, ...), with one render at least.")
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -61,7 +108,7 @@ def check_keywords(owner: str, given: Mapping[str, Any], *functions: Callable[..
 def check_scale(latents: Tensor) -> None:
     """CarvError for images in 0..255. It waits for the device, once a step."""
     low, high = torch.stack(torch.aminmax(latents.detach())).tolist()
-    if low >= 0 and high > 64:
+    if low >= 0 and 64 < high < math.inf:
         raise CarvError(
             f"latents go from {low:g} to {high:g}, as images in 0..255 do; give encoded images, or for a model of "
             "pixels images / 127.5 - 1."
@@ -91,6 +138,10 @@ def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
         else:
             advice = "return the noise prediction"
         raise CarvError(f"{what} returned a {kind}, not a tensor: {advice}.")
+    if not value.is_floating_point():
+        raise CarvError(f"{what} returned numbers of type {value.dtype}; they must be floating-point numbers.")
+    if value.device != z_t.device:
+        raise CarvError(f"{what} returned a tensor on {value.device} for z_t on {z_t.device}; move the model there.")
     if value.shape != z_t.shape:
         raise CarvError(
             f"{what} returned {tuple(value.shape)} for z_t of {tuple(z_t.shape)}; the shapes must be equal "
@@ -98,10 +149,27 @@ def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
         )
 
 
+def check_extra(value: Any, z_t: Tensor) -> None:
+    """CarvError unless a residual's second part is a tensor (N, ...) for z_t (N, ...)."""
+    if not isinstance(value, Tensor) or value.shape[:1] != z_t.shape[:1]:
+        given = tuple(value.shape) if isinstance(value, Tensor) else described(value)
+        raise CarvError(f"the residual's extra is {given}; it must be a tensor that begins with {len(z_t)} samples.")
+
+
 def check_draws_fit(draws: Any, latents: Tensor, num_train_timesteps: int) -> None:
     """CarvError unless explicit draws go with the latents and the schedule."""
     if not isinstance(draws, Draws):
         raise CarvError(f"draws are {described(draws)}; they must be Draws(t, eps, weights), or None.")
+    given = {"t": draws.t, "eps": draws.eps, "weights": draws.weights}
+    for name, value in given.items():
+        if not isinstance(value, Tensor) and not (name == "weights" and value is None):
+            raise CarvError(f"the draws' {name} is {described(value)}; it must be a torch tensor.")
+    if draws.t.dtype not in (torch.int64, torch.int32) or draws.t.dim() != 2:
+        raise CarvError(
+            f"the draws' t has type {draws.t.dtype} and shape {tuple(draws.t.shape)}; it must be (R, K) of torch.int64."
+        )
+    if isinstance(draws.group_size, bool) or not isinstance(draws.group_size, int) or draws.group_size < 1:
+        raise CarvError(f"the draws' group_size is {shown(draws.group_size)}; it must be a whole number from 1 on.")
     R = latents.shape[0]
     expected = (R, draws.t.shape[-1])
     shapes = [draws.t.shape, draws.eps.shape[:2]]
@@ -116,13 +184,18 @@ def check_draws_fit(draws: Any, latents: Tensor, num_train_timesteps: int) -> No
     check_range(int(draws.t.min()), int(draws.t.max()), num_train_timesteps)
 
 
+def draws_fit_memory(noise: int, device: torch.device) -> bool:
+    """False where draws whose noise takes so many bytes surely need more memory than is free."""
+    free = free_memory(device)
+    return COPIES * noise <= (2**48 if free is None else free)
+
+
 def too_many_draws(num_draws: int, latents: Tensor) -> str:
     """What to say where memory does not hold so many draws."""
     needed = num_draws * latents.numel() * latents.element_size()
-    size = f"{needed / 2**30:,.1f} GiB" if needed >= 2**30 else f"{needed / 2**20:,.1f} MiB"
     return (
-        f"num_draws is {num_draws}, whose noise for {len(latents)} renders takes {size} ({needed:,} bytes), more than "
-        "there is memory for; lower it."
+        f"num_draws is {num_draws}, whose noise for {len(latents)} renders takes {amount(needed)}, {COPIES} times over "
+        "with the residuals, more than there is memory for; lower it."
     )
 
 

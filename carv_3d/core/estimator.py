@@ -18,13 +18,18 @@ from torch import Tensor
 from carv_3d.core.batching import is_out_of_memory, run_in_batches
 from carv_3d.core.checks import (
     Cond,
+    by_signature,
     check_call,
     check_draws_fit,
+    check_extra,
     check_prediction,
     check_scale,
     check_setup,
     conditions,
+    draws_fit_memory,
+    raised_by_the_call,
     too_many_draws,
+    whole_state,
 )
 from carv_3d.core.control import EpsControl
 from carv_3d.core.costs import CostMeter
@@ -60,12 +65,17 @@ class EstimatorOptions(
         CarvError: naming the option, for a value that cannot be meant.
     """
 
-    adaptive_bins: int = option(50, "Bins over the timesteps, of the adaptive proposal.", least=1)
+    adaptive_bins: int = option(50, "Bins over the timesteps, of the adaptive proposal.", least=1, most=10**6)
     adaptive_floor: float = option(0.1, "Share of the adaptive proposal that stays uniform.", above=0, most=1)
     adaptive_decay: float = option(0.99, "Decay of the adaptive proposal's running means.", above=0, most=1)
-    rank: int = option(0, "This process among those that stratify together; its generator must differ from theirs.")
-    world_size: int = option(1, "How many processes stratify together.", least=1)
-    shared_seed: int = option(0, "Deals strata out to the ranks; the same on all.")
+    rank: int = option(
+        0,
+        "This process among those that stratify together; its generator must differ from theirs.",
+        least=0,
+        most=2**20,
+    )
+    world_size: int = option(1, "How many processes stratify together.", least=1, most=2**20)
+    shared_seed: int = option(0, "Deals strata out to the ranks; the same on all.", least=0, below=2**63)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +99,7 @@ class CarvEstimator:
     No torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
     """
 
+    @by_signature
     def __init__(
         self,
         schedule: NoiseSchedule,
@@ -107,7 +118,7 @@ class CarvEstimator:
                 for it; proposals are built on it.
         """
         self.options = o = EstimatorOptions() if options is None else options
-        check_setup(schedule, o, EstimatorOptions)
+        check_setup(schedule, o, EstimatorOptions, meter)
         self.schedule, self.meter = schedule, meter
         self.design = Design(stratify=o.stratify, antithetic=o.antithetic)
         adaptive = {"bins": o.adaptive_bins, "floor": o.adaptive_floor, "decay": o.adaptive_decay}
@@ -157,13 +168,16 @@ class CarvEstimator:
         Raises:
             CarvError: a K that does not fit the layout, or more noise than memory holds.
         """
+        if not isinstance(latents, Tensor) or not isinstance(generator, torch.Generator | None):
+            check_call(self.draw, latents, generator)
         R, device, o = latents.shape[0], latents.device, self.options
         K = self.num_draws if num_draws is None else num_draws
         if num_draws is not None:
             self.design.check(K)
         self._move(device)
         try:
-            if K * latents.numel() > 2**46:
+            needed = K * latents.numel() * latents.element_size()
+            if needed > 2**26 and not draws_fit_memory(needed, latents.device):
                 raise MemoryError
             u = self.design.draw_u(R, K, generator, device, o.rank, o.world_size, self._shared)
             eps = self.design.draw_eps(R, K, tuple(latents.shape[1:]), generator, device, latents.dtype)
@@ -175,6 +189,7 @@ class CarvEstimator:
         t, weights = self.proposal.sample(u)
         return Draws(t, eps, weights, group_size)
 
+    @by_signature
     def estimate(
         self,
         latents: Tensor,
@@ -211,7 +226,13 @@ class CarvEstimator:
         check_call(eps_hat, latents, generator)
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *samples: Tensor) -> Tensor:
-            predicted = eps_hat(z_t, t, *samples)
+            try:
+                predicted = eps_hat(z_t, t, *samples)
+            except TypeError as error:
+                if not raised_by_the_call(error):
+                    raise
+                what = f"z_t, t and {len(samples)} tensors of cond" if samples else "z_t and t"
+                raise CarvError(f"eps_hat is called with {what}, which it does not take: {error}.") from error
             check_prediction("eps_hat", predicted, z_t)
             w = self.schedule.w(t, self.options.weighting).to(eps.dtype)
             return w.view(-1, *[1] * (eps.dim() - 1)) * (predicted - eps)
@@ -293,13 +314,14 @@ class CarvEstimator:
         return {"proposal": self.proposal.state_dict(), "shared_generator": shared, **control, **counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises CarvError for the state of another proposal."""
-        self.proposal.load_state_dict(state["proposal"])
-        if self.control is not None and "control" in state:
-            self.control.load_state_dict(state["control"])
-        if self.non_finite is not None:
-            self.non_finite.count = state.get("non_finite", 0)
-        self._shared.set_state(state["shared_generator"].cpu())
+        """Raises CarvError for the state of another proposal, and for what is no state."""
+        with whole_state("CarvEstimator"):
+            self.proposal.load_state_dict(state["proposal"])
+            if self.control is not None and "control" in state:
+                self.control.load_state_dict(state["control"])
+            if self.non_finite is not None:
+                self.non_finite.count = state.get("non_finite", 0)
+            self._shared.set_state(state["shared_generator"].cpu())
 
     def _move(self, device: torch.device) -> None:
         if self.schedule.alphas_cumprod.device != device:
@@ -327,6 +349,7 @@ class CarvEstimator:
             f = residual(z_t, t[begin:end], eps[begin:end], *samples)
             if isinstance(f, tuple) and len(f) == 2:
                 f, second = f
+                check_extra(second, z_t)
                 if extra is None:
                     extra = second.new_empty(len(t), *second.shape[1:])
                 extra[begin:end] = second

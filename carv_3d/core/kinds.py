@@ -35,10 +35,26 @@ class Limits(NamedTuple):
     def __str__(self) -> str:
         """In words, such as " of at least 1", " from 0 to 1", or nothing."""
         if self.least is not None and self.most is not None:
-            return f" from {self.least:g} to {self.most:g}"
+            return f" from {in_digits(self.least)} to {in_digits(self.most)}"
         words = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
-        parts = [f"{word} {'2^63' if end == 2**63 else f'{end:g}'}" for word, end in words.items() if end is not None]
+        parts = [f"{word} {in_digits(end)}" for word, end in words.items() if end is not None]
         return " " + " and ".join(parts) if parts else ""
+
+
+def in_digits(end: float) -> str:
+    """An end of a range: 8,192 and 0.02 in digits, 2^40 as a power."""
+    if float(end).is_integer() and abs(end) < 2**33:
+        return f"{int(end):,}"
+    exponent = math.log2(abs(end))
+    return f"2^{exponent:g}" if exponent.is_integer() and exponent > 0 else f"{end:g}"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number other than NaN and infinity that a float can hold; True and False are none."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond 1.8e308
+        return False
 
 
 def members(kind: Any) -> tuple[Any, ...]:
@@ -56,7 +72,7 @@ def literals(kind: Any) -> tuple[Any, ...]:
 def convert(value: Any, kind: Any) -> tuple[bool, Any]:
     """(whether the value is of the kind, the value as it is kept)."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    number = is_finite(value)
     if kind is Any:
         return True, value
     if origin is Literal:

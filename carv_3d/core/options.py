@@ -79,7 +79,7 @@ class Option(NamedTuple):
             ok, out = convert(value, kind)
             if ok and self.limits.hold(out):
                 return out
-        near = difflib.get_close_matches(str(value), self.choices, 1)
+        near = difflib.get_close_matches(shown(value).strip("'"), self.choices, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise CarvError(f"{name} is {shown(value)}; it must be {self.due}{hint}.")
 
@@ -240,7 +240,7 @@ class DesignOptions(Options):
 class DrawOptions(DesignOptions):
     """How many draws, and their layout."""
 
-    num_draws: int | Literal["auto"] = option(4, "K, draws of (t, eps) per render.", least=1)
+    num_draws: int | Literal["auto"] = option(4, "K, draws of (t, eps) per render.", least=1, most=2**40)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -264,7 +264,7 @@ class SamplingOptions(DrawOptions):
     proposal: Proposal = option(
         "weight", "Where timesteps are drawn: uniform; weight, in proportion to w(t); adaptive, to w(t) RMS|residual|."
     )
-    max_batch: int = option(16, "Samples denoised at once; halved by itself when memory runs out.", least=1)
+    max_batch: int = option(16, "Samples denoised at once; halved by itself when memory runs out.", least=1, most=2**40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +275,7 @@ class ResidualOptions(Options):
         None,
         "Elementwise limit of each draw's residual, before p/q and the mean, so that K does not change the objective.",
         above=0,
+        most=1e30,
     )
     control_variate: bool = option(
         False, "Subtract from each draw what it takes from its own noise, learnt on earlier steps."
@@ -285,8 +286,8 @@ class ResidualOptions(Options):
 class StepOptions(Options):
     """The range of timesteps, both ends included."""
 
-    min_step: int = option(20, "Smallest timestep.", least=0)
-    max_step: int = option(980, "Largest timestep.", least=0)
+    min_step: int = option(20, "Smallest timestep.", least=0, most=10**6)
+    max_step: int = option(980, "Largest timestep.", least=0, most=10**6)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -306,7 +307,7 @@ class WeightingOptions(Options):
 class BatchOptions(Options):
     """How many renders, or generated samples, a step has."""
 
-    batch_size: int = option(1, "R, renders (or generated samples) of a step, per process.", least=1)
+    batch_size: int = option(1, "R, renders (or generated samples) of a step, per process.", least=1, most=2**16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,12 +328,14 @@ class NamedOptions(Options):
 class ProjectionOptions(SeedOptions):
     """The random projection of gradients."""
 
-    dim: int | None = option(2048, "Numbers that the gradient is projected to; null keeps the whole gradient.", least=1)
+    dim: int | None = option(
+        2048, "Numbers that the gradient is projected to; null keeps the whole gradient.", least=1, most=2**24
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamOptions(Options):
     """Of Adam and AdamW."""
 
-    lr: float = option(1e-3, "Learning rate.", above=0)
+    lr: float = option(1e-3, "Learning rate.", above=0, most=1000)
     betas: tuple[float, float] = option((0.9, 0.999), "Decay of the two running means.", least=0, below=1)

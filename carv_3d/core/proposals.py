@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.core.designs import real_dtype
+from carv_3d.core.kinds import is_finite
 from carv_3d.core.options import Proposal
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 
 PROPOSALS = get_args(Proposal)
+LEARNING = ("bins", "floor", "decay", "prior")  # what the adaptive proposal takes
 
 
 class Measure(NamedTuple):
@@ -218,10 +220,11 @@ class AdaptiveProposal(TimestepProposal):
     adapts = True
 
     def _build(self, bins: int = 50, floor: float = 0.1, decay: float = 0.99, prior: float = 2.0) -> None:
-        if not 0 < floor <= 1 or not 0 < decay <= 1 or not 1 <= bins <= self.num_train_timesteps:
+        numbers = isinstance(bins, Integral) and all(map(is_finite, (floor, decay, prior)))
+        if not numbers or not (0 < floor <= 1 and 0 < decay <= 1 and 1 <= bins <= self.num_train_timesteps):
             raise CarvError(
-                f"the adaptive proposal got bins {bins}, floor {floor}, decay {decay}: bins lie in 1 .. "
-                f"{self.num_train_timesteps}, floor and decay above 0 and at most 1."
+                f"the adaptive proposal got bins {shown(bins)}, floor {shown(floor)}, decay {shown(decay)}: bins lie "
+                f"in 1 .. {self.num_train_timesteps}, floor and decay above 0 and at most 1."
             )
         self.floor, self.decay, self.prior = floor, decay, prior
         self._sum = self.weights.new_zeros(bins)
@@ -308,7 +311,12 @@ def make_proposal(
     """
     kinds = {kind.name: kind for kind in (UniformProposal, WeightProposal, AdaptiveProposal)}
     if name not in kinds:
-        raise CarvError(f"proposal is {name!r}; it must be one of {', '.join(PROPOSALS)}.")
+        raise CarvError(f"proposal is {shown(name)}; it must be one of {', '.join(PROPOSALS)}.")
+    if not isinstance(schedule, NoiseSchedule):
+        raise CarvError(f"schedule is a {type(schedule).__name__}; it must be a NoiseSchedule.")
+    for key in adaptive:
+        if name != "adaptive" or key not in LEARNING:
+            raise CarvError(f"make_proposal got {shown(key)}; the adaptive proposal takes {', '.join(LEARNING)}.")
     return kinds[name](schedule, weighting, min_step, max_step, **adaptive)
 
 
@@ -322,7 +330,7 @@ def check_range(min_step: int, max_step: int, num_train_timesteps: int | None = 
     whole = all(isinstance(x, Integral) and not isinstance(x, bool) for x in (min_step, max_step))
     if not whole or not 0 <= min_step <= max_step:
         raise CarvError(
-            f"min_step is {min_step!r} and max_step {max_step!r}; "
+            f"min_step is {shown(min_step)} and max_step {shown(max_step)}; "
             "they must be whole numbers from 0 on, the first not above the second."
         )
     if num_train_timesteps is not None and max_step >= num_train_timesteps:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from carv_3d.core.options import Weighting
-from carv_3d.errors import CarvError
+from carv_3d.core.options import Options, Weighting, option
+from carv_3d.errors import CarvError, shown
 
 WEIGHTINGS = get_args(Weighting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaOptions(Options):
+    """What a diffusers scheduler's config says of its betas."""
+
+    num_train_timesteps: int = option(1000, "T, how many timesteps.", least=1, most=10**6)
+    beta_schedule: str = option("linear", "How the betas rise.")
+    beta_start: float = option(0.0001, "The first beta.", least=0, most=1)
+    beta_end: float = option(0.02, "The last beta.", least=0, most=1)
+    rescale_betas_zero_snr: bool = option(False, "Shift and scale them so that the last abar is 0.")
 
 
 class NoiseSchedule:
@@ -55,7 +67,8 @@ class NoiseSchedule:
             beta_start: beta at t = 0.
             beta_end: beta at t = T - 1.
         """
-        return cls.from_betas(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float32) ** 2)
+        o = BetaOptions(num_train_timesteps=T, beta_schedule="scaled_linear", beta_start=beta_start, beta_end=beta_end)
+        return cls.from_betas(named_betas(o))
 
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float] | Any) -> NoiseSchedule:
@@ -112,16 +125,10 @@ class NoiseSchedule:
                 "use NoiseSchedule.from_diffusers(scheduler)."
             )
         refuse_flows(config)
+        o = BetaOptions(**{name: config[name] for name in BetaOptions.declared() if config.get(name) is not None})
         betas = config.get("trained_betas")
-        if betas is None:
-            betas = named_betas(
-                str(config.get("beta_schedule", "linear")),
-                int(config.get("num_train_timesteps", 1000)),
-                float(config.get("beta_start", 0.0001)),
-                float(config.get("beta_end", 0.02)),
-            )
-        betas = torch.as_tensor(betas, dtype=torch.float32)
-        return cls.from_betas(zero_snr(betas) if config.get("rescale_betas_zero_snr") else betas)
+        betas = named_betas(o) if betas is None else _table("trained_betas", betas).float()
+        return cls.from_betas(zero_snr(betas) if o.rescale_betas_zero_snr else betas)
 
     def __repr__(self) -> str:
         first, last = float(self.alphas_cumprod[0]), float(self.alphas_cumprod[-1])
@@ -235,13 +242,14 @@ class NoiseSchedule:
                     f"{self.num_train_timesteps} timesteps, and each needs one weight."
                 )
             return strategy.detach().to(self.device)
-        if strategy not in self._weights:
-            raise CarvError(f"the weighting is {strategy!r}; it must be one of {', '.join(WEIGHTINGS)}.")
+        if not isinstance(strategy, str) or strategy not in self._weights:
+            raise CarvError(f"the weighting is {shown(strategy)}; it must be one of {', '.join(WEIGHTINGS)}.")
         return self._weights[strategy]
 
 
-def named_betas(name: str, T: int, start: float, end: float) -> Tensor:
+def named_betas(o: BetaOptions) -> Tensor:
     """(T,) betas as diffusers makes them. Raises CarvError for a name that it does not have."""
+    name, T, start, end = o.beta_schedule, o.num_train_timesteps, o.beta_start, o.beta_end
     if name == "linear":
         return torch.linspace(start, end, T, dtype=torch.float32)
     if name == "scaled_linear":
@@ -252,8 +260,8 @@ def named_betas(name: str, T: int, start: float, end: float) -> Tensor:
         bar = [math.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(T + 1)]
         return torch.tensor([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bar)], dtype=torch.float32)
     raise CarvError(
-        f"beta_schedule is {name!r}; it must be one of linear, scaled_linear, sigmoid, squaredcos_cap_v2. Any other "
-        "schedule can be given as betas, to NoiseSchedule.from_betas."
+        f"beta_schedule is {shown(name)}; it must be one of linear, scaled_linear, sigmoid, squaredcos_cap_v2. "
+        "Any other schedule can be given as betas, to NoiseSchedule.from_betas."
     )
 
 

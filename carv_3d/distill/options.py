@@ -41,16 +41,20 @@ class DistillOptions(
     is the real score's; the fake score has none. Where fake_draws is odd, the fake's draws have no pairs.
     """
 
-    steps: int = option(1000, "Updates of the generator.", least=0)
+    steps: int = option(1000, "Updates of the generator.", least=0, most=10**9)
     fake_updates: int = option(
-        2, "Updates of the fake score per update of the generator (DMD2's two time scales).", least=1
+        2,
+        "Updates of the fake score per update of the generator (DMD2's two time scales).",
+        least=1,
+        most=10_000,
     )
-    fake_draws: int = option(2, "K_fake, draws per sample that train the fake score.", least=1)
-    fake_lr: float = option(1e-4, "Learning rate of the fake score.", above=0)
+    fake_draws: int = option(2, "K_fake, draws per sample that train the fake score.", least=1, most=2**20)
+    fake_lr: float = option(1e-4, "Learning rate of the fake score.", above=0, most=1000)
     max_grad_norm: float = option(
         10.0,
         "Largest norm of an update's whole gradient, after the mean over draws; also the fake score's.",
         above=0,
+        most=1e30,
     )
     ema: float = option(
         0.99,
@@ -62,9 +66,9 @@ class DistillOptions(
         "float32", "What generator and fake score compute in (fp16: CUDA alone); their weights stay float32."
     )
     prompts: str | None = option(None, "A text file with a prompt on each line; carv-tiny alone has its own.")
-    preview_every: int = option(100, "Steps between two previews.", least=1)
-    preview_prompts: int = option(8, "Prompts of a preview.", least=1)
-    save_every: float = option(300.0, "Seconds between two checkpoints.", least=0)
+    preview_every: int = option(100, "Steps between two previews.", least=1, most=10**9)
+    preview_prompts: int = option(8, "Prompts of a preview.", least=1, most=1024)
+    save_every: float = option(300.0, "Seconds between two checkpoints.", least=0, most=10**9)
 
     def estimator(self, num_train_timesteps: int, rank: int = 0, world_size: int = 1) -> EstimatorOptions:
         """Of the generator's gradient, for a teacher with that many timesteps."""

@@ -17,7 +17,7 @@ class VarianceRequest(MeasureRequest, helps={"out": "The folder; unless given, o
 
     model_or_run: str
     settings: tuple[str, ...] = option(DEFAULT, "Samples x draws, with the words of the design.")
-    pairs: int = option(40, "Pairs of gradients of each setting.", least=2)
+    pairs: int = option(40, "Pairs of gradients of each setting.", least=2, most=10**6)
 
     @property
     def is_run(self) -> bool:

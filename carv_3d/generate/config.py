@@ -71,19 +71,29 @@ class LossOptions(Options):
     `loss_sds` is summed over the latent's elements and averaged over renders, the others are means.
     """
 
-    lambda_sds: Annealed = option(1.0, "Score distillation.", least=0)
-    lambda_sds_img: Annealed = option(0.01, "Score distillation in image space (use_img_loss alone).", least=0)
+    lambda_sds: Annealed = option(1.0, "Score distillation.", least=0, most=1e9)
+    lambda_sds_img: Annealed = option(
+        0.01, "Score distillation in image space (use_img_loss alone).", least=0, most=1e9
+    )
     lambda_recon: Annealed = option(
-        1000.0, "MSE(x, decode(encode(x))): keeps renders where the VAE is accurate.", least=0
+        1000.0,
+        "MSE(x, decode(encode(x))): keeps renders where the VAE is accurate.",
+        least=0,
+        most=1e9,
     )
-    lambda_density: Annealed = option(20.0, "Mean density over the samples.", least=0)
+    lambda_density: Annealed = option(20.0, "Mean density over the samples.", least=0, most=1e9)
     lambda_opacity: Annealed = option(
-        50.0, "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.", least=0
+        50.0,
+        "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.",
+        least=0,
+        most=1e9,
     )
-    lambda_sparsity: Annealed = option(0.0, "threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike.", least=0)
-    lambda_opaque: Annealed = option(0.0, "threestudio's, mean binary entropy of the opacity.", least=0)
-    lambda_orient: Annealed = option(0.0, "threestudio's, normals that point away from the camera.", least=0)
-    lambda_tv: Annealed = option(0.0, "Total variation of the voxel grid (voxel geometry alone).", least=0)
+    lambda_sparsity: Annealed = option(
+        0.0, "threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike.", least=0, most=1e9
+    )
+    lambda_opaque: Annealed = option(0.0, "threestudio's, mean binary entropy of the opacity.", least=0, most=1e9)
+    lambda_orient: Annealed = option(0.0, "threestudio's, normals that point away from the camera.", least=0, most=1e9)
+    lambda_tv: Annealed = option(0.0, "Total variation of the voxel grid (voxel geometry alone).", least=0, most=1e9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +105,8 @@ class OptimizerArgs(
 ):
     """Passed to the torch optimizer."""
 
-    eps: float = option(1e-15, "Added to the root of the second mean.", least=0)
-    weight_decay: float = option(0.0, "Weight decay.", least=0)
+    eps: float = option(1e-15, "Added to the root of the second mean.", least=0, most=1)
+    weight_decay: float = option(0.0, "Weight decay.", least=0, most=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +129,15 @@ class SchedulerOptions(
 class TrainerOptions(Options):
     """How long, and what is shown meanwhile."""
 
-    max_steps: int = option(300, "Steps of the run.", least=1)
-    val_check_interval: int = option(25, "Steps between two previews and two readings of the classifier.", least=1)
+    max_steps: int = option(300, "Steps of the run.", least=1, most=10**9)
+    val_check_interval: int = option(
+        25, "Steps between two previews and two readings of the classifier.", least=1, most=10**9
+    )
     step_seconds: float | None = option(
         None,
         "With num_draws=auto, what a step may take: R is then chosen with K, from data.batch_size on.",
         above=0,
+        most=86_400,
     )
 
 
@@ -172,7 +185,7 @@ class SystemOptions(Options):
 class CheckpointOptions(Options):
     """How often the run's state is saved."""
 
-    every_n_train_steps: int = option(25, "Steps between two checkpoints.", least=1)
+    every_n_train_steps: int = option(25, "Steps between two checkpoints.", least=1, most=10**9)
 
 
 def _default_data() -> CameraOptions:

@@ -27,6 +27,7 @@ from carv_3d.core.seeds import OwnGlobals, seed_for
 from carv_3d.core.signal import SignalToNoise
 from carv_3d.errors import CarvError, first_line
 from carv_3d.generate.config import Config
+from carv_3d.generate.needs import check_needs
 from carv_3d.generate.view_text import view_text
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
@@ -104,6 +105,7 @@ class TextTo3D:
         """
         check_prompt(config)
         self.device = choose_device(config.device)
+        check_needs(config, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         plain = teacher if teacher is not None else load_teacher(config)

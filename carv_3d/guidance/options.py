@@ -43,7 +43,9 @@ class Annealing(NamedTuple):
 class ScoreOptions(SamplingOptions):
     """Draws, and the teacher's score at them."""
 
-    guidance_scale: Annealed = option(100.0, "How strongly the text pulls; in carv_3d's guidance see cfg_convention.")
+    guidance_scale: Annealed = option(
+        100.0, "How strongly the text pulls; in carv_3d's guidance see cfg_convention.", least=-1e6, most=1e6
+    )
     min_step_percent: Annealed = option(
         0.02, "The smallest timestep, as a share of the teacher's T: int(T min).", least=0, most=1
     )
@@ -130,7 +132,7 @@ class GuidanceOptions(
         "trainer_max_steps; then it stays. As in threestudio, of a max_step_percent that is a list the second entry "
         "counts: v1 of [v0, v1, end], v0 of [start, v0, v1, end].",
     )
-    trainer_max_steps: int = option(25000, "Steps over which sqrt_anneal runs.", least=1)
+    trainer_max_steps: int = option(25000, "Steps over which sqrt_anneal runs.", least=1, most=10**9)
     weighting_strategy: Weighting = option("sds", "w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar).")
     use_sjc: bool = option(False, "threestudio's name for objective sjc.")
     var_red: bool = option(

@@ -29,17 +29,26 @@ class VSDOptions(
         "", "The model that the LoRA is a variant of; empty, or the teacher's name: the teacher, loaded once."
     )
     guidance_scale_lora: Annealed = option(
-        1.0, "The LoRA's, between no camera and the camera: none + s (camera - none)."
+        1.0,
+        "The LoRA's, between no camera and the camera: none + s (camera - none).",
+        least=-1e6,
+        most=1e6,
     )
-    lora_rank: int = option(4, "Rank of the LoRA's matrices.", least=1)
+    lora_rank: int = option(4, "Rank of the LoRA's matrices.", least=1, most=4096)
     lora_n_timestamp_samples: int = option(
-        1, "K_lora, draws of (t, eps) per render on which the LoRA is trained in each step.", least=1
+        1,
+        "K_lora, draws of (t, eps) per render on which the LoRA is trained in each step.",
+        least=1,
+        most=2**20,
     )
     lora_cfg_training: bool = option(
         True, "A tenth of the LoRA's draws are trained without camera, which guidance_scale_lora needs."
     )
     lora_max_batch: int = option(
-        4, "Draws on which the LoRA is trained at once; halved by itself when memory runs out.", least=1
+        4,
+        "Draws on which the LoRA is trained at once; halved by itself when memory runs out.",
+        least=1,
+        most=2**40,
     )
     camera_condition_type: Literal["extrinsics", "mvp"] = option(
         "extrinsics", "What a host gives as camera: extrinsics (camera to world) or mvp (model, view and projection)."

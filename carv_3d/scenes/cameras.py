@@ -34,28 +34,35 @@ class CameraOptions(BatchOptions):
     Angles in degrees, distances in world units. `fovy` is the vertical field of view.
     """
 
-    height: int = option(64, "Rows of a render in training.", least=1)
-    width: int = option(64, "Columns of a render in training.", least=1)
+    height: int = option(64, "Rows of a render in training.", least=1, most=8192)
+    width: int = option(64, "Columns of a render in training.", least=1, most=8192)
     elevation_range: Range = option((-10.0, 45.0), "Degrees above the horizon.", least=-90, most=90)
-    azimuth_range: Range = option((-180.0, 180.0), "Degrees around the object; 0 sees its front.")
-    camera_distance_range: Range = option((1.5, 2.0), "Distance from the object's center.", least=1e-6)
+    azimuth_range: Range = option(
+        (-180.0, 180.0), "Degrees around the object; 0 sees its front.", least=-3600, most=3600
+    )
+    camera_distance_range: Range = option((1.5, 2.0), "Distance from the object's center.", least=1e-6, most=1e6)
     fovy_range: Range = option((40.0, 70.0), "Vertical field of view in degrees.", least=1e-3, most=179)
-    camera_perturb: float = option(0.0, "Standard deviation of a normal shift of the position.", least=0)
-    center_perturb: float = option(0.0, "Standard deviation of a normal shift of the point looked at.", least=0)
-    up_perturb: float = option(0.0, "Standard deviation of a normal shift of the up vector.", least=0)
+    camera_perturb: float = option(0.0, "Standard deviation of a normal shift of the position.", least=0, most=1e6)
+    center_perturb: float = option(
+        0.0, "Standard deviation of a normal shift of the point looked at.", least=0, most=1e6
+    )
+    up_perturb: float = option(0.0, "Standard deviation of a normal shift of the up vector.", least=0, most=1e6)
     batch_uniform_azimuth: bool = option(True, "One azimuth in each of R equal parts of the range.")
     camera_sampling: Literal["random", "low_discrepancy"] = option(
         "random", "low_discrepancy spreads cameras evenly over renders and steps; each one is still random."
     )
     progressive_until: int = option(
-        0, "The ranges grow from the evaluation view to their full width by this step.", least=0
+        0,
+        "The ranges grow from the evaluation view to their full width by this step.",
+        least=0,
+        most=10**9,
     )
-    eval_height: int = option(64, "Rows of a finished image.", least=1)
-    eval_width: int = option(64, "Columns of a finished image.", least=1)
+    eval_height: int = option(64, "Rows of a finished image.", least=1, most=8192)
+    eval_width: int = option(64, "Columns of a finished image.", least=1, most=8192)
     eval_elevation_deg: float = option(15.0, "Elevation of finished images.", least=-90, most=90)
-    eval_camera_distance: float = option(2.0, "Distance of finished images.", least=1e-6)
+    eval_camera_distance: float = option(2.0, "Distance of finished images.", least=1e-6, most=1e6)
     eval_fovy_deg: float = option(70.0, "Field of view of finished images.", least=1e-3, most=179)
-    n_test_views: int = option(120, "Images of the turntable.", least=1)
+    n_test_views: int = option(120, "Images of the turntable.", least=1, most=10_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

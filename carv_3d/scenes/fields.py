@@ -36,22 +36,41 @@ __all__ = [
     "make_field",
 ]
 
+FINEST = 2**20  # cells along an edge
+
 
 @dataclass(frozen=True, kw_only=True)
 class FieldOptions(LatticeOptions):
     """Sizes and the initial blob; the encoding's keys are threestudio's `pos_encoding_config`."""
 
-    radius: float = option(1.08, "Radius of the sphere that holds the scene, in world units.", above=0)
-    density_scale: float = option(10.0, "What the density is multiplied by.", above=0)
-    blob_scale: float = option(12.0, "Density of the initial blob at its center.", least=0)
-    blob_radius: float = option(0.52, "Radius of the initial blob; below 0 the field begins empty.")
+    radius: float = option(1.08, "Radius of the sphere that holds the scene, in world units.", above=0, most=1e6)
+    density_scale: float = option(10.0, "What the density is multiplied by.", above=0, most=1e6)
+    blob_scale: float = option(12.0, "Density of the initial blob at its center.", least=0, most=1e6)
+    blob_radius: float = option(
+        0.52, "Radius of the initial blob; below 0 the field begins empty.", least=-1e6, most=1e6
+    )
     n_levels: int = option(8, "Hash fields: levels of the grid.", least=1, most=32)
     n_features_per_level: int = option(2, "Hash fields: numbers at each entry.", least=1, most=16)
     log2_hashmap_size: int = option(17, "Hash fields: entries of a level, as a power of two.", least=1, most=28)
     base_resolution: int = option(16, "Hash fields: cells of the coarsest level along an edge.", least=2, most=4096)
-    per_level_scale: float = option(1.4472692, "Hash fields: resolution of a level over the one before.", least=1)
+    per_level_scale: float = option(
+        1.4472692, "Hash fields: resolution of a level over the one before.", least=1, most=4
+    )
     n_neurons: int = option(32, "Hash fields: width of the network.", least=1, most=4096)
     n_hidden_layers: int = option(1, "Hash fields: hidden layers of the network.", least=0, most=16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.level_resolutions[-1] > FINEST:
+            raise CarvError(
+                f"per_level_scale is {self.per_level_scale} and n_levels {self.n_levels}: the finest level would have "
+                f"{self.level_resolutions[-1]:.3g} cells along an edge, and {FINEST:,} is the most; lower one."
+            )
+
+    @property
+    def level_resolutions(self) -> list[int]:
+        """Hash fields: cells along an edge of each level, the coarsest first."""
+        return [math.floor(self.base_resolution * self.per_level_scale**level) for level in range(self.n_levels)]
 
 
 class Field(nn.Module, ABC):
@@ -154,7 +173,7 @@ class HashGridField(Field):
         super().__init__(options or FieldOptions())
         o = self.options
         self.table_size = 2**o.log2_hashmap_size
-        self.resolutions = [math.floor(o.base_resolution * o.per_level_scale**level) for level in range(o.n_levels)]
+        self.resolutions = o.level_resolutions
         self.levels = nn.ParameterList()
         for res in self.resolutions:
             dense = res**3 <= self.table_size

@@ -35,18 +35,23 @@ REFRESH = 8  # steps between two updates of the compiled loops' occupancy grid
 class RenderOptions(Options):
     """How rays are sampled."""
 
-    num_samples_per_ray: int = option(36, "Samples of a ray in training.", least=1)
+    num_samples_per_ray: int = option(36, "Samples of a ray in training.", least=1, most=2**16)
     eval_samples_per_ray: int = option(
-        64, "Fewest samples of a ray in finished images: few without jitter draw contour lines.", least=1
+        64,
+        "Fewest samples of a ray in finished images: few without jitter draw contour lines.",
+        least=1,
+        most=2**16,
     )
     randomized: bool = option(True, "Jitter the samples in training.")
-    near_plane: float = option(0.01, "Nearest sample, in world units.", least=0)
+    near_plane: float = option(0.01, "Nearest sample, in world units.", least=0, most=1e6)
     grid_prune: bool | Literal["auto"] = option(
         "auto", "Skip what is empty by an occupancy grid; auto: on CUDA, and with fused."
     )
-    grid_resolution: int = option(64, "Cells of the occupancy grid along an edge.", least=1)
-    prune_density_threshold: float = option(0.01, "Least optical depth of a step that is kept.", least=0)
-    eval_chunk_rays: int = option(8192, "Rays of a finished image that are held in memory at once.", least=1)
+    grid_resolution: int = option(64, "Cells of the occupancy grid along an edge.", least=1, most=1024)
+    prune_density_threshold: float = option(0.01, "Least optical depth of a step that is kept.", least=0, most=1e6)
+    eval_chunk_rays: int = option(
+        8192, "Rays of a finished image that are held in memory at once.", least=1, most=2**26
+    )
 
 
 @dataclass

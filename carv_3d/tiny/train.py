@@ -37,15 +37,15 @@ class TrainOptions(OutOptions, SeedOptions, defaults={"out": Path(__file__).pare
 
     work: Path
     """Folder of images and checkpoints."""
-    images: int = option(30_000, "How many are rendered.", least=1)
-    vae_steps: int = option(1_800, "Steps of the autoencoder.", least=1)
-    vae_batch: int = option(24, "Images of each of its steps.", least=1)
+    images: int = option(30_000, "How many are rendered.", least=1, most=10**7)
+    vae_steps: int = option(1_800, "Steps of the autoencoder.", least=1, most=10**9)
+    vae_batch: int = option(24, "Images of each of its steps.", least=1, most=2**16)
     vae_lr: float = option(3e-3, "Its learning rate.", above=0, below=1)
-    text_steps: int = option(9_000, "Steps of the text encoder.", least=1)
-    text_batch: int = option(64, "Captions of each of its steps.", least=1)
+    text_steps: int = option(9_000, "Steps of the text encoder.", least=1, most=10**9)
+    text_batch: int = option(64, "Captions of each of its steps.", least=1, most=2**16)
     text_lr: float = option(1e-3, "Its learning rate.", above=0, below=1)
-    unet_steps: int = option(8_000, "Steps of the UNet.", least=1)
-    unet_batch: int = option(64, "Images of each of its steps.", least=1)
+    unet_steps: int = option(8_000, "Steps of the UNet.", least=1, most=10**9)
+    unet_batch: int = option(64, "Images of each of its steps.", least=1, most=2**16)
     unet_lr: float = option(8e-4, "Its learning rate.", above=0, below=1)
     unet_precision: str = option("auto", "Of its products; auto: bf16 where the processor has it.", choices=PRECISIONS)
     init: Path | None = option(
@@ -53,7 +53,7 @@ class TrainOptions(OutOptions, SeedOptions, defaults={"out": Path(__file__).pare
         "A model folder to start from. Its autoencoder is kept as it is; its text encoder and UNet, where it has them, "
         "are trained further.",
     )
-    threads: int = option(2, "Of torch.", least=1)
+    threads: int = option(2, "Of torch.", least=1, most=1024)
     compile: bool = option(True, "Compile the UNet, where that works.")
 
     def __post_init__(self) -> None:

@@ -24,7 +24,10 @@ class VarianceRequest(
 
     source: Path
     at: tuple[int, ...] = option(
-        (), "Steps of the run to measure at; by default 10, 50 and 90 %, or a run's end.", least=0
+        (),
+        "Steps of the run to measure at; by default 10, 50 and 90 %, or a run's end.",
+        least=0,
+        most=10**9,
     )
     R: tuple[int, ...] = option((1,), "R, renders of a step.", least=1, most=1024)
     K: tuple[int, ...] = option((1, 2, 4, 8), "K, draws per render.", least=1, most=1024)

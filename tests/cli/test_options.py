@@ -19,7 +19,7 @@ def test_the_page_of_options_is_current() -> None:
 def test_options_are_listed_and_selected(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["options", "generate", "num_draws"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "system.guidance.num_draws = 2  (a whole number of at least 1, or auto)",
+        "system.guidance.num_draws = 2  (a whole number from 1 to 2^40, or auto)",
         "    K, draws of (t, eps) per render.",
     ]
     assert cli(["options", "distill", "fake"]) == 0

@@ -334,7 +334,7 @@ def test_as_a_library_in_five_lines() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"num_draws": 0}, "at least 1"),
+        ({"num_draws": 0}, "from 1 to"),
         ({"num_draws": 3, "antithetic": True}, "set num_draws to 4"),
         ({"num_draws": 2.5}, "whole number"),
         ({"proposal": "best"}, "uniform, weight, adaptive"),

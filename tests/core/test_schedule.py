@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from carv_3d.core.schedule import NoiseSchedule, named_betas
+from carv_3d.core.schedule import BetaOptions, NoiseSchedule, named_betas
 from carv_3d.errors import CarvError
 
 
@@ -48,7 +48,7 @@ def test_add_noise_is_differentiable_and_keeps_the_type() -> None:
 
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-COSINE = named_betas("squaredcos_cap_v2", 1000, 0.0, 0.0)
+COSINE = named_betas(BetaOptions(beta_schedule="squaredcos_cap_v2"))
 SCALED = NoiseSchedule.scaled_linear()
 
 

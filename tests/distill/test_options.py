@@ -19,9 +19,9 @@ from carv_3d.errors import CarvError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_draws": 0}, "num_draws is 0; it must be a whole number of at least 1"),
+        ({"num_draws": 0}, "num_draws is 0; it must be a whole number from 1 to"),
         ({"num_draws": 3, "antithetic": True}, "set num_draws to 4 or antithetic to false"),
-        ({"batch_size": 0}, "batch_size is 0; it must be a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number from 1 to 65,536"),
         ({"stratify": "rendr"}, "did you mean render"),
         ({"precision": "half"}, "precision is 'half'; it must be one of float32, bf16, fp16"),
         ({"objective": "sds"}, "objective is 'sds'; it must be one of dmd, kl\\."),

@@ -166,7 +166,7 @@ def test_a_value_may_come_from_yaml(make: Callable[..., Any], loaded: dict[str, 
 @pytest.mark.parametrize(
     ("cfg", "said"),
     [
-        ({"num_draws": 0}, "num_draws is 0; it must be a whole number of at least 1"),
+        ({"num_draws": 0}, "num_draws is 0; it must be a whole number from 1 to 2^40, or auto"),
         ({"num_draws": "some"}, "num_draws is 'some'"),
         ({"objective": "vsd"}, "objective is 'vsd'"),
         ({"pretrained_model_name_or_path": "no/such-model-here"}, "no/such-model-here"),

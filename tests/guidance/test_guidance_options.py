@@ -15,8 +15,8 @@ from carv_3d.guidance.options import GuidanceOptions
     [
         ({"num_draws": 0}, "num_draws is 0"),
         ({"num_draws": 2.5}, "num_draws is 2.5"),
-        ({"num_draws": "best"}, "num_draws is 'best'; it must be a whole number of at least 1, or auto"),
-        ({"max_batch": "auto"}, "max_batch is 'auto'; it must be a whole number of at least 1."),
+        ({"num_draws": "best"}, "num_draws is 'best'; it must be a whole number from 1 to 2^40, or auto"),
+        ({"max_batch": "auto"}, "max_batch is 'auto'; it must be a whole number from 1 to 2^40."),
         ({"num_draws": 3, "antithetic": True}, "set num_draws to 4 or antithetic to false"),
         ({"max_batch": 0}, "max_batch is 0"),
         ({"proposal": "best"}, "proposal is 'best'; it must be one of uniform, weight, adaptive"),

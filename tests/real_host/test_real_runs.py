@@ -128,7 +128,7 @@ def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("system.guidance.num_draws=0", "num_draws is 0; it must be a whole number of at least 1"),
+        ("system.guidance.num_draws=0", "num_draws is 0; it must be a whole number from 1 to 2^40, or auto"),
         ("system.guidance.num_drawz=4", "guidance has no option 'num_drawz'; did you mean num_draws?"),
         ("system.guidance.pretrained_model_name_or_path=./nowhere", "there is no such folder"),
     ],
