@@ -23,9 +23,17 @@ GROUP_FILES = (  # limit, used, statistics; of version 2, and of version 1
 
 
 def free_memory(device: torch.device | None = None, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
-    """Bytes that may still be taken on a device (the CPU if None); None where the system does not say.
+    """Bytes that may still be taken.
 
     On the CPU the least of what the machine has available, what the control group leaves, and what RLIMIT_AS leaves.
+
+    Args:
+        device: where; the CPU if None.
+        proc: the system's files about memory and this process.
+        cgroup: those of control groups.
+
+    Returns:
+        None where the system does not say.
     """
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

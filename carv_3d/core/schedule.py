@@ -5,27 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from carv_3d.core.options import Options, Weighting, option
+from carv_3d.core.options import BetaOptions, Weighting
 from carv_3d.errors import CarvError, shown
 
 WEIGHTINGS = get_args(Weighting)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BetaOptions(Options):
-    """What a diffusers scheduler's config says of its betas."""
-
-    num_train_timesteps: int = option(1000, "T, how many timesteps.", least=1, most=10**6)
-    beta_schedule: str = option("linear", "How the betas rise.")
-    beta_start: float = option(0.0001, "The first beta.", least=0, most=1)
-    beta_end: float = option(0.02, "The last beta.", least=0, most=1)
-    rescale_betas_zero_snr: bool = option(False, "Shift and scale them so that the last abar is 0.")
 
 
 class NoiseSchedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from carv_3d.core.options import Options, option
+from carv_3d.core.options import BetaOptions, Options, option
 from carv_3d.errors import CarvError
 
 
@@ -51,20 +51,15 @@ class TextConfig(Options):
 class TokenizerConfig(Options):
     """tokenizer/tokenizer_config.json."""
 
-    model_max_length: int = option(77, "Tokens of a prompt.", least=3)
+    model_max_length: int = option(77, "Tokens of a prompt.", least=3, most=1e31)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerConfig(Options):
+class SchedulerConfig(BetaOptions, kinds={"beta_schedule": Literal["linear", "scaled_linear", "squaredcos_cap_v2"]}):
     """scheduler/scheduler_config.json."""
 
-    num_train_timesteps: int = option(1000, "T.", least=1, most=10**6)
-    beta_start: float = option(0.0001, "The first beta.", least=0, below=1)
-    beta_end: float = option(0.02, "The last beta.", above=0, most=1)
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = option("linear", "Between them.")
     trained_betas: list[float] | None = option(None, "In place of the three.", least=0, most=1)
     prediction_type: Literal["epsilon", "v_prediction"] = option("epsilon", "What the UNet predicts.")
-    rescale_betas_zero_snr: bool = option(False, "Whether the last step has no signal.")
 
 
 def check_config(values: dict[str, Any], kind: type[Options]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from carv_3d.core.schedule import BetaOptions, NoiseSchedule, named_betas
+from carv_3d.core.options import BetaOptions
+from carv_3d.core.schedule import NoiseSchedule, named_betas
 from carv_3d.errors import CarvError
 
 
