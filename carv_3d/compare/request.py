@@ -24,7 +24,7 @@ class EngineOptions(Options):
 
     engine: Literal["local", "ray"] = option("local", "local, or ray: several runs at once.")
     address: str | None = option(None, "HOST:PORT of a Ray cluster; unless given, one is started here.")
-    workers: int | None = option(None, "Workers of the Ray started here; unless given, the cores.", least=1)
+    workers: int | None = option(None, "Workers of the Ray started here; unless given, the cores.", least=1, most=4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class SweepOptions(Options):
 
     budget: float | None = option(None, "Seconds of training time of each run.", above=0, most=10**8)
     steps: int | None = option(None, "Steps of each run, in place of seconds.", least=1, most=10**9)
-    seeds: int = option(1, "Runs of each prompt and method.", least=1)
-    points: int = option(20, "Evaluations of each run.", least=1)
+    seeds: int = option(1, "Runs of each prompt and method.", least=1, most=10_000)
+    points: int = option(20, "Evaluations of each run.", least=1, most=10_000)
     config: Path | None = option(None, "A configuration under all methods.")
     clip: str | None = option(None, "Score with this CLIP, a folder or a hub id.")
 
