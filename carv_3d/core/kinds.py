@@ -42,9 +42,9 @@ class Limits(NamedTuple):
 
 
 def in_digits(end: float) -> str:
-    """An end of a range: 8,192 and 0.02 in digits, 2^40 as a power."""
+    """An end of a range: 1024, 65,536 and 0.02 in digits, 2^40 as a power."""
     if float(end).is_integer() and abs(end) < 2**33:
-        return f"{int(end):,}"
+        return f"{int(end):,}" if abs(end) >= 10_000 else f"{int(end)}"
     exponent = math.log2(abs(end))
     return f"2^{exponent:g}" if exponent.is_integer() and exponent > 0 else f"{end:g}"
 

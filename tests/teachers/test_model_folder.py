@@ -48,16 +48,21 @@ def edit(file: Path, **values: Any) -> None:
     ("file", "key", "values", "due"),
     [
         (UNET, "sample_size", [None, "8", {}, 0, -1, 8.5, 1e308, float("nan"), True], "a whole number from 1 to 4096"),
-        (UNET, "cross_attention_dim", ["8", [8], None, 0, 1e308], "a whole number from 1 to 65536"),
-        (VAE, "scaling_factor", [float("nan"), float("inf"), 0, -1, "a", [1], 1e308], "a number from 1e-06 to 1e+06"),
+        (UNET, "cross_attention_dim", ["8", [8], None, 0, 1e308], "a whole number from 1 to 65,536"),
+        (
+            VAE,
+            "scaling_factor",
+            [float("nan"), float("inf"), 0, -1, "a", [1], 1e308],
+            "a number from 1e-06 to 1,000,000",
+        ),
         (VAE, "block_out_channels", ["8", {}, None, [8, "a"]], "a list of numbers"),
         (VAE, "latent_channels", ["4"], "a whole number from 1 to 4096"),
         (TEXT, "num_hidden_layers", [-1, "a", 1e308], "a whole number from 1 to 1000"),
         (SCHEDULER, "beta_end", [float("nan"), 0, "a"], "a number above 0 and of at most 1"),
-        (SCHEDULER, "num_train_timesteps", [10**9, 0], "a whole number from 1 to 1e+06"),
+        (SCHEDULER, "num_train_timesteps", [10**9, 0], "a whole number from 1 to 1,000,000"),
         (SCHEDULER, "trained_betas", ["x", ["a"], [float("nan")]], "a list of numbers from 0 to 1"),
         (SCHEDULER, "prediction_type", ["sample", "foo", None, 3, ["epsilon"]], "one of epsilon, v_prediction"),
-        (TOKENIZER, "model_max_length", ["x", 0], "a whole number of at least 3"),
+        (TOKENIZER, "model_max_length", ["x", 0], "a whole number from 3 to 1e+31"),
     ],
 )
 def test_a_value_is_refused_with_its_key_and_what_is_due(
