@@ -124,7 +124,11 @@ def image(parts: Sequence[Sequence[Reading]], path: Path) -> None:
     for axes, readings in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts):
         axes.plot([r.step for r in readings], [r.resident_bytes / 2**20 for r in readings], color="#30638e")
         axes.set_title(f"{readings[0].part}: {slope(readings):+.0f} bytes a step in the second half", fontsize=9)
-        axes.set(xlabel="step", ylabel="resident memory, MiB", ylim=(0, None))
+        axes.set(
+            xlabel="step",
+            ylabel="resident memory, MiB",
+            ylim=(0, max(r.resident_bytes for r in readings) / 2**20 * 1.25),
+        )
         axes.grid(alpha=0.25)
 
     def write(temporary: Path) -> None:

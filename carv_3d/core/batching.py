@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from carv_3d.errors import CarvError
+
+HOUR = 3600.0  # seconds; a step that takes longer is announced
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +31,17 @@ def run_in_batches(batch: Callable[[int, int], Tensor], out: Tensor, max_batch: 
     Raises:
         CarvError: a single sample is too much.
     """
-    done, n = 0, len(out)
+    done, n, begin, said = 0, len(out), time.perf_counter(), False
     while done < n:
         batches = -(-(n - done) // max_batch)
         end = done + -(-(n - done) // batches)
         try:
             out[done:end] = batch(done, end)
             done = end
+            seconds = (time.perf_counter() - begin) / done * n
+            if seconds > HOUR and done < n and not said:
+                said = True
+                log.warning("%s samples take about %.1f hours a step: lower num_draws.", f"{n:,}", seconds / HOUR)
             continue
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

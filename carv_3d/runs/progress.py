@@ -15,6 +15,8 @@ from typing import Any
 
 QUIET_SECONDS = 60.0  # at most, between two lines of a log
 LAST_STEPS = 25  # that the time left is estimated from
+FIRST_STEPS = 5  # after which it is believed
+DAY = 86_400.0  # seconds; a run that takes longer is announced
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not on Windows
 
 
@@ -107,8 +109,14 @@ class Display:
             def show(step: int, figures: Mapping[str, float]) -> None:
                 text = f"left {clock.left(step)}  {describe(figures)}"
                 bar.update(task, completed=step, figures=text)
+                self._say_if_long(clock)
 
             yield show
+
+    def _say_if_long(self, clock: _Eta) -> None:
+        """Once, where the run will take more than a day."""
+        if clock.seconds > DAY and clock.calls == FIRST_STEPS:
+            self.say(f"Note: at this pace {clock.words} are left; Ctrl-C stops the run, saved, and it can be resumed.")
 
     def _plain_lines(self, done: int, total: int, unit: str) -> Callable[[int, Mapping[str, float]], None]:
         every = max(1, total // 12)
@@ -118,6 +126,7 @@ class Display:
         def show(step: int, figures: Mapping[str, float]) -> None:
             nonlocal shown, at
             left, now = clock.left(step), time.perf_counter()
+            self._say_if_long(clock)
             if step // every > shown or step == total or now - at >= QUIET_SECONDS:
                 shown, at = step // every, now
                 self.say(f"{unit} {step}/{total}  left {left}  {describe(figures)}")
@@ -165,13 +174,19 @@ class _Eta:
     """The time that is left, by the mean over the last steps: a machine that was busy once does not count for ever."""
 
     def __init__(self, done: int, total: int) -> None:
-        self.total = total
+        self.total, self.seconds, self.calls = total, 0.0, 0
         self.marks = deque([(done, time.perf_counter())], maxlen=LAST_STEPS + 1)
 
     def left(self, step: int) -> str:
-        """After `step`, as minutes and seconds, "0:45"; to be asked at every step."""
+        """After `step`, in words; to be asked at every step."""
         self.marks.append((step, time.perf_counter()))
         (first, begin), (last, now) = self.marks[0], self.marks[-1]
         each = (now - begin) / max(1, last - first)
-        seconds = round(each * (self.total - step))
-        return f"{seconds // 60}:{seconds % 60:02d}"
+        self.seconds, self.calls = each * (self.total - step), self.calls + 1
+        return self.words
+
+    @property
+    def words(self) -> str:
+        """Minutes and seconds, "0:45", or "12.3 days"."""
+        seconds = round(self.seconds)
+        return f"{seconds // 60}:{seconds % 60:02d}" if seconds < DAY else f"{seconds / DAY:,.1f} days"

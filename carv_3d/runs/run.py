@@ -20,6 +20,7 @@ from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.runs.ranks import Ranks
 
 CHECKPOINT, METRICS, CONFIG = "checkpoint", "metrics.csv", "config.yaml"
+STAGE_SECONDS = 30.0  # of steps that are not saved, at most, when a preview begins
 
 
 class Trainer(Protocol):
@@ -166,7 +167,7 @@ class Run:
                 answers = self.ranks.gather([stop.number, first and self._save_due(saved)])  # all stop and save alike
                 number = max(a[0] for a in answers)
                 ended = trainer.step >= pace.steps or bool(number)
-                if first and pace.preview_steps and (ended or trainer.step % pace.preview_steps == 0):
+                if first and (self._previews_at(trainer.step) or (number and pace.preview_steps)):
                     row |= self.preview()
                 self.append(row)
                 if ended or any(a[1] for a in answers):
@@ -179,9 +180,16 @@ class Run:
 
     def _save_due(self, saved: float) -> bool:
         assert self.pace is not None
+        unsaved = time.monotonic() - saved
+        if unsaved >= STAGE_SECONDS and self._previews_at(self.trainer.step + 1):
+            return True  # a preview may be long, and a kill in it is to cost its own step alone
         if self.pace.save_steps is not None:
             return self.trainer.step % self.pace.save_steps == 0
-        return time.monotonic() - saved >= self.pace.save_seconds
+        return unsaved >= self.pace.save_seconds
+
+    def _previews_at(self, step: int) -> bool:
+        pace = self.pace
+        return bool(pace and pace.preview_steps and (step >= pace.steps or step % pace.preview_steps == 0))
 
     def append(self, row: dict[str, float]) -> None:
         """Keep a step's figures: in metrics.csv, and the last finite ones for the display."""

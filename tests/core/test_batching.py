@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from carv_3d.core.batching import summed_gradients
+from carv_3d.core import batching
+from carv_3d.core.batching import run_in_batches, summed_gradients
 
 X = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0], [2.0, 2.0], [-1.0, 4.0]])
 
@@ -67,3 +68,21 @@ def test_a_batch_that_is_not_finite_is_left_out_and_reported() -> None:
     for got, expected in zip(sums, torch.autograd.grad(sample_losses(a, b, kept).sum(), [a, b])):
         torch.testing.assert_close(got, expected)
     assert losses[3] == 0
+
+
+def test_a_step_of_many_hours_is_announced_after_its_first_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, said = [0.0], list[int]()
+    monkeypatch.setattr(batching.time, "perf_counter", lambda: now[0])
+
+    def batch(begin: int, end: int) -> Tensor:
+        now[0] += 1800.0
+        said.append(len(caplog.records))
+        return torch.zeros(end - begin)
+
+    run_in_batches(batch, torch.ones(4), 2)
+    assert said == [0, 0]  # an hour, and no more
+    run_in_batches(batch, torch.ones(8), 2)
+    assert said[2:] == [0, 1, 1, 1]
+    assert caplog.records[0].getMessage() == "8 samples take about 2.0 hours a step: lower num_draws."

@@ -18,3 +18,24 @@ def test_the_time_left_forgets_what_was_slow_long_ago(monkeypatch: pytest.Monkey
     assert said[150] == "10:00"
     assert said[175] == "1:02"  # 125 of half a second: the last 25 alone count
     assert said[200] == "0:50"
+
+
+def test_a_run_of_many_days_says_so_once_at_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with progress.Display(write=said.append).progress(0, 10**6) as show:
+        for step in range(1, 12):
+            now[0] += 2.0
+            show(step, {})
+    notes = [line for line in said if line.startswith("Note")]
+    assert notes == ["Note: at this pace 23.1 days are left; Ctrl-C stops the run, saved, and it can be resumed."]
+
+
+def test_a_run_of_hours_says_nothing_of_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with progress.Display(write=said.append).progress(0, 40_000) as show:
+        for step in range(1, 12):
+            now[0] += 2.0
+            show(step, {})
+    assert said == []

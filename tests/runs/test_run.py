@@ -325,3 +325,19 @@ def test_what_is_shown_is_the_last_that_was_finite(tmp_path: Path) -> None:
     for place in (1.0, float("nan"), float("inf")):
         run.append({"step": 1.0, "place": place})
     assert run.last == {"step": 1.0, "place": 1.0}
+
+
+def test_what_is_not_saved_for_long_is_saved_before_a_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WalkRun(tmp_path / "w", Pace(9, save_steps=100, preview_steps=4), [])
+    monkeypatch.setattr("carv_3d.runs.run.time.monotonic", lambda: 20.0 * run.trainer.step)  # seconds
+    seen: list[tuple[int, int | None]] = []
+
+    def preview() -> dict[str, float]:
+        seen.append((run.trainer.step, run.saved_step))
+        return {}
+
+    run.preview = preview  # type: ignore[method-assign]
+    run.open(resume=False)
+    assert run.train() == 0
+    assert seen == [(4, 3), (8, 7), (9, 7)]  # step 8 is 20 s after 7: a kill costs no more
+    assert run.saves == [3, 7, 9]
