@@ -46,16 +46,24 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
+def checkout() -> Path | None:
+    """The repository's folder, where the package is used from there."""
+    folder = Path(__file__).resolve().parents[1]
+    return folder if (folder / "pyproject.toml").exists() else None
+
+
 def install_command(extra: str) -> str:
     """The command that adds an extra to carv_3d as it is installed: from a checkout, from a file or URL, or by name."""
-    checkout = Path(__file__).resolve().parents[1]
-    if (checkout / "pyproject.toml").exists():
-        return f"pip install -e '{checkout}[{extra}]'"
+    if checkout() is not None:
+        return f"pip install -e '{checkout()}[{extra}]'"
     try:
-        source = importlib.metadata.distribution("carv-3d").read_text("direct_url.json")
+        text = importlib.metadata.distribution("carv-3d").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
-        source = None
-    url = f" @ {json.loads(source)['url']}" if source else ""
+        text = None
+    source = json.loads(text) if text else {}
+    vcs = source.get("vcs_info", {})
+    at = f"@{vcs['commit_id']}" if vcs else ""
+    url = f" @ {vcs['vcs']}+{source['url']}{at}" if vcs else f" @ {source['url']}" if source else ""
     return f"pip install 'carv-3d[{extra}]{url}'"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from carv_3d import errors
+from carv_3d.cli import doctor
+from carv_3d.cli.doctor_threestudio import _how_to_link
 from carv_3d.cli.main import main as cli
 from carv_3d.errors import CarvError, install_command, packages, require
 
@@ -52,13 +55,15 @@ def run(code: str, blocked: list[str]) -> subprocess.CompletedProcess[str]:
 def test_the_wheel_holds_all_that_is_needed_at_run_time(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    loose = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "install.sh")
+    for name in (*loose, "requirements.lock"):
         shutil.copy(ROOT / name, source)
-    (source / "carv_3d").mkdir()
-    for path in (ROOT / "carv_3d").rglob("*"):  # links: the weights are not copied twice
-        to = source / path.relative_to(ROOT)
-        if "__pycache__" not in path.parts:
-            to.mkdir(exist_ok=True) if path.is_dir() else os.link(path, to)
+    for folder in ("carv_3d", "custom", "tests", "benchmarks", "docs", ".ci"):
+        (source / folder).mkdir()
+        for path in (ROOT / folder).rglob("*"):  # links: the weights are not copied twice
+            to = source / path.relative_to(ROOT)
+            if "__pycache__" not in path.parts:
+                to.mkdir(exist_ok=True) if path.is_dir() else os.link(path, to)
     code = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -66,6 +71,12 @@ def test_the_wheel_holds_all_that_is_needed_at_run_time(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = [archive.read(n).decode() for n in names if n.endswith("/METADATA")]
+    listed = set((source / "carv_3d.egg-info" / "SOURCES.txt").read_text().splitlines())  # what an sdist holds
+    everything = {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()}
+    assert {p for p in everything if not p.startswith(("build/", "carv_3d.egg-info/"))} - listed == set()
+    shared = "carv_3d-*.data/data/share/carv_3d/threestudio-carv"
+    for path in (source / "custom" / "threestudio-carv").rglob("*.*"):
+        assert fnmatch.filter(names, f"{shared}/{path.relative_to(source / 'custom' / 'threestudio-carv')}"), path
     files = [p for p in (source / "carv_3d").rglob("*") if p.is_file()]
     assert {str(p.relative_to(source)) for p in files} - set(names) == set()
     for part in ("configs/carv-tiny.yaml", "py.typed", "assets/", "tiny/weights/", "tiny/classifier.safetensors"):
@@ -136,15 +147,23 @@ class Installed:
     [
         (None, "pip install 'carv-3d[compare]'"),
         ('{"url": "file:///a/carv_3d.whl"}', "pip install 'carv-3d[compare] @ file:///a/carv_3d.whl'"),
+        (
+            '{"url": "https://h/carv_3d.git", "vcs_info": {"vcs": "git", "commit_id": "1f2e"}}',
+            "pip install 'carv-3d[compare] @ git+https://h/carv_3d.git@1f2e'",
+        ),
     ],
 )
 def test_the_command_fits_how_the_package_was_installed(
     source: str | None, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert install_command("compare") == f"pip install -e '{ROOT}[compare]'"  # a checkout
+    assert doctor.set_up() == f"run ./install.sh in {ROOT}"
+    assert _how_to_link(Path("/t")).endswith("./install.sh --threestudio /t")
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "carv_3d" / "errors.py"))
     monkeypatch.setattr(errors.importlib.metadata, "distribution", lambda name: Installed(source))
     assert install_command("compare") == command
+    assert doctor.set_up() == command.replace("compare", "all")
+    assert _how_to_link(Path("/t")) == f"ln -s '{sys.prefix}/share/carv_3d/threestudio-carv' '/t/custom/'"
 
 
 def test_only_a_missing_package_is_translated() -> None:

@@ -14,12 +14,17 @@ from carv_3d.cli.doctor_threestudio import CONFIG
 from carv_3d.cli.doctor_threestudio import examine as examine_checkout
 from carv_3d.cli.finding import Finding, installed, python
 from carv_3d.cli.parser import Parser
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError, checkout, first_line, install_command
 from carv_3d.version import __version__
 
 # the usage is left to argparse
 HELP = "\n\nCheck what is installed, what is missing, and how to fix it. Status 0: carv can run."
-SET_UP = "run ./install.sh in the repository's folder"
+
+
+def set_up() -> str:
+    """What installs all that is missing, as carv_3d is installed."""
+    here = checkout()
+    return install_command("all") if here is None else f"run ./install.sh in {here}"
 
 
 def main(words: list[str]) -> int:
@@ -72,7 +77,7 @@ def report(print_line: Callable[[str], None] = print, threestudio: str | None = 
 
 def _package(module: str, purpose: str, requirement: str) -> Callable[[], Finding]:
     def check() -> Finding:
-        fix = f"{SET_UP}, or: pip install '{requirement}'"
+        fix = f"{set_up()}, or: pip install '{requirement}'"
         if importlib.util.find_spec(module) is None:
             return Finding(module, False, f"not installed ({purpose})", fix, True)
         try:
@@ -121,7 +126,7 @@ def _ffmpeg() -> Finding:
 
 
 def _tiny() -> Finding:
-    fix = f"{SET_UP} from a complete copy of the repository"
+    fix = f"{set_up()}; the package is not whole"
     try:
         from carv_3d.teachers.availability import resolve_model
 
@@ -134,13 +139,13 @@ def _tiny() -> Finding:
 
 def _classifier() -> Finding:
     if importlib.util.find_spec("carv_3d.tiny.classifier") is None:
-        return Finding("classifier", False, "not in this installation: runs show no score", SET_UP)
+        return Finding("classifier", False, "not in this installation: runs show no score", set_up())
     try:
         from carv_3d.tiny.classifier import Classifier
 
         Classifier.load()
     except Exception as error:  # the file may be missing or damaged; a run continues without a score
-        return Finding("classifier", False, f"does not load ({error}): runs show no score", SET_UP)
+        return Finding("classifier", False, f"does not load ({error}): runs show no score", set_up())
     return Finding("classifier", True, "scores carv-tiny's objects, colors and materials")
 
 
@@ -148,7 +153,7 @@ def _hub() -> Finding:
     try:
         from huggingface_hub import constants
     except ImportError:
-        return Finding("model cache", False, "huggingface_hub is not installed", SET_UP)
+        return Finding("model cache", False, "huggingface_hub is not installed", set_up())
     cache = Path(getattr(constants, "HF_HUB_CACHE", None) or constants.HUGGINGFACE_HUB_CACHE)
     names = []
     for folder in sorted(cache.glob("models--*")):

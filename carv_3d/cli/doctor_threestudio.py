@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from carv_3d.cli.finding import Finding, installed, python
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError, checkout, first_line
 from carv_3d.io.files import expanded
 
 # by package: a module that threestudio imports and a CPU machine mostly lacks, or whose absence ends its launch
@@ -29,7 +29,7 @@ def examine(path: str) -> list[Finding]:
     """
     root = expanded(path)
     check_checkout(root)
-    link_line = f"in carv_3d's repository, with threestudio's environment active: ./install.sh --threestudio {root}"
+    link_line = _how_to_link(root)
     findings = [Finding("checkout", True, f"threestudio {_version(root)} in {root}", "", True)]
     findings.append(python("make threestudio's environment with Python 3.10 or 3.11"))
     findings += _torch()
@@ -44,6 +44,13 @@ def examine(path: str) -> list[Finding]:
     findings.append(Finding("threestudio's packages", not missing, f"{sys.prefix} {state}", fix, True))
     findings.append(_link(root, link_line))
     return findings
+
+
+def _how_to_link(root: Path) -> str:
+    here = checkout()
+    if here is None:  # a wheel brings the extension along
+        return f"ln -s '{sys.prefix}/share/carv_3d/{LINK}' '{root}/custom/'"
+    return f"in {here}, with threestudio's environment active: ./install.sh --threestudio {root}"
 
 
 def check_checkout(root: Path) -> None:
