@@ -33,7 +33,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "a red mug", "--seed", "x"], "--seed"),
         (["generate", "a red mug", "--seed", "-1"], "seed is -1"),
         (["generate", "a red mug", "--config", "nothing.yaml"], "there is no config file nothing.yaml"),
-        (["generate", "a red mug", "--config", "."], "cannot read ."),
+        (["generate", "a red mug", "--config", "."], ". is a folder, and a file is due"),
         (["generate", "a red mug", "system.guidance.num_draws=0"], "num_draws is 0"),
         (
             ["generate", "a red mug", "system.guidance.num_drws=1"],
