@@ -208,7 +208,7 @@ def check_draws(num_draws: int, antithetic: bool, groups: int = 1) -> None:
 
 Proposal = Literal["uniform", "weight", "adaptive"]
 Stratify = Literal["none", "render", "global"]
-Weighting = Literal["sds", "uniform", "fantasia3d"]
+Weighting = Literal["sds", "uniform", "fantasia3d", "inverse_snr", "min_snr"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -339,14 +339,3 @@ class AdamOptions(Options):
 
     lr: float = option(1e-3, "Learning rate.", above=0, most=1000)
     betas: tuple[float, float] = option((0.9, 0.999), "Decay of the two running means.", least=0, below=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BetaOptions(Options):
-    """What a diffusers scheduler's config says of its betas."""
-
-    num_train_timesteps: int = option(1000, "T, how many timesteps.", least=1, most=10**6)
-    beta_schedule: str = option("linear", "How the betas rise.")
-    beta_start: float = option(0.0001, "The first beta.", least=0, below=1)
-    beta_end: float = option(0.02, "The last beta.", above=0, most=1)
-    rescale_betas_zero_snr: bool = option(False, "Shift and scale them so that the last abar is 0.")

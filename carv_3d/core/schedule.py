@@ -1,33 +1,48 @@
-"""The teacher's noise schedule: alpha_t, sigma_t and the objective's weight w(t), as tables over t."""
+"""A teacher's noise schedule: alpha_t, sigma_t, what a prediction stands for, and the objective's weight w(t)."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from carv_3d.core.options import BetaOptions, Weighting
+from carv_3d.core.options import Weighting
+from carv_3d.core.schedule_config import CLASSES, read_config
+from carv_3d.core.schedule_tables import check_falls, checked_table, edm_sigmas, flow_sigmas
 from carv_3d.errors import CarvError, shown
 
 WEIGHTINGS = get_args(Weighting)
+MIN_SNR_GAMMA = 5.0  # arXiv 2303.09556
+
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "edm", "edm_v"]
+PREDICTION_TYPES = get_args(PredictionType)
 
 
 class NoiseSchedule:
-    """`z_t = alpha_t z + sigma_t eps`, alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t).
+    """`z_t = alpha_t z + sigma_t eps`, as tables over the timesteps t = 0 .. T - 1, noisier with t.
 
         NoiseSchedule.from_diffusers(pipe.scheduler)
         NoiseSchedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
         NoiseSchedule(alphas_cumprod), NoiseSchedule.from_betas(betas), NoiseSchedule.scaled_linear()
+        NoiseSchedule.flow(shift=3.0), NoiseSchedule.edm()
 
-    Timesteps are the integers 0 .. num_train_timesteps - 1.
+    | family | alpha_t | sigma_t |
+    |---|---|---|
+    | "vp", variance preserving | sqrt(abar_t) | sqrt(1 - abar_t) |
+    | "flow", flow matching (arXiv 2210.02747) | 1 - sigma_t | shifted (t + 1) / T |
+    | "edm" (arXiv 2206.00364) | 1 | from sigma_min to sigma_max |
+
+    Attributes:
+        family: one of these three.
+        prediction_type: what a model with this scheduler predicts, where a scheduler or its config said it.
+        alphas_cumprod: (T,) abar_t; outside of "vp" SNR / (1 + SNR), the abar_t of the same signal-to-noise ratio.
+        times: (T,) what the network is given for t; None where it is t itself.
     """
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float] | Any) -> None:
-        """A schedule from its table.
+        """A variance-preserving schedule from its table.
 
         Args:
             alphas_cumprod: (T,) abar_t in [0, 1], which falls with t: a tensor on any device, a NumPy array or a list.
@@ -35,16 +50,74 @@ class NoiseSchedule:
         Raises:
             CarvError: another kind of thing, betas, or a table that rises.
         """
-        self.alphas_cumprod = _table("alphas_cumprod", alphas_cumprod)
-        _check_falls(self.alphas_cumprod)
-        self._alpha = self.alphas_cumprod.sqrt()
-        self._sigma = (1 - self.alphas_cumprod).sqrt()
+        abar = checked_table("alphas_cumprod", alphas_cumprod)
+        check_falls(abar)
+        self._set("vp", abar, abar.sqrt(), (1 - abar).sqrt())
+
+    def _set(
+        self, family: str, abar: Tensor, alpha: Tensor, sigma: Tensor, times: Tensor | None = None,
+        sigma_data: float = 0.5,
+    ) -> None:  # fmt: skip
+        self.family, self.alphas_cumprod, self._alpha, self._sigma = family, abar, alpha, sigma
+        self.times, self.sigma_data = times, sigma_data
+        self.prediction_type: str | None = None
         self.estimators: dict[Any, Any] = {}  # of `sds_loss`, by their options
+        snr = abar / (1 - abar)
         self._weights = {
-            "sds": 1 - self.alphas_cumprod,
-            "uniform": torch.ones_like(self.alphas_cumprod),
-            "fantasia3d": self._alpha * (1 - self.alphas_cumprod),
+            "sds": 1 - abar,
+            "uniform": torch.ones_like(abar),
+            "fantasia3d": abar.sqrt() * (1 - abar),
+            "inverse_snr": 1 / snr,
+            "min_snr": (MIN_SNR_GAMMA / snr).clamp_max(1),
         }
+
+    @classmethod
+    def _made(cls, family: str, alpha: Tensor, sigma: Tensor, times: Tensor, sigma_data: float = 0.5) -> NoiseSchedule:
+        made = cls.__new__(cls)
+        abar = alpha**2 / (alpha**2 + sigma**2)
+        made._set(family, abar, alpha, sigma, times, sigma_data)
+        return made
+
+    @classmethod
+    def flow(cls, T: int = 1000, shift: float = 1.0, scale: float | None = None) -> NoiseSchedule:
+        """Flow matching, `z_t = (1 - s) z + s eps`; equal to diffusers' FlowMatchEulerDiscreteScheduler.
+
+        Args:
+            T: timesteps; before the shift s is 1/T, 2/T, ... 1.
+            shift: s becomes shift s / (1 + (shift - 1) s), arXiv 2403.03206, section 5.3.2. A dynamic shift is
+                `exp(mu)` ("exponential") or `mu` ("linear").
+            scale: what the network is given is `scale * s`; T unless given.
+
+        Raises:
+            CarvError: a T below 1, or a shift that is not above 0.
+        """
+        sigma = flow_sigmas(T, shift)
+        made = cls._made("flow", 1 - sigma, sigma, sigma * (T if scale is None else scale))
+        made.prediction_type = "flow_prediction"
+        return made
+
+    @classmethod
+    def edm(
+        cls, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
+        rho: float = 7.0, spacing: str = "karras",
+    ) -> NoiseSchedule:  # fmt: skip
+        """EDM's, `z_t = z + sigma_t eps`; equal to diffusers' EDMEulerScheduler. The network is given ln(sigma_t) / 4.
+
+        Args:
+            T: timesteps.
+            sigma_min: at t = 0.
+            sigma_max: at t = T - 1.
+            sigma_data: standard deviation of the data, for the preconditioning of "edm" and "edm_v" predictions.
+            rho: of the "karras" spacing.
+            spacing: "karras" (equation 5) or "exponential".
+
+        Raises:
+            CarvError: numbers out of order, or a spacing that is not known.
+        """
+        sigma = edm_sigmas(T, sigma_min, sigma_max, rho, spacing)
+        made = cls._made("edm", torch.ones_like(sigma), sigma, sigma.log() / 4, sigma_data)
+        made.prediction_type = "edm"
+        return made
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
@@ -55,8 +128,10 @@ class NoiseSchedule:
             beta_start: beta at t = 0.
             beta_end: beta at t = T - 1.
         """
-        o = BetaOptions(num_train_timesteps=T, beta_schedule="scaled_linear", beta_start=beta_start, beta_end=beta_end)
-        return cls.from_betas(named_betas(o))
+        _, arguments, _ = read_config(
+            {"beta_schedule": "scaled_linear", "num_train_timesteps": T, "beta_start": beta_start, "beta_end": beta_end}
+        )
+        return cls.from_betas(**arguments)
 
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float] | Any) -> NoiseSchedule:
@@ -68,7 +143,7 @@ class NoiseSchedule:
         Raises:
             CarvError: no such table, or abar in place of betas.
         """
-        table = _table("betas", betas)
+        table = checked_table("betas", betas)
         if float(table[0]) > 0.5:
             raise CarvError(
                 f"betas begin at {float(table[0]):.4g}, so these are no betas; for abar_t use "
@@ -78,49 +153,48 @@ class NoiseSchedule:
 
     @classmethod
     def from_diffusers(cls, scheduler: Any) -> NoiseSchedule:
-        """The schedule of a diffusers scheduler (DDPM, DDIM, Euler, DPM-Solver, ...), whatever it samples with.
+        """The schedule of a diffusers scheduler (DDPM, Euler, DPM-Solver, flow matching, EDM), whatever its solver.
 
         Raises:
-            CarvError: a flow-matching or EDM scheduler, or something else.
+            CarvError: a scheduler of another class, or something else.
         """
         inner = getattr(scheduler, "scheduler", None)
         if inner is not None:
             raise CarvError(f"from_diffusers takes a scheduler; give the scheduler of this {type(scheduler).__name__}.")
-        config = getattr(scheduler, "config", None)
-        refuse_flows(config if isinstance(config, Mapping) else {}, type(scheduler).__name__)
+        name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
         table = getattr(scheduler, "alphas_cumprod", None)
-        if table is None:
+        if table is None and not (isinstance(config, Mapping) and name in CLASSES):
             raise CarvError(
-                f"from_diffusers got a {type(scheduler).__name__}, which has no alphas_cumprod; it takes a diffusers "
+                f"from_diffusers got a {name}, which has no alphas_cumprod; it takes a diffusers "
                 "scheduler, and NoiseSchedule.from_config a scheduler's config."
             )
-        return cls(table)
+        if not isinstance(config, Mapping):
+            return cls(table)
+        family, arguments, kind = read_config({**config, "_class_name": name})
+        made = cls(table) if family == "vp" and table is not None else getattr(cls, MAKERS[family])(**arguments)
+        made.prediction_type = kind
+        return made
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
         """The schedule of a diffusers scheduler's config (`scheduler_config.json`), to the last bit.
 
         Args:
-            config: num_train_timesteps (1000), beta_schedule ("linear"), beta_start (0.0001), beta_end (0.02),
-                trained_betas, rescale_betas_zero_snr; other keys do not matter.
+            config: as diffusers writes it. Without a _class_name it is read as betas: num_train_timesteps (1000),
+                beta_schedule ("linear"), beta_start (0.0001), beta_end (0.02), trained_betas, rescale_betas_zero_snr.
 
         Raises:
-            CarvError: a flow-matching or EDM config, or a beta_schedule that is not known.
+            CarvError: a class, beta_schedule or prediction_type that is not known, or a value that cannot be.
         """
-        if not isinstance(config, Mapping):
-            raise CarvError(
-                f"from_config takes a mapping such as scheduler.config, not a {type(config).__name__}; for a scheduler "
-                "use NoiseSchedule.from_diffusers(scheduler)."
-            )
-        refuse_flows(config)
-        o = BetaOptions(**{name: config[name] for name in BetaOptions.declared() if config.get(name) is not None})
-        betas = config.get("trained_betas")
-        betas = named_betas(o) if betas is None else _table("trained_betas", betas).float()
-        return cls.from_betas(zero_snr(betas) if o.rescale_betas_zero_snr else betas)
+        family, arguments, kind = read_config(config)
+        made: NoiseSchedule = getattr(cls, MAKERS[family])(**arguments)
+        made.prediction_type = kind
+        return made
 
     def __repr__(self) -> str:
         first, last = float(self.alphas_cumprod[0]), float(self.alphas_cumprod[-1])
-        return f"NoiseSchedule({self.num_train_timesteps} timesteps, abar {first:.4g} to {last:.4g}, {self.device})"
+        count = f"{'' if self.family == 'vp' else self.family + ', '}{self.num_train_timesteps} timesteps"
+        return f"NoiseSchedule({count}, abar {first:.4g} to {last:.4g}, {self.device})"
 
     @property
     def num_train_timesteps(self) -> int:
@@ -134,16 +208,32 @@ class NoiseSchedule:
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule on `device`; itself if it is there already."""
-        moved = self.alphas_cumprod.to(device)
-        return self if moved is self.alphas_cumprod else NoiseSchedule(moved)
+        abar = self.alphas_cumprod.to(device)
+        if abar is self.alphas_cumprod:
+            return self
+        moved = type(self).__new__(type(self))
+        times = None if self.times is None else self.times.to(device)
+        moved._set(self.family, abar, self._alpha.to(device), self._sigma.to(device), times, self.sigma_data)
+        moved.prediction_type = self.prediction_type
+        return moved
 
     def alpha(self, t: Tensor) -> Tensor:
-        """sqrt(abar_t) for integer timesteps of any shape; the same shape back."""
+        """alpha_t for integer timesteps of any shape; the same shape back."""
         return self._alpha[t]
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(1 - abar_t) for integer timesteps of any shape; the same shape back."""
+        """sigma_t for integer timesteps of any shape; the same shape back."""
         return self._sigma[t]
+
+    def snr(self, t: Tensor) -> Tensor:
+        """alpha_t^2 / sigma_t^2 for integer timesteps of any shape; the same shape back."""
+        return self._alpha[t] ** 2 / self._sigma[t] ** 2
+
+    def norm(self, t: Tensor) -> Tensor:
+        """sqrt(alpha_t^2 + sigma_t^2), of t's shape: z_t divided by it is variance preserving, at the same SNR."""
+        if self.family == "vp":
+            return torch.ones_like(self._alpha)[t]
+        return (self._alpha[t] ** 2 + self._sigma[t] ** 2).sqrt()
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The noisy latents z_t, differentiable in z and eps.
@@ -159,6 +249,78 @@ class NoiseSchedule:
         shape = (-1, *[1] * (z.dim() - 1))
         return self._alpha[t].to(z.dtype).view(shape) * z + self._sigma[t].to(z.dtype).view(shape) * eps
 
+    def network_input(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given for z_t and t: under EDM z_t / sqrt(sigma_t^2 + sigma_data^2), else z_t itself.
+
+        Args:
+            z_t: (N, ...).
+            t: (N,) integers.
+
+        Returns:
+            (N, ...) in z_t's dtype, and (N,) times: t itself, or its entry of `times`.
+        """
+        if self.times is None:
+            return z_t, t
+        if self.family == "edm":
+            _, sigma = self._per_sample(t, z_t)
+            z_t = z_t / (sigma**2 + self.sigma_data**2).sqrt()
+        return z_t, self.times[t]
+
+    def target(self, kind: str, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What a network of a prediction type is trained towards.
+
+        | kind | target |
+        |---|---|
+        | "epsilon", "sample" | eps, z |
+        | "v_prediction" (arXiv 2202.00512) | alpha_t eps - sigma_t z, for "vp" |
+        | "flow_prediction" (arXiv 2210.02747) | eps - z |
+        | "edm", "edm_v" (arXiv 2206.00364, equation 7) | F, or -F, with z = c_skip z_t + c_out F, for "edm" |
+
+        Args:
+            kind: one of these names.
+            z: (N, ...).
+            eps: (N, ...).
+            t: (N,) integers.
+
+        Returns:
+            (N, ...), differentiable in z and eps.
+
+        Raises:
+            CarvError: a kind that is not known, or is not of this schedule's family.
+        """
+        if kind == "epsilon":
+            return eps
+        z_factor, eps_factor, _, _, _ = self._parts(kind, z, t)
+        return eps_factor * eps + z_factor * z
+
+    def eps_from(self, kind: str, z_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The noise that a prediction stands for.
+
+        Args:
+            kind: of prediction, and what is raised, as of `target`.
+            z_t: (N, ...).
+            prediction: (N, ...), differentiable.
+            t: (N,) integers.
+        """
+        if kind == "epsilon":
+            return prediction
+        z_factor, _, alpha, _, whole = self._parts(kind, z_t, t)
+        eps = alpha * prediction - z_factor * z_t
+        return eps if whole is None else eps / whole
+
+    def z_from(self, kind: str, z_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The clean latents that a prediction stands for; of epsilon they are infinite where alpha_t is 0.
+
+        Args:
+            kind: of prediction, and what is raised, as of `target`.
+            z_t: (N, ...).
+            prediction: (N, ...), differentiable.
+            t: (N,) integers.
+        """
+        _, eps_factor, _, sigma, whole = self._parts(kind, z_t, t)
+        z = eps_factor * z_t - sigma * prediction
+        return z if whole is None else z / whole
+
     def v(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`alpha_t eps - sigma_t z`, what a v-prediction is trained towards (arXiv 2202.00512).
 
@@ -167,19 +329,7 @@ class NoiseSchedule:
             eps: (N, ...).
             t: (N,) integers.
         """
-        shape = (-1, *[1] * (z.dim() - 1))
-        return self._alpha[t].to(z.dtype).view(shape) * eps - self._sigma[t].to(z.dtype).view(shape) * z
-
-    def eps_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """`eps = alpha_t v + sigma_t z_t`, a v-prediction as a noise prediction.
-
-        Args:
-            z_t: (N, ...).
-            v: (N, ...).
-            t: (N,) integers.
-        """
-        alpha, sigma = self._rows(t, z_t)
-        return alpha * v + sigma * z_t
+        return self.target("v_prediction", z, eps, t)
 
     def z_from_eps(self, z_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`z = (z_t - sigma_t eps) / alpha_t`, the clean latents that a noise prediction stands for.
@@ -189,21 +339,29 @@ class NoiseSchedule:
             eps: (N, ...).
             t: (N,) integers.
         """
-        alpha, sigma = self._rows(t, z_t)
-        return (z_t - sigma * eps) / alpha
+        return self.z_from("epsilon", z_t, eps, t)
 
-    def z_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """`z = alpha_t z_t - sigma_t v`, the clean latents that a v-prediction stands for.
+    def _parts(self, kind: str, like: Tensor, t: Tensor) -> tuple[Any, Any, Tensor, Tensor, Tensor | None]:
+        """z_factor and eps_factor of a prediction, alpha, sigma, eps_factor alpha - z_factor sigma (None: 1)."""
+        alpha, sigma = self._per_sample(t, like)
+        if kind == "epsilon":
+            return 0.0, 1.0, alpha, sigma, alpha
+        if kind == "sample":
+            return 1.0, 0.0, alpha, sigma, -sigma
+        if kind == "v_prediction" and self.family == "vp":
+            return -sigma, alpha, alpha, sigma, None
+        if kind == "flow_prediction":
+            return -1.0, 1.0, alpha, sigma, None if self.family == "flow" else alpha + sigma
+        if kind in ("edm", "edm_v") and self.family == "edm":
+            spread = (sigma**2 + self.sigma_data**2).sqrt()
+            sign = 1 if kind == "edm" else -1
+            z_factor, eps_factor = sign * sigma / (spread * self.sigma_data), -sign * self.sigma_data / spread
+            return z_factor, eps_factor, alpha, sigma, eps_factor - z_factor * sigma
+        if kind in PREDICTION_TYPES:
+            raise CarvError(f"prediction_type is {kind!r}, which a schedule of family {self.family!r} lacks.")
+        raise CarvError(f"prediction_type is {kind!r}; it must be one of {', '.join(PREDICTION_TYPES)}.")
 
-        Args:
-            z_t: (N, ...).
-            v: (N, ...).
-            t: (N,) integers.
-        """
-        alpha, sigma = self._rows(t, z_t)
-        return alpha * z_t - sigma * v
-
-    def _rows(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _per_sample(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t, sigma_t (N, 1, ...) in the type and place of like (N, ...)."""
         shape = (-1, *[1] * (like.dim() - 1))
         return self._alpha[t].to(like).view(shape), self._sigma[t].to(like).view(shape)
@@ -213,8 +371,8 @@ class NoiseSchedule:
 
         Args:
             t: integers.
-            strategy: "sds" 1 - abar | "uniform" 1 | "fantasia3d" sqrt(abar) (1 - abar), as threestudio names them, or a
-                table (T,) of one's own.
+            strategy: "sds" 1 - abar | "uniform" 1 | "fantasia3d" sqrt(abar) (1 - abar), as threestudio names them |
+                "inverse_snr" 1 / SNR | "min_snr" min(SNR, 5) / SNR (arXiv 2303.09556) | or a table (T,) of one's own.
 
         Raises:
             CarvError: a name that does not exist, or a table of another length.
@@ -232,81 +390,9 @@ class NoiseSchedule:
             return strategy.detach().to(self.device)
         if not isinstance(strategy, str) or strategy not in self._weights:
             raise CarvError(f"the weighting is {shown(strategy)}; it must be one of {', '.join(WEIGHTINGS)}.")
+        if strategy == "inverse_snr" and float(self.alphas_cumprod[-1]) == 0:
+            raise CarvError("the weighting inverse_snr is infinite at this schedule's last timestep; take min_snr.")
         return self._weights[strategy]
 
 
-def named_betas(o: BetaOptions) -> Tensor:
-    """(T,) betas as diffusers makes them. Raises CarvError for a name that it does not have."""
-    name, T, start, end = o.beta_schedule, o.num_train_timesteps, o.beta_start, o.beta_end
-    if name == "linear":
-        return torch.linspace(start, end, T, dtype=torch.float32)
-    if name == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, T, dtype=torch.float32) ** 2
-    if name == "sigmoid":
-        return torch.sigmoid(torch.linspace(-6, 6, T)) * (end - start) + start
-    if name == "squaredcos_cap_v2":  # arXiv 2102.09672
-        bar = [math.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(T + 1)]
-        return torch.tensor([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bar)], dtype=torch.float32)
-    raise CarvError(
-        f"beta_schedule is {shown(name)}; it must be one of linear, scaled_linear, sigmoid, squaredcos_cap_v2. "
-        "Any other schedule can be given as betas, to NoiseSchedule.from_betas."
-    )
-
-
-def zero_snr(betas: Tensor) -> Tensor:
-    """Betas whose last abar is 0 (arXiv 2305.08891, algorithm 1): sqrt(abar) shifted and scaled."""
-    root = torch.cumprod(1.0 - betas, dim=0).sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    bar = ((root - last) * (first / (first - last))) ** 2
-    return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
-
-
-def _table(name: str, value: Any) -> Tensor:
-    """(T,) numbers in [0, 1] as a tensor of float32 or float64; CarvError for anything else."""
-    if hasattr(value, "alphas_cumprod") or hasattr(value, "scheduler"):
-        raise CarvError(
-            f"{name} is a {type(value).__name__}; for a scheduler use NoiseSchedule.from_diffusers(scheduler)."
-        )
-    if isinstance(value, Mapping):
-        raise CarvError(f"{name} is a mapping; for a scheduler's config use NoiseSchedule.from_config(config).")
-    try:
-        if not isinstance(value, Tensor):
-            value = torch.as_tensor(value, dtype=None if hasattr(value, "dtype") else torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(value).__name__
-        raise CarvError(f"{name} is a {kind}; it must be a tensor, an array or a list of (T,) numbers.") from error
-    if value.dim() != 1 or len(value) < 1 or not value.is_floating_point():
-        raise CarvError(
-            f"{name} has shape {tuple(value.shape)} and type {value.dtype}; "
-            "a noise schedule needs one row of floating-point numbers, one for each timestep."
-        )
-    value = value.detach()
-    if not bool(((value >= 0) & (value <= 1)).all()):
-        raise CarvError(f"{name} leaves [0, 1]: it goes from {float(value.min()):.4g} to {float(value.max()):.4g}.")
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
-
-
-def _check_falls(abar: Tensor) -> None:
-    T, first, last = len(abar), float(abar[0]), float(abar[-1])
-    if T > 1 and (bool((abar.diff() > 1e-6).any()) or not last < first):
-        raise CarvError(
-            f"alphas_cumprod goes from {first:.4g} to {last:.4g} and rises on the way; abar_t must fall with t. "
-            "For betas use NoiseSchedule.from_betas(betas); a table from noise to data must be turned round."
-        )
-    # 1 - beta stays near 1, and takes smaller steps than its distance from 1
-    if T >= 100 and float(abar[T // 2]) > 0.95 and first - float(abar[1]) < 0.5 * (1 - first):
-        raise CarvError(
-            f"alphas_cumprod is still {float(abar[T // 2]):.4g} half way, so these are 1 - beta_t, not their running "
-            "product; use NoiseSchedule.from_betas(betas)."
-        )
-
-
-def refuse_flows(config: Mapping[str, Any], name: str = "") -> None:
-    """CarvError where a diffusers scheduler's config, or its class's name, is of flow matching or EDM."""
-    name = name or str(config.get("_class_name", ""))
-    flow = config.get("use_flow_sigmas") or str(config.get("prediction_type")).startswith("flow")
-    if flow or name.startswith(("FlowMatch", "EDM")) or "shift" in config or "sigma_data" in config:
-        raise CarvError(
-            f"{name or 'this scheduler'} adds noise as flow matching or EDM does, which is not "
-            "z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps; take a model with a DDPM, DDIM or Euler scheduler."
-        )
+MAKERS = {"vp": "from_betas", "flow": "flow", "edm": "edm"}  # constructors, by family

@@ -21,7 +21,7 @@ from carv_3d.io.files import replaced_folder, write_atomic
 from carv_3d.io.structured import read_text
 from carv_3d.io.tensor_files import load_tensors, read_header
 from carv_3d.report.page import asset_text
-from carv_3d.teachers.loading import load_scheduler
+from carv_3d.teachers.loading import load_ddim
 from carv_3d.teachers.model_folder import HALF, MEND, check_folder, read_json, weight_files
 
 COPIED = ("vae", "text_encoder", "tokenizer")
@@ -57,7 +57,7 @@ def save_one_step(folder: Path, teacher_folder: Path, unet: nn.Module) -> None:
         (new / "unet").mkdir()
         _write_config(new / "unet" / "config.json", read_json(teacher_folder / "unet" / "config.json"))
         write_atomic(new / "unet" / UNET_FILE, save(weights, metadata={"format": "pt"}))
-        one_step_scheduler(load_scheduler(teacher_folder)).save_pretrained(new / "scheduler")
+        one_step_scheduler(load_ddim(teacher_folder)).save_pretrained(new / "scheduler")
         _write_config(new / "model_index.json", _index(read_json(teacher_folder / "model_index.json")))
         write_atomic(new / "README.md", asset_text("one_step_card.md"))
 

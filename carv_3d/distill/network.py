@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
-from carv_3d.teachers.denoiser import Denoiser, Prediction, check_prediction_type
+from carv_3d.teachers.denoiser import Denoiser, Prediction
+from carv_3d.teachers.model_config import check_prediction
 
 SomeNetwork = TypeVar("SomeNetwork", bound="Network")
 
@@ -25,7 +26,7 @@ class Network(Prediction, nn.Module):
         """Raises CarvError for a prediction type that is not known."""
         super().__init__()
         self.unet: Any = unet
-        self.schedule, self.prediction_type = schedule, check_prediction_type(prediction_type)
+        self.schedule, self.prediction_type = schedule, check_prediction(prediction_type, schedule)
 
     @classmethod
     def from_teacher(cls: type[SomeNetwork], teacher: Denoiser, **more: Any) -> SomeNetwork:
@@ -35,8 +36,9 @@ class Network(Prediction, nn.Module):
 
     def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
         """The UNet's own prediction: (N, C, h, w), t (N,) integers, (N, L, D) -> (N, C, h, w), differentiable."""
+        given, time = self.schedule.network_input(z_t, t)
         text_emb = text_emb.to(next(self.unet.parameters()).dtype)  # a half-precision teacher's text
-        prediction: Tensor = self.unet(z_t, t, encoder_hidden_states=text_emb, return_dict=False)[0]
+        prediction: Tensor = self.unet(given, time, encoder_hidden_states=text_emb, return_dict=False)[0]
         return prediction.to(torch.promote_types(z_t.dtype, torch.float32))
 
 

@@ -29,21 +29,21 @@ def denoised_previews(
         bs (how many), noise_levels (t / T of each), and images (bs, H, W, 3) in [0, 1]: imgs_noisy, imgs_1orig (the
         clean image guessed at once), imgs_1step (one DDIM step, eta 1), imgs_final (all steps that are left).
     """
-    estimate, teacher = output.estimate, guidance.teacher
+    estimate, teacher, schedule = output.estimate, guidance.teacher, guidance.teacher.schedule
     n = min(max_items, len(estimate.t)) if max_items > 0 else len(estimate.t)
-    scheduler = ddim(teacher.schedule.alphas_cumprod, num_steps)
+    scheduler = ddim(schedule.alphas_cumprod, num_steps)
     timesteps = scheduler.timesteps.to(teacher.device)
     t = estimate.t[:n, 0].to(teacher.device)
-    z_t = teacher.schedule.add_noise(output.latents[:n].detach(), estimate.eps[:n, 0], t)
+    z_t = schedule.add_noise(output.latents[:n].detach(), estimate.eps[:n, 0], t)
     # the first timestep of the chain (it descends) that is not above t
     first = (timesteps[None] > t[:, None]).sum(1).clamp_max(len(timesteps) - 1).tolist()
     generator = torch.Generator(device=teacher.device).manual_seed(0)
     one_step, clean, final = [], [], []
     for b, start in enumerate(first):
-        z = z_t[b : b + 1]
+        z = z_t[b : b + 1] / schedule.norm(t[b]).to(z_t)
         cond = output.cond.samples(slice(b, b + 1))
         for i, now in enumerate(timesteps[start:]):
-            eps = guidance.predict(z, now.expand(1), cond, output.scale).guided
+            eps = guidance.predict(z * schedule.norm(now).to(z), now.expand(1), cond, output.scale).guided
             step = scheduler.step(eps, int(now), z, eta=1.0, generator=generator)
             z = step.prev_sample
             if i == 0:
@@ -56,7 +56,7 @@ def denoised_previews(
 
     return {
         "bs": n,
-        "noise_levels": [float(timesteps[i]) / teacher.schedule.num_train_timesteps for i in first],
+        "noise_levels": [float(timesteps[i]) / schedule.num_train_timesteps for i in first],
         "imgs_noisy": images(z_t),
         "imgs_1step": images(torch.cat(one_step)),
         "imgs_1orig": images(torch.cat(clean)),

@@ -33,10 +33,13 @@ def sample_images(
     Returns:
         (num, H, W, 3) in [0, 1], without autograd.
     """
-    scheduler = ddim(teacher.schedule.alphas_cumprod, num_steps)
+    schedule = teacher.schedule
+    scheduler = ddim(schedule.alphas_cumprod, num_steps)
     z = pure_noise(teacher, num, seed) if noise is None else noise
     for t in scheduler.timesteps:
-        z = scheduler.step(eps_hat(z, t.to(z.device).expand(num)), int(t), z).prev_sample
+        here = t.to(z.device).expand(num)
+        # z is variance preserving, as DDIM takes it; the teacher is given its own z_t
+        z = scheduler.step(eps_hat(z * schedule.norm(here[:1]).to(z), here), int(t), z).prev_sample
     images: Tensor = teacher.decode(z)
     return images.permute(0, 2, 3, 1)
 
@@ -71,7 +74,7 @@ def prompt_images(
 
 
 def pure_noise(teacher: Any, num: int, seed: int) -> Tensor:
-    """(num, C, h, w) standard normal, the teacher's latents at T - 1, drawn on its device."""
+    """(num, C, h, w) standard normal, the teacher's latents at T - 1 over `NoiseSchedule.norm`, on its device."""
     generator = torch.Generator(device=teacher.device).manual_seed(seed)
     shape = (num, teacher.latent_channels, teacher.latent_size, teacher.latent_size)
     return torch.randn(shape, generator=generator, device=teacher.device)

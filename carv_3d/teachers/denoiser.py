@@ -12,12 +12,11 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, offload_to_cpu
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+from carv_3d.teachers.model_config import check_prediction
 
 
 class Prediction(Brief):
-    """A model with a schedule and `predict(z_t, t, *condition)`, which gives eps or v, and what follows from that.
+    """A model with a schedule and `predict(z_t, t, *condition)`, of a `prediction_type`, and what follows from that.
 
     z, z_t and eps are (N, C, h, w), t is (N,) integers, conditions are (N, ...); all of it is differentiable.
     """
@@ -27,7 +26,7 @@ class Prediction(Brief):
     predict: Any
 
     def eps_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
-        """The noise prediction; of v it is `alpha_t v + sigma_t z_t`.
+        """The noise that the prediction stands for: `NoiseSchedule.eps_from`.
 
         Args:
             z_t: (N, C, h, w).
@@ -37,8 +36,7 @@ class Prediction(Brief):
         Returns:
             (N, C, h, w) in z_t's dtype.
         """
-        prediction: Tensor = self.predict(z_t, t, *condition)
-        return prediction if self.prediction_type == "epsilon" else self.schedule.eps_from_v(z_t, prediction, t)
+        return self.schedule.eps_from(self.prediction_type, z_t, self.predict(z_t, t, *condition), t)
 
     def z_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
         """The clean latents that the prediction stands for.
@@ -51,11 +49,10 @@ class Prediction(Brief):
         Returns:
             (N, C, h, w).
         """
-        from_prediction = self.schedule.z_from_eps if self.prediction_type == "epsilon" else self.schedule.z_from_v
-        return from_prediction(z_t, self.predict(z_t, t, *condition), t)
+        return self.schedule.z_from(self.prediction_type, z_t, self.predict(z_t, t, *condition), t)
 
     def target(self, z: Tensor, eps: Tensor, t: Tensor, /) -> Tensor:
-        """What `predict` is trained towards, eps or v.
+        """What `predict` is trained towards: `NoiseSchedule.target`.
 
         Args:
             z: (N, C, h, w), clean.
@@ -65,14 +62,7 @@ class Prediction(Brief):
         Returns:
             (N, C, h, w).
         """
-        return eps if self.prediction_type == "epsilon" else self.schedule.v(z, eps, t)
-
-
-def check_prediction_type(name: str) -> str:
-    """The name itself; CarvError for one that is not known."""
-    if name not in PREDICTION_TYPES:
-        raise CarvError(f"prediction_type is {name!r}, not {' or '.join(PREDICTION_TYPES)}.")
-    return name
+        return self.schedule.target(self.prediction_type, z, eps, t)
 
 
 class Denoiser(Prediction):
@@ -93,7 +83,7 @@ class Denoiser(Prediction):
             CarvError: another prediction type.
         """
         self.unet: Any = unet.eval().requires_grad_(False)
-        self.prediction_type = check_prediction_type(prediction_type)
+        self.prediction_type = check_prediction(prediction_type, schedule, name)
         self.name = name
         parameter = next(unet.parameters())
         self.device: torch.device = parameter.device
@@ -114,8 +104,9 @@ class Denoiser(Prediction):
         Raises:
             CarvError: text of another width.
         """
+        given, time = self.schedule.network_input(z_t, t)
         with torch.autocast(self.device.type, enabled=False):
-            prediction = self.unet(z_t.to(self.dtype), t, return_dict=False, **self.conditions(text_emb))[0]
+            prediction = self.unet(given.to(self.dtype), time, return_dict=False, **self.conditions(text_emb))[0]
         return prediction.to(z_t.dtype)
 
     def conditions(self, text_emb: Tensor) -> dict[str, Any]:
@@ -143,13 +134,12 @@ def load_denoiser(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parts = load_parts(folder, choose_dtype(device, half_precision), with_text=False, with_vae=False)
     offload = cpu_offload and can_offload(device)
-    unet, scheduler = parts["unet"] if offload else parts["unet"].to(device), parts["scheduler"]
+    unet, schedule = parts["unet"] if offload else parts["unet"].to(device), parts["scheduler"]
     if channels_last:
         unet = unet.to(memory_format=torch.channels_last)
     if attention_slicing:
         unet.set_attention_slice(1)
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    denoiser = Denoiser(unet, NoiseSchedule(scheduler.alphas_cumprod.float()), kind, str(name_or_path))
+    denoiser = Denoiser(unet, schedule, schedule.prediction_type, str(name_or_path))
     if offload:
         offload_to_cpu([unet], device)
         denoiser.device, denoiser.schedule = device, denoiser.schedule.to(device)

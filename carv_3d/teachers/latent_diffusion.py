@@ -120,12 +120,12 @@ class LatentDiffusionTeacher(Denoiser):
             parts[part] = parts[part] if offload else parts[part].to(device)
             if channels_last and part in ("unet", "vae"):
                 parts[part] = parts[part].to(memory_format=torch.channels_last)
-        scheduler = parts.pop("scheduler")
+        schedule = parts.pop("scheduler")
         teacher = cls._from_parts(
             folder,
             parts,
-            schedule=NoiseSchedule(scheduler.alphas_cumprod.float()),
-            prediction_type=scheduler.config.get("prediction_type", "epsilon"),
+            schedule=schedule,
+            prediction_type=schedule.prediction_type,
             name=str(name_or_path),
         )
         if attention_slicing:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, require
 from carv_3d.io.tensor_files import check_finite, load_tensors
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
@@ -34,7 +35,7 @@ def load_parts(
     vae_dtype: torch.dtype | None = None,
     with_vae: bool = True,
 ) -> dict[str, Any]:
-    """The family's parts of a diffusers folder: models (on the CPU), tokenizers and the scheduler.
+    """The family's parts of a diffusers folder: models (on the CPU), tokenizers, and as scheduler its schedule.
 
     Args:
         folder: of the model.
@@ -57,7 +58,7 @@ def load_parts(
             parts[part] = _load_weights(diffusers, family.classes[part], folder, part, own)
         if with_text:
             parts.update(load_text_parts(folder, dtype, family))
-        parts["scheduler"] = load_scheduler(folder)
+    parts["scheduler"] = load_schedule(folder)
     return parts
 
 
@@ -79,11 +80,22 @@ def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DI
     return parts
 
 
-def load_scheduler(folder: Path) -> Any:
-    """The scheduler of a diffusers folder, of whatever kind, as a DDIMScheduler. Raises CarvError as `load_parts`."""
+def load_schedule(folder: Path) -> NoiseSchedule:
+    """The noise schedule of a diffusers folder, whatever the scheduler's class. Raises CarvError, naming the file."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        return NoiseSchedule.from_config(read_json(file))
+    except CarvError as error:
+        raise CarvError(f"the diffusion model cannot be used: {file}: {error}") from error
+
+
+def load_ddim(folder: Path) -> Any:
+    """The scheduler of a variance-preserving folder as a DDIMScheduler. Raises CarvError as `load_parts`."""
     import diffusers
 
     file = folder / "scheduler" / "scheduler_config.json"
+    if load_schedule(folder).family != "vp":
+        raise CarvError(f"{file} is of flow matching or EDM, and here a DDPM, DDIM or Euler scheduler is needed.")
     with _quiet(diffusers.utils.logging), _named(folder, "scheduler", file):
         return diffusers.DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from carv_3d.core.options import BetaOptions, Options, option
+import torch
+
+from carv_3d.core.options import Options, option
+from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
 
@@ -54,14 +57,6 @@ class TokenizerConfig(Options):
     model_max_length: int = option(77, "Tokens of a prompt.", least=3, most=1e31)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig(BetaOptions, kinds={"beta_schedule": Literal["linear", "scaled_linear", "squaredcos_cap_v2"]}):
-    """scheduler/scheduler_config.json."""
-
-    trained_betas: list[float] | None = option(None, "In place of the three.", least=0, most=1)
-    prediction_type: Literal["epsilon", "v_prediction"] = option("epsilon", "What the UNet predicts.")
-
-
 def check_config(values: dict[str, Any], kind: type[Options]) -> None:
     """CarvError for the first key that is there with a value that it cannot have; absent keys have defaults."""
     for name, declared in kind.declared().items():
@@ -69,22 +64,14 @@ def check_config(values: dict[str, Any], kind: type[Options]) -> None:
             declared.check(values[name])
 
 
-# Those that add noise as z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, whatever they do when they sample.
-SCHEDULERS = frozenset(
-    f"{name}Scheduler"
-    for name in (
-        "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep",
-        "DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete",
-        "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM", "SASolver", "TCD",
-        "UniPCMultistep",
-    )
-)  # fmt: skip
-
-
-def check_scheduler_class(name: Any) -> None:
-    """CarvError for a scheduler whose noise is not known; None, where the folder does not name one, is taken."""
-    if name is not None and not (isinstance(name, str) and name in SCHEDULERS):
+def check_prediction(kind: str, schedule: NoiseSchedule, name: str = "") -> str:
+    """The prediction type itself; CarvError for one that is not known, or that the schedule rules out."""
+    value = torch.ones(1, 1, device=schedule.device)
+    schedule.target(kind, value, value, torch.zeros(1, dtype=torch.long, device=schedule.device))
+    if kind == "epsilon" and float(schedule.alphas_cumprod[-1]) == 0:
         raise CarvError(
-            f"_class_name is {name!r}, a scheduler whose noise is not known here; it must be one of diffusers with a "
-            f"table of betas, such as {', '.join(sorted(SCHEDULERS)[:2])}"
+            f"{name or 'this model'} predicts epsilon and its schedule ends in noise alone (abar = 0, as "
+            "rescale_betas_zero_snr makes it): there the clean latents would be divided by 0; such a model predicts "
+            "v_prediction or sample, and its scheduler_config.json must say so."
         )
+    return kind

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.core.options import Options
-from carv_3d.core.schedule import refuse_flows
+from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, shown
 from carv_3d.io import structured
 from carv_3d.io.files import open_file
 from carv_3d.io.tensor_files import read_header
 from carv_3d.teachers.families import FAMILIES, STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_config import (
-    SchedulerConfig,
     TextConfig,
     TokenizerConfig,
     UNetConfig,
     VAEConfig,
     check_config,
-    check_scheduler_class,
+    check_prediction,
 )
 
 WEIGHT_STEMS = {
@@ -198,16 +197,18 @@ def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any], family: F
 
 
 def _check_scheduler(folder: Path, named: Any) -> None:
-    """CarvError unless the model was trained on z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps, to predict eps or v."""
+    """CarvError unless the noise that the model was trained on is understood. named: the class in model_index.json."""
     file = folder / "scheduler" / "scheduler_config.json"
     config = read_json(file)
-    for name in (config.get("_class_name"), named):
-        refuse_flows(config, name if isinstance(name, str) else "")
-        try:
-            check_scheduler_class(name)
-        except CarvError as error:
-            raise CarvError(_bad(file, str(error))) from None
-    _checked(file, SchedulerConfig)
+    try:
+        schedule = NoiseSchedule.from_config(config)
+        check_prediction(str(schedule.prediction_type), schedule)
+        sampled = schedule if named is None else NoiseSchedule.from_config({**config, "_class_name": named})
+    except CarvError as error:
+        raise CarvError(_bad(file, str(error).rstrip("."))) from error
+    if sampled.family != schedule.family:
+        why = f"it is of a {config.get('_class_name')}, and model_index.json names a {named}: they add other noise"
+        raise CarvError(_bad(file, why))
 
 
 def _check_tokenizer(here: Path, size: int) -> None:

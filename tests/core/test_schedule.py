@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from carv_3d.core.options import BetaOptions
-from carv_3d.core.schedule import NoiseSchedule, named_betas
+from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.core.schedule_tables import named_betas
 from carv_3d.errors import CarvError
 
 
@@ -49,8 +49,12 @@ def test_add_noise_is_differentiable_and_keeps_the_type() -> None:
 
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-COSINE = named_betas(BetaOptions(beta_schedule="squaredcos_cap_v2"))
+COSINE = named_betas("squaredcos_cap_v2", 1000, 0.0, 0.0)
 SCALED = NoiseSchedule.scaled_linear()
+DDIM = {"_class_name": "DDIMScheduler"}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+EDM = {"_class_name": "EDMEulerScheduler"}
+ONE, FIRST = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +114,21 @@ def test_tables_of_every_kind_are_taken() -> None:
         (lambda: NoiseSchedule.from_betas([-0.1]), "betas leaves"),
         (lambda: NoiseSchedule.from_config(SCALED), "from_diffusers"),
         (lambda: NoiseSchedule.from_config({"beta_schedule": "cubic"}), "'cubic'; it must be one of linear"),
-        (lambda: NoiseSchedule.from_config({"_class_name": "EDMEulerScheduler"}), "EDM"),
-        (lambda: NoiseSchedule.from_config({"use_flow_sigmas": True}), "flow matching"),
+        (lambda: NoiseSchedule.from_config({"_class_name": "SCMScheduler"}), "'SCMScheduler', a scheduler whose"),
+        (lambda: NoiseSchedule.from_config({"prediction_type": "dog"}), "is 'dog'; it must be one of epsilon"),
+        (lambda: NoiseSchedule.from_config({**DDIM, "sigma_data": 0.5}), "0.5, as flow matching or EDM have it"),
+        (lambda: NoiseSchedule.from_config({**DDIM, "timestep_type": "continuous"}), "timestep_type is 'continuous'"),
+        (lambda: NoiseSchedule.from_config({"num_train_timesteps": 10**9}), "a whole number from 1 to 1,000,000"),
+        (lambda: NoiseSchedule.from_config({"beta_end": "x"}), "beta_end is 'x'; it must be a number"),
+        (lambda: NoiseSchedule.from_config({**FLOW, "prediction_type": "epsilon"}), "must be flow_prediction"),
+        (lambda: NoiseSchedule.from_config({**FLOW, "shift_terminal": 0.1}), "shift_terminal is 0.1, which is not"),
+        (lambda: NoiseSchedule.from_config({**FLOW, "shift": 0}), "shift is 0; it must be a number above 0"),
+        (lambda: NoiseSchedule.from_config({**EDM, "sigma_min": 90}), "0 < sigma_min < sigma_max"),
+        (lambda: NoiseSchedule.from_config({**EDM, "sigma_schedule": "cubic"}), "must be one of karras, exponential"),
+        (lambda: SCALED.target("dog", ONE, ONE, FIRST), "'dog'; it must be one of epsilon"),
+        (lambda: SCALED.target("edm", ONE, ONE, FIRST), "a schedule of family 'vp' lacks"),
+        (lambda: NoiseSchedule.flow().eps_from("v_prediction", ONE, ONE, FIRST), "of family 'flow' lacks"),
+        (lambda: NoiseSchedule.flow().weights("inverse_snr"), "is infinite .* take min_snr"),
         (lambda: NoiseSchedule.from_diffusers({"beta_start": 1}), "from_config"),
         (lambda: NoiseSchedule.from_diffusers(SimpleNamespace(scheduler=1)), "give the scheduler"),
         (lambda: NoiseSchedule(torch.tensor([0.5])).weights("dreamfusion"), "sds, uniform, fantasia3d"),
@@ -123,15 +140,6 @@ def test_mistakes_are_named(make: Callable[[], object], said: str) -> None:
         make()
 
 
-def test_flow_matching_is_refused() -> None:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    for make in (NoiseSchedule.from_diffusers, lambda s: NoiseSchedule.from_config(s.config)):
-        with pytest.raises(CarvError, match="adds noise as flow matching"):
-            make(scheduler)
-
-
 def test_v_and_z_t_turn_into_image_and_noise() -> None:
     schedule, g = NoiseSchedule.scaled_linear(), torch.Generator().manual_seed(3)
     z, eps = torch.randn(2, 3, 4, 4, generator=g), torch.randn(2, 3, 4, 4, generator=g)
@@ -140,6 +148,6 @@ def test_v_and_z_t_turn_into_image_and_noise() -> None:
     alpha, sigma = (x.view(2, 1, 1, 1) for x in (schedule.alpha(t), schedule.sigma(t)))
     torch.testing.assert_close(alpha * z_t - sigma * v, z)
     torch.testing.assert_close(alpha * v + sigma * z_t, eps)
-    torch.testing.assert_close(schedule.z_from_v(z_t, v, t), z)
-    torch.testing.assert_close(schedule.eps_from_v(z_t, v, t), eps)
+    torch.testing.assert_close(schedule.z_from("v_prediction", z_t, v, t), z)
+    torch.testing.assert_close(schedule.eps_from("v_prediction", z_t, v, t), eps)
     torch.testing.assert_close(schedule.z_from_eps(z_t, eps, t), z, rtol=1e-4, atol=1e-5)

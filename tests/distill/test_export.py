@@ -133,13 +133,13 @@ def test_a_scheduler_of_another_kind_gives_its_betas_and_nothing_else(sd_folder,
     PNDMScheduler(
         num_train_timesteps=100, beta_start=0.001, beta_end=0.02, beta_schedule="linear", skip_prk_steps=True,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
-    from carv_3d.teachers.loading import load_scheduler
+    from carv_3d.teachers.loading import load_ddim
 
-    scheduler = one_step_scheduler(load_scheduler(folder))
+    scheduler = one_step_scheduler(load_ddim(folder))
     scheduler.set_timesteps(1)
     assert scheduler.timesteps.tolist() == [99]
     torch.testing.assert_close(scheduler.alphas_cumprod, torch.cumprod(1 - torch.linspace(0.001, 0.02, 100), 0))
-    clipping = copy.deepcopy(load_scheduler(folder))
+    clipping = copy.deepcopy(load_ddim(folder))
     clipping.register_to_config(clip_sample=True, thresholding=True)
     scheduler = one_step_scheduler(clipping)
     scheduler.set_timesteps(1)

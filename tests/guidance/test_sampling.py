@@ -42,6 +42,23 @@ def test_each_image_is_of_its_own_prompt_guided() -> None:
     torch.testing.assert_close(prompt_images(gauss, ["light"], 2.0, 20, 1), sample_images(gauss, eps_hat, 1, 20, 1))
 
 
+@pytest.mark.parametrize("schedule", [NoiseSchedule.flow(), NoiseSchedule.flow(shift=3.0), NoiseSchedule.edm()])
+def test_samples_have_the_data_s_mean_and_spread_in_every_family(schedule: NoiseSchedule) -> None:
+    gauss = GaussianTeacher(torch.full((1, 3, 2, 2), 0.3), 0.2, schedule)
+    text = gauss.text_embeddings([""] * 400)
+    given: list[torch.Tensor] = []
+
+    def eps_hat(z, t):
+        given.append(z / schedule.norm(t).view(-1, 1, 1, 1))
+        return gauss.eps_hat(z, t, text)
+
+    images = sample_images(gauss, eps_hat, 400, 250) * 2 - 1
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(images.std()) == pytest.approx(0.2, abs=0.02)
+    # what the teacher is given has the variance of z_t at its own t
+    assert float(given[0].std()) == pytest.approx(1, abs=0.05)
+
+
 def test_ddim_knows_any_schedule() -> None:
     abar = torch.linspace(0.99, 0.01, 40).square()
     scheduler = ddim(abar, 100)  # no more steps than timesteps

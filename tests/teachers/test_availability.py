@@ -98,9 +98,9 @@ def edit(file: Path, **values: Any) -> None:
         ),
         (lambda f: edit(f / "unet" / "config.json", in_channels=9), "unet/config.json", "takes 9 channels"),
         (
-            lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="sample"),
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="dog"),
             "scheduler/scheduler_config.json",
-            "'sample'",
+            "'dog'",
         ),
         (
             # whole, but not the weights of this config

@@ -61,7 +61,7 @@ def edit(file: Path, **values: Any) -> None:
         (SCHEDULER, "beta_end", [float("nan"), 0, "a"], "a number above 0 and of at most 1"),
         (SCHEDULER, "num_train_timesteps", [10**9, 0], "a whole number from 1 to 1,000,000"),
         (SCHEDULER, "trained_betas", ["x", ["a"], [float("nan")]], "a list of numbers from 0 to 1"),
-        (SCHEDULER, "prediction_type", ["sample", "foo", None, 3, ["epsilon"]], "one of epsilon, v_prediction"),
+        (SCHEDULER, "prediction_type", ["foo", None, 3, ["epsilon"]], "one of epsilon, sample, v_prediction"),
         (TOKENIZER, "model_max_length", ["x", 0], "a whole number from 3 to 1e+31"),
     ],
 )
@@ -82,16 +82,57 @@ def test_a_scaling_factor_of_null_is_the_default_of_diffusers(copy: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"]
+    ("name", "said"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "prediction_type is 'epsilon'; it must be flow_prediction"),
+        ("EDMEulerScheduler", "they add other noise"),
+    ],
 )
 @pytest.mark.parametrize("place", ["scheduler", "index"])
-def test_flow_matching_and_edm_are_refused_by_name(name: str, place: str, copy: Path) -> None:
+def test_flow_matching_and_edm_are_never_read_as_betas(name: str, said: str, place: str, copy: Path) -> None:
     if place == "index":
         edit(copy / "model_index.json", scheduler=["diffusers", name])
     else:
         edit(copy / SCHEDULER, _class_name=name)
-    with pytest.raises(CarvError, match=f"^{name} adds noise as flow matching or EDM does"):
+    with pytest.raises(CarvError, match=said):
         resolve_model(str(copy))
+
+
+def test_noise_alone_at_the_last_step_cannot_be_predicted_as_epsilon(copy: Path) -> None:
+    edit(copy / SCHEDULER, rescale_betas_zero_snr=True)
+    assert "predicts epsilon and its schedule ends in noise alone" in refusal(copy)
+    edit(copy / SCHEDULER, prediction_type="v_prediction")
+    assert resolve_model(str(copy)) == copy
+
+
+@pytest.mark.parametrize(
+    ("config", "family", "kind"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "flow", "flow_prediction"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5}, "edm", "edm"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "v_prediction"}, "edm", "edm_v"),
+        ({"_class_name": "DDPMScheduler", "prediction_type": "sample"}, "vp", "sample"),
+    ],
+)
+def test_a_network_of_any_schedule_predicts_noise(config: Any, family: str, kind: str, copy: Path) -> None:
+    (copy / SCHEDULER).write_text(json.dumps(config))
+    edit(copy / "model_index.json", scheduler=["diffusers", config["_class_name"]])
+    teacher = load_teacher(str(copy), device="cpu")
+    assert (teacher.schedule.family, teacher.prediction_type) == (family, kind)
+    g = torch.Generator().manual_seed(0)
+    size, text = teacher.latent_size, teacher.text_embeddings(["a mug"] * 2)
+    z, eps = (torch.randn(2, teacher.latent_channels, size, size, generator=g) for _ in range(2))
+    t = torch.tensor([300, 700])
+    z_t = teacher.schedule.add_noise(z, eps, t)
+    given, times = z_t, t
+    if family == "edm":
+        sigma = teacher.schedule.sigma(t)
+        given, times = z_t / (sigma**2 + 0.25).sqrt().view(2, 1, 1, 1), sigma.log() / 4
+    elif family == "flow":
+        times = 1000 * teacher.schedule.sigma(t)
+    output = teacher.unet(given, times, text).sample
+    expected = teacher.schedule.eps_from(kind, z_t, output, t)
+    torch.testing.assert_close(teacher.eps_hat(z_t, t, text), expected)
 
 
 @pytest.mark.parametrize("name", ["FooScheduler", "IPNDMScheduler", 3, ["DDIMScheduler"]])

@@ -192,7 +192,7 @@ def test_an_xl_folder_names_the_guidance_to_use(xl_folder: Path) -> None:
         ),
         (lambda f: edit(f / "model_index.json", tokenizer_2=[None, None]), "it lists no tokenizer_2"),
         (lambda f: (f / "text_encoder_2" / "model.safetensors").unlink(), "text_encoder_2/model.safetensors"),
-        (lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="sample"), "'sample'"),
+        (lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="dog"), "'dog'"),
         (lambda f: edit(f / "unet" / "config.json", addition_embed_type=None), "addition_embed_type = None"),
         (lambda f: edit(f / "unet" / "config.json", in_channels=9), "takes 9 channels"),
     ],

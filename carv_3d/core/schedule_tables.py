@@ -1,0 +1,103 @@
+"""Tables of noise schedules: betas, abar, EDM's and flow matching's sigmas, as diffusers makes them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv_3d.errors import CarvError, shown
+
+
+def named_betas(name: str, T: int, start: float, end: float) -> Tensor:
+    """(T,) betas as diffusers makes them. Raises CarvError for a name that it does not have."""
+    if name == "linear":
+        return torch.linspace(start, end, T, dtype=torch.float32)
+    if name == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, T, dtype=torch.float32) ** 2
+    if name == "sigmoid":
+        return torch.sigmoid(torch.linspace(-6, 6, T)) * (end - start) + start
+    if name == "squaredcos_cap_v2":  # arXiv 2102.09672
+        bar = [math.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(T + 1)]
+        return torch.tensor([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bar)], dtype=torch.float32)
+    raise CarvError(
+        f"beta_schedule is {shown(name)}; it must be one of linear, scaled_linear, sigmoid, squaredcos_cap_v2. "
+        "Any other schedule can be given as betas, to NoiseSchedule.from_betas."
+    )
+
+
+def zero_snr(betas: Tensor) -> Tensor:
+    """Betas whose last abar is 0 (arXiv 2305.08891, algorithm 1): sqrt(abar) shifted and scaled."""
+    root = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    bar = ((root - last) * (first / (first - last))) ** 2
+    return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
+
+
+def checked_table(name: str, value: Any) -> Tensor:
+    """(T,) numbers in [0, 1] as a tensor of float32 or float64; CarvError for anything else."""
+    if hasattr(value, "alphas_cumprod") or hasattr(value, "scheduler"):
+        raise CarvError(
+            f"{name} is a {type(value).__name__}; for a scheduler use NoiseSchedule.from_diffusers(scheduler)."
+        )
+    if isinstance(value, Mapping):
+        raise CarvError(f"{name} is a mapping; for a scheduler's config use NoiseSchedule.from_config(config).")
+    try:
+        if not isinstance(value, Tensor):
+            value = torch.as_tensor(value, dtype=None if hasattr(value, "dtype") else torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(value).__name__
+        raise CarvError(f"{name} is a {kind}; it must be a tensor, an array or a list of (T,) numbers.") from error
+    if value.dim() != 1 or len(value) < 1 or not value.is_floating_point():
+        raise CarvError(
+            f"{name} has shape {tuple(value.shape)} and type {value.dtype}; "
+            "a noise schedule needs one row of floating-point numbers, one for each timestep."
+        )
+    value = value.detach()
+    if not bool(((value >= 0) & (value <= 1)).all()):
+        raise CarvError(f"{name} leaves [0, 1]: it goes from {float(value.min()):.4g} to {float(value.max()):.4g}.")
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
+def check_falls(abar: Tensor) -> None:
+    """Raises CarvError unless abar falls; betas and 1 - beta are known by how they run."""
+    T, first, last = len(abar), float(abar[0]), float(abar[-1])
+    if T > 1 and (bool((abar.diff() > 1e-6).any()) or not last < first):
+        raise CarvError(
+            f"alphas_cumprod goes from {first:.4g} to {last:.4g} and rises on the way; abar_t must fall with t. "
+            "For betas use NoiseSchedule.from_betas(betas); a table from noise to data must be turned round."
+        )
+    # 1 - beta stays near 1, and takes smaller steps than its distance from 1
+    if T >= 100 and float(abar[T // 2]) > 0.95 and first - float(abar[1]) < 0.5 * (1 - first):
+        raise CarvError(
+            f"alphas_cumprod is still {float(abar[T // 2]):.4g} half way, so these are 1 - beta_t, not their running "
+            "product; use NoiseSchedule.from_betas(betas)."
+        )
+
+
+def flow_sigmas(T: int, shift: float = 1.0) -> Tensor:
+    """(T,) rising sigmas of flow matching: s = 1/T .. 1, then shift s / (1 + (shift - 1) s). Raises CarvError."""
+    if T < 1 or not 0 < shift < math.inf:
+        raise CarvError(f"a flow schedule has T = {T} and shift = {shift}; T must be at least 1, the shift above 0.")
+    s = torch.linspace(1, T, T, dtype=torch.float32) / T
+    return shift * s / (1 + (shift - 1) * s)
+
+
+def edm_sigmas(T: int, sigma_min: float, sigma_max: float, rho: float = 7.0, spacing: str = "karras") -> Tensor:
+    """(T,) rising sigmas from sigma_min to sigma_max (arXiv 2206.00364, equation 5). Raises CarvError."""
+    if T < 2 or not 0 < sigma_min < sigma_max < math.inf or not rho > 0:
+        raise CarvError(
+            f"an EDM schedule has T = {T}, sigma_min = {sigma_min}, sigma_max = {sigma_max} and rho = {rho}; it needs "
+            "T of at least 2, 0 < sigma_min < sigma_max, and rho above 0."
+        )
+    ramp = torch.linspace(0, 1, T, dtype=torch.float64)
+    if spacing == "karras":
+        low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        return ((low + ramp * (high - low)) ** rho).float()
+    if spacing == "exponential":
+        return (math.log(sigma_min) + ramp * (math.log(sigma_max) - math.log(sigma_min))).exp().float()
+    raise CarvError(f"an EDM schedule's spacing is {spacing!r}; it must be karras or exponential.")
