@@ -81,8 +81,8 @@ def test_v_and_epsilon_say_the_same(v_prediction_folder: Any) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(CarvError, match="prediction_type is 'sample'"):
-        OneStepGenerator(LinearUNet(), SCHEDULE, "sample")
+    with pytest.raises(CarvError, match="prediction_type is 'dog'"):
+        OneStepGenerator(LinearUNet(), SCHEDULE, "dog")
     with pytest.raises(CarvError, match=r"t is 1000; the teacher's timesteps are 0 \.\. 999"):
         OneStepGenerator(LinearUNet(), SCHEDULE, t=1000)
     assert OneStepGenerator(LinearUNet(), NoiseSchedule.scaled_linear(10)).t == 9
