@@ -104,7 +104,8 @@ class Denoiser(Prediction):
         Raises:
             CarvError: text of another width.
         """
-        given, time = self.schedule.network_input(z_t, t)
+        own = self.schedule.times is None
+        given, time = (z_t, t) if own else self.schedule.network_input(z_t, t)
         with torch.autocast(self.device.type, enabled=False):
             prediction = self.unet(given.to(self.dtype), time, return_dict=False, **self.conditions(text_emb))[0]
         return prediction.to(z_t.dtype)
