@@ -60,7 +60,6 @@ class FlowConfig(Timesteps):
     flow_shift: float = option(1.0, "The same, in a solver with use_flow_sigmas.", above=0, most=1e6)
     use_dynamic_shifting: bool = option(False, "Whether the shift follows the image's size when sampling.")
     invert_sigmas: bool = option(False, "Whether t runs the other way: not understood.")
-    shift_terminal: float | None = option(None, "Stretches the sigmas: not understood.", least=-1, most=1)
     base_shift: float = option(0.5, "mu at base_image_seq_len.", least=-100, most=100)
     max_shift: float = option(1.15, "mu at max_image_seq_len.", least=-100, most=100)
     base_image_seq_len: int = option(256, "Tokens of the latents.", least=1, most=10**9)
@@ -138,9 +137,8 @@ def _vp(config: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any], str]
 
 def _flow(config: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any], str]:
     values = _checked(FlowConfig, config)
-    for key in ("invert_sigmas", "shift_terminal"):
-        if getattr(values, key):
-            raise CarvError(f"{key} is {shown(getattr(values, key))}, which is not understood with {name}.")
+    if values.invert_sigmas:
+        raise CarvError(f"invert_sigmas is True, which is not understood with {name}.")
     # a dynamic shift is made of the image's size when sampling; until one is given the table is as trained
     shift = values.shift if name in FLOW_CLASSES else values.flow_shift
     shift = 1.0 if values.use_dynamic_shifting else float(shift)

@@ -121,7 +121,7 @@ def test_tables_of_every_kind_are_taken() -> None:
         (lambda: NoiseSchedule.from_config({"num_train_timesteps": 10**9}), "a whole number from 1 to 1,000,000"),
         (lambda: NoiseSchedule.from_config({"beta_end": "x"}), "beta_end is 'x'; it must be a number"),
         (lambda: NoiseSchedule.from_config({**FLOW, "prediction_type": "epsilon"}), "must be flow_prediction"),
-        (lambda: NoiseSchedule.from_config({**FLOW, "shift_terminal": 0.1}), "shift_terminal is 0.1, which is not"),
+        (lambda: NoiseSchedule.from_config({**FLOW, "invert_sigmas": True}), "invert_sigmas is True, which is not"),
         (lambda: NoiseSchedule.from_config({**FLOW, "shift": 0}), "shift is 0; it must be a number above 0"),
         (lambda: NoiseSchedule.from_config({**EDM, "sigma_min": 90}), "0 < sigma_min < sigma_max"),
         (lambda: NoiseSchedule.from_config({**EDM, "sigma_schedule": "cubic"}), "must be one of karras, exponential"),

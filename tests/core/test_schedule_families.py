@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,3 +226,26 @@ def test_variance_falls_with_the_number_of_independent_draws(name: str) -> None:
         out = estimator.estimate(Z.expand(6000, 1, 2, 2), eps_hat, generator=torch.Generator().manual_seed(K))
         variance[K] = float(out.grad.flatten(1).var(0).sum())
     assert variance[1] / variance[4] == pytest.approx(4, rel=0.15)
+
+
+CONFIGS = json.loads(Path(__file__).with_name("scheduler_configs.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_the_scheduler_of_a_model_that_people_use_is_read_or_refused(model: str) -> None:
+    due = dict(CONFIGS[model])
+    config = due.pop("config")
+    if "refused" in due:
+        with pytest.raises(CarvError, match=due["refused"]):
+            NoiseSchedule.from_config(config)
+        return
+    schedule = NoiseSchedule.from_config(config)
+    assert (schedule.family, schedule.prediction_type) == (due.pop("family"), due.pop("prediction_type"))
+    middle, last = torch.tensor(499), torch.tensor(999)
+    measured = {
+        "last_abar": float(schedule.alphas_cumprod[-1]),
+        "last_sigma": float(schedule.sigma(last)),
+        "middle_sigma": float(schedule.sigma(middle)),  # half way, the shift applied
+    }
+    assert len(due) == 1
+    assert {name: measured[name] for name in due} == pytest.approx(due, rel=1e-2)
