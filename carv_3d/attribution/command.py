@@ -93,6 +93,9 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     if kind == "image":  # refused before any images are made
         query = image_query(expanded(options.query), options.prompt, teacher.image_size, options.resize)
     images = _images(options, teacher.image_size, display)
+    captions = sum(bool(images.caption(i)) for i in range(len(images)))
+    if captions < len(images):
+        display.say(f"{captions} of {len(images)} training images have a caption; the others are taken without text.")
     query = query or _query(kind, options, teacher, display)
     model = GradientModel.from_teacher(teacher)
     maker = FeatureMaker(model, options.features)

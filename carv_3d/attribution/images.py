@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from carv_3d.errors import CarvError
-from carv_3d.io.files import explain_os_error
+from carv_3d.errors import CarvError, shown
+from carv_3d.io.files import explain_os_error, open_file, shown_path
+from carv_3d.io.images import REPLACE, as_rgba, opened_image
 from carv_3d.io.structured import parse_json, read_text
 
+CAPTION_COLUMNS = ("text", "caption")  # of metadata.jsonl
+MAX_CAPTION = 2**20  # bytes of a text file next to an image
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TINY_SEED = 1  # of the images that carv-tiny was trained on, see teachers.tiny.train
 TINY_COUNT = 30_000
@@ -93,7 +97,8 @@ class TinyImages:
 class FolderImages:
     """The images in a folder and below, by name.
 
-    Captions come from `metadata.jsonl` (file_name, text), or from a text file next to each image; "" without one.
+    Captions come from `metadata.jsonl` (file_name, and text or caption), in the folder or below, or from a text file
+    next to each image; "" without one.
     """
 
     def __init__(self, folder: Path, size: int, resize: bool = False, limit: int | None = None) -> None:
@@ -105,20 +110,22 @@ class FolderImages:
         if not folder.is_dir():
             raise CarvError(f"there is no folder {folder} of training images; name one with --training-images.")
         self.name, self._folder, self._size, self._resize = str(folder), folder, size, resize
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        self._paths = paths[:limit]
+        paths = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(folder)))
+        every = sorted(p for p in paths if p.is_file())
+        self._paths = every[:limit]
         if not self._paths:
             raise CarvError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder.")
         for path in self._paths:
             check_size(path, size, resize)
-        self._captions = _read_metadata(folder)
+        listed = _read_metadata(folder, {_normal(p) for p in every})
+        self._captions = [listed[_normal(p)] if _normal(p) in listed else _text_next_to(p) for p in self._paths]
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def key(self, index: int) -> str:
         """The path below the folder."""
-        return self._paths[index].relative_to(self._folder).as_posix()
+        return shown_path(self._paths[index].relative_to(self._folder).as_posix())
 
     def image(self, index: int) -> Image:
         """(S, S, 3), of the size that was asked for."""
@@ -126,11 +133,7 @@ class FolderImages:
 
     def caption(self, index: int) -> str:
         """From metadata.jsonl, or from the text file next to the image."""
-        key = self.key(index)
-        if key in self._captions:
-            return self._captions[key]
-        text = self._paths[index].with_suffix(".txt")
-        return text.read_text(encoding="utf-8", errors="replace").strip() if text.exists() else ""
+        return self._captions[index]
 
     def labels(self, index: int) -> dict[str, str]:
         """Nothing is known."""
@@ -140,17 +143,25 @@ class FolderImages:
         """Of every image's bytes and caption."""
         digest = hashlib.sha256(f"{self._size} {self._resize}".encode())
         for index, path in enumerate(self._paths):
-            try:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-            except OSError as error:
-                raise explain_os_error(error, path, "read") from error
-            digest.update(f"{self.key(index)}\0{self.caption(index)}\0".encode(errors="surrogateescape"))
+            with open_file(path, REPLACE) as handle:
+                digest.update(hashlib.sha256(handle.read()).digest())
+            digest.update(f"{self.key(index)}\0{self.caption(index)}\0".encode())
         return digest.hexdigest()[:16]
+
+
+def _normal(path: Path) -> str:
+    return os.path.normpath(path)
+
+
+def _text_next_to(path: Path) -> str:
+    text = path.with_suffix(".txt")
+    return read_text(text, "mend it or delete it", MAX_CAPTION).strip() if text.exists() else ""
 
 
 def check_size(path: Path, size: int, resize: bool) -> None:
     """Raises CarvError unless `path` is an image of size × size, or of any size where it may be resized."""
-    width, height = _open(path).size
+    with opened_image(path) as image:
+        width, height = image.size
     if (width, height) != (size, size) and not resize:
         raise CarvError(
             f"{path} is {width}×{height} pixels and the model's images are {size}×{size}: pass --resize to cut the "
@@ -159,16 +170,12 @@ def check_size(path: Path, size: int, resize: bool) -> None:
 
 
 def read_image(path: Path, size: int, resize: bool) -> Image:
-    """(size, size, 3); what is transparent is white."""
+    """(size, size, 3), upright; what is transparent is white."""
     from PIL import Image as Pillow
 
     check_size(path, size, resize)
-    try:
-        image = _open(path).convert("RGBA")
-    except OSError as error:
-        raise CarvError(
-            f"{path} is cut short or damaged ({error}): replace it, or take it out of the folder."
-        ) from error
+    with opened_image(path) as opened:
+        image = as_rgba(opened)
     white = Pillow.new("RGBA", image.size, (255, 255, 255, 255))
     flat = Pillow.alpha_composite(white, image).convert("RGB")
     if flat.size != (size, size):
@@ -179,28 +186,43 @@ def read_image(path: Path, size: int, resize: bool) -> Image:
     return np.array(flat)
 
 
-def _open(path: Path) -> Any:
-    from PIL import Image as Pillow
-
-    try:
-        return Pillow.open(path)
-    except Pillow.DecompressionBombError:
-        raise CarvError(f"{path} has more pixels than any image should: make it smaller, or take it away.") from None
-    except Pillow.UnidentifiedImageError:
-        raise CarvError(f"{path} is no image that can be read: convert it to PNG, or take it away.") from None
-    except OSError as error:
-        raise explain_os_error(error, path, "read") from error
+def _is_hidden(path: Path) -> bool:
+    """Whether a name on the way begins with a dot: another program's copy (`._a.png`, `.ipynb_checkpoints`)."""
+    return any(part.startswith(".") for part in path.parts)
 
 
-def _read_metadata(folder: Path) -> dict[str, str]:
-    path = folder / "metadata.jsonl"
-    if not path.exists():
-        return {}
-    captions, fix = {}, "mend it or delete it"
-    for number, line in enumerate(read_text(path, fix).splitlines(), 1):
-        if line.strip():
-            entry = parse_json(line, f"line {number} of {path}", fix)
-            if "file_name" not in entry:
-                raise CarvError(f"line {number} of {path} has no file_name; {fix}")
-            captions[str(entry["file_name"])] = str(entry.get("text", ""))
+def _read_metadata(folder: Path, images: set[str]) -> dict[str, str]:
+    """The captions of every metadata.jsonl in a folder and below, whose file names count from its own folder.
+
+    Raises:
+        CarvError: a row without a file name or a caption, or a file none of whose rows is of an image in the folder.
+    """
+    captions: dict[str, str] = {}
+    for path in sorted(p for p in folder.rglob("metadata.jsonl") if not _is_hidden(p.relative_to(folder))):
+        fix = "mend it or delete it"
+        rows = [
+            _caption_row(parse_json(line, f"line {number} of {path}", fix), f"line {number} of {path}", fix)
+            for number, line in enumerate(read_text(path, fix).split("\n"), 1)  # a caption may hold U+2028
+            if line.strip()
+        ]
+        here = {_normal(path.parent / name): text for name, text in rows}
+        if rows and not images & here.keys():
+            raise CarvError(
+                f"none of the {len(rows)} file names in {path} is an image of {folder} (the first is "
+                f"{shown(rows[0][0])}); write them as seen from {path.parent}, or delete the file"
+            )
+        captions |= here
     return captions
+
+
+def _caption_row(row: dict[str, Any], name: str, fix: str) -> tuple[str, str]:
+    file = row.get("file_name")
+    if not isinstance(file, str):
+        raise CarvError(f"{name} has no file_name; {fix}")
+    column = next((column for column in CAPTION_COLUMNS if column in row), None)
+    if column is None:
+        raise CarvError(f"{name} has {', '.join(row)[:80]} and no {' or '.join(CAPTION_COLUMNS)}; {fix}")
+    text = row[column]
+    if not isinstance(text, str | None):
+        raise CarvError(f"{name} has {column} {shown(text)}; it must be text; {fix}")
+    return file, text or ""

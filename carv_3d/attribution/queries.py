@@ -10,7 +10,7 @@ import torch
 
 from carv_3d.attribution.images import SUFFIXES, Image, read_image
 from carv_3d.errors import CarvError
-from carv_3d.io.files import expanded
+from carv_3d.io.files import expanded, shown_path
 from carv_3d.io.images import to_uint8
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 from carv_3d.tiny.knowledge import model_knowledge
@@ -81,7 +81,7 @@ def check_words(prompt: str, model: str) -> None:
 def image_query(path: Path, prompt: str, size: int, resize: bool) -> Query:
     """One image, with the prompt that it was made from where that is known."""
     note = "" if prompt else "No prompt was given with the image, so the model was asked about it without one."
-    return Query(path.name, prompt, [read_image(path, size, resize)], [prompt], note)
+    return Query(shown_path(path.name), prompt, [read_image(path, size, resize)], [prompt], note)
 
 
 def prompt_query(prompt: str, teacher: LatentDiffusionTeacher, count: int, seed: int) -> Query:
@@ -109,4 +109,4 @@ def run_query(folder: Path, teacher: Any, count: int) -> Query:
         views = to_uint8(host.views(cameras, teacher.image_size, teacher.image_size))
     prompt, texts = config.prompt, captions(config.system.prompt_processor, cameras)
     note = f"Views of the asset after {host.step} steps; a training image's score is the mean over them."
-    return Query(f"{prompt} (the run in {folder.name})", prompt, list(views), texts, note)
+    return Query(f"{prompt} (the run in {shown_path(folder.name)})", prompt, list(views), texts, note)

@@ -40,7 +40,7 @@ class ListedPrompts:
     def read(cls, path: Path) -> ListedPrompts:
         """One on each line of a text file, empty lines left out. CarvError where there is none."""
         text = read_text(path, "write one prompt on each line of a text file")
-        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        prompts = [line.strip() for line in text.split("\n") if line.strip()]
         if not prompts:
             raise CarvError(f"{path} holds no prompts; write one on each line")
         return cls(prompts)

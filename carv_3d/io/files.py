@@ -85,7 +85,7 @@ def open_file(path: Path, fix: str, limit: int | None = None) -> BinaryIO:
         raise CarvError(f"{str(path)!r} is no name that a file can have; {fix}") from None
 
 
-def shown_path(path: Path) -> str:
+def shown_path(path: Path | str) -> str:
     """A path as text that can be written anywhere: a byte that is no UTF-8 becomes a backslash, x and two digits."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

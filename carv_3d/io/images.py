@@ -1,9 +1,11 @@
-"""Images and films of a run: contact sheets, PNG, GIF and MP4, each written whole or not at all."""
+"""Images and films: contact sheets, PNG, GIF and MP4, each written whole or not at all; and images of others, read."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carv_3d.errors import CarvError, first_line
-from carv_3d.io.files import write_via
+from carv_3d.io.files import open_file, write_via
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # others call programs, or are no images of one frame
+MAX_BYTES, MAX_PIXELS = 2**28, 2**26  # of an image that is read
+REPLACE = "replace it, or take it out of the folder"
 SHEET_PIXELS = 128  # small images are enlarged to about this
 CAPTION_HEIGHT = 14
 ImageArray = NDArray[np.uint8]
@@ -47,6 +52,50 @@ def _enlarge(image: ImageArray, scale: int) -> ImageArray:
 
     size = (image.shape[1] * scale, image.shape[0] * scale)
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+@contextmanager
+def opened_image(path: Path) -> Iterator[Any]:
+    """Pillow's image of a file that may come from anywhere; its pixels are read within, or not at all.
+
+    Args:
+        path: of a PNG, JPEG, WebP or BMP.
+
+    Yields:
+        The image, of at most `MAX_PIXELS`.
+
+    Raises:
+        CarvError: no regular file, no image, one of too many pixels, or damaged; also for what Pillow raises within.
+    """
+    from PIL import Image
+
+    with open_file(path, REPLACE, MAX_BYTES) as handle, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(handle, formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+        except CarvError:
+            raise
+        except Image.UnidentifiedImageError:
+            raise CarvError(f"{path} is no image that can be read: convert it to PNG, or take it away.") from None
+        except Image.DecompressionBombError:
+            raise CarvError(f"{path} has more than {MAX_PIXELS:,} pixels: make it smaller, or take it away.") from None
+        except Exception as error:  # Pillow raises many kinds for a damaged file
+            raise CarvError(f"{path} is cut short or damaged ({first_line(error, 80)}): {REPLACE}.") from error
+
+
+def as_rgba(image: Any) -> Any:
+    """The image as it is meant to be seen, upright and with 8 bits a channel, in mode RGBA."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # gray of 16 bits, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    if image.mode in ("CMYK", "YCbCr"):  # no way leads from them to RGBA at once
+        image = image.convert("RGB")
+    return image.convert("RGBA")
 
 
 def write_png(path: Path, image: ImageArray) -> None:
