@@ -100,8 +100,11 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     model = GradientModel.from_teacher(teacher)
     maker = FeatureMaker(model, options.features)
     base = _store_folder(options, maker, images)
-    items = EncodedImages(images, teacher, base / "latents")
-    rows = maker.open_store(base / _features_name(options), items)
+    items = EncodedImages(images, teacher, base / "latents", _donors(options, base, "latents"))
+    name = _features_name(options)
+    rows = maker.open_store(base / name, items, items.row_keys(), _donors(options, base, name))
+    if rows.taken_over:
+        display.say(f"{rows.taken_over} of {len(items)} gradients are those of an earlier query.")
     with StopSignals() as stop:
         for words, work in (
             ("encoding the training images", items.encode),
@@ -202,6 +205,11 @@ def _store_folder(options: AttributeOptions, maker: FeatureMaker, images: Traini
         return options.store
     key = f"{maker.model.fingerprint()} {images.fingerprint()}"
     return cache_folder() / "attribution" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _donors(options: AttributeOptions, base: Path, name: str) -> list[Path]:
+    """The cache's stores of other images, whose rows a new one takes over; a named store stays by itself."""
+    return [] if options.store is not None else sorted(p for p in base.parent.glob(f"*/{name}") if p.parent != base)
 
 
 def _features_name(options: AttributeOptions) -> str:

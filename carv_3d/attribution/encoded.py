@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,21 @@ CAPTIONS = 512  # embedded captions that are remembered
 class EncodedImages:
     """`LatentItems` of training images: the posterior's mode of each, and the embedding of its caption."""
 
-    def __init__(self, images: TrainingImages, teacher: LatentDiffusionTeacher, folder: Path) -> None:
-        """folder: of the latents' store, which is refused where it was made with other images or another encoder."""
+    def __init__(
+        self, images: TrainingImages, teacher: LatentDiffusionTeacher, folder: Path, donors: Iterable[Path] = ()
+    ) -> None:
+        """folder: of the latents' store, which is refused where it was made with other images or another encoder.
+
+        donors: stores of other images, see `RowStore`.
+        """
         self.images, self.teacher = images, teacher
         shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
         meta = {"items": images.fingerprint(), "vae": module_fingerprint(teacher.vae, config=dict(teacher.vae.config))}
-        self.store = RowStore(folder, meta, len(images), shape)
+        keys = [images.digest(i) for i in range(len(images))]
+        self.store = RowStore(folder, meta, len(images), shape, keys, donors)
         text = [module_fingerprint(encoder, config=config) for encoder, config in teacher.text_parts]
         self._fingerprint = "-".join([*meta.values(), *text])
+        self._models = [meta["vae"], *text]
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, show: Callable[[int, int], bool] | None = None) -> bool:
@@ -40,8 +48,10 @@ class EncodedImages:
         for count, chunk in enumerate(pending):
             index = range(chunk * CHUNK, min((chunk + 1) * CHUNK, n))
             latents = encode_images([self.images.image(i) for i in index], self.teacher)
+            finished = self.store.finished
             for i, row in zip(index, latents.cpu().numpy()):
-                self.store.write(i, row.astype(np.float32))
+                if not finished[i]:
+                    self.store.write(i, row.astype(np.float32))
             if (count + 1) % FLUSH_EVERY == 0:
                 self.store.flush()
             if show is not None and show(index[-1] + 1, n) and count + 1 < len(pending):
@@ -69,6 +79,12 @@ class EncodedImages:
             if len(self._captions) > CAPTIONS:
                 self._captions.popitem(last=False)
         return self._captions[caption]
+
+    def row_keys(self) -> list[str]:
+        """What the gradient of each image depends on besides the model and its options."""
+        images = self.images
+        parts = ((images.digest(i), images.key(i), images.caption(i)) for i in range(len(images)))
+        return [hashlib.sha256("\0".join([*part, *self._models]).encode()).hexdigest()[:32] for part in parts]
 
     def fingerprint(self) -> str:
         """Changes with the images, the encoder and the text encoder."""

@@ -14,7 +14,7 @@ covariance of the noise that two items share, and change with the batch size.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -145,9 +145,12 @@ class FeatureMaker:
             "options": self.options.stored(),
         }
 
-    def open_store(self, folder: Any, items: LatentItems) -> RowStore:
-        """The store of these items' features in `folder`, new or resumed; see RowStore."""
-        return RowStore(folder, self.metadata(items), len(items), (self.options.draws.groups, self.projection.dim))
+    def open_store(
+        self, folder: Any, items: LatentItems, keys: Sequence[str] = (), donors: Iterable[Any] = ()
+    ) -> RowStore:
+        """The store of these items' features in `folder`, new or resumed; keys and donors as of RowStore."""
+        shape = (self.options.draws.groups, self.projection.dim)
+        return RowStore(folder, self.metadata(items), len(items), shape, keys, donors)
 
     def fill(
         self,

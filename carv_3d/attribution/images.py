@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -42,6 +43,9 @@ class TrainingImages(Protocol):
 
     def labels(self, index: int) -> dict[str, str]:
         """What else is known of the image, such as its object; {} if nothing is."""
+
+    def digest(self, index: int) -> str:
+        """Of the image itself, as it is seen by the model."""
 
     def fingerprint(self) -> str:
         """A hash of all images and captions."""
@@ -88,6 +92,10 @@ class TinyImages:
         """Object, color and material."""
         shot = self._images.shots[index]
         return {"object": shot.obj, "color": shot.color, "material": shot.material}
+
+    def digest(self, index: int) -> str:
+        """By the code that renders it."""
+        return f"tiny-{self._source}-{index}"
 
     def fingerprint(self) -> str:
         """Of the code that renders them, and how many."""
@@ -139,12 +147,23 @@ class FolderImages:
         """Nothing is known."""
         return {}
 
+    def digest(self, index: int) -> str:
+        """Of the file's bytes, and how it is brought to the model's size."""
+        return f"{self._size} {self._resize} {self._digests[index].hex()}"
+
+    @functools.cached_property
+    def _digests(self) -> list[bytes]:
+        digests = []
+        for path in self._paths:
+            with open_file(path, REPLACE) as handle:
+                digests.append(hashlib.sha256(handle.read()).digest())
+        return digests
+
     def fingerprint(self) -> str:
         """Of every image's bytes and caption."""
         digest = hashlib.sha256(f"{self._size} {self._resize}".encode())
-        for index, path in enumerate(self._paths):
-            with open_file(path, REPLACE) as handle:
-                digest.update(hashlib.sha256(handle.read()).digest())
+        for index, own in enumerate(self._digests):
+            digest.update(own)
             digest.update(f"{self.key(index)}\0{self.caption(index)}\0".encode())
         return digest.hexdigest()[:16]
 

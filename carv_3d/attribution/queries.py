@@ -107,6 +107,6 @@ def run_query(folder: Path, teacher: Any, count: int) -> Query:
     cameras = host.orbit(count)
     with torch.no_grad():
         views = to_uint8(host.views(cameras, teacher.image_size, teacher.image_size))
-    prompt, texts = config.prompt, captions(config.system.prompt_processor, cameras)
+    prompt, texts = config.prompt, captions(host.prompts, cameras)
     note = f"Views of the asset after {host.step} steps; a training image's score is the mean over them."
     return Query(f"{prompt} (the run in {shown_path(folder.name)})", prompt, list(views), texts, note)

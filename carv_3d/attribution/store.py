@@ -1,8 +1,9 @@
 """Rows of numbers on the disk, one for each item: memory-mapped, resumable row by row, shared by processes.
 
 A folder holds `meta.json` (what the rows are made with), `rows.npy` and `done.npy`, a checksum for each row that is
-finished. A row that a kill or a power cut left torn does not match its checksum and is made again. Processes write
-disjoint rows of the same file, so shards need no merging and give what one process gives.
+finished; where rows have keys also `keys.json`, by which a store of other items takes rows over. A row that a kill or a
+power cut left torn does not match its checksum and is made again. Processes write disjoint rows of the same file, so
+shards need no merging and give what one process gives.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,31 @@ RELEASE_EVERY = 512  # rows that are looked at
 class RowStore:
     """`count` rows of float32 of one shape, in a folder of their own."""
 
-    def __init__(self, folder: Path, meta: Mapping[str, Any], count: int, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        meta: Mapping[str, Any],
+        count: int,
+        shape: tuple[int, ...],
+        keys: Sequence[str] = (),
+        donors: Iterable[Path] = (),
+    ) -> None:
         """Opens the store, or makes an empty one; finished rows are kept.
 
         meta: plain data (as JSON gives it back) that says what a row depends on.
+        keys: one a row, equal where what the row depends on besides `meta` without its "items" is equal.
+        donors: stores of other items, from which a new one takes the finished rows that have the same keys.
         Raises CarvError for a store made with anything else, naming what differs, for one that is damaged, and where
         the disk refuses; nothing is written over.
         """
         self.folder, self.count, self.shape = folder, count, tuple(shape)
+        self.taken_over = 0
         self._reads = 0
         expected = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
         make_folder(folder)
         with _locked(folder):
             if not (folder / "meta.json").exists():
-                self._create(expected)
+                self._create(expected, list(keys), donors)
             self._check(expected)
         try:
             self._rows = np.load(folder / "rows.npy", mmap_mode="r+")
@@ -108,7 +120,7 @@ class RowStore:
             raise explain_os_error(error, self.folder) from error
         _release(self._rows)
 
-    def _create(self, meta: dict[str, Any]) -> None:
+    def _create(self, meta: dict[str, Any], keys: list[str], donors: Iterable[Path]) -> None:
         need = 4 * self.count * int(np.prod(self.shape))
         free = _free_bytes(self.folder)
         if free is not None and need > free:
@@ -121,7 +133,29 @@ class RowStore:
             ("done.npy", (self.count,), np.uint32),
         ):
             write_via(self.folder / name, lambda path, s=shape, d=dtype: _empty(path, s, d))  # type: ignore[misc]
+        if keys:
+            write_atomic(self.folder / "keys.json", json.dumps(keys))
+            self._take_over(meta, keys, donors)
         write_atomic(self.folder / "meta.json", json.dumps(meta, indent=2))  # last: it says that the rest is whole
+
+    def _take_over(self, meta: dict[str, Any], keys: list[str], donors: Iterable[Path]) -> None:
+        rows, done = (np.load(self.folder / f"{name}.npy", mmap_mode="r+") for name in ("rows", "done"))
+        for donor in donors:
+            try:
+                stored = read_json(donor / "meta.json")
+                there = {key: i for i, key in enumerate(read_json(donor / "keys.json", kind=list))}
+                old_rows, old_done = (np.load(donor / f"{name}.npy", mmap_mode="r") for name in ("rows", "done"))
+            except (CarvError, OSError, ValueError, TypeError):  # damaged, or of a version without keys
+                continue
+            if _without_items(stored) != _without_items(meta) or old_rows.shape != (len(there), *self.shape):
+                continue
+            for index, key in enumerate(keys):
+                old = there.get(key)
+                if old is not None and not done[index] and old_done[old] == _checksum(old_rows[old]):
+                    rows[index], done[index] = old_rows[old], old_done[old]
+                    self.taken_over += 1
+        rows.flush()
+        done.flush()
 
     def _check(self, expected: dict[str, Any]) -> None:
         path = self.folder / "meta.json"
@@ -140,6 +174,10 @@ class RowStore:
             if n % RELEASE_EVERY == 0:
                 _release(self._rows)
         _release(self._rows)
+
+
+def _without_items(meta: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in meta.items() if key not in ("items", "rows")}
 
 
 def _release(rows: NDArray[np.float32]) -> None:

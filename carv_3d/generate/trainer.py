@@ -28,7 +28,7 @@ from carv_3d.core.signal import SignalToNoise
 from carv_3d.errors import CarvError, first_line
 from carv_3d.generate.config import Config
 from carv_3d.generate.needs import check_needs
-from carv_3d.generate.view_text import view_text
+from carv_3d.generate.view_text import fitted, view_text
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.objectives.table import OBJECTIVES
@@ -92,6 +92,7 @@ class TextTo3D:
         config: resolved: `geometry_type` names the field that was built, `lr` is a number.
         field, renderer, guidance, teacher: the parts.
         render: (R or None, camera options) -> (a step's renders, their cameras), timed.
+        prompts: the prompt as the teacher can read it with the words of every view behind it.
         view_text: cameras -> what each one's render is conditioned on ("a red mug, left view").
     """
 
@@ -132,7 +133,8 @@ class TextTo3D:
             self.guidance.auto.step_seconds = config.trainer.step_seconds
         self.render = self.meter.timed("render", self._render)
         apart = "negative" in self.guidance.objective.needs
-        self.view_text = partial(view_text, self.teacher, system.prompt_processor, apart=apart)
+        self.prompts = fitted(self.teacher, system.prompt_processor)
+        self.view_text = partial(view_text, self.teacher, self.prompts, apart=apart)
         self.optimizer = self._optimizer()
         self.generators = {
             name: torch.Generator().manual_seed(seed_for(config.seed, name))

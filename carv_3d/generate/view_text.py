@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.scenes.cameras import Cameras
-from carv_3d.scenes.view_phrases import COARSE_PHRASES, OVERHEAD, shift_azimuth, view_phrase
+from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES, OVERHEAD, shift_azimuth, view_phrase
 
 if TYPE_CHECKING:
     from carv_3d.generate.config import PromptOptions
@@ -47,6 +48,25 @@ def captions(options: PromptOptions, cameras: Cameras) -> list[str]:
     if not options.view_dependent_prompting:
         return [options.prompt] * len(cameras)
     return [f"{options.prompt}, {_phrase(options, *view)}" for view in _views(cameras)]
+
+
+def fitted(teacher: Any, options: PromptOptions) -> PromptOptions:
+    """The prompts, the positive one cut where the words of some view would not fit behind it.
+
+    Otherwise those words would be cut off, and all cameras would have the same text.
+
+    Args:
+        teacher: whose text encoder reads so many tokens.
+        options: the prompts.
+
+    Returns:
+        The options, with a shorter prompt or as they are.
+    """
+    cut = getattr(teacher, "shortened", None)  # a teacher of another's making may read any length
+    if cut is None or not options.view_dependent_prompting:
+        return options
+    phrases = (*FINE_PHRASES, OVERHEAD) if options.fine_views else COARSE_PHRASES
+    return replace(options, prompt=cut(options.prompt, [f", {phrase}" for phrase in phrases]))
 
 
 def _views(cameras: Cameras) -> list[tuple[float, float]]:

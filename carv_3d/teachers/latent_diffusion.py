@@ -15,6 +15,7 @@ from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu
+from carv_3d.teachers.tokens import shortened
 
 SomeTeacher = TypeVar("SomeTeacher", bound="LatentDiffusionTeacher")
 
@@ -215,6 +216,25 @@ class LatentDiffusionTeacher(Denoiser):
         if new:
             self._embeddings.update(zip(new, self._encode_text(new)))
         return torch.stack(list(map(self._embeddings.__getitem__, prompts)))
+
+    def shortened(self, prompt: str, endings: Sequence[str]) -> str:
+        """The prompt, cut so that every ending fits behind it in the text encoders' context, see `tokens.shortened`.
+
+        Args:
+            prompt: the text.
+            endings: what will stand behind the prompt.
+
+        Returns:
+            The prompt, or its first words.
+        """
+        for tokenizer, length in self._tokenizers:
+            prompt = shortened(tokenizer, prompt, endings, length)
+        return prompt
+
+    @property
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        """Each tokenizer, with the tokens that its encoder reads; none where it was loaded without."""
+        return []
 
     def forget_texts(self) -> None:
         """Lets go of the prompts that `text_embeddings` remembers, for work on more captions than memory holds."""

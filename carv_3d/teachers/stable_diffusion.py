@@ -61,6 +61,10 @@ class StableDiffusionTeacher(LatentDiffusionTeacher):
         encoder = self.text_encoder
         return [] if encoder is None else [(encoder, text_config(encoder, self.tokenizer))]
 
+    @property
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        return [] if self.text_encoder is None else [(self.tokenizer, self.context_length)]
+
     def _encode_text(self, prompts: list[str]) -> Tensor:
         """(B, L, D): the last hidden states, L the text encoder's own context length."""
         if self.text_encoder is None:

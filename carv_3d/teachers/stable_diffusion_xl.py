@@ -83,6 +83,12 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
             for encoder, tokenizer in zip(text.encoders, text.tokenizers)
         ]
 
+    @property
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        return (
+            [] if self.text is None else [(tokenizer, self.text.context_length) for tokenizer in self.text.tokenizers]
+        )
+
     def _encode_text(self, prompts: list[str]) -> Tensor:
         if self.text is None:
             raise CarvError(f"{self.name or 'this teacher'} was loaded without its text encoders.")

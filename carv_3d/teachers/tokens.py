@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -28,3 +29,35 @@ def tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
         if count > length:
             log.warning("%r is cut off: %d tokens of %d.", prompt, count, length)
     return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+def shortened(tokenizer: Any, prompt: str, endings: Sequence[str], length: int) -> str:
+    """The prompt, without its last words where one of the endings would not fit behind it; the log says so.
+
+    Args:
+        tokenizer: of the text encoder.
+        prompt: the text.
+        endings: what will stand behind the prompt, such as ", left view".
+        length: tokens that the encoder reads.
+
+    Returns:
+        The longest beginning of whole words that fits with every ending; the prompt itself where none does.
+    """
+
+    def fits(text: str) -> bool:
+        return all(len(tokenizer(text + e, truncation=False, verbose=False)["input_ids"]) <= length for e in endings)
+
+    if fits(prompt):
+        return prompt
+    low, high = 0, len(prompt)  # prompt[:low] fits, prompt[:high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(prompt[:middle]) else (low, middle)
+    kept = prompt[:low]
+    if prompt[low].isalnum() and len(kept.split()) > 1:
+        kept = kept.rsplit(None, 1)[0]
+    kept = kept.rstrip(" ,;\t\n")
+    if not kept:
+        return prompt
+    log.warning("%r is cut to %r, so that the words of each view fit in %d tokens.", prompt, kept, length)
+    return kept

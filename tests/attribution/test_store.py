@@ -52,6 +52,25 @@ def test_a_torn_row_is_made_again(tmp_path: Path) -> None:
     assert again.pending().tolist() == [1, 2]
 
 
+def test_a_store_of_other_items_takes_over_the_rows_that_have_the_same_keys(tmp_path: Path) -> None:
+    def store(name: str, keys: str, **meta: object) -> RowStore:
+        donors = [p for p in sorted(tmp_path.iterdir()) if p.name != name]
+        return RowStore(tmp_path / name, {"model": 1, "items": name, **meta}, len(keys), (2,), list(keys), donors)
+
+    first = store("first", "abc")
+    for index in (0, 1):
+        first.write(index, np.full(2, index + 1, np.float32))
+    first.flush()
+    second = store("second", "cbad")
+    assert (second.taken_over, second.finished.tolist()) == (2, [False, True, True, False])
+    assert second.rows[:, 0].tolist() == [0, 2, 1, 0]
+    assert store("second", "cbad").finished.tolist() == [False, True, True, False]
+    assert store("third", "ab", model=2).taken_over == 0
+    first.rows[0] = 7  # torn: it does not match its checksum
+    (tmp_path / "second" / "keys.json").write_text("{")
+    assert store("fourth", "ab").finished.tolist() == [False, True]
+
+
 def test_some_rows_are_not_all_and_what_is_read_is_a_copy(tmp_path: Path) -> None:
     store = RowStore(tmp_path / "store", {}, 3, (1,))
     row = np.frombuffer(b"\x9d\x0a\xd9\x6d", np.float32)  # its checksum is 0, which marks a row that is not there

@@ -246,13 +246,13 @@ def test_the_learning_rate_falls_to_its_final_share(sd_folder: Path, sd_teacher:
 def test_prompts_name_the_side_that_the_camera_sees(sd_folder: Path, sd_teacher: Any) -> None:
     host = TextTo3D(tiny_config(sd_folder), sd_teacher)
     cond = host.view_text(orbit(4, elevation=10.0))
-    expected = [f"a red mug, {side} view" for side in ("front", "left", "back", "right")]
+    expected = [f"{host.prompts.prompt}, {side} view" for side in ("front", "left", "back", "right")]
     assert torch.equal(cond.text, sd_teacher.text_embeddings(expected))
     assert torch.equal(cond.uncond, sd_teacher.text_embeddings([""]))
     assert cond.perp_neg is None
     assert cond.negative is None
     coarse = TextTo3D(tiny_config(sd_folder, "system.prompt_processor.fine_views=false"), sd_teacher)
-    expected = [f"a red mug, {side} view" for side in ("front", "side", "back", "side")]
+    expected = [f"{coarse.prompts.prompt}, {side} view" for side in ("front", "side", "back", "side")]
     assert torch.equal(coarse.view_text(orbit(4, elevation=10.0)).text, sd_teacher.text_embeddings(expected))
 
 
