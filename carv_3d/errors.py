@@ -43,6 +43,7 @@ def shown(value: object, most: int = 80) -> str:
         text = repr(list(value) if isinstance(value, tuple) else value)
     except Exception as error:  # of a foreign class; of a whole number with more digits than Python writes
         text = f"a {type(value).__name__} that cannot be shown ({first_line(error, 40)})"
+    text = " ".join(line.strip() for line in text.split("\n"))
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from carv_3d.core.arguments import described, fits
 from carv_3d.core.estimate import Draws
 from carv_3d.core.memory import amount, free_memory
 from carv_3d.core.options import Options, unknown_option
 from carv_3d.core.proposals import check_range
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError, CarvTypeError, first_line, shown
+from carv_3d.errors import CarvError, first_line, shown
 
 Cond = Tensor | Sequence[Tensor] | None
 COPIES = 3  # of the noise's size: itself, the residuals, and the residuals with their weights
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def by_signature(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, whose call with other arguments than it has is a CarvTypeError that says how to call it."""
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except TypeError as error:
-            if not raised_by_the_call(error):
-                raise
-            parameters = inspect.signature(function).parameters.values()
-            plain = [p.replace(annotation=p.empty) for p in parameters if p.name != "self"]
-            name = function.__qualname__.removesuffix(".__init__")
-            raise CarvTypeError(f"{first_line(error)}; the call is {name}{inspect.Signature(plain)}.") from None
-
-    return call
-
-
-def raised_by_the_call(error: TypeError) -> bool:
-    """Whether the arguments did not fit, so that the function itself never ran; asked where it was called."""
-    return error.__traceback__ is not None and error.__traceback__.tb_next is None
 
 
 @contextmanager
@@ -162,7 +137,7 @@ def check_draws_fit(draws: Any, latents: Tensor, num_train_timesteps: int) -> No
         raise CarvError(f"draws are {described(draws)}; they must be Draws(t, eps, weights), or None.")
     given = {"t": draws.t, "eps": draws.eps, "weights": draws.weights}
     for name, value in given.items():
-        if not isinstance(value, Tensor) and not (name == "weights" and value is None):
+        if not fits(value, Tensor) and not (name == "weights" and value is None):
             raise CarvError(f"the draws' {name} is {described(value)}; it must be a torch tensor.")
     if draws.t.dtype not in (torch.int64, torch.int32) or draws.t.dim() != 2:
         raise CarvError(
@@ -197,11 +172,3 @@ def too_many_draws(num_draws: int, latents: Tensor) -> str:
         f"num_draws is {num_draws}, whose noise for {len(latents)} renders takes {amount(needed)}, {COPIES} times over "
         "with the residuals, more than there is memory for; lower it."
     )
-
-
-def described(value: Any) -> str:
-    """A value as an error names it: short ones themselves, others by their kind."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return shown(value)
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from carv_3d.core.arguments import checked
 from carv_3d.core.brief import Brief
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ class CostMeter(Brief):
 
     brief = ("seconds", "counts")
 
+    @checked
     def __init__(self, device: torch.device | str = "cpu", synchronize: bool = True) -> None:
         self._device = torch.device(device)
         wait = synchronize and self._device.type == "cuda"

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv_3d.core.arguments import checked, raised_by_the_call
 from carv_3d.core.batching import is_out_of_memory, run_in_batches
 from carv_3d.core.checks import (
     Cond,
-    by_signature,
     check_call,
     check_draws_fit,
     check_extra,
@@ -27,7 +27,6 @@ from carv_3d.core.checks import (
     check_setup,
     conditions,
     draws_fit_memory,
-    raised_by_the_call,
     too_many_draws,
     whole_state,
 )
@@ -99,7 +98,7 @@ class CarvEstimator:
     No torch module: nothing lands in a host's checkpoint unless the host saves `state_dict()`.
     """
 
-    @by_signature
+    @checked
     def __init__(
         self,
         schedule: NoiseSchedule,
@@ -189,7 +188,7 @@ class CarvEstimator:
         t, weights = self.proposal.sample(u)
         return Draws(t, eps, weights, group_size)
 
-    @by_signature
+    @checked
     def estimate(
         self,
         latents: Tensor,

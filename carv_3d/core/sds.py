@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.checks import Cond, by_signature, check_call, check_gradient, check_setup
+from carv_3d.core.arguments import checked
+from carv_3d.core.checks import Cond, check_call, check_gradient, check_setup
 from carv_3d.core.estimator import CarvEstimator, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
@@ -17,7 +18,7 @@ from carv_3d.errors import CarvError
 MOST_KEPT = 8  # estimators of a schedule: one for each weighting, proposal and design in use
 
 
-@by_signature
+@checked
 def sds_loss(
     latents: Tensor,
     eps_hat: Callable[..., Tensor],

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from carv_3d.config.annealing import Annealed, counts_steps
 from carv_3d.config.reader import escaped, read_options, read_override, resolved, to_mapping
 from carv_3d.config.request import TextOptions
+from carv_3d.core.arguments import checked
 from carv_3d.core.options import AdamOptions, NamedOptions, Options, RunOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions, ViewPromptOptions
@@ -243,6 +244,7 @@ BASE: dict[str, Any] = {
 }
 
 
+@checked
 def load_config(
     path: Path | None = None,
     overrides: Sequence[str] = (),

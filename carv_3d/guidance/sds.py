@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv_3d.core.arguments import checked
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.brief import Brief
 from carv_3d.core.checks import check_gradient, check_keywords, described
@@ -80,6 +81,7 @@ class SDSGuidance(Brief):
 
     brief = ("options.objective", "teacher", "estimator")
 
+    @checked
     def __init__(self, teacher: Teacher, options: GuidanceOptions | None = None, **more: Any) -> None:
         """Guidance by a teacher.
 
@@ -154,6 +156,7 @@ class SDSGuidance(Brief):
                 "number."
             )
 
+    @checked
     def __call__(
         self,
         rgb: Tensor,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.config.annealing import annealed
+from carv_3d.core.arguments import checked
 from carv_3d.core.brief import Brief
 from carv_3d.core.checks import check_keywords
 from carv_3d.core.costs import CostMeter
@@ -82,6 +83,7 @@ class VSDGuidance(Brief):
 
     brief = ("sds", "lora_score")
 
+    @checked
     def __init__(
         self,
         teacher: Teacher,
@@ -110,6 +112,7 @@ class VSDGuidance(Brief):
             lora_score, o.lora_n_timestamp_samples, o.stratify, o.antithetic, o.lora_max_batch, **estimator
         )
 
+    @checked
     def __call__(
         self,
         rgb: Tensor,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv_3d.core.arguments import checked
 from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
@@ -32,6 +33,7 @@ class GaussianTeacher(Brief):
 
     brief = ("names", "std", "latent_channels", "latent_size")
 
+    @checked
     def __init__(
         self,
         means: Tensor,
@@ -100,6 +102,7 @@ class GaussianTeacher(Brief):
         large = F.interpolate(small, scale_factor=self.image_size // self.latent_size, mode="nearest")
         return large.clamp(0, 1) if clamp else large
 
+    @checked
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> (B, 1, M), log pi. Raises CarvError for a prompt that names no component."""
         M = len(self.means)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from carv_3d.core.arguments import FAILURES, checked, refuse_arguments
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
@@ -75,6 +76,7 @@ class LatentDiffusionTeacher(Denoiser):
 
     @classmethod
     @packages("teachers")
+    @checked
     def load(
         cls: type[SomeTeacher],
         name_or_path: str | None = None,
@@ -161,9 +163,15 @@ class LatentDiffusionTeacher(Denoiser):
         Raises:
             CarvError: another shape.
         """
-        posterior = self._posterior(images)
-        z = posterior.sample(generator) if sample else posterior.mode()
-        return ((z - self._shift) * self._scaling).to(images.dtype)
+        try:
+            posterior = self._posterior(images)
+            z = posterior.sample(generator) if sample else posterior.mode()
+            return ((z - self._shift) * self._scaling).to(images.dtype)
+        except FAILURES as error:
+            refuse_arguments(
+                LatentDiffusionTeacher.encode, {"images": images, "generator": generator, "sample": sample}, error
+            )
+            raise
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The distribution that `encode` samples: mean and standard deviation of scaled latents (B, C, h, w).
@@ -196,10 +204,14 @@ class LatentDiffusionTeacher(Denoiser):
         Returns:
             (B, 3, H, W), in latents' dtype.
         """
-        with torch.autocast(self.device.type, enabled=False):
-            images = self.vae.decode(latents.to(self.vae_dtype) / self._scaling + self._shift).sample
-        images = (images * 0.5 + 0.5).to(latents.dtype)
-        return images.clamp(0, 1) if clamp else images
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                images = self.vae.decode(latents.to(self.vae_dtype) / self._scaling + self._shift).sample
+            images = (images * 0.5 + 0.5).to(latents.dtype)
+            return images.clamp(0, 1) if clamp else images
+        except FAILURES as error:
+            refuse_arguments(LatentDiffusionTeacher.decode, {"latents": latents, "clamp": clamp}, error)
+            raise
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
@@ -210,12 +222,16 @@ class LatentDiffusionTeacher(Denoiser):
         Raises:
             CarvError: the teacher has no text encoder.
         """
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
-        if new:
-            self._embeddings.update(zip(new, self._encode_text(new)))
-        return torch.stack(list(map(self._embeddings.__getitem__, prompts)))
+        try:
+            if isinstance(prompts, str):
+                prompts = [prompts]
+            new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+            if new:
+                self._embeddings.update(zip(new, self._encode_text(new)))
+            return torch.stack(list(map(self._embeddings.__getitem__, prompts)))
+        except FAILURES as error:
+            refuse_arguments(LatentDiffusionTeacher.text_embeddings, {"prompts": prompts}, error)
+            raise
 
     def shortened(self, prompt: str, endings: Sequence[str]) -> str:
         """The prompt, cut so that every ending fits behind it in the text encoders' context, see `tokens.shortened`.

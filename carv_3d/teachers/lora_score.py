@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from carv_3d.core.arguments import checked
 from carv_3d.errors import CarvError
 from carv_3d.teachers.denoiser import Denoiser, Prediction
 from carv_3d.teachers.lora import CameraLora
@@ -17,6 +18,7 @@ class LoraScore(Prediction):
 
     brief = ("denoiser",)
 
+    @checked
     def __init__(self, denoiser: Denoiser, rank: int = 4) -> None:
         """A fresh LoRA on a denoiser.
 

@@ -140,7 +140,7 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: NoiseSchedule.scaled_linear(10**13), "num_train_timesteps is 10000000000000; it must be"),
     (lambda: NoiseSchedule.from_config({"num_train_timesteps": [1]}), r"num_train_timesteps is \[1\]; it must be"),
     (lambda: NoiseSchedule.from_config({"beta_start": float("nan")}), "beta_start is nan; it must be .* and below 1"),
-    (lambda: NoiseSchedule.from_config({"trained_betas": "abc"}), "trained_betas is a str; it must be a tensor"),
+    (lambda: NoiseSchedule.from_config({"trained_betas": "abc"}), "trained_betas is 'abc'; it must be a list"),
     (lambda: NoiseSchedule.from_config({"beta_schedule": "x" * 10_000}), "beta_schedule is 'x{70,90} [.]{3}; it"),
     (lambda: make(max_step=1000), "the teacher's timesteps end at 999"),
 ]  # fmt: skip
