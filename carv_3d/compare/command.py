@@ -35,7 +35,7 @@ def run_sweep(
     if engine == "ray":
         from carv_3d.compare.ray_engine import check_ray
 
-        check_ray()
+        check_ray(address)
     out = out or Path("outputs") / f"compare-{slug(sweep.prompts[0], 24)}-{_digest(sweep)}"
     sweep = open_folder(sweep, out)
     count = len(sweep.prompts) * len(sweep.methods) * sweep.seeds

@@ -8,6 +8,7 @@ On several machines --out must lie where all of them see it.
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,30 @@ from carv_3d.errors import CarvError, first_line, require
 from carv_3d.io.files import locked, write_atomic
 from carv_3d.runs.progress import Display, StopSignals
 
+PATIENCE = 3  # questions, a second apart, that the head may leave unanswered
 RETRIES = 5  # of a task whose worker died
+RESUMED = "each run is saved at its last point, and the same command resumes it"
 TOKEN = ".token"  # in OUT while it runs: a worker that does not see it writes elsewhere
 
 
-def check_ray() -> None:
-    """CarvError where Ray is not installed."""
+def check_ray(address: str | None = None) -> None:
+    """CarvError where Ray is not installed, or nobody listens at the address; Ray itself would ask for minutes."""
     require("ray", "compare", "--engine ray")
+    problem = _unheard(address or "")
+    if problem:
+        raise CarvError(f"no Ray cluster can be reached at {address} ({problem}); see ray status on its head")
+
+
+def _unheard(address: str) -> str:
+    """Why nobody can be reached at HOST:PORT; empty where somebody can, or the address is a word such as auto."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return ""
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return first_line(error)
+    return ""
 
 
 def run_on_ray(
@@ -41,6 +59,8 @@ def run_on_ray(
     token = secrets.token_hex(8)
     with locked(out), _connected(ray, address, workers), _written(out / TOKEN, token):
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        _see_to_cores(ray, display)
+        head, unanswered = str(getattr(ray.get_runtime_context(), "gcs_address", "")), 0
         resources = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES}
         task = ray.remote(**resources)(_group)
 
@@ -51,6 +71,9 @@ def run_on_ray(
         with StopSignals() as stop, display.progress(total - len(left), total, "prompts x seeds") as show:
             while waiting and not stop.number:
                 ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+                unanswered = unanswered + 1 if not ready and _unheard(head) else 0
+                if unanswered >= PATIENCE:
+                    raise CarvError(f"the head of the Ray cluster at {head} is gone; {RESUMED}")
                 for reference in ready:
                     figures, said = _value(ray, reference)
                     del waiting[reference]
@@ -61,6 +84,15 @@ def run_on_ray(
                 for reference in waiting:
                     ray.cancel(reference, force=True)  # each run is resumed at its last point
     return stop.number
+
+
+def _see_to_cores(ray: Any, display: Display) -> None:
+    """Say where all cores are in use; CarvError where there are none, for which Ray would wait without a word."""
+    cores = ray.cluster_resources().get("CPU", 0)
+    if cores < 1:
+        raise CarvError("the Ray cluster has no core to compute with; start a node with --num-cpus of 1 or more")
+    if ray.available_resources().get("CPU", 0) < 1:
+        display.say(f"All {cores:g} cores of the cluster are in use: waiting for one ...")
 
 
 @contextmanager
@@ -101,9 +133,10 @@ def _value(ray: Any, reference: Any) -> Any:
         raise
     except ray.exceptions.WorkerCrashedError as error:
         raise CarvError(
-            f"a worker died {RETRIES + 1} times over the same runs (memory, mostly); give fewer --workers; the "
-            "same command resumes them"
+            f"a worker died {RETRIES + 1} times over the same runs (memory, mostly); give fewer --workers; {RESUMED}"
         ) from error
+    except ray.exceptions.RayError as error:  # a node that is gone, or out of memory
+        raise CarvError(f"Ray gave up a task ({first_line(error)}); {RESUMED}") from error
 
 
 def _prepare(out: str, token: str) -> Path:

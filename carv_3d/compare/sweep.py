@@ -18,7 +18,7 @@ from carv_3d.compare.scored_run import RESULT, Length
 from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config
-from carv_3d.io.files import check_unused, explain_os_error, make_folder, slug, write_atomic
+from carv_3d.io.files import check_unused, explain_os_error, locked, make_folder, slug, write_atomic
 from carv_3d.io.structured import read_json
 
 FORMAT = 2
@@ -123,8 +123,9 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
 
 
 def save(sweep: Sweep, out: Path) -> None:
-    """Write OUT/sweep.yaml (JSON, which YAML reads)."""
-    write_atomic(out / SPEC, json.dumps(describe(sweep), indent=2, ensure_ascii=False) + "\n")
+    """Write OUT/sweep.yaml (JSON, which YAML reads); CarvError where a sweep is at work there."""
+    with locked(out):
+        write_atomic(out / SPEC, json.dumps(describe(sweep), indent=2, ensure_ascii=False) + "\n")
 
 
 def describe(sweep: Sweep) -> dict[str, Any]:

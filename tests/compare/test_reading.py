@@ -169,9 +169,10 @@ def test_tensorboard_gives_the_clock_without_the_pause(monkeypatch: pytest.Monke
 
 
 def test_event_files_of_tensorboard_itself() -> None:
-    writer = pytest.importorskip("tensorboard.summary").Writer
+    from tensorboard.summary import Writer
+
     path = Path("only")
-    logs = writer(str(path / "tb_logs" / "version_0"))
+    logs = Writer(str(path / "tb_logs" / "version_0"))
     for step in range(3):
         logs.add_scalar("train/snr", 0.5 * step, step)
         logs.add_scalar("lr-Adam/geometry", 0.01, step)

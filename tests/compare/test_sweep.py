@@ -321,7 +321,6 @@ def own_workers() -> list[int]:
 
 @pytest.mark.slow
 def test_on_ray_a_worker_that_is_killed_loses_nothing_and_repeats_nothing(common: list[str]) -> None:
-    pytest.importorskip("ray")
     long: dict[str, Any] = {"seeds": 1, "steps": 16, "points": 8}
     out, display = Path("ray").resolve(), Lines()
     killed: list[int] = []

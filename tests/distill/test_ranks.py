@@ -20,7 +20,6 @@ HERE = Path(__file__).parent
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
