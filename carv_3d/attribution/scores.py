@@ -147,21 +147,8 @@ def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None)
 
 
 def relatif(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
-    """l-RelatIF (arXiv 2003.11630): TRAK's score over the roots of the item's score for itself and of the query's.
-
-    It is the cosine in the metric of the regularized inverse kernel. Items that are unusual altogether do not lead
-    every list.
-
-    Args:
-        queries: (Q, H, d).
-        items: (N, G, d).
-        ridge: relative to the kernel's mean eigenvalue, see `choose_ridge`.
-        gram: the kernel, if it is at hand.
-
-    Raises:
-        CarvError: as `trak`.
-    """
-    _check(queries, items)
+    """l-RelatIF (arXiv 2003.11630): `trak` over the roots of the item's score for itself and of the query's."""
+    _check(queries, items)  # it is the cosine in the metric of the regularized inverse kernel
     factor = factorized(kernel(items) if gram is None else gram, ridge)
     return cosine(queries, items, lambda x: torch.linalg.solve_triangular(factor, x.T.to(factor), upper=False).T)
 

@@ -14,23 +14,17 @@ from carv_3d.errors import CarvError, packages
 from carv_3d.io.files import os_errors_explained
 from carv_3d.version import __version__
 
-# name -> (module, function taking the remaining arguments and returning the exit status, help)
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "generate": ("carv_3d.cli.generate", "main", "make a mesh, a turntable and a report from a prompt"),
-    "variance": ("carv_3d.cli.variance", "main", "how noisy each estimator's gradient is, and what a step costs"),
-    "compare": ("carv_3d.cli.compare", "main", "compare runs: curves, tables, assets to turn"),
-    "attribute": ("carv_3d.cli.attribute", "main", "find the training images that influenced an image or asset"),
-    "distill": ("carv_3d.cli.distill", "main", "train a one-step generator from a diffusion model"),
-    "options": ("carv_3d.cli.options", "main", "list options, their defaults and meaning"),
-    "doctor": ("carv_3d.cli.doctor", "main", "check what is installed, what is missing, and how to fix it"),
+# Name and help of each; its `main` in the module of that name takes the other words and returns the exit status.
+COMMANDS = {
+    "generate": "make a mesh, a turntable and a report from a prompt",
+    "variance": "how noisy each estimator's gradient is, and what a step costs",
+    "compare": "compare runs: curves, tables, assets to turn",
+    "attribute": "find the training images that influenced an image or asset",
+    "distill": "train a one-step generator from a diffusion model",
+    "options": "list options, their defaults and meaning",
+    "doctor": "check what is installed, what is missing, and how to fix it",
 }
-RUNS = (
-    "generate",
-    "variance",
-    "compare",
-    "attribute",
-    "distill",
-)  # their product is files, the others' is what they show
+RUNS = ("generate", "variance", "compare", "attribute", "distill")  # their product is files
 EXTRAS = {"variance": "generate", "options": "all", "doctor": "generate"}  # of commands whose extra has another name
 
 
@@ -44,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_interrupt(), steady_streams() as shown:
         status = _explained(words)
     lost = None if shown is None else shown.lost
-    if status or lost is None or (words and words[0] in RUNS and not {"--dry-run", "--help", "-h"} & set(words)):
+    if (
+        status
+        or lost is None
+        or (words and words[0] in RUNS and not {"--dry-run", "--help", "-h"} & set(words))
+    ):
         return status
     return 141 if lost.errno in GONE else 2
 
@@ -75,15 +73,14 @@ def _dispatch(words: list[str]) -> int:
         hint = f"did you mean carv {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
         kind = "option" if name.startswith("-") else "command"
         raise CarvError(f"unknown {kind} {name!r}; {hint}")
-    module, function, _ = COMMANDS[name]
     with packages(EXTRAS.get(name, name)):
-        status: int = getattr(importlib.import_module(module), function)(words[1:])
+        status: int = importlib.import_module(f"carv_3d.cli.{name}").main(words[1:])
     return status
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: carv COMMAND [ARGUMENT ...]",

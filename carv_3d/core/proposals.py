@@ -56,15 +56,7 @@ class TimestepProposal:
         max_step: int | None = None,
         **own: Any,
     ) -> None:
-        """A proposal on the schedule's timesteps.
-
-        Args:
-            schedule: T and w(t).
-            weighting: the w that multiplies the residual, a name or a table (T,), see `NoiseSchedule.w`.
-            min_step: smallest timestep.
-            max_step: largest timestep, included; the last if None.
-            own: what the kind of proposal takes besides.
-        """
+        """Arguments as of `make_proposal`; `own` is what the kind of proposal takes besides."""
         self.num_train_timesteps = schedule.num_train_timesteps
         self.weights = schedule.weights(weighting).to(real_dtype(schedule.device))
         self.min_step, self.max_step = -1, -1
@@ -113,15 +105,9 @@ class TimestepProposal:
     @property
     def q(self) -> Tensor:
         """(max_step - min_step + 1,) the probability of each timestep of the range."""
-        cdf = self._density_in_range().cumsum(0)
+        m = self._in_range()
+        cdf = m.density[self.min_step - m.offset : self.max_step + 1 - m.offset].cumsum(0)
         return torch.diff(cdf / cdf[-1], prepend=cdf.new_zeros(1))
-
-    @property
-    def p_over_q(self) -> Tensor:
-        """(max_step - min_step + 1,) the importance weight of each timestep; 0 where q is 0."""
-        density = self._density_in_range()
-        ratio = self._in_range().total / (self._length * density)
-        return torch.where(density > 0, ratio, torch.zeros_like(ratio))
 
     def to(self, device: torch.device | str) -> TimestepProposal:
         """Moves the tables, in place."""
@@ -149,10 +135,6 @@ class TimestepProposal:
         if self._measured is None:
             self._measured = self._measure()
         return self._measured
-
-    def _density_in_range(self) -> Tensor:
-        m = self._in_range()
-        return m.density[self.min_step - m.offset : self.max_step + 1 - m.offset]
 
     @property
     def _length(self) -> int:

@@ -65,6 +65,11 @@ class PromptOptions(TextOptions, ViewPromptOptions):
                 raise CarvError(f"use_perp_neg mixes front, side and back view: set {' and '.join(wrong)}.")
 
 
+def factor(default: float, help: str) -> Any:
+    """What a loss is multiplied by."""
+    return option(default, help, least=0, most=1e9)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossOptions(Options):
     """What each loss is multiplied by; numbers or `carv_3d.config.annealing` schedules. 0 leaves a loss out.
@@ -72,29 +77,15 @@ class LossOptions(Options):
     `loss_sds` is summed over the latent's elements and averaged over renders, the others are means.
     """
 
-    lambda_sds: Annealed = option(1.0, "Score distillation.", least=0, most=1e9)
-    lambda_sds_img: Annealed = option(
-        0.01, "Score distillation in image space (use_img_loss alone).", least=0, most=1e9
-    )
-    lambda_recon: Annealed = option(
-        1000.0,
-        "MSE(x, decode(encode(x))): keeps renders where the VAE is accurate.",
-        least=0,
-        most=1e9,
-    )
-    lambda_density: Annealed = option(20.0, "Mean density over the samples.", least=0, most=1e9)
-    lambda_opacity: Annealed = option(
-        50.0,
-        "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.",
-        least=0,
-        most=1e9,
-    )
-    lambda_sparsity: Annealed = option(
-        0.0, "threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike.", least=0, most=1e9
-    )
-    lambda_opaque: Annealed = option(0.0, "threestudio's, mean binary entropy of the opacity.", least=0, most=1e9)
-    lambda_orient: Annealed = option(0.0, "threestudio's, normals that point away from the camera.", least=0, most=1e9)
-    lambda_tv: Annealed = option(0.0, "Total variation of the voxel grid (voxel geometry alone).", least=0, most=1e9)
+    lambda_sds: Annealed = factor(1.0, "Score distillation.")
+    lambda_sds_img: Annealed = factor(0.01, "Score distillation in image space (use_img_loss alone).")
+    lambda_recon: Annealed = factor(1000.0, "MSE(x, decode(encode(x))): keeps renders where the VAE is accurate.")
+    lambda_density: Annealed = factor(20.0, "Mean density over the samples.")
+    lambda_opacity: Annealed = factor(50.0, "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.")
+    lambda_sparsity: Annealed = factor(0.0, "threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike.")
+    lambda_opaque: Annealed = factor(0.0, "threestudio's, mean binary entropy of the opacity.")
+    lambda_orient: Annealed = factor(0.0, "threestudio's, normals that point away from the camera.")
+    lambda_tv: Annealed = factor(0.0, "Total variation of the voxel grid (voxel geometry alone).")
 
 
 @dataclass(frozen=True, kw_only=True)

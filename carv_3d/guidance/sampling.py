@@ -52,19 +52,7 @@ def prompt_images(
     seed: int = 0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """An image of each prompt, by `sample_images` with classifier-free guidance.
-
-    Args:
-        teacher: text, noise prediction, schedule and decoder.
-        prompts: N of them.
-        guidance_scale: s in `uncond + s (text - uncond)`.
-        num_steps: DDIM steps.
-        seed: of the noise.
-        noise: (N, C, h, w) to begin from, in place of the seed's.
-
-    Returns:
-        (N, H, W, 3) in [0, 1], without autograd.
-    """
+    """An image of each prompt, by `sample_images` with classifier-free guidance `uncond + s (text - uncond)`."""
     cond, uncond = teacher.text_embeddings(prompts), teacher.text_embeddings([""] * len(prompts))
 
     def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:

@@ -91,19 +91,7 @@ class Denoiser(Prediction):
         self.schedule = schedule.to(self.device)
 
     def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """What the UNet itself predicts, eps or v.
-
-        Args:
-            z_t: (N, C, h, w).
-            t: (N,) integers.
-            text_emb: (N, L, D).
-
-        Returns:
-            (N, C, h, w) in z_t's dtype.
-
-        Raises:
-            CarvError: text of another width.
-        """
+        """What the UNet itself predicts, eps or v in z_t's dtype, for text (N, L, D); CarvError for another width."""
         own = self.schedule.times is None
         given, time = (z_t, t) if own else self.schedule.network_input(z_t, t)
         with torch.autocast(self.device.type, enabled=False):

@@ -51,7 +51,7 @@ class LatentDiffusionTeacher(Denoiser):
             text_width: D of the text embeddings, if the encoders are at hand.
 
         Raises:
-            CarvError: the sizes of the parts do not fit.
+            CarvError: the sizes of the parts do not fit, or the prediction type is unknown.
         """
         super().__init__(unet, schedule, prediction_type, name)
         self.vae: Any = vae.eval().requires_grad_(False)

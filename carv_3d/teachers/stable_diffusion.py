@@ -35,19 +35,9 @@ class StableDiffusionTeacher(LatentDiffusionTeacher):
         prediction_type: str = "epsilon",
         name: str = "",
     ) -> None:
-        """Parts that are already on one device; `load` is the usual way in.
+        """Parts that are already on one device, see `LatentDiffusionTeacher`; `load` is the usual way in.
 
-        Args:
-            unet: diffusers' UNet.
-            vae: diffusers' AutoencoderKL.
-            text_encoder: CLIP's; None for embeddings made elsewhere, and then `text_embeddings` raises.
-            tokenizer: its own, or None.
-            schedule: of the model's training.
-            prediction_type: "epsilon" or "v_prediction".
-            name: for messages.
-
-        Raises:
-            CarvError: the sizes of the parts do not fit, or the prediction type is unknown.
+        Without text_encoder and tokenizer (None) it takes embeddings made elsewhere, and `text_embeddings` raises.
         """
         width = None if text_encoder is None else int(text_encoder.config.hidden_size)
         super().__init__(unet, vae, schedule, prediction_type, name, width)

@@ -38,18 +38,9 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
         prediction_type: str = "epsilon",
         name: str = "",
     ) -> None:
-        """Parts that are already on one device; `load` is the usual way in.
+        """Parts that are already on one device, see `LatentDiffusionTeacher`; `load` is the usual way in.
 
-        Args:
-            unet: diffusers' UNet.
-            vae: diffusers' AutoencoderKL.
-            text: both encoders; None for embeddings made elsewhere, and then `text_embeddings` raises.
-            schedule: of the model's training.
-            prediction_type: "epsilon" or "v_prediction".
-            name: for messages.
-
-        Raises:
-            CarvError: the sizes of the parts do not fit, or the prediction type is unknown.
+        Without `text` it takes embeddings made elsewhere, and `text_embeddings` raises.
         """
         super().__init__(unet, vae, schedule, prediction_type, name, None if text is None else text.text_width)
         self.text = text

@@ -144,7 +144,7 @@ def variance_in_strata(proposal: TimestepProposal, S: int, m: Tensor, c2: Tensor
     cdf = torch.cat([torch.zeros(1).double(), proposal.q.cumsum(0)])
     low, high = torch.maximum(edges[:-1], cdf[None, :-1]), torch.minimum(edges[1:], cdf[None, 1:])
     share = (high - low).clamp(min=0) * S  # (S, T), of each timestep in each stratum
-    rho = proposal.p_over_q
+    rho = 1 / (len(proposal.q) * proposal.q)
     second = share @ (rho**2 * (m.square().sum(1) + c2))
     first = share @ (rho[:, None] * m)
     return float((second - first.square().sum(1)).mean())
