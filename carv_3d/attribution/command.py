@@ -48,7 +48,7 @@ from carv_3d.io.files import (
 from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, StopSignals, duration
 from carv_3d.runs.request import new_folder
-from carv_3d.teachers.availability import DEFAULT_MODEL
+from carv_3d.teachers.families import DEFAULT_MODEL
 from carv_3d.tiny.knowledge import model_knowledge
 
 

@@ -91,7 +91,7 @@ def resolve(request: DistillRequest) -> tuple[Settings, Path]:
 
 def _wherever(settings: Settings) -> Settings:
     """The same from whatever folder they are read: paths that are there become absolute; names stay as they are."""
-    from carv_3d.teachers.availability import BUILT_IN
+    from carv_3d.teachers.families import BUILT_IN
 
     model, prompts = settings.model, settings.options.prompts
     if model not in BUILT_IN and expanded(model).is_dir():

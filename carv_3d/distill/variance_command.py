@@ -15,7 +15,7 @@ from carv_3d.io.files import expanded, folder_for, slug
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.runs.request import new_folder
-from carv_3d.teachers.availability import BUILT_IN
+from carv_3d.teachers.families import BUILT_IN
 
 # The options that the variance depends on; samples, draws and their design are the settings'.
 COUNTING = (

@@ -15,13 +15,10 @@ from typing import Any
 
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import check_cache, expanded
-from carv_3d.teachers.families import STABLE_DIFFUSION, Family
+from carv_3d.teachers.families import BUILT_IN, STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import BIN_STEMS, FIX, HALF, WEIGHT_STEMS, WrongFamily, check_family, check_folder
 
 log = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "carv-tiny"
-BUILT_IN = {DEFAULT_MODEL: Path(__file__).parents[1] / "tiny" / "weights"}
 
 GONE = {
     **{

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_MODEL = "carv-tiny"
+BUILT_IN = {DEFAULT_MODEL: Path(__file__).parents[1] / "tiny" / "weights"}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
-from carv_3d.teachers.availability import DEFAULT_MODEL
-from carv_3d.teachers.families import STABLE_DIFFUSION
+from carv_3d.teachers.families import DEFAULT_MODEL, STABLE_DIFFUSION
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 from carv_3d.teachers.tokens import context_length, text_config, tokenize
 

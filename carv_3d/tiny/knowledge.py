@@ -12,7 +12,7 @@ from pathlib import Path
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 from carv_3d.io.structured import read_json
-from carv_3d.teachers.availability import BUILT_IN
+from carv_3d.teachers.families import BUILT_IN
 
 MAX_VOCABULARY = 2**16  # bytes; those of other models are far larger
 

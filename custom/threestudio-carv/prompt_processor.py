@@ -12,8 +12,8 @@ import torch
 from threestudio.models.prompt_processors.base import hash_prompt
 from threestudio.models.prompt_processors.stable_diffusion_prompt_processor import StableDiffusionPromptProcessor
 
-from carv_3d.teachers.availability import BUILT_IN, resolve_model
-from carv_3d.teachers.families import STABLE_DIFFUSION
+from carv_3d.teachers.availability import resolve_model
+from carv_3d.teachers.families import BUILT_IN, STABLE_DIFFUSION
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 

@@ -15,7 +15,7 @@ from carv_3d.evaluation.truth import TrueShape
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import check_prompt
 from carv_3d.runs.progress import Display
-from carv_3d.teachers.availability import BUILT_IN
+from carv_3d.teachers.families import BUILT_IN
 from carv_3d.tiny.knowledge import Knowledge, TinyKnowledge, model_knowledge
 from carv_3d.tiny.vocabulary import LONGEST
 

@@ -6,7 +6,7 @@ from transformers import CLIPTokenizer
 
 from carv_3d.errors import CarvError
 from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES
-from carv_3d.teachers.availability import BUILT_IN
+from carv_3d.teachers.families import BUILT_IN
 from carv_3d.tiny import vocabulary as v
 from carv_3d.tiny.tokens import WORDS
 
