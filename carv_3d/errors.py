@@ -18,10 +18,13 @@ class CarvError(ValueError):
     """Something the user can mend: one sentence that names what is wrong and the fix.
 
     The command line prints the sentence and exits with status 2, without a traceback. A sentence that quotes something
-    long loses its middle: the name at its beginning and the fix at its end stay.
+    long loses its middle: the name at its beginning and the fix at its end stay. Line breaks become spaces, and control
+    characters are escaped.
     """
 
     def __init__(self, sentence: str = "") -> None:
+        sentence = " ".join(line.strip() for line in str(sentence).splitlines())
+        sentence = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
         half = MOST_CHARACTERS // 2
         long = len(sentence) > MOST_CHARACTERS
         super().__init__(f"{sentence[:half]} ... {sentence[-half:]}" if long else sentence)

@@ -15,12 +15,13 @@ import numpy as np
 
 from carv_3d.compare.records import RunRecord, columns, method_settings
 from carv_3d.errors import CarvError, install_command
-from carv_3d.io.structured import read_yaml
+from carv_3d.io.structured import look_up, read_yaml
 from carv_3d.io.tables import RENAMED, read_table
 from carv_3d.report.page import flatten
 
 # threestudio's own guidance counts nothing, but its cost is known: NFE for each render.
 STOCK_NFE = {"stable-diffusion-guidance": 2, "deep-floyd-guidance": 2}
+MOST_RENDERS = 2**20  # of a step that can be meant
 LEAVE_OUT = "restore it or leave the run out"
 Rows = dict[int, dict[str, float]]
 
@@ -49,7 +50,7 @@ def read_trial(folder: Path, method: str = "") -> RunRecord:
     _fill_counts(axes, config, notes)
     if "seconds" not in axes:
         notes.append(f"{folder.name}: no clock in its logs, so it has no curve against seconds")
-    prompt = str((config.get("system", {}).get("prompt_processor") or {}).get("prompt", ""))
+    prompt = str(look_up(config, "system.prompt_processor.prompt") or "")
     seed = config.get("seed", 0)
     settings = method_settings(flatten(config))
     return RunRecord(method, prompt, seed if isinstance(seed, int) else 0, folder, axes, metrics, settings, notes)
@@ -133,13 +134,11 @@ def _add_clock(earlier: Rows, part: Rows, times: Mapping[int, float]) -> None:
 
 def _fill_counts(axes: dict[str, Any], config: Mapping[str, Any], notes: list[str]) -> None:
     """Renders and NFE of threestudio's own guidance, which logs neither, from its batch size."""
-    batch = (config.get("data") or {}).get("batch_size")
-    system = config.get("system") or {}
-    kind = str(system.get("guidance_type", ""))
-    if not isinstance(batch, int):
+    batch, kind = look_up(config, "data.batch_size"), str(look_up(config, "system.guidance_type"))
+    if type(batch) is not int or not 0 < batch <= MOST_RENDERS:
         return
     axes.setdefault("renders", axes["steps"] * float(batch))
-    perp_neg = bool((system.get("prompt_processor") or {}).get("use_perp_neg", False))
+    perp_neg = bool(look_up(config, "system.prompt_processor.use_perp_neg"))
     if kind in STOCK_NFE and not perp_neg and "nfe" not in axes:
         axes["nfe"] = axes["steps"] * float(batch * STOCK_NFE[kind])
         notes.append(f"{kind} logs no count: its NFE are {STOCK_NFE[kind]} for each of {batch} render(s) a step")

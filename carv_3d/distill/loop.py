@@ -29,8 +29,9 @@ from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.prompts import Prompts
 from carv_3d.distill.updates import Updates
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError
 from carv_3d.objectives.score_matching import ScoreMatching
+from carv_3d.runs.checkpoint import state_fits
 from carv_3d.runs.ranks import Ranks
 from carv_3d.teachers.timed import TimedTeacher
 
@@ -237,7 +238,7 @@ class Distillation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back `state_dict`; CarvError where it belongs to other options or another number of processes."""
-        try:
+        with state_fits("these options", state, self.state_dict()):
             if len(state["ranks"]) != self.ranks.world_size:
                 raise CarvError(
                     f"the checkpoint is of {len(state['ranks'])} processes and this is {self.ranks.world_size}: "
@@ -252,21 +253,11 @@ class Distillation:
             self.matching.estimator.load_state_dict(own["matching"])
             self.fake_training.estimator.load_state_dict(own["fake_training"])
             self.meter.counts.update(nfe=state["nfe"])
-        except CarvError:
-            raise
-        except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
-            raise _unfit(error) from error
 
     def load_networks(self, state: dict[str, Any]) -> None:
         """Of `state_dict`, what the run has learnt, and its step: for accounts of it, whatever the processes."""
-        try:
+        with state_fits("these options", state, {}):
             self.generator.load_state_dict(state["generator"])
             self.fake.load_state_dict(state["fake"])
             self.average.state = {k: v.to(self.average.state[k], copy=True) for k, v in state["average"].items()}
             self.step = int(state["step"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise _unfit(error) from error
-
-
-def _unfit(error: BaseException) -> CarvError:
-    return CarvError(f"the checkpoint does not fit these options ({first_line(error)})")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.core.non_finite import NonFiniteSteps
+from carv_3d.runs.checkpoint import load_optimizer
 from carv_3d.runs.ranks import Ranks
 
 
@@ -85,7 +86,7 @@ class Updates:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back `state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.non_finite.count = int(state["skipped"])
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])

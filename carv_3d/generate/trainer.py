@@ -25,13 +25,14 @@ from carv_3d.core.devices import choose_device, keep_freed_memory
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.seeds import OwnGlobals, seed_for
 from carv_3d.core.signal import SignalToNoise
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config
 from carv_3d.generate.needs import check_needs
 from carv_3d.generate.view_text import fitted, view_text
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
 from carv_3d.objectives.table import OBJECTIVES
+from carv_3d.runs.checkpoint import load_optimizer, state_fits
 from carv_3d.scenes.backgrounds import white_or_light
 from carv_3d.scenes.cameras import CameraOptions, Cameras, orbit, sample_cameras
 from carv_3d.scenes.fields import FIELDS, make_field
@@ -319,10 +320,10 @@ class TextTo3D:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back `state_dict`; CarvError where it belongs to another configuration."""
-        try:
+        with state_fits("this configuration", state, self.state_dict()):
             self.field.load_state_dict(state["field"])
             self.renderer.load_state_dict(state["renderer"], strict=False)
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.guidance.load_state_dict(state["guidance"])
             if "signal" in state:  # older checkpoints have none
                 self.signal.load_state_dict(state["signal"])
@@ -332,8 +333,6 @@ class TextTo3D:
             self.step, self.non_finite.count = state["step"], state["bad_steps"]
             self.progress = state.get("progress")  # older checkpoints have none
             self.meter.counts.update(nfe=state["nfe"], renders=state["renders"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise CarvError(f"the checkpoint does not fit this configuration ({first_line(error)})") from error
 
 
 def _without_field(state: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,25 @@ def read_csv(path: Path, fix: str = RESTORE, quoted: bool = True) -> tuple[list[
         raise CarvError(f"{path} has two columns of the name {name[:80]!r}; {fix}")
     rows = [dict(zip(header, line)) for line in lines if len(line) == len(header)]
     return rows, len(lines) - len(rows) + bool(torn)
+
+
+def conforms(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of an annotated kind; numbers must be finite as floats.
+
+    >>> conforms({"a": [1, 2.5]}, dict[str, list[float]]), conforms([[1, "x"]], list[tuple[int, float]])
+    (True, False)
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict:
+        return isinstance(value, dict) and all(conforms(v, arguments[1]) for v in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(conforms(v, arguments[0]) for v in value)
+    if origin is tuple:
+        same = isinstance(value, list) and len(value) == len(arguments)
+        return same and all(map(conforms, value, arguments))
+    if kind in (int, float):
+        return type(value) in (int, kind) and abs(value) < sys.float_info.max
+    return isinstance(value, kind)
 
 
 def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> list[str]:

@@ -11,17 +11,19 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError, first_line, shown
 from carv_3d.io.files import explain_os_error, write_atomic
 from carv_3d.io.structured import RESTORE
-from carv_3d.io.tensor_files import load_plain
+from carv_3d.io.tensor_files import check_finite, load_plain
 
 FORMAT = 1
 RENAMED = {"unet_rows": "nfe"}  # entries of the states that version 0.1.0 wrote
@@ -92,8 +94,8 @@ def load_checkpoint(path: Path, resuming: bool = False) -> tuple[dict[str, Any],
         try:
             content = load_plain(candidate, RESTORE)
             version, state = int(content["format"]), _renamed(content["state"])
-            if not state and version <= FORMAT:
-                raise ValueError("it holds nothing")
+            if version <= FORMAT:
+                _check_state(state)
         except Exception as error:  # torch raises many kinds for a damaged file: pickle, zip, Runtime, EOF
             damaged.append(f"{candidate.name} ({first_line(error)})")
             continue
@@ -116,6 +118,75 @@ def load_checkpoint(path: Path, resuming: bool = False) -> tuple[dict[str, Any],
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
     """The state with today's names, where a run of version 0.1.0 wrote it."""
     return {RENAMED.get(k, k): _renamed(v) if k == "host" else v for k, v in state.items()}
+
+
+def _check_state(state: dict[str, Any]) -> None:
+    """CarvError where a state can be none of ours: empty, at no whole step, or with numbers that are not finite."""
+    step = state.get("step", 0)
+    if not state or type(step) is not int or not 0 <= step < 2**53:
+        raise CarvError(f"its step is {shown(step)}" if state else "it holds nothing")
+    check_finite(dict(_tensors(state, "state")), "it", RESTORE)
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, inner in items:
+        yield from _tensors(inner, f"{name}.{key}")
+
+
+@contextmanager
+def state_fits(what: str, state: Any, own: Any) -> Iterator[None]:
+    """Within, `state` is taken back by what has the state `own`.
+
+    Raises:
+        CarvError: speaking of `what` ("these options"), where the two differ in kind or shape, or anything else in the
+            block does not fit.
+    """
+    try:
+        _check_like(state, own, "the state")
+        yield
+    except CarvError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CarvError(f"the checkpoint does not fit {what} ({first_line(error)})") from error
+
+
+def _check_like(state: Any, own: Any, name: str) -> None:
+    """ValueError where two states differ in kind or shape; what one of them has not is no difference."""
+    if isinstance(own, Tensor):
+        fits = isinstance(state, Tensor) and state.is_floating_point() == own.is_floating_point()
+        fits = fits and state.layout == own.layout and (state.shape == own.shape or not own.is_floating_point())
+    elif isinstance(own, (dict, list, tuple)):
+        fits = isinstance(state, dict) if isinstance(own, dict) else isinstance(state, (list, tuple))
+    else:
+        fits = own is None or isinstance(state, str if isinstance(own, str) else Real)
+    if not fits:
+        given = f"{tuple(state.shape)}" if isinstance(state, Tensor) else shown(state, 40)
+        due = f"a tensor {tuple(own.shape)}" if isinstance(own, Tensor) else f"a {type(own).__name__}"
+        raise ValueError(f"{name} is {given}, and {due} is due")
+    if isinstance(own, dict):
+        for key in own.keys() & state.keys():
+            _check_like(state[key], own[key], f"{name}'s {key}" if name == "the state" else f"{name}.{key}")
+    elif isinstance(own, (list, tuple)) and len(own) == len(state):
+        for i, (theirs, ours) in enumerate(zip(state, own)):
+            _check_like(theirs, ours, f"{name}.{i}")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take back what an optimizer has measured, and its rates; decays stay as they are.
+
+    Raises:
+        ValueError: of other shapes than the parameters.
+    """
+    own, theirs = optimizer.state_dict()["param_groups"], state["param_groups"]
+    groups = [{**ours, "lr": float(group["lr"])} for ours, group in zip(own, theirs)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, kept in optimizer.state.items():
+        shapes = {tuple(value.shape) for value in kept.values() if value.dim()}
+        if shapes - {tuple(parameter.shape)}:
+            raise ValueError(f"the optimizer's {min(shapes)} for a parameter of {tuple(parameter.shape)}")
 
 
 def _set_aside(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,17 +13,18 @@ from typing import Any
 
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, first_line
 from carv_3d.generate.config import Config, find_config, load_config
 from carv_3d.generate.run import ALL_TOO_LARGE
 from carv_3d.generate.trainer import TextTo3D, check_prompt
 from carv_3d.io.files import check_unused, claimed, slug, write_atomic
-from carv_3d.io.structured import read_json
+from carv_3d.io.structured import conforms, read_json
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.variance.benchmark import Batch, VarianceBenchmark
 from carv_3d.variance.charts import write_charts
 from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps
+from carv_3d.variance.methods import Setting
 from carv_3d.variance.request import VarianceRequest
 from carv_3d.variance.show import print_table, rich_table, summary, write_csv, write_timesteps
 
@@ -32,9 +34,9 @@ FORMAT = 3
 class KeptBatches:
     """Batches by step of the run in a JSON file, with all that they depend on."""
 
-    def __init__(self, path: Path, depends_on: dict[str, Any]) -> None:
+    def __init__(self, path: Path, depends_on: dict[str, Any], settings: Sequence[Setting] = ()) -> None:
         """Reads what is there; CarvError where it depends on something else, or is damaged."""
-        self.path, self.depends_on = path, depends_on
+        self.path, self.depends_on, self.settings = path, depends_on, settings
         self.by_step: dict[int, list[Batch]] = {}
         if path.exists():
             self._read()
@@ -43,11 +45,24 @@ class KeptBatches:
         kept = read_json(self.path, "choose another --out")
         try:
             batches = kept.pop("batches")
-            self.by_step = {int(step): [Batch(**b) for b in given] for step, given in batches.items()}
+            self.by_step = {int(step): [self._batch(b) for b in given] for step, given in batches.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CarvError(f"{self.path} is damaged; choose another --out.") from error
+            raise CarvError(f"{self.path} is damaged ({first_line(error)}); choose another --out.") from error
         if kept != json.loads(json.dumps(self.depends_on)):
             raise CarvError(f"{self.path} holds figures of other settings; choose another --out, or the same settings.")
+
+    def _batch(self, given: dict[str, Any]) -> Batch:
+        kinds = typing.get_type_hints(Batch)
+        wrong = [name for name in kinds if not conforms(given[name], kinds[name])]
+        if wrong or not given["norms"]:
+            raise ValueError(f"a batch's {' and '.join(wrong) or 'norms'}")
+        amounts = [given["seconds"]["all"]["step"]]
+        for s in self.settings:  # a KeyError for what is not there
+            amounts += [given["v_in"][s.key], *(given["seconds"][s.key][phase] for phase in ("step", "denoise"))]
+            amounts.append(abs(given["s_out2"][s.upstream]))
+        if min(amounts) < 0:
+            raise ValueError("a time or a variance below 0")
+        return Batch(**given)
 
     def at(self, step: int) -> list[Batch]:
         """The batches of a step, to be appended to."""
@@ -82,7 +97,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
             raise CarvError(
                 f"{folder} was measured by version 0.1.0, whose figures cannot be resumed; choose another --out."
             )
-        kept = KeptBatches(folder / "batches.json", depends_on)
+        kept = KeptBatches(folder / "batches.json", depends_on, settings)
         with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
             trainer = TextTo3D(config, teacher, log=display.say)
         with StopSignals() as stop:

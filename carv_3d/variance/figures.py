@@ -160,7 +160,7 @@ def timesteps(batches: Sequence[Batch], weights: Tensor, low: int, high: int, bi
     width = (high - low + 1) / bins
     squares: list[list[float]] = [[] for _ in range(bins)]
     for t, square in (pair for b in batches for pair in b.norms):
-        squares[min(bins - 1, int((t - low) / width))].append(square)
+        squares[max(0, min(bins - 1, int((t - low) / width)))].append(square)
     kept = [i for i, values in enumerate(squares) if values]
     second = torch.tensor([statistics.fmean(squares[i]) for i in kept], dtype=torch.float64)
     edges = [low + i * width for i in range(bins + 1)]
