@@ -4,8 +4,9 @@
 
 Areas are the kinds of files that are read (fuzz_formats.yaml), the options and flags of every command, and the public
 functions. An input ends well when the command does its work or refuses it in one sentence. It ends badly in a
-traceback, in more than 60 s, or in being taken although its right answer is known to be a refusal. Hypothesis draws the
-inputs, the same ones for a seed: `--area A --seed S --only N` repeats one. The figures go to docs/results/fuzz.csv.
+traceback, in more than 60 s of computing, or in being taken although its right answer is known to be a refusal.
+Hypothesis draws the inputs, the same ones for a seed: `--area A --seed S --only N` repeats one. The figures go to
+docs/results/fuzz.csv.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import fuzz_files  # noqa: E402
 import fuzz_library  # noqa: E402
 import fuzz_options  # noqa: E402
 import hypothesis  # noqa: E402
-from fuzz_guard import BAD, FINE, HANG, LIMIT_S, TRACEBACK, Case, Outcome, run  # noqa: E402
+from fuzz_guard import BAD, FINE, HANG, LIMIT_S, TRACEBACK, WAITS, Case, Outcome, run  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "fuzz.csv"
@@ -97,7 +98,7 @@ def outcomes(strategy: Any, base: Path, seed: int, count: int, ends: float, only
         message: Any = (after, "", (), None)
         while time.monotonic() < ends or message[3] is None:
             try:
-                got = ours.recv() if ours.poll(LIMIT_S + 15) else HANG
+                got = ours.recv() if ours.poll(WAITS * LIMIT_S + 15) else HANG
             except EOFError:
                 got = TRACEBACK
             if got is None:

@@ -31,3 +31,7 @@ def test_a_script_ends_with_its_status_or_its_sentence() -> None:
         with pytest.raises(SystemExit) as ended:
             run_script(main)
         assert ended.value.code == code
+
+
+def test_a_message_is_one_line_that_can_be_read() -> None:
+    assert str(CarvError("a is [[1\n   2]]; é\x1b[2J\ud800 go")) == "a is [[1 2]]; é\\x1b[2J\\ud800 go"

@@ -43,18 +43,18 @@ class KeptBatches:
 
     def _read(self) -> None:
         kept = read_json(self.path, "choose another --out")
+        batches = kept.pop("batches", None)
+        if kept != json.loads(json.dumps(self.depends_on)):
+            raise CarvError(f"{self.path} holds figures of other settings; choose another --out, or the same settings.")
         try:
-            batches = kept.pop("batches")
             self.by_step = {int(step): [self._batch(b) for b in given] for step, given in batches.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CarvError(f"{self.path} is damaged ({first_line(error)}); choose another --out.") from error
-        if kept != json.loads(json.dumps(self.depends_on)):
-            raise CarvError(f"{self.path} holds figures of other settings; choose another --out, or the same settings.")
 
     def _batch(self, given: dict[str, Any]) -> Batch:
         kinds = typing.get_type_hints(Batch)
         wrong = [name for name in kinds if not conforms(given[name], kinds[name])]
-        if wrong or not given["norms"]:
+        if wrong or (self.settings and not given["norms"]):
             raise ValueError(f"a batch's {' and '.join(wrong) or 'norms'}")
         amounts = [given["seconds"]["all"]["step"]]
         for s in self.settings:  # a KeyError for what is not there

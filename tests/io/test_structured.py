@@ -137,3 +137,19 @@ def test_differing_keys_and_look_up() -> None:
     assert differing_keys(a, b) == ["v", "w", "x.z"]
     assert look_up(a, "x.z") == 2
     assert look_up(a, "x.q.r") is None
+
+
+def test_a_value_conforms_to_an_annotation() -> None:
+    assert structured.conforms({"a": {"b": 1}}, dict[str, dict[str, float]])
+    assert structured.conforms([[1, 2.5]], list[tuple[int, float]])
+    for value, kind in (
+        ([[1, 2.5, 3]], list[tuple[int, float]]),
+        ([[1.5, 2.5]], list[tuple[int, float]]),
+        ({"a": "1"}, dict[str, float]),
+        ({"a": float("nan")}, dict[str, float]),
+        ({"a": 10**400}, dict[str, float]),
+        ({"a": True}, dict[str, float]),
+        ([], dict[str, float]),
+        ({}, list[float]),
+    ):
+        assert not structured.conforms(value, kind), value

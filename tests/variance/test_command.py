@@ -20,6 +20,7 @@ from carv_3d.runs.progress import Display
 from carv_3d.variance import command
 from carv_3d.variance.benchmark import Batch, VarianceBenchmark
 from carv_3d.variance.command import KeptBatches, VarianceRequest, by_timestep, go_to, measure, run
+from carv_3d.variance.methods import BASELINE
 
 
 @pytest.mark.parametrize(
@@ -210,3 +211,28 @@ def test_resumed_batches_are_numbered_on() -> None:
     alike = [(8.0, 4.0)] * 30
     measure(Numbered(*alike), made_up(*alike[:3]), 7, 0.1, 1e9, lambda: None, Display())  # type: ignore[arg-type]
     assert numbers == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("norms", [[1]], "norms"),
+        ("norms", [], "norms"),
+        ("seconds", {"all": {"step": 1}}, "2,1,uniform"),
+        ("seconds", {"all": {"step": "x"}}, "seconds"),
+        ("v_in", {}, "2,1,uniform"),
+        ("s_out2", {}, "2,0,0"),
+    ],
+)
+def test_a_batch_that_was_changed_is_refused(tmp_path: Path, key: str, value: Any, named: str) -> None:
+    path = tmp_path / "batches.json"
+    kept = KeptBatches(path, {"format": 3}, [BASELINE])
+    phases = {"step": 2.0, "denoise": 1.0}
+    kept.at(1).append(Batch({BASELINE.key: 1.0}, {"2,0,0": 1.0}, {BASELINE.key: phases, "all": phases}, [(7, 1.5)]))
+    kept.save()
+    assert len(KeptBatches(path, {"format": 3}, [BASELINE]).at(1)) == 1
+    stored = json.loads(path.read_text())
+    stored["batches"]["1"][0][key] = value
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CarvError, match=rf"batches.json is damaged \(.*{named}.*\); choose another --out"):
+        KeptBatches(path, {"format": 3}, [BASELINE])
