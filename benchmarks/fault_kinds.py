@@ -57,8 +57,8 @@ def _full(rng: random.Random, whole: Measured) -> Hook:
 
 
 def _eio(rng: random.Random, whole: Measured) -> Hook:
-    """An I/O error at one of the first 60 times that something is written, put in place or handed to the disk."""
-    left = rng.randrange(60)
+    """An I/O error at one of the first 24 times that something is written, put in place or handed to the disk."""
+    left = rng.randrange(24)
 
     def failing(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **more: Any) -> Any:

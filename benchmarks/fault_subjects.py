@@ -127,7 +127,8 @@ def result(subject: Subject) -> dict[str, str]:
     out = {}
     for folder in sorted(Path().glob(subject.folders)):
         state = load_checkpoint(folder / "checkpoint")[0]
-        out |= {f"{folder}: {name}": text for name, text in _leaves(state, "state")}
+        leaves = {name: text for name, text in _leaves(state, "state") if "seconds" not in name}
+        out |= {f"{folder}: {name}": text for name, text in leaves.items()}
         rows = [
             {k: v for k, v in row.items() if not k.startswith(TIMES)} for row in read_metrics(folder / "metrics.csv")
         ]

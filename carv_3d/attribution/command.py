@@ -40,6 +40,7 @@ from carv_3d.io.files import (
     claimed,
     expanded,
     make_folder,
+    replaced_folder,
     slug,
     user_cache,
     write_atomic,
@@ -118,7 +119,6 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
         left = int((~rows.finished).sum())
         display.say(f"This share is done; {left} training images are left for the others. It is all in {base}.")
         return 0
-    make_folder(out)
     with display.status("gradients of the query"):
         asked = _query_features(query, teacher, model, options, maker)
     with display.status("scores"):
@@ -127,11 +127,12 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     facts = _facts(options, model_name, images, maker, ridge, time.perf_counter() - begin)
     from carv_3d.attribution.page import render_page
 
-    write_atomic(out / "scores.csv", scores_csv(scores, images))
     page = render_page(query, images, scores, METHODS[options.method][1], facts, (GROUPS, QUERY_GROUPS))
-    write_atomic(out / "report.html", page)
     settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": ridge}
-    write_atomic(out / "settings.json", json.dumps(settings, indent=2))
+    with replaced_folder(out) as new:  # all of it or nothing: the same command may follow a disk that was full
+        write_atomic(new / "scores.csv", scores_csv(scores, images))
+        write_atomic(new / "report.html", page)
+        write_atomic(new / "settings.json", json.dumps(settings, indent=2))
     best = scores.top(0, 3)
     display.say("Most influential: " + "; ".join(images.caption(i) or images.key(i) for i in best))
     display.say(f"Done: open {out / 'report.html'}")
