@@ -38,11 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_interrupt(), steady_streams() as shown:
         status = _explained(words)
     lost = None if shown is None else shown.lost
-    if (
-        status
-        or lost is None
-        or (words and words[0] in RUNS and not {"--dry-run", "--help", "-h"} & set(words))
-    ):
+    if status or lost is None or (words and words[0] in RUNS and not {"--dry-run", "--help", "-h"} & set(words)):
         return status
     return 141 if lost.errno in GONE else 2
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from carv_3d.config.request import OutOptions
-from carv_3d.core.options import Options, option
+from carv_3d.config.request import BudgetOptions, ConfigOptions, OutOptions
+from carv_3d.core.options import LengthOptions, Options, option
+from carv_3d.errors import CarvError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,28 @@ class EngineOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(Options):
+class SweepOptions(
+    BudgetOptions,
+    LengthOptions,
+    ConfigOptions,
+    defaults={"budget": None, "steps": None},
+    kinds={"budget": float | None, "steps": int | None},
+    helps={
+        "budget": "Seconds of training time of each run.",
+        "steps": "Steps of each run, in place of seconds.",
+        "config": "A configuration under all methods.",
+    },
+):
     """How many new runs, and how long they are."""
 
-    budget: float | None = option(None, "Seconds of training time of each run.", above=0, most=10**8)
-    steps: int | None = option(None, "Steps of each run, in place of seconds.", least=1, most=10**9)
     seeds: int = option(1, "Runs of each prompt and method.", least=1, most=10_000)
     points: int = option(20, "Evaluations of each run.", least=1, most=10_000)
-    config: Path | None = option(None, "A configuration under all methods.")
     clip: str | None = option(None, "Score with this CLIP, a folder or a hub id.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps == 0:
+            raise CarvError("steps is 0; a run that is compared has one at least.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,20 @@ class TextOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetOptions(Options):
+    """How long something takes at most."""
+
+    budget: float = option(600.0, "Seconds of all measuring.", above=0, most=10**8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions(Options):
+    """A file of options."""
+
+    config: Path | None = option(None, "A YAML file, or the name of one that comes with carv_3d.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CommandRequest(
     OutOptions,
     SeedOptions,
@@ -44,17 +58,15 @@ class CommandRequest(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureRequest(CommandRequest):
+class MeasureRequest(CommandRequest, BudgetOptions):
     """What a command that measures variance was asked for."""
-
-    budget: float = option(600.0, "Seconds of all measuring.", above=0, most=10**8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateRequest(TextOptions, CommandRequest, helps={"out": "The folder; unless given, outputs/PROMPT-SEED."}):
+class GenerateRequest(
+    ConfigOptions, TextOptions, CommandRequest, helps={"out": "The folder; unless given, outputs/PROMPT-SEED."}
+):
     """What `carv generate` was asked for."""
-
-    config: Path | None = option(None, "A YAML file, or the name of one that comes with carv_3d.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -311,6 +311,13 @@ class BatchOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LengthOptions(Options):
+    """How long a run is."""
+
+    steps: int = option(1000, "Updates of the generator.", least=0, most=10**9)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatticeOptions(Options):
     """A regular lattice over the scene."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from carv_3d.core.estimator import EstimatorOptions
-from carv_3d.core.options import AdamOptions, BatchOptions, RunOptions, SamplingOptions, option
+from carv_3d.core.options import AdamOptions, BatchOptions, LengthOptions, RunOptions, SamplingOptions, option
 from carv_3d.guidance.options import ScoreOptions
 from carv_3d.objectives.table import MatchingObjective
 
@@ -16,6 +16,7 @@ class DistillOptions(
     ScoreOptions,
     AdamOptions,
     BatchOptions,
+    LengthOptions,
     RunOptions,
     defaults={
         "proposal": "uniform",
@@ -41,7 +42,6 @@ class DistillOptions(
     is the real score's; the fake score has none. Where fake_draws is odd, the fake's draws have no pairs.
     """
 
-    steps: int = option(1000, "Updates of the generator.", least=0, most=10**9)
     fake_updates: int = option(
         2,
         "Updates of the fake score per update of the generator (DMD2's two time scales).",
