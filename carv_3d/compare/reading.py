@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from carv_3d.compare import threestudio
-from carv_3d.compare.records import RunRecord, columns, method_settings, name_methods
+from carv_3d.compare.records import RunRecord, columns, is_step, method_settings, name_methods
 from carv_3d.config.reader import to_mapping
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.io.files import explain_os_error
-from carv_3d.io.structured import read_json
+from carv_3d.io.structured import read_json, value_at
 from carv_3d.io.tables import read_table
 from carv_3d.report.page import flatten
 
@@ -81,7 +81,7 @@ def read_carv(folder: Path, method: str = "") -> RunRecord:
         raise CarvError(f"{folder} has metrics.csv but no config.yaml, which says what it is a run of; restore it")
     read = load_config(config)
     settings = method_settings(flatten(to_mapping(read)))
-    label = method or str(_label(folder).get("method", ""))
+    label = method or value_at(_label(folder), "method", str, str(folder / LABEL)) or ""
     return RunRecord(label, read.prompt, read.seed, folder, axes, metrics, settings, notes)
 
 
@@ -97,8 +97,12 @@ def checked_rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     for name in ("step", "seconds"):
         if name not in rows[0]:
             raise CarvError(f"{path} has no column {name!r}; it is truncated, or no metrics of a run")
+    whole = [row for row in rows if is_step(row["step"]) and not row["seconds"] < 0]
+    damaged += len(rows) - len(whole)
     notes = [f"{path}: {damaged} damaged line(s) left out"] if damaged else []
-    return rows, notes
+    if not whole:
+        raise CarvError(f"{path} has no row with a step of at least 0; leave the run out, or run it again")
+    return whole, notes
 
 
 def _label(folder: Path) -> dict[str, Any]:

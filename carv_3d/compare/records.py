@@ -52,6 +52,11 @@ class RunRecord:
         return x[order], y[order]
 
 
+def is_step(number: float) -> bool:
+    """Whether a file's number can be that of a step: not NaN, not below 0, and within what a float counts."""
+    return 0 <= number < 2**53
+
+
 def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Array]:
     """Rows by name -> arrays by name."""
     names = dict.fromkeys(name for row in rows for name in row)

@@ -19,7 +19,7 @@ from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config
 from carv_3d.io.files import check_unused, explain_os_error, locked, make_folder, slug, write_atomic
-from carv_3d.io.structured import read_json
+from carv_3d.io.structured import read_json, read_text
 
 FORMAT = 2
 SPEC = "sweep.yaml"
@@ -139,7 +139,7 @@ def describe(sweep: Sweep) -> dict[str, Any]:
         "steps": sweep.steps,
         "points": sweep.points,
         "methods": {m.name: m.overrides for m in sweep.methods},
-        "files": {name: path.read_text(encoding="utf-8") if path else "" for name, path in files.items()},
+        "files": {name: read_text(path) if path else "" for name, path in files.items()},
         "common": sweep.common,
         "clip": sweep.clip,
     }

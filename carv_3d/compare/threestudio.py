@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from carv_3d.compare.records import RunRecord, columns, method_settings
+from carv_3d.compare.records import RunRecord, columns, is_step, method_settings
 from carv_3d.errors import CarvError, install_command
-from carv_3d.io.structured import look_up, read_yaml
+from carv_3d.io.files import open_file
+from carv_3d.io.structured import read_yaml, value_at
 from carv_3d.io.tables import RENAMED, read_table
 from carv_3d.report.page import flatten
 
@@ -23,6 +24,7 @@ from carv_3d.report.page import flatten
 STOCK_NFE = {"stable-diffusion-guidance": 2, "deep-floyd-guidance": 2}
 MOST_RENDERS = 2**20  # of a step that can be meant
 LEAVE_OUT = "restore it or leave the run out"
+CONFIG = Path("configs") / "parsed.yaml"
 Rows = dict[int, dict[str, float]]
 
 
@@ -47,13 +49,13 @@ def read_trial(folder: Path, method: str = "") -> RunRecord:
     for name in ("seconds", "nfe", "renders"):
         if name in metrics:
             axes[name] = metrics.pop(name)
-    _fill_counts(axes, config, notes)
+    _fill_counts(folder, axes, config, notes)
     if "seconds" not in axes:
         notes.append(f"{folder.name}: no clock in its logs, so it has no curve against seconds")
-    prompt = str(look_up(config, "system.prompt_processor.prompt") or "")
-    seed = config.get("seed", 0)
+    prompt = _value(folder, config, "system.prompt_processor.prompt", str) or ""
+    seed = _value(folder, config, "seed", int) or 0
     settings = method_settings(flatten(config))
-    return RunRecord(method, prompt, seed if isinstance(seed, int) else 0, folder, axes, metrics, settings, notes)
+    return RunRecord(method, prompt, seed, folder, axes, metrics, settings, notes)
 
 
 def _csv_rows(folder: Path, notes: list[str]) -> Rows:
@@ -61,11 +63,12 @@ def _csv_rows(folder: Path, notes: list[str]) -> Rows:
     rows: Rows = {}
     for path in sorted((folder / "csv_logs").glob("version_*/metrics.csv"), key=_version):
         listed, damaged = read_table(path, LEAVE_OUT)
+        damaged += sum(not is_step(row["step"]) for row in listed if math.isfinite(row.get("step", math.nan)))
         if damaged:
             notes.append(f"{path}: {damaged} damaged line(s) left out")
         part: Rows = {}
         for row in listed:
-            if not math.isfinite(row.get("step", math.nan)):
+            if not is_step(row.get("step", math.nan)):
                 continue
             known = {_plain(k): v for k, v in row.items() if _is_figure(k) and math.isfinite(v)}
             if known:
@@ -102,10 +105,11 @@ def _event_rows(folder: Path, notes: list[str]) -> Rows:
     for path in files:
         part: Rows = {}
         times: dict[int, float] = {}
+        open_file(path, LEAVE_OUT).close()
         try:
             for event in EventFileLoader(str(path)).Load():
                 for value in event.summary.value:
-                    if _is_figure(value.tag):
+                    if _is_figure(value.tag) and is_step(event.step) and math.isfinite(event.wall_time):
                         part.setdefault(int(event.step), {})[_plain(value.tag)] = _scalar(value)
                         times[int(event.step)] = float(event.wall_time)
         except Exception as error:  # its reader raises kinds of its own for a truncated record
@@ -132,21 +136,32 @@ def _add_clock(earlier: Rows, part: Rows, times: Mapping[int, float]) -> None:
         part[step]["seconds"] = before + each * (first - begun) + times[step] - times[first]
 
 
-def _fill_counts(axes: dict[str, Any], config: Mapping[str, Any], notes: list[str]) -> None:
+def _fill_counts(folder: Path, axes: dict[str, Any], config: Mapping[str, Any], notes: list[str]) -> None:
     """Renders and NFE of threestudio's own guidance, which logs neither, from its batch size."""
-    batch, kind = look_up(config, "data.batch_size"), str(look_up(config, "system.guidance_type"))
-    if type(batch) is not int or not 0 < batch <= MOST_RENDERS:
+    data = config.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("batch_size"), list):  # one for each stage of resolutions
         return
+    batch = _value(folder, config, "data.batch_size", int)
+    kind = _value(folder, config, "system.guidance_type", str) or ""
+    if batch is None:
+        return
+    if not 1 <= batch <= MOST_RENDERS:
+        due = f"it must be from 1 to {MOST_RENDERS}"
+        raise CarvError(f"{folder / CONFIG}: data.batch_size is {batch}; {due}; {LEAVE_OUT}")
     axes.setdefault("renders", axes["steps"] * float(batch))
-    perp_neg = bool(look_up(config, "system.prompt_processor.use_perp_neg"))
+    perp_neg = _value(folder, config, "system.prompt_processor.use_perp_neg", bool) or False
     if kind in STOCK_NFE and not perp_neg and "nfe" not in axes:
         axes["nfe"] = axes["steps"] * float(batch * STOCK_NFE[kind])
         notes.append(f"{kind} logs no count: its NFE are {STOCK_NFE[kind]} for each of {batch} render(s) a step")
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "configs" / "parsed.yaml"
+    path = folder / CONFIG
     return read_yaml(path, LEAVE_OUT) if path.exists() else {}
+
+
+def _value(folder: Path, config: Mapping[str, Any], dotted: str, kind: type) -> Any:
+    return value_at(config, dotted, kind, str(folder / CONFIG), LEAVE_OUT)
 
 
 def _is_figure(name: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError, first_line, shown
 from carv_3d.io.files import explain_os_error, open_file
 
 MAX_BYTES = 2**28
@@ -96,6 +96,35 @@ def read_yaml(path: Path, fix: str = RESTORE) -> dict[Any, Any]:
         held = "a list" if isinstance(value, list) else "no group"
         raise CarvError(f"{path} must hold groups of options (key: value), and it holds {held}; {fix}")
     return value
+
+
+KINDS = {str: "text", int: "a whole number", bool: "true or false"}
+
+
+def value_at(values: Mapping[str, Any], dotted: str, kind: type, name: str, fix: str = RESTORE) -> Any:
+    """The value at a dotted name of a file's content; None where there is nothing.
+
+    Args:
+        values: nested mappings, as a reader here gives them.
+        dotted: such as "system.seed".
+        kind: str, int or bool.
+        name: of the file, for the message.
+        fix: what the message ends in.
+
+    Raises:
+        CarvError: another kind of value stands there, or no group on the way; names file, key, value and what is due.
+    """
+    here: Any = values
+    parts = dotted.split(".")
+    for n, part in enumerate(parts):
+        if here is None:
+            return None
+        if not isinstance(here, Mapping):
+            raise CarvError(f"{name}: {'.'.join(parts[:n])} is {shown(here)}; it must be a group of keys; {fix}")
+        here = here.get(part)
+    if here is not None and type(here) is not kind:
+        raise CarvError(f"{name}: {dotted} is {shown(here)}; it must be {KINDS[kind]}; {fix}")
+    return here
 
 
 def read_csv(path: Path, fix: str = RESTORE, quoted: bool = True) -> tuple[list[dict[str, str]], int]:

@@ -20,6 +20,11 @@ def test_a_list_is_read_line_by_line(tmp_path: Path) -> None:
     assert ListedPrompts.read(tmp_path / "prompts.txt").prompts == ["a red mug", "a blue tree"]
 
 
+def test_a_byte_order_mark_is_skipped_and_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red\u2028mug\r\na blue\x0ctree\n", encoding="utf-8-sig", newline="")
+    assert ListedPrompts.read(tmp_path / "prompts.txt").prompts == ["a red\u2028mug", "a blue\x0ctree"]
+
+
 def test_a_run_has_the_pace_and_the_prompts_of_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("carv_3d.distill.command.PromptClassifier.for_prompts", lambda *_: [])
     distillation = small(steps=50, preview_every=7, save_every=11.0, preview_prompts=3)
