@@ -34,6 +34,7 @@ from carv_3d.attribution.request import GROUPS, METHODS, QUERY_GROUPS, Attribute
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
 from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
+from carv_3d.core.memory import check_memory
 from carv_3d.io.files import (
     check_cache,
     check_writable,
@@ -88,6 +89,7 @@ def attribute(options: AttributeOptions) -> int:
 def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path, display: Display, begin: float) -> int:
     from carv_3d.teachers import load
 
+    _check_memory(options)
     with display.status("loading the model"):
         teacher = load.load_teacher(model_name)
     query = None
@@ -137,6 +139,15 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     display.say("Most influential: " + "; ".join(images.caption(i) or images.key(i) for i in best))
     display.say(f"Done: open {out / 'report.html'}")
     return 0
+
+
+def _check_memory(options: AttributeOptions) -> None:
+    """CarvError where the kernel and what inverts it, or the query's rows in both precisions, are more than is free."""
+    d, parts = options.dim or 0, {}
+    if options.method != "cosine":
+        parts[f"the kernel of dim = {d}"] = 3 * 8 * d**2
+    parts[f"a query of views = {options.views} and dim = {d}"] = 12 * options.views * QUERY_GROUPS * d
+    check_memory(parts, "lower dim or views")
 
 
 def score(method: str, queries: Tensor, items: Any, gram: Tensor | None = None) -> tuple[Scores, float | None]:

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from carv_3d.config.annealing import annealed
+from carv_3d.core.checks import COPIES
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.ema import Average
 from carv_3d.core.estimator import Estimate
+from carv_3d.core.memory import check_memory
 from carv_3d.core.seeds import seed_for
 from carv_3d.distill.dmd import DistributionMatching
 from carv_3d.distill.network import FakeScore, OneStepGenerator
@@ -66,6 +68,10 @@ class Distillation:
         self.device: torch.device = teacher.device
         if options.precision == "fp16" and self.device.type != "cuda":
             raise CarvError("precision is fp16, which needs CUDA; take bf16 or float32 on this device")
+        draws = max(options.K, options.fake_draws)
+        noise = 4 * options.batch_size * draws * teacher.latent_channels * teacher.latent_size**2  # bytes
+        drawn = f"batch_size x draws = {options.batch_size} x {draws}"
+        check_memory({drawn: COPIES * noise}, "lower batch_size, num_draws or fake_draws", self.device)
         self.meter = CostMeter(self.device)
         self.teacher: Any = TimedTeacher(teacher, self.meter)
         self.generator = OneStepGenerator.from_teacher(teacher) if generator is None else generator

@@ -9,8 +9,13 @@ import pytest
 import torch
 from estimators import make, model, some_latents
 
+from carv_3d.attribution.command import attribute
+from carv_3d.attribution.request import AttributeOptions
 from carv_3d.core import checks, memory
+from carv_3d.distill.loop import Distillation
+from carv_3d.distill.options import DistillOptions
 from carv_3d.errors import CarvError
+from carv_3d.teachers.gaussian import GaussianTeacher
 
 
 def tree(root: Path, **files: str) -> Path:
@@ -65,3 +70,19 @@ def test_draws_that_the_system_would_grant_and_not_have_are_refused(monkeypatch:
     monkeypatch.setattr(torch, "randn", none_may_be_made)
     with pytest.raises(CarvError, match=r"num_draws is 2000000, .* takes 824.0 MiB \(864,000,000 bytes\), 3 times"):
         make().estimate(latents, model, num_draws=2_000_000)
+
+
+def test_an_attribution_is_refused_before_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda _: 2**32)
+    model, images = str(tmp_path / "no-model"), str(tmp_path)
+    asked = AttributeOptions(query="a mug", model=model, training_images=images, dim=16384, out=tmp_path / "out")
+    with pytest.raises(CarvError, match=r"the kernel of dim = 16384 takes at least 6.0 GiB .*: lower dim or views"):
+        attribute(asked)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_distillation_is_refused_before_its_networks_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda _: 2**30)
+    teacher, prompts = GaussianTeacher(torch.zeros(1, 4, 64, 64)), object()
+    with pytest.raises(CarvError, match=r"batch_size x draws = 64 x 512 takes at least 6.0 GiB .*: lower batch_size"):
+        Distillation(teacher, DistillOptions(batch_size=64, num_draws=512), prompts)  # type: ignore[arg-type]
