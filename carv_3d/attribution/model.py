@@ -32,10 +32,10 @@ class GradientModel:
 
     @classmethod
     def from_teacher(cls, teacher: Denoiser) -> GradientModel:
-        """A Stable Diffusion teacher's UNet, whatever it predicts."""
+        """A teacher's network, whatever it predicts."""
         predict: Any = teacher.predict
-        config = {**dict(getattr(teacher.unet, "config", {})), "prediction_type": teacher.prediction_type}
-        return cls(teacher.unet, teacher.schedule, predict, teacher.target, teacher.name, config)
+        config = {**dict(getattr(teacher.network, "config", {})), "prediction_type": teacher.prediction_type}
+        return cls(teacher.network, teacher.schedule, predict, teacher.target, teacher.name, config)
 
     @classmethod
     def from_module(cls, module: nn.Module, schedule: NoiseSchedule, name: str = "") -> GradientModel:

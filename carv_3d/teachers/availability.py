@@ -16,7 +16,7 @@ from typing import Any
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import check_cache, expanded
 from carv_3d.teachers.families import BUILT_IN, STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_folder import BIN_STEMS, FIX, HALF, WEIGHT_STEMS, WrongFamily, check_family, check_folder
+from carv_3d.teachers.model_folder import FIX, HALF, WrongFamily, check_family, check_folder, weight_stems
 
 log = logging.getLogger(__name__)
 
@@ -161,12 +161,11 @@ def needed_files(listing: Iterable[str], family: Family = STABLE_DIFFUSION) -> l
     expected = [name for name in names if name == "model_index.json"]
     for part in family.components:
         inside = [name for name in names if name.startswith(f"{part}/") and name.count("/") == 1]
-        expected += [name for name in inside if name.endswith((".json", ".txt"))]
+        expected += [name for name in inside if name.endswith((".json", ".txt", "/spiece.model"))]
         if part in family.classes:
-            kinds = ((WEIGHT_STEMS[part], ".safetensors"), (BIN_STEMS[part], ".bin"))
             copies = (
                 [name for name in inside if _is_weight(name, f"{part}/{stem}{variant}", suffix)]
-                for variant, (stem, suffix) in itertools.product(("", HALF), kinds)
+                for variant, (stem, suffix) in itertools.product(("", HALF), weight_stems(part))
             )
             expected += next(filter(None, copies), [])
     return expected

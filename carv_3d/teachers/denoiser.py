@@ -1,4 +1,4 @@
-"""A frozen UNet with the schedule of its training: eps_hat, whether it predicts the noise or v (arXiv 2202.00512)."""
+"""A frozen network with the schedule of its training: eps_hat, whatever of noise, v or velocity it predicts."""
 
 from __future__ import annotations
 
@@ -70,43 +70,67 @@ class Denoiser(Prediction):
 
     brief = ("name", "prediction_type", "dtype")
 
-    def __init__(self, unet: Any, schedule: NoiseSchedule, prediction_type: str = "epsilon", name: str = "") -> None:
-        """A frozen UNet.
+    def __init__(self, network: Any, schedule: NoiseSchedule, prediction_type: str = "epsilon", name: str = "") -> None:
+        """A frozen network.
 
         Args:
-            unet: diffusers' UNet, put into eval mode without gradients.
+            network: diffusers' UNet or transformer, put into eval mode without gradients.
             schedule: of the model's training.
-            prediction_type: "epsilon" or "v_prediction".
+            prediction_type: one that the schedule knows.
             name: for messages.
 
         Raises:
             CarvError: another prediction type.
         """
-        self.unet: Any = unet.eval().requires_grad_(False)
+        self.network: Any = network.eval().requires_grad_(False)
         self.prediction_type = check_prediction(prediction_type, schedule, name)
         self.name = name
-        parameter = next(unet.parameters())
+        parameter = next(network.parameters())
         self.device: torch.device = parameter.device
         self.dtype: torch.dtype = parameter.dtype
         self.schedule = schedule.to(self.device)
 
+    @property
+    def unet(self) -> Any:
+        """The network, of a model that has a UNet."""
+        return self.network
+
     def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """What the UNet itself predicts, eps or v in z_t's dtype, for text (N, L, D); CarvError for another width."""
+        """What the network itself predicts, in z_t's dtype, for text (N, L, D); CarvError for another width."""
         own = self.schedule.times is None
         given, time = (z_t, t) if own else self.schedule.network_input(z_t, t)
         with torch.autocast(self.device.type, enabled=False):
-            prediction = self.unet(given.to(self.dtype), time, return_dict=False, **self.conditions(text_emb))[0]
+            prediction = self.run_network(given.to(self.dtype), time, self.conditions(text_emb))
         return prediction.to(z_t.dtype)
 
+    def run_network(self, given: Tensor, time: Tensor, conditions: dict[str, Any]) -> Tensor:
+        """The network's own output.
+
+        Args:
+            given: (N, C, h, w) in its dtype.
+            time: (N,) what it is given for t.
+            conditions: the other arguments.
+
+        Returns:
+            (N, C, h, w).
+        """
+        prediction: Tensor = self.network(given, time, return_dict=False, **conditions)[0]
+        return prediction
+
     def conditions(self, text_emb: Tensor) -> dict[str, Any]:
-        """The UNet's keyword arguments for text (N, L, D). Raises CarvError for text of another width."""
-        width = self.unet.config.cross_attention_dim
-        if isinstance(width, int) and text_emb.shape[-1] != width:
+        """The network's keyword arguments for text (N, L, D). Raises CarvError for text of another width."""
+        width = self.network.config.cross_attention_dim
+        if isinstance(width, int):
+            self.check_width(text_emb, width, "the prompt processor must name the same model as the guidance")
+        return {"encoder_hidden_states": text_emb.to(self.dtype)}
+
+    def check_width(self, text_emb: Tensor, width: int, fix: str) -> None:
+        """Raises CarvError unless text (N, L, D) has the width D."""
+        if text_emb.shape[-1] != width:
             raise CarvError(
                 f"the text embeddings are {text_emb.shape[-1]} wide and {self.name or 'this model'} needs {width}: "
-                "the prompt processor must name the same model as the guidance."
+                f"{fix}."
             )
-        return {"encoder_hidden_states": text_emb.to(self.dtype)}
 
 
 @packages("teachers")

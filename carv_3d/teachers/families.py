@@ -13,17 +13,28 @@ BUILT_IN = {DEFAULT_MODEL: Path(__file__).parents[1] / "tiny" / "weights"}
 class Family:
     """Models that one teacher reads.
 
-    classes: of each part with weights, what model_index.json names for it.
-    tokenizers: the folders of tokenizers.
+    classes: of each part with weights, what model_index.json names for it; "unet" or "transformer" is the network.
+    tokenizers: the folders of tokenizers, with their classes in transformers.
     addition_embed_types: what the UNet's config may name for more than cross-attention ("text" pools the same text).
     use: what loads it, for the sentence that a model of another family gets.
+    optional: parts that may be null.
+    packed: latents that the network takes as one, side by side in its channels.
+    half: the half precision that it is run in, a name in torch.
     """
 
     name: str
     classes: dict[str, str]
-    tokenizers: tuple[str, ...]
+    tokenizers: dict[str, str]
     use: str
     addition_embed_types: tuple[str | None, ...] = (None, "text")
+    optional: tuple[str, ...] = ()
+    packed: int = 1
+    half: str = "float16"
+
+    @property
+    def network(self) -> str:
+        """The part that denoises."""
+        return "unet" if "unet" in self.classes else "transformer"
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -39,15 +50,50 @@ class Family:
 STABLE_DIFFUSION = Family(
     name="Stable Diffusion 1.x or 2.x",
     classes={"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"},
-    tokenizers=("tokenizer",),
+    tokenizers={"tokenizer": "CLIPTokenizer"},
     use="StableDiffusionTeacher, in threestudio carv-stable-diffusion-guidance with its prompt processor",
 )
 STABLE_DIFFUSION_XL = Family(
     name="Stable Diffusion XL",
     classes={**STABLE_DIFFUSION.classes, "text_encoder_2": "CLIPTextModelWithProjection"},
-    tokenizers=("tokenizer", "tokenizer_2"),
+    tokenizers={"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"},
     use="StableDiffusionXLTeacher, in threestudio carv-stable-diffusion-xl-guidance with "
     "carv-stable-diffusion-xl-prompt-processor",
     addition_embed_types=("text_time",),
 )
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
+STABLE_DIFFUSION_3 = Family(
+    name="Stable Diffusion 3 or 3.5",
+    classes={
+        "transformer": "SD3Transformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    },
+    tokenizers={"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer", "tokenizer_3": "T5TokenizerFast"},
+    use="load_teacher or StableDiffusion3Teacher",
+    optional=("text_encoder_3", "tokenizer_3"),
+    half="bfloat16",
+)
+FLUX = Family(
+    name="FLUX.1",
+    classes={
+        "transformer": "FluxTransformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "T5EncoderModel",
+    },
+    tokenizers={"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5TokenizerFast"},
+    use="load_teacher or FluxTeacher",
+    packed=4,
+    half="bfloat16",
+)
+PIXART = Family(
+    name="PixArt-alpha or PixArt-sigma",
+    classes={"transformer": "PixArtTransformer2DModel", "vae": "AutoencoderKL", "text_encoder": "T5EncoderModel"},
+    tokenizers={"tokenizer": "T5TokenizerFast"},
+    use="load_teacher or PixArtTeacher",
+    half="bfloat16",
+)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, PIXART)
+OLD_NAMES = {"Transformer2DModel": "PixArtTransformer2DModel"}  # of a class, as folders of before name it

@@ -16,13 +16,14 @@ from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu
+from carv_3d.teachers.model_config import latent_scale
 from carv_3d.teachers.tokens import shortened
 
 SomeTeacher = TypeVar("SomeTeacher", bound="LatentDiffusionTeacher")
 
 
 class LatentDiffusionTeacher(Denoiser):
-    """A `carv_3d.teachers.base.Teacher` over a UNet and a VAE, but for the text, which a subclass encodes.
+    """A `carv_3d.teachers.base.Teacher` over a network and a VAE, but for the text, which a subclass encodes.
 
     It is no torch module on purpose: nothing of it lands in a host's checkpoint, optimizer or
     `train()` call. Parameters are frozen; gradients pass through `encode` and `decode` to their inputs.
@@ -33,7 +34,7 @@ class LatentDiffusionTeacher(Denoiser):
 
     def __init__(
         self,
-        unet: Any,
+        network: Any,
         vae: Any,
         schedule: NoiseSchedule,
         prediction_type: str = "epsilon",
@@ -43,36 +44,42 @@ class LatentDiffusionTeacher(Denoiser):
         """Parts that are already on one device.
 
         Args:
-            unet: diffusers' UNet.
+            network: diffusers' UNet or transformer.
             vae: diffusers' AutoencoderKL.
             schedule: of the model's training.
-            prediction_type: "epsilon" or "v_prediction".
+            prediction_type: one that the schedule knows.
             name: for messages.
-            text_width: D of the text embeddings, if the encoders are at hand.
+            text_width: D of the text embeddings, if the encoders of a UNet are at hand.
 
         Raises:
             CarvError: the sizes of the parts do not fit, or the prediction type is unknown.
         """
-        super().__init__(unet, schedule, prediction_type, name)
+        super().__init__(network, schedule, prediction_type, name)
         self.vae: Any = vae.eval().requires_grad_(False)
         self.vae_dtype: torch.dtype = next(vae.parameters()).dtype
         self.vae_factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels = int(vae.config.latent_channels)
-        size = unet.config.sample_size
-        if isinstance(size, (list, tuple)):
-            if len(set(size)) != 1:
-                raise CarvError(f"the UNet of {name or 'this model'} is not square (sample_size {size}).")
-            size = size[0]
-        self.latent_size = int(size)
+        self.latent_size = self._find_latent_size()
         self.image_size = self.latent_size * self.vae_factor
-        if text_width is not None and unet.config.cross_attention_dim != text_width:
+        if text_width is not None and network.config.cross_attention_dim != text_width:
             raise CarvError(
                 f"the parts of {name or 'this model'} do not fit: its text encoder gives width {text_width}, "
-                f"its UNet takes {unet.config.cross_attention_dim}."
+                f"its UNet takes {network.config.cross_attention_dim}."
             )
-        self._scaling = float(getattr(vae.config, "scaling_factor", None) or 0.18215)
-        self._shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self._scaling, self._shift = latent_scale(vae.config, self.device)
         self._embeddings: dict[str, Tensor] = {}
+
+    def _find_latent_size(self) -> int:
+        """The side of the latents that it was trained at: the network's own, else the VAE's."""
+        size = getattr(self.network.config, "sample_size", None)
+        if size is None:
+            size = int(self.vae.config.sample_size) // self.vae_factor
+        if isinstance(size, (list, tuple)):
+            if len(set(size)) != 1:
+                name = self.name or "this model"
+                raise CarvError(f"the {self.family.network} of {name} is not square (sample_size {size}).")
+            size = size[0]
+        return int(size)
 
     @classmethod
     @packages("teachers")
@@ -98,15 +105,15 @@ class LatentDiffusionTeacher(Denoiser):
             device: CUDA if there is one, unless named.
             half_precision: float16, on CUDA only; None takes it there. On the CPU it is float32, with a note in the
                 log (float16 and bfloat16 are slower there).
-            channels_last: the memory format of UNet and VAE; no gain was measured on the CPU.
+            channels_last: the memory format of network and VAE; no gain was measured on the CPU.
             local_files_only: never ask the hub.
             cache_dir: where the hub's files are kept; the hub's own place if None.
             with_text: False leaves the text encoder out, for hosts that bring their own embeddings.
-            attention_slicing: attention in slices: less memory, slower.
+            attention_slicing: attention in slices: less memory, slower; of a UNet alone.
             cpu_offload: parameters stay in the CPU's memory and visit the GPU layer by layer: least memory, much
                 slower. CUDA only, with a note in the log elsewhere. Needs accelerate.
             token_merging: arguments of tomesd.apply_patch, {} for its defaults; None for none. Needs tomesd; it
-                changes the prediction.
+                changes the prediction, and is for a UNet alone.
             folder: of the model, where `resolve_model` has found it already.
 
         Raises:
@@ -115,13 +122,15 @@ class LatentDiffusionTeacher(Denoiser):
         name_or_path = name_or_path or cls.default_model
         folder = folder or resolve_model(name_or_path, local_files_only, cache_dir, cls.family)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = choose_dtype(device, half_precision)
+        if cls.family.network != "unet" and (attention_slicing or token_merging is not None):
+            raise CarvError(f"attention_slicing and token_merging are for a UNet, and {cls.family.name} has none.")
+        dtype = choose_dtype(device, half_precision, cls.family.half)
         parts = load_parts(folder, dtype, with_text, cls.family, vae_dtype=cls._choose_vae_dtype(folder, dtype))
         offload = cpu_offload and can_offload(device)
         modules = [part for part in cls.family.classes if parts[part] is not None]
         for part in modules:
             parts[part] = parts[part] if offload else parts[part].to(device)
-            if channels_last and part in ("unet", "vae"):
+            if channels_last and part in (cls.family.network, "vae"):
                 parts[part] = parts[part].to(memory_format=torch.channels_last)
         schedule = parts.pop("scheduler")
         teacher = cls._from_parts(
@@ -206,7 +215,8 @@ class LatentDiffusionTeacher(Denoiser):
         """
         try:
             with torch.autocast(self.device.type, enabled=False):
-                images = self.vae.decode(latents.to(self.vae_dtype) / self._scaling + self._shift).sample
+                z = latents.to(self.vae_dtype) / self._scaling + self._shift
+                images = self.vae.decode(z.to(self.vae_dtype)).sample
             images = (images * 0.5 + 0.5).to(latents.dtype)
             return images.clamp(0, 1) if clamp else images
         except FAILURES as error:

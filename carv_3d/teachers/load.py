@@ -10,12 +10,21 @@ from carv_3d.io.files import open_file
 from carv_3d.io.structured import RESTORE
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import FAMILIES, Family
+from carv_3d.teachers.flux import FluxTeacher
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 from carv_3d.teachers.model_folder import WrongFamily
+from carv_3d.teachers.pixart import PixArtTeacher
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.teachers.stable_diffusion_3 import StableDiffusion3Teacher
 from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
 
-TEACHERS: tuple[type[LatentDiffusionTeacher], ...] = (StableDiffusionTeacher, StableDiffusionXLTeacher)
+TEACHERS: tuple[type[LatentDiffusionTeacher], ...] = (
+    StableDiffusionTeacher,
+    StableDiffusionXLTeacher,
+    StableDiffusion3Teacher,
+    FluxTeacher,
+    PixArtTeacher,
+)
 
 
 def find_model(
@@ -38,20 +47,20 @@ def find_model(
     Raises:
         CarvError: what was looked for, why it is not there or cannot be used, and the fix.
     """
-    for family in FAMILIES:
-        try:
-            folder = resolve_model(name_or_path, local_files_only, cache_dir, family)
-        except WrongFamily:
-            if family is FAMILIES[-1]:
-                raise
-            continue
-        if only not in (None, family):
-            raise CarvError(
-                f"{name_or_path} holds {family.name}, and {use} works with {only.name} alone: name such a model."
-            )
-        check_is_teacher(folder)
-        return folder, family
-    raise AssertionError("there is a family")
+    family = FAMILIES[0]
+    try:
+        folder = resolve_model(name_or_path, local_files_only, cache_dir, family)
+    except WrongFamily as error:
+        if error.family is None:
+            raise
+        family = error.family
+        folder = resolve_model(name_or_path, local_files_only, cache_dir, family)
+    if only not in (None, family):
+        raise CarvError(
+            f"{name_or_path} holds {family.name}, and {use} works with {only.name} alone: name such a model."
+        )
+    check_is_teacher(folder)
+    return folder, family
 
 
 def check_is_teacher(folder: Path) -> None:

@@ -15,16 +15,17 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, require
 from carv_3d.io.tensor_files import check_finite, load_tensors
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_folder import FIX, MEND, read_json, weight_files, weight_variant
+from carv_3d.teachers.model_folder import FIX, MEND, class_name, read_json, weight_files, weight_variant
 
 log = logging.getLogger(__name__)
 
 
-def choose_dtype(device: torch.device, half_precision: bool | None) -> torch.dtype:
-    """float16 on CUDA unless refused; float32 elsewhere, with a note in the log if half was asked for."""
+def choose_dtype(device: torch.device, half_precision: bool | None, half: str = "float16") -> torch.dtype:
+    """`half` on CUDA unless refused; float32 elsewhere, with a note in the log if half was asked for."""
     if half_precision and device.type != "cuda":
         log.info("half precision is for CUDA; on %s the teacher runs in float32.", device.type)
-    return torch.float16 if device.type == "cuda" and half_precision in (None, True) else torch.float32
+    chosen: torch.dtype = getattr(torch, half)
+    return chosen if device.type == "cuda" and half_precision in (None, True) else torch.float32
 
 
 def load_parts(
@@ -53,7 +54,7 @@ def load_parts(
 
     parts: dict[str, Any] = dict.fromkeys(family.components)
     with _quiet(diffusers.utils.logging, transformers.utils.logging):
-        for part in ("unet", "vae") if with_vae else ("unet",):
+        for part in (family.network, "vae") if with_vae and "vae" in family.classes else (family.network,):
             own = vae_dtype or dtype if part == "vae" else dtype
             parts[part] = _load_weights(diffusers, family.classes[part], folder, part, own)
         if with_text:
@@ -67,13 +68,18 @@ def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DI
     import diffusers
     import transformers
 
-    parts: dict[str, Any] = {}
+    index = read_json(folder / "model_index.json")
+    absent = [part for part in family.optional if class_name(index, part) is None]
+    parts: dict[str, Any] = dict.fromkeys(absent)
     with _quiet(diffusers.utils.logging, transformers.utils.logging):
         for part in family.text_encoders:
-            parts[part] = _load_weights(transformers, family.classes[part], folder, part, dtype)
-        for part in family.tokenizers:
+            if part not in absent:
+                parts[part] = _load_weights(transformers, family.classes[part], folder, part, dtype)
+        for part, kind in family.tokenizers.items():
+            if part in absent:
+                continue
             with _named(folder, part, folder / part):
-                parts[part] = transformers.CLIPTokenizer.from_pretrained(
+                parts[part] = getattr(transformers, kind).from_pretrained(
                     str(folder), subfolder=part, local_files_only=True
                 )
                 parts[part]("a mug")  # what its words lack is noticed here

@@ -41,7 +41,7 @@ class CameraLora(nn.Module):
     """
 
     def __init__(self, unet: Any, rank: int = 4, camera_width: int = 16) -> None:
-        """Raises CarvError for a UNet without attention, or a rank that is no whole number of at least 1."""
+        """Raises CarvError for no UNet, one without attention, or a rank that is no whole number of at least 1."""
         super().__init__()
         if isinstance(rank, bool) or not isinstance(rank, (int, Integral)) or rank < 1:
             raise CarvError(f"lora_rank is {rank!r}; it must be a whole number of at least 1.")
@@ -54,6 +54,8 @@ class CameraLora(nn.Module):
                 module.register_forward_hook(self._adding(low_rank))
         if not self.layers:
             raise CarvError("the UNet has no attention layers (to_q, to_k, to_v, to_out): name another model.")
+        if not hasattr(unet, "time_embedding"):
+            raise CarvError(f"the LoRA score is for a UNet, and this is a {type(unet).__name__}: name another model.")
         width = int(unet.time_embedding.linear_2.out_features)
         self.camera_embedding = nn.Sequential(nn.Linear(camera_width, width), nn.SiLU(), nn.Linear(width, width))
         unet.time_embedding.register_forward_hook(self._with_camera)

@@ -35,6 +35,8 @@ class VAEConfig(Options):
     layers_per_block: int = option(1, "Of each level.", least=1, most=1000)
     scaling_factor: float | None = option(0.18215, "What latents are multiplied by.", least=1e-6, most=1e6)
     shift_factor: float | None = option(None, "What is subtracted before.", least=-1e6, most=1e6)
+    latents_mean: list[float] | None = option(None, "The same, of each channel.", least=-1e6, most=1e6)
+    latents_std: list[float] | None = option(None, "What they are divided by, of each.", least=1e-5, most=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,42 @@ class TokenizerConfig(Options):
     """tokenizer/tokenizer_config.json."""
 
     model_max_length: int = option(77, "Tokens of a prompt.", least=3, most=1e31)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Options):
+    """transformer/config.json."""
+
+    sample_size: int | None = option(None, "Side of the latents of its training.", least=1, most=4096)
+    in_channels: int | None = option(None, "Channels of the latents, packed ones among them.", least=1, most=4096)
+    out_channels: int | None = option(None, "The same, with those of a learned variance.", least=1, most=4096)
+    patch_size: int = option(1, "Side of a patch.", least=1, most=64)
+    num_layers: int = option(1, "Layers.", least=1, most=1000)
+    num_attention_heads: int = option(1, "Heads of each.", least=1, most=2**12)
+    attention_head_dim: int = option(1, "Width of a head.", least=1, most=2**12)
+    joint_attention_dim: int | None = option(None, "Width of the text.", least=1, most=2**16)
+    caption_channels: int | None = option(None, "The same.", least=1, most=2**16)
+    pooled_projection_dim: int | None = option(None, "Width of the pooled text.", least=1, most=2**16)
+
+
+def latent_scale(vae: Any, device: torch.device) -> tuple[Any, Any]:
+    """Scaling and shift of `z = (encoded - shift) * scaling`, numbers or (1, C, 1, 1), as diffusers' pipelines have it.
+
+    Args:
+        vae: its config, with scaling_factor and shift_factor, or latents_mean and latents_std.
+        device: of the tensors.
+
+    Raises:
+        CarvError: a mean without a standard deviation, or another number of them than there are channels.
+    """
+    scaling = float(getattr(vae, "scaling_factor", None) or 0.18215)
+    mean, std = (getattr(vae, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is None and std is None:
+        return scaling, float(getattr(vae, "shift_factor", None) or 0.0)
+    if any(values is None or len(values) != vae.latent_channels for values in (mean, std)):
+        raise CarvError(f"the VAE's latents_mean and latents_std must both be lists of {vae.latent_channels} numbers.")
+    shape = (1, vae.latent_channels, 1, 1)
+    return scaling / torch.tensor(std, device=device).view(shape), torch.tensor(mean, device=device).view(shape)
 
 
 def check_config(values: dict[str, Any], kind: type[Options]) -> None:

@@ -17,24 +17,18 @@ from carv_3d.errors import CarvError, shown
 from carv_3d.io import structured
 from carv_3d.io.files import open_file
 from carv_3d.io.tensor_files import read_header
-from carv_3d.teachers.families import FAMILIES, STABLE_DIFFUSION, Family
+from carv_3d.teachers.families import FAMILIES, OLD_NAMES, STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_config import (
     TextConfig,
     TokenizerConfig,
+    TransformerConfig,
     UNetConfig,
     VAEConfig,
     check_config,
     check_prediction,
 )
 
-WEIGHT_STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
 HALF = ".fp16"  # in the names of weights that were saved in half precision next to others
-BIN_STEMS = {**WEIGHT_STEMS, "text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model"}
 FIX = (
     "name a local diffusers folder (the one that holds model_index.json) as the model (in a configuration: "
     "pretrained_model_name_or_path), or use the built-in carv-tiny"
@@ -43,8 +37,21 @@ FIX = (
 MEND = f"mend or download it again, {FIX}."
 
 
+# in the names of pipelines that start from an image, or need more than a prompt
+OTHER_TASKS = ("Inpaint", "Fill", "Kontext", "Control", "Upscale", "Depth2Img", "InstructPix2Pix", "SuperResolution")
+
+
 class WrongFamily(CarvError):
-    """A whole model, for which another teacher is the right one."""
+    """A whole model, for which another teacher is the right one: that of `family`, None where there is none."""
+
+    family: Family | None = None
+
+
+def weight_stems(part: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The names of a part's weights and their endings, safetensors before pickles."""
+    text = part.startswith("text_encoder")
+    stems = ("model", "pytorch_model") if text else ("diffusion_pytorch_model",) * 2
+    return (stems[0], ".safetensors"), (stems[1], ".bin")
 
 
 def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
@@ -53,24 +60,28 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
     index_file = folder / "model_index.json"
     index = read_json(index_file)
     check_family(folder, family)
+    pipeline = index.get("_class_name", "pipeline")
+    task = next((word for word in OTHER_TASKS if word in str(pipeline)), None)
+    if task is not None:
+        raise CarvError(_bad(index_file, f"it holds a {pipeline}, and such a model is no text-to-image teacher"))
     for part in family.components:
-        if _class_name(index, part) is None:
+        if class_name(index, part) is None and part not in family.optional:
             raise CarvError(_bad(index_file, f"it lists no {part}"))
-    for part, expected in family.classes.items():
-        actual = _class_name(index, part)
+    present = [part for part in family.classes if class_name(index, part) is not None]
+    for part in present:
+        actual, expected = class_name(index, part), family.classes[part]
         if actual != expected:
-            pipeline = index.get("_class_name", "pipeline")
             why = f"it holds a {pipeline} whose {part} is a {actual}, where {family.name} has a {expected}"
             raise CarvError(_bad(index_file, why))
-    _check_scheduler(folder, _class_name(index, "scheduler"))
-    unet, vae = read_config(folder, "unet", UNetConfig), read_config(folder, "vae", VAEConfig)
-    _check_unet(folder / "unet" / "config.json", unet, vae, family)
-    for part in family.classes:
+    _check_scheduler(folder, class_name(index, "scheduler"))
+    _check_network(folder, family)
+    for part in present:
         for file in weight_files(folder, part):
             check_weight_file(file)
-    for part, tokenizer in zip(family.text_encoders, family.tokenizers):
-        size = read_config(folder, part, TextConfig).get("vocab_size", TextConfig.vocab_size)
-        _check_tokenizer(folder / tokenizer, size)
+    for part, (tokenizer, kind) in zip(family.text_encoders, family.tokenizers.items()):
+        if part in present:
+            size = read_config(folder, part, TextConfig).get("vocab_size", TextConfig.vocab_size)
+            _check_tokenizer(folder / tokenizer, size, pair=kind == "CLIPTokenizer")
 
 
 def _check_outer(folder: Path) -> None:
@@ -95,26 +106,46 @@ def _checked(file: Path, kind: type[Options]) -> dict[str, Any]:
     return values
 
 
-def _class_name(index: dict[str, Any], part: str) -> Any:
+def class_name(index: dict[str, Any], part: str) -> Any:
+    """The class of a part in a model_index.json, today's name for it; None where there is none."""
     entry = index.get(part)
-    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    return OLD_NAMES.get(name, name) if isinstance(name, str) else name
 
 
 def check_family(folder: Path, family: Family) -> None:
     """Raises WrongFamily, saying what to use, if model_index.json is that of a model of another family."""
     index = read_json(folder / "model_index.json")
-    if index.get("unet") is not None and _class_name(index, "text_encoder") is None:
-        if _class_name(index, "text_encoder_2") is not None:
+    if class_name(index, "unet") is not None and class_name(index, "text_encoder") is None:
+        if class_name(index, "text_encoder_2") is not None:
             raise WrongFamily(
                 f"{folder} holds the refiner of Stable Diffusion XL, which has no text encoder of its own to follow "
                 "a prompt from pure noise: name the base model as pretrained_model_name_or_path."
             )
         return
+    parts = {part for other in FAMILIES for part in other.classes}
+    present = {part: class_name(index, part) for part in parts if class_name(index, part) is not None}
     for other in FAMILIES:
-        if other is not family and all(_class_name(index, p) == kind for p, kind in other.classes.items()):
-            encoders = {p for p in (*family.classes, *other.classes) if _class_name(index, p) is not None}
-            if encoders == set(other.classes):
-                raise WrongFamily(f"{folder} holds {other.name}, and {family.name} was expected: use {other.use}.")
+        needed = {part: kind for part, kind in other.classes.items() if part in present or part not in other.optional}
+        if needed == present:
+            _expect(folder, other, family)
+            return
+    with_network = [other for other in FAMILIES if present.get(other.network) == other.classes[other.network]]
+    if with_network and family not in with_network:  # whose check says what is missing
+        _expect(folder, with_network[0], family)
+    if "text_encoder" in present and not with_network:
+        networks = [part for part in ("unet", "transformer") if part in present]
+        network = "".join(f" whose {part} is a {present[part]}" for part in networks[:1])
+        known = ", ".join(other.name for other in FAMILIES)
+        why = f"it holds a {index.get('_class_name', 'pipeline')}{network}, and what is read here is {known}"
+        raise WrongFamily(_bad(folder / "model_index.json", why))
+
+
+def _expect(folder: Path, actual: Family, expected: Family) -> None:
+    if actual is not expected:
+        error = WrongFamily(f"{folder} holds {actual.name}, and {expected.name} was expected: use {actual.use}.")
+        error.family = actual
+        raise error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -138,14 +169,14 @@ def weight_files(folder: Path, part: str) -> list[Path]:
         CarvError: none is there.
     """
     here = folder / part
-    stems = ((WEIGHT_STEMS[part], ".safetensors"), (BIN_STEMS[part], ".bin"))
+    stems = weight_stems(part)
     for variant, (stem, suffix) in itertools.product(("", HALF), stems):
         if os.path.lexists(here / f"{stem}{variant}{suffix}"):
             return [here / f"{stem}{variant}{suffix}"]
         index = here / f"{stem}{suffix}.index{variant}.json"
         if os.path.lexists(index):
             return _shards(index)
-    raise CarvError(_bad(here / f"{WEIGHT_STEMS[part]}.safetensors", "it is missing (nor is there a .bin)"))
+    raise CarvError(_bad(here / f"{stems[0][0]}.safetensors", "it is missing (nor is there a .bin)"))
 
 
 def weight_variant(files: list[Path]) -> str | None:
@@ -176,16 +207,25 @@ def check_weight_file(file: Path) -> None:
         read_header(file, MEND)
 
 
-def _check_unet(file: Path, unet: dict[str, Any], vae: dict[str, Any], family: Family) -> None:
-    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if channels != latent:
+def _check_network(folder: Path, family: Family) -> None:
+    part, kind = (family.network, UNetConfig if family.network == "unet" else TransformerConfig)
+    file, unet = folder / part / "config.json", read_config(folder, part, kind)
+    channels, latent = unet.get("in_channels", 4), 3
+    if "vae" in family.classes:
+        latent = read_config(folder, "vae", VAEConfig).get("latent_channels", 4)
+    if channels != latent * family.packed:
+        name = "UNet" if part == "unet" else part
+        gives = f"the VAE gives {latent}" if "vae" in family.classes else f"images have {latent}"
+        packed = "" if family.packed == 1 else f", {family.packed} of which are packed"
         raise CarvError(
             _bad(
                 file,
-                f"the UNet takes {channels} channels and the VAE gives {latent} "
+                f"the {name} takes {channels} channels and {gives}{packed} "
                 "(an inpainting, depth or upscaling model is no text-to-image teacher)",
             )
         )
+    if part != "unet":
+        return
     expected = {
         "class_embed_type": (None,), "num_class_embeds": (None,), "addition_embed_type": family.addition_embed_types,
     }  # fmt: skip
@@ -211,18 +251,21 @@ def _check_scheduler(folder: Path, named: Any) -> None:
         raise CarvError(_bad(file, why))
 
 
-def _check_tokenizer(here: Path, size: int) -> None:
-    """size: of the text encoder's vocabulary."""
-    pair = [here / "vocab.json", here / "merges.txt"]
-    if not (here / "tokenizer.json").is_file() and not all(file.is_file() for file in pair):
-        raise CarvError(_bad(pair[0], "it is missing (the tokenizer needs vocab.json and merges.txt)"))
+def _check_tokenizer(here: Path, size: int, pair: bool = True) -> None:
+    """size: of the text encoder's vocabulary. pair: whether it is CLIP's, of vocab.json and merges.txt."""
+    pairs = [here / "vocab.json", here / "merges.txt"]
+    needed = pairs if pair else [here / "spiece.model"]
+    if not (here / "tokenizer.json").is_file() and not all(file.is_file() for file in needed):
+        names = " and ".join(file.name for file in needed)
+        raise CarvError(_bad(needed[0], f"it is missing (the tokenizer needs {names})"))
     read = {file.name: read_json(file) for file in sorted(here.glob("*.json"))}
-    if os.path.lexists(pair[1]):
-        structured.read_text(pair[1], MEND)
+    if os.path.lexists(pairs[1]):
+        structured.read_text(pairs[1], MEND)
     if "tokenizer_config.json" in read:
         _checked(here / "tokenizer_config.json", TokenizerConfig)
     model = read.get("tokenizer.json", {}).get("model", {})
     for name, words in (("vocab.json", read.get("vocab.json", {})), ("tokenizer.json", model.get("vocab", {}))):
+        words = {word: number for number, (word, _) in enumerate(words)} if isinstance(words, list) else words
         for word, number in words.items():
             if type(number) is not int or not 0 <= number < size:
                 due = f"a whole number below {size}, the words of the text encoder"

@@ -87,13 +87,11 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
 
     def conditions(self, text_emb: Tensor) -> dict[str, Any]:
         """The UNet's keyword arguments for packed text (N, L + 1, max(D, P)). Raises CarvError for another width."""
-        width = max(self.text_width, self.pooled_width)
-        if text_emb.shape[-1] != width:
-            raise CarvError(
-                f"the text embeddings are {text_emb.shape[-1]} wide and {self.name or 'this model'} needs {width}, the "
-                "pooled embedding among them: make them by its own text_embeddings, in threestudio by "
-                "carv-stable-diffusion-xl-prompt-processor with the same pretrained_model_name_or_path."
-            )
+        self.check_width(
+            text_emb, max(self.text_width, self.pooled_width),
+            "they carry a pooled embedding, so make them by its own text_embeddings, in threestudio by "
+            "carv-stable-diffusion-xl-prompt-processor with the same pretrained_model_name_or_path",
+        )  # fmt: skip
         text, pooled = unpack(text_emb.to(self.dtype), self.text_width, self.pooled_width)
         size = self.image_size
         time_ids = text.new_tensor([size, size, 0, 0, size, size]).expand(len(text), TIME_IDS)

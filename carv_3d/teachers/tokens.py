@@ -11,7 +11,8 @@ log = logging.getLogger(__name__)
 
 def context_length(text_encoder: Any, tokenizer: Any) -> int:
     """L: how many tokens the encoder reads. A tokenizer without a limit says 1e30."""
-    return min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
+    # T5 has no positions of its own
+    return min(int(tokenizer.model_max_length), int(getattr(text_encoder.config, "max_position_embeddings", 2**30)))
 
 
 def text_config(text_encoder: Any, tokenizer: Any, **more: Any) -> dict[str, Any]:

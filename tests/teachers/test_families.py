@@ -1,0 +1,208 @@
+"""Every family of `small_families` against its diffusers pipeline's own first step, and in the guidance."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_families import BUILDERS, build_family
+
+from carv_3d.core.estimator import Draws
+from carv_3d.errors import CarvError
+from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
+from carv_3d.teachers.base import Teacher
+from carv_3d.teachers.families import STABLE_DIFFUSION
+from carv_3d.teachers.load import find_model, load_teacher
+from carv_3d.teachers.xl_text import unpack
+
+PROMPTS = ["a red mug", "a cup"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: build_family(name, tmp_path_factory.mktemp("family") / "model") for name in BUILDERS}
+
+
+@pytest.fixture(scope="module")
+def teachers(folders: dict[str, Path]) -> dict[str, Any]:
+    return {name: load_teacher(str(folder), device="cpu") for name, folder in folders.items()}
+
+
+class _FirstStep(Exception):
+    pass
+
+
+def first_step(pipeline: Any, size: int, **call: Any) -> tuple[torch.Tensor, float, torch.Tensor]:
+    """The prediction after guidance, the timestep and z_t of a pipeline's first step."""
+    seen: list[Any] = []
+
+    def step(prediction: torch.Tensor, t: Any, z: torch.Tensor, **_: Any) -> None:
+        seen.extend((prediction, float(t), z))
+        raise _FirstStep
+
+    pipeline.scheduler.step = step
+    pipeline.set_progress_bar_config(disable=True)
+    with pytest.raises(_FirstStep):
+        pipeline(num_inference_steps=4, height=size, width=size, generator=torch.Generator().manual_seed(0), **call)
+    return seen[0], seen[1], seen[2]
+
+
+def load_pipeline(folder: Path, **parts: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(str(folder), **parts)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_first_step_is_the_pipelines(name: str, folders: dict[str, Path], teachers: dict[str, Any]) -> None:
+    pipeline, teacher = load_pipeline(folders[name]), teachers[name]
+    assert isinstance(teacher, Teacher)
+    assert teacher.shortened("a mug", [", left view"]) == "a mug"
+    more: dict[str, Any] = (
+        {"use_resolution_binning": False, "clean_caption": False} if name.startswith("PixArt") else {}
+    )
+    expected, time, z = first_step(pipeline, teacher.image_size, prompt="A red Mug", guidance_scale=4.0, **more)
+    if name == "FLUX.1":
+        expected, z = (pipeline._unpack_latents(x, 16, 16, 2) for x in (expected, z))
+        teacher.distilled_guidance = 4.0
+    times = teacher.schedule.times
+    t = torch.tensor([int(time) if times is None else int((times - time).abs().argmin())])
+    with torch.no_grad():
+        text, uncond = teacher.text_embeddings(["A red Mug", ""]).split(1)
+        actual, other = teacher.predict(z, t, text), teacher.predict(z, t, uncond)
+    # the text matters, so the comparison means something
+    assert (actual - other).abs().max() > 1e-2
+    if name != "FLUX.1":
+        actual = other + 4.0 * (actual - other)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def sds_by_hand(teacher: Any, rgb: torch.Tensor, text: Any, null: Any, draws: Draws, s: float) -> torch.Tensor:
+    """The mean over renders and draws of w(t) (eps_hat - eps), through the encoder."""
+    total, (R, K) = torch.zeros_like(rgb), draws.t.shape
+    for r in range(R):
+        for k in range(K):
+            z = teacher.encode(rgb.permute(0, 3, 1, 2)[r : r + 1], sample=False)
+            t, eps = draws.t[r, k : k + 1], draws.eps[r, k : k + 1]
+            alpha, sigma = teacher.schedule.alpha(t), teacher.schedule.sigma(t)
+            with torch.no_grad():
+                z_t = alpha * z + sigma * eps
+                e = []
+                for y in (text[r : r + 1], null):
+                    out = teacher.predict(z_t, t, y)
+                    if teacher.schedule.family == "flow":  # out = eps - z, and z_t = alpha z + sigma eps
+                        out = z_t + alpha * out
+                    elif teacher.schedule.family == "edm":  # z_hat = z_t / 4 + sigma out / 2, over sigma^2 + 1/4
+                        z_hat = 0.25 * z_t / (sigma**2 + 0.25) + 0.5 * sigma * out / (sigma**2 + 0.25).sqrt()
+                        out = (z_t - z_hat) / sigma
+                    e.append(out)
+                w = sigma**2 / (alpha**2 + sigma**2)
+                f = w * (e[1] + s * (e[0] - e[1]) - eps)
+            total += torch.autograd.grad(z, rgb, f)[0] / (R * K)
+    return total
+
+
+# PixArt-alpha's tiny model has large images, and is otherwise PixArt-sigma's
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "PixArt-alpha"])
+def test_the_gradient_of_score_distillation_is_that_by_hand(name: str, teachers: dict[str, Any]) -> None:
+    teacher = teachers[name]
+    g = torch.Generator().manual_seed(0)
+    rgb = torch.rand(2, teacher.image_size, teacher.image_size, 3, generator=g).requires_grad_()
+    draws = Draws(
+        torch.randint(20, 980, (2, 2), generator=g), torch.randn(2, 2, 4, *[teacher.latent_size] * 2, generator=g)
+    )
+    text, null = teacher.text_embeddings(PROMPTS), teacher.text_embeddings([""])
+    options = GuidanceOptions(guidance_scale=5.0, num_draws=2, max_batch=3, vae_sample="mode")
+    out = SDSGuidance(teacher, options)(rgb, text, null, step=0, draws=draws)
+    gradient = torch.autograd.grad(out.loss_sds, rgb)[0]
+    assert gradient.abs().max() > 1e-4
+    expected = sds_by_hand(teacher, rgb, text, null, draws, out.scale)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_latents_with_mean_and_deviation_are_decoded_as_the_pipeline_does(
+    folders: dict[str, Path], teachers: dict[str, Any]
+) -> None:
+    teacher, vae = teachers["Playground 2.5"], json.loads((folders["Playground 2.5"] / "vae/config.json").read_text())
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(vae[f"latents_{name}"]).view(1, 4, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():  # of StableDiffusionXLPipeline, after its last step
+        expected = teacher.vae.decode(z * std / vae["scaling_factor"] + mean, return_dict=False)[0] / 2 + 0.5
+        torch.testing.assert_close(teacher.decode(z, clamp=False), expected)
+        images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        encoded = teacher.vae.encode(images * 2 - 1).latent_dist.mode()
+        torch.testing.assert_close(
+            teacher.encode(images, sample=False) * std / vae["scaling_factor"] + mean, encoded, rtol=1e-4, atol=1e-5
+        )
+
+
+# --- what is refused
+
+
+def edited(source: Path, target: Path, file: str, **values: Any) -> Path:
+    shutil.copytree(source, target)
+    path = target / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "values", "said"),
+    [
+        (
+            "PixArt-sigma", "model_index.json",
+            {"_class_name": "HunyuanDiTPipeline", "transformer": ["diffusers", "HunyuanDiT2DModel"]},
+            "it holds a HunyuanDiTPipeline whose transformer is a HunyuanDiT2DModel, and what is read here is Stable",
+        ),
+        ("FLUX.1", "model_index.json", {"_class_name": "FluxFillPipeline"}, "holds a FluxFillPipeline, and such a"),
+        ("FLUX.1", "transformer/config.json", {"in_channels": 96}, "takes 96 channels and the VAE gives 4, 4 of which"),
+        ("Playground 2.5", "vae/config.json", {"latents_std": None}, "latents_mean and latents_std must both be lists"),
+        ("Stable Diffusion 3", "transformer/config.json", {"in_channels": 9}, "an inpainting, depth or upscaling"),
+        ("Stable Diffusion 3", "model_index.json", {"text_encoder": [None, None]}, "it lists no text_encoder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_one_sentence(
+    name: str, file: str, values: Any, said: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = edited(folders[name], tmp_path / "copy", file, **values)
+    with pytest.raises(CarvError) as caught:
+        load_teacher(str(folder), device="cpu")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_command_for_one_family_refuses_another(folders: dict[str, Path]) -> None:
+    with pytest.raises(CarvError, match=r"holds FLUX.1, and carv distill works with Stable Diffusion 1.x or 2.x alone"):
+        find_model(str(folders["FLUX.1"]), only=STABLE_DIFFUSION, use="carv distill")
+    with pytest.raises(CarvError, match=r"are for a UNet, and FLUX.1 has none"):
+        load_teacher(str(folders["FLUX.1"]), device="cpu", attention_slicing=True)
+
+
+def test_t5_may_be_absent_from_stable_diffusion_3(folders: dict[str, Path], tmp_path: Path) -> None:
+    nothing = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    folder = edited(folders["Stable Diffusion 3"], tmp_path / "copy", "model_index.json", **nothing)
+    shutil.rmtree(folder / "text_encoder_3")
+    shutil.rmtree(folder / "tokenizer_3")
+    text = load_teacher(str(folder), device="cpu").text_embeddings(["a cup"])
+    pipeline = load_pipeline(folder, text_encoder_3=None, tokenizer_3=None)
+    expected, _, pooled, _ = pipeline.encode_prompt("a cup", None, None, do_classifier_free_guidance=False)
+    torch.testing.assert_close(unpack(text, 40, 24), (expected, pooled))
+
+
+def test_distilled_guidance_is_an_option_and_its_absence_is_said(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load_teacher(str(folders["FLUX.1"]), device="cpu").distilled_guidance == 3.5
+    assert load_teacher(str(folders["FLUX.1"]), device="cpu", distilled_guidance=1).distilled_guidance == 1.0
+    assert not caplog.records
+    from safetensors.torch import load_file, save_file
+
+    folder = edited(folders["FLUX.1"], tmp_path / "copy", "transformer/config.json", guidance_embeds=False)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "guidance" not in k}, file, metadata={"format": "pt"})
+    load_teacher(str(folder), device="cpu")
+    assert "no embedded guidance, as FLUX.1-schnell" in caplog.text
