@@ -47,7 +47,7 @@ def enlarge(folder: Path) -> None:
 
 def _full(rng: random.Random, whole: Measured) -> Hook:
     """A limit on the size of each file, for where no disk can be mounted."""
-    limit = int(whole.size * rng.random() ** 2 / 2) + 1
+    limit = 1024 + int(whole.size * rng.random() ** 2 / 2)  # what is said takes some of it
 
     def hook() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -35,6 +35,7 @@ os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
 settle_threads()
 
 import fuzz_files  # noqa: E402
+import torch  # noqa: E402
 from fault_kinds import KINDS, Measured, enlarge, mount, unmount  # noqa: E402
 from fault_subjects import Subject, progress, result, subjects  # noqa: E402
 
@@ -65,6 +66,7 @@ def start(work: Callable[[], int], folder: Path, hook: Callable[[], None] = lamb
         os.dup2(handle, 2)
         sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
         os.chdir(folder)
+        torch.set_num_threads(1)  # those of the parent are not here
         hook()
         status = work()
     except BaseException:

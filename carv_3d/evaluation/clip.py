@@ -15,12 +15,12 @@ DEFAULT = "openai/clip-vit-base-patch16"
 class ClipScore:
     """100 times the cosine between CLIP's embeddings of image and prompt, not below 0, as torchmetrics has it."""
 
-    def __init__(self, model: str, device: torch.device) -> None:
-        """Raises CarvError where torchmetrics or the weights are missing."""
+    def __init__(self, model: str, device: torch.device, local_files_only: bool = False) -> None:
+        """local_files_only: never ask the hub. Raises CarvError where torchmetrics or the weights are missing."""
         CLIPScore = require("torchmetrics.multimodal.clip_score", "compare", "a CLIP score").CLIPScore
         try:
             # as a callable: torchmetrics knows names on the hub alone, and transformers below 5
-            self.metric: Any = CLIPScore(model_name_or_path=lambda: _load(model)).to(device)
+            self.metric: Any = CLIPScore(model_name_or_path=lambda: _load(model, local_files_only)).to(device)
         except Exception as error:  # the hub's and transformers' kinds are many
             raise CarvError(
                 f"no CLIP could be loaded from {model} ({first_line(error)}); give a folder or a hub id that is here, "
@@ -56,10 +56,11 @@ def _tensor(features: Any) -> Tensor:
     return embedding
 
 
-def _load(model: str) -> tuple[Any, Any]:
+def _load(model: str, local_files_only: bool) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPProcessor
 
-    return _Features(CLIPModel.from_pretrained(model)), CLIPProcessor.from_pretrained(model)
+    where = {"local_files_only": local_files_only}
+    return _Features(CLIPModel.from_pretrained(model, **where)), CLIPProcessor.from_pretrained(model, **where)
 
 
 def usual_clip(device: torch.device) -> tuple[ClipScore | None, str]:
@@ -74,6 +75,6 @@ def usual_clip(device: torch.device) -> tuple[ClipScore | None, str]:
     if not any(isinstance(try_to_load_from_cache(DEFAULT, name), str) for name in names):
         return None, f"no CLIP score: {DEFAULT} is not on this machine (--clip MODEL takes another, or fetches it)"
     try:
-        return ClipScore(DEFAULT, device), ""
+        return ClipScore(DEFAULT, device, local_files_only=True), ""
     except CarvError as error:
         return None, f"no CLIP score: {error}"
