@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "extensio
 
 STEPS, EVERY = 6, 2  # of a run, and between two checkpoints
 COLUMNS = ("step", "seconds")
-TIMES = ("seconds", "signal")  # begin the names of what differs between two equal runs
+OTHERWISE = ("seconds", "signal", "snr_step")  # times, and the running SNR, which begins anew in a resumed run
 LENGTH = [f"trainer.max_steps={STEPS}", f"checkpoint.every_n_train_steps={EVERY}"]
 GENERATE = [w for w in fuzz_files.GENERATE if not w.startswith(("trainer.max", "checkpoint."))] + LENGTH
 GENERATE = [*GENERATE, fuzz_files.MODEL.replace("=m", "=../m")]
@@ -127,10 +127,11 @@ def result(subject: Subject) -> dict[str, str]:
     out = {}
     for folder in sorted(Path().glob(subject.folders)):
         state = load_checkpoint(folder / "checkpoint")[0]
-        leaves = {name: text for name, text in _leaves(state, "state") if "seconds" not in name}
+        leaves = {name: text for name, text in _leaves(state, "state") if not any(word in name for word in OTHERWISE)}
         out |= {f"{folder}: {name}": text for name, text in leaves.items()}
         rows = [
-            {k: v for k, v in row.items() if not k.startswith(TIMES)} for row in read_metrics(folder / "metrics.csv")
+            {k: v for k, v in row.items() if not k.startswith(OTHERWISE)}
+            for row in read_metrics(folder / "metrics.csv")
         ]
         out[f"{folder}: metrics"] = _hash(json.dumps(_last_of_each(rows)).encode())
     for pattern in subject.files:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import itertools
 import os
 import random
 import shutil
@@ -152,23 +153,21 @@ def survey(names: Sequence[str], kinds: Sequence[str], count: int, seed: int, mi
     table, ends = [], time.monotonic() + 60 * minutes
     try:
         fuzz_files.build_base(place, {"m", "im"} | ({"p.txt"} if "distill" in names else set()))
-        for name in names:
-            subject = subjects()[name]
-            whole = undisturbed(subject, place / "whole")
-            shutil.rmtree(place / "whole")
-            for kind in kinds:
-                trials = []
-                for number in range(count):
-                    if time.monotonic() > ends:
-                        break
-                    rng = random.Random(f"{seed} {name} {kind} {number}")
-                    trials.append(trial(subject, kind, rng, place / "t", whole))
-                    if trials[-1].lost:
-                        print(f"lost: {name}, {kind}, number {number} of seed {seed}: {trials[-1].lost}", flush=True)
-                again = max((t.again for t in trials), default=0)
-                counts = [sum(t.struck for t in trials), sum(bool(t.lost) for t in trials)]
-                table.append([name, kind, len(trials), *counts, again, sum(not t.plain for t in trials)])
-                print(*table[-1], sep=", ", flush=True)
+        wholes = {name: undisturbed(subjects()[name], place / f"whole-{name}") for name in names}
+        trials: dict[tuple[str, str], list[Trial]] = {(name, kind): [] for name in names for kind in kinds}
+        for number, (name, kind) in itertools.product(range(count), trials):
+            if time.monotonic() > ends:
+                break
+            rng = random.Random(f"{seed} {name} {kind} {number}")
+            trials[name, kind].append(trial(subjects()[name], kind, rng, place / "t", wholes[name]))
+            lost = trials[name, kind][-1].lost
+            if lost:
+                print(f"lost: {name}, {kind}, number {number} of seed {seed}: {lost}", flush=True)
+        for (name, kind), done in trials.items():
+            counts = [len(done), sum(t.struck for t in done), sum(bool(t.lost) for t in done)]
+            again = max((t.again for t in done), default=0)
+            table.append([name, kind, *counts, again, sum(not t.plain for t in done)])
+            print(*table[-1], sep=", ", flush=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return table

@@ -123,12 +123,12 @@ def survey(names: Sequence[str], seed: int, inputs: int, minutes: float, only: i
     base = Path(tempfile.mkdtemp(prefix="carv-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)) / "base"
     base.mkdir()
     known, table = areas(), []
-    begin = time.monotonic()
     try:
         fuzz_files.build_base(base, set().union(*(known[name][1] for name in names)))
         for name in set(names) & set(fuzz_files.TABLE):
             outcome = run(fuzz_files.control(name), base)
             assert outcome.kind == FINE, f"{name} with nothing odd: {outcome}"
+        begin = time.monotonic()
         for i, name in enumerate(names):
             share = (begin + 60 * minutes - time.monotonic()) / (len(names) - i)
             count: Counter[str] = Counter()
