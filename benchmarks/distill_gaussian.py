@@ -58,7 +58,7 @@ def pretrain(teacher: GaussianTeacher, steps: int) -> Mlp:
         z, t = teacher.sample(text), torch.randint(schedule.num_train_timesteps, (512,))
         z_t = schedule.add_noise(z, torch.randn_like(z), t)
         eps = teacher.eps_hat(z_t, t, text)
-        target = schedule.v(schedule.z_from_eps(z_t, eps, t), eps, t)
+        target = schedule.target("v_prediction", schedule.z_from("epsilon", z_t, eps, t), eps, t)
         loss = (net(z_t, t, text)[0] - target).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -21,13 +21,8 @@ from hypothesis import strategies as st
 import carv_3d as lib
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
-TYPES = (
-    "CarvError",
-    "Estimate",
-    "GuidanceOutput",
-    "Teacher",
-    "__version__",
-)  # made by the library alone, or no function
+SCHEDULE = lib.NoiseSchedule.scaled_linear
+TYPES = ("CarvError", "Estimate", "GuidanceOutput", "Teacher", "__version__")  # no functions, or the library's to make
 
 
 def latents(R: int = 2) -> torch.Tensor:
@@ -51,168 +46,125 @@ def _sd(base: Path) -> Any:
     return lib.StableDiffusionTeacher.load(str(base / "m"), device="cpu")
 
 
-def calls(base: Path) -> dict[str, Callable[[], Call]]:
-    """Name -> what makes a good call: the function and its arguments."""
-    schedule = lib.NoiseSchedule.scaled_linear
-    estimator = functools.partial(lambda: lib.CarvEstimator(schedule(), lib.EstimatorOptions(num_draws=2)))
-    t = torch.tensor([10, 500])
-    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    rgb = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    cond = gaussian().text_embeddings(["mug"])
-    step = {"rgb": rgb, "prompts_cond": cond, "prompts_uncond": gaussian().text_embeddings([""]), "step": 1, "epoch": 0}
+def good(function: Callable[..., Any], **arguments: Any) -> Call:
+    """A call that works."""
+    return function, arguments
+
+
+def _options(kind: Any) -> Call:
+    return kind, {name: option.default for name, option in kind.declared().items()}
+
+
+def _estimator() -> Any:
+    return lib.CarvEstimator(SCHEDULE(), lib.EstimatorOptions(num_draws=2))
+
+
+def _estimators() -> dict[str, Callable[[], Call]]:
+    cond, shape = torch.ones(2, 3), (2, 2)
     draws = {
-        "t": torch.ones(2, 2, dtype=torch.long),
-        "eps": torch.randn(2, 2, 4, 8, 8),
-        "weights": torch.ones(2, 2),
+        "t": torch.ones(shape, dtype=torch.long), "eps": torch.randn(*shape, 4, 8, 8), "weights": torch.ones(shape),
         "group_size": 1,
+    }  # fmt: skip
+    return {
+        "sds_loss": lambda: good(
+            lib.sds_loss, latents=latents(), eps_hat=eps_hat, schedule=SCHEDULE(), cond=cond,
+            generator=torch.Generator(), num_draws=2, grad_clip=1.0, min_step=1, max_step=900,
+        ),
+        "CarvEstimator": lambda: good(
+            lib.CarvEstimator, schedule=SCHEDULE(), options=lib.EstimatorOptions(), meter=lib.CostMeter(),
+            weights=torch.ones(1000),
+        ),
+        "CarvEstimator.estimate": lambda: good(
+            _estimator().estimate, latents=latents(), eps_hat=eps_hat, cond=cond, generator=torch.Generator(),
+            num_draws=2, grad_clip=1.0, draws=None,
+        ),
+        "CarvEstimator.estimate_residual": lambda: good(
+            _estimator().estimate_residual, latents=latents(), residual=lambda z, t, e, *c: z - e, cond=None,
+            generator=None, num_draws=2,
+        ),
+        "CarvEstimator.draw": lambda: good(_estimator().draw, latents=latents(), generator=None, num_draws=2),
+        "CarvEstimator.set_range": lambda: good(_estimator().set_range, min_step=1, max_step=900),
+        "CarvEstimator.load_state_dict": lambda: good(_estimator().load_state_dict, state=_estimator().state_dict()),
+        "Draws": lambda: (lambda **d: _estimator().estimate(latents(), eps_hat, draws=lib.Draws(**d)), draws),
+        "EstimatorOptions": lambda: _options(lib.EstimatorOptions),
+        "CostMeter": lambda: good(lib.CostMeter, device="cpu", synchronize=True),
+    }  # fmt: skip
+
+
+def _schedules() -> dict[str, Callable[[], Call]]:
+    made, t, z = lib.NoiseSchedule, torch.tensor([10, 500]), latents().detach()
+    betas = {"num_train_timesteps": 10, "beta_start": 0.001, "beta_end": 0.01, "beta_schedule": "linear"}
+    more = {"trained_betas": None, "rescale_betas_zero_snr": False, "prediction_type": "epsilon"}
+    return {
+        "NoiseSchedule": lambda: good(made, alphas_cumprod=torch.linspace(0.99, 0.01, 10)),
+        "NoiseSchedule.scaled_linear": lambda: good(SCHEDULE, T=10, beta_start=0.001, beta_end=0.01),
+        "NoiseSchedule.from_betas": lambda: good(made.from_betas, betas=torch.linspace(0.01, 0.02, 10)),
+        "NoiseSchedule.from_config": lambda: (lambda **c: made.from_config(c), betas | more),
+        "NoiseSchedule.from_diffusers": lambda: good(made.from_diffusers, scheduler=SimpleNamespace(config=betas)),
+        "NoiseSchedule.add_noise": lambda: good(SCHEDULE().add_noise, z=z, eps=z, t=t),
+        "NoiseSchedule.w": lambda: good(SCHEDULE().w, t=t, strategy="sds"),
+        "NoiseSchedule.weights": lambda: good(SCHEDULE().weights, strategy="sds"),
     }
-    text = {"prompts": ["a mug"]}
-    lora = {"prompts_lora": torch.randn(1, 20, 16), "camera": torch.eye(4).expand(2, 4, 4)}
+
+
+def _guidances(base: Path) -> dict[str, Callable[[], Call]]:
+    rgb = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    text, empty = gaussian().text_embeddings(["mug"]), gaussian().text_embeddings([""])
+    step = {"rgb": rgb, "prompts_cond": text, "prompts_uncond": empty, "step": 1, "epoch": 0}
 
     def vsd() -> Call:
         teacher = _sd(base)
         emb = teacher.text_embeddings(["a mug"])
         guidance = lib.VSDGuidance(teacher, lib.LoraScore(teacher), lib.VSDOptions(num_draws=2))
-        return guidance, {
-            "rgb": torch.rand(2, 16, 16, 3, requires_grad=True),
-            "prompts_cond": emb,
-            "prompts_uncond": emb,
-            "step": 1,
-            **lora,
-        }
+        return good(
+            guidance, rgb=torch.rand(2, 16, 16, 3, requires_grad=True), prompts_cond=emb, prompts_uncond=emb, step=1,
+            prompts_lora=torch.randn(1, 20, 16), camera=torch.eye(4).expand(2, 4, 4),
+        )  # fmt: skip
 
-    given: dict[str, Callable[[], Call]] = {
-        "sds_loss": lambda: (
-            lib.sds_loss,
-            {
-                "latents": latents(),
-                "eps_hat": eps_hat,
-                "schedule": schedule(),
-                "cond": torch.ones(2, 3),
-                "generator": torch.Generator(),
-                "num_draws": 2,
-                "grad_clip": 1.0,
-                "min_step": 1,
-                "max_step": 900,
-            },
-        ),
-        "CarvEstimator": lambda: (
-            lib.CarvEstimator,
-            {
-                "schedule": schedule(),
-                "options": lib.EstimatorOptions(),
-                "meter": lib.CostMeter(),
-                "weights": torch.ones(1000),
-            },
-        ),
-        "CarvEstimator.estimate": lambda: (
-            estimator().estimate,
-            {
-                "latents": latents(),
-                "eps_hat": eps_hat,
-                "cond": torch.ones(2, 3),
-                "generator": torch.Generator(),
-                "num_draws": 2,
-                "grad_clip": 1.0,
-                "draws": None,
-            },
-        ),
-        "CarvEstimator.estimate_residual": lambda: (
-            estimator().estimate_residual,
-            {
-                "latents": latents(),
-                "residual": lambda z, t, e, *c: z - e,
-                "cond": None,
-                "generator": None,
-                "num_draws": 2,
-            },
-        ),
-        "CarvEstimator.draw": lambda: (estimator().draw, {"latents": latents(), "generator": None, "num_draws": 2}),
-        "CarvEstimator.set_range": lambda: (estimator().set_range, {"min_step": 1, "max_step": 900}),
-        "CarvEstimator.load_state_dict": lambda: (estimator().load_state_dict, {"state": estimator().state_dict()}),
-        "Draws": lambda: (lambda **d: estimator().estimate(latents(), eps_hat, draws=lib.Draws(**d)), draws),
-        "EstimatorOptions": lambda: (
-            lib.EstimatorOptions,
-            {n: o.default for n, o in lib.EstimatorOptions.declared().items()},
-        ),
-        "GuidanceOptions": lambda: (
-            lib.GuidanceOptions,
-            {n: o.default for n, o in lib.GuidanceOptions.declared().items()},
-        ),
-        "VSDOptions": lambda: (lib.VSDOptions, {n: o.default for n, o in lib.VSDOptions.declared().items()}),
-        "NoiseSchedule": lambda: (lib.NoiseSchedule, {"alphas_cumprod": torch.linspace(0.99, 0.01, 10)}),
-        "NoiseSchedule.scaled_linear": lambda: (schedule, {"T": 10, "beta_start": 0.001, "beta_end": 0.01}),
-        "NoiseSchedule.from_betas": lambda: (lib.NoiseSchedule.from_betas, {"betas": torch.linspace(0.01, 0.02, 10)}),
-        "NoiseSchedule.from_config": lambda: (
-            lambda **c: lib.NoiseSchedule.from_config(c),
-            {
-                "num_train_timesteps": 10,
-                "beta_start": 0.001,
-                "beta_end": 0.01,
-                "beta_schedule": "linear",
-                "trained_betas": None,
-                "rescale_betas_zero_snr": False,
-                "prediction_type": "epsilon",
-            },
-        ),
-        "NoiseSchedule.from_diffusers": lambda: (
-            lib.NoiseSchedule.from_diffusers,
-            {
-                "scheduler": SimpleNamespace(
-                    config={"num_train_timesteps": 10, "beta_start": 0.001, "beta_end": 0.01, "beta_schedule": "linear"}
-                )
-            },
-        ),
-        "NoiseSchedule.add_noise": lambda: (schedule().add_noise, {"z": z, "eps": z, "t": t}),
-        "NoiseSchedule.w": lambda: (schedule().w, {"t": t, "strategy": "sds"}),
-        "NoiseSchedule.weights": lambda: (schedule().weights, {"strategy": "sds"}),
-        "CostMeter": lambda: (lib.CostMeter, {"device": "cpu", "synchronize": True}),
-        "GaussianTeacher": lambda: (
-            lib.GaussianTeacher,
-            {"means": z, "std": 0.5, "schedule": None, "names": ("a", "b"), "image_size": 8},
-        ),
-        "GaussianTeacher.text_embeddings": lambda: (gaussian().text_embeddings, text),
-        "SDSGuidance": lambda: (
-            lib.SDSGuidance,
-            {"teacher": gaussian(), "options": lib.GuidanceOptions(), "num_draws": 2},
+    return {
+        "GuidanceOptions": lambda: _options(lib.GuidanceOptions),
+        "VSDOptions": lambda: _options(lib.VSDOptions),
+        "SDSGuidance": lambda: good(
+            lib.SDSGuidance, teacher=gaussian(), options=lib.GuidanceOptions(), num_draws=2
         ),
         "SDSGuidance.call": lambda: (lib.SDSGuidance(gaussian(), num_draws=2), step),
-        "SDSGuidance.join_ranks": lambda: (
-            lib.SDSGuidance(gaussian(), num_draws=2).join_ranks,
-            {"rank": 0, "world_size": 2},
+        "SDSGuidance.join_ranks": lambda: good(
+            lib.SDSGuidance(gaussian(), num_draws=2).join_ranks, rank=0, world_size=2
         ),
-        "VSDGuidance": lambda: (
-            lib.VSDGuidance,
-            {"teacher": (teacher := _sd(base)), "lora_score": lib.LoraScore(teacher), "options": None},
+        "VSDGuidance": lambda: good(
+            lib.VSDGuidance, teacher=(teacher := _sd(base)), lora_score=lib.LoraScore(teacher), options=None
         ),
         "VSDGuidance.call": vsd,
-        "LoraScore": lambda: (lib.LoraScore, {"denoiser": _sd(base), "rank": 2}),
-        "StableDiffusionTeacher.load": lambda: (
-            lib.StableDiffusionTeacher.load,
-            {
-                "name_or_path": str(base / "m"),
-                "device": "cpu",
-                "half_precision": False,
-                "channels_last": False,
-                "with_text": True,
-                "cache_dir": None,
-            },
+        "load_config": lambda: good(
+            lib.load_config, path=None, overrides=("num_draws=2",), prompt="a mug", seed=1
         ),
-        "StableDiffusionTeacher.encode": lambda: (
-            _sd(base).encode,
-            {"images": torch.rand(1, 3, 16, 16), "generator": None, "sample": True},
+    }  # fmt: skip
+
+
+def _teachers(base: Path) -> dict[str, Callable[[], Call]]:
+    sd, xl, z, name = lib.StableDiffusionTeacher, lib.StableDiffusionXLTeacher, latents().detach(), str(base / "m")
+    return {
+        "GaussianTeacher": lambda: good(
+            lib.GaussianTeacher, means=z, std=0.5, schedule=None, names=("a", "b"), image_size=8
         ),
-        "StableDiffusionTeacher.decode": lambda: (_sd(base).decode, {"latents": torch.rand(1, 4, 8, 8), "clamp": True}),
-        "StableDiffusionTeacher.text_embeddings": lambda: (_sd(base).text_embeddings, text),
-        "StableDiffusionXLTeacher.load": lambda: (
-            lib.StableDiffusionXLTeacher.load,
-            {"name_or_path": str(base / "m"), "device": "cpu"},
+        "GaussianTeacher.text_embeddings": lambda: good(gaussian().text_embeddings, prompts=["a mug"]),
+        "LoraScore": lambda: good(lib.LoraScore, denoiser=_sd(base), rank=2),
+        "StableDiffusionTeacher.load": lambda: good(
+            sd.load, name_or_path=name, device="cpu", half_precision=False, channels_last=False, with_text=True,
+            cache_dir=None,
         ),
-        "load_config": lambda: (
-            lib.load_config,
-            {"path": None, "overrides": ("num_draws=2",), "prompt": "a mug", "seed": 1},
+        "StableDiffusionTeacher.encode": lambda: good(
+            _sd(base).encode, images=torch.rand(1, 3, 16, 16), generator=None, sample=True
         ),
-    }
+        "StableDiffusionTeacher.decode": lambda: good(_sd(base).decode, latents=torch.rand(1, 4, 8, 8), clamp=True),
+        "StableDiffusionTeacher.text_embeddings": lambda: good(_sd(base).text_embeddings, prompts=["a mug"]),
+        "StableDiffusionXLTeacher.load": lambda: good(xl.load, name_or_path=name, device="cpu"),
+    }  # fmt: skip
+
+
+def calls(base: Path) -> dict[str, Callable[[], Call]]:
+    """Name -> what makes a good call: the function and its arguments."""
+    given = _estimators() | _schedules() | _guidances(base) | _teachers(base)
     missing = set(lib.__all__) - {name.partition(".")[0] for name in given} - set(TYPES)
     assert not missing, f"public, and no call of it is here: {sorted(missing)}"
     return given

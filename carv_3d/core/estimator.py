@@ -271,9 +271,7 @@ class CarvEstimator:
         check_call(residual, latents, generator)
         check_scale(latents)
         samples = conditions(cond, len(latents))
-        clip = self.options.grad_clip if grad_clip is None else grad_clip
-        if grad_clip is not None:
-            clip = self.options.declared()["grad_clip"].check(clip)
+        clip = self.options.grad_clip if grad_clip is None else self.options.declared()["grad_clip"].check(grad_clip)
         self._move(latents.device)
         own = draws is None
         if draws is None:
@@ -285,10 +283,8 @@ class CarvEstimator:
         with torch.no_grad():
             f, extra = self._run(latents.detach(), residual, samples, draws, dtype)
             f = f.unflatten(0, (R, K))
-            if draws.weights is None:
-                weights = torch.ones(R, K, device=f.device, dtype=dtype)
-            else:
-                weights = draws.weights.to(device=f.device, dtype=dtype)
+            weights = torch.ones(R, K, device=f.device) if draws.weights is None else draws.weights
+            weights = weights.to(device=f.device, dtype=dtype)
             f, finite = finite_draws(f, clip)
             if self.control is not None:
                 f = self._controlled(self.control, f, finite, draws, own)

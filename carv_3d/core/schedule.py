@@ -246,8 +246,8 @@ class NoiseSchedule:
         Returns:
             (N, ...) in z's dtype.
         """
-        shape = (-1, *[1] * (z.dim() - 1))
-        return self._alpha[t].to(z.dtype).view(shape) * z + self._sigma[t].to(z.dtype).view(shape) * eps
+        alpha, sigma = self._per_sample(t, z)
+        return alpha * z + sigma * eps
 
     def network_input(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given for z_t and t: under EDM z_t / sqrt(sigma_t^2 + sigma_data^2), else z_t itself.
@@ -320,26 +320,6 @@ class NoiseSchedule:
         _, eps_factor, _, sigma, whole = self._parts(kind, z_t, t)
         z = eps_factor * z_t - sigma * prediction
         return z if whole is None else z / whole
-
-    def v(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`alpha_t eps - sigma_t z`, what a v-prediction is trained towards (arXiv 2202.00512).
-
-        Args:
-            z: (N, ...).
-            eps: (N, ...).
-            t: (N,) integers.
-        """
-        return self.target("v_prediction", z, eps, t)
-
-    def z_from_eps(self, z_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """`z = (z_t - sigma_t eps) / alpha_t`, the clean latents that a noise prediction stands for.
-
-        Args:
-            z_t: (N, ...).
-            eps: (N, ...).
-            t: (N,) integers.
-        """
-        return self.z_from("epsilon", z_t, eps, t)
 
     def _parts(self, kind: str, like: Tensor, t: Tensor) -> tuple[Any, Any, Tensor, Tensor, Tensor | None]:
         """z_factor and eps_factor of a prediction, alpha, sigma, eps_factor alpha - z_factor sigma (None: 1)."""

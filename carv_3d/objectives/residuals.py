@@ -87,8 +87,8 @@ def dmd(
     It is DMD's `w alpha_t (s_trained - s_guided)`, `w = sigma_t^2 / (alpha_t^2 mean|z - z_guided|)`, as its code and
     DMD2's (arXiv 2405.14867) compute it; eq. 8 has one alpha_t more. `z` is what was noised, if it is at hand.
     """
-    z = schedule.z_from_eps(z_t, eps, t) if z is None else z
-    real, fake = schedule.z_from_eps(z_t, e.guided, t), schedule.z_from_eps(z_t, e.trained, t)
+    z = schedule.z_from("epsilon", z_t, eps, t) if z is None else z
+    real, fake = schedule.z_from("epsilon", z_t, e.guided, t), schedule.z_from("epsilon", z_t, e.trained, t)
     return (fake - real) / (z - real).abs().flatten(1).mean(1).view(-1, *[1] * (z.dim() - 1))
 
 
@@ -120,5 +120,5 @@ def hifa(
         (N, 3, H, W).
     """
     alpha, sigma = (x.to(w.dtype).view(w.shape) for x in (schedule.alpha(t), schedule.sigma(t)))
-    x = images if e.trained is None else decode(schedule.z_from_eps(z_t, e.trained, t))
-    return w * (x - decode(schedule.z_from_eps(z_t, e.guided, t))) * alpha / sigma
+    x = images if e.trained is None else decode(schedule.z_from("epsilon", z_t, e.trained, t))
+    return w * (x - decode(schedule.z_from("epsilon", z_t, e.guided, t))) * alpha / sigma

@@ -106,5 +106,6 @@ def loss(model: Denoiser, schedule: NoiseSchedule, z: Tensor, ids: Tensor, gener
     t = timesteps(count, steps, generator)
     eps = torch.randn(z.shape, generator=generator)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    error = (model(schedule.add_noise(z, eps, t), t, ids) - schedule.v(z, eps, t)).square().mean(dim=(1, 2, 3))
+    v = schedule.target("v_prediction", z, eps, t)
+    error = (model(schedule.add_noise(z, eps, t), t, ids) - v).square().mean(dim=(1, 2, 3))
     return (error * error_weight((alpha / sigma).square())).mean()

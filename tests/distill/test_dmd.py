@@ -86,7 +86,7 @@ def test_the_normaliser_of_each_draw_keeps_the_objective_and_a_pooled_one_does_n
 
     def parts(z_t: Tensor, t: Tensor, eps: Tensor, z: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
         eps_real, eps_fake = guided(REAL, z_t, t, *text, SCALE), fake_eps_hat(z_t, t, text[0])
-        z_real, z_fake = (SCHEDULE.z_from_eps(z_t, e, t) for e in (eps_real, eps_fake))
+        z_real, z_fake = (SCHEDULE.z_from("epsilon", z_t, e, t) for e in (eps_real, eps_fake))
         return z_fake - z_real, (z - z_real).abs().flatten(1).mean(1)
 
     R = n // K

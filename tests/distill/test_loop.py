@@ -65,8 +65,8 @@ def test_the_gradient_is_that_of_a_loop_over_samples_and_draws() -> None:
             t, eps, sample = estimate.t[r, k].view(1), estimate.eps[r, k][None], z2[r : r + 1].detach()
             z_t = SCHEDULE.add_noise(sample, eps, t)
             hats = [teacher.eps_hat(z_t, t, e) for e in (text[r : r + 1], none)]
-            real = SCHEDULE.z_from_eps(z_t, hats[1] + 2.0 * (hats[0] - hats[1]), t)
-            fake = SCHEDULE.z_from_eps(z_t, distillation.fake.eps_hat(z_t, t, text[r : r + 1]), t)
+            real = SCHEDULE.z_from("epsilon", z_t, hats[1] + 2.0 * (hats[0] - hats[1]), t)
+            fake = SCHEDULE.z_from("epsilon", z_t, distillation.fake.eps_hat(z_t, t, text[r : r + 1]), t)
             f = ((fake - real) / (sample - real).abs().mean()).detach()
             inner = inner + (f * z2[r : r + 1]).mean() / (2 * 4)
     expected = torch.autograd.grad(inner, list(distillation.generator.parameters()))

@@ -77,7 +77,8 @@ def test_v_and_epsilon_say_the_same(v_prediction_folder: Any) -> None:
     text = teacher.text_embeddings(["a mug", ""])
     eps = teacher.eps_hat(z_t, t, text)
     torch.testing.assert_close(fake.eps_hat(z_t, t, text), eps)
-    torch.testing.assert_close(fake.z_hat(z_t, t, text), teacher.schedule.z_from_eps(z_t, eps, t), rtol=1e-3, atol=1e-4)
+    z = teacher.schedule.z_from("epsilon", z_t, eps, t)
+    torch.testing.assert_close(fake.z_hat(z_t, t, text), z, rtol=1e-3, atol=1e-4)
 
 
 def test_bad_arguments() -> None:

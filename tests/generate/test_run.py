@@ -121,11 +121,17 @@ def test_a_prompt_is_text_and_nothing_else(
     assert "<script>alert" not in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def whole(words: list[str], capsys: pytest.CaptureFixture[str]) -> torch.Tensor:
+    """The field of a run that nothing stops, in the folder of that name."""
+    carv(capsys, "generate", "a red mug", "--out", "whole", *words)
+    return saved_field(Path("whole"))
+
+
 @pytest.mark.usefixtures("heeded_signals")
 def test_stopped_by_a_signal_then_resumed_is_the_same_run(
-    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str], whole: torch.Tensor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carv(capsys, "generate", "a red mug", "--out", "whole", *words)
     step = TextTo3D.train_step
 
     def interrupted(self: TextTo3D) -> dict[str, float]:
@@ -140,7 +146,7 @@ def test_stopped_by_a_signal_then_resumed_is_the_same_run(
     assert "carv generate --resume --out cut" in out
     assert not Path("cut/asset.glb").exists()
     assert "Resumed after step 3" in carv(capsys, "generate", "--resume", "--out", "cut")
-    assert torch.equal(saved_field(Path("whole")), saved_field(Path("cut")))
+    assert torch.equal(whole, saved_field(Path("cut")))
     assert set(os.listdir("cut")) == FILES
     assert [r["step"] for r in read_metrics(Path("cut/metrics.csv"))] == [1, 2, 3, 4]
     assert Path("cut/asset.glb").read_bytes() == Path("whole/asset.glb").read_bytes()
@@ -224,9 +230,8 @@ def test_a_truncated_checkpoint_falls_back_and_two_are_one_sentence(
 
 
 def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_one_before(
-    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str], whole: torch.Tensor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carv(capsys, "generate", "a red mug", "--out", "whole", *words)
     save = TextTo3D.state_dict
 
     def fill_the_disk(self: TextTo3D) -> dict[str, Any]:
@@ -245,7 +250,7 @@ def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_one_before(
     assert "carv generate --resume --out cut" in message
     assert load_checkpoint(Path("cut/checkpoint"))[0]["step"] == 2
     carv(capsys, "generate", "--resume", "--out", "cut")
-    assert torch.equal(saved_field(Path("whole")), saved_field(Path("cut")))
+    assert torch.equal(whole, saved_field(Path("cut")))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no file size limits to set")

@@ -36,5 +36,5 @@ def test_a_clean_guess_is_that_of_its_own_schedule(schedule: NoiseSchedule) -> N
     previews = denoised_previews(guidance, out)
     t = draws.t[:, 0]
     z_t = schedule.add_noise(out.latents.detach(), draws.eps[:, 0], t)
-    clean = schedule.z_from_eps(z_t, teacher.eps_hat(z_t, t, text.expand(2, 1, 1)), t)
+    clean = schedule.z_from("epsilon", z_t, teacher.eps_hat(z_t, t, text.expand(2, 1, 1)), t)
     torch.testing.assert_close(previews["imgs_1orig"], teacher.decode(clean).permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
