@@ -18,7 +18,7 @@ from bench import run_script, script_parser
 
 from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
-from carv_3d.compare.request import EngineOptions
+from carv_3d.compare.request import CompareOptions, EngineOptions
 from carv_3d.compare.sweep import Sweep
 from carv_3d.compare.time_to_target import TimeToTarget
 from carv_3d.errors import CarvError
@@ -140,16 +140,16 @@ def main() -> int:
     if not budget > 0 or o.seeds < 1 or not 1 <= o.prompts <= len(PROMPTS) or o.points < 1:
         raise CarvError(f"--budget must be above 0, --seeds and --points at least 1, --prompts 1 to {len(PROMPTS)}")
     work = o.work / o.scene
-    where = {"engine": o.engine, "address": o.address, "workers": o.workers}
+    where = EngineOptions(engine=o.engine, address=o.address, workers=o.workers)
     settings = {"budget": budget, "points": o.points, "config": scene.config}
     candidates = variants(scene)
     tuning = Sweep(list(TUNING), candidates, **settings)
-    status = run_sweep(tuning, work / "tuning", **where)
+    status = run_sweep(tuning, CompareOptions(out=work / "tuning"), where)
     if status:
         return status
     sides = [best(work / "tuning", side, candidates) for side in scene.allocations]
     final = Sweep(list(PROMPTS[: o.prompts]), sides, seeds=o.seeds, **settings)
-    status = run_sweep(final, work / "runs", **where)
+    status = run_sweep(final, CompareOptions(out=work / "runs"), where)
     if status == 0:
         threads = "a thread for each of Ray's workers" if o.engine == "ray" else f"{torch.get_num_threads()} threads"
         print(table(work / "runs", o.scene, budget, threads, sides))

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from small_models import build_sd_folder
-from tiny_host import TINY
+from tiny_host import PARSED, TINY
 
 from carv_3d.cli.main import main
 
@@ -77,13 +77,6 @@ WORDS = {
     ],
     "VARIANCE": ["r", "--out", "v", "--draws", "2", "--methods", "is", "--budget", "0.01"],
 }
-PARSED = """seed: 7
-data: {batch_size: 2}
-system:
-  guidance_type: stable-diffusion-guidance
-  guidance: {guidance_scale: 100}
-  prompt_processor: {prompt: a hamburger}
-"""
 
 
 def words(given: list[str]) -> tuple[str, ...]:

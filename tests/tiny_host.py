@@ -27,6 +27,13 @@ TINY = [
     "trainer.val_check_interval=2",
     "checkpoint.every_n_train_steps=2",
 ]
+PARSED = """seed: 7
+data: {batch_size: 2}
+system:
+  guidance_type: stable-diffusion-guidance
+  guidance: {guidance_scale: 100}
+  prompt_processor: {prompt: a hamburger}
+"""  # threestudio's configs/parsed.yaml
 
 
 def tiny_config(folder: Path, *overrides: str, prompt: str = "a red mug", seed: int | None = None) -> Config:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 METHODS = {  # name -> the output of its features, what the page says
     "cosine": ("loss", "the cosine between gradients of the loss"),
     "relatif": ("loss", "RelatIF: the cosine between gradients of the loss, in the metric of TRAK's inverse kernel"),
-    "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularised kernel"),
+    "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularized kernel"),
     "d-trak": ("mean-squared-l2-norm", "D-TRAK: as TRAK, with gradients of the output's squared norm"),
 }
 MAX_KERNEL = 2**14  # 2 GiB in float64

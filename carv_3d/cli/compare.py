@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from carv_3d.cli.parser import OldForm, Parser, command, flags
-from carv_3d.compare.request import CompareOptions, EngineOptions, NewRuns, SweepOptions
+from carv_3d.compare.request import CompareOptions, NewRuns, SweepOptions
 from carv_3d.errors import CarvError
 
 HELP = """carv compare [NAME=]RUN ... [--flag VALUE ...]
@@ -102,14 +102,8 @@ def _run(new: NewRuns, compared: CompareOptions, args: argparse.Namespace) -> in
         raise CarvError(f"--baseline is {compared.baseline!r}, and the methods are: {', '.join(names)}")
     _check_scores(compared.scores, set(ScoredRun.columns))
     options = {name: getattr(new, name) for name in SweepOptions.declared()}
-    return run_sweep(
-        Sweep(list(dict.fromkeys(new.prompts)), methods, common=args.options, **options),
-        compared.out,
-        baseline=compared.baseline,
-        scores=compared.scores,
-        command=args.command,
-        **{name: getattr(new, name) for name in EngineOptions.declared()},
-    )
+    sweep = Sweep(list(dict.fromkeys(new.prompts)), methods, common=args.options, **options)
+    return run_sweep(sweep, compared, new, args.command)
 
 
 def _check_scores(scores: Sequence[str], known: set[str]) -> None:

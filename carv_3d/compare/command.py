@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
+from carv_3d.compare.request import CompareOptions, EngineOptions
 from carv_3d.compare.scored_run import RESULT
 from carv_3d.compare.sweep import Sweep, checked, describe, open_folder
 from carv_3d.io.files import slug
@@ -16,12 +16,8 @@ from carv_3d.runs.progress import Display
 
 def run_sweep(
     sweep: Sweep,
-    out: Path | None = None,
-    engine: str = "local",
-    address: str | None = None,
-    workers: int | None = None,
-    baseline: str | None = None,
-    scores: Sequence[str] = (),
+    compared: CompareOptions,
+    where: EngineOptions,
     command: str = "",
     display: Display | None = None,
 ) -> int:
@@ -32,20 +28,20 @@ def run_sweep(
     """
     display = display or Display()
     sweep = checked(sweep)
-    if engine == "ray":
+    if where.engine == "ray":
         from carv_3d.compare.ray_engine import check_ray
 
-        check_ray(address)
-    out = out or Path("outputs") / f"compare-{slug(sweep.prompts[0], 24)}-{_digest(sweep)}"
+        check_ray(where.address)
+    out = compared.out or Path("outputs") / f"compare-{slug(sweep.prompts[0], 24)}-{_digest(sweep)}"
     sweep = open_folder(sweep, out)
     count = len(sweep.prompts) * len(sweep.methods) * sweep.seeds
     length = f"{sweep.budget:g} s of training time" if sweep.budget else f"{sweep.steps} steps"
     display.say(f"{count} runs of {length} each -> {out}")
     if sweep.left(out):
-        if engine == "ray":
+        if where.engine == "ray":
             from carv_3d.compare.ray_engine import run_on_ray
 
-            stopped = run_on_ray(sweep, out, display, address, workers)
+            stopped = run_on_ray(sweep, out, display, where.address, where.workers)
         else:
             from carv_3d.compare.engine import run_here
 
@@ -53,13 +49,11 @@ def run_sweep(
         if stopped:
             display.say(f"Stopped. Resume with the same command{f': {command}' if command else ''}")
             return 128 + stopped
-    _write(sweep, out, display, baseline, scores, command)
+    _write(sweep, out, display, compared, command)
     return 0
 
 
-def _write(
-    sweep: Sweep, out: Path, display: Display, baseline: str | None, scores: Sequence[str], command: str
-) -> None:
+def _write(sweep: Sweep, out: Path, display: Display, compared: CompareOptions, command: str) -> None:
     from carv_3d.compare.reading import read_run
     from carv_3d.compare.write import terminal_table, write_comparison
 
@@ -72,7 +66,7 @@ def _write(
     length = f"{sweep.budget:g} s" if sweep.budget else f"{sweep.steps} steps"
     facts = [("each run's training time" if sweep.budget else "each run", length)]
     with display.status("writing tables, images and the page"):
-        comparison = write_comparison(out, runs, baseline, scores, command, facts)
+        comparison = write_comparison(out, runs, compared.baseline, compared.scores, command, facts)
     for line in [*terminal_table(comparison), f"Done: open {out / 'compare.html'}"]:
         display.say(line)
 

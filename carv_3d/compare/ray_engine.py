@@ -29,12 +29,12 @@ TOKEN = ".token"  # in OUT while it runs: a worker that does not see it writes e
 def check_ray(address: str | None = None) -> None:
     """CarvError where Ray is not installed, or nobody listens at the address; Ray itself would ask for minutes."""
     require("ray", "compare", "--engine ray")
-    problem = _unheard(address or "")
+    problem = _unreachable(address or "")
     if problem:
         raise CarvError(f"no Ray cluster can be reached at {address} ({problem}); see ray status on its head")
 
 
-def _unheard(address: str) -> str:
+def _unreachable(address: str) -> str:
     """Why nobody can be reached at HOST:PORT; empty where somebody can, or the address is a word such as auto."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
@@ -59,7 +59,7 @@ def run_on_ray(
     token = secrets.token_hex(8)
     with locked(out), _connected(ray, address, workers), _written(out / TOKEN, token):
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        _see_to_cores(ray, display)
+        _check_cores(ray, display)
         head, unanswered = str(getattr(ray.get_runtime_context(), "gcs_address", "")), 0
         resources = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES}
         task = ray.remote(**resources)(_group)
@@ -71,7 +71,7 @@ def run_on_ray(
         with StopSignals() as stop, display.progress(total - len(left), total, "prompts x seeds") as show:
             while waiting and not stop.number:
                 ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
-                unanswered = unanswered + 1 if not ready and _unheard(head) else 0
+                unanswered = unanswered + 1 if not ready and _unreachable(head) else 0
                 if unanswered >= PATIENCE:
                     raise CarvError(f"the head of the Ray cluster at {head} is gone; {RESUMED}")
                 for reference in ready:
@@ -86,7 +86,7 @@ def run_on_ray(
     return stop.number
 
 
-def _see_to_cores(ray: Any, display: Display) -> None:
+def _check_cores(ray: Any, display: Display) -> None:
     """Say where all cores are in use; CarvError where there are none, for which Ray would wait without a word."""
     cores = ray.cluster_resources().get("CPU", 0)
     if cores < 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from carv_3d.config.request import BudgetOptions, ConfigOptions, OutOptions
-from carv_3d.core.options import LengthOptions, Options, option
+from carv_3d.config.request import BudgetOptions, ConfigOptions, LengthOptions, OutOptions
+from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
 
 

@@ -37,6 +37,13 @@ class BudgetOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LengthOptions(Options):
+    """How long a run is."""
+
+    steps: int = option(1000, "Updates of the generator.", least=0, most=10**9)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConfigOptions(Options):
     """A file of options."""
 

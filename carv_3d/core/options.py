@@ -311,27 +311,6 @@ class BatchOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthOptions(Options):
-    """How long a run is."""
-
-    steps: int = option(1000, "Updates of the generator.", least=0, most=10**9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatticeOptions(Options):
-    """A regular lattice over the scene."""
-
-    resolution: int = option(48, "Points along an edge.", least=2, most=1024)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedOptions(Options):
-    """A choice by name."""
-
-    name: str = option("", "Which one.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProjectionOptions(SeedOptions):
     """The random projection of gradients."""
 

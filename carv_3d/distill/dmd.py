@@ -4,7 +4,7 @@
     f: "dmd" or "kl", see `carv_3d.objectives`; guided is the teacher's prediction, trained the fake score's
 
 The generator's pass is the upstream work: its z is made once, noised K times, and both scores are taken on all draws.
-DMD's normaliser is nonlinear in a draw, so each draw has its own: one pooled over a sample's K draws would be another
+DMD's normalizer is nonlinear in a draw, so each draw has its own: one pooled over a sample's K draws would be another
 objective.
 """
 

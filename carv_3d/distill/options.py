@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from carv_3d.config.request import LengthOptions
 from carv_3d.core.estimator import EstimatorOptions
-from carv_3d.core.options import AdamOptions, BatchOptions, LengthOptions, RunOptions, SamplingOptions, option
+from carv_3d.core.options import AdamOptions, BatchOptions, RunOptions, SamplingOptions, option
 from carv_3d.guidance.options import ScoreOptions
 from carv_3d.objectives.table import MatchingObjective
 

@@ -13,7 +13,7 @@ from carv_3d.config.annealing import Annealed, counts_steps
 from carv_3d.config.reader import escaped, read_options, read_override, resolved, to_mapping
 from carv_3d.config.request import TextOptions
 from carv_3d.core.arguments import checked
-from carv_3d.core.options import AdamOptions, NamedOptions, Options, RunOptions, option
+from carv_3d.core.options import AdamOptions, Options, RunOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions, ViewPromptOptions
 from carv_3d.io.files import MissingFileError
@@ -99,6 +99,13 @@ class OptimizerArgs(
 
     eps: float = option(1e-15, "Added to the root of the second mean.", least=0, most=1)
     weight_decay: float = option(0.0, "Weight decay.", least=0, most=1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedOptions(Options):
+    """A choice by name."""
+
+    name: str = option("", "Which one.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ FIX = "lower it, or take a machine with more"
 def check_needs(config: Config, device: torch.device) -> None:
     """CarvError, with the bytes, where the scene, its renders or its outputs cannot be held in memory."""
     check_memory(_training(config), FIX, device)
-    check_memory(_outputs(config), FIX)
+    for part in _outputs(config):  # one comes after the other
+        check_memory(part, FIX)
 
 
 def _training(config: Config) -> dict[str, int]:
@@ -40,9 +41,9 @@ def _training(config: Config) -> dict[str, int]:
     }
 
 
-def _outputs(config: Config) -> dict[str, int]:
+def _outputs(config: Config) -> tuple[dict[str, int], dict[str, int]]:
     data, lattice = config.data, config.system.exporter.resolution
     frames = f"data.n_test_views x eval_height x eval_width = {data.n_test_views} x {data.eval_height} x "
     mesh = {f"system.exporter.resolution = {lattice}": LATTICE * lattice**3}
     turntable = {f"{frames}{data.eval_width}": FRAME * data.n_test_views * data.eval_height * data.eval_width}
-    return max(mesh, turntable, key=lambda part: max(part.values()))  # one comes after the other
+    return mesh, turntable

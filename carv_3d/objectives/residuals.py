@@ -58,7 +58,7 @@ def vsd(e: EpsHat, eps: Tensor, z_t: Tensor, t: Tensor, schedule: NoiseSchedule,
     """`w (guided - trained)`: variational score distillation (ProlificDreamer, arXiv 2305.16213).
 
     With `w = alpha_t / sigma_t` it is the gradient in z of KL(generated || teacher's), both diffused to t: DMD without
-    its normaliser, `alpha_t (s_trained - s_guided)` with `s = -eps_hat / sigma_t` (arXiv 2311.18828, eq. 7).
+    its normalizer, `alpha_t (s_trained - s_guided)` with `s = -eps_hat / sigma_t` (arXiv 2311.18828, eq. 7).
     """
     return w * (e.guided - e.trained)
 

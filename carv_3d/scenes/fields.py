@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv_3d.core.options import LatticeOptions, option
+from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
 from carv_3d.scenes.fused import FusedField, can_fuse, field_logits
 from carv_3d.scenes.hash_layout import HashEncoding, HashLayout, encode_reference
@@ -37,6 +37,13 @@ __all__ = [
 ]
 
 FINEST = 2**20  # cells along an edge
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatticeOptions(Options):
+    """A regular lattice over the scene."""
+
+    resolution: int = option(48, "Points along an edge.", least=2, most=1024)
 
 
 @dataclass(frozen=True, kw_only=True)

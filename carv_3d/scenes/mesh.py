@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
-from carv_3d.core.options import LatticeOptions, option
+from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.io.files import write_atomic
-from carv_3d.scenes.fields import Field
+from carv_3d.scenes.fields import Field, LatticeOptions
 
 __all__ = ["MeshOptions", "choose_level", "extract_mesh", "mesh_from_volume", "save_asset", "to_gltf_axes"]
 

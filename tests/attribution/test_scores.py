@@ -131,7 +131,7 @@ def test_the_ridge_that_describes_held_out_items_is_chosen(generator) -> None:
     chosen = choose_ridge(f, ridges)
     truth = torch.diag(scale**2)
 
-    def divergence(ridge: float) -> float:  # of Gaussians, from the true covariance to the regularised kernel of a fold
+    def divergence(ridge: float) -> float:  # of Gaussians, from the true covariance to the regularized kernel of a fold
         half = f[::2].mean(1)
         gram = half.T @ half / len(half)
         regular = gram + ridge * gram.trace() / 40 * torch.eye(40)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import refusal
+from tiny_host import PARSED
 
 from carv_3d.cli import main as cli
 from carv_3d.compare.reading import read_run, read_runs
@@ -19,13 +20,6 @@ from carv_3d.generate.config import config_to_yaml, load_config
 from carv_3d.report.page import page
 
 NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>$\\frac"""
-PARSED = """seed: 7
-data: {batch_size: 2}
-system:
-  guidance_type: stable-diffusion-guidance
-  guidance: {guidance_scale: 100}
-  prompt_processor: {prompt: a hamburger}
-"""
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from carv_3d.cli import main as cli
 from carv_3d.compare import engine
 from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
+from carv_3d.compare.request import CompareOptions, EngineOptions
 from carv_3d.compare.scored_run import ScoredRun
 from carv_3d.compare.sweep import Sweep, open_folder
 from carv_3d.errors import CarvError
@@ -45,6 +46,11 @@ def common(sd_folder: Path) -> list[str]:
     return [*SMALL, f"pretrained_model_name_or_path={sd_folder}"]
 
 
+def made(sweep: Sweep, out: Path) -> int:
+    """The status of a comparison that is made here, in the folder."""
+    return run_sweep(sweep, CompareOptions(out=out), EngineOptions())
+
+
 def two_methods() -> list[Method]:
     single = ["system.guidance.num_draws=1", "system.guidance.antithetic=false"]
     return [Method("one", single), Method("two", ["system.guidance.num_draws=2"])]
@@ -66,7 +72,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def test_interleaved_runs_are_the_runs_that_they_would_be_alone(common: list[str]) -> None:
     sweep = small_sweep(common)
-    assert run_sweep(sweep, Path("out")) == 0
+    assert made(sweep, Path("out")) == 0
     for method in sweep.methods:
         folder = sweep.folder(Path("out"), method, 0, 0)
         rows = read_metrics(folder / "metrics.csv")
@@ -80,7 +86,7 @@ def test_interleaved_runs_are_the_runs_that_they_would_be_alone(common: list[str
     assert Path("out/compare.html").exists()
     written = {p: p.stat().st_mtime_ns for p in Path("out/runs").rglob("*")}
     again = small_sweep(common, prompts=[PROMPT], seeds=2)  # seeds may be added: what is done stays as it is
-    assert run_sweep(again, Path("out")) == 0
+    assert made(again, Path("out")) == 0
     assert {p: p.stat().st_mtime_ns for p in written if p.is_file()}.items() <= written.items()
     assert len(list(Path("out/runs").glob("*/*/result.json"))) == 4
 
@@ -102,7 +108,7 @@ def test_equal_seconds_by_training_time(common: list[str], monkeypatch: pytest.M
     monkeypatch.setattr(ScoredRun, "scores", slow)
     monkeypatch.setattr(engine, "SLICE", 0.5)
     sweep = small_sweep(common, steps=None, budget=2.0, points=4)
-    assert run_sweep(sweep, Path("out")) == 0
+    assert made(sweep, Path("out")) == 0
     results = {m.name: read_result(sweep.folder(Path("out"), m, 0, 0)) for m in sweep.methods}
     assert {name: (r["steps"], r["seconds"]) for name, r in results.items()} == {"one": (4, 2.0), "two": (8, 2.0)}
     assert turns == [(k, clock) for clock in (0.0, 0.5, 1.0, 1.5, 2.0) for k in (1, 2)]  # alternating
@@ -121,7 +127,7 @@ def test_schedules_are_laid_over_the_budget(common: list[str], monkeypatch: pyte
     whole = 40 if fixed else 300
     words = [*common, f"guidance.max_step_percent=[0.9,0.1,{whole}]", *(["trainer.max_steps=40"] if fixed else [])]
     sweep = small_sweep(words, steps=None, budget=2.0, points=1)
-    assert run_sweep(sweep, Path("out")) == 0
+    assert made(sweep, Path("out")) == 0
     folder = sweep.folder(Path("out"), sweep.methods[0], 0, 0)
     host = TextTo3D(sweep.configuration(sweep.methods[0], 0, 0))
     assert host.config.trainer.max_steps == whole
@@ -135,7 +141,7 @@ def test_schedules_are_laid_over_the_budget(common: list[str], monkeypatch: pyte
 
 @pytest.mark.usefixtures("heeded_signals")
 def test_a_sweep_resumed_in_the_middle_is_the_same(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_sweep(small_sweep(common, points=1), Path("whole")) == 0
+    assert made(small_sweep(common, points=1), Path("whole")) == 0
     step = TextTo3D.train_step
     done = {"steps": 0}
 
@@ -149,12 +155,12 @@ def test_a_sweep_resumed_in_the_middle_is_the_same(common: list[str], monkeypatc
     monkeypatch.setattr(engine, "SLICE", 1e-9)  # a step each
     with monkeypatch.context() as patch:
         patch.setattr(TextTo3D, "train_step", interrupted)
-        assert run_sweep(small_sweep(common, points=1), Path("cut")) == 130
+        assert made(small_sweep(common, points=1), Path("cut")) == 130
     assert not list(Path("cut").rglob("result.json"))
     for method in two_methods():  # each was saved where it stood
         folder = small_sweep(common).folder(Path("cut"), method, 0, 0)
         assert load_checkpoint(folder / "checkpoint")[0]["step"] == read_metrics(folder / "metrics.csv")[-1]["step"] > 0
-    assert run_sweep(small_sweep(common, points=1), Path("cut")) == 0
+    assert made(small_sweep(common, points=1), Path("cut")) == 0
     for method in two_methods():
         folders = [small_sweep(common).folder(Path(out), method, 0, 0) for out in ("whole", "cut")]
         assert torch.equal(*map(saved_field, folders))
@@ -326,13 +332,14 @@ def test_on_ray_a_worker_that_is_killed_loses_nothing_and_repeats_nothing(common
     killed: list[int] = []
     thread = threading.Thread(target=kill_a_worker, args=(out, killed), daemon=True)
     thread.start()
-    assert run_sweep(small_sweep(common, **long), out, engine="ray", workers=2, display=display) == 0
+    where = EngineOptions(engine="ray", workers=2)
+    assert run_sweep(small_sweep(common, **long), CompareOptions(out=out), where, display=display) == 0
     thread.join()
     assert len(killed) == 1
     resumed = [line for line in display.said if line.startswith("Resumed after step")]
     assert resumed, "the runs of the killed worker began again"
     assert all("step 0." not in line for line in resumed[:1])
-    assert run_sweep(small_sweep(common, **long), Path("here")) == 0
+    assert made(small_sweep(common, **long), Path("here")) == 0
     for method in two_methods():
         ray, here = (small_sweep(common).folder(o, method, 0, 0) for o in (out, Path("here")))
         rows = read_metrics(ray / "metrics.csv")
@@ -382,10 +389,10 @@ def test_a_run_at_which_another_is_at_work_is_refused(common: list[str]) -> None
 
 def test_of_a_group_only_what_is_not_done_is_run(common: list[str]) -> None:
     sweep = small_sweep(common, steps=1, points=1)
-    assert run_sweep(sweep, Path("out")) == 0
+    assert made(sweep, Path("out")) == 0
     done, other = (sweep.folder(Path("out"), method, 0, 0) for method in sweep.methods)
     written = {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()}
     (other / "result.json").unlink()
-    assert run_sweep(sweep, Path("out")) == 0
+    assert made(sweep, Path("out")) == 0
     assert (other / "result.json").exists()
     assert {p: p.stat().st_mtime_ns for p in written} == written

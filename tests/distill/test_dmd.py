@@ -1,4 +1,4 @@
-"""The gradient of distribution matching against the exact Gaussian teacher: formula, expectation, normaliser."""
+"""The gradient of distribution matching against the exact Gaussian teacher: formula, expectation, normalizer."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_unbiased_for_the_closed_form(proposal: str, stratify: str, pairs: bool,
     assert float(error.norm() / expected.norm()) < 0.15  # narrow enough to see a bias
 
 
-def test_the_normaliser_of_each_draw_keeps_the_objective_and_a_pooled_one_does_not() -> None:
+def test_the_normalizer_of_each_draw_keeps_the_objective_and_a_pooled_one_does_not() -> None:
     n, K = 24_000, 4
     single = repeated(matching("dmd", num_draws=1, stratify="none"), n, seed=0)
     four = repeated(matching("dmd", num_draws=K, stratify="none"), n // K, seed=1)

@@ -101,7 +101,7 @@ def test_an_unknown_key_is_named_with_the_nearest(override: str, words: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("override", "name"),
+    ("override", "words"),
     [
         ("system.guidance.num_draws=0", "num_draws is 0"),
         ("system.guidance.proposal=unifrm", "proposal is 'unifrm'"),
@@ -160,15 +160,6 @@ def test_an_unknown_key_is_named_with_the_nearest(override: str, words: str) -> 
         ("data.eval_camera_distance=0", "eval_camera_distance is 0"),
         ("data.eval_fovy_deg=200", "eval_fovy_deg is 200"),
         ("device=gpu", "device is 'gpu'"),
-    ],
-)
-def test_a_value_out_of_range_is_named(override: str, name: str) -> None:
-    assert name in refusal(override)
-
-
-@pytest.mark.parametrize(
-    ("override", "kind"),
-    [
         ("trainer.max_steps=many", "a whole number"),
         ("trainer.max_steps=2.5", "a whole number"),
         ("seed=true", "a whole number"),
@@ -181,8 +172,8 @@ def test_a_value_out_of_range_is_named(override: str, name: str) -> None:
         ("trainer=[1]", ""),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused(override: str, kind: str) -> None:
-    assert kind in refusal(override)
+def test_a_value_of_the_wrong_kind_or_range_is_named(override: str, words: str) -> None:
+    assert words in refusal(override)
 
 
 @pytest.mark.parametrize("override", ["x", "=3", "a..b=1", "trainer.max_steps=[1", "seed=${nothing}"])
