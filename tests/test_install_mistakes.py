@@ -112,7 +112,7 @@ def test_a_set_up_that_is_stopped_leaves_nothing_that_races_with_the_next(
         _, stopped = child.communicate(timeout=10)
         assert child.returncode == 128 + number
         assert stopped.endswith("install.sh: the set-up was stopped; the next call makes it anew\n")
-        end = time.monotonic() + 5  # a signal takes a moment on a busy machine; they would go on for 30 s
+        end = time.monotonic() + 5  # a signal takes a moment on a busy machine; left alone they last 30 s
         while any(alive(process) for process in started):
             assert time.monotonic() < end
             time.sleep(0.01)
