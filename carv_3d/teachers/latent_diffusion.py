@@ -134,11 +134,7 @@ class LatentDiffusionTeacher(Denoiser):
                 parts[part] = parts[part].to(memory_format=torch.channels_last)
         schedule = parts.pop("scheduler")
         teacher = cls._from_parts(
-            folder,
-            parts,
-            schedule=schedule,
-            prediction_type=schedule.prediction_type,
-            name=str(name_or_path),
+            folder, parts, schedule=schedule, prediction_type=schedule.prediction_type, name=str(name_or_path)
         )
         if attention_slicing:
             teacher.unet.set_attention_slice(1)

@@ -12,6 +12,7 @@ import pytest
 from carv_3d.attribution.request import AttributeOptions
 from carv_3d.cli import main as cli
 from carv_3d.compare.methods import parse_methods
+from carv_3d.compare.request import CompareOptions
 from carv_3d.compare.sweep import Sweep
 from carv_3d.config.request import DistillRequest, GenerateRequest
 from carv_3d.distill.variance_request import VarianceRequest as DistillVarianceRequest
@@ -56,19 +57,18 @@ def test_of_compare_for_new_runs(given: Any) -> None:
     words = "compare --prompt 'a red mug' --prompt 'a hat' --prompt 'a hat' --method base --method ours=num_draws=8"
     words += " --seeds 3 --steps 7 --points 5 --config c.yaml --clip CLIP --engine ray --workers 2 --baseline ours"
     words += " --score iou --out o data.width=32"
-    (sweep, out), more = given("compare.command.run_sweep", words)
+    (sweep, compared, where, command), _ = given("compare.command.run_sweep", words)
     assert sweep == Sweep(
         ["a red mug", "a hat"], parse_methods(methods), seeds=3, steps=7, points=5, config=Path("c.yaml"),
         common=["data.width=32"], clip="CLIP",
     )  # fmt: skip
-    assert out == Path("o")
-    command = more.pop("command")
     assert shlex.split(command) == ["carv", *shlex.split(words)]
-    assert more == {"engine": "ray", "address": None, "workers": 2, "baseline": "ours", "scores": ("iou",)}
+    assert compared == CompareOptions(out=Path("o"), baseline="ours", scores=("iou",))
+    assert (where.engine, where.address, where.workers) == ("ray", None, 2)
     words = "compare --prompt p --method a --method b --seconds 9 --engine ray --address h:1"
-    (sweep, out), more = given("compare.command.run_sweep", words)
-    assert (sweep.budget, sweep.steps, sweep.seeds, sweep.points, out) == (9.0, None, 1, 20, None)
-    assert (more["address"], more["workers"], more["scores"]) == ("h:1", None, ())
+    (sweep, compared, where, _), _ = given("compare.command.run_sweep", words)
+    assert (sweep.budget, sweep.steps, sweep.seeds, sweep.points, compared.out) == (9.0, None, 1, 20, None)
+    assert (where.address, where.workers, compared.scores) == ("h:1", None, ())
 
 
 def test_of_compare_for_runs_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
