@@ -153,6 +153,8 @@ def one_word(words: Sequence[str], what: str, example: str) -> str | None:
 
 def _read(word: Any, kind: Any) -> Any:
     """A word of the command line as a value of the kind, where it reads as one; else as it is, for the check."""
+    if word == []:
+        word = "--"  # argparse loses it in --out=--
     item = _items(kind)
     if item is not None:
         return tuple(_read(part, item) for part in (word if isinstance(word, list) else word.split(",")))

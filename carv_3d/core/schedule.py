@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from carv_3d.core.arguments import checked
 from carv_3d.core.options import Weighting
 from carv_3d.core.schedule_config import CLASSES, read_config
-from carv_3d.core.schedule_tables import check_falls, checked_table, edm_sigmas, flow_sigmas
+from carv_3d.core.schedule_tables import check_falls, check_size, checked_table, edm_sigmas, flow_sigmas
 from carv_3d.errors import CarvError, shown
 
 WEIGHTINGS = get_args(Weighting)
@@ -74,11 +75,12 @@ class NoiseSchedule:
     @classmethod
     def _made(cls, family: str, alpha: Tensor, sigma: Tensor, times: Tensor, sigma_data: float = 0.5) -> NoiseSchedule:
         made = cls.__new__(cls)
-        abar = alpha**2 / (alpha**2 + sigma**2)
-        made._set(family, abar, alpha, sigma, times, sigma_data)
+        made._set(family, alpha**2 / (alpha**2 + sigma**2), alpha, sigma, times, sigma_data)
+        made.prediction_type = "edm" if family == "edm" else "flow_prediction"
         return made
 
     @classmethod
+    @checked
     def flow(cls, T: int = 1000, shift: float = 1.0, scale: float | None = None) -> NoiseSchedule:
         """Flow matching, `z_t = (1 - s) z + s eps`; equal to diffusers' FlowMatchEulerDiscreteScheduler.
 
@@ -89,14 +91,14 @@ class NoiseSchedule:
             scale: what the network is given is `scale * s`; T unless given.
 
         Raises:
-            CarvError: a T below 1, or a shift that is not above 0.
+            CarvError: a T below 1, or a shift or scale that is not above 0.
         """
         sigma = flow_sigmas(T, shift)
-        made = cls._made("flow", 1 - sigma, sigma, sigma * (T if scale is None else scale))
-        made.prediction_type = "flow_prediction"
-        return made
+        times = sigma * check_size("scale", T if scale is None else scale)
+        return cls._made("flow", 1 - sigma, sigma, times)
 
     @classmethod
+    @checked
     def edm(
         cls, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
         rho: float = 7.0, spacing: str = "karras",
@@ -115,9 +117,8 @@ class NoiseSchedule:
             CarvError: numbers out of order, or a spacing that is not known.
         """
         sigma = edm_sigmas(T, sigma_min, sigma_max, rho, spacing)
-        made = cls._made("edm", torch.ones_like(sigma), sigma, sigma.log() / 4, sigma_data)
-        made.prediction_type = "edm"
-        return made
+        sigma_data = check_size("sigma_data", sigma_data)
+        return cls._made("edm", torch.ones_like(sigma), sigma, sigma.log() / 4, sigma_data)
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
@@ -206,6 +207,7 @@ class NoiseSchedule:
         """Where the tables are."""
         return self.alphas_cumprod.device
 
+    @checked
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule on `device`; itself if it is there already."""
         abar = self.alphas_cumprod.to(device)

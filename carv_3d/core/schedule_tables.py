@@ -12,6 +12,9 @@ from torch import Tensor
 
 from carv_3d.errors import CarvError, shown
 
+MOST_TIMESTEPS = 10**6
+LARGEST = 1e15  # of sigmas and shifts, whose squares and products float32 must hold; the least is its inverse
+
 
 def named_betas(name: str, T: int, start: float, end: float) -> Tensor:
     """(T,) betas as diffusers makes them. Raises CarvError for a name that it does not have."""
@@ -49,15 +52,18 @@ def checked_table(name: str, value: Any) -> Tensor:
     try:
         if not isinstance(value, Tensor):
             value = torch.as_tensor(value, dtype=None if hasattr(value, "dtype") else torch.float64)
+        dense = value.layout == torch.strided and not value.is_meta
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(value).__name__
         raise CarvError(f"{name} is a {kind}; it must be a tensor, an array or a list of (T,) numbers.") from error
-    if value.dim() != 1 or len(value) < 1 or not value.is_floating_point():
+    if value.dim() != 1 or len(value) < 1 or not value.is_floating_point() or not dense:
         raise CarvError(
-            f"{name} has shape {tuple(value.shape)} and type {value.dtype}; "
+            f"{name} has shape {tuple(value.shape)} and type {value.dtype}{'' if dense else ', not a dense table'}; "
             "a noise schedule needs one row of floating-point numbers, one for each timestep."
         )
     value = value.detach()
+    if bool(value.isnan().any()):
+        raise CarvError(f"{name} leaves [0, 1]: it holds NaN.")
     if not bool(((value >= 0) & (value <= 1)).all()):
         raise CarvError(f"{name} leaves [0, 1]: it goes from {float(value.min()):.4g} to {float(value.max()):.4g}.")
     return value if value.dtype in (torch.float32, torch.float64) else value.float()
@@ -79,20 +85,32 @@ def check_falls(abar: Tensor) -> None:
         )
 
 
+def check_size(name: str, value: float) -> float:
+    """The number, which is above 0, and whose square float32 holds; else raises CarvError."""
+    if not 1 / LARGEST <= value <= LARGEST:
+        raise CarvError(f"{name} is {value}; it must be above 0, from {1 / LARGEST:g} to {LARGEST:g}.")
+    return value
+
+
 def flow_sigmas(T: int, shift: float = 1.0) -> Tensor:
     """(T,) rising sigmas of flow matching: s = 1/T .. 1, then shift s / (1 + (shift - 1) s). Raises CarvError."""
-    if T < 1 or not 0 < shift < math.inf:
-        raise CarvError(f"a flow schedule has T = {T} and shift = {shift}; T must be at least 1, the shift above 0.")
+    if not 1 <= T <= MOST_TIMESTEPS or not 1 / LARGEST <= shift <= LARGEST:
+        raise CarvError(
+            f"a flow schedule has T = {T} and shift = {shift}; T must be at least 1 and at most {MOST_TIMESTEPS:,}, "
+            f"the shift above 0, from {1 / LARGEST:g} to {LARGEST:g}."
+        )
     s = torch.linspace(1, T, T, dtype=torch.float32) / T
     return shift * s / (1 + (shift - 1) * s)
 
 
 def edm_sigmas(T: int, sigma_min: float, sigma_max: float, rho: float = 7.0, spacing: str = "karras") -> Tensor:
     """(T,) rising sigmas from sigma_min to sigma_max (arXiv 2206.00364, equation 5). Raises CarvError."""
-    if T < 2 or not 0 < sigma_min < sigma_max < math.inf or not rho > 0:
+    ordered = 1 / LARGEST <= sigma_min < sigma_max <= LARGEST
+    if not 2 <= T <= MOST_TIMESTEPS or not ordered or not 0.1 <= rho <= LARGEST:
         raise CarvError(
             f"an EDM schedule has T = {T}, sigma_min = {sigma_min}, sigma_max = {sigma_max} and rho = {rho}; it needs "
-            "T of at least 2, 0 < sigma_min < sigma_max, and rho above 0."
+            f"T of at least 2 and at most {MOST_TIMESTEPS:,}, 0 < sigma_min < sigma_max, and rho above 0, "
+            f"none below {1 / LARGEST:g} (rho 0.1) or above {LARGEST:g}."
         )
     ramp = torch.linspace(0, 1, T, dtype=torch.float64)
     if spacing == "karras":

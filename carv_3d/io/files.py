@@ -14,12 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 
 IRREGULAR = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }  # fmt: skip
+LONGEST_PATH = 2000  # bytes; what is written below it must fit too, into Linux's 4,096
 
 
 class MissingFileError(CarvError):
@@ -46,9 +47,13 @@ def os_errors_explained() -> Iterator[None]:
 
 
 def expanded(path: str | Path) -> Path:
-    """`path` with "~" and "~name" as the home folder; CarvError where there is no such user."""
+    """`path` with "~" and "~name" as the home folder; CarvError for no such user, or for what no path can be."""
     try:
+        if "\0" in str(path) or len(os.fsencode(path)) > LONGEST_PATH:
+            raise CarvError(f"{shown(str(path))} holds the character NUL, or is too long for a path; give another")
         return Path(path).expanduser()
+    except UnicodeEncodeError as error:
+        raise CarvError(f"{shown(str(path))} holds characters that no path can; give another") from error
     except RuntimeError as error:
         raise CarvError(f"{path} begins with ~ and the name of nobody here; write the folder out") from error
 

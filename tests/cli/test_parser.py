@@ -43,6 +43,12 @@ def test_words_flags_and_options_stand_in_any_order() -> None:
     assert flags(args) == {"K": (4, 1, 4), "methods": ("u", "v")}
 
 
+def test_a_value_may_be_two_dashes() -> None:
+    args = parser().read(["--out=--", "--methods=--"])
+    assert args is not None
+    assert flags(args) == {"out": Path("--"), "methods": ("--",)}
+
+
 def test_what_follows_two_dashes_is_taken_as_it_stands() -> None:
     args = parser().read(["x", "k=v", "--", "a=b mug", "--draws"])
     assert args is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,30 @@ def test_a_dynamic_shift_is_diffusers_own(how: str) -> None:
     mu = 0.5 + (1.15 - 0.5) * (1024 - 256) / (4096 - 256)
     s = torch.linspace(1, 1000, 1000) / 1000
     torch.testing.assert_close(NoiseSchedule.flow(shift=shift).sigma(torch.arange(1000)), its.time_shift(mu, 1.0, s))
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "says"),
+    [
+        (NoiseSchedule.flow, {"T": 2.5}, "T is 2.5; it must be a whole number"),
+        (NoiseSchedule.edm, {"T": "a"}, "T is 'a'; it must be a whole number"),
+        (NoiseSchedule.flow, {"T": 10**12}, "at most 1,000,000"),
+        (NoiseSchedule.flow, {"shift": None}, "shift is None; it must be a number"),
+        (NoiseSchedule.flow, {"shift": 1e300}, "shift = 1e.300"),
+        (NoiseSchedule.flow, {"scale": [1]}, "scale is a list; it must be a number"),
+        (NoiseSchedule.flow, {"scale": float("nan")}, "scale is nan; it must be above 0"),
+        (NoiseSchedule.edm, {"sigma_data": 0}, "sigma_data is 0; it must be above 0"),
+        (NoiseSchedule.edm, {"sigma_max": 1e300}, "sigma_max = 1e.300"),
+        (NoiseSchedule.edm, {"rho": 1e-9}, "rho = 1e-09"),
+        (NoiseSchedule, {"alphas_cumprod": torch.empty(5, device="meta")}, "not a dense table"),
+        (NoiseSchedule, {"alphas_cumprod": torch.linspace(0.9, 0.1, 5).to_sparse()}, "not a dense table"),
+        (NoiseSchedule, {"alphas_cumprod": [0.9, float("nan")]}, "holds NaN"),
+        (NoiseSchedule.flow(4).to, {"device": "cdua"}, "device is 'cdua'; it must be a device such as cpu"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(make: Callable[..., Any], given: dict[str, Any], says: str) -> None:
+    with pytest.raises(CarvError, match=says):
+        make(**given)
 
 
 def test_a_dynamic_shift_that_is_not_understood_is_refused() -> None:

@@ -121,6 +121,9 @@ def test_a_home_folder_is_found_and_nobodys_is_refused() -> None:
     assert expanded(Path("x~")) == Path("x~")
     with pytest.raises(CarvError, match="~nobody-of-this-name/x begins with ~"):
         expanded("~nobody-of-this-name/x")
+    for no_path in ("a\0b", "x/" * 2000, "\ud800"):
+        with pytest.raises(CarvError, match=r"give another$"):
+            expanded(no_path)
 
 
 def test_the_first_name_that_is_not_there(tmp_path: Path) -> None:
