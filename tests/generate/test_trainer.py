@@ -305,7 +305,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_then_ends_the_run(
     sd_folder: Path, sd_teacher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("carv_3d.core.non_finite.LIMIT", 2)
-    host = TextTo3D(tiny_config(sd_folder, "system.loss.lambda_sds=1.0e+38"), sd_teacher)
+    host = TextTo3D(tiny_config(sd_folder), sd_teacher)
     before = [p.clone() for p in host.field.parameters()]
     monkeypatch.setattr(host, "_lambdas", lambda step: {**TextTo3D._lambdas(host, step), "sds": float("nan")})
     assert host.train_step()["skipped"] == 1.0
