@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import copy
 
-from bench import run_script, script_parser
+from bench import run_script, script_parser, whole_numbers
 
-from carv_3d.cli.parser import whole_numbers
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D

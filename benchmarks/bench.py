@@ -21,6 +21,13 @@ def script_parser(doc: str | None, **numbers: int) -> argparse.ArgumentParser:
     return parser
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Read "4,1,2" as (1, 2, 4)."""
+    if not all(part.isascii() and part.isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers; join them by commas, such as 1,2,4")
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
 def trial_options(doc: str | None, methods: Collection[str], budget: float, points: int) -> argparse.ArgumentParser:
     """A parser for trials of several methods: which of them, how many, how long and how often evaluated."""
     parser = script_parser(doc, seeds=3)

@@ -20,9 +20,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench import joined, run_script, script_parser
+from bench import joined, run_script, script_parser, whole_numbers
 
-from carv_3d.cli.parser import whole_numbers
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.generate.trainer import TextTo3D, load_teacher

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import run_script, script_parser
+from bench import run_script, script_parser, whole_numbers
 
-from carv_3d.cli.parser import whole_numbers
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import CONFIGS, load_config
 from carv_3d.generate.trainer import load_teacher

@@ -64,6 +64,7 @@ class CarvStableDiffusionGuidance(CarvGuidance):
     ) -> dict[str, Any]:
         """A step of `SDSGuidance`; rgb is (B, H, W, 3), the views are (B,)."""
         step, epoch = self._begin(len(rgb))
+        rgb = rgb if rgb.requires_grad else rgb.detach().requires_grad_()  # a host may ask for previews alone
         views = (elevation, azimuth, camera_distances)
         texts, negative = self._with_empty(self._texts(prompt_utils, *views))
         out = self._carv(

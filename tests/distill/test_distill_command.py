@@ -68,7 +68,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         (["distill", "carv-tiny", "--sed", "4"], "did you mean --seed?"),
         (["distill", "carv-tiny", "precision=fp16", "device=cpu"], "precision is fp16, which needs CUDA"),
         (["distill", str(place / "none"), f"prompts={place / 'prompts.txt'}"], "no diffusion model at"),
-        (["distill", str(broken), f"prompts={place / 'prompts.txt'}"], "it is cut off at 5 bytes"),
+        (["distill", str(broken), f"prompts={place / 'prompts.txt'}"], "is cut off at 5 bytes"),
         (["distill", str(sd_folder)], "has no prompts of its own: name a text file"),
         (["distill", str(sd_folder), "prompts=none.txt"], "none.txt is missing; write one prompt on each line"),
         (["distill", str(sd_folder), f"prompts={place / 'empty.txt'}"], "holds no prompts"),

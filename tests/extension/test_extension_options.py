@@ -191,6 +191,6 @@ def test_a_model_of_another_prediction_type_is_one_sentence(
 ) -> None:
     shutil.copytree(sd_folder, tmp_path / "model")
     file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "sample"}))
-    with pytest.raises(CarvError, match="prediction_type is 'sample', not epsilon or v_prediction"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "dog"}))
+    with pytest.raises(CarvError, match="prediction_type is 'dog'; it must be one of epsilon, sample, v_prediction"):
         make(pretrained_model_name_or_path=str(tmp_path / "model"))

@@ -113,5 +113,5 @@ def test_saved_weights_come_back_and_damaged_ones_are_refused(tmp_path) -> None:
     x = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(tiny.Classifier.load(path)(x)["object"], classifier(x)["object"], atol=1e-2, rtol=1e-2)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CarvError, match="damaged"):
+    with pytest.raises(CarvError, match="is cut off at 1000 bytes"):
         tiny.Classifier.load(path)
