@@ -10,15 +10,22 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from carv_3d.cli.doctor_model import BYTES
+from carv_3d.cli.doctor_model import examine as examine_model
 from carv_3d.cli.doctor_threestudio import CONFIG
 from carv_3d.cli.doctor_threestudio import examine as examine_checkout
 from carv_3d.cli.finding import Finding, installed, python
 from carv_3d.cli.parser import Parser
-from carv_3d.errors import CarvError, checkout, first_line, install_command
+from carv_3d.core.options import check_draws
+from carv_3d.errors import CarvError, checkout, first_line, install_command, shown
 from carv_3d.version import __version__
 
 # the usage is left to argparse
-HELP = "\n\nCheck what is installed, what is missing, and how to fix it. Status 0: carv can run."
+HELP = """
+
+Check what is installed, what is missing, and how to fix it. Status 0: carv can run.
+
+  carv doctor MODEL    what a model's folder holds, how it is read and what it needs, or why it is refused"""
 
 
 def set_up() -> str:
@@ -29,12 +36,21 @@ def set_up() -> str:
 
 def main(words: list[str]) -> int:
     """`carv doctor`: see its --help."""
-    parser = Parser("carv doctor", HELP, takes_words=False)
+    parser = Parser("carv doctor", HELP)
     parser.add_argument("--threestudio", metavar="PATH", help="check a threestudio checkout and this Python instead")
+    parser.add_argument("--num-draws", type=int, default=1, metavar="K", help="of MODEL's memory (default: 1)")
+    parser.add_argument("--precision", choices=list(BYTES), default="float32", help="the same (default: float32)")
     args = parser.read(words)
     if args is None:
         return 0
-    return report(threestudio=args.threestudio)
+    if len(args.given) > 1 or args.options:
+        raise CarvError(f"carv doctor takes one model, and not {shown(args.given[-1])}; see carv doctor --help")
+    if not args.given:
+        return report(threestudio=args.threestudio)
+    model = args.given[0]
+    check_draws(args.num_draws, antithetic=False)
+    command = f'carv generate "a red mug" system.guidance.pretrained_model_name_or_path={model}'
+    return show(examine_model(model, args.num_draws, args.precision), command)
 
 
 def examine() -> list[Finding]:
@@ -60,6 +76,11 @@ def report(print_line: Callable[[str], None] = print, threestudio: str | None = 
         next_step = f'python launch.py --config {CONFIG} --train --gpu 0 system.prompt_processor.prompt="a red mug"'
     else:
         findings, next_step = examine(), 'carv generate "a red mug"'
+    return show(findings, next_step, print_line)
+
+
+def show(findings: list[Finding], next_step: str, print_line: Callable[[str], None] = print) -> int:
+    """Print findings, and the command to try next; 0, or 1 if something that is needed is missing."""
     print_line(f"carv_3d {__version__} on {platform.platform()}")
     width = max(len(f.name) for f in findings)
     for finding in findings:
@@ -69,7 +90,7 @@ def report(print_line: Callable[[str], None] = print, threestudio: str | None = 
             print_line(f"           {'':<{width}}  -> {finding.fix}")
     missing = [f.name for f in findings if f.needed and not f.found]
     if missing:
-        print_line(f"Not ready: {', '.join(missing)}. The fixes are above.")
+        print_line(f"Not ready: {', '.join(missing)}. What to do is above.")
         return 1
     print_line(f"Ready. Try: {next_step}")
     return 0

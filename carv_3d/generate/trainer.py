@@ -31,6 +31,7 @@ from carv_3d.generate.needs import check_needs
 from carv_3d.generate.view_text import fitted, view_text
 from carv_3d.guidance.cfg import Conditioning
 from carv_3d.guidance.sds import GuidanceOutput, SDSGuidance
+from carv_3d.guidance.self_test import warn_if_poor
 from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.runs.checkpoint import load_optimizer, state_fits
 from carv_3d.scenes.backgrounds import white_or_light
@@ -40,6 +41,7 @@ from carv_3d.scenes.regularizers import REGULARIZERS
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
 from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES
 from carv_3d.teachers.base import Teacher
+from carv_3d.teachers.families import BUILT_IN
 from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.tiny.knowledge import model_knowledge
 
@@ -58,6 +60,8 @@ def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
         half_precision=options.half_precision_weights,
         local_files_only=local_files_only,
     )
+    if options.pretrained_model_name_or_path not in BUILT_IN:  # which is tried before it is shipped
+        warn_if_poor(teacher)
     return teacher
 
 

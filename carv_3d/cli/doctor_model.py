@@ -1,0 +1,98 @@
+"""`carv doctor MODEL`: what a folder holds, what was understood of it, and what it needs; or why it is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from carv_3d.cli.finding import Finding
+from carv_3d.errors import CarvError, first_line
+
+BYTES = {"float32": 4, "half": 2}
+TENSORS = 24  # of the network's widest level that live at once; a rough number
+
+
+def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[Finding]:
+    """All findings, in the order in which they are shown; the model is loaded for the last, where it fits.
+
+    Args:
+        model: "carv-tiny", a folder, or a hub id that is on this machine.
+        num_draws: K of the memory's estimate.
+        precision: "float32" or "half", of the same.
+    """
+    from carv_3d.teachers.load import find_model
+    from carv_3d.teachers.loading import load_schedule
+    from carv_3d.teachers.model_folder import read_json
+
+    try:
+        folder, family = find_model(model, local_files_only=True)
+    except CarvError as error:
+        return [Finding("model", False, f"refused: {error}", "", True)]
+    schedule = load_schedule(folder)
+    vae = read_json(folder / "vae" / "config.json")
+    parts = {part: _on_disk(folder, part) for part in family.classes if (folder / part).is_dir()}
+    numbers = sum(count for count, _ in parts.values())
+    kinds = ", ".join(f"{part} {kind}" for part, (_, kind) in parts.items())
+    network = read_json(folder / family.network / "config.json")
+    needed = numbers * BYTES[precision] + _activations(network, vae, num_draws) * BYTES[precision]
+    findings = [
+        Finding("model", True, f"{family.name} in {folder}", "", True),
+        Finding("schedule", True, f"{schedule.family}, {schedule.num_train_timesteps} timesteps"),
+        Finding("prediction", True, str(schedule.prediction_type)),
+        Finding("VAE", True, _scaling(vae)),
+        Finding("on disk", True, f"{numbers:,} parameters ({kinds})"),
+        Finding("memory", True, f"about {needed / 2**30:.1f} GiB at K = {num_draws} in {precision}, a rough estimate"),
+    ]
+    return [*findings, _self_test(model, numbers * 4)]
+
+
+def _scaling(vae: dict[str, Any]) -> str:
+    if vae.get("latents_mean") is not None:
+        return f"{vae.get('latent_channels', 4)} channels, each with its latents_mean and latents_std"
+    scaling, shift = vae.get("scaling_factor") or 0.18215, vae.get("shift_factor") or 0.0
+    return f"{vae.get('latent_channels', 4)} channels, scaling_factor {scaling}, shift_factor {shift}"
+
+
+def _on_disk(folder: Path, part: str) -> tuple[int, str]:
+    """How many numbers a part has, and their types; those of a pickle by its size, as float32."""
+    from carv_3d.io.tensor_files import read_header
+    from carv_3d.teachers.model_folder import MEND, weight_files
+
+    count, kinds = 0, set()
+    for file in weight_files(folder, part):
+        if file.suffix == ".safetensors":
+            heads = read_header(file, MEND).values()
+            count += sum(math.prod(head.shape) for head in heads)
+            kinds |= {head.dtype for head in heads}
+        else:
+            count, kinds = count + file.stat().st_size // 4, kinds | {"pickle"}
+    return count, "/".join(sorted(kinds))
+
+
+def _activations(network: dict[str, Any], vae: dict[str, Any], num_draws: int) -> int:
+    """Numbers that live at once while 2 K samples, text and uncond, are denoised."""
+    size = network.get("sample_size") or vae.get("sample_size", 1024) // 2 ** (len(vae["block_out_channels"]) - 1)
+    size = (size[0] if isinstance(size, list) else size) // network.get("patch_size", 1)
+    if "block_out_channels" in network:
+        width = network["block_out_channels"][0]
+    else:
+        width = network["num_attention_heads"] * network["attention_head_dim"]
+    return int(2 * num_draws * size**2 * width * TENSORS)
+
+
+def _self_test(model: str, size: int) -> Finding:
+    from carv_3d.core.memory import amount, free_memory
+    from carv_3d.guidance.self_test import noise_errors, percentages
+    from carv_3d.teachers.load import load_teacher
+
+    free = free_memory()
+    if free is not None and size > free:
+        return Finding("self-test", False, f"not tried: loading takes {amount(size)}, and {amount(free)} are free")
+    try:
+        errors = noise_errors(load_teacher(model, local_files_only=True))
+    except (CarvError, RuntimeError, MemoryError) as error:
+        return Finding("self-test", False, f"the model does not run: {first_line(error)}", "", True)
+    good = all(error < 1 for error in errors)
+    state = f"its error in the noise is {percentages(errors)} of that of predicting zero"
+    return Finding("self-test", good, state, "its files may be misread or untrained: try it in its own pipeline")

@@ -1,0 +1,49 @@
+"""Whether a teacher predicts noise: a good one passes, one that is misread is named, and nobody's draws change."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from carv_3d.guidance.self_test import LEVELS, noise_errors, warn_if_poor
+from carv_3d.teachers.load import load_teacher
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    return load_teacher("carv-tiny", device="cpu")
+
+
+def test_carv_tiny_predicts_noise_in_less_than_a_second(tiny: Any) -> None:
+    state = torch.get_rng_state()
+    begin = time.process_time()
+    errors = noise_errors(tiny)
+    assert time.process_time() - begin < 1
+    assert len(errors) == len(LEVELS)
+    assert max(errors) < 0.5
+    assert sorted(errors, reverse=True) == errors  # noise is the easier to tell the more of it there is
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not tiny._embeddings
+
+
+def test_a_teacher_that_is_misread_is_named(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+    warn_if_poor(tiny)
+    assert not caplog.records
+    kind = tiny.prediction_type
+    tiny.prediction_type = "sample"  # the noise is taken for the latents
+    try:
+        warn_if_poor(tiny)
+    finally:
+        tiny.prediction_type = kind
+    assert "predicts noise no better than zero would" in caplog.text
+
+
+def test_a_prediction_that_is_not_finite_is_named(
+    tiny: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "predict", lambda z, t, text: z * float("nan"), raising=False)
+    warn_if_poor(tiny)
+    assert "nan %" in caplog.text
