@@ -101,10 +101,9 @@ def check_prompts(settings: Settings) -> Prompts:
     Raises CarvError where there are none, or others than it began with, or no model.
     """
     from carv_3d.teachers.availability import is_local
-    from carv_3d.teachers.load import find_model
 
     if is_local(settings.model):  # a name that is misspelt has no prompts either
-        find_model(settings.model, only=STABLE_DIFFUSION, use=USE)
+        _check_model(settings.model)
     prompts = read_prompts(settings.options.prompts, settings.model)
     digest = prompts_digest(prompts)
     if settings.prompts_hash not in ("", digest):
@@ -114,8 +113,21 @@ def check_prompts(settings: Settings) -> Prompts:
         )
     settings.prompts_hash = digest
     if not is_local(settings.model):  # which may download it
-        find_model(settings.model, only=STABLE_DIFFUSION, use=USE)
+        _check_model(settings.model)
     return prompts
+
+
+def _check_model(name: str) -> None:
+    """CarvError for a model of another family, or with the noise of flow matching or EDM."""
+    from carv_3d.teachers.load import find_model
+    from carv_3d.teachers.loading import load_schedule
+
+    family = load_schedule(find_model(name, only=STABLE_DIFFUSION, use=USE)[0]).family
+    if family != "vp":
+        raise CarvError(
+            f"{name} was trained on the noise of {family}, and {USE} works with variance-preserving noise alone: name "
+            "a model with a DDPM, DDIM or Euler scheduler."
+        )
 
 
 def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:

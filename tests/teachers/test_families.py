@@ -12,6 +12,7 @@ import torch
 from small_families import BUILDERS, build_family
 
 from carv_3d.core.estimator import Draws
+from carv_3d.distill.command import _check_model
 from carv_3d.errors import CarvError
 from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
 from carv_3d.teachers.base import Teacher
@@ -124,6 +125,30 @@ def test_the_gradient_of_score_distillation_is_that_by_hand(name: str, teachers:
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Stable Diffusion 3", "FLUX.1", "PixArt-sigma"])
+def test_eight_draws_have_the_mean_of_one(name: str, teachers: dict[str, Any]) -> None:
+    """Within 4 standard errors, over a fixed direction; the proposal follows the weight, in strata."""
+    teacher, g = teachers[name], torch.Generator().manual_seed(3)
+    z, direction = (torch.randn(1, 4, 8, 8, generator=g) for _ in range(2))
+    text, null = teacher.text_embeddings(["a cup"]), teacher.text_embeddings([""])
+    means, errors = [], []
+    for K, repeats, more in ((1, 384, {"proposal": "uniform"}), (8, 96, {"proposal": "weight", "stratify": "render"})):
+        options = GuidanceOptions(guidance_scale=2.0, num_draws=K, seed=K, **more)
+        guidance = SDSGuidance(teacher, options)
+        rgb = z.permute(0, 2, 3, 1).expand(48, 8, 8, 4).clone().requires_grad_()
+        values = []
+        for _ in range(repeats // 48):
+            loss = guidance(rgb, text, null, step=0, rgb_as_latents=True).loss_sds
+            gradient = torch.autograd.grad(loss, rgb)[0] * 48  # of each render's own draws
+            values.append((gradient * direction.permute(0, 2, 3, 1)).sum((1, 2, 3)))
+        each = torch.cat(values)
+        means.append(float(each.mean()))
+        errors.append(float(each.std() / len(each) ** 0.5))
+    assert errors[1] < errors[0]
+    assert abs(means[0] - means[1]) < 4 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+
+
 def test_latents_with_mean_and_deviation_are_decoded_as_the_pipeline_does(
     folders: dict[str, Path], teachers: dict[str, Any]
 ) -> None:
@@ -180,6 +205,17 @@ def test_a_command_for_one_family_refuses_another(folders: dict[str, Path]) -> N
         find_model(str(folders["FLUX.1"]), only=STABLE_DIFFUSION, use="carv distill")
     with pytest.raises(CarvError, match=r"are for a UNet, and FLUX.1 has none"):
         load_teacher(str(folders["FLUX.1"]), device="cpu", attention_slicing=True)
+
+
+def test_distillation_refuses_other_noise(sd_folder: Path, tmp_path: Path) -> None:
+    folder = edited(sd_folder, tmp_path / "copy", "model_index.json", scheduler=["diffusers", "EDMEulerScheduler"])
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5}))
+    with pytest.raises(
+        CarvError,
+        match=r"was trained on the noise of edm, and carv distill, which .* works with variance-preserving noise alone",
+    ):
+        _check_model(str(folder))
 
 
 def test_t5_may_be_absent_from_stable_diffusion_3(folders: dict[str, Path], tmp_path: Path) -> None:
