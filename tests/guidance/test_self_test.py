@@ -24,7 +24,7 @@ def test_carv_tiny_predicts_noise_in_less_than_a_second(tiny: Any) -> None:
     assert time.process_time() - begin < 1
     assert len(errors) == len(LEVELS)
     assert max(errors) < 0.5
-    assert sorted(errors, reverse=True) == errors  # noise is the easier to tell the more of it there is
+    assert sorted(errors, reverse=True) == errors  # the more noise, the easier it is seen
     assert torch.equal(torch.get_rng_state(), state)
     assert not tiny._embeddings
 
