@@ -35,7 +35,7 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[
     numbers = sum(count for count, _ in parts.values())
     kinds = ", ".join(f"{part} {kind}" for part, (_, kind) in parts.items())
     network = read_json(folder / family.network / "config.json")
-    needed = numbers * BYTES[precision] + _activations(network, vae, num_draws) * BYTES[precision]
+    needed = numbers * BYTES[precision] + _activations(network, vae, num_draws) // family.packed * BYTES[precision]
     findings = [
         Finding("model", True, f"{family.name} in {folder}", "", True),
         Finding("schedule", True, f"{schedule.family}, {schedule.num_train_timesteps} timesteps"),

@@ -30,7 +30,7 @@ def test_a_flux_folder_is_read_and_tried(tmp_path: Path) -> None:
     assert lines["VAE"].detail == "4 channels, scaling_factor 0.36, shift_factor 0.12"
     assert "transformer F32" in lines["on disk"].detail
     assert re.search(r"error in the noise is \d+ %", lines["self-test"].detail)
-    more, half = (examine(str(folder), *given)[5].detail for given in ((2000,), (2000, "half")))
+    more, half = (examine(str(folder), *given)[5].detail for given in ((200_000,), (200_000, "half")))
     gib = [float(re.search(r"about ([\d.]+) GiB", words)[1]) for words in (more, half)]  # type: ignore[index]
     assert gib[0] == pytest.approx(2 * gib[1], abs=0.1) > 1
 
