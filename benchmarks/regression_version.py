@@ -53,7 +53,7 @@ def carv(*words: str) -> None:
 def _field_images() -> Iterator[None]:
     run = module("generate.run").SceneRun
     shots = run._shots
-    run._shots = lambda self, n_views, asset: shots(self, n_views, None)
+    run._shots = lambda self, n_views, asset=None: shots(self, n_views, None)
     try:
         yield
     finally:
