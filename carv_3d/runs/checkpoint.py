@@ -97,7 +97,9 @@ def load_checkpoint(path: Path, resuming: bool = False) -> tuple[dict[str, Any],
             if version <= FORMAT:
                 _check_state(state)
         except Exception as error:  # torch raises many kinds for a damaged file: pickle, zip, Runtime, EOF
-            damaged.append(f"{candidate.name} ({first_line(error)})")
+            # what torch and pickle say is of their insides, and names ways to load that are not safe
+            why = first_line(error) if isinstance(error, CarvError) else "it cannot be read"
+            damaged.append(f"{candidate.name} ({why})")
             continue
         if version > FORMAT:
             raise CarvError(f"{candidate} was written by a newer carv_3d (format {version}); update it")
