@@ -103,9 +103,9 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     model = GradientModel.from_teacher(teacher)
     maker = FeatureMaker(model, options.features)
     base = _store_folder(options, maker, images)
-    items = EncodedImages(images, teacher, base / "latents", _donors(options, base, "latents"))
+    items = EncodedImages(images, teacher, base / "latents", _earlier_stores(options, base, "latents"))
     name = _features_name(options)
-    rows = maker.open_store(base / name, items, items.row_keys(), _donors(options, base, name))
+    rows = maker.open_store(base / name, items, items.row_keys(), _earlier_stores(options, base, name))
     if rows.taken_over:
         display.say(f"{rows.taken_over} of {len(items)} gradients are those of an earlier query.")
     with StopSignals() as stop:
@@ -219,7 +219,7 @@ def _store_folder(options: AttributeOptions, maker: FeatureMaker, images: Traini
     return cache_folder() / "attribution" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _donors(options: AttributeOptions, base: Path, name: str) -> list[Path]:
+def _earlier_stores(options: AttributeOptions, base: Path, name: str) -> list[Path]:
     """The cache's stores of other images, whose rows a new one takes over; a named store stays by itself."""
     return [] if options.store is not None else sorted(p for p in base.parent.glob(f"*/{name}") if p.parent != base)
 

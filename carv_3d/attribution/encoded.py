@@ -25,17 +25,17 @@ class EncodedImages:
     """`LatentItems` of training images: the posterior's mode of each, and the embedding of its caption."""
 
     def __init__(
-        self, images: TrainingImages, teacher: LatentDiffusionTeacher, folder: Path, donors: Iterable[Path] = ()
+        self, images: TrainingImages, teacher: LatentDiffusionTeacher, folder: Path, earlier: Iterable[Path] = ()
     ) -> None:
         """folder: of the latents' store, which is refused where it was made with other images or another encoder.
 
-        donors: stores of other images, see `RowStore`.
+        earlier: stores of other images, see `RowStore`.
         """
         self.images, self.teacher = images, teacher
         shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
         meta = {"items": images.fingerprint(), "vae": module_fingerprint(teacher.vae, config=dict(teacher.vae.config))}
         keys = [images.digest(i) for i in range(len(images))]
-        self.store = RowStore(folder, meta, len(images), shape, keys, donors)
+        self.store = RowStore(folder, meta, len(images), shape, keys, earlier)
         text = [module_fingerprint(encoder, config=config) for encoder, config in teacher.text_parts]
         self._fingerprint = "-".join([*meta.values(), *text])
         self._models = [meta["vae"], *text]

@@ -146,11 +146,11 @@ class FeatureMaker:
         }
 
     def open_store(
-        self, folder: Any, items: LatentItems, keys: Sequence[str] = (), donors: Iterable[Any] = ()
+        self, folder: Any, items: LatentItems, keys: Sequence[str] = (), earlier: Iterable[Any] = ()
     ) -> RowStore:
-        """The store of these items' features in `folder`, new or resumed; keys and donors as of RowStore."""
+        """The store of these items' features in `folder`, new or resumed; keys and earlier as of RowStore."""
         shape = (self.options.draws.groups, self.projection.dim)
-        return RowStore(folder, self.metadata(items), len(items), shape, keys, donors)
+        return RowStore(folder, self.metadata(items), len(items), shape, keys, earlier)
 
     def fill(
         self,

@@ -38,13 +38,13 @@ class RowStore:
         count: int,
         shape: tuple[int, ...],
         keys: Sequence[str] = (),
-        donors: Iterable[Path] = (),
+        earlier: Iterable[Path] = (),
     ) -> None:
         """Opens the store, or makes an empty one; finished rows are kept.
 
         meta: plain data (as JSON gives it back) that says what a row depends on.
         keys: one a row, equal where what the row depends on besides `meta` without its "items" is equal.
-        donors: stores of other items, from which a new one takes the finished rows that have the same keys.
+        earlier: stores of other items, from which a new one takes the finished rows that have the same keys.
         Raises CarvError for a store made with anything else, naming what differs, for one that is damaged, and where
         the disk refuses; nothing is written over.
         """
@@ -55,7 +55,7 @@ class RowStore:
         make_folder(folder)
         with _locked(folder):
             if not (folder / "meta.json").exists():
-                self._create(expected, list(keys), donors)
+                self._create(expected, list(keys), earlier)
             self._check(expected)
         try:
             self._rows = np.load(folder / "rows.npy", mmap_mode="r+")
@@ -120,7 +120,7 @@ class RowStore:
             raise explain_os_error(error, self.folder) from error
         _release(self._rows)
 
-    def _create(self, meta: dict[str, Any], keys: list[str], donors: Iterable[Path]) -> None:
+    def _create(self, meta: dict[str, Any], keys: list[str], earlier: Iterable[Path]) -> None:
         need = 4 * self.count * int(np.prod(self.shape))
         free = _free_bytes(self.folder)
         if free is not None and need > free:
@@ -135,16 +135,16 @@ class RowStore:
             write_via(self.folder / name, lambda path, s=shape, d=dtype: _empty(path, s, d))  # type: ignore[misc]
         if keys:
             write_atomic(self.folder / "keys.json", json.dumps(keys))
-            self._take_over(meta, keys, donors)
+            self._copy_rows(meta, keys, earlier)
         write_atomic(self.folder / "meta.json", json.dumps(meta, indent=2))  # last: it says that the rest is whole
 
-    def _take_over(self, meta: dict[str, Any], keys: list[str], donors: Iterable[Path]) -> None:
+    def _copy_rows(self, meta: dict[str, Any], keys: list[str], earlier: Iterable[Path]) -> None:
         rows, done = (np.load(self.folder / f"{name}.npy", mmap_mode="r+") for name in ("rows", "done"))
-        for donor in donors:
+        for folder in earlier:
             try:
-                stored = read_json(donor / "meta.json")
-                there = {key: i for i, key in enumerate(read_json(donor / "keys.json", kind=list))}
-                old_rows, old_done = (np.load(donor / f"{name}.npy", mmap_mode="r") for name in ("rows", "done"))
+                stored = read_json(folder / "meta.json")
+                there = {key: i for i, key in enumerate(read_json(folder / "keys.json", kind=list))}
+                old_rows, old_done = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "done"))
             except (CarvError, OSError, ValueError, TypeError):  # damaged, or of a version without keys
                 continue
             if _without_items(stored) != _without_items(meta) or old_rows.shape != (len(there), *self.shape):

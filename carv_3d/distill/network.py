@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.teachers.denoiser import Denoiser, Prediction
-from carv_3d.teachers.model_config import check_prediction
+from carv_3d.teachers.model_config import check_prediction_type
 
 SomeNetwork = TypeVar("SomeNetwork", bound="Network")
 
@@ -26,7 +26,7 @@ class Network(Prediction, nn.Module):
         """Raises CarvError for a prediction type that is not known."""
         super().__init__()
         self.unet: Any = unet
-        self.schedule, self.prediction_type = schedule, check_prediction(prediction_type, schedule)
+        self.schedule, self.prediction_type = schedule, check_prediction_type(prediction_type, schedule)
 
     @classmethod
     def from_teacher(cls: type[SomeNetwork], teacher: Denoiser, **more: Any) -> SomeNetwork:

@@ -12,7 +12,7 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, offload_to_cpu
-from carv_3d.teachers.model_config import check_prediction
+from carv_3d.teachers.model_config import check_prediction_type
 
 
 class Prediction(Brief):
@@ -83,7 +83,7 @@ class Denoiser(Prediction):
             CarvError: another prediction type.
         """
         self.network: Any = network.eval().requires_grad_(False)
-        self.prediction_type = check_prediction(prediction_type, schedule, name)
+        self.prediction_type = check_prediction_type(prediction_type, schedule, name)
         self.name = name
         parameter = next(network.parameters())
         self.device: torch.device = parameter.device

@@ -102,7 +102,7 @@ def check_config(values: dict[str, Any], kind: type[Options]) -> None:
             declared.check(values[name])
 
 
-def check_prediction(kind: str, schedule: NoiseSchedule, name: str = "") -> str:
+def check_prediction_type(kind: str, schedule: NoiseSchedule, name: str = "") -> str:
     """The prediction type itself; CarvError for one that is not known, or that the schedule rules out."""
     value = torch.ones(1, 1, device=schedule.device)
     schedule.target(kind, value, value, torch.zeros(1, dtype=torch.long, device=schedule.device))

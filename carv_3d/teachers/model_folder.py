@@ -25,7 +25,7 @@ from carv_3d.teachers.model_config import (
     UNetConfig,
     VAEConfig,
     check_config,
-    check_prediction,
+    check_prediction_type,
 )
 
 HALF = ".fp16"  # in the names of weights that were saved in half precision next to others
@@ -242,7 +242,7 @@ def _check_scheduler(folder: Path, named: Any) -> None:
     config = read_json(file)
     try:
         schedule = NoiseSchedule.from_config(config)
-        check_prediction(str(schedule.prediction_type), schedule)
+        check_prediction_type(str(schedule.prediction_type), schedule)
         sampled = schedule if named is None else NoiseSchedule.from_config({**config, "_class_name": named})
     except CarvError as error:
         raise CarvError(_bad(file, str(error).rstrip("."))) from error

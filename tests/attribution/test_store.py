@@ -54,8 +54,8 @@ def test_a_torn_row_is_made_again(tmp_path: Path) -> None:
 
 def test_a_store_of_other_items_takes_over_the_rows_that_have_the_same_keys(tmp_path: Path) -> None:
     def store(name: str, keys: str, **meta: object) -> RowStore:
-        donors = [p for p in sorted(tmp_path.iterdir()) if p.name != name]
-        return RowStore(tmp_path / name, {"model": 1, "items": name, **meta}, len(keys), (2,), list(keys), donors)
+        earlier = [p for p in sorted(tmp_path.iterdir()) if p.name != name]
+        return RowStore(tmp_path / name, {"model": 1, "items": name, **meta}, len(keys), (2,), list(keys), earlier)
 
     first = store("first", "abc")
     for index in (0, 1):
