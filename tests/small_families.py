@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from small_models import CONTEXT, LATENT, _text_config, _write_tokenizer, build_xl_folder
 
-T5_WIDTH = 40
+T5_WIDTH = 40  # and Gemma's
+GEMMA = "GemmaTokenizerFast"
 
 
 def _write_t5(folder: Path, part: str, tokenizer: str) -> None:
@@ -127,6 +128,70 @@ def build_pixart_alpha(folder: Path) -> None:
     build_pixart(folder, "PixArtAlphaPipeline", sized=True)
 
 
+def _write_gemma(folder: Path) -> None:
+    """A Gemma 2 encoder and a tokenizer of letters."""
+    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizerFast
+
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *map(chr, range(33, 127))]
+    vocab = {word: i for i, word in enumerate(words)}
+    tokenizer = GemmaTokenizerFast(vocab=vocab, merges=[], model_max_length=2048)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    config = Gemma2Config(
+        vocab_size=len(words), hidden_size=T5_WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    Gemma2Model(config).save_pretrained(folder / "text_encoder", safe_serialization=True)
+
+
+def build_sana(folder: Path) -> None:
+    """SANA: Gemma's text, an encoder without noise, and flow matching in a solver for diffusion."""
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaTransformer2DModel
+
+    _write_gemma(folder)
+    AutoencoderDC(
+        latent_channels=4, attention_head_dim=4, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 16), decoder_block_out_channels=(8, 16), encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.4,
+    ).save_pretrained(folder / "vae", safe_serialization=True)  # fmt: skip
+    SanaTransformer2DModel(
+        sample_size=2 * LATENT, patch_size=1, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=2, num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
+        caption_channels=T5_WIDTH,
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
+    ).save_pretrained(folder / "scheduler")  # fmt: skip
+    _write_index(folder, "SanaPipeline", "DPMSolverMultistepScheduler", "SanaTransformer2DModel", ("Gemma2Model",))
+    _edit(folder / "model_index.json", vae=["diffusers", "AutoencoderDC"], tokenizer=["transformers", GEMMA])
+
+
+def build_deepfloyd(folder: Path) -> None:
+    """DeepFloyd IF, stage I: pixels, T5, and a learned variance."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    _write_t5(folder, "text_encoder", "tokenizer")
+    UNet2DConditionModel(
+        sample_size=2 * LATENT, in_channels=3, out_channels=6, cross_attention_dim=24, encoder_hid_dim=T5_WIDTH,
+        addition_embed_type="text", addition_embed_type_num_heads=2, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), layers_per_block=1,
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", attention_head_dim=4, act_fn="gelu",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), resnet_time_scale_shift="scale_shift",
+    ).save_pretrained(folder / "unet", safe_serialization=True)  # fmt: skip
+    DDPMScheduler(beta_schedule="squaredcos_cap_v2", thresholding=True, variance_type="learned_range").save_pretrained(
+        folder / "scheduler"
+    )
+    nothing = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"), (None, None))
+    index = {"_class_name": "IFPipeline", "scheduler": ["diffusers", "DDPMScheduler"], **nothing}
+    index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}
+    index |= {"unet": ["diffusers", "UNet2DConditionModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def _edit(file: Path, **more: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **more}, indent=2))
+
+
 def build_playground(folder: Path) -> None:
     """Playground 2.5: Stable Diffusion XL with EDM, and a VAE with mean and deviation."""
     from diffusers import EDMEulerScheduler
@@ -137,17 +202,14 @@ def build_playground(folder: Path) -> None:
     scheduler.save_pretrained(folder / "scheduler")
     means, deviations = [0.5, -0.25, 0.1, 1.0], [2.0, 0.5, 1.5, 3.0]
     values = {"latents_mean": means, "latents_std": deviations}
-    for file, more in (
-        (folder / "vae" / "config.json", values),
-        (folder / "model_index.json", {"scheduler": ["diffusers", "EDMEulerScheduler"]}),
-    ):
-        file.write_text(json.dumps({**json.loads(file.read_text()), **more}))
+    _edit(folder / "vae" / "config.json", **values)
+    _edit(folder / "model_index.json", scheduler=["diffusers", "EDMEulerScheduler"])
 
 
 BUILDERS = {
     "Playground 2.5": build_playground,
     "Stable Diffusion 3": build_sd3, "FLUX.1": build_flux, "PixArt-sigma": build_pixart,
-    "PixArt-alpha": build_pixart_alpha,
+    "PixArt-alpha": build_pixart_alpha, "SANA": build_sana, "DeepFloyd IF": build_deepfloyd,
 }  # fmt: skip
 
 

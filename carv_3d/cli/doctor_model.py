@@ -30,7 +30,7 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[
     except CarvError as error:
         return [Finding("model", False, f"refused: {error}", "", True)]
     schedule = load_schedule(folder)
-    vae = read_json(folder / "vae" / "config.json")
+    vae = read_json(folder / "vae" / "config.json") if "vae" in family.classes else {}
     parts = {part: _on_disk(folder, part) for part in family.classes if (folder / part).is_dir()}
     numbers = sum(count for count, _ in parts.values())
     kinds = ", ".join(f"{part} {kind}" for part, (_, kind) in parts.items())
@@ -40,17 +40,19 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[
         Finding("model", True, f"{family.name} in {folder}", "", True),
         Finding("schedule", True, f"{schedule.family}, {schedule.num_train_timesteps} timesteps"),
         Finding("prediction", True, str(schedule.prediction_type)),
-        Finding("VAE", True, _scaling(vae)),
+        Finding("VAE", True, _scaling(vae) if vae else "none: the latents are pixels in [-1, 1]"),
         Finding("on disk", True, f"{numbers:,} parameters ({kinds})"),
         Finding("memory", True, f"about {needed / 2**30:.1f} GiB at K = {num_draws} in {precision}, a rough estimate"),
     ]
-    return [*findings, _self_test(model, numbers * 4)]
+    return [*findings, _self_test(model, numbers * 4, family, folder)]
 
 
 def _scaling(vae: dict[str, Any]) -> str:
     if vae.get("latents_mean") is not None:
         return f"{vae.get('latent_channels', 4)} channels, each with its latents_mean and latents_std"
-    scaling, shift = vae.get("scaling_factor") or 0.18215, vae.get("shift_factor") or 0.0
+    from carv_3d.teachers.model_config import SCALING
+
+    scaling, shift = vae.get("scaling_factor") or SCALING, vae.get("shift_factor") or 0.0
     return f"{vae.get('latent_channels', 4)} channels, scaling_factor {scaling}, shift_factor {shift}"
 
 
@@ -72,7 +74,9 @@ def _on_disk(folder: Path, part: str) -> tuple[int, str]:
 
 def _activations(network: dict[str, Any], vae: dict[str, Any], num_draws: int) -> int:
     """Numbers that live at once while 2 K samples, text and uncond, are denoised."""
-    size = network.get("sample_size") or vae.get("sample_size", 1024) // 2 ** (len(vae["block_out_channels"]) - 1)
+    from carv_3d.teachers.model_config import vae_factor
+
+    size = network.get("sample_size") or vae.get("sample_size", 1024) // vae_factor(vae)
     size = (size[0] if isinstance(size, list) else size) // network.get("patch_size", 1)
     if "block_out_channels" in network:
         width = network["block_out_channels"][0]
@@ -81,16 +85,16 @@ def _activations(network: dict[str, Any], vae: dict[str, Any], num_draws: int) -
     return int(2 * num_draws * size**2 * width * TENSORS)
 
 
-def _self_test(model: str, size: int) -> Finding:
+def _self_test(model: str, size: int, family: Any, folder: Path) -> Finding:
     from carv_3d.core.memory import amount, free_memory
     from carv_3d.guidance.self_test import noise_errors, percentages
-    from carv_3d.teachers.load import load_teacher
+    from carv_3d.teachers.load import teacher_class
 
     free = free_memory()
     if free is not None and size > free:
         return Finding("self-test", False, f"not tried: loading takes {amount(size)}, and {amount(free)} are free")
     try:
-        errors = noise_errors(load_teacher(model, local_files_only=True))
+        errors = noise_errors(teacher_class(family).load(model, folder=folder))
     except (CarvError, RuntimeError, MemoryError) as error:
         return Finding("self-test", False, f"the model does not run: {first_line(error)}", "", True)
     good = all(error < 1 for error in errors)

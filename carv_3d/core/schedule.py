@@ -171,10 +171,7 @@ class NoiseSchedule:
             )
         if not isinstance(config, Mapping):
             return cls(table)
-        family, arguments, kind = read_config({**config, "_class_name": name})
-        made = cls(table) if family == "vp" and table is not None else getattr(cls, MAKERS[family])(**arguments)
-        made.prediction_type = kind
-        return made
+        return cls._read({**config, "_class_name": name}, table)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
@@ -187,8 +184,13 @@ class NoiseSchedule:
         Raises:
             CarvError: a class, beta_schedule or prediction_type that is not known, or a value that cannot be.
         """
+        return cls._read(config)
+
+    @classmethod
+    def _read(cls, config: Mapping[str, Any], table: Any = None) -> NoiseSchedule:
+        """table: abar_t of a scheduler with betas, where it is at hand."""
         family, arguments, kind = read_config(config)
-        made: NoiseSchedule = getattr(cls, MAKERS[family])(**arguments)
+        made = cls(table) if family == "vp" and table is not None else getattr(cls, MAKERS[family])(**arguments)
         made.prediction_type = kind
         return made
 

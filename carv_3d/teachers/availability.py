@@ -161,7 +161,7 @@ def needed_files(listing: Iterable[str], family: Family = STABLE_DIFFUSION) -> l
     expected = [name for name in names if name == "model_index.json"]
     for part in family.components:
         inside = [name for name in names if name.startswith(f"{part}/") and name.count("/") == 1]
-        expected += [name for name in inside if name.endswith((".json", ".txt", "/spiece.model"))]
+        expected += [name for name in inside if name.endswith((".json", ".txt", "/spiece.model", "/tokenizer.model"))]
         if part in family.classes:
             copies = (
                 [name for name in inside if _is_weight(name, f"{part}/{stem}{variant}", suffix)]

@@ -14,6 +14,7 @@ class Family:
     """Models that one teacher reads.
 
     classes: of each part with weights, what model_index.json names for it; "unet" or "transformer" is the network.
+        Without a "vae" the latents are the pixels.
     tokenizers: the folders of tokenizers, with their classes in transformers.
     addition_embed_types: what the UNet's config may name for more than cross-attention ("text" pools the same text).
     use: what loads it, for the sentence that a model of another family gets.
@@ -95,5 +96,19 @@ PIXART = Family(
     use="load_teacher or PixArtTeacher",
     half="bfloat16",
 )
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, PIXART)
+SANA = Family(
+    name="SANA",
+    classes={"transformer": "SanaTransformer2DModel", "vae": "AutoencoderDC", "text_encoder": "Gemma2Model"},
+    tokenizers={"tokenizer": "GemmaTokenizerFast"},
+    use="load_teacher or SanaTeacher",
+    half="bfloat16",
+)
+DEEPFLOYD_IF = Family(
+    name="DeepFloyd IF, stage I",
+    classes={"unet": "UNet2DConditionModel", "text_encoder": "T5EncoderModel"},
+    tokenizers={"tokenizer": "T5TokenizerFast"},
+    use="load_teacher or DeepFloydTeacher",
+    addition_embed_types=("text",),
+)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, PIXART, SANA, DEEPFLOYD_IF)
 OLD_NAMES = {"Transformer2DModel": "PixArtTransformer2DModel"}  # of a class, as folders of before name it

@@ -16,7 +16,8 @@ from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu
-from carv_3d.teachers.model_config import latent_scale
+from carv_3d.teachers.model_config import latent_scale, vae_factor
+from carv_3d.teachers.pixels import Point
 from carv_3d.teachers.tokens import shortened
 
 SomeTeacher = TypeVar("SomeTeacher", bound="LatentDiffusionTeacher")
@@ -45,7 +46,7 @@ class LatentDiffusionTeacher(Denoiser):
 
         Args:
             network: diffusers' UNet or transformer.
-            vae: diffusers' AutoencoderKL.
+            vae: diffusers' autoencoder, or `pixels.Pixels` for none.
             schedule: of the model's training.
             prediction_type: one that the schedule knows.
             name: for messages.
@@ -56,8 +57,8 @@ class LatentDiffusionTeacher(Denoiser):
         """
         super().__init__(network, schedule, prediction_type, name)
         self.vae: Any = vae.eval().requires_grad_(False)
-        self.vae_dtype: torch.dtype = next(vae.parameters()).dtype
-        self.vae_factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_dtype: torch.dtype = next(vae.parameters(), torch.empty(0)).dtype
+        self.vae_factor = vae_factor(vae.config)
         self.latent_channels = int(vae.config.latent_channels)
         self.latent_size = self._find_latent_size()
         self.image_size = self.latent_size * self.vae_factor
@@ -197,7 +198,8 @@ class LatentDiffusionTeacher(Denoiser):
                 f"not {tuple(images.shape)}."
             )
         with torch.autocast(self.device.type, enabled=False):
-            return self.vae.encode(images.to(self.vae_dtype) * 2 - 1).latent_dist
+            encoded = self.vae.encode(images.to(self.vae_dtype) * 2 - 1)
+        return encoded.latent_dist if hasattr(encoded, "latent_dist") else Point(encoded.latent)
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """Scaled latents as images.

@@ -9,11 +9,13 @@ from carv_3d.errors import CarvError, packages
 from carv_3d.io.files import open_file
 from carv_3d.io.structured import RESTORE
 from carv_3d.teachers.availability import resolve_model
+from carv_3d.teachers.deepfloyd_if import DeepFloydTeacher
 from carv_3d.teachers.families import FAMILIES, Family
 from carv_3d.teachers.flux import FluxTeacher
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 from carv_3d.teachers.model_folder import WrongFamily
 from carv_3d.teachers.pixart import PixArtTeacher
+from carv_3d.teachers.sana import SanaTeacher
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.stable_diffusion_3 import StableDiffusion3Teacher
 from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
@@ -24,6 +26,8 @@ TEACHERS: tuple[type[LatentDiffusionTeacher], ...] = (
     StableDiffusion3Teacher,
     FluxTeacher,
     PixArtTeacher,
+    SanaTeacher,
+    DeepFloydTeacher,
 )
 
 
@@ -88,4 +92,9 @@ def load_teacher(name_or_path: str, *, only: Family | None = None, use: str = ""
     """
     local, cache = bool(options.get("local_files_only", False)), options.get("cache_dir")
     folder, family = find_model(name_or_path, local, cache, only=only, use=use)
-    return next(kind for kind in TEACHERS if kind.family is family).load(name_or_path, folder=folder, **options)
+    return teacher_class(family).load(name_or_path, folder=folder, **options)
+
+
+def teacher_class(family: Family) -> type[LatentDiffusionTeacher]:
+    """The class that reads a family's models, whose `load` takes the folder that `find_model` gave."""
+    return next(kind for kind in TEACHERS if kind.family is family)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ import torch
 from carv_3d.core.options import Options, option
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
+
+SCALING = 0.18215  # of a VAE that does not say it: Stable Diffusion's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,9 @@ class VAEConfig(Options):
 
     latent_channels: int = option(4, "Channels of the latents.", least=1, most=4096)
     block_out_channels: list[int] = option(lambda: [64], "Of each level.", least=1, most=2**16)
+    encoder_block_out_channels: list[int] = option(lambda: [64], "The same, of SANA.", least=1, most=2**16)
     layers_per_block: int = option(1, "Of each level.", least=1, most=1000)
-    scaling_factor: float | None = option(0.18215, "What latents are multiplied by.", least=1e-6, most=1e6)
+    scaling_factor: float | None = option(SCALING, "What latents are multiplied by.", least=1e-6, most=1e6)
     shift_factor: float | None = option(None, "What is subtracted before.", least=-1e6, most=1e6)
     latents_mean: list[float] | None = option(None, "The same, of each channel.", least=-1e6, most=1e6)
     latents_std: list[float] | None = option(None, "What they are divided by, of each.", least=1e-5, most=1e6)
@@ -75,6 +80,13 @@ class TransformerConfig(Options):
     pooled_projection_dim: int | None = option(None, "Width of the pooled text.", least=1, most=2**16)
 
 
+def vae_factor(vae: Any) -> int:
+    """How many times larger images are than their latents. vae: its config, an object or a mapping."""
+    get = vae.get if isinstance(vae, Mapping) else partial(getattr, vae)
+    levels = get("block_out_channels", None) or get("encoder_block_out_channels", (64,))
+    return int(2 ** (len(levels) - 1))
+
+
 def latent_scale(vae: Any, device: torch.device) -> tuple[Any, Any]:
     """Scaling and shift of `z = (encoded - shift) * scaling`, numbers or (1, C, 1, 1), as diffusers' pipelines have it.
 
@@ -85,7 +97,7 @@ def latent_scale(vae: Any, device: torch.device) -> tuple[Any, Any]:
     Raises:
         CarvError: a mean without a standard deviation, or another number of them than there are channels.
     """
-    scaling = float(getattr(vae, "scaling_factor", None) or 0.18215)
+    scaling = float(getattr(vae, "scaling_factor", None) or SCALING)
     mean, std = (getattr(vae, name, None) for name in ("latents_mean", "latents_std"))
     if mean is None and std is None:
         return scaling, float(getattr(vae, "shift_factor", None) or 0.0)

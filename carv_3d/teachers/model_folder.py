@@ -34,6 +34,11 @@ FIX = (
     "pretrained_model_name_or_path), or use the built-in carv-tiny"
 )
 
+WORDS = {  # files of a tokenizer without a tokenizer.json
+    "CLIPTokenizer": ("vocab.json", "merges.txt"),
+    "T5TokenizerFast": ("spiece.model",),
+    "GemmaTokenizerFast": ("tokenizer.model",),
+}
 MEND = f"mend or download it again, {FIX}."
 
 
@@ -81,7 +86,7 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
     for part, (tokenizer, kind) in zip(family.text_encoders, family.tokenizers.items()):
         if part in present:
             size = read_config(folder, part, TextConfig).get("vocab_size", TextConfig.vocab_size)
-            _check_tokenizer(folder / tokenizer, size, pair=kind == "CLIPTokenizer")
+            _check_tokenizer(folder / tokenizer, size, kind)
 
 
 def _check_outer(folder: Path) -> None:
@@ -135,10 +140,15 @@ def check_family(folder: Path, family: Family) -> None:
         _expect(folder, with_network[0], family)
     if "text_encoder" in present and not with_network:
         networks = [part for part in ("unet", "transformer") if part in present]
-        network = "".join(f" whose {part} is a {present[part]}" for part in networks[:1])
+        network = "".join(f" whose {part} is a {present[part]}{_hint(present[part])}" for part in networks[:1])
         known = ", ".join(other.name for other in FAMILIES)
         why = f"it holds a {index.get('_class_name', 'pipeline')}{network}, and what is read here is {known}"
         raise WrongFamily(_bad(folder / "model_index.json", why))
+
+
+def _hint(network: str) -> str:
+    views = " (MVDream's, four views at once, for which diffusers has no class)"
+    return views if str(network).startswith("MultiView") else ""
 
 
 def _expect(folder: Path, actual: Family, expected: Family) -> None:
@@ -251,16 +261,15 @@ def _check_scheduler(folder: Path, named: Any) -> None:
         raise CarvError(_bad(file, why))
 
 
-def _check_tokenizer(here: Path, size: int, pair: bool = True) -> None:
-    """size: of the text encoder's vocabulary. pair: whether it is CLIP's, of vocab.json and merges.txt."""
-    pairs = [here / "vocab.json", here / "merges.txt"]
-    needed = pairs if pair else [here / "spiece.model"]
+def _check_tokenizer(here: Path, size: int, kind: str) -> None:
+    """size: of the text encoder's vocabulary. kind: the class."""
+    needed = [here / name for name in WORDS[kind]]
     if not (here / "tokenizer.json").is_file() and not all(file.is_file() for file in needed):
         names = " and ".join(file.name for file in needed)
         raise CarvError(_bad(needed[0], f"it is missing (the tokenizer needs {names})"))
     read = {file.name: read_json(file) for file in sorted(here.glob("*.json"))}
-    if os.path.lexists(pairs[1]):
-        structured.read_text(pairs[1], MEND)
+    if os.path.lexists(here / "merges.txt"):
+        structured.read_text(here / "merges.txt", MEND)
     if "tokenizer_config.json" in read:
         _checked(here / "tokenizer_config.json", TokenizerConfig)
     model = read.get("tokenizer.json", {}).get("model", {})

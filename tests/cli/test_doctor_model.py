@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from small_families import build_family
 
+from carv_3d.cli import doctor_model
 from carv_3d.cli import main as cli
 from carv_3d.cli.doctor_model import examine
 from carv_3d.errors import CarvError
+from carv_3d.teachers import load
 
 
 def test_carv_tiny_is_read_and_tried(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,7 +23,7 @@ def test_carv_tiny_is_read_and_tried(capsys: pytest.CaptureFixture[str]) -> None
     assert re.search(r"ok +self-test +its error in the noise is \d+ %, \d+ %, \d+ % of that", shown)
 
 
-def test_a_flux_folder_is_read_and_tried(tmp_path: Path) -> None:
+def test_a_flux_folder_is_read_and_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build_family("FLUX.1", tmp_path / "model")
     lines = {f.name: f for f in examine(str(folder), num_draws=2)}
     assert lines["model"].detail == f"FLUX.1 in {folder}"
@@ -34,6 +36,22 @@ def test_a_flux_folder_is_read_and_tried(tmp_path: Path) -> None:
     gib = [float(re.search(r"about ([\d.]+) GiB", words)[1]) for words in (more, half)]  # type: ignore[index]
     assert gib[0] > 1
     assert gib[0] == pytest.approx(2 * gib[1], abs=0.1)
+    monkeypatch.setattr(doctor_model, "_on_disk", lambda *_: (2**30, "F32"))  # of each of four parts
+    assert [examine(str(folder), 1, kind)[5].detail[:14] for kind in ("float32", "half")] == [
+        "about 16.0 GiB", "about 8.0 GiB ",
+    ]  # fmt: skip
+
+
+def test_a_model_of_pixels_is_read_and_tried_and_is_sought_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sought, find_model = build_family("DeepFloyd IF", tmp_path / "model"), [], load.find_model
+    monkeypatch.setattr(load, "find_model", lambda *a, **more: sought.append(a) or find_model(*a, **more))
+    lines = {f.name: f for f in examine(str(folder))}
+    assert len(sought) == 1
+    assert lines["model"].detail == f"DeepFloyd IF, stage I in {folder}"
+    assert lines["VAE"].detail == "none: the latents are pixels in [-1, 1]"
+    assert re.search(r"error in the noise is \d+ %", lines["self-test"].detail)
 
 
 def test_what_is_refused_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
