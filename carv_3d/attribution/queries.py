@@ -60,10 +60,10 @@ def query_kind(word: str) -> str:
 
 def run_model(folder: Path) -> str:
     """The model that a run was made with. Raises CarvError for the folder of anything but a run of carv generate."""
-    from carv_3d.generate.config import load_config
+    from carv_3d.generate.config import load_run
 
     try:
-        config = load_config(folder / "config.yaml")
+        config = load_run(folder)
     except CarvError as error:
         raise CarvError(
             f"{folder} is no run of carv generate (of its config.yaml: {str(error).rstrip('.')}): name such a folder, "
@@ -95,12 +95,12 @@ def prompt_query(prompt: str, teacher: LatentDiffusionTeacher, count: int, seed:
 
 def run_query(folder: Path, teacher: Any, count: int) -> Query:
     """`count` views around the asset of a run, at the size that the model sees."""
-    from carv_3d.generate.config import load_config
+    from carv_3d.generate.config import load_run
     from carv_3d.generate.trainer import TextTo3D
     from carv_3d.generate.view_text import captions
     from carv_3d.runs.checkpoint import load_checkpoint
 
-    config = load_config(folder / "config.yaml")
+    config = load_run(folder)
     state, _ = load_checkpoint(folder / "checkpoint")
     host = TextTo3D(config, teacher, log=lambda text: None)
     host.load_state_dict(state)

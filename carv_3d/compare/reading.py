@@ -12,7 +12,7 @@ from carv_3d.compare import threestudio
 from carv_3d.compare.records import RunRecord, columns, is_step, method_settings, name_methods
 from carv_3d.config.reader import to_mapping
 from carv_3d.errors import CarvError
-from carv_3d.generate.config import load_config
+from carv_3d.generate.config import load_run
 from carv_3d.io.files import explain_os_error
 from carv_3d.io.structured import read_json, value_at
 from carv_3d.io.tables import read_table
@@ -76,10 +76,7 @@ def read_carv(folder: Path, method: str = "") -> RunRecord:
     axes.update({name: values[name] for name in ("nfe", "renders") if name in values})
     metrics = {name: y for name, y in values.items() if name not in NOT_METRICS}
     metrics["seconds_per_step"] = np.where(values["step"] > 0, values["seconds"], np.nan)
-    config = folder / "config.yaml"
-    if not config.exists():
-        raise CarvError(f"{folder} has metrics.csv but no config.yaml, which says what it is a run of; restore it")
-    read = load_config(config)
+    read = load_run(folder)
     settings = method_settings(flatten(to_mapping(read)))
     label = method or value_at(_label(folder), "method", str, str(folder / LABEL)) or ""
     return RunRecord(label, read.prompt, read.seed, folder, axes, metrics, settings, notes)

@@ -24,7 +24,7 @@ from carv_3d.errors import CarvError, CarvTypeError, first_line, shown
 
 P = ParamSpec("P")
 T = TypeVar("T")
-FAILURES = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError, OSError)
+FAILURES = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError, OSError, AssertionError)
 WORDS: dict[Any, str] = {
     Tensor: "a torch tensor with data", torch.Generator: "a torch.Generator", torch.device: "a device such as cpu",
     Path: "a path", str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None",
@@ -73,6 +73,12 @@ def refuse_arguments(function: Callable[..., Any], given: Mapping[str, Any], err
         variable = inspect.signature(function).parameters[name].kind in (2, 4)  # *args, **kwargs
         if not variable and not fits(value, kind):
             raise CarvError(f"{name} is {described(value)}; it must be {due(kind)}.") from error
+        if torch.device in (kind, *typing.get_args(kind)) and isinstance(value, (str, torch.device)):
+            try:
+                torch.empty(1, device=value)
+            except (RuntimeError, AssertionError, NotImplementedError) as reason:  # AssertionError: built without CUDA
+                absent = f"{name} is {value}, which torch cannot use here ({first_line(reason)})"
+                raise CarvError(f"{absent}; give cpu, or see carv doctor.") from error
 
 
 def raised_by_the_call(error: TypeError) -> bool:

@@ -10,13 +10,20 @@ from torch import Tensor
 
 from carv_3d.core.arguments import checked
 from carv_3d.core.options import Weighting
-from carv_3d.core.schedule_config import CLASSES, read_config
-from carv_3d.core.schedule_tables import check_falls, check_size, checked_table, edm_sigmas, flow_sigmas
+from carv_3d.core.schedule_config import read_config, scheduler_parts
+from carv_3d.core.schedule_tables import (
+    check_falls,
+    check_samples,
+    check_size,
+    checked_table,
+    edm_sigmas,
+    explained_entries,
+    flow_sigmas,
+)
 from carv_3d.errors import CarvError, shown
 
 WEIGHTINGS = get_args(Weighting)
 MIN_SNR_GAMMA = 5.0  # arXiv 2303.09556
-
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "edm", "edm_v"]
 PREDICTION_TYPES = get_args(PredictionType)
 
@@ -117,8 +124,8 @@ class NoiseSchedule:
             CarvError: numbers out of order, or a spacing that is not known.
         """
         sigma = edm_sigmas(T, sigma_min, sigma_max, rho, spacing)
-        sigma_data = check_size("sigma_data", sigma_data)
-        return cls._made("edm", torch.ones_like(sigma), sigma, sigma.log() / 4, sigma_data)
+        size = check_size("sigma_data", sigma_data)
+        return cls._made("edm", torch.ones_like(sigma), sigma, sigma.log() / 4, size)
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
@@ -159,17 +166,8 @@ class NoiseSchedule:
         Raises:
             CarvError: a scheduler of another class, or something else.
         """
-        inner = getattr(scheduler, "scheduler", None)
-        if inner is not None:
-            raise CarvError(f"from_diffusers takes a scheduler; give the scheduler of this {type(scheduler).__name__}.")
-        name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
-        table = getattr(scheduler, "alphas_cumprod", None)
-        if table is None and not (isinstance(config, Mapping) and name in CLASSES):
-            raise CarvError(
-                f"from_diffusers got a {name}, which has no alphas_cumprod; it takes a diffusers "
-                "scheduler, and NoiseSchedule.from_config a scheduler's config."
-            )
-        if not isinstance(config, Mapping):
+        name, config, table = scheduler_parts(scheduler)
+        if config is None:
             return cls(table)
         return cls._read({**config, "_class_name": name}, table)
 
@@ -215,29 +213,28 @@ class NoiseSchedule:
         abar = self.alphas_cumprod.to(device)
         if abar is self.alphas_cumprod:
             return self
-        moved = type(self).__new__(type(self))
-        times = None if self.times is None else self.times.to(device)
+        moved, times = type(self).__new__(type(self)), None if self.times is None else self.times.to(device)
         moved._set(self.family, abar, self._alpha.to(device), self._sigma.to(device), times, self.sigma_data)
         moved.prediction_type = self.prediction_type
         return moved
 
     def alpha(self, t: Tensor) -> Tensor:
         """alpha_t for integer timesteps of any shape; the same shape back."""
-        return self._alpha[t]
+        return entries_at(self._alpha, t)
 
     def sigma(self, t: Tensor) -> Tensor:
         """sigma_t for integer timesteps of any shape; the same shape back."""
-        return self._sigma[t]
+        return entries_at(self._sigma, t)
 
     def snr(self, t: Tensor) -> Tensor:
         """alpha_t^2 / sigma_t^2 for integer timesteps of any shape; the same shape back."""
-        return self._alpha[t] ** 2 / self._sigma[t] ** 2
+        return entries_at(self._alpha, t) ** 2 / entries_at(self._sigma, t) ** 2
 
     def norm(self, t: Tensor) -> Tensor:
         """sqrt(alpha_t^2 + sigma_t^2), of t's shape: z_t divided by it is variance preserving, at the same SNR."""
         if self.family == "vp":
-            return torch.ones_like(self._alpha)[t]
-        return (self._alpha[t] ** 2 + self._sigma[t] ** 2).sqrt()
+            return entries_at(torch.ones_like(self._alpha), t)
+        return (entries_at(self._alpha, t) ** 2 + entries_at(self._sigma, t) ** 2).sqrt()
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The noisy latents z_t, differentiable in z and eps.
@@ -250,6 +247,7 @@ class NoiseSchedule:
         Returns:
             (N, ...) in z's dtype.
         """
+        check_agree(t, z=z, eps=eps)
         alpha, sigma = self._per_sample(t, z)
         return alpha * z + sigma * eps
 
@@ -263,12 +261,12 @@ class NoiseSchedule:
         Returns:
             (N, ...) in z_t's dtype, and (N,) times: t itself, or its entry of `times`.
         """
-        if self.times is None:
-            return z_t, t
+        check_agree(t, z_t=z_t)
+        times = entries_at(self._alpha if self.times is None else self.times, t)
         if self.family == "edm":
             _, sigma = self._per_sample(t, z_t)
             z_t = z_t / (sigma**2 + self.sigma_data**2).sqrt()
-        return z_t, self.times[t]
+        return z_t, t if self.times is None else times
 
     def target(self, kind: str, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What a network of a prediction type is trained towards.
@@ -292,6 +290,7 @@ class NoiseSchedule:
         Raises:
             CarvError: a kind that is not known, or is not of this schedule's family.
         """
+        check_agree(t, z=z, eps=eps)
         if kind == "epsilon":
             return eps
         z_factor, eps_factor, _, _, _ = self._parts(kind, z, t)
@@ -306,6 +305,7 @@ class NoiseSchedule:
             prediction: (N, ...), differentiable.
             t: (N,) integers.
         """
+        check_agree(t, z_t=z_t, prediction=prediction)
         if kind == "epsilon":
             return prediction
         z_factor, _, alpha, _, whole = self._parts(kind, z_t, t)
@@ -321,6 +321,7 @@ class NoiseSchedule:
             prediction: (N, ...), differentiable.
             t: (N,) integers.
         """
+        check_agree(t, z_t=z_t, prediction=prediction)
         _, eps_factor, _, sigma, whole = self._parts(kind, z_t, t)
         z = eps_factor * z_t - sigma * prediction
         return z if whole is None else z / whole
@@ -342,13 +343,13 @@ class NoiseSchedule:
             z_factor, eps_factor = sign * sigma / (spread * self.sigma_data), -sign * self.sigma_data / spread
             return z_factor, eps_factor, alpha, sigma, eps_factor - z_factor * sigma
         if kind in PREDICTION_TYPES:
-            raise CarvError(f"prediction_type is {kind!r}, which a schedule of family {self.family!r} lacks.")
-        raise CarvError(f"prediction_type is {kind!r}; it must be one of {', '.join(PREDICTION_TYPES)}.")
+            raise CarvError(f"prediction_type is {shown(kind)}, which a schedule of family {self.family!r} lacks.")
+        raise CarvError(f"prediction_type is {shown(kind)}; it must be one of {', '.join(PREDICTION_TYPES)}.")
 
     def _per_sample(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t, sigma_t (N, 1, ...) in the type and place of like (N, ...)."""
         shape = (-1, *[1] * (like.dim() - 1))
-        return self._alpha[t].to(like).view(shape), self._sigma[t].to(like).view(shape)
+        return entries_at(self._alpha, t).to(like).view(shape), entries_at(self._sigma, t).to(like).view(shape)
 
     def w(self, t: Tensor, strategy: str | Tensor = "sds") -> Tensor:
         """The weight that multiplies the residual at t, of t's shape.
@@ -361,7 +362,7 @@ class NoiseSchedule:
         Raises:
             CarvError: a name that does not exist, or a table of another length.
         """
-        return self.weights(strategy)[t]
+        return entries_at(self.weights(strategy), t)
 
     def weights(self, strategy: str | Tensor = "sds") -> Tensor:
         """The weights w of all timesteps, (T,), see `w`."""
@@ -377,6 +378,22 @@ class NoiseSchedule:
         if strategy == "inverse_snr" and float(self.alphas_cumprod[-1]) == 0:
             raise CarvError("the weighting inverse_snr is infinite at this schedule's last timestep; take min_snr.")
         return self._weights[strategy]
+
+
+def entries_at(table: Tensor, t: Tensor) -> Tensor:
+    """The table's entries at timesteps t, of t's shape; CarvError where t is none. Nothing waits for a device."""
+    try:
+        return table.index_select(0, t.reshape(-1)).view(t.shape)  # unlike table[t], takes no negative t and no mask
+    except (TypeError, AttributeError, LookupError, RuntimeError) as error:
+        return explained_entries(table, t, error)
+
+
+def check_agree(t: Tensor, **given: Tensor) -> None:
+    """CarvError unless these are samples (N, ...) of one shape, and t has N timesteps, or one for all."""
+    z, *others = given.values()
+    floats = all(isinstance(x, Tensor) and x.is_floating_point() and x.dim() for x in given.values())
+    if not floats or any(x.shape != z.shape for x in others) or getattr(t, "numel", int)() not in (1, len(z)):
+        check_samples(t, **given)
 
 
 MAKERS = {"vp": "from_betas", "flow": "flow", "edm": "edm"}  # constructors, by family

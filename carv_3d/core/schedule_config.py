@@ -79,6 +79,24 @@ class EDMConfig(Timesteps):
     sigma_schedule: Literal["karras", "exponential"] = option("karras", "The spacing.")
 
 
+def scheduler_parts(scheduler: Any) -> tuple[str, Mapping[str, Any] | None, Any]:
+    """A diffusers scheduler's class, its config and its abar_t, None for what it lacks.
+
+    Raises:
+        CarvError: what is no scheduler, or one that has neither table nor a config that is known.
+    """
+    if getattr(scheduler, "scheduler", None) is not None:
+        raise CarvError(f"from_diffusers takes a scheduler; give the scheduler of this {type(scheduler).__name__}.")
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None and not (isinstance(config, Mapping) and name in CLASSES):
+        raise CarvError(
+            f"from_diffusers got a {name}, which has no alphas_cumprod; it takes a diffusers "
+            "scheduler, and NoiseSchedule.from_config a scheduler's config."
+        )
+    return name, config if isinstance(config, Mapping) else None, table
+
+
 def read_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
     """The family of a scheduler's config, the arguments of its constructor, and the prediction type.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv_3d.core.arguments import described
 from carv_3d.errors import CarvError, shown
 
 MOST_TIMESTEPS = 10**6
@@ -83,6 +84,52 @@ def check_falls(abar: Tensor) -> None:
             f"alphas_cumprod is still {float(abar[T // 2]):.4g} half way, so these are 1 - beta_t, not their running "
             "product; use NoiseSchedule.from_betas(betas)."
         )
+
+
+def explained_entries(table: Tensor, t: Any, error: Exception) -> Tensor:
+    """The entries of a table that could not be looked up at once: of timesteps on the CPU, the table on a GPU.
+
+    Raises:
+        CarvError: no tensor of timesteps of this schedule. On a GPU, one that lies outside is torch's own error.
+    """
+    problem = timesteps_problem(t, len(table), table.device)
+    if problem:
+        raise CarvError(f"t {problem}.") from error
+    if t.device == table.device:
+        raise error
+    return table[t]
+
+
+def timesteps_problem(t: Any, T: int, device: torch.device) -> str:
+    """What keeps t from being timesteps of a schedule on a device, and the fix; "" for nothing."""
+    if not isinstance(t, Tensor) or t.is_meta:
+        return f"is {described(t)}; it must be a tensor of integer timesteps, as torch.tensor([500])"
+    if t.dtype not in (torch.int64, torch.int32):
+        return f"is of type {t.dtype}; timesteps are integers: t.long()"
+    if t.device != device and t.device.type != "cpu":
+        return f"is on {t.device} and the schedule on {device}; move the schedule: schedule.to('{t.device}')"
+    if t.numel() and not 0 <= int(t.min()) <= int(t.max()) < T:
+        return f"goes from {int(t.min())} to {int(t.max())}; the timesteps of this schedule are 0 to {T - 1}"
+    return ""
+
+
+def check_samples(t: Any, **given: Any) -> None:
+    """CarvError unless these are tensors (N, ...) of one shape, and t has N timesteps, or one for all.
+
+    Args:
+        t: looked at for its number alone.
+        **given: by the names that the caller knows.
+    """
+    (first, z), *others = given.items()
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() == 0:
+            what = described(value) if not isinstance(value, Tensor) else f"{tuple(value.shape)} of {value.dtype}"
+            raise CarvError(f"{name} is {what}; it must be a tensor (N, ...) of floating-point numbers.")
+    for name, value in others:
+        if value.shape != z.shape:
+            raise CarvError(f"{name} has shape {tuple(value.shape)} and {first} {tuple(z.shape)}; they must be equal.")
+    if isinstance(t, Tensor) and t.numel() != len(z) and 1 not in (t.numel(), len(z)):
+        raise CarvError(f"t has shape {tuple(t.shape)} for {first} of {tuple(z.shape)}; it must be ({len(z)},).")
 
 
 def check_size(name: str, value: float) -> float:

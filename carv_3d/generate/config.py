@@ -18,12 +18,14 @@ from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions, ViewPromptOptions
 from carv_3d.io.files import MissingFileError
 from carv_3d.io.structured import read_yaml
+from carv_3d.runs.run import CONFIG
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions
 from carv_3d.scenes.rendering import RenderOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # the configurations that come with carv_3d
+GROUPS = ("data", "system", "trainer", "checkpoint")  # of every configuration
 MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
 
 
@@ -53,11 +55,11 @@ class PromptOptions(TextOptions, ViewPromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for text in (self.prompt, self.negative_prompt):
+        for name, text in (("the prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
             if len(text) > MAX_PROMPT:
-                raise CarvError(f"the prompt is longer than {MAX_PROMPT} characters; shorten it.")
+                raise CarvError(f"{name} is longer than {MAX_PROMPT} characters; shorten it.")
             if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
-                raise CarvError("the prompt holds control characters or is no valid UTF-8: write plain text.")
+                raise CarvError(f"{name} holds control characters or is no valid UTF-8: write plain text.")
         if self.use_perp_neg:
             wrong = ["fine_views=false"] * self.fine_views
             wrong += ["view_dependent_prompting=true"] * (not self.view_dependent_prompting)
@@ -271,6 +273,21 @@ def load_config(
     if prompt:
         config = read_options(config, {"system": {"prompt_processor": {"prompt": prompt}}})
     return config
+
+
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of the run in a folder. A run writes all options, so what is absent was lost.
+
+    Raises:
+        CarvError: no config.yaml, one that is empty or lacks a group, or one that cannot be read.
+    """
+    path = folder / CONFIG
+    values = read_yaml(path, "restore it, which says what the run is, or name another run")
+    lacks = next((group for group in GROUPS if not values.get(group)), None)
+    if lacks is not None:
+        state = f"has nothing under {lacks}" if values else "is empty"
+        raise CarvError(f"{path} {state}, so it is no longer what the run wrote; restore it, or name another run")
+    return load_config(path, overrides)
 
 
 def find_config(path: Path) -> Path:

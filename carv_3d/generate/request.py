@@ -9,7 +9,7 @@ from typing import Any
 
 from carv_3d.config.reader import read_options, to_mapping
 from carv_3d.config.request import GenerateRequest
-from carv_3d.generate.config import Config, load_config
+from carv_3d.generate.config import Config, load_config, load_run
 from carv_3d.io.files import slug
 from carv_3d.runs.request import check_resumable, check_unchanged, is_changeable, new_folder, newest_folder
 from carv_3d.runs.run import CONFIG
@@ -39,7 +39,7 @@ def resolve(request: GenerateRequest) -> tuple[Config, Path]:
         return config, new_folder(request.out, _default_folder(config))
     folder = request.out or _latest_folder(request)
     check_resumable(folder)
-    stored = load_config(folder / CONFIG)
+    stored = load_run(folder)
     values = to_mapping(stored)
 
     def asked(*overrides: str) -> Config:
@@ -52,7 +52,7 @@ def resolve(request: GenerateRequest) -> tuple[Config, Path]:
     if new.system.geometry_type == "auto":
         new = read_options(new, {"system": {"geometry_type": stored.system.geometry_type}})
     check_unchanged(folder, values, to_mapping(new), CHANGEABLE)
-    return load_config(folder / CONFIG, _changeable(to_mapping(asked()))), folder
+    return load_run(folder, _changeable(to_mapping(asked()))), folder
 
 
 def _changeable(values: Mapping[str, Any], path: str = "") -> list[str]:
@@ -73,4 +73,4 @@ def _default_folder(config: Config) -> Path:
 def _latest_folder(request: GenerateRequest) -> Path:
     """The newest of this prompt's default folders; other prompts may have the same names of folders."""
     config = load_config(request.config, request.overrides, request.prompt, request.seed)
-    return newest_folder(_default_folder(config), lambda f: load_config(f / CONFIG).prompt == config.prompt)
+    return newest_folder(_default_folder(config), lambda f: load_run(f).prompt == config.prompt)

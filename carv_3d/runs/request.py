@@ -9,7 +9,7 @@ from typing import Any
 from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, newest_run, unused
 from carv_3d.io.structured import differing_keys, look_up
-from carv_3d.runs.run import CONFIG
+from carv_3d.runs.run import CHECKPOINT, CONFIG, METRICS
 
 
 def new_folder(
@@ -30,24 +30,34 @@ def newest_folder(default: Path, is_the_run: Callable[[Path], bool]) -> Path:
     """The newest of a run's default folders of which `is_the_run` holds; what it raises as CarvError counts as no.
 
     Raises:
-        CarvError: there is none.
+        CarvError: there is none; names the newest that cannot be read.
     """
+    damaged: list[CarvError] = []
 
     def accepted(folder: Path) -> bool:
         try:
             return is_the_run(folder)
-        except CarvError:  # a damaged config.yaml
+        except CarvError as error:  # a damaged config.yaml
+            damaged.append(error)
             return False
 
     folder = newest_run(default, accepted)
+    if folder is None and damaged:
+        raise damaged[-1]
     if folder is None:
         raise CarvError(f"there is no run to resume in {default}; begin one without --resume")
     return folder
 
 
 def check_resumable(folder: Path) -> None:
-    """CarvError where there is no run in `folder`."""
+    """CarvError where there is no run in `folder`, or one that has lost its config.yaml."""
     if not (folder / CONFIG).exists():
+        left = next((name for name in (CHECKPOINT, METRICS) if (folder / name).exists()), None)
+        if left is not None:
+            raise CarvError(
+                f"{folder} has a {left} but no {CONFIG}, which says what the run is; restore it, or begin a new run "
+                "with another --out"
+            )
         raise CarvError(f"there is no run to resume in {folder}; begin one without --resume")
 
 

@@ -14,13 +14,14 @@ from typing import Any
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError, first_line
-from carv_3d.generate.config import Config, find_config, load_config
+from carv_3d.generate.config import Config, find_config, load_config, load_run
 from carv_3d.generate.run import ALL_TOO_LARGE
 from carv_3d.generate.trainer import TextTo3D, check_prompt
 from carv_3d.io.files import check_unused, claimed, slug, write_atomic
 from carv_3d.io.structured import conforms, read_json
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
+from carv_3d.runs.run import CONFIG
 from carv_3d.variance.benchmark import Batch, VarianceBenchmark
 from carv_3d.variance.charts import write_charts
 from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps
@@ -204,17 +205,16 @@ def read_source(request: VarianceRequest) -> tuple[Config, dict[str, Any] | None
     source = find_config(request.source)
     if not source.exists():
         raise CarvError(f"there is no {source}; give a YAML file or the folder of a run.")
-    path, state = source, None
-    if source.is_dir():
-        path = source / "config.yaml"
-        if not path.exists():
+    if not source.is_dir():
+        config, state = load_config(source, request.overrides, request.prompt, request.seed), None
+    else:
+        if not (source / CONFIG).exists():
             raise CarvError(f"{source} is no run of carv generate: it holds no config.yaml.")
         if request.prompt:
             raise CarvError("--prompt is for a configuration; a run has its own.")
         if request.overrides or request.seed is not None:
             raise CarvError("key=value and --seed are for a configuration; a run has its own.")
-        state = load_checkpoint(source / "checkpoint")[0]
-    config = load_config(path, request.overrides, request.prompt, request.seed)
+        config, state = load_run(source), load_checkpoint(source / "checkpoint")[0]
     if not config.prompt.strip():
         raise CarvError(f'{source} has no prompt; give one, such as --prompt "a red mug".')
     return config, state

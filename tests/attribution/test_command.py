@@ -153,7 +153,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
     (tmp_path / "other-run").mkdir()
     (tmp_path / "other-run" / "config.yaml").write_text("model: carv-tiny")
     (tmp_path / "hub-run").mkdir()
-    model = "system: {guidance: {pretrained_model_name_or_path: owner/model}}"
+    model = "{guidance: {pretrained_model_name_or_path: owner/model}}"
+    model = f"data: {{width: 64}}\nsystem: {model}\ntrainer: {{max_steps: 3}}\ncheckpoint: {{every_n_train_steps: 9}}"
     (tmp_path / "hub-run" / "config.yaml").write_text(model)
     cases = [
         (["attribute"], "the query is missing"),

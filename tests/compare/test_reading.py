@@ -233,6 +233,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
     (carv_run("cut") / "metrics.csv").write_text("step,seconds,snr\n1,0.5")
     (carv_run("binary") / "metrics.csv").write_bytes(b"\xff\xfe\x00\x81")
     (carv_run("unknown") / "config.yaml").unlink()
+    (carv_run("emptied") / "config.yaml").write_text("")
     (carv_run("bitten") / "method.json").write_text('{"method": ')
     (trial("torn") / "configs" / "parsed.yaml").write_text("a: [")
     (Path("lost") / "csv_logs").mkdir(parents=True)
@@ -244,7 +245,8 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         (["hollow"], "empty or truncated"),
         (["cut"], "empty or truncated"),
         (["binary"], "is not text in UTF-8"),
-        (["unknown"], "no config.yaml"),
+        (["unknown"], "unknown/config.yaml is missing; restore it, which says what the run is, or name another run"),
+        (["emptied"], "emptied/config.yaml is empty, so it is no longer what the run wrote; restore it, or name"),
         (["bitten"], "name the method yourself: NAME=bitten"),
         (["torn"], "not readable YAML"),
         (["lost"], "empty or truncated"),

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from tiny_host import TINY
 
+from carv_3d.attribution.queries import run_model
 from carv_3d.config.request import GenerateRequest
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import config_to_yaml, load_config
 from carv_3d.generate.request import resolve
+from carv_3d.variance.command import read_source
+from carv_3d.variance.request import VarianceRequest
 
 LONG = "trainer.max_steps=5"
 
@@ -86,3 +89,50 @@ def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest() -> None:
     other.write_text("system:\n  loss:\n    lambda_recon: 7\n")
     with pytest.raises(CarvError, match="lambda_recon"):
         resolve(GenerateRequest(config=other, out=folder, resume=True, overrides=TINY))
+
+
+@pytest.mark.parametrize(
+    ("kept", "sentence"),
+    [
+        (0, "run/config.yaml is empty, so it is no longer what the run wrote; restore it, or name another run"),
+        (0.1, "run/config.yaml has nothing under system, so it is no longer"),
+        (0.9, "run/config.yaml has nothing under trainer, so it is no longer"),
+    ],
+)
+def test_a_configuration_that_has_lost_its_end_is_never_read_as_the_defaults(kept: float, sentence: str) -> None:
+    folder = begun("a red mug", "run")
+    lines = (folder / "config.yaml").read_text().splitlines(keepends=True)
+    (folder / "config.yaml").write_text("".join(lines[: int(kept * len(lines))]))
+    for words in ([], [LONG]):
+        with pytest.raises(CarvError, match=sentence):
+            resolve(GenerateRequest(out=folder, resume=True, overrides=words))
+    with pytest.raises(CarvError, match=sentence):
+        read_source(VarianceRequest(source=folder))
+    with pytest.raises(CarvError, match=f"no run of carv generate .of its config.yaml: {sentence}"):
+        run_model(folder)
+
+
+def test_a_run_that_is_resumed_by_its_prompt_and_has_lost_its_configuration_is_named() -> None:
+    folder = begun("a red mug")
+    (folder / "config.yaml").write_text("")
+    with pytest.raises(CarvError, match=r"outputs/a-red-mug-0/config.yaml is empty"):
+        resolve(GenerateRequest(prompt="a red mug", resume=True))
+
+
+@pytest.mark.parametrize("left", ["checkpoint", "metrics.csv"])
+def test_a_run_without_its_configuration_is_no_missing_run(left: str) -> None:
+    folder = begun("a red mug", "run")
+    (folder / "config.yaml").unlink()
+    with pytest.raises(CarvError, match="there is no run to resume in run; begin one without --resume"):
+        resolve(GenerateRequest(out=folder, resume=True))
+    (folder / left).mkdir()
+    with pytest.raises(CarvError, match=f"run has a {left} but no config.yaml, .* restore it, or begin a new run"):
+        resolve(GenerateRequest(out=folder, resume=True))
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_a_text_that_is_no_prompt_is_named_as_it_is_given(name: str) -> None:
+    named = {"prompt": "the prompt"}.get(name, name)
+    for text, sentence in (("a" * 2001, "is longer than 2000 characters"), ("a\x07", "holds control characters")):
+        with pytest.raises(CarvError, match=f"^{named} {sentence}|: {named} {sentence}"):
+            load_config(overrides=[f"system.prompt_processor.{name}={text}"])
