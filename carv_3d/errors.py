@@ -24,7 +24,7 @@ class CarvError(ValueError):
 
     def __init__(self, sentence: str = "") -> None:
         sentence = " ".join(line.strip() for line in str(sentence).splitlines())
-        sentence = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+        sentence = printable(sentence)
         half = MOST_CHARACTERS // 2
         long = len(sentence) > MOST_CHARACTERS
         super().__init__(f"{sentence[:half]} ... {sentence[-half:]}" if long else sentence)
@@ -32,6 +32,15 @@ class CarvError(ValueError):
 
 class CarvTypeError(CarvError, TypeError):
     """A call with other arguments than the function has."""
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, what no terminal shows escaped: control characters, and bytes of a path that is no UTF-8.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def first_line(error: BaseException, limit: int = 160) -> str:

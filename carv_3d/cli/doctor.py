@@ -17,7 +17,7 @@ from carv_3d.cli.doctor_threestudio import examine as examine_checkout
 from carv_3d.cli.finding import Finding, installed, python
 from carv_3d.cli.parser import Parser
 from carv_3d.core.options import check_draws
-from carv_3d.errors import CarvError, checkout, first_line, install_command, shown
+from carv_3d.errors import CarvError, checkout, first_line, install_command, printable, shown
 from carv_3d.version import __version__
 
 # the usage is left to argparse
@@ -85,9 +85,9 @@ def show(findings: list[Finding], next_step: str, print_line: Callable[[str], No
     width = max(len(f.name) for f in findings)
     for finding in findings:
         mark = "ok     " if finding.found else ("MISSING" if finding.needed else "absent ")
-        print_line(f"  {mark}  {finding.name:<{width}}  {finding.detail}")
+        print_line(printable(f"  {mark}  {finding.name:<{width}}  {finding.detail}"))
         if not finding.found and finding.fix:
-            print_line(f"           {'':<{width}}  -> {finding.fix}")
+            print_line(printable(f"           {'':<{width}}  -> {finding.fix}"))
     missing = [f.name for f in findings if f.needed and not f.found]
     if missing:
         print_line(f"Not ready: {', '.join(missing)}. What to do is above.")

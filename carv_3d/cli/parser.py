@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from carv_3d.core.kinds import members
 from carv_3d.core.options import Option, Options
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, printable
 from carv_3d.io.files import expanded
 
 
@@ -204,6 +204,6 @@ def _renewed(words: list[str], form: OldForm) -> list[str]:
             taken.append(rest.pop(0))
         new = form.new(taken)
         if new != [flag, *taken]:
-            print(f"note: {' '.join([flag, *taken])} is now written {' '.join(new)}", file=sys.stderr)
+            print(printable(f"note: {' '.join([flag, *taken])} is now written {' '.join(new)}"), file=sys.stderr)
         out += new
     return out

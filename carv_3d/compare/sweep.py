@@ -106,6 +106,7 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
             return sweep
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
+    make_folder(out)
     stored = read_json(path, "choose another --out")
     if not isinstance(stored.get("prompts"), list) or not isinstance(stored.get("seeds"), int):
         raise CarvError(f"{path} has no prompts and seeds, so it is of no comparison; choose another --out")

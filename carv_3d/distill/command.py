@@ -22,7 +22,7 @@ from carv_3d.distill.request import (
     read_settings,
     resolve,
 )
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, printable
 from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.io.files import check_writable, claimed, make_folder
 from carv_3d.runs.dry_run import print_costs
@@ -81,7 +81,7 @@ def dry_run(request: DistillRequest) -> int:
     prompts = check_prompts(settings)
     check_writable(folder)
     print(settings.to_yaml(), end="")
-    print(f"# folder: {folder}")
+    print(printable(f"# folder: {folder}"))
     with out_of_memory_as(too_large(settings)):
         distillation = Distillation(load_teacher(settings), settings.options, prompts)
         generator, steps = distillation.generator, settings.options.steps

@@ -6,7 +6,7 @@ import time
 
 from carv_3d.config.request import GenerateRequest
 from carv_3d.core.batching import out_of_memory_as
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, printable
 from carv_3d.generate.config import config_to_yaml
 from carv_3d.generate.request import resolve
 from carv_3d.generate.run import ALL_TOO_LARGE, N_VIEWS
@@ -24,17 +24,17 @@ def dry_run(request: GenerateRequest) -> int:
     check_prompt(config)
     check_writable(folder)
     print(config_to_yaml(config), end="")
-    print(f"# folder: {folder}")
+    print(printable(f"# folder: {folder}"))
     from carv_3d.teachers.availability import could_be_fetched
     from carv_3d.teachers.load import find_model
 
     name = config.system.guidance.pretrained_model_name_or_path
     try:
-        print(f"# model: {name}, {find_model(name, local_files_only=True)[0]}")
+        print(printable(f"# model: {name}, {find_model(name, local_files_only=True)[0]}"))
     except CarvError as error:
         if not could_be_fetched(name):
             raise
-        print(f"# model: {name} is not on this machine; a run would download it first ({error})")
+        print(printable(f"# model: {name} is not on this machine; a run would download it first ({error})"))
         print("# time and memory: measured once the model is here")
         return 0
     with out_of_memory_as(ALL_TOO_LARGE):

@@ -20,6 +20,7 @@ IRREGULAR = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }  # fmt: skip
+WRITTEN = {".csv", ".gif", ".glb", ".html", ".json", ".mp4", ".mtl", ".obj", ".png", ".yaml"}  # no folder that is made
 LONGEST_PATH = 2000  # bytes; what is written below it must fit too, into Linux's 4,096
 
 
@@ -242,9 +243,16 @@ def check_cache(path: str | Path, fix: str) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make `path` and its parents, and see that files can be made in it; raises CarvError in one sentence."""
+    """Make `path` and its parents, and see that files can be made in it; raises CarvError in one sentence.
+
+    A folder in it that is named as files are, such as report.html, is refused: the file would be written at the end.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with os.scandir(path) as entries:
+            taken = [e.name for e in entries if e.is_dir(follow_symlinks=False) and Path(e.name).suffix in WRITTEN]
+        if taken:
+            raise CarvError(f"{path / min(taken)} is a folder, and its name is a file's; move it away")
         probe = path / f".{os.getpid()}.probe"
         probe.touch()
         probe.unlink()

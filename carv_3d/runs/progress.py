@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from carv_3d.errors import printable
+
 QUIET_SECONDS = 60.0  # at most, between two lines of a log
 LAST_STEPS = 25  # that the time left is estimated from
 FIRST_STEPS = 5  # after which it is believed
@@ -66,7 +68,8 @@ class Display:
         self.console = Console(highlight=False, soft_wrap=True, quiet=quiet, file=file)
 
     def say(self, text: str) -> None:
-        """One line of text, taken literally."""
+        """One line of text, taken literally; control characters, of a path or a prompt perhaps, are escaped."""
+        text = printable(text)
         if self._write is not None:
             self._write(text)
         else:
@@ -75,6 +78,7 @@ class Display:
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Show that `text` is being done."""
+        text = printable(text)
         if not self.console.is_terminal:
             self.say(f"{text} ...")
             yield

@@ -293,3 +293,21 @@ def test_who_reads_a_file_that_is_replaced_reads_the_old_one_to_its_end(tmp_path
         assert handle.read(3) == "old"
         write_atomic(file, "new")
         assert handle.read() == " and long"
+
+
+@pytest.mark.parametrize("name", ["report.html", "asset.glb", "preview.png", "metrics.csv", "turntable.mp4"])
+def test_a_folder_with_the_name_of_a_file_is_refused_before_the_work(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    for begin in (claimed, folder_for):
+        sentence = f"run/{name} is a folder, and its name is a file's; move it away"
+        with pytest.raises(CarvError, match=sentence), begin(tmp_path / "run"):
+            raise AssertionError("the work began")
+    assert os.listdir(tmp_path / "run") == [name]
+
+
+def test_folders_that_a_run_makes_itself_are_left_alone(tmp_path: Path) -> None:
+    for name in ("checkpoint", "checkpoint.previous", "previews", "model", "scene-3", "runs"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "link.png").symlink_to(tmp_path / "elsewhere")  # which a file would take the place of
+    make_folder(tmp_path / "run")

@@ -70,6 +70,23 @@ def test_whatever_a_user_wrote_is_text(folder: Path) -> None:
     assert shlex.split(command) == ["carv", "generate", NASTY, "--config", "config.yaml"]
 
 
+def everywhere(value: object) -> object:
+    """The value with NASTY, on two lines, for every text in it, and for every name."""
+    if isinstance(value, dict):
+        kept = ("system", "prompt_processor", "prompt")  # which the page looks up
+        return {key if key in kept else f"{key}{NASTY}": everywhere(v) for key, v in value.items()}
+    return f"{value}\n{NASTY}" if isinstance(value, str) else value
+
+
+def test_markup_in_any_option_or_in_a_model_folders_name_is_text(folder: Path) -> None:
+    config = everywhere(to_mapping(load_config(prompt="a red mug")))
+    assert isinstance(config, dict)
+    text = without_viewer(render_report(folder, config, {"teacher": f"a\n{NASTY}", NASTY: "1"}))
+    assert text.count("onerror") > 50  # it is there, as text
+    for markup in ("<script", "<img src=x", "'\">"):
+        assert markup not in text
+
+
 def test_the_inlined_viewer_cannot_end_its_script_early(folder: Path) -> None:
     scripts = re.findall(r'<script type="module">(.*?)</script>', small_report(folder), re.DOTALL)
     assert len(scripts) == 1

@@ -39,3 +39,16 @@ def test_a_run_of_hours_says_nothing_of_days(monkeypatch: pytest.MonkeyPatch) ->
             now[0] += 2.0
             show(step, {})
     assert said == []
+
+
+NASTY, ESCAPED = "runs/\x1b[2J\r\x9b\n\udce9/a \u202emug", r"runs/\x1b[2J\r\x9b\n\udce9/a \u202emug"
+
+
+def test_control_characters_of_a_path_or_a_prompt_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    said = list[str]()
+    for display in (progress.Display(), progress.Display(write=said.append)):
+        display.say(f"Done: open {NASTY}/é 杯.html")
+        with display.status(f"reading {NASTY}"):
+            pass
+    lines = [f"Done: open {ESCAPED}/é 杯.html", f"reading {ESCAPED} ..."]
+    assert capsys.readouterr().out.splitlines() == said == lines
