@@ -37,9 +37,9 @@ from carv_3d.config.reader import to_mapping
 from carv_3d.core.memory import check_memory
 from carv_3d.io.files import (
     check_cache,
-    check_writable,
     claimed,
     expanded,
+    folder_for,
     make_folder,
     replaced_folder,
     slug,
@@ -79,10 +79,9 @@ def attribute(options: AttributeOptions) -> int:
     out = new_folder(options.out, default, "choose another --out")
     if options.store is None or options.training_images == "tiny":  # whose images are kept there too
         cache_folder()
-    if options.store is not None:
-        check_writable(options.store)
     # shares of one query have the same folder, and leave it alone
-    with contextlib.nullcontext() if options.shard else claimed(out):
+    store = contextlib.nullcontext() if options.store is None else folder_for(options.store)
+    with store, contextlib.nullcontext() if options.shard else claimed(out):
         return _attribute(options, kind, model_name, out, display, begin)
 
 

@@ -71,7 +71,7 @@ class AttributeOptions(
         if self.query_draws % unit:
             groups = f"{QUERY_GROUPS} groups{' of pairs' if self.antithetic else ''}"
             raise CarvError(f"query_draws is {self.query_draws}; it must be a multiple of {unit} ({groups}).")
-        if self.shard and not re.fullmatch(r"\d+/\d+", self.shard):
+        if self.shard and not re.fullmatch(r"\d+/0*[1-9]\d*", self.shard):
             raise CarvError(f"shard is {self.shard!r}; it must be I/N, such as 0/2 for the first of two.")
         if not 0 <= self.share[0] < self.share[1]:
             raise CarvError(f"shard is {self.shard!r}; shares count from 0, so the last is {self.share[1] - 1}.")

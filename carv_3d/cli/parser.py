@@ -97,7 +97,11 @@ class Parser(argparse.ArgumentParser):
         self.refuse_unknown(rest if self.takes_words else [*rest, *args.words, *literal])
         for flag, declared in self.options.items():
             if declared.name in args:
-                value = _read(getattr(args, declared.name), declared.kind)
+                word = getattr(args, declared.name)
+                text = not declared.choices and {str, Path} & set(members(declared.kind))
+                if word == "" and declared.default != "" and text:
+                    raise CarvError(f"{flag} is empty; give a value, or leave it out")
+                value = _read(word, declared.kind)
                 setattr(args, declared.name, declared.check(value, flag))
         args.command, args.given = shlex.join([*self.prog.split(), *words]), [*args.words, *literal]
         args.options = [w for w in args.words if re.match(r"[A-Za-z_][\w.]*=", w)]
@@ -136,7 +140,7 @@ def flags(args: argparse.Namespace) -> dict[str, Any]:
 def the_word(words: Sequence[str], what: str, example: str, missing: str) -> str:
     """The single positional word; CarvError where there are several, or none: then what is `missing`."""
     word = one_word(words, what, example)
-    if word is None:
+    if not word:
         raise CarvError(f"the {missing}, such as {example}")
     return word
 
@@ -202,7 +206,7 @@ def _renewed(words: list[str], form: OldForm) -> list[str]:
         taken = [value] if equals else []
         while rest and re.fullmatch(form.takes, rest[0]):
             taken.append(rest.pop(0))
-        new = form.new(taken)
+        new = form.new(taken) if taken else [flag]  # argparse says what is wrong
         if new != [flag, *taken]:
             print(printable(f"note: {' '.join([flag, *taken])} is now written {' '.join(new)}"), file=sys.stderr)
         out += new

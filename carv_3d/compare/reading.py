@@ -33,6 +33,8 @@ def read_runs(words: Sequence[str]) -> list[RunRecord]:
         name, equals, rest = word.partition("=")
         if not equals or Path(word).exists():
             name, rest = "", word
+        if not rest:
+            raise CarvError(f"{word!r} names no folder; write FOLDER or NAME=FOLDER")
         for folder in _folders(Path(rest)):
             runs.append(read_run(folder, name))
     return name_methods(runs)

@@ -108,5 +108,8 @@ def test_what_attribute_cannot_write_is_refused_before_the_model(
     monkeypatch.setenv("CARV_CACHE", str(Path("cache").absolute()))
     assert "cannot write file/x" in refusal(capsys, "attribute", "a red mug", "--out", "file/x")
     assert "cannot write file/x" in refusal(capsys, "attribute", "a red mug", "--store", "file/x")
+    unwritable = refusal(capsys, "attribute", "a red mug", "--store", "/proc/x")  # where root may write, and cannot
+    assert "cannot write /proc/x" in unwritable
+    assert "loading" not in unwritable
     monkeypatch.setenv("CARV_CACHE", "file/x")
     assert "set CARV_CACHE" in refusal(capsys, "attribute", "a red mug")

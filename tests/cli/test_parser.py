@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from commands import refusal
 
 from carv_3d.cli import attribute, compare, distill, generate, variance
 from carv_3d.cli.options import PARSERS
@@ -172,3 +174,35 @@ def test_every_flag_of_every_command_is_declared_once(parser: Callable[[], Parse
             assert (action.dest, action.default) == (declared.name, argparse.SUPPRESS)
             assert declared.help.removesuffix(".").replace("%", "%%") in (action.help or "")
             assert declared.default is not dataclasses.MISSING
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["variance", "x", "--out", ""], "--out is empty; give a value, or leave it out"),
+        (["attribute", "a mug", "--model="], "--model is empty"),
+        (["attribute", "a mug", "--training-images", ""], "--training-images is empty"),
+        (["attribute", "a mug", "--store="], "--store is empty"),
+        (["attribute", ""], "the query is missing"),
+        (["variance", ""], "the configuration or run is missing"),
+        (["distill", "variance", ""], "the model or run is missing"),
+        (["compare", ""], "'' names no folder; write FOLDER or NAME=FOLDER"),
+        (["compare", "a="], "'a=' names no folder"),
+        (["attribute", "a mug", "--shard", "1/0"], "shard is '1/0'; it must be I/N"),
+        (["variance", "x", "--at", "1e3"], r"--at is \['1e3'\]; it must be a list of numbers"),
+        (["variance", "x", "--at", "-5"], r"--at is \[-5\]; it must be|argument --at: expected one argument"),
+        (["variance", "x", "--at"], "argument --at: expected one argument"),
+    ],
+)
+def test_a_name_that_is_empty_and_a_value_that_is_none(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = refusal(capsys, *words)
+    assert re.search(sentence, text), text
+    assert "is now written" not in text
+
+
+def test_a_prompt_may_be_given_empty() -> None:
+    args = attribute.parser().read(["x", "--prompt", ""])
+    assert args is not None
+    assert flags(args) == {"prompt": ""}
