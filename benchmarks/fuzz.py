@@ -1,18 +1,20 @@
 """Odd input of every kind: does any end in a traceback, a hang, or as if it were right?
 
-    ./install.sh python benchmarks/fuzz.py [--area model-json,options-generate] [--minutes 15] [--seed 0] [--inputs 100]
+    ./install.sh python benchmarks/fuzz.py [--area model-json,flags] [--minutes 15] [--seed 0] [--inputs 2000]
 
 Areas are the kinds of files that are read (fuzz_formats.yaml), the options and flags of every command, and the public
 functions. An input ends well when the command does its work or refuses it in one sentence. It ends badly in a
 traceback, in more than 60 s of computing, or in being taken although its right answer is known to be a refusal.
-Hypothesis draws the inputs, the same ones for a seed: `--area A --seed S --only N` repeats one. The figures go to
-docs/results/fuzz.csv.
+Inputs and time are spread evenly: each area has its share of both, in rounds, and what a fast one leaves of its time
+the slow ones have. Hypothesis draws the inputs, the same ones for a seed; the command that repeats one is printed with
+it. The figures of each area go to docs/results/fuzz.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import multiprocessing
 import os
 import shutil
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from fuzz_guard import BAD, FINE, HANG, LIMIT_S, TRACEBACK, WAITS, Case, Outcome
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "fuzz.csv"
 COLUMNS = ("area", "inputs", "refused", "tracebacks", "hangs", "wrongly accepted")
+ROUND_S = 2.0  # of an area, at least, before the next one has its turn
 Areas = Mapping[str, tuple[Callable[[Path], Any], set[str]]]
 
 
@@ -87,9 +91,9 @@ def in_child(strategy: Any, base: Path, seed: int, count: int, after: int, only:
     pipe.send(None)
 
 
-def outcomes(strategy: Any, base: Path, seed: int, count: int, ends: float, only: int | None) -> Any:
-    """Yield (number, note, words, outcome) of each input; a child that hangs or dies is replaced."""
-    context, after = multiprocessing.get_context("fork"), 0
+def outcomes(strategy: Any, base: Path, seed: int, count: int, ends: float, only: int | None, after: int = 0) -> Any:
+    """Yield (number, note, words, outcome) of each input behind `after`; a child that hangs or dies is replaced."""
+    context = multiprocessing.get_context("fork")
     while time.monotonic() < ends:
         ours, theirs = context.Pipe()
         child = context.Process(target=in_child, args=(strategy, base, seed, count, after, only, theirs), daemon=True)
@@ -118,34 +122,66 @@ def outcomes(strategy: Any, base: Path, seed: int, count: int, ends: float, only
         child.join()
 
 
+@dataclass
+class Area:
+    """How far one area is."""
+
+    name: str
+    strategy: Any
+    share: int
+    last: int = 0
+    whole: bool = False
+    count: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def row(self) -> list[Any]:
+        """Of the table."""
+        return [self.name, sum(self.count.values()), self.count["refused"], *(self.count[kind] for kind in BAD)]
+
+    def advance(self, base: Path, seed: int, seconds: float, only: int | None) -> None:
+        """Run inputs for that long, or until the share is done; print what ends badly."""
+        ends = time.monotonic() + seconds
+        for number, note, words, outcome in outcomes(self.strategy, base, seed, self.share, ends, only, self.last):
+            self.last = number
+            self.count[outcome.kind] += 1
+            if outcome.kind in BAD or only is not None:
+                print(
+                    f"{outcome.kind}: {note}: {outcome.detail}\n again: benchmarks/fuzz.py --area {self.name} "
+                    f"--seed {seed} --inputs {self.share} --only {number}\n  {' '.join(words)[:300]}",
+                    flush=True,
+                )
+        self.whole = time.monotonic() < ends
+
+
 def survey(names: Sequence[str], seed: int, inputs: int, minutes: float, only: int | None = None) -> list[list[Any]]:
-    """Run all areas in turn, print what ends badly, and return the lines of the table."""
+    """Run all areas in rounds, print what ends badly, and return the lines of the table."""
     base = Path(tempfile.mkdtemp(prefix="carv-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)) / "base"
     base.mkdir()
-    known, table = areas(), []
+    known, share = areas(), math.ceil(inputs / len(names))
     try:
         fuzz_files.build_base(base, set().union(*(known[name][1] for name in names)))
         for name in set(names) & set(fuzz_files.TABLE):
             outcome = run(fuzz_files.control(name), base)
             assert outcome.kind == FINE, f"{name} with nothing odd: {outcome}"
-        begin = time.monotonic()
-        for i, name in enumerate(names):
-            share = (begin + 60 * minutes - time.monotonic()) / (len(names) - i)
-            count: Counter[str] = Counter()
-            ends = time.monotonic() + share
-            for number, note, words, outcome in outcomes(known[name][0](base), base, seed, inputs, ends, only):
-                count[outcome.kind] += 1
-                if outcome.kind in BAD or only is not None:
-                    print(
-                        f"{outcome.kind}: {note}: {outcome.detail}\n again: benchmarks/fuzz.py --area {name} "
-                        f"--seed {seed} --inputs {inputs} --only {number}\n  {' '.join(words)[:300]}",
-                        flush=True,
-                    )
-            table.append([name, sum(count.values()), count["refused"], *(count[kind] for kind in BAD)])
-            print(*table[-1], sep=", ", flush=True)
+        everything = [Area(name, known[name][0](base), share) for name in names]
+        spread(everything, 60 * minutes, lambda area, seconds: area.advance(base, seed, seconds, only))
     finally:
         shutil.rmtree(base.parent, ignore_errors=True)
-    return table
+    for area in everything:
+        print(*area.row, sep=", ", flush=True)
+    return [area.row for area in everything]
+
+
+def spread(everything: Sequence[Area], seconds: float, advance: Callable[[Area, float], None]) -> None:
+    """Advance all areas, each for the same time, until they are whole or the time is up.
+
+    The first round takes half of the time, the next ones half of what is left, so that what fast areas leave of theirs
+    is spread over the slow ones.
+    """
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0 and (waiting := [area for area in everything if not area.whole]):
+        for area in waiting:
+            advance(area, max(ROUND_S, left / 2 / len(waiting)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--area", help=f"joined by commas; all unless given: {', '.join(known)}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--inputs", type=int, default=100, help="of each area")
+    parser.add_argument("--inputs", type=int, default=2000, help="of all areas together")
     parser.add_argument("--minutes", type=float, default=60, help="for all areas")
     parser.add_argument("--only", type=int, help="the number of a single input")
     parser.add_argument("--out", type=Path, help=f"the table (all areas: {RESULTS.relative_to(ROOT)})")

@@ -70,3 +70,33 @@ def test_a_few_inputs_end_well(area: str, sd_folder: Path, tmp_path: Path) -> No
     fuzz.explore(fuzz.areas()[area][0](base), seed=1, count=AREAS[area], execute=execute)
     assert len(ends) >= AREAS[area] // 2
     assert [end for end in ends if end[1].kind in BAD] == []
+
+
+def test_inputs_are_spread_evenly_over_fast_and_slow_areas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is made up: what fast areas leave of their time the slow ones have, and all of those alike."""
+    now, cost = [0.0], {"fast": 0.01, "a": 1.0, "b": 1.0, "slow": 4.0}
+    everything = [fuzz.Area(name, None, 50) for name in cost]
+    monkeypatch.setattr(fuzz.time, "monotonic", lambda: now[0])
+
+    def advance(area: fuzz.Area, seconds: float) -> None:
+        ends = now[0] + seconds
+        while now[0] < ends and area.last < area.share:
+            now[0] += cost[area.name]
+            area.last += 1
+        area.whole = area.last == area.share
+
+    fuzz.spread(everything, 200, advance)
+    done = {area.name: area.last for area in everything}
+    assert (done["fast"], done["a"], done["b"]) == (50, 50, 50)
+    assert 20 <= done["slow"] <= 30
+    assert now[0] <= 210
+
+
+def test_a_survey_counts_each_area(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "fuzz.csv"
+    words = ["--area", "class-vsd,class-estimator,class-distill", "--inputs", "30", "--seed", "3", "--minutes", "2"]
+    assert fuzz.main([*words, "--out", str(out)]) == 0
+    rows = [line.split(",") for line in out.read_text().splitlines()]
+    assert [row[:2] for row in rows[1:]] == [
+        ["class-vsd", "10"], ["class-estimator", "10"], ["class-distill", "10"], ["all", "30"]
+    ]  # fmt: skip
