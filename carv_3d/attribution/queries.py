@@ -69,7 +69,14 @@ def run_model(folder: Path) -> str:
             f"{folder} is no run of carv generate (of its config.yaml: {str(error).rstrip('.')}): name such a folder, "
             "an image, or a prompt."
         ) from error
-    return config.system.guidance.pretrained_model_name_or_path
+    guidance = config.system.guidance
+    added = [name for name, value in guidance.model_files.items() if value]
+    if added:
+        raise CarvError(
+            f"{folder} was made with {' and '.join(added)}, and carv attribute knows models without them alone: save "
+            "the whole as a diffusers folder and make the run with that."
+        )
+    return guidance.pretrained_model_name_or_path
 
 
 def check_words(prompt: str, model: str) -> None:

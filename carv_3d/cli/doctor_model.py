@@ -23,7 +23,8 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[
     """
     from carv_3d.teachers.load import find_model
     from carv_3d.teachers.loading import load_schedule
-    from carv_3d.teachers.model_folder import read_json
+    from carv_3d.teachers.model_folder import read_json, weight_files
+    from carv_3d.teachers.single_file import single_file
 
     try:
         folder, family = find_model(model, local_files_only=True)
@@ -31,7 +32,11 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[
         return [Finding("model", False, f"refused: {error}", "", True)]
     schedule = load_schedule(folder)
     vae = read_json(folder / "vae" / "config.json") if "vae" in family.classes else {}
-    parts = {part: _on_disk(folder, part) for part in family.classes if (folder / part).is_dir()}
+    file = single_file(model)
+    if file is not None:
+        parts = {"all in one file,": _on_disk([file])}
+    else:
+        parts = {part: _on_disk(weight_files(folder, part)) for part in family.classes if (folder / part).is_dir()}
     numbers = sum(count for count, _ in parts.values())
     kinds = ", ".join(f"{part} {kind}" for part, (_, kind) in parts.items())
     network = read_json(folder / family.network / "config.json")
@@ -56,13 +61,13 @@ def _scaling(vae: dict[str, Any]) -> str:
     return f"{vae.get('latent_channels', 4)} channels, scaling_factor {scaling}, shift_factor {shift}"
 
 
-def _on_disk(folder: Path, part: str) -> tuple[int, str]:
-    """How many numbers a part has, and their types; those of a pickle by its size, as float32."""
+def _on_disk(files: list[Path]) -> tuple[int, str]:
+    """How many numbers files have, and their types; those of a pickle by its size, as float32."""
     from carv_3d.io.tensor_files import read_header
-    from carv_3d.teachers.model_folder import MEND, weight_files
+    from carv_3d.teachers.model_folder import MEND
 
     count, kinds = 0, set()
-    for file in weight_files(folder, part):
+    for file in files:
         if file.suffix == ".safetensors":
             heads = read_header(file, MEND).values()
             count += sum(math.prod(head.shape) for head in heads)

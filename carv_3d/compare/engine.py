@@ -23,13 +23,14 @@ class Teachers:
     """Each model once, however many runs follow it."""
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[str, str, bool], Any] = {}
+        self._loaded: dict[tuple[Any, ...], Any] = {}
         self.warm = False
 
     def load(self, config: Any) -> Any:
         """The model of a configuration, loaded when it is first asked for."""
         options = config.system.guidance
-        key = (options.pretrained_model_name_or_path, config.device, options.half_precision_weights)
+        names = (options.pretrained_model_name_or_path, repr(options.model_files))
+        key = (*names, config.device, options.half_precision_weights)
         if key not in self._loaded:
             self._loaded[key] = load_teacher(config)
         return self._loaded[key]

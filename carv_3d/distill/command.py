@@ -118,10 +118,13 @@ def check_prompts(settings: Settings) -> Prompts:
 
 
 def _check_model(name: str) -> None:
-    """CarvError for a model of another family, or with the noise of flow matching or EDM."""
+    """CarvError for a model of one file or of another family, or with the noise of flow matching or EDM."""
     from carv_3d.teachers.load import find_model
     from carv_3d.teachers.loading import load_schedule
+    from carv_3d.teachers.single_file import single_file
 
+    if single_file(name) is not None:
+        raise CarvError(f"{name} is a single file, and {USE} copies parts of a model: name a diffusers folder.")
     family = load_schedule(find_model(name, only=STABLE_DIFFUSION, use=USE)[0]).family
     if family != "vp":
         raise CarvError(

@@ -175,7 +175,8 @@ class SystemOptions(Options):
         super().__post_init__()
         for group in (self.guidance, self.loss):
             for name, value in vars(group).items():
-                if isinstance(value, list) and not counts_steps(value):
+                texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+                if isinstance(value, list) and not texts and not counts_steps(value):
                     raise CarvError(
                         f"{name} is {value}: an end with a decimal point counts epochs, and a run here has none; "
                         "write whole steps (trainer.max_steps too, without a point or an exponent)."

@@ -28,9 +28,11 @@ def dry_run(request: GenerateRequest) -> int:
     from carv_3d.teachers.availability import could_be_fetched
     from carv_3d.teachers.load import find_model
 
-    name = config.system.guidance.pretrained_model_name_or_path
+    guidance = config.system.guidance
+    name = guidance.pretrained_model_name_or_path
     try:
-        print(printable(f"# model: {name}, {find_model(name, local_files_only=True)[0]}"))
+        where = find_model(name, local_files_only=True, model_config=guidance.model_config)[0]
+        print(printable(f"# model: {name}, {where}"))
     except CarvError as error:
         if not could_be_fetched(name):
             raise

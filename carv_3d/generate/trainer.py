@@ -59,6 +59,7 @@ def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
         device=choose_device(config.device),
         half_precision=options.half_precision_weights,
         local_files_only=local_files_only,
+        **options.model_files,
     )
     if options.pretrained_model_name_or_path not in BUILT_IN:  # which is tried before it is shipped
         warn_if_poor(teacher)

@@ -98,7 +98,31 @@ class ViewPromptOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Which diffusion model, and from what files."""
+
+    pretrained_model_name_or_path: str = option(
+        "carv-tiny",
+        "carv-tiny, a local diffusers folder, a hub id, or one .safetensors file of Stable Diffusion 1, 2 or XL.",
+    )
+    model_config: str | None = option(
+        None,
+        "Of a single file: a diffusers folder with its configurations and tokenizers. null: those in the hub's cache.",
+    )
+    vae: str | None = option(None, "The folder of another VAE for the model. null: its own.")
+    loras: list[str] | None = option(
+        None, "LoRA adapters that are added to the model's weights, FILE.safetensors:SCALE each. null: none."
+    )
+
+    @property
+    def model_files(self) -> dict[str, Any]:
+        """The files besides the model's own, as `LatentDiffusionTeacher.load` takes them."""
+        return {"model_config": self.model_config, "vae": self.vae, "loras": self.loras}
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuidanceOptions(
+    ModelOptions,
     ScoreOptions,
     ResidualOptions,
     SeedOptions,
@@ -120,7 +144,6 @@ class GuidanceOptions(
         CarvError: naming the option, for a value that cannot be meant.
     """
 
-    pretrained_model_name_or_path: str = option("carv-tiny", "carv-tiny, a local diffusers folder, or a hub id.")
     half_precision_weights: bool = option(True, "float16 on CUDA; on the CPU always float32.")
     cfg_convention: CfgConvention = option(
         "standard",

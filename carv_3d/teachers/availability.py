@@ -60,7 +60,7 @@ def resolve_model(
         return path
     if path.is_file():
         raise CarvError(
-            f"{path} is a single file, and only diffusers folders are read: convert it with diffusers' "
+            f"{path} is a single file, and here a diffusers folder is needed: convert it with diffusers' "
             f"StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER), {FIX}."
         )
     if _looks_like_path(name):

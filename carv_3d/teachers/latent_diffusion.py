@@ -12,12 +12,14 @@ from torch import Tensor
 from carv_3d.core.arguments import FAILURES, checked, refuse_arguments
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
-from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
-from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu
+from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu, vae_folder
+from carv_3d.teachers.lora_files import add_loras
 from carv_3d.teachers.model_config import latent_scale, vae_factor
+from carv_3d.teachers.model_folder import read_json
 from carv_3d.teachers.pixels import Point
+from carv_3d.teachers.single_file import find_folder, single_file
 from carv_3d.teachers.tokens import shortened
 
 SomeTeacher = TypeVar("SomeTeacher", bound="LatentDiffusionTeacher")
@@ -98,11 +100,15 @@ class LatentDiffusionTeacher(Denoiser):
         cpu_offload: bool = False,
         token_merging: dict[str, Any] | None = None,
         folder: Path | None = None,
+        model_config: str | None = None,
+        vae: str | None = None,
+        loras: Sequence[str] | None = None,
     ) -> SomeTeacher:
         """Finds, checks and loads a model.
 
         Args:
-            name_or_path: "carv-tiny", a local diffusers folder, or a hub id; the family's `default_model` if None.
+            name_or_path: "carv-tiny", a local diffusers folder, a hub id, or for Stable Diffusion 1, 2 and XL a
+                single .safetensors file; the family's `default_model` if None.
             device: CUDA if there is one, unless named.
             half_precision: float16, on CUDA only; None takes it there. On the CPU it is float32, with a note in the
                 log (float16 and bfloat16 are slower there).
@@ -115,18 +121,29 @@ class LatentDiffusionTeacher(Denoiser):
                 slower. CUDA only, with a note in the log elsewhere. Needs accelerate.
             token_merging: arguments of tomesd.apply_patch, {} for its defaults; None for none. Needs tomesd; it
                 changes the prediction, and is for a UNet alone.
-            folder: of the model, where `resolve_model` has found it already.
+            folder: of the model, where `find_folder` has found it already.
+            model_config: of a single file, a diffusers folder with its configurations and tokenizers; without it they
+                are sought in the hub's cache.
+            vae: the folder of another VAE.
+            loras: adapters that are added to the weights, "FILE.safetensors:SCALE" each; ":SCALE" may be left out.
 
         Raises:
             CarvError: before anything is loaded, if the model is not to be had, not whole or of another family.
         """
         name_or_path = name_or_path or cls.default_model
-        folder = folder or resolve_model(name_or_path, local_files_only, cache_dir, cls.family)
+        folder = folder or find_folder(name_or_path, local_files_only, cache_dir, cls.family, model_config)
+        at = vae_folder(vae, folder, cls.family)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if cls.family.network != "unet" and (attention_slicing or token_merging is not None):
             raise CarvError(f"attention_slicing and token_merging are for a UNet, and {cls.family.name} has none.")
         dtype = choose_dtype(device, half_precision, cls.family.half)
-        parts = load_parts(folder, dtype, with_text, cls.family, vae_dtype=cls._choose_vae_dtype(folder, dtype))
+        vae_dtype = dtype if at is None else cls._choose_vae_dtype(read_json(at / "config.json"), dtype)
+        weights = single_file(name_or_path)
+        parts = load_parts(
+            folder, dtype, with_text, cls.family, vae_dtype=vae_dtype, vae=at if vae else None, weights=weights
+        )
+        if loras:
+            add_loras(parts, loras, str(read_json(folder / "model_index.json").get("_class_name")))
         offload = cpu_offload and can_offload(device)
         modules = [part for part in cls.family.classes if parts[part] is not None]
         for part in modules:
@@ -147,7 +164,7 @@ class LatentDiffusionTeacher(Denoiser):
         return teacher
 
     @classmethod
-    def _choose_vae_dtype(cls, folder: Path, dtype: torch.dtype) -> torch.dtype:
+    def _choose_vae_dtype(cls, config: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         return dtype
 
     @classmethod

@@ -8,7 +8,6 @@ from typing import Any
 from carv_3d.errors import CarvError, packages
 from carv_3d.io.files import open_file
 from carv_3d.io.structured import RESTORE
-from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.deepfloyd_if import DeepFloydTeacher
 from carv_3d.teachers.families import FAMILIES, Family
 from carv_3d.teachers.flux import FluxTeacher
@@ -16,6 +15,7 @@ from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 from carv_3d.teachers.model_folder import WrongFamily
 from carv_3d.teachers.pixart import PixArtTeacher
 from carv_3d.teachers.sana import SanaTeacher
+from carv_3d.teachers.single_file import find_folder
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.stable_diffusion_3 import StableDiffusion3Teacher
 from carv_3d.teachers.stable_diffusion_xl import StableDiffusionXLTeacher
@@ -38,27 +38,29 @@ def find_model(
     *,
     only: Family | None = None,
     use: str = "",
+    model_config: str | None = None,
 ) -> tuple[Path, Family]:
     """The folder of a whole model, and its family; nothing is loaded.
 
     Args:
-        name_or_path: "carv-tiny", a local diffusers folder, or a hub id.
+        name_or_path: "carv-tiny", a local diffusers folder, a single .safetensors file, or a hub id.
         local_files_only: never ask the hub.
         cache_dir: of the hub's files; the hub's own place unless given.
         only: the family that the caller can work with, where it is not any.
         use: what needs that family, for the message about another.
+        model_config: as of `single_file.find_folder`.
 
     Raises:
         CarvError: what was looked for, why it is not there or cannot be used, and the fix.
     """
     family = FAMILIES[0]
     try:
-        folder = resolve_model(name_or_path, local_files_only, cache_dir, family)
+        folder = find_folder(name_or_path, local_files_only, cache_dir, family, model_config)
     except WrongFamily as error:
         if error.family is None:
             raise
         family = error.family
-        folder = resolve_model(name_or_path, local_files_only, cache_dir, family)
+        folder = find_folder(name_or_path, local_files_only, cache_dir, family, model_config)
     if only not in (None, family):
         raise CarvError(
             f"{name_or_path} holds {family.name}, and {use} works with {only.name} alone: name such a model."
@@ -82,7 +84,7 @@ def load_teacher(name_or_path: str, *, only: Family | None = None, use: str = ""
     """The frozen teacher of a model of any family: a `LatentDiffusionTeacher`.
 
     Args:
-        name_or_path: "carv-tiny", a local diffusers folder, or a hub id.
+        name_or_path: "carv-tiny", a local diffusers folder, a single .safetensors file, or a hub id.
         only: as of `find_model`.
         use: the same.
         **options: of `LatentDiffusionTeacher.load`: device, half_precision, local_files_only and so on.
@@ -91,7 +93,8 @@ def load_teacher(name_or_path: str, *, only: Family | None = None, use: str = ""
         CarvError: as `find_model`.
     """
     local, cache = bool(options.get("local_files_only", False)), options.get("cache_dir")
-    folder, family = find_model(name_or_path, local, cache, only=only, use=use)
+    config = options.get("model_config")
+    folder, family = find_model(name_or_path, local, cache, only=only, use=use, model_config=config)
     return teacher_class(family).load(name_or_path, folder=folder, **options)
 
 

@@ -13,9 +13,21 @@ import torch
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, require
+from carv_3d.io.files import expanded
 from carv_3d.io.tensor_files import check_finite, load_tensors
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_folder import FIX, MEND, class_name, read_json, weight_files, weight_variant
+from carv_3d.teachers.model_config import VAEConfig, vae_factor
+from carv_3d.teachers.model_folder import (
+    FIX,
+    MEND,
+    check_weight_file,
+    class_name,
+    read_config,
+    read_json,
+    weight_files,
+    weight_variant,
+)
+from carv_3d.teachers.single_file import load_single_file
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +47,8 @@ def load_parts(
     family: Family = STABLE_DIFFUSION,
     vae_dtype: torch.dtype | None = None,
     with_vae: bool = True,
+    vae: Path | None = None,
+    weights: Path | None = None,
 ) -> dict[str, Any]:
     """The family's parts of a diffusers folder: models (on the CPU), tokenizers, and as scheduler its schedule.
 
@@ -45,6 +59,8 @@ def load_parts(
         family: whose parts.
         vae_dtype: of the VAE, if another.
         with_vae: whether the VAE is read; else it is None.
+        vae: the folder of a VAE in place of the model's own, as `vae_folder` gives it.
+        weights: a single file that all models are read from; `folder` then has the configurations.
 
     Raises:
         CarvError: naming the file, for whatever cannot be read or does not fit its config.
@@ -53,14 +69,64 @@ def load_parts(
     import transformers
 
     parts: dict[str, Any] = dict.fromkeys(family.components)
+    vae_dtype = vae_dtype or dtype
     with _quiet(diffusers.utils.logging, transformers.utils.logging):
-        for part in (family.network, "vae") if with_vae and "vae" in family.classes else (family.network,):
-            own = vae_dtype or dtype if part == "vae" else dtype
-            parts[part] = _load_weights(diffusers, family.classes[part], folder, part, own)
-        if with_text:
-            parts.update(load_text_parts(folder, dtype, family))
+        if weights is not None:
+            wide = dtype if vae_dtype == dtype else torch.float32
+            parts |= load_single_file(weights, folder, family, wide, with_text)
+            for part in family.classes:
+                if parts[part] is not None:
+                    parts[part] = parts[part].to(vae_dtype if part == "vae" else dtype)
+        else:
+            parts[family.network] = _load_weights(
+                diffusers, family.classes[family.network], folder, family.network, dtype
+            )
+        if weights is None and with_text:
+            parts |= load_text_parts(folder, dtype, family)
+        if with_vae and "vae" in family.classes and (vae is not None or weights is None):
+            own = vae or folder / "vae"
+            parts["vae"] = _load_weights(diffusers, family.classes["vae"], own.parent, own.name, vae_dtype)
     parts["scheduler"] = load_schedule(folder)
     return parts
+
+
+def vae_folder(vae: str | None, folder: Path, family: Family) -> Path | None:
+    """Where the VAE of a model is: its own, or another one; None for a family without.
+
+    Args:
+        vae: the folder of another VAE, or of a model that has one; None for the model's own.
+        folder: of the model.
+        family: its.
+
+    Raises:
+        CarvError: no VAE is there, or it is not one for this family and its latents.
+    """
+    if "vae" not in family.classes:
+        if vae:
+            raise CarvError(f"vae is {vae}, and {family.name} has no VAE: leave it out.")
+        return None
+    if not vae:
+        return folder / "vae"
+    path = expanded(vae)
+    path = path / "vae" if (path / "vae").is_dir() else path
+    fix = "name the folder of a VAE in diffusers' format (it holds config.json), or of a model that has one, as vae"
+    if not (path / "config.json").is_file():
+        raise CarvError(f"vae is {vae}, and there is no config.json in {path}: {fix}.")
+    actual, own = (read_config(at.parent, at.name, VAEConfig) for at in (path, folder / "vae"))
+    if actual.get("_class_name") != family.classes["vae"]:
+        raise CarvError(
+            f"{path} holds a {actual.get('_class_name')}, where {family.name} has a {family.classes['vae']}: {fix}."
+        )
+    sizes = [(config.get("latent_channels", 4), vae_factor(config)) for config in (actual, own)]
+    if sizes[0] != sizes[1]:
+        (channels, factor), (due, size) = sizes
+        raise CarvError(
+            f"{path} gives latents of {channels} channels, {factor} times smaller than images, and the model takes "
+            f"{due} channels, {size} times smaller: {fix}."
+        )
+    for file in weight_files(path.parent, path.name):
+        check_weight_file(file)
+    return path
 
 
 def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DIFFUSION) -> dict[str, Any]:
@@ -151,8 +217,8 @@ def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch
     files = weight_files(folder, part)
     file, variant = files[0], weight_variant(files)
     with _named(folder, part, file):
-        if part == "vae" and not _knows_its_attention(getattr(library, kind), folder):
-            return load_vae_without_attention(folder, dtype)
+        if kind == "AutoencoderKL" and not _knows_its_attention(getattr(library, kind), folder / part):
+            return load_vae_without_attention(folder / part, dtype)
         model, info = getattr(library, kind).from_pretrained(
             str(folder),
             subfolder=part,
@@ -175,7 +241,7 @@ def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch
 
 def _knows_its_attention(kind: Any, folder: Path) -> bool:
     """False if the VAE has no attention in its middle and this diffusers (before 0.26) has no option for that."""
-    expected = read_json(folder / "vae" / "config.json").get("mid_block_add_attention", True)
+    expected = read_json(folder / "config.json").get("mid_block_add_attention", True)
     return expected or "mid_block_add_attention" in inspect.signature(kind.__init__).parameters
 
 
@@ -184,12 +250,12 @@ def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import AutoencoderKL
 
     names = inspect.signature(AutoencoderKL.__init__).parameters
-    config = read_json(folder / "vae" / "config.json")
+    config = read_json(folder / "config.json")
     vae = AutoencoderKL(**{k: v for k, v in config.items() if k in names and k != "mid_block_add_attention"})
     none: Any = [None]  # as diffusers itself says that there is none
     for half in (vae.encoder, vae.decoder):
         half.mid_block.attentions = torch.nn.ModuleList(none * len(half.mid_block.attentions))
-    vae.load_state_dict(load_tensors(weight_files(folder, "vae")[0], MEND))
+    vae.load_state_dict(load_tensors(weight_files(folder.parent, folder.name)[0], MEND))
     return vae.to(dtype)
 
 

@@ -59,8 +59,8 @@ def weight_stems(part: str) -> tuple[tuple[str, str], tuple[str, str]]:
     return (stems[0], ".safetensors"), (stems[1], ".bin")
 
 
-def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
-    """Raises CarvError, naming the file, unless `folder` is a whole model of the family."""
+def check_folder(folder: Path, family: Family = STABLE_DIFFUSION, with_weights: bool = True) -> None:
+    """Raises CarvError, naming the file, unless `folder` is a model of the family, whole if not without weights."""
     _check_outer(folder)
     index_file = folder / "model_index.json"
     index = read_json(index_file)
@@ -81,7 +81,7 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION) -> None:
     _check_scheduler(folder, class_name(index, "scheduler"))
     _check_network(folder, family)
     for part in present:
-        for file in weight_files(folder, part):
+        for file in weight_files(folder, part) if with_weights else ():
             check_weight_file(file)
     for part, (tokenizer, kind) in zip(family.text_encoders, family.tokenizers.items()):
         if part in present:

@@ -12,7 +12,6 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.teachers.families import STABLE_DIFFUSION_XL
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
-from carv_3d.teachers.model_folder import read_json
 from carv_3d.teachers.tokens import text_config
 from carv_3d.teachers.xl_text import XLText, unpack
 
@@ -55,8 +54,8 @@ class StableDiffusionXLTeacher(LatentDiffusionTeacher):
             )
 
     @classmethod
-    def _choose_vae_dtype(cls, folder: Path, dtype: torch.dtype) -> torch.dtype:
-        upcast = read_json(folder / "vae" / "config.json").get("force_upcast", True)  # diffusers' default
+    def _choose_vae_dtype(cls, config: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+        upcast = config.get("force_upcast", True)  # diffusers' default
         return torch.float32 if upcast else dtype
 
     @classmethod

@@ -46,6 +46,7 @@ class CarvStableDiffusionGuidance(CarvGuidance):
             options.pretrained_model_name_or_path,
             token_merging=dict(self.cfg.token_merging_params or {}) if self.cfg.token_merging else None,
             with_text=needs_empty,
+            **options.model_files,
             **self._loading(),
         )
         self._empty = teacher.text_embeddings([""]) if needs_empty else None

@@ -48,7 +48,7 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         options = read_options(VSDOptions, self.cfg)
         how = self._loading()
         names = (options.pretrained_model_name_or_path, options.pretrained_model_name_or_path_lora)
-        teacher = StableDiffusionTeacher.load(names[0], with_text=False, **how)
+        teacher = StableDiffusionTeacher.load(names[0], with_text=False, **options.model_files, **how)
         denoiser = teacher if names[1] in ("", names[0]) else load_denoiser(names[1], **how)
         check_pair(teacher, denoiser)
         lora_score = LoraScore(denoiser, options.lora_rank)

@@ -29,6 +29,7 @@ OTHER: dict[str, Any] = {
     "cfg_convention": "standard", "sqrt_anneal": True, "trainer_max_steps": 10, "weighting_strategy": "uniform",
     "objective": "csd", "use_sjc": True, "use_img_loss": True, "vae_sample": "draw", "use_recon_loss": True,
     "var_red": {"use_sjc": True, "var_red": False}, "pretrained_model_name_or_path": None,
+    "model_config": "some/config", "vae": "some/vae", "loras": ["a.safetensors:0.5"],
 }  # fmt: skip
 """Another value for every option, or several options where one alone says nothing; None is a folder."""
 OTHER_VSD: dict[str, Any] = {
@@ -63,6 +64,7 @@ def test_every_option_reaches_the_guidance(name: str, make: Callable[..., Any], 
     assert carv.options == expected
     assert loaded["name"] == expected.pretrained_model_name_or_path
     assert loaded["half_precision"] == expected.half_precision_weights
+    assert {key: loaded[key] for key in expected.model_files} == expected.model_files
 
 
 def test_no_option_is_left_out(host: Any) -> None:
@@ -117,9 +119,8 @@ def test_each_option_of_loading_is_passed_on_alone(
     with pytest.raises(Seen):
         make_vsd(**given)
     expected = {"device": torch.device("cpu"), **{HOW[name]: value for name, value in given.items()}}
-    assert passed == [
-        {**expected, "with_text": False, "token_merging": None}, {**expected, "with_text": False}, expected
-    ]  # fmt: skip
+    whole = {**expected, **GuidanceOptions().model_files, "with_text": False}
+    assert passed == [{**whole, "token_merging": None}, whole, expected]
 
 
 def test_tokens_are_merged_where_it_is_asked_for(make: Callable[..., Any], loaded: dict[str, Any]) -> None:

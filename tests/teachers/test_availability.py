@@ -38,7 +38,9 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_single_file_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "sd.ckpt").write_bytes(b"0")
-    assert "from_single_file" in sentence(str(tmp_path / "sd.ckpt"))
+    assert "no .safetensors file, which alone is read" in sentence(str(tmp_path / "sd.ckpt"))
+    with pytest.raises(CarvError, match=r"here a diffusers folder is needed: convert it with .*from_single_file"):
+        resolve_model(str(tmp_path / "sd.ckpt"))
 
 
 def test_built_in_model_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

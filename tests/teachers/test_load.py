@@ -20,7 +20,7 @@ from carv_3d.compare.engine import Teachers
 from carv_3d.errors import CarvError
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.runs.checkpoint import module_fingerprint
-from carv_3d.teachers import latent_diffusion, load
+from carv_3d.teachers import single_file
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 from carv_3d.teachers.load import find_model, load_teacher
@@ -44,7 +44,7 @@ def test_the_folder_says_which_teacher_it_is_for(sd_folder: Path, xl_folder: Pat
 def test_options_reach_the_teacher_and_the_search(xl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_teacher(str(xl_folder), device="cpu", with_text=False).text is None
     asked = []
-    monkeypatch.setattr(load, "resolve_model", lambda name, local, *_: asked.append((name, local)) or xl_folder)
+    monkeypatch.setattr(single_file, "resolve_model", lambda name, local, *_: asked.append((name, local)) or xl_folder)
     for local in (True, False):
         find_model("owner/name", local)
         monkeypatch.setattr(StableDiffusionTeacher, "load", lambda name, **options: options)
@@ -59,8 +59,7 @@ def test_a_folder_is_looked_for_once_and_in_the_given_cache(xl_folder: Path, mon
         asked.append((name, cache))
         return resolve_model(str(xl_folder), local, cache, family)
 
-    for module in (load, latent_diffusion):
-        monkeypatch.setattr(module, "resolve_model", resolve)
+    monkeypatch.setattr(single_file, "resolve_model", resolve)
     teacher = load_teacher("owner/name", device="cpu", cache_dir="elsewhere", with_text=False)
     assert type(teacher) is StableDiffusionXLTeacher
     assert asked == [("owner/name", "elsewhere")] * 2  # as Stable Diffusion 1 or 2, then as XL; not again to load it

@@ -188,7 +188,7 @@ def test_the_name_of_dtype_by_version(library: str, version: str, argument: str)
 def test_the_built_in_autoencoder_is_the_same_where_diffusers_has_no_option_for_it() -> None:
     teacher = StableDiffusionTeacher.load("carv-tiny", device="cpu", with_text=False)
     folder = resolve_model("carv-tiny")
-    older = load_vae_without_attention(folder, torch.float32)
+    older = load_vae_without_attention(folder / "vae", torch.float32)
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         z = older.encode(x).latent_dist.mean
