@@ -13,6 +13,7 @@ from carv_3d.scenes.mesh import extract_mesh
 
 TINY = [
     "device=cpu",
+    "system.geometry_type=voxel",
     "system.geometry.resolution=8",
     "system.renderer.num_samples_per_ray=8",
     "system.exporter.resolution=12",

@@ -26,6 +26,7 @@ from carv_3d.scenes.rendering import RenderOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # the configurations that come with carv_3d
 GROUPS = ("data", "system", "trainer", "checkpoint")  # of every configuration
+OPAQUE_AT_END = 15.0  # lambda_opaque, which rises over the run
 MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
 
 
@@ -82,10 +83,10 @@ class LossOptions(Options):
     lambda_sds: Annealed = factor(1.0, "Score distillation.")
     lambda_sds_img: Annealed = factor(0.01, "Score distillation in image space (use_img_loss alone).")
     lambda_recon: Annealed = factor(1000.0, "MSE(x, decode(encode(x))): keeps renders where the VAE is accurate.")
-    lambda_density: Annealed = factor(20.0, "Mean density over the samples.")
-    lambda_opacity: Annealed = factor(50.0, "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.")
+    lambda_density: Annealed = factor(1.0, "Mean density over the samples.")
+    lambda_opacity: Annealed = factor(3.0, "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.")
     lambda_sparsity: Annealed = factor(0.0, "threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike.")
-    lambda_opaque: Annealed = factor(0.0, "threestudio's, mean binary entropy of the opacity.")
+    lambda_opaque: Annealed = factor(0.0, "threestudio's, mean binary entropy of the opacity: makes haze solid or air.")
     lambda_orient: Annealed = factor(0.0, "threestudio's, normals that point away from the camera.")
     lambda_tv: Annealed = factor(0.0, "Total variation of the voxel grid (voxel geometry alone).")
 
@@ -95,7 +96,7 @@ class OptimizerArgs(
     AdamOptions,
     defaults={"lr": None, "betas": (0.9, 0.99)},
     kinds={"lr": float | None},
-    helps={"lr": "Learning rate; without one that of the geometry, 0.06 for voxel and 0.01 for hash grids."},
+    helps={"lr": "Learning rate; without one that of the geometry, 0.06 for voxel, 0.02 for fused, 0.01 for hash and tcnn."},
 ):
     """Passed to the torch optimizer."""
 
@@ -130,7 +131,7 @@ class SchedulerOptions(
 class TrainerOptions(Options):
     """How long, and what is shown meanwhile."""
 
-    max_steps: int = option(300, "Steps of the run.", least=1, most=10**9)
+    max_steps: int = option(200, "Steps of the run.", least=1, most=10**9)
     val_check_interval: int = option(
         25, "Steps between two previews and two readings of the classifier.", least=1, most=10**9
     )
@@ -145,7 +146,7 @@ class TrainerOptions(Options):
 def _default_guidance() -> GuidanceOptions:
     steps = TrainerOptions.max_steps
     return GuidanceOptions(
-        guidance_scale=3.5,
+        guidance_scale=2.0,
         max_step_percent=[0.98, 0.4, steps],
         trainer_max_steps=steps,
         num_draws=2,  # one antithetic pair measured best, see docs/results
@@ -154,19 +155,30 @@ def _default_guidance() -> GuidanceOptions:
     )
 
 
+def _default_geometry() -> FieldOptions:
+    """Levels up to 101 cells along an edge: a render of 64 x 64 shows nothing finer, so finer ones would be rough."""
+    return FieldOptions(n_levels=6)
+
+
+def _default_loss() -> LossOptions:
+    return LossOptions(lambda_opaque=[0.0, OPAQUE_AT_END, TrainerOptions.max_steps])
+
+
 @dataclass(frozen=True, kw_only=True)
 class SystemOptions(Options):
     """The scene, the teacher and what is minimized."""
 
     geometry_type: str = option(
-        "auto", "The field; auto: tcnn on CUDA with tinycudann, else voxel.", choices=("auto", *FIELDS)
+        "auto",
+        "The field; auto: a hash grid where it is fast (tcnn on CUDA with tinycudann, fused on a CPU with numba), else voxel.",
+        choices=("auto", *FIELDS)
     )
-    geometry: FieldOptions = option(FieldOptions, "Of the field.")
+    geometry: FieldOptions = option(_default_geometry, "Of the field.")
     renderer: RenderOptions = option(RenderOptions, "Of the volume renderer.")
     background: BackgroundOptions = option(BackgroundOptions, "What lies behind the object.")
     prompt_processor: PromptOptions = option(PromptOptions, "The prompt and its views.")
     guidance: GuidanceOptions = option(_default_guidance, "Of score distillation.")
-    loss: LossOptions = option(LossOptions, "What each loss is multiplied by.")
+    loss: LossOptions = option(_default_loss, "What each loss is multiplied by.")
     optimizer: OptimizerOptions = option(OptimizerOptions, "Which torch optimizer.")
     scheduler: SchedulerOptions = option(SchedulerOptions, "How the learning rate falls.")
     exporter: MeshOptions = option(MeshOptions, "How the mesh is made.")
@@ -240,7 +252,8 @@ BASE: dict[str, Any] = {
         "guidance": {
             "max_step_percent": [0.98, 0.4, "${trainer.max_steps}"],
             "trainer_max_steps": "${trainer.max_steps}",
-        }
+        },
+        "loss": {"lambda_opaque": [0.0, OPAQUE_AT_END, "${trainer.max_steps}"]},
     },
 }
 

@@ -6,6 +6,7 @@ import torch
 
 from carv_3d.core.memory import check_memory
 from carv_3d.generate.config import Config
+from carv_3d.scenes.fields import fastest_field
 
 ADAM = 4  # copies of a parameter: itself, its gradient and two running means
 FLOAT = 4  # bytes
@@ -17,15 +18,16 @@ FIX = "lower it, or take a machine with more"
 
 def check_needs(config: Config, device: torch.device) -> None:
     """CarvError, with the bytes, where the scene, its renders or its outputs cannot be held in memory."""
-    check_memory(_training(config), FIX, device)
+    check_memory(_training(config, device), FIX, device)
     for part in _outputs(config):  # one comes after the other
         check_memory(part, FIX)
 
 
-def _training(config: Config) -> dict[str, int]:
+def _training(config: Config, device: torch.device) -> dict[str, int]:
     data, system = config.data, config.system
     field, renderer = system.geometry, system.renderer
-    if system.geometry_type in ("auto", "voxel"):  # auto may be a hash grid where there is CUDA
+    kind = fastest_field(device)[0] if system.geometry_type == "auto" else system.geometry_type
+    if kind == "voxel":
         name, numbers = f"system.geometry.resolution = {field.resolution}", 4 * field.resolution**3
     else:
         name = f"system.geometry.log2_hashmap_size = {field.log2_hashmap_size}"

@@ -24,7 +24,7 @@ from carv_3d.errors import CarvError
 from carv_3d.scenes.fused import FusedField, can_fuse, field_logits
 from carv_3d.scenes.hash_layout import HashEncoding, HashLayout, encode_reference
 from carv_3d.scenes.hashed import interpolate_hashed
-from carv_3d.scenes.trilinear import interpolate
+from carv_3d.scenes.trilinear import interpolate, numba_available
 
 __all__ = [
     "Field",
@@ -33,6 +33,7 @@ __all__ = [
     "HashGridField",
     "TinyCudaNNField",
     "VoxelGridField",
+    "fastest_field",
     "make_field",
 ]
 
@@ -249,6 +250,8 @@ class FusedHashField(Field):
         active_levels: the levels that are read; the others count as zero.
     """
 
+    learning_rate = 0.02
+
     def __init__(self, options: FieldOptions | None = None) -> None:
         super().__init__(options or FieldOptions())
         o = self.options
@@ -292,6 +295,16 @@ FIELDS: dict[str, type[Field]] = {
 }
 
 
+def fastest_field(device: torch.device) -> tuple[str, str]:
+    """What "auto" is on `device`: the field's name, and why it is that one."""
+    if device.type == "cuda":
+        has_tcnn = importlib.util.find_spec("tinycudann") is not None
+        return ("tcnn", "CUDA and tinycudann are present") if has_tcnn else ("voxel", "tinycudann is not installed")
+    if device.type == "cpu" and numba_available():
+        return "fused", f"the device is {device}"
+    return "voxel", "numba is not installed" if device.type == "cpu" else f"the device is {device}"
+
+
 def make_field(
     name: str = "auto",
     options: FieldOptions | Mapping[str, Any] | None = None,
@@ -301,8 +314,8 @@ def make_field(
     """A field by its name.
 
     Args:
-        name: "voxel", "hash", "fused", "tcnn", or "auto": tinycudann's hash grid where `device` is CUDA and tinycudann
-            is installed, and the voxel grid otherwise.
+        name: "voxel", "hash", "fused", "tcnn", or "auto": a hash grid where it is fast, "tcnn" where `device` is CUDA
+            and tinycudann is installed, "fused" where it is the CPU and numba is; the voxel grid otherwise.
         options: a `FieldOptions` or its values by name.
         log: is given the choice in a sentence.
         device: where its parameters are.
@@ -315,12 +328,7 @@ def make_field(
     device = torch.device(device)
     reason = "as asked"
     if name == "auto":
-        has_tcnn = importlib.util.find_spec("tinycudann") is not None
-        if device.type == "cuda" and has_tcnn:
-            name, reason = "tcnn", "CUDA and tinycudann are present"
-        else:
-            name = "voxel"
-            reason = "tinycudann is not installed" if device.type == "cuda" else f"the device is {device}"
+        name, reason = fastest_field(device)
     if name not in FIELDS:
         raise CarvError(f"unknown field {name!r}; there are: auto, {', '.join(FIELDS)}.")
     field = FIELDS[name](options).to(device)

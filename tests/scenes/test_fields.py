@@ -146,10 +146,17 @@ def test_a_level_that_just_fits_its_table_is_dense() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "installed", "expected"), [(True, True, "tcnn"), (True, False, "voxel"), (False, True, "voxel")]
+    ("device", "tcnn", "numba", "expected"),
+    [
+        ("cuda", True, True, "tcnn"),
+        ("cuda", False, True, "voxel"),
+        ("cpu", True, True, "fused"),
+        ("cpu", True, False, "voxel"),
+        ("meta", True, True, "voxel"),
+    ],
 )
-def test_auto_takes_tinycudann_where_it_can(
-    cuda: bool, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_takes_a_hash_grid_where_it_is_fast(
+    device: str, tcnn: bool, numba: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Recorded(torch.nn.Linear):
         def __init__(self, options: FieldOptions) -> None:
@@ -158,16 +165,18 @@ def test_auto_takes_tinycudann_where_it_can(
         def to(self, device: Any) -> Any:  # there may be no such device here
             return self
 
-    monkeypatch.setattr(fields, "FIELDS", {name: type(name, (Recorded,), {}) for name in ("voxel", "tcnn")})
-    monkeypatch.setattr(fields.importlib.util, "find_spec", lambda name: object() if installed else None)
-    assert type(make_field("auto", device="cuda" if cuda else "cpu")).__name__ == expected
+    monkeypatch.setattr(fields, "FIELDS", {name: type(name, (Recorded,), {}) for name in ("voxel", "fused", "tcnn")})
+    monkeypatch.setattr(fields.importlib.util, "find_spec", lambda name: object() if tcnn else None)
+    monkeypatch.setattr(fields, "numba_available", lambda: numba)
+    assert type(make_field("auto", device=device)).__name__ == expected
 
 
 def test_auto_says_what_it_chose_and_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    monkeypatch.setattr(fields, "numba_available", lambda: False)
     field = make_field("auto", {"resolution": 8}, said.append)
     assert isinstance(field, VoxelGridField)
-    assert said == ["field: voxel (the device is cpu), 2,048 parameters"]
+    assert said == ["field: voxel (numba is not installed), 2,048 parameters"]
     with pytest.raises(CarvError, match="unknown field 'nerf'; there are: auto, voxel"):
         make_field("nerf")
     with pytest.raises(CarvError, match="FieldOptions has no option 'size'"):
