@@ -26,7 +26,7 @@ from carv_3d.scenes.rendering import RenderOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # the configurations that come with carv_3d
 GROUPS = ("data", "system", "trainer", "checkpoint")  # of every configuration
-OPAQUE_AT_END = 15.0  # lambda_opaque, which rises over the run
+OPAQUE_AT_END = 10.0  # lambda_opaque, which rises over the run
 MAX_PROMPT = 2000  # characters; far beyond what any text encoder reads
 
 
@@ -82,9 +82,9 @@ class LossOptions(Options):
 
     lambda_sds: Annealed = factor(1.0, "Score distillation.")
     lambda_sds_img: Annealed = factor(0.01, "Score distillation in image space (use_img_loss alone).")
-    lambda_recon: Annealed = factor(1000.0, "MSE(x, decode(encode(x))): keeps renders where the VAE is accurate.")
-    lambda_density: Annealed = factor(1.0, "Mean density over the samples.")
-    lambda_opacity: Annealed = factor(3.0, "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.")
+    lambda_recon: Annealed = factor(3000.0, "MSE(x, decode(encode(x))): keeps renders where the VAE is accurate.")
+    lambda_density: Annealed = factor(0.5, "Mean density over the samples.")
+    lambda_opacity: Annealed = factor(1.5, "Mean sqrt(opacity + 0.001): pulls at haze harder than at what is solid.")
     lambda_sparsity: Annealed = factor(0.0, "threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike.")
     lambda_opaque: Annealed = factor(0.0, "threestudio's, mean binary entropy of the opacity: makes haze solid or air.")
     lambda_orient: Annealed = factor(0.0, "threestudio's, normals that point away from the camera.")

@@ -24,7 +24,7 @@ from carv_3d.io.structured import look_up
 from carv_3d.scenes.cameras import Cameras, orbit
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("voxel", 0.06), ("hash", 0.01), ("fused", 0.01)])
+@pytest.mark.parametrize(("kind", "rate"), [("voxel", 0.06), ("hash", 0.01), ("fused", 0.02)])
 def test_each_geometry_has_its_learning_rate_unless_one_is_given(
     kind: str, rate: float, sd_folder: Path, sd_teacher: Any
 ) -> None:
@@ -146,7 +146,7 @@ def test_a_step_takes_another_guidance_and_other_cameras_for_the_one_call(sd_fol
 
 def test_annealed_losses_follow_the_step(sd_folder: Path, sd_teacher: Any) -> None:
     """lambda_recon falls from 1000 to 0 over 100 steps; without any other loss the gradient is half of it at 50."""
-    others = ["sds", "density", "opacity"]
+    others = ["sds", "density", "opacity", "opaque"]
     words = [f"system.loss.lambda_{name}=0" for name in others] + ["system.guidance.use_recon_loss=true"]
 
     def gradient(recon: str, step: int) -> Tensor:
@@ -373,9 +373,9 @@ def test_words_that_carv_tiny_does_not_know_are_refused_before_it_is_loaded() ->
 
 
 def test_the_resolved_config_names_the_field_that_was_built(sd_folder: Path, sd_teacher: Any) -> None:
-    config = tiny_config(sd_folder)
+    config = tiny_config(sd_folder, "system.geometry_type=auto", "system.geometry.log2_hashmap_size=10")
     host = TextTo3D(config, sd_teacher)
-    assert look_up(to_mapping(host.config), "system.geometry_type") == "voxel"
+    assert look_up(to_mapping(host.config), "system.geometry_type") == "fused"
     assert config.system.geometry_type == "auto"  # the caller's is left as it was
 
 
