@@ -102,7 +102,8 @@ def state(path: str | Path) -> dict[str, Any]:
 # what were the defaults when the results were recorded
 FIRST_DEFAULTS = [
     "system.geometry_type=voxel", "system.geometry.n_levels=8", "system.guidance.guidance_scale=3.5",
-    "system.loss.lambda_recon=1000", "system.loss.lambda_density=20", "system.loss.lambda_opacity=50", "system.loss.lambda_opaque=0",
+    "system.loss.lambda_recon=1000", "system.loss.lambda_density=20", "system.loss.lambda_opacity=50",
+    "system.loss.lambda_opaque=0",
 ]  # fmt: skip
 SCENE = [
     "device=cpu", "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16",

@@ -96,7 +96,9 @@ class OptimizerArgs(
     AdamOptions,
     defaults={"lr": None, "betas": (0.9, 0.99)},
     kinds={"lr": float | None},
-    helps={"lr": "Learning rate; without one that of the geometry, 0.06 for voxel, 0.02 for fused, 0.01 for hash and tcnn."},
+    helps={
+        "lr": "Learning rate; without one that of the geometry, 0.06 for voxel, 0.02 for fused, 0.01 for hash and tcnn."
+    },
 ):
     """Passed to the torch optimizer."""
 
@@ -170,8 +172,8 @@ class SystemOptions(Options):
 
     geometry_type: str = option(
         "auto",
-        "The field; auto: a hash grid where it is fast (tcnn on CUDA with tinycudann, fused on a CPU with numba), else voxel.",
-        choices=("auto", *FIELDS)
+        "The field; auto: tcnn on CUDA with tinycudann, fused on a CPU with numba, else voxel.",
+        choices=("auto", *FIELDS),
     )
     geometry: FieldOptions = option(_default_geometry, "Of the field.")
     renderer: RenderOptions = option(RenderOptions, "Of the volume renderer.")

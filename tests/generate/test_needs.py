@@ -14,13 +14,14 @@ from carv_3d.generate.config import load_config
 from carv_3d.generate.needs import check_needs
 from carv_3d.generate.trainer import TextTo3D
 
+VOXELS = ["geometry_type=voxel", "system.geometry.resolution=1024"]
 LARGE = ["geometry_type=hash", "log2_hashmap_size=28", "n_levels=32", "base_resolution=700", "per_level_scale=1.1"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["geometry_type=voxel", "system.geometry.resolution=1024"], "system.geometry.resolution = 1024 takes at least 64.0 GiB (68,719,476,"),
+        (VOXELS, "system.geometry.resolution = 1024 takes at least 64.0 GiB (68,719,476,"),
         (["data.width=8192", "data.height=8192"], "data.batch_size x height x width = 1 x 8192 x 8192 rays of"),
         (["data.n_test_views=10000"], "data.n_test_views x eval_height x eval_width = 10000 x 192 x 192 takes"),
         (["system.exporter.resolution=1024"], "system.exporter.resolution = 1024 takes at least 28.0 GiB"),
@@ -44,7 +45,7 @@ def test_the_default_scene_fits_into_two_gigabytes(monkeypatch: pytest.MonkeyPat
 
 def test_it_is_asked_before_the_teacher_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda _: 2**30)
-    words = ["device=cpu", "geometry_type=voxel", "geometry.resolution=1024", "pretrained_model_name_or_path=no/such-model"]
+    words = ["device=cpu", *VOXELS, "pretrained_model_name_or_path=no/such-model"]
     with pytest.raises(CarvError, match=r"system.geometry.resolution = 1024 takes"):
         TextTo3D(load_config(overrides=words, prompt="a mug"))
 
