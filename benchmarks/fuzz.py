@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import math
 import multiprocessing
 import os
@@ -41,6 +42,11 @@ from fuzz_guard import BAD, FINE, HANG, LIMIT_S, TRACEBACK, WAITS, Case, Outcome
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "fuzz.csv"
 COLUMNS = ("area", "inputs", "refused", "tracebacks", "hangs", "wrongly accepted")
+# what commands import when they begin: each child of a round would import it anew
+HEAVY = (
+    "generate.run", "generate.dry_run", "distill.command", "distill.variance_command", "attribution.command",
+    "attribution.page", "compare.command", "compare.write", "variance.command",
+)  # fmt: skip
 ROUND_S = 2.0  # of an area, at least, before the next one has its turn
 Areas = Mapping[str, tuple[Callable[[Path], Any], set[str]]]
 
@@ -158,6 +164,8 @@ def survey(names: Sequence[str], seed: int, inputs: int, minutes: float, only: i
     base = Path(tempfile.mkdtemp(prefix="carv-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)) / "base"
     base.mkdir()
     known, share = areas(), math.ceil(inputs / len(names))
+    for name in HEAVY:
+        importlib.import_module(f"carv_3d.{name}")
     try:
         fuzz_files.build_base(base, set().union(*(known[name][1] for name in names)))
         for name in set(names) & set(fuzz_files.TABLE):

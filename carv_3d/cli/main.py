@@ -51,6 +51,9 @@ def _explained(words: list[str]) -> int:
     except CarvError as error:
         print(f"carv: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("carv: memory ran out; close other programs, or ask for something smaller", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("carv: interrupted", file=sys.stderr)
         return 130

@@ -195,6 +195,18 @@ def test_diffusers_waits_until_a_model_is_loaded() -> None:
     assert not loaded_by(imports, "diffusers", "transformers")
 
 
+def test_memory_that_runs_out_anywhere_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_memory(words: list[str]) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr("carv_3d.cli.main._dispatch", no_memory)
+    assert refusal(capsys, "generate", "mug") == (
+        "carv: memory ran out; close other programs, or ask for something smaller"
+    )
+
+
 def test_an_interrupt_ends_without_a_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

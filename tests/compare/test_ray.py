@@ -176,7 +176,8 @@ def test_a_real_head_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     port, started = closed_port(), set[int]()
     place = tempfile.mkdtemp(prefix="ray-")  # a socket's path is short
     words = ["--port", str(port), "--num-cpus", "1", "--include-dashboard=false", "--temp-dir", place]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # by default Ray's workers are nice by 15, and on a busy machine a run did not begin within the time
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
     command = [sys.executable, "-m", "carv_3d", "compare", *TWO, "--out", str(tmp_path / "out"), *SMALL]
     ray = ["--engine", "ray", "--address", f"127.0.0.1:{port}"]
     try:
