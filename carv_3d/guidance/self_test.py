@@ -18,9 +18,11 @@ STEPS = 8  # of DDIM, for the image
 
 @torch.no_grad()
 def noise_errors(teacher: Any, seed: int = 0) -> list[float]:
-    """The mean squared error of the predicted noise, over that of predicting zero, at three noise levels.
+    """The mean squared error of the prediction, over that of predicting zero, at three noise levels.
 
-    A teacher of images is well below 1. Random numbers are its own: nobody else's draws change.
+    A teacher of images is well below 1. The noise counts, and what the network itself predicts: the larger of
+    the two errors is given. A velocity of zero, read as noise, is close to the noise where there is much of it. Random
+    numbers are its own: nobody else's draws change.
 
     Args:
         teacher: with its text encoders; it forgets its texts.
@@ -37,8 +39,11 @@ def noise_errors(teacher: Any, seed: int = 0) -> list[float]:
     for level in LEVELS:
         t = torch.tensor([int(level * teacher.schedule.num_train_timesteps)], device=z.device)
         eps = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-        eps_hat = teacher.eps_hat(teacher.schedule.add_noise(z, eps, t), t, uncond)
-        errors.append(float((eps_hat - eps).square().mean() / eps.square().mean()))
+        z_t = teacher.schedule.add_noise(z, eps, t)
+        prediction, kind = teacher.predict(z_t, t, uncond), teacher.prediction_type
+        eps_hat = teacher.schedule.eps_from(kind, z_t, prediction, t)
+        pairs = [(eps_hat, eps), (prediction, teacher.target(z, eps, t))]
+        errors.append(max(float((x - due).square().mean() / due.square().mean()) for x, due in pairs))
     teacher.forget_texts()  # encoded among others, a text may differ in its last bit
     return errors
 
