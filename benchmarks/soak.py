@@ -32,7 +32,8 @@ from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display
 
 SCENE = (
-    "device=cpu", "data.width=32", "data.height=32", "data.n_test_views=4", "system.geometry.resolution=24",
+    "device=cpu", "data.width=32", "data.height=32", "data.n_test_views=4", "system.geometry_type=voxel",
+    "system.geometry.resolution=24",
     "system.renderer.num_samples_per_ray=16", "checkpoint.every_n_train_steps=50", "trainer.val_check_interval=100",
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ import pytest
 
 from carv_3d.compare.reading import read_run
 from carv_3d.errors import CarvError
+from carv_3d.generate.config import config_to_yaml, load_config
 from carv_3d.io.structured import value_at
 
 ROWS = "step,train/loss\n0,1.0\n1,2.0\n"
@@ -73,7 +74,7 @@ def test_steps_that_are_none_are_left_out(step: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", ["-1,1", "1e308,1", "nan,1", "3,-1e308"])
 def test_rows_of_a_run_that_cannot_be_are_left_out_and_counted(row: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(f"step,seconds\n1,1\n{row}\n2,1\n")
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "config.yaml").write_text(config_to_yaml(load_config()))
     run = read_run(tmp_path)
     assert run.axes["steps"].tolist() == [1, 2]
     assert "1 damaged line(s)" in run.notes[0]
@@ -85,7 +86,7 @@ def test_rows_of_a_run_that_cannot_be_are_left_out_and_counted(row: str, tmp_pat
 @pytest.mark.parametrize("label", ['{"method": [1]}', '{"method": 3}'])
 def test_a_label_is_text(label: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,seconds\n1,1\n")
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "config.yaml").write_text(config_to_yaml(load_config()))
     (tmp_path / "method.json").write_text(label)
     with pytest.raises(CarvError, match=r"method\.json: method is .* it must be text"):
         read_run(tmp_path)

@@ -28,7 +28,8 @@ from carv_3d.runs.progress import Display
 
 ROOT = Path(__file__).parents[2]
 TWO = ["--prompt", "a red mug", "--method", "a", "--method", "b=num_draws=2", "--steps", "40", "--points", "20"]
-SMALL = ["device=cpu", "data.width=16", "data.height=16", "geometry.resolution=8", "exporter.resolution=12",
+SMALL = ["device=cpu", "data.width=16", "data.height=16", "geometry_type=voxel", "geometry.resolution=8",
+         "exporter.resolution=12",
          "data.eval_width=16", "data.eval_height=16", "data.n_test_views=4", "texture_size=16"]  # fmt: skip
 
 

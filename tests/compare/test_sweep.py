@@ -28,8 +28,9 @@ from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
 
 SMALL = [
-    "device=cpu", "geometry.resolution=8", "num_samples_per_ray=8", "eval_samples_per_ray=8", "exporter.resolution=12",
-    "texture_size=16", "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16",
+    "device=cpu", "geometry_type=voxel", "geometry.resolution=8", "num_samples_per_ray=8", "eval_samples_per_ray=8",
+    "exporter.resolution=12", "texture_size=16", "data.width=16", "data.height=16", "data.eval_width=16",
+    "data.eval_height=16",
 ]  # fmt: skip
 PROMPT = "a red mug"
 
@@ -124,7 +125,7 @@ def test_schedules_are_laid_over_the_budget(common: list[str], monkeypatch: pyte
         return step(self) | {"seconds": 0.5 if self.step <= 2 else 0.25}
 
     monkeypatch.setattr(TextTo3D, "train_step", timed)
-    whole = 40 if fixed else 300
+    whole = 40 if fixed else 200
     words = [*common, f"guidance.max_step_percent=[0.9,0.1,{whole}]", *(["trainer.max_steps=40"] if fixed else [])]
     sweep = small_sweep(words, steps=None, budget=2.0, points=1)
     assert made(sweep, Path("out")) == 0

@@ -169,6 +169,9 @@ ELSEWHERE = {  # option -> where it is tried
     "system.exporter.texture_size": "generate/test_scene_run.py",
     "system.guidance.half_precision_weights": "teachers/test_stable_diffusion.py",  # half_precision there
     "system.guidance.pretrained_model_name_or_path": "cli/test_cli.py",
+    "system.guidance.model_config": "teachers/test_model_files.py",
+    "system.guidance.vae": "teachers/test_model_files.py",
+    "system.guidance.loras": "teachers/test_model_files.py",
     "system.prompt_processor.prompt": "generate/test_config.py",
     "system.prompt_processor.front_threshold": "generate/test_option_effects.py",
     "system.prompt_processor.back_threshold": "generate/test_option_effects.py",
