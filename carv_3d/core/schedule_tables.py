@@ -89,6 +89,11 @@ def check_falls(abar: Tensor) -> None:
 def explained_entries(table: Tensor, t: Any, error: Exception) -> Tensor:
     """The entries of a table that could not be looked up at once: of timesteps on the CPU, the table on a GPU.
 
+    Args:
+        table: (T,), a value for each timestep.
+        t: what was given as timesteps.
+        error: what the look-up raised.
+
     Raises:
         CarvError: no tensor of timesteps of this schedule. On a GPU, one that lies outside is torch's own error.
     """
