@@ -6,6 +6,7 @@
 16 views of each (8 azimuths at elevations 5 and 30). "Nearest": of all forty true shapes in that color, the one with
 the best PSNR is the one asked for. IoU: of the silhouettes, in the pose as it came. The classifier has no part in
 the runs. Done runs are kept in --work and not repeated; KEY=VALUE changes the configuration, as in `carv generate`.
+Figures: assets.csv in a folder there; sheet.png has the front of each asset above that of its true shape.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ from rich.progress import track
 from carv_3d.evaluation.truth import iou, psnr, scoring_views, true_views
 from carv_3d.generate.config import Config, load_config
 from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io.files import write_atomic
+from carv_3d.io.images import contact_sheet
 from carv_3d.io.structured import parse_json, read_text
+from carv_3d.io.tables import csv_text
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.classifier import Classifier
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS, held_out_combinations
+
+COLUMNS = 10  # of the sheet
 
 
 def jobs(combinations: str, seeds: int) -> list[tuple[str, str, int]]:
@@ -102,6 +108,11 @@ def work(job: tuple[str, str, int, list[str], Path]) -> dict[str, Any]:
     return row
 
 
+def front(tiles: np.ndarray) -> np.ndarray:
+    """The front of an asset above that of its true shape (2 S, S, 3), of the images that `measure` wrote."""
+    return tiles[:, : tiles.shape[0] // 2]
+
+
 def table(title: str, rows: list[dict[str, Any]]) -> str:
     """The figures over ``rows``, as one row of the table."""
     each = {
@@ -144,6 +155,10 @@ def main() -> None:
         for r in track(pool.imap_unordered(work, left), total=len(left), description="assets"):
             finished[r["object"], r["color"], r["seed"]] = r
     rows = [finished[j] for j in targets]
+    columns = list(rows[0])
+    write_atomic(folder / "assets.csv", csv_text(columns, ([r[c] for c in columns] for r in rows)))
+    fronts = [front(iio.imread(folder / f"{obj}-{color}-{seed}.png")) for obj, color, seed in targets]
+    iio.imwrite(folder / "sheet.png", contact_sheet(np.stack(fronts), COLUMNS))
     print("\n| object | color | seed | PSNR | gain | IoU | classifier | nearest |\n|---|---|---|---|---|---|---|---|")
     for r in sorted(rows, key=lambda r: r["gain"]):
         print(f"| {r['object']} | {r['color']} | {r['seed']} | {r['psnr']:.1f} | {r['gain']:.1f} | {r['iou']:.2f} "

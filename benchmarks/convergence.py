@@ -1,6 +1,7 @@
 """The convergence table of docs/results: ten prompts, three seeds, both sides at equal wall-clock.
 
-    ./install.sh python benchmarks/convergence.py [--scene voxel|hash-grid] [--seeds 3] [--budget SECONDS] [--work DIR]
+    ./install.sh python benchmarks/convergence.py [--scene default|voxel|hash-grid] [--seeds 3] [--budget SECONDS]
+        [--work DIR]
 
 Both sides are tuned with the same effort first: six variants each (two allocations at three learning rates), on two
 prompts that are not among the ten, for the same seconds. Of each side the variant with the best final IoU is taken.
@@ -48,8 +49,14 @@ class Scene:
 
 
 SCENES = {
-    "voxel": Scene(
-        CONFIGS / "carv-tiny.yaml", {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))}, (0.03, 0.06, 0.12), 30.0
+    "default": Scene(
+        CONFIGS / "carv-tiny.yaml", {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))}, (0.01, 0.02, 0.04), 30.0
+    ),
+    "voxel": Scene(  # cheap renders
+        CONFIGS / "carv-tiny-voxel.yaml",
+        {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))},
+        (0.03, 0.06, 0.12),
+        30.0,
     ),
     "hash-grid": Scene(  # expensive upstream work
         CONFIGS / "carv-tiny-hash-grid.yaml",
@@ -123,12 +130,10 @@ def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Met
 
 def main() -> int:
     parser = script_parser(__doc__)
-    parser.add_argument("--scene", choices=list(SCENES), default="voxel")
+    parser.add_argument("--scene", choices=list(SCENES), default="default")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the ten")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--budget", type=float, help="seconds of training time of each run (30 for voxel, 60 for hash-grid)"
-    )
+    parser.add_argument("--budget", type=float, help="seconds of training time of each run (30, 60 for hash-grid)")
     parser.add_argument("--points", type=int, default=20, help="evaluations of each run")
     parser.add_argument("--work", type=Path, default=Path("outputs/convergence"))
     parser.add_argument("--engine", choices=EngineOptions.declared()["engine"].choices, default="local")

@@ -1,9 +1,10 @@
 """The ECM and RE tables of docs/results: `carv variance` on five prompts at three points of a run, side by side.
 
-    ./install.sh python benchmarks/variance_table.py [--scene voxel|hash-grid] [--prompts 5] [--budget 300]
-        [--at 30,150,270] [--renders 1] [--draws 2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic]
+    ./install.sh python benchmarks/variance_table.py [--scene default|voxel|hash-grid] [--prompts 5] [--budget 300]
+        [--at 20,100,180] [--renders 1] [--draws 2,4,8] [--methods uniform,is,strat,is+strat,is+strat+antithetic]
         [--against is+strat+antithetic] [--work DIR]
 
+The figures of all prompts together go to variance-SCENE.csv in --work.
 --budget is of measuring, in seconds for each prompt. A figure is the geometric mean over prompts, with the least and
 the largest of them; each prompt's own intervals are in its variance.csv in --work. --against adds a table of each
 method over that one at the same (R, K), from the same batches, with an interval. It can be stopped at any
@@ -23,8 +24,9 @@ from bench import run_script, script_parser, whole_numbers
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import CONFIGS, load_config
 from carv_3d.generate.trainer import load_teacher
-from carv_3d.io.files import slug
+from carv_3d.io.files import slug, write_atomic
 from carv_3d.io.structured import read_csv, read_json
+from carv_3d.io.tables import csv_text
 from carv_3d.stats.bootstrap import Interval
 from carv_3d.variance.benchmark import Batch
 from carv_3d.variance.command import VarianceRequest, run
@@ -34,9 +36,10 @@ from carv_3d.variance.methods import Setting
 PROMPTS = ("a red mug", "a green tree", "a blue chair", "an orange rocket", "a white snowman")
 METHODS = "uniform,is,strat,is+strat,is+strat+antithetic"
 SCENES = {
-    "voxel": CONFIGS / "carv-tiny.yaml",
-    "hash-grid": CONFIGS / "carv-tiny-hash-grid.yaml",
-}  # expensive upstream work
+    "default": CONFIGS / "carv-tiny.yaml",
+    "voxel": CONFIGS / "carv-tiny-voxel.yaml",  # cheap renders
+    "hash-grid": CONFIGS / "carv-tiny-hash-grid.yaml",  # expensive upstream work
+}
 
 
 def over_prompts(values: Sequence[float]) -> str:
@@ -77,6 +80,13 @@ def table(tables: Sequence[Sequence[dict[str, str]]]) -> str:
     return "\n".join(lines)
 
 
+def together(tables: Sequence[Sequence[dict[str, str]]], prompts: Sequence[str]) -> str:
+    """A CSV of every prompt's variance.csv, the prompt in the first column."""
+    columns = list(tables[0][0])
+    lines = ([prompt, *row.values()] for prompt, figures in zip(prompts, tables) for row in figures)
+    return csv_text(["prompt", *columns], lines)
+
+
 def pooled(intervals: Sequence[Interval]) -> Interval:
     """The geometric mean of ratios that were measured apart, each with its 95 % interval; of these prompts, not of
     prompts in general."""
@@ -114,10 +124,10 @@ def over(folders: Sequence[Path], settings: Sequence[Setting], name: str) -> str
 
 def main() -> int:
     parser = script_parser(__doc__)
-    parser.add_argument("--scene", choices=list(SCENES), default="voxel")
+    parser.add_argument("--scene", choices=list(SCENES), default="default")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first N of the five")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of measuring for each prompt")
-    parser.add_argument("--at", type=whole_numbers, default=(30, 150, 270))
+    parser.add_argument("--at", type=whole_numbers, default=(20, 100, 180))
     parser.add_argument("--renders", type=whole_numbers, default=(1,))
     parser.add_argument("--draws", type=whole_numbers, default=(2, 4, 8))
     parser.add_argument("--methods", default=METHODS)
@@ -150,6 +160,7 @@ def main() -> int:
         "without noise at this R.\n"
     )
     print(table(tables))
+    write_atomic(o.work / f"variance-{o.scene}.csv", together(tables, prompts))
     if o.against:
         print(f"\n{over(folders, settings, o.against)}")
     return 0

@@ -17,7 +17,7 @@ from carv_3d.generate.run import COLUMNS, N_VIEWS, SceneRun
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import make_folder, write_atomic
 from carv_3d.io.structured import read_json
-from carv_3d.io.tables import read_metrics
+from carv_3d.io.tables import read_metrics, seconds_in_all
 from carv_3d.runs.checkpoint import has_checkpoint
 from carv_3d.runs.progress import Display
 
@@ -80,7 +80,7 @@ class ScoredRun(SceneRun):
         if not rows:
             self.append({"step": 0.0, "seconds": 0.0, "nfe": 0.0, "renders": 0.0} | self.scores())
             self.save()
-        self.clock = sum(row["seconds"] for row in rows)
+        self.clock = seconds_in_all(rows)
 
     def advance(self, slice_seconds: float) -> None:
         """Steps until the slice is used up, a point is reached (then it is scored and saved), or the run is done."""

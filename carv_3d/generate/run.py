@@ -18,7 +18,7 @@ from carv_3d.generate.request import resolve
 from carv_3d.generate.trainer import PHASES, TextTo3D, check_prompt
 from carv_3d.io.files import claimed
 from carv_3d.io.images import contact_sheet, to_uint8, write_gif, write_mp4, write_png
-from carv_3d.io.tables import read_metrics
+from carv_3d.io.tables import read_metrics, seconds_in_all
 from carv_3d.report.page import write_report
 from carv_3d.runs.progress import Display, duration
 from carv_3d.runs.run import Pace, Run
@@ -182,7 +182,7 @@ class SceneRun(Run):
         facts = {
             "teacher": config.system.guidance.pretrained_model_name_or_path.rstrip("/").rpartition("/")[2],
             "steps": str(self.host.step),
-            "of training": duration(sum(r["seconds"] for r in rows)),
+            "of training": duration(seconds_in_all(rows)),
             "draws per render (K)": self._draws(),
             "denoised latents": f"{self.host.meter.nfe:,}",
             "seed": str(config.seed),

@@ -64,6 +64,12 @@ def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, flo
     return [row for row in rows if last_step is None or row.get("step", math.inf) <= last_step]
 
 
+def seconds_in_all(rows: Iterable[Mapping[str, float]]) -> float:
+    """The seconds of all rows; a row whose cell is empty, damaged or missing counts as 0."""
+    each = (row.get("seconds", math.nan) for row in rows)
+    return sum(seconds for seconds in each if math.isfinite(seconds))
+
+
 def read_table(path: Path, fix: str = RESTORE) -> tuple[list[dict[str, float]], int]:
     """The rows of a CSV of numbers (an empty cell becomes NaN), and how many lines a kill left torn or garbled.
 

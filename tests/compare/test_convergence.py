@@ -23,7 +23,7 @@ def script() -> dict[str, Any]:
     return runpy.run_path(str(FILE))
 
 
-@pytest.mark.parametrize("scene", ["voxel", "hash-grid"])
+@pytest.mark.parametrize("scene", ["default", "voxel", "hash-grid"])
 def test_both_sides_are_tried_alike(script: dict[str, Any], scene: str) -> None:
     start = script["SCENES"][scene]
     variants = script["variants"](start)

@@ -65,6 +65,18 @@ def test_a_resumed_run_has_the_rest_of_its_budget(tmp_path: Path, how: str) -> N
     assert begun(tmp_path, length).finished
 
 
+def test_a_row_without_seconds_does_not_stop_the_clock(tmp_path: Path) -> None:
+    length = Length(3.0, None, 3)
+    first = begun(tmp_path, length)
+    while first.clock < 1.0:
+        first.advance(0.5)
+    rows = first.metrics.read_text().splitlines()
+    cells = rows[2].split(",")
+    cells[rows[0].split(",").index("seconds")] = ""
+    first.metrics.write_text("\n".join([*rows[:2], ",".join(cells), *rows[3:]]) + "\n")
+    assert 0 < begun(tmp_path, length).clock < first.clock
+
+
 def test_schedules_stand_at_the_share_of_the_budget(tmp_path: Path) -> None:
     first = begun(tmp_path / "a", Length(2.0, None, 1))
     first.advance(1.5)

@@ -81,6 +81,7 @@ def test_the_annealing_follows_the_length_of_the_run() -> None:
     config = load_config(overrides=["trainer.max_steps=50"])
     assert config.system.guidance.max_step_percent == [0.98, 0.4, 50]
     assert config.system.guidance.trainer_max_steps == 50
+    assert config.system.loss.lambda_opaque == [0.0, 10.0, 50]
     given = load_config(overrides=["trainer.max_steps=50", "system.guidance.max_step_percent=0.9"])
     assert given.system.guidance.max_step_percent == 0.9
 

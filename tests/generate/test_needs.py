@@ -43,6 +43,13 @@ def test_the_default_scene_fits_into_two_gigabytes(monkeypatch: pytest.MonkeyPat
         check_needs(load_config(Path(name)), torch.device("cpu"))
 
 
+def test_auto_is_what_it_will_be_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda _: 8 * 2**30)
+    check_needs(load_config(overrides=["geometry.resolution=1024"]), torch.device("cpu"))  # of no voxel grid here
+    with pytest.raises(CarvError, match="log2_hashmap_size = 28 takes"):
+        check_needs(load_config(overrides=LARGE[1:]), torch.device("cpu"))
+
+
 def test_it_is_asked_before_the_teacher_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda _: 2**30)
     words = ["device=cpu", *VOXELS, "pretrained_model_name_or_path=no/such-model"]

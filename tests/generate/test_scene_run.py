@@ -44,6 +44,8 @@ def test_its_facts_are_the_runs(run: SceneRun) -> None:
     )  # fmt: skip
     assert facts["of training"] == "2 min 00 s"
     assert not any("true object" in name for name in facts)  # nothing is known of it
+    write_rows(run.metrics, COLUMNS, [{"step": 1, "seconds": 40.0}, {"step": 2, "loss_recon": 1.0}])
+    assert run._facts()["of training"] == "40 s"  # the empty cell counts as 0
     write_rows(run.metrics, COLUMNS, [{"step": 1, "seconds": 1.0, "iou": 0.834, "psnr": 19.26}])
     facts = run._facts()
     assert facts["silhouette IoU with the true object"] == "0.83"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from carv_3d.errors import CarvError
-from carv_3d.io.tables import append_row, csv_text, read_metrics, read_table, write_rows
+from carv_3d.io.tables import append_row, csv_text, read_metrics, read_table, seconds_in_all, write_rows
 
 NAN = math.nan
 
@@ -25,6 +25,11 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "none.csv") == []
     with pytest.raises(CarvError, match="cannot write"):
         append_row(tmp_path / "none" / "metrics.csv", ["step"], {"step": 1.0})
+
+
+def test_the_seconds_of_rows_that_have_them() -> None:
+    assert seconds_in_all([{"seconds": 1.5}, {"seconds": NAN}, {"step": 3.0}, {"seconds": math.inf}]) == 1.5
+    assert seconds_in_all([]) == 0
 
 
 def test_text_of_cells() -> None:
