@@ -41,6 +41,7 @@ from carv_3d.io.files import (
     expanded,
     folder_for,
     make_folder,
+    open_file,
     replaced_folder,
     slug,
     user_cache,
@@ -165,7 +166,7 @@ def kept_kernel(store: RowStore) -> Tensor:
     """The kernel of a complete store's rows, kept next to them for the next query."""
     path, key = store.folder / "kernel.npz", store.checksum()
     missing_or_damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    with contextlib.suppress(*missing_or_damaged), np.load(path) as stored:
+    with contextlib.suppress(*missing_or_damaged), open_file(path, "") as file, np.load(file) as stored:
         if int(stored["rows"]) == key:
             return torch.from_numpy(stored["kernel"])
     gram = kernel(store.rows)

@@ -119,7 +119,7 @@ class FolderImages:
             raise CarvError(f"there is no folder {folder} of training images; name one with --training-images.")
         self.name, self._folder, self._size, self._resize = str(folder), folder, size, resize
         paths = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(folder)))
-        every = sorted(p for p in paths if p.is_file())
+        every = sorted(p for p in paths if not p.is_dir())  # a pipe or a dangling link is refused when it is opened
         self._paths = every[:limit]
         if not self._paths:
             raise CarvError(f"{folder} holds no images ({', '.join(SUFFIXES)}); name another folder.")

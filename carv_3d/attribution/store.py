@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from carv_3d.errors import CarvError
 from carv_3d.io.files import explain_os_error, make_folder, write_atomic, write_via
 from carv_3d.io.structured import differing_keys, look_up, read_json
+from carv_3d.io.tensor_files import mapped_array
 
 FORMAT = 1
 RELEASE_EVERY = 512  # rows that are looked at
@@ -57,16 +58,10 @@ class RowStore:
             if not (folder / "meta.json").exists():
                 self._create(expected, list(keys), earlier)
             self._check(expected)
-        try:
-            self._rows = np.load(folder / "rows.npy", mmap_mode="r+")
-            self._done = np.load(folder / "done.npy", mmap_mode="r+")
-            whole = self._rows.shape == (count, *shape) and self._done.shape == (count,)
-        except OSError as error:
-            raise explain_os_error(error, folder, "read") from error
-        except ValueError:  # numpy's word for a file that is cut short or no array
-            whole = False
-        if not whole:
-            raise CarvError(f"the store in {folder} is damaged: delete that folder, and it is made again.")
+        fix = f"delete {folder}, and it is made again"
+        self._rows, self._done = (mapped_array(folder / f"{name}.npy", "r+", fix) for name in ("rows", "done"))
+        if self._rows.shape != (count, *shape) or self._done.shape != (count,):
+            raise CarvError(f"the store in {folder} is damaged: its arrays have other shapes; {fix}")
         self._verify()
 
     @property
@@ -144,8 +139,8 @@ class RowStore:
             try:
                 stored = read_json(folder / "meta.json")
                 there = {key: i for i, key in enumerate(read_json(folder / "keys.json", kind=list))}
-                old_rows, old_done = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "done"))
-            except (CarvError, OSError, ValueError, TypeError):  # damaged, or of a version without keys
+                old_rows, old_done = (mapped_array(folder / f"{name}.npy", "r", "") for name in ("rows", "done"))
+            except (CarvError, TypeError):  # damaged, or of a version without keys
                 continue
             if _without_items(stored) != _without_items(meta) or old_rows.shape != (len(there), *self.shape):
                 continue

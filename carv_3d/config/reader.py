@@ -90,7 +90,7 @@ def read_override(override: str, options: Options) -> Any:
         return OmegaConf.create(node)
     try:
         return OmegaConf.from_dotlist([f"{full}={value}"])
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:  # ValueError: Python's, for endless digits
         raise CarvError(f"the value of {shown(override)} cannot be read: {first_line(error)}") from error
 
 

@@ -88,7 +88,7 @@ def read_yaml(path: Path, fix: str = RESTORE) -> dict[Any, Any]:
         value = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except RecursionError:
         raise CarvError(f"{path} is not readable YAML (nested too deeply); {fix}") from None
-    except OSError:  # OmegaConf's for a single number
+    except (OSError, AssertionError):  # OmegaConf's for a single number
         value = None
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise CarvError(f"{path} is not readable YAML ({' '.join(str(error).split())[:160]}); {fix}") from error

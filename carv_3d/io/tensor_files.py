@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
 
 from carv_3d.errors import CarvError, first_line
-from carv_3d.io.files import open_file
+from carv_3d.io.files import explain_os_error, open_file
 from carv_3d.io.structured import parse_json
 
 if TYPE_CHECKING:  # a header is read without torch
@@ -21,6 +24,21 @@ class TensorHead(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+
+
+def mapped_array(path: Path, mode: Literal["r", "r+"], fix: str) -> np.memmap[Any, Any]:
+    """The array in a .npy file, memory-mapped.
+
+    Raises:
+        CarvError: no regular file, or none that numpy wrote whole; ends in `fix`.
+    """
+    open_file(path, fix).close()
+    try:
+        return np.lib.format.open_memmap(path, mode)
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except (ValueError, EOFError, SyntaxError, TypeError, KeyError, TokenError) as error:  # of the header, as Python
+        raise CarvError(f"{path} is damaged: it holds no whole array; {fix}") from error
 
 
 def read_header(path: Path, fix: str) -> dict[str, TensorHead]:

@@ -15,7 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from carv_3d.io.files import write_atomic
+from carv_3d.io.files import open_file, write_atomic
+from carv_3d.io.structured import RESTORE
 from carv_3d.io.tables import read_metrics
 from carv_3d.report.charts import Series, line_chart
 from carv_3d.version import __version__
@@ -210,10 +211,11 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def data_uri(path: Path, kind: str) -> str:
-    """The file as a data URI of MIME type `kind`, '' where it is missing."""
+    """The file as a data URI of MIME type `kind`, '' where it is missing; CarvError where it is no file."""
     if not path.exists():
         return ""
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    with open_file(path, RESTORE) as handle:
+        return f"data:{kind};base64,{base64.b64encode(handle.read()).decode('ascii')}"
 
 
 def asset_text(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -189,9 +190,30 @@ def test_a_store_of_anything_else_is_refused_and_kept(model, items, tmp_path, sc
     with pytest.raises(CarvError, match="items"):
         maker.open_store(tmp_path / "s", TensorItems(items.z + 1))
     assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
-    (tmp_path / "s" / "rows.npy").write_bytes(b"short")
-    with pytest.raises(CarvError, match="damaged: delete that folder"):
-        maker.open_store(tmp_path / "s", items)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "short": lambda whole: b"short",
+    "empty": lambda whole: b"",
+    "a bracket in the header": lambda whole: whole[:74] + b"{" + whole[75:],
+    "no header's end": lambda whole: whole[:63] + whole[70:],
+    "another shape": lambda whole: whole.replace(b"(6,", b"(5,"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_store_is_refused(kind: str, model, items, tmp_path) -> None:
+    maker = FeatureMaker(model, options())
+    maker.fill(maker.open_store(tmp_path / "s", items), items)
+    for name in ("rows.npy", "done.npy"):
+        whole = (tmp_path / "s" / name).read_bytes()
+        changed = DAMAGE[kind](whole)
+        assert changed != whole
+        (tmp_path / "s" / name).write_bytes(changed)
+        with pytest.raises(CarvError, match=r"damaged: .*; delete .*s, and it is made again"):
+            maker.open_store(tmp_path / "s", items)
+        (tmp_path / "s" / name).write_bytes(whole)
+    maker.open_store(tmp_path / "s", items)
 
 
 def test_a_gradient_that_is_not_finite_is_named_and_the_rest_is_kept(model, items, tmp_path) -> None:

@@ -81,6 +81,22 @@ def test_rows_may_be_of_images_beyond_the_limit(folder: Path) -> None:
     assert FolderImages(folder, SIZE, limit=1).caption(0) == ""
 
 
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [(os.mkfifo, "is a pipe, and a file is due"), (lambda path: path.symlink_to("nowhere"), "is missing")],
+)
+def test_an_image_that_is_no_file_is_not_left_out(make: Callable[[Path], object], why: str, folder: Path) -> None:
+    make(folder / "c.png")
+    with pytest.raises(CarvError, match=rf"c\.png {why}"):
+        FolderImages(folder, SIZE)
+
+
+def test_a_folder_with_the_name_of_an_image_is_gone_into(folder: Path) -> None:
+    (folder / "d.png").mkdir()
+    noise().save(folder / "d.png" / "e.png")
+    assert len(FolderImages(folder, SIZE)) == 3
+
+
 def test_a_text_next_to_an_image_is_utf_8_with_or_without_a_mark(folder: Path) -> None:
     (folder / "a.txt").write_text("a dog\n", encoding="utf-8-sig")
     assert captions(folder) == ["a dog", ""]

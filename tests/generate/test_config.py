@@ -105,6 +105,7 @@ def test_an_unknown_key_is_named_with_the_nearest(override: str, words: str) -> 
     ("override", "words"),
     [
         ("system.guidance.num_draws=0", "num_draws is 0"),
+        ("system.guidance.antithetic=" + "7" * 5000, "cannot be read: Exceeds the limit"),
         ("system.guidance.proposal=unifrm", "proposal is 'unifrm'"),
         ("system.guidance.min_step_percent=0.99", "min_step_percent"),
         ("system.guidance.max_step_percent=1.5", "max_step_percent"),

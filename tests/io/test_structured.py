@@ -84,6 +84,7 @@ REFUSED = {
         "a: 1\n---\nb: 2": "is not readable YAML",
         "- 1": "must hold groups of options (key: value), and it holds a list",
         "3": "must hold groups of options (key: value), and it holds no group",
+        "'1'": "must hold groups of options (key: value), and it holds no group",
     },
     "csv": {
         "a,b,a\n1,2,3\n": "two columns of the name 'a'",

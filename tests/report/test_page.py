@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from html import escape, unescape
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from carv_3d.config.reader import to_mapping
+from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.io.tables import read_metrics
 from carv_3d.report.charts import Series
@@ -178,3 +180,6 @@ def test_data_uris(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"\x00\xff")
     assert data_uri(tmp_path / "a.bin", "x/y") == "data:x/y;base64,AP8="
     assert data_uri(tmp_path / "none", "x/y") == ""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CarvError, match="pipe is a pipe, and a file is due; restore it"):
+        data_uri(tmp_path / "pipe", "x/y")
