@@ -14,6 +14,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+MOST_THREADS = 4096  # beyond it a pool's own memory runs out
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -30,15 +31,23 @@ def available_cores(cgroup: Path = CGROUP) -> int:
 def settle_threads(environment: MutableMapping[str, str] = os.environ, cgroup: Path = CGROUP) -> None:
     """Give every pool of threads the size of `available_cores`, and let OpenMP's threads sleep while they wait.
 
-    What the user has set stays; a user's OMP_NUM_THREADS holds for the other pools too. Does nothing once torch is
-    loaded: its pools have been made by then.
+    What the user has set stays; a user's OMP_NUM_THREADS holds for the other pools too, or the first of its list, one
+    for each level of nesting. What is no number of threads is set aside: numba would show a traceback for it. Does
+    nothing once torch is loaded: its pools have been made by then.
     """
     if "torch" in sys.modules:
         return
-    cores = environment.get("OMP_NUM_THREADS") or str(available_cores(cgroup))
+    outermost = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    cores = outermost if _is_count(outermost) else str(available_cores(cgroup))
     for name in POOLS:
-        environment.setdefault(name, cores)
+        levels = environment.get(name, "").split(",") if name == "OMP_NUM_THREADS" else [environment.get(name, "")]
+        if not all(map(_is_count, levels)):
+            environment[name] = cores
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _is_count(text: str) -> bool:
+    return text.strip().isdecimal() and text.isascii() and 0 < int(text) <= MOST_THREADS
 
 
 def _quota(cgroup: Path) -> float | None:

@@ -140,7 +140,10 @@ def to_mapping(options: Any) -> dict[str, Any]:
 
 
 def _nearest(full: str, key: str, path: str, every_key: Sequence[str]) -> str:
+    full, key, path = full.lower(), key.lower(), path.lower()  # as all names are
     inside = [k for k in every_key if k.rpartition(".")[0] == path]
+    if not inside:  # there is no such group
+        path, inside = "", [k for k in every_key if "." not in k]
     near = difflib.get_close_matches(full, inside, 1, 0.7)
     if not near:  # the right name in the wrong place, or a slip in both
         last = {k.rpartition(".")[2]: k for k in every_key}

@@ -225,6 +225,7 @@ class CarvEstimator:
         check_call(eps_hat, latents, generator)
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *samples: Tensor) -> Tensor:
+            w = self.schedule.w(t, self.options.weighting).to(eps.dtype)  # first: eps_hat may write to its t
             try:
                 predicted = eps_hat(z_t, t, *samples)
             except TypeError as error:
@@ -233,7 +234,6 @@ class CarvEstimator:
                 what = f"z_t, t and {len(samples)} tensors of cond" if samples else "z_t and t"
                 raise CarvError(f"eps_hat is called with {what}, which it does not take: {error}.") from error
             check_prediction("eps_hat", predicted, z_t)
-            w = self.schedule.w(t, self.options.weighting).to(eps.dtype)
             return w.view(-1, *[1] * (eps.dim() - 1)) * (predicted - eps)
 
         return self.estimate_residual(
@@ -336,12 +336,13 @@ class CarvEstimator:
         def batch(begin: int, end: int) -> Tensor:
             nonlocal extra
             if K == 1:  # the latents keep their memory format, and so the model's kernels their last bits
-                z, samples = latents[begin:end], [c[begin:end] for c in cond]
+                z, samples = latents[begin:end], [c[begin:end].clone() for c in cond]
             else:
                 render = torch.arange(begin, end, device=t.device).div(K, rounding_mode="floor")
                 z, samples = latents[render], [c[render.to(c.device)] for c in cond]
             z_t = self.schedule.add_noise(z, eps[begin:end], t[begin:end])
-            f = residual(z_t, t[begin:end], eps[begin:end], *samples)
+            # copies: a model may write to its arguments, and the draws and the caller's embeddings are used again
+            f = residual(z_t, t[begin:end].clone(), eps[begin:end].clone(), *samples)
             if isinstance(f, tuple) and len(f) == 2:
                 f, second = f
                 check_extra(second, z_t)

@@ -17,7 +17,7 @@ from carv_3d.core.schedule_tables import (
     check_size,
     checked_table,
     edm_sigmas,
-    explained_entries,
+    entries_at,
     flow_sigmas,
 )
 from carv_3d.errors import CarvError, shown
@@ -378,14 +378,6 @@ class NoiseSchedule:
         if strategy == "inverse_snr" and float(self.alphas_cumprod[-1]) == 0:
             raise CarvError("the weighting inverse_snr is infinite at this schedule's last timestep; take min_snr.")
         return self._weights[strategy]
-
-
-def entries_at(table: Tensor, t: Tensor) -> Tensor:
-    """The table's entries at timesteps t, of t's shape; CarvError where t is none. Nothing waits for a device."""
-    try:
-        return table.index_select(0, t.reshape(-1)).view(t.shape)  # unlike table[t], takes no negative t and no mask
-    except (TypeError, AttributeError, LookupError, RuntimeError) as error:
-        return explained_entries(table, t, error)
 
 
 def check_agree(t: Tensor, **given: Tensor) -> None:

@@ -86,6 +86,16 @@ def check_falls(abar: Tensor) -> None:
         )
 
 
+def entries_at(table: Tensor, t: Tensor) -> Tensor:
+    """The table's entries at timesteps t, of t's shape; CarvError where t is none. Nothing waits for a device."""
+    try:
+        if t.is_meta:  # index_select would give what happens to lie in memory
+            raise TypeError("t is without data")
+        return table.index_select(0, t.reshape(-1)).view(t.shape)  # unlike table[t], takes no negative t and no mask
+    except (TypeError, AttributeError, LookupError, RuntimeError) as error:
+        return explained_entries(table, t, error)
+
+
 def explained_entries(table: Tensor, t: Any, error: Exception) -> Tensor:
     """The entries of a table that could not be looked up at once: of timesteps on the CPU, the table on a GPU.
 

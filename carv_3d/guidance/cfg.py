@@ -177,6 +177,8 @@ def _in_one_batch(eps_hat: EpsModel, z_t: Tensor, t: Tensor, conds: Sequence[Seq
     if n > 1:
         z_t, t = torch.cat([z_t] * n), torch.cat([t] * n)
         condition = [torch.cat(parts) for parts in zip(*conds)]
+    else:  # copies, as above: a model may write to its arguments, and they are used again
+        z_t, t, condition = z_t.clone(), t.clone(), [part.clone() for part in condition]
     out = eps_hat(z_t, t, *condition)
     if not isinstance(out, Tensor) or out.shape != z_t.shape:
         check_prediction("eps_hat", out, z_t)

@@ -51,8 +51,8 @@ class LatticeOptions(Options):
 class FieldOptions(LatticeOptions):
     """Sizes and the initial blob; the encoding's keys are threestudio's `pos_encoding_config`."""
 
-    radius: float = option(1.08, "Radius of the sphere that holds the scene, in world units.", above=0, most=1e6)
-    density_scale: float = option(10.0, "What the density is multiplied by.", above=0, most=1e6)
+    radius: float = option(1.08, "Radius of the sphere that holds the scene, in world units.", least=1e-6, most=1e6)
+    density_scale: float = option(10.0, "What the density is multiplied by.", least=1e-6, most=1e6)
     blob_scale: float = option(12.0, "Density of the initial blob at its center.", least=0, most=1e6)
     blob_radius: float = option(
         0.52, "Radius of the initial blob; below 0 the field begins empty.", least=-1e6, most=1e6

@@ -33,13 +33,13 @@ class MeshOptions(LatticeOptions, defaults={"resolution": 128}):
     """How the mesh is made from the field."""
 
     level: float | Literal["auto"] = option(
-        "auto", "Density at the surface; auto: see `choose_level`.", above=0, most=1e6
+        "auto", "Density at the surface; auto: see `choose_level`.", least=1e-6, most=1e6
     )
     min_component: float = option(0.02, "Pieces below this share of the whole volume are dropped.", least=0, below=1)
     smoothing: int = option(5, "Passes of Taubin's filter.", least=0, most=1000)
     max_faces: int = option(10_000, "Triangles of the asset at most.", least=100, most=10_000_000)
     texture_size: int = option(512, "Texels along a side of the texture.", least=16, most=8192)
-    longest_side: float = option(1.0, "Of the exported object, in meters.", above=0, most=1e6)
+    longest_side: float = option(1.0, "Of the exported object, in meters.", least=1e-6, most=1e6)
 
     def __post_init__(self) -> None:
         super().__post_init__()

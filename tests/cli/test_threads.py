@@ -56,6 +56,29 @@ def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert environment == {**expected, "OMP_WAIT_POLICY": "ACTIVE"}
 
 
+@pytest.mark.parametrize(
+    ("given", "omp", "numba"),
+    [
+        ({"OMP_NUM_THREADS": "abc"}, "6", "6"),
+        ({"OMP_NUM_THREADS": ""}, "6", "6"),
+        ({"OMP_NUM_THREADS": "-1"}, "6", "6"),
+        ({"OMP_NUM_THREADS": "0"}, "6", "6"),
+        ({"OMP_NUM_THREADS": "99999999999"}, "6", "6"),
+        ({"OMP_NUM_THREADS": "4,2"}, "4,2", "4"),
+        ({"OMP_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "abc"}, "3", "3"),
+        ({"NUMBA_NUM_THREADS": "4,2"}, "6", "6"),
+    ],
+)
+def test_what_is_no_number_of_threads_is_set_aside(
+    given: dict[str, str], omp: str, numba: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(threads, "available_cores", lambda cgroup: 6)
+    settle_threads(given, tmp_path)
+    assert given["OMP_NUM_THREADS"] == omp
+    assert given["NUMBA_NUM_THREADS"] == numba
+
+
 def test_once_torch_is_loaded_nothing_is_changed(tmp_path: Path) -> None:
     assert "torch" in sys.modules
     environment: dict[str, str] = {}

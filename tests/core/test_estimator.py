@@ -34,6 +34,35 @@ def test_one_uniform_draw_is_textbook_sds_to_the_last_bit(R: int) -> None:
     torch.testing.assert_close(out.loss.detach(), 0.5 * f.square().sum() / R)  # threestudio's value
 
 
+@pytest.mark.parametrize("K", [1, 2])
+@pytest.mark.parametrize("proposal", ["weight", "adaptive"])
+def test_a_model_may_write_to_its_arguments(K: int, proposal: str) -> None:
+    cond, given = torch.ones(2, 4, 1, 1), torch.ones(2, 4, 1, 1)
+
+    def predicts(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return model(z_t * cond, t)
+
+    def writes(z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        out = predicts(z_t, t, cond)
+        for x in (z_t, t, cond):
+            x.zero_()
+        return out
+
+    def residual(z_t: Tensor, t: Tensor, eps: Tensor, cond: Tensor) -> Tensor:
+        return eps.neg_().add_(predicts(z_t, t, cond))
+
+    latents = some_latents(2)
+    plain, writing = (make(num_draws=K, proposal=proposal) for _ in range(2))
+    for seed in (1, 2):
+        expected = plain.estimate(latents, predicts, cond, seeded(seed))
+        out = writing.estimate(latents, writes, given, seeded(seed))
+        assert torch.equal(out.grad, expected.grad)
+        assert torch.equal(out.t, expected.t)
+    assert torch.equal(given, cond)
+    other = make(num_draws=K, proposal=proposal).estimate_residual(latents, residual, cond, seeded(1))
+    assert torch.equal(other.eps, make(num_draws=K, proposal=proposal).draw(latents, seeded(1)).eps)
+
+
 @pytest.mark.parametrize("proposal", ["uniform", "weight", "adaptive"])
 def test_gradient_is_the_weighted_mean_over_renders(proposal: str) -> None:
     latents = some_latents(3)

@@ -46,8 +46,10 @@ def with_draws(**changed: Any) -> object:
     return make().estimate(Z, model, draws=Draws(**{**given, **changed}))
 
 
+EIGHT_BITS = Z.detach().to(torch.float8_e4m3fn)
 IMAGES = 255 * torch.rand(2, 3, 8, 8, generator=seeded())
 MISTAKES: list[tuple[Callable[[], object], str]] = [
+    (lambda: make().estimate(EIGHT_BITS, model), "of type torch.float8_e4m3fn; they must have 16 bits or more"),
     (lambda: returned(lambda z: UNet2DConditionOutput(sample=z)), "a UNet2DConditionOutput, .* return its .sample"),
     (lambda: returned(lambda z: (z,)), "eps_hat returned a tuple, not a tensor: return one of its items"),
     (lambda: returned(lambda z: {"sample": z}), r"returned a dict, .* one of its values \(sample\)"),

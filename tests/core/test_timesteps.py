@@ -32,6 +32,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }
 WRONG: dict[str, tuple[Any, str]] = {
     "float": (torch.tensor([0.0, 500.0, 999.0]), r"t is of type torch.float32; timesteps are integers: t.long\(\)"),
+    "without data": (torch.tensor([0, 500, 999], device="meta"), "t is a tensor.*; it must be a tensor of integer"),
     "mask": (torch.tensor([True, False, True]), "t is of type torch.bool"),
     "negative": (torch.tensor([5, -1, 7]), "t goes from -1 to 7; the timesteps of this schedule are 0 to 999"),
     "beyond": (torch.tensor([5, 1000, 7]), "t goes from 5 to 1000; the timesteps of this schedule are 0 to 999"),

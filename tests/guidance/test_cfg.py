@@ -83,6 +83,22 @@ def test_predictions_are_those_that_are_needed(needs: tuple[str, ...], s: float,
         torch.testing.assert_close(getattr(e, name), expected)
 
 
+def test_a_teacher_may_write_to_its_arguments() -> None:
+    class Writing(Counting):
+        def eps_hat(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
+            out = super().eps_hat(z_t, t, text_emb)
+            for x in (z_t, t, text_emb):
+                x.zero_()
+            return out
+
+    for needs in (("text",), ("text", "uncond")):
+        z_t, t, cond = given(2)
+        kept = [x.clone() for x in (z_t, t, cond.text)]
+        predict(Writing().eps_hat, z_t, t, cond, 2.0, needs)
+        for x, before in zip((z_t, t, cond.text), kept):
+            assert torch.equal(x, before)
+
+
 def test_perpendicular_known_value() -> None:
     x, y = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]])
     assert torch.equal(perpendicular(x, y), torch.tensor([[0.0, 4.0]]))

@@ -75,6 +75,8 @@ def test_every_parameter_receives_a_gradient() -> None:
         ("n_hidden_layers", -1),
         ("n_hidden_layers", 17),
         ("radius", 0.0),
+        ("radius", 1e-320),
+        ("density_scale", 1e-320),
         ("density_scale", 0.0),
         ("density_scale", math.nan),
         ("blob_scale", -1.0),
