@@ -37,7 +37,8 @@ class Occupancy(nn.Module):
 
         Args:
             density: points (N, 3) -> densities (N, 1).
-            threshold: the density from which a cell counts.
+            threshold: the density from which a cell counts; the mean of the peaks where that is less, so that a faint
+                field is never all empty.
             seed: places the points.
             readings: how many points of each cell are read.
         """
@@ -53,4 +54,5 @@ class Occupancy(nn.Module):
             densities = torch.zeros(n**3, device=device).index_copy(0, inside, density(x[inside])[:, 0])
             self.peaks = torch.maximum(self.peaks, densities.view_as(self.peaks))
         near = F.max_pool3d(self.peaks[None, None], 3, stride=1, padding=1)[0, 0]
-        self.cells = (~(near < threshold)).to(torch.uint8)  # a density that is no number counts
+        least = min(threshold, float(self.peaks.mean()))
+        self.cells = (~(near < least)).to(torch.uint8)  # a density that is no number counts

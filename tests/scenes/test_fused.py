@@ -175,6 +175,18 @@ def test_nothing_visible_is_skipped() -> None:
     assert float((finished[0] - finished[1]).abs().max()) < 0.02
 
 
+def test_a_faint_field_is_never_all_empty() -> None:
+    """However many samples a ray has: the least density grows with them."""
+    field = made(blob_scale=2.0, density_scale=2.0)
+    renderer = VolumeRenderer(field, RenderOptions(num_samples_per_ray=4096))
+    renderer.update(0)
+    out = renderer.train()(orbit(1, distance=2.7).rays(8, 8))
+    assert renderer._least_density > float(renderer.grid.peaks.max())
+    assert float(out.opacity.detach().max()) > 0.9
+    out.opacity.sum().backward()
+    assert float(field.encoding.params.grad.abs().max()) > 0
+
+
 def test_a_ray_ends_at_what_is_opaque() -> None:
     out = VolumeRenderer(made(blob_scale=200.0), RenderOptions(grid_prune=False)).train()(
         orbit(1, distance=2.7).rays(8, 8)
