@@ -11,13 +11,13 @@ from torch import Tensor
 
 from carv_3d.core.arguments import FAILURES, checked, refuse_arguments
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError, packages
+from carv_3d.errors import CarvError, first_line, packages
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu, vae_folder
 from carv_3d.teachers.lora_files import add_loras
 from carv_3d.teachers.model_config import latent_scale, vae_factor
-from carv_3d.teachers.model_folder import read_json
+from carv_3d.teachers.model_folder import MEND, read_json
 from carv_3d.teachers.pixels import Point
 from carv_3d.teachers.single_file import find_folder, single_file
 from carv_3d.teachers.tokens import shortened
@@ -161,7 +161,24 @@ class LatentDiffusionTeacher(Denoiser):
         if offload:
             offload_to_cpu([parts[part] for part in modules], device)
             teacher.device, teacher.schedule = device, teacher.schedule.to(device)
+        teacher._check_vae()
         return teacher
+
+    @torch.no_grad()
+    def _check_vae(self) -> None:
+        """A small image to latents and back: a config.json that fits the weights' shapes may still be of no network."""
+        if self.vae is None:
+            return
+        side = 4 * self.vae_factor
+        try:
+            self.decode(self.encode(torch.zeros(1, 3, side, side, device=self.device), sample=False))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise CarvError(
+                f"the VAE of {self.name or 'this model'} cannot be run ({first_line(error)}), so its config.json is "
+                f"not that of its weights; {MEND}"
+            ) from error
 
     @classmethod
     def _choose_vae_dtype(cls, config: dict[str, Any], dtype: torch.dtype) -> torch.dtype:

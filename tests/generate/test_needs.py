@@ -48,6 +48,9 @@ def test_auto_is_what_it_will_be_on_the_device(monkeypatch: pytest.MonkeyPatch) 
     check_needs(load_config(overrides=["geometry.resolution=1024"]), torch.device("cpu"))  # of no voxel grid here
     with pytest.raises(CarvError, match="log2_hashmap_size = 28 takes"):
         check_needs(load_config(overrides=LARGE[1:]), torch.device("cpu"))
+    monkeypatch.setattr("carv_3d.generate.needs.fastest_field", lambda device: ("voxel", "of a test"))
+    with pytest.raises(CarvError, match=r"geometry\.resolution = 1024 takes"):
+        check_needs(load_config(overrides=["geometry.resolution=1024"]), torch.device("cpu"))
 
 
 def test_it_is_asked_before_the_teacher_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,16 @@ def test_a_corrupt_folder_is_named_by_its_file(copy: Path, damage: Any, named: s
     assert why in said
 
 
+@pytest.mark.parametrize("key", ["down_block_types", "up_block_types"])
+def test_a_vae_whose_configuration_is_of_another_network_is_refused(copy: Path, key: str) -> None:
+    """Without the key diffusers takes its default, which has the shapes of these weights and cannot be run."""
+    path = copy / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    del config[key]
+    path.write_text(json.dumps(config))
+    assert "cannot be run (Expected weight to be a vector" in sentence(str(copy))
+
+
 # --- the hub, stood in for
 
 
