@@ -145,7 +145,7 @@ class VSDGuidance(Brief):
         """
         check_keywords("VSDGuidance", more, self.sds.guide, self.__call__)
         R, scale = len(rgb), annealed(self.options.guidance_scale_lora, step, epoch)
-        camera = camera.detach().flatten(1).float()
+        camera = camera.detach().float().flatten(min(1, camera.dim() - 1))
         if camera.shape != (R, CAMERA_WIDTH) or prompts_lora.dim() != 3 or len(prompts_lora) not in (1, R):
             raise CarvError(
                 f"camera has shape {tuple(camera.shape)} and prompts_lora {tuple(prompts_lora.shape)}; "

@@ -297,6 +297,8 @@ def test_a_batch_that_is_not_finite_does_not_train(teacher: Any, lora_score: Lor
     ("change", "said"),
     [
         (lambda b: (*b[:4], b[4][:1]), r"camera has shape \(1, 16\)"),
+        (lambda b: (*b[:4], b[4].flatten()), r"camera has shape \(32,\)"),
+        (lambda b: (*b[:4], b[4].sum()), r"camera has shape \(1,\)"),
         (lambda b: (*b[:4], b[4][:, :3]), r"camera has shape \(2, 12\)"),
         (lambda b: (*b[:3], b[3][0], b[4]), r"prompts_lora \(20, 16\)"),
     ],
