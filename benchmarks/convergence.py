@@ -50,7 +50,7 @@ class Scene:
 
 SCENES = {
     "default": Scene(
-        CONFIGS / "carv-tiny.yaml", {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))}, (0.01, 0.02, 0.04), 30.0
+        CONFIGS / "carv-tiny.yaml", {"baseline": ((1, 1), (2, 1)), "carv": ((1, 2), (1, 4))}, (0.02, 0.04, 0.08), 30.0
     ),
     "voxel": Scene(  # cheap renders
         CONFIGS / "carv-tiny-voxel.yaml",

@@ -97,7 +97,7 @@ class OptimizerArgs(
     defaults={"lr": None, "betas": (0.9, 0.99)},
     kinds={"lr": float | None},
     helps={
-        "lr": "Learning rate; without one that of the geometry, 0.06 for voxel, 0.02 for fused, 0.01 for hash and tcnn."
+        "lr": "Learning rate; without one that of the geometry, 0.06 for voxel, 0.04 for fused, 0.01 for hash and tcnn."
     },
 ):
     """Passed to the torch optimizer."""

@@ -250,7 +250,7 @@ class FusedHashField(Field):
         active_levels: the levels that are read; the others count as zero.
     """
 
-    learning_rate = 0.02
+    learning_rate = 0.04
 
     def __init__(self, options: FieldOptions | None = None) -> None:
         super().__init__(options or FieldOptions())

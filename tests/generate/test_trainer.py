@@ -24,7 +24,7 @@ from carv_3d.io.structured import look_up
 from carv_3d.scenes.cameras import Cameras, orbit
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("voxel", 0.06), ("hash", 0.01), ("fused", 0.02)])
+@pytest.mark.parametrize(("kind", "rate"), [("voxel", 0.06), ("hash", 0.01), ("fused", 0.04)])
 def test_each_geometry_has_its_learning_rate_unless_one_is_given(
     kind: str, rate: float, sd_folder: Path, sd_teacher: Any
 ) -> None:
