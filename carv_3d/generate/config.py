@@ -279,16 +279,19 @@ def load_config(
     Raises:
         CarvError: in one sentence, for a file that cannot be read and for every unknown or bad option.
     """
-    defaults = Config()
-    given = [read_override(word, defaults) for word in overrides]
-    file = [_read_yaml(find_config(path))] if path else []
-    values = resolved("the configuration", BASE, *file, *given)
-    if seed is not None:
-        values["seed"] = seed
-    config = config_from(values)
+    config = _merged(_read_yaml(find_config(path)) if path else {}, overrides, seed)
     if prompt:
         config = read_options(config, {"system": {"prompt_processor": {"prompt": prompt}}})
     return config
+
+
+def _merged(file: Any, overrides: Sequence[str], seed: int | None = None) -> Config:
+    """The defaults, then a file's groups, unresolved, then the overrides and the seed."""
+    defaults = Config()
+    values = resolved("the configuration", BASE, file, *(read_override(word, defaults) for word in overrides))
+    if seed is not None:
+        values["seed"] = seed
+    return config_from(values)
 
 
 def load_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
@@ -303,7 +306,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
     if lacks is not None:
         state = f"has nothing under {lacks}" if values else "is empty"
         raise CarvError(f"{path} {state}, so it is no longer what the run wrote; restore it, or name another run")
-    return load_config(path, overrides)
+    return _merged(values, overrides)
 
 
 def find_config(path: Path) -> Path:

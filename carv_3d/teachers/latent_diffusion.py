@@ -167,8 +167,6 @@ class LatentDiffusionTeacher(Denoiser):
     @torch.no_grad()
     def _check_vae(self) -> None:
         """A small image to latents and back: a config.json that fits the weights' shapes may still be of no network."""
-        if self.vae is None:
-            return
         side = 4 * self.vae_factor
         try:
             self.decode(self.encode(torch.zeros(1, 3, side, side, device=self.device), sample=False))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import math
 import re
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import expanded
+from carv_3d.io.structured import parse_json
 from carv_3d.io.tensor_files import check_finite, load_tensors
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str], pipeline: str) -> Non
     Raises:
         CarvError: a file that is no LoRA, or one of another model.
     """
+    layers = {part: dict(m.named_modules()) for part, m in parts.items() if isinstance(m, nn.Module)}
     for text in loras:
         path, scale = read_lora(text)
         adapters = _adapters(path, pipeline, parts)
@@ -70,7 +71,7 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str], pipeline: str) -> Non
             log.warning("the layers of %s for %s are left out: these were not loaded.", path, ", ".join(absent))
         for (part, layer), adapter in adapters.items():
             if part not in absent:
-                _add(parts[part], layer, adapter, scale, f"{path}: {part}.{layer}")
+                _add(layers[part], layer, adapter, scale, f"{path}: {part}.{layer}")
 
 
 def _adapters(path: Path, pipeline: str, parts: Mapping[str, Any]) -> dict[tuple[str, str], Adapter]:
@@ -126,7 +127,8 @@ def _settings(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(str(path), "pt") as file:
-        settings: dict[str, Any] = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        text = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+    settings: dict[str, Any] = parse_json(text, f"what PEFT wrote in {path}", FIX)
     return settings
 
 
@@ -143,8 +145,7 @@ def _adapter(
 
 
 @torch.no_grad()
-def _add(module: nn.Module, layer: str, adapter: Adapter, scale: float, name: str) -> None:
-    layers = dict(module.named_modules())
+def _add(layers: Mapping[str, nn.Module], layer: str, adapter: Adapter, scale: float, name: str) -> None:
     # transformers 5 has CLIP's layers without the prefix of 4
     target: Any = layers.get(layer) or layers.get(layer.removeprefix("text_model."))
     down, up = (x.to(torch.float32) for x in adapter[:2])

@@ -249,6 +249,9 @@ def test_what_peft_wrote_of_alpha_counts(sd_folder: Path, tmp_path: Path) -> Non
     save_file(peft("unet", f"{LAYER}.to_q", up, down), file, {"lora_adapter_metadata": '{"unet.use_dora": true}'})
     with pytest.raises(CarvError, match=r"is of a kind .DoRA, or alphas by pattern"):
         load_teacher(str(sd_folder), device="cpu", loras=[str(file)])
+    save_file(peft("unet", f"{LAYER}.to_q", up, down), file, {"lora_adapter_metadata": "{"})
+    with pytest.raises(CarvError, match=r"what PEFT wrote in .*a\.safetensors is not readable JSON"):
+        load_teacher(str(sd_folder), device="cpu", loras=[str(file)])
 
 
 def test_adapters_of_text_encoders_that_are_not_loaded_are_named(
