@@ -1,4 +1,4 @@
-"""The shipped configurations and the extension's README: nothing named that is not there, nothing there that is not."""
+"""The shipped configurations and the extension's pages: nothing named that is not there, nothing there that is not."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from carv_3d.guidance.sds import GuidanceOptions
 
 README = (double.EXTENSION / "README.md").read_text()
+DETAILS = (double.EXTENSION.parents[1] / "docs" / "THREESTUDIO.md").read_text()
 CONFIGS = sorted((double.EXTENSION / "configs").glob("*.yaml"))
 
 
@@ -43,13 +44,24 @@ def test_a_configuration_says_what_the_guidance_takes(file: Path, host: Any) -> 
     assert f"`{file.stem}`" in README
 
 
-def test_every_option_of_ours_is_in_the_readme_with_its_default(host: Any) -> None:
+def test_every_option_of_ours_is_documented_with_its_default(host: Any) -> None:
     config = host.modules["carv-stable-diffusion-guidance"].Config()
     stock = recorded.facts()["stable-diffusion-guidance"]
     added = {name: value for name, value in vars(config).items() if name not in stock}
-    rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", README, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", DETAILS, re.MULTILINE))
     documented = {name: OmegaConf.create(f"x: {value.strip('`')}").x for name, value in rows.items()}
     assert documented == added
+
+
+def test_every_guidance_is_in_both_pages(host: Any) -> None:
+    for name in host.modules:
+        if name.endswith("-guidance"):
+            assert f"`{name}`" in README
+            assert name in DETAILS
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_commands_in_the_readme_name_files_that_exist() -> None:
