@@ -61,6 +61,17 @@ class Recorder:
         shown = {"grad_norm": out["grad_norm"].item(), "min_step": out["min_step"], "max_step": out["max_step"]}
         self.facts["cases"][case] = {**shown, **more}
 
+    def write(self, tensors: Path, facts: Path) -> None:
+        """The two files, with the versions of what made them."""
+        import diffusers
+
+        versions = {"threestudio": self.host, "torch": torch, "diffusers": diffusers}
+        self.facts["made with"] = {name: package.__version__ for name, package in versions.items()}
+        tensors.parent.mkdir(exist_ok=True)
+        save_file({name: x.detach().contiguous().clone() for name, x in self.tensors.items()}, tensors)
+        lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in self.facts.items())
+        facts.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
 
 @contextlib.contextmanager
 def drawn(guidance: Any, t: Sequence[Tensor], noise: Sequence[Tensor], posterior: Tensor) -> Iterator[None]:
@@ -189,8 +200,6 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--stock-draws", type=int, default=4000)
     options = parser.parse_args()
-    import diffusers
-
     with tempfile.TemporaryDirectory() as folder:
         checkout = options.checkout.resolve()
         os.chdir(folder)
@@ -202,13 +211,7 @@ def main() -> None:
         record_previews(recorder)
         record_mean(recorder, options.stock_draws)
         record_vsd(recorder)
-    version = {"threestudio": recorder.host.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-    recorder.facts["made with"] = version
-    recorded.FOLDER.mkdir(exist_ok=True)
-    tensors = {name: x.detach().contiguous().clone() for name, x in recorder.tensors.items()}
-    save_file(tensors, recorded.TENSORS)
-    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in recorder.facts.items())
-    recorded.FACTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        recorder.write(recorded.TENSORS, recorded.FACTS)
 
 
 if __name__ == "__main__":

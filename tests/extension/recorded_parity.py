@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ FOLDER = Path(__file__).parent / "recorded"
 TENSORS, FACTS = FOLDER / "stock.safetensors", FOLDER / "stock.json"
 STEP = 400
 SCALE = 20.0
+CLOSE = 1e-4
+"""Relative. threestudio's loss rounds its gradient to the last bits of the latents."""
 ONE_DRAW = {"num_draws": 1, "proposal": "uniform", "stratify": "none"}
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -67,12 +69,17 @@ def write_model(build: Callable[..., Path], folder: Path, prediction_type: str =
     Latents are 8 x 8, images 16 x 16.
     """
     build(folder, context=24)
-    for part in ("unet", "vae"):
-        file = weights_file(folder, part)
-        save_file({name: _weight(name, old) for name, old in load_file(file).items()}, file, {"format": "pt"})
+    fill_weights(folder)
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": prediction_type}))
     return folder
+
+
+def fill_weights(folder: Path, parts: Sequence[str] = ("unet", "vae")) -> None:
+    """Give the parts of a model the weights of `fill`."""
+    for part in parts:
+        file = weights_file(folder, part)
+        save_file({name: _weight(name, old) for name, old in load_file(file).items()}, file, {"format": "pt"})
 
 
 def weights_file(folder: Path, part: str) -> Path:
@@ -81,10 +88,10 @@ def weights_file(folder: Path, part: str) -> Path:
     return file
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of the names and weights of UNet and VAE."""
+def fingerprint(folder: Path, parts: Sequence[str] = ("unet", "vae")) -> str:
+    """SHA-256 of the names and weights of the parts."""
     digest = hashlib.sha256()
-    for part in ("unet", "vae"):
+    for part in parts:
         for name, weight in sorted(load_file(weights_file(folder, part)).items()):
             digest.update(f"{part} {name} {tuple(weight.shape)}".encode() + weight.numpy().tobytes())
     return digest.hexdigest()
@@ -125,6 +132,46 @@ def gradients(out: dict[str, Any], rgb: Tensor) -> dict[str, Tensor]:
     return {name: torch.autograd.grad(loss, rgb, retain_graph=True)[0] for name, loss in losses.items()}
 
 
+def deal(estimator: Any, t: Tensor, eps: Tensor) -> None:
+    """Has `estimator` draw t (R, K) by its own proposal, and eps (R, K, ...)."""
+    design = estimator.design
+    assert (estimator.proposal.name, design.stratify, design.antithetic) == ("uniform", "none", False)
+
+    def draw_u(R: int, K: int, *_: Any) -> Tensor:
+        assert t.shape == (R, K)
+        low, high = estimator.proposal.min_step, estimator.proposal.max_step
+        return (t.double() - low + 0.5) / (high - low + 1)
+
+    def draw_eps(R: int, K: int, *_: Any) -> Tensor:
+        assert t.shape == (R, K)
+        return eps
+
+    object.__setattr__(design, "draw_u", draw_u)
+    object.__setattr__(design, "draw_eps", draw_eps)
+
+
+def set_posterior(monkeypatch: Any, vae: Any, noise: Tensor) -> None:
+    """Has the VAE sample mean + std * noise."""
+    kind = type(vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist)
+    monkeypatch.setattr(kind, "sample", lambda self, generator=None: self.mean + self.std * noise)
+
+
+def check_gradients(
+    case: str, out: dict[str, Any], rgb: Tensor, facts: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Asserts that the losses of a case have the recorded gradients, norm and range of timesteps."""
+    own, got = facts["cases"][case], gradients(out, rgb)
+    assert {f"{case}: {name}" for name in got} == {name for name in tensors if name.startswith(f"{case}: ")}
+    for name, gradient in got.items():
+        expected = tensors[f"{case}: {name}"]
+        size = float(expected.abs().max())
+        assert size > 0
+        assert float((gradient - expected).abs().max()) < CLOSE * size, name
+        assert float((gradient - expected).norm() / expected.norm()) < CLOSE, name
+    assert (out["min_step"], out["max_step"]) == (own["min_step"], own["max_step"])
+    assert abs(out["grad_norm"] - own["grad_norm"]) <= CLOSE * own["grad_norm"]
+
+
 def along(gradient: Tensor, name: str) -> float:
     """The inner product of a parameter's gradient with a fixed direction."""
     return float((gradient.double() * fill(f"{name} direction", *gradient.shape)).sum())
@@ -156,6 +203,6 @@ class RecordedPrompts:
         return self._tensors["perp-neg text"], self._tensors["perp-neg weights"]
 
 
-def facts() -> dict[str, Any]:
-    """The numbers of the recording."""
-    return json.loads(FACTS.read_text())
+def facts(file: Path = FACTS) -> dict[str, Any]:
+    """The numbers of a recording."""
+    return json.loads(file.read_text())

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import recorded_parity as recorded
 import torch
+from recorded_parity import deal, set_posterior
 from safetensors.torch import load_file
 from torch import Tensor
 
 FACTS = recorded.facts()
 TENSORS = load_file(recorded.TENSORS)
-CLOSE = 1e-4
-"""Relative. threestudio's loss rounds its gradient to the last bits of the latents."""
+CLOSE = recorded.CLOSE
 
 
 @pytest.fixture(scope="module")
@@ -25,42 +25,6 @@ def folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def v_folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded_v") / "model", "v_prediction")
-
-
-def deal(estimator: Any, t: Tensor, eps: Tensor) -> None:
-    """Has `estimator` draw t (R, K) by its own proposal, and eps (R, K, ...)."""
-    design = estimator.design
-    assert (estimator.proposal.name, design.stratify, design.antithetic) == ("uniform", "none", False)
-
-    def draw_u(R: int, K: int, *_: Any) -> Tensor:
-        assert t.shape == (R, K)
-        low, high = estimator.proposal.min_step, estimator.proposal.max_step
-        return (t.double() - low + 0.5) / (high - low + 1)
-
-    def draw_eps(R: int, K: int, *_: Any) -> Tensor:
-        assert t.shape == (R, K)
-        return eps
-
-    object.__setattr__(design, "draw_u", draw_u)
-    object.__setattr__(design, "draw_eps", draw_eps)
-
-
-def set_posterior(monkeypatch: pytest.MonkeyPatch, vae: Any, noise: Tensor) -> None:
-    kind = type(vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist)
-    monkeypatch.setattr(kind, "sample", lambda self, generator=None: self.mean + self.std * noise)
-
-
-def check_gradients(case: str, out: dict[str, Any], rgb: Tensor) -> None:
-    facts, got = FACTS["cases"][case], recorded.gradients(out, rgb)
-    assert {f"{case}: {name}" for name in got} == {name for name in TENSORS if name.startswith(f"{case}: ")}
-    for name, gradient in got.items():
-        expected = TENSORS[f"{case}: {name}"]
-        size = float(expected.abs().max())
-        assert size > 0
-        assert float((gradient - expected).abs().max()) < CLOSE * size, name
-        assert float((gradient - expected).norm() / expected.norm()) < CLOSE, name
-    assert (out["min_step"], out["max_step"]) == (facts["min_step"], facts["max_step"])
-    assert out["grad_norm"] == pytest.approx(facts["grad_norm"], rel=CLOSE)
 
 
 def make(host: Any, kind: str, folder: Path, **options: Any) -> Any:
@@ -99,7 +63,7 @@ def test_one_uniform_draw_gives_the_stock_gradient(
     deal(carv.estimator, t[:, None], recorded.gaussian("eps", n, 4, 8, 8)[:, None])
     utils = recorded.RecordedPrompts(TENSORS, n, "perp-neg" in given)
     out = guidance(rgb, utils, rgb_as_latents="latents" in given, **recorded.views(n))
-    check_gradients(case, out, rgb)
+    recorded.check_gradients(case, out, rgb, FACTS, TENSORS)
 
 
 @pytest.mark.parametrize("case", recorded.VSD_OPTIONS)
@@ -124,7 +88,7 @@ def test_one_draw_gives_the_stock_gradients_of_vsd(
     views = {**recorded.views(2), "c2w": recorded.fill("c2w", 2, 4, 4), "mvp_mtx": recorded.fill("mvp_mtx", 2, 4, 4)}
     out = guidance(rgb, recorded.RecordedPrompts(TENSORS, 2), **views)
 
-    check_gradients(case, out, rgb)
+    recorded.check_gradients(case, out, rgb, FACTS, TENSORS)
     assert out["loss_lora"].item() == pytest.approx(facts["loss_lora"], rel=CLOSE)
     gradient = dict(zip(parameters, torch.autograd.grad(out["loss_lora"], list(parameters.values()))))
     products = {name: recorded.along(g, name) for name, g in gradient.items()}
