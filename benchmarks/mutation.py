@@ -28,8 +28,18 @@ import yaml
 from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("carv_3d", "custom", "benchmarks", "tests", "docs", "pyproject.toml", "README.md", "install.sh",
-          "requirements.lock", "CONTRIBUTING.md")
+COPIED = (
+    "carv_3d",
+    "custom",
+    "benchmarks",
+    "tests",
+    "docs",
+    "pyproject.toml",
+    "README.md",
+    "install.sh",
+    "requirements.lock",
+    "CONTRIBUTING.md",
+)
 TIME_LIMIT = 300  # seconds; a fault that makes the tests hang is killed
 LOADED = (
     "torch", "numba", "scipy.stats", "nerfacc", "omegaconf", "pytest", "rich", "accelerate", "trimesh",

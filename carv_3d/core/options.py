@@ -208,7 +208,14 @@ def check_draws(num_draws: int, antithetic: bool, groups: int = 1) -> None:
 
 Proposal = Literal["uniform", "weight", "adaptive"]
 Stratify = Literal["none", "render", "global"]
-Weighting = Literal["sds", "uniform", "fantasia3d", "inverse_snr", "min_snr"]
+Weighting = Literal[
+    "sds", "uniform", "fantasia3d", "inverse_snr", "min_snr", "one_minus_alpha", "fantasia3d_alpha", "sigma_over_alpha"
+]
+WEIGHTINGS_HELP = (
+    "w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar); inverse_snr: sigma^2 / alpha^2; min_snr: "
+    "min(SNR, 5) / SNR; one_minus_alpha: 1 - sqrt(abar); fantasia3d_alpha: abar^(1/4) (1 - sqrt(abar)); "
+    "sigma_over_alpha: sigma / alpha."
+)
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -300,7 +307,7 @@ class StepOptions(Options):
 class WeightingOptions(Options):
     """The objective's weight."""
 
-    weighting: Weighting = option("sds", "w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar).")
+    weighting: Weighting = option("sds", WEIGHTINGS_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,9 @@ class NoiseSchedule:
             "fantasia3d": abar.sqrt() * (1 - abar),
             "inverse_snr": 1 / snr,
             "min_snr": (MIN_SNR_GAMMA / snr).clamp_max(1),
+            "one_minus_alpha": 1 - abar.sqrt(),
+            "fantasia3d_alpha": abar**0.25 * (1 - abar.sqrt()),
+            "sigma_over_alpha": snr**-0.5,
         }
 
     @classmethod
@@ -357,7 +360,9 @@ class NoiseSchedule:
         Args:
             t: integers.
             strategy: "sds" 1 - abar | "uniform" 1 | "fantasia3d" sqrt(abar) (1 - abar), as threestudio names them |
-                "inverse_snr" 1 / SNR | "min_snr" min(SNR, 5) / SNR (arXiv 2303.09556) | or a table (T,) of one's own.
+                "inverse_snr" 1 / SNR | "min_snr" min(SNR, 5) / SNR (arXiv 2303.09556) | "one_minus_alpha"
+                1 - sqrt(abar) and "fantasia3d_alpha" abar^(1/4) (1 - sqrt(abar)), of threestudio's unified guidance |
+                "sigma_over_alpha", under which w (eps_hat - eps) is z - z_hat | or a table (T,) of one's own.
 
         Raises:
             CarvError: a name that does not exist, or a table of another length.
@@ -375,8 +380,8 @@ class NoiseSchedule:
             return strategy.detach().to(self.device)
         if not isinstance(strategy, str) or strategy not in self._weights:
             raise CarvError(f"the weighting is {shown(strategy)}; it must be one of {', '.join(WEIGHTINGS)}.")
-        if strategy == "inverse_snr" and float(self.alphas_cumprod[-1]) == 0:
-            raise CarvError("the weighting inverse_snr is infinite at this schedule's last timestep; take min_snr.")
+        if strategy in ("inverse_snr", "sigma_over_alpha") and float(self.alphas_cumprod[-1]) == 0:
+            raise CarvError(f"the weighting {strategy} is infinite at this schedule's last timestep; take min_snr.")
         return self._weights[strategy]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from carv_3d.config.annealing import Annealed, annealed, counts_steps, knots
 from carv_3d.core.estimator import EstimatorOptions
 from carv_3d.core.options import (
+    WEIGHTINGS_HELP,
     Options,
     ResidualOptions,
     SamplingOptions,
@@ -156,7 +157,7 @@ class GuidanceOptions(
         "counts: v1 of [v0, v1, end], v0 of [start, v0, v1, end].",
     )
     trainer_max_steps: int = option(25000, "Steps over which sqrt_anneal runs.", least=1, most=10**9)
-    weighting_strategy: Weighting = option("sds", "w(t). sds: 1 - abar; uniform: 1; fantasia3d: sqrt(abar) (1 - abar).")
+    weighting_strategy: Weighting = option("sds", WEIGHTINGS_HELP)
     use_sjc: bool = option(False, "threestudio's name for objective sjc.")
     var_red: bool = option(
         True, "threestudio's; false with use_sjc: objective sjc_plain, the same in expectation and noisier."

@@ -129,6 +129,7 @@ def test_tables_of_every_kind_are_taken() -> None:
         (lambda: SCALED.target("edm", ONE, ONE, FIRST), "a schedule of family 'vp' lacks"),
         (lambda: NoiseSchedule.flow().eps_from("v_prediction", ONE, ONE, FIRST), "of family 'flow' lacks"),
         (lambda: NoiseSchedule.flow().weights("inverse_snr"), "is infinite .* take min_snr"),
+        (lambda: NoiseSchedule.flow().weights("sigma_over_alpha"), "sigma_over_alpha is infinite .* take min_snr"),
         (lambda: NoiseSchedule.from_diffusers({"beta_start": 1}), "from_config"),
         (lambda: NoiseSchedule.from_diffusers(SimpleNamespace(scheduler=1)), "give the scheduler"),
         (lambda: NoiseSchedule(torch.tensor([0.5])).weights("dreamfusion"), "sds, uniform, fantasia3d"),

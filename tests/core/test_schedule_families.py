@@ -71,10 +71,18 @@ def test_weights_of_the_signal_to_noise_ratio() -> None:
     schedule = NoiseSchedule([0.9, 0.5, 0.1])  # SNR 9, 1, 1/9
     torch.testing.assert_close(schedule.weights("inverse_snr"), torch.tensor([1 / 9, 1, 9.0]).double())
     torch.testing.assert_close(schedule.weights("min_snr"), torch.tensor([5 / 9, 1, 1.0]).double())
+    torch.testing.assert_close(schedule.weights("sigma_over_alpha"), torch.tensor([1 / 3, 1, 3.0]).double())
     flow = NoiseSchedule.flow(4)
     torch.testing.assert_close(flow.snr(torch.arange(4)), torch.tensor([9, 1, 1 / 9, 0]))
     assert float(flow.weights("min_snr")[-1]) == 1.0  # where the SNR is 0
     assert bool(torch.isfinite(flow.weights("sds")).all())
+
+
+def test_weights_of_threestudios_unified_guidance() -> None:
+    schedule = NoiseSchedule([0.81, 0.25, 0.0625])  # alpha 0.9, 0.5, 0.25
+    torch.testing.assert_close(schedule.weights("one_minus_alpha"), torch.tensor([0.1, 0.5, 0.75]).double())
+    expected = torch.tensor([0.9**0.5 * 0.1, 0.5**1.5, 0.5 * 0.75]).double()
+    torch.testing.assert_close(schedule.weights("fantasia3d_alpha"), expected)
 
 
 def scheduler(name: str, **config: Any) -> Any:
