@@ -34,6 +34,7 @@ COPIED = (
     "benchmarks",
     "tests",
     "docs",
+    "examples",
     "pyproject.toml",
     "README.md",
     "install.sh",
