@@ -56,7 +56,7 @@ def test_the_wheel_holds_all_that_is_needed_at_run_time(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     loose = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "install.sh")
-    for name in (*loose, "requirements.lock"):
+    for name in (*loose, "requirements.lock", "mkdocs.yml"):
         shutil.copy(ROOT / name, source)
     for folder in ("carv_3d", "custom", "tests", "benchmarks", "docs", ".ci"):
         (source / folder).mkdir()

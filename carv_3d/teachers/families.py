@@ -13,14 +13,15 @@ BUILT_IN = {DEFAULT_MODEL: Path(__file__).parents[1] / "tiny" / "weights"}
 class Family:
     """Models that one teacher reads.
 
-    classes: of each part with weights, what model_index.json names for it; "unet" or "transformer" is the network.
-        Without a "vae" the latents are the pixels.
-    tokenizers: the folders of tokenizers, with their classes in transformers.
-    addition_embed_types: what the UNet's config may name for more than cross-attention ("text" pools the same text).
-    use: what loads it, for the sentence that a model of another family gets.
-    optional: parts that may be null.
-    packed: latents that the network takes as one, side by side in its channels.
-    half: the half precision that it is run in, a name in torch.
+    Attributes:
+        classes: of each part with weights, what model_index.json names for it; "unet" or "transformer" is the network.
+            Without a "vae" the latents are the pixels.
+        tokenizers: the folders of tokenizers, with their classes in transformers.
+        addition_embed_types: what the UNet may name for more than cross-attention ("text" pools the same text).
+        use: what loads it, for the sentence that a model of another family gets.
+        optional: parts that may be null.
+        packed: latents that the network takes as one, side by side in its channels.
+        half: the half precision that it is run in, a name in torch.
     """
 
     name: str
