@@ -17,9 +17,9 @@ import pytest
 
 from carv_3d import errors
 from carv_3d.cli import doctor
-from carv_3d.cli.doctor_threestudio import _how_to_link
 from carv_3d.cli.main import main as cli
 from carv_3d.errors import CarvError, install_command, packages, require
+from carv_3d.hosts.checkout import how_to_link
 
 ROOT = Path(__file__).parents[1]
 BLOCKER = """
@@ -158,12 +158,12 @@ def test_the_command_fits_how_the_package_was_installed(
 ) -> None:
     assert install_command("compare") == f"pip install -e '{ROOT}[compare]'"  # a checkout
     assert doctor.set_up() == f"run ./install.sh in {ROOT}"
-    assert _how_to_link(Path("/t")).endswith("./install.sh --threestudio /t")
+    assert how_to_link(Path("/t")).endswith("./install.sh --threestudio /t")
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "carv_3d" / "errors.py"))
     monkeypatch.setattr(errors.importlib.metadata, "distribution", lambda name: Installed(source))
     assert install_command("compare") == command
     assert doctor.set_up() == command.replace("compare", "all")
-    assert _how_to_link(Path("/t")) == f"ln -s '{sys.prefix}/share/carv_3d/threestudio-carv' '/t/custom/'"
+    assert how_to_link(Path("/t")) == f"ln -s '{sys.prefix}/share/carv_3d/threestudio-carv' '/t/custom/'"
 
 
 def test_only_a_missing_package_is_translated() -> None:

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from carv_3d.cli.finding import Finding, installed, python
-from carv_3d.errors import CarvError, checkout, first_line
+from carv_3d.errors import first_line
+from carv_3d.hosts.checkout import LINK, check_checkout, how_to_link, link_problem
 from carv_3d.io.files import expanded
 
 # by package: a module that threestudio imports and a CPU machine mostly lacks, or whose absence ends its launch
 HOSTS = ("pytorch_lightning", "omegaconf", "nerfacc", "tinycudann", "nvdiffrast", "jaxtyping", "typeguard", "trimesh")
-LINK = "threestudio-carv"
 PACKAGES = {"diffusers": "loads the models", "transformers": "reads prompts", "carv_3d": "this package"}
 LOADED = {"diffusers": "UNet2DConditionModel", "transformers": "CLIPTextModel"}  # which bring much else along
 CONFIG = f"custom/{LINK}/configs/carv-dreamfusion-tiny.yaml"
@@ -29,7 +29,7 @@ def examine(path: str) -> list[Finding]:
     """
     root = expanded(path)
     check_checkout(root)
-    link_line = _how_to_link(root)
+    link_line = how_to_link(root)
     findings = [Finding("checkout", True, f"threestudio {_version(root)} in {root}", "", True)]
     findings.append(python("make threestudio's environment with Python 3.10 or 3.11"))
     findings += _torch()
@@ -44,27 +44,6 @@ def examine(path: str) -> list[Finding]:
     findings.append(Finding("threestudio's packages", not missing, f"{sys.prefix} {state}", fix, True))
     findings.append(_link(root, link_line))
     return findings
-
-
-def _how_to_link(root: Path) -> str:
-    here = checkout()
-    if here is None:  # a wheel brings the extension along
-        return f"ln -s '{sys.prefix}/share/carv_3d/{LINK}' '{root}/custom/'"
-    return f"in {here}, with threestudio's environment active: ./install.sh --threestudio {root}"
-
-
-def check_checkout(root: Path) -> None:
-    """Refuses a folder that is no threestudio checkout, or one from before extensions.
-
-    Raises:
-        CarvError: naming what is missing.
-    """
-    if not root.is_dir():
-        raise CarvError(f"there is no folder {root}; name the folder of a threestudio checkout (it holds launch.py).")
-    if not (root / "launch.py").is_file() or not (root / "threestudio" / "__init__.py").is_file():
-        raise CarvError(f"{root} is no threestudio checkout: it lacks launch.py or threestudio/__init__.py.")
-    if not (root / "custom").is_dir():
-        raise CarvError(f"{root} has no folder custom/, so it is older than extensions: update it (git pull).")
 
 
 def _problem(module: str) -> str:
@@ -99,12 +78,8 @@ def _torch() -> list[Finding]:
 
 def _link(root: Path, fix: str) -> Finding:
     here = root / "custom" / LINK
-    there = os.path.realpath(here)
-    if not os.path.lexists(here):
-        return Finding("extension", False, f"{here} is not there", fix, True)
-    if not (here / "__init__.py").is_file():
-        return Finding("extension", False, f"{here} leads to {there}, where no extension is", fix, True)
-    return Finding("extension", True, f"{here} -> {there}", "", True)
+    problem = link_problem(root)
+    return Finding("extension", not problem, problem or f"{here} -> {os.path.realpath(here)}", problem and fix, True)
 
 
 def _version(root: Path) -> str:

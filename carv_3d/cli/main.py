@@ -21,11 +21,13 @@ COMMANDS = {
     "compare": "compare runs: curves, tables, assets to turn",
     "attribute": "find the training images that influenced an image or asset",
     "distill": "train a one-step generator from a diffusion model",
+    "threestudio": "train a stock configuration of threestudio with this guidance",
     "options": "list options, their defaults and meaning",
     "doctor": "check what is installed, what is missing, and how to fix it",
 }
 RUNS = ("generate", "variance", "compare", "attribute", "distill")  # their product is files
-EXTRAS = {"variance": "generate", "options": "all", "doctor": "generate"}  # of commands whose extra has another name
+# of commands whose extra has another name
+EXTRAS = {"variance": "generate", "threestudio": "generate", "options": "all", "doctor": "generate"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,17 +17,9 @@ from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import check_cache, expanded
 from carv_3d.teachers.families import BUILT_IN, STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import FIX, HALF, WrongFamily, check_family, check_folder, weight_stems
+from carv_3d.teachers.withdrawn import GONE
 
 log = logging.getLogger(__name__)
-
-GONE = {
-    **{
-        f"stabilityai/stable-diffusion-{version}": ("November 2025", f"sd2-community/stable-diffusion-{version}")
-        for version in ("2", "2-base", "2-1", "2-1-base")
-    },
-    "runwayml/stable-diffusion-v1-5": ("August 2024", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-}
-"""Withdrawn from the hub: when, and the public mirror (never taken unasked)."""
 
 HUB_TIMEOUT_S = 10.0
 

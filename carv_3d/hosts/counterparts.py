@@ -1,0 +1,47 @@
+"""threestudio's guidance types, and what the extension threestudio-carv has in their place. No torch is imported here.
+
+A counterpart has every option of its stock type, and CARV's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SD15, SD21_BASE, SD21 = (
+    "runwayml/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1",
+)
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """The extension's type in place of a stock one.
+
+    name: as it is registered.
+    models: options that name a model, and their defaults.
+    num_draws: K where the configuration says nothing.
+    """
+
+    name: str
+    models: dict[str, str] = field(default_factory=dict)
+    num_draws: int = 4
+
+
+MODEL = "pretrained_model_name_or_path"
+COUNTERPARTS = {
+    "stable-diffusion-guidance": Counterpart("carv-stable-diffusion-guidance", {MODEL: SD15}),
+    "stable-diffusion-vsd-guidance": Counterpart(
+        "carv-vsd-guidance", {MODEL: SD21_BASE, "pretrained_model_name_or_path_lora": SD21}
+    ),
+}
+"""By the stock type's name."""
+
+NEW = ("carv-stable-diffusion-xl-guidance",)
+"""Types of the extension that threestudio has no stock type for."""
+
+PROMPT_PROCESSORS = {"stable-diffusion-prompt-processor": "carv-stable-diffusion-prompt-processor"}
+"""The extension's prompt processors, needed where the model is built into carv_3d."""
+
+MIXIN = "carv-checkpoint"
+"""Of the system: it keeps the guidance's state in threestudio's checkpoints."""
