@@ -30,6 +30,8 @@ class Conditioning(NamedTuple):
         trained_text: (N, L, D), the text of a trained score.
         camera: (N, 16), its camera.
         images: (N, 3, H, W), the renders, for residuals in image space.
+        image_cond: (N, C, H, W), an image that the teacher is given next to every text: `eps_hat(z_t, t, text, image)`.
+        image_scale: (N,), the scale of that image; without one it is given to every prediction, and zeros to none.
     """
 
     text: Tensor
@@ -40,6 +42,8 @@ class Conditioning(NamedTuple):
     trained_text: Tensor | None = None
     camera: Tensor | None = None
     images: Tensor | None = None
+    image_cond: Tensor | None = None
+    image_scale: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -67,7 +71,8 @@ class Conditioning(NamedTuple):
             if x is None:
                 continue
             if not isinstance(x, Tensor):
-                raise CarvError(f"{name} is {shown(x)}; give embeddings: teacher.text_embeddings([...]).")
+                fix = "give a tensor" if name in TEXTS else "give embeddings: teacher.text_embeddings([...])"
+                raise CarvError(f"{name} is {shown(x)}; {fix}.")
             if x.dim() != dims or x.shape[0] not in (1, R):
                 raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and a batch of {R} (or 1).")
             changed[field] = x if x.shape[0] == R else x.expand(R, *x.shape[1:])
@@ -75,6 +80,8 @@ class Conditioning(NamedTuple):
             M, weights = self.perp_neg.shape[1], self.perp_neg_weights.shape[1]
             if weights != M:
                 raise CarvError(f"Perp-Neg was given {M} negatives and {weights} weights; each negative needs one.")
+        if self.image_scale is not None and self.image_cond is None:
+            raise CarvError("image_scale is the scale of image_cond, which is absent: give both, or neither.")
         return self._replace(**changed)
 
 
@@ -84,6 +91,8 @@ TEXTS = {
     "negative": ("prompts_negative", 3),
     "perp_neg": ("negatives", 4),
     "perp_neg_weights": ("the weights of negatives", 2),
+    "image_cond": ("image_cond", 4),
+    "image_scale": ("image_scale", 1),
 }
 
 
@@ -131,11 +140,13 @@ def predict(eps_hat: EpsModel, z_t: Tensor, t: Tensor, cond: Conditioning, s: fl
     """The predictions of a teacher that `needs` names, all in one batch; `guided` takes those that it is made of.
 
     Args:
-        eps_hat: the teacher's, without guidance: eps_hat(z_t, t, text).
+        eps_hat: the teacher's, without guidance: eps_hat(z_t, t, text), or (z_t, t, text, image) with an `image_cond`.
         z_t: (N, C, h, w).
         t: (N,) integers.
         cond: of N samples. With Perp-Neg `guided` is `uncond + s (e + sum_m w_m perp(e_m, e))`, `e = text - uncond`
-            and `e_m = perp_neg_m - uncond` (arXiv 2304.04968).
+            and `e_m = perp_neg_m - uncond` (arXiv 2304.04968). With an image_scale s_I `(s_I - 1) (uncond - none)` is
+            added, where none has zeros for the image: for two scales `none + s (text - uncond) + s_I (uncond - none)`
+            (InstructPix2Pix, arXiv 2211.09800, equation 3).
         s: the guidance scale, see `effective_scale`.
         needs: fields of `EpsHat`, of text, uncond, guided and negative.
 
@@ -143,25 +154,37 @@ def predict(eps_hat: EpsModel, z_t: Tensor, t: Tensor, cond: Conditioning, s: fl
         Each (N, C, h, w) in z_t's dtype; what was not run is None.
     """
     names = set(needs)
+    image = () if cond.image_cond is None else (cond.image_cond,)
+    without_image: tuple[tuple[Tensor, ...], ...] = ()
+    if cond.image_scale is not None and "guided" in needs:
+        without_image = ((cond.uncond, *map(torch.zeros_like, image)),)
     if "guided" in needs:
-        alone = cond.perp_neg is None and s in (0.0, 1.0)
+        alone = cond.perp_neg is None and s in (0.0, 1.0) and not without_image
         names |= {"text" if s == 1.0 else "uncond"} if alone else {"text", "uncond"}
-    texts = {name: (getattr(cond, name),) for name in ("text", "uncond", "negative") if name in names}
+    texts = {name: (getattr(cond, name), *image) for name in ("text", "uncond", "negative") if name in names}
     perp_neg = () if cond.perp_neg is None or "guided" not in needs else cond.perp_neg.unbind(1)
     if perp_neg:  # recorded results have this memory format, and with it the kernels' last bits
         z_t = z_t.contiguous()
-    out = _in_one_batch(eps_hat, z_t, t, [*texts.values(), *((x,) for x in perp_neg)])
+    out = _in_one_batch(eps_hat, z_t, t, [*texts.values(), *((x, *image) for x in perp_neg), *without_image])
     e = EpsHat(**dict(zip(texts, out)))
     if "guided" not in needs:
         return e
-    if s in (0.0, 1.0) and not perp_neg:
+    if alone:
         return e._replace(guided=e.text if s == 1.0 else e.uncond)
     push = towards = e.text - e.uncond
     if cond.perp_neg_weights is not None:
         for weight, negative in zip(cond.perp_neg_weights.unbind(1), out[len(texts) :]):
-            weight = weight.to(push).view(-1, *[1] * (push.dim() - 1))
+            weight = _per_sample(weight, push)
             push = push + weight * perpendicular(negative - e.uncond, towards)
-    return e._replace(guided=e.uncond + s * push)
+    guided = e.uncond + s * push
+    if cond.image_scale is not None:
+        guided = guided + _per_sample(cond.image_scale - 1, push) * (e.uncond - out[-1])
+    return e._replace(guided=guided)
+
+
+def _per_sample(factor: Tensor, x: Tensor) -> Tensor:
+    """A factor (N,) in the shape and dtype in which it multiplies x (N, C, h, w)."""
+    return factor.to(x).view(-1, *[1] * (x.dim() - 1))
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:

@@ -6,17 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def resized(images: Tensor, size: int, antialias: bool = False) -> Tensor:
+def resized(images: Tensor, size: int | tuple[int, int], antialias: bool = False) -> Tensor:
     """Images or latents at another size, bilinear; what has that size already is returned as it is.
 
     Args:
         images: (B, C, H, W), differentiable.
-        size: pixels a side.
+        size: (height, width), or the pixels of each side.
         antialias: low-pass first where it becomes smaller.
 
     Returns:
-        (B, C, size, size).
+        (B, C, height, width).
     """
-    if images.shape[-2:] == (size, size):
+    both = (size, size) if isinstance(size, int) else size
+    if images.shape[-2:] == both:
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    return F.interpolate(images, both, mode="bilinear", align_corners=False, antialias=antialias)

@@ -192,12 +192,12 @@ class SDSGuidance(Brief):
     def guide(
         self, rgb: Tensor, cond: Conditioning, step: int, *, epoch: int = 0, generator: torch.Generator | None = None,
         rgb_as_latents: bool = False, with_recon: bool | None = None, draws: Draws | None = None,
-        trained: TrainedEpsHat | None = None,
+        trained: TrainedEpsHat | None = None, size: tuple[int, int] | None = None,
     ) -> GuidanceOutput:  # fmt: skip
         """One step.
 
         Args:
-            rgb: (R, H, W, 3) in [0, 1], differentiable; resized to the teacher's images if need be.
+            rgb: (R, H, W, 3) in [0, 1], differentiable; resized if need be.
             cond: of R renders, or of 1 for all.
             step: where the schedules are; steps count from 0.
             epoch: the same, for schedules that count epochs.
@@ -206,13 +206,14 @@ class SDSGuidance(Brief):
             with_recon: whether to decode for `loss_recon`; options.use_recon_loss unless given.
             draws: explicit draws for the estimator, instead of drawing.
             trained: the prediction of a model of the renders, for objectives that need one.
+            size: (height, width) that is encoded (or of the latents that are given); the teacher's own unless given.
 
         Raises:
             CarvError: shapes that do not fit the teacher, or something that the objective needs and was not given.
         """
         o, generator = self.options, generator or self.generator
         with_recon = o.use_recon_loss if with_recon is None else with_recon
-        images = self._images(rgb, rgb_as_latents, with_recon)
+        images = self._images(rgb, rgb_as_latents, with_recon, size)
         self._check(cond, trained)
         now = self._at(step, epoch)
         cond = cond.per_render(len(images))._replace(images=images.detach() if self.objective.image else None)
@@ -302,8 +303,8 @@ class SDSGuidance(Brief):
         if "guided" not in needs and cond.perp_neg is not None:
             raise CarvError(f"the objective {name} has no guidance, so Perp-Neg's negatives would be ignored.")
 
-    def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool) -> Tensor:
-        """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at the teacher's size."""
+    def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool, size: tuple[int, int] | None) -> Tensor:
+        """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at `size` or the teacher's."""
         if not isinstance(rgb, Tensor):
             raise CarvError(f"rgb is {described(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
         channels = self.teacher.latent_channels if rgb_as_latents else 3
@@ -317,8 +318,8 @@ class SDSGuidance(Brief):
             raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
         if rgb_as_latents and with_recon:
             raise CarvError("loss_recon needs images, and this render is latents: set lambda_recon to 0.")
-        images, size = rgb.permute(0, 3, 1, 2), self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
-        return images if images.shape[-2:] == (size, size) else resized(images, size)
+        own = self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
+        return resized(rgb.permute(0, 3, 1, 2), size or own)
 
     def _at(self, step: int, epoch: int) -> Annealing:
         """The annealed options, with the proposal's range set to theirs."""

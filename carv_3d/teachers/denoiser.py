@@ -95,12 +95,19 @@ class Denoiser(Prediction):
         """The network, of a model that has a UNet."""
         return self.network
 
-    def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
-        """What the network itself predicts, in z_t's dtype, for text (N, L, D); CarvError for another width."""
+    def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor, *more: Tensor) -> Tensor:
+        """What the network itself predicts, in z_t's dtype, for text (N, L, D); CarvError for another width.
+
+        Args:
+            z_t: (N, C, h, w).
+            t: (N,) integers.
+            text_emb: (N, L, D).
+            *more: (N, ...) each, of teachers whose `conditions` take more than text.
+        """
         own = self.schedule.times is None
         given, time = (z_t, t) if own else self.schedule.network_input(z_t, t)
         with torch.autocast(self.device.type, enabled=False):
-            prediction = self.run_network(given.to(self.dtype), time, self.conditions(text_emb))
+            prediction = self.run_network(given.to(self.dtype), time, self.conditions(text_emb, *more))
         return prediction.to(z_t.dtype)
 
     def run_network(self, given: Tensor, time: Tensor, conditions: dict[str, Any]) -> Tensor:
