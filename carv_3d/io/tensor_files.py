@@ -115,6 +115,58 @@ def load_plain(path: Path, fix: str) -> Any:
         return torch.load(handle, map_location="cpu", weights_only=True)
 
 
+class _Inert:
+    """What stands in for any class of a checkpoint's: it can be made and holds nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def load_checkpoint(path: Path, fix: str) -> dict[str, Tensor]:
+    """The weights of a .safetensors file, or of a checkpoint as Lightning writes it: its `state_dict` alone.
+
+    Such a checkpoint names classes next to its weights (callbacks, settings). Empty objects take their place, so that
+    no code but torch's own is run; that needs torch 2.6, and before it such a checkpoint is refused.
+
+    Raises:
+        CarvError: the file is damaged, or holds no tensors by name; ends in `fix`.
+    """
+    import torch
+
+    if path.suffix == ".safetensors":
+        return load_tensors(path, fix)
+    try:
+        if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+            with torch.serialization.safe_globals(_stand_ins(path, fix)):
+                whole = load_plain(path, fix)
+        else:
+            whole = load_plain(path, fix)
+    except (CarvError, MemoryError):
+        raise
+    except Exception as error:
+        raise CarvError(f"{path} cannot be read as weights alone ({first_line(error, 80)}); {fix}") from error
+    tensors = whole.get("state_dict", whole) if isinstance(whole, dict) else whole
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise CarvError(f"{path} does not hold tensors by name; {fix}")
+    return dict(tensors)
+
+
+def _stand_ins(path: Path, fix: str) -> list[Any]:
+    """A class without any content for each name in a checkpoint that torch would refuse."""
+    import torch
+
+    with open_file(path, fix) as handle:
+        try:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(handle)  # type: ignore[arg-type]
+        except ValueError:  # not in torch's zip format, which it reads all the same
+            return []
+    split = [name.rpartition(".") for name in names]
+    return [type(name, (_Inert,), {"__module__": module}) for module, _, name in split]
+
+
 def check_finite(tensors: dict[str, Tensor], name: str, fix: str) -> None:
     """CarvError, ending in `fix`, where a floating-point tensor of `name` holds NaN or infinity."""
     import torch

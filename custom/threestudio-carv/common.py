@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import threestudio
@@ -17,6 +17,7 @@ from carv_3d.core.costs import CostMeter
 from carv_3d.core.options import Options
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import ViewPromptOptions
+from carv_3d.guidance.previews import denoised_previews
 from carv_3d.guidance.sds import GuidanceOutput
 
 
@@ -136,7 +137,20 @@ class CarvCalls:
 
 
 class CarvGuidance(CarvCalls, BaseObject):
-    """A guidance that trains nothing of its own."""
+    """A guidance that trains nothing of its own; `_carv` is an `SDSGuidance`."""
+
+    def set_min_max_steps(self, min_step_percent: float = 0.02, max_step_percent: float = 0.98) -> None:
+        """The range of timesteps from now on, for systems that set it themselves before each call."""
+        given = {"min_step_percent": min_step_percent, "max_step_percent": max_step_percent}
+        self._carv.options = replace(self._carv.options, sqrt_anneal=False, **given)
+
+    def _previews(self, out: GuidanceOutput, *views: torch.Tensor) -> dict[str, Any]:
+        """`eval`, what threestudio writes for `guidance_eval`; views: elevation, azimuth, camera_distances (B,)."""
+        with self._meter.uncounted():
+            shown = denoised_previews(self._carv, out, self.cfg.max_items_eval)
+        rows = zip(shown["noise_levels"], *(view.tolist() for view in views))
+        texts = [f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}" for n, e, a, c in rows]
+        return {"eval": {**shown, "texts": texts}}
 
 
 def check_names(config: Any, cfg: Any) -> None:

@@ -1,6 +1,6 @@
 """`guidance_type: carv-stable-diffusion-guidance`: threestudio's calls to `carv_3d`'s guidance, and nothing more."""
 
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any
 
 import threestudio
@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from carv_3d.errors import CarvError
-from carv_3d.guidance.previews import denoised_previews
 from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
 from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
@@ -74,12 +73,7 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         )  # fmt: skip
         losses = {"loss_sds": out.loss_sds, "loss_sds_img": out.loss_sds_img, "loss_recon": out.loss_recon}
         result = self._result(losses, out.scalars, out)
-        if guidance_eval:
-            with self._meter.uncounted():
-                shown = denoised_previews(self._carv, out, self.cfg.max_items_eval)
-            shown["texts"] = preview_texts(shown["noise_levels"], *views)
-            result["eval"] = shown
-        return result
+        return result | self._previews(out, *views) if guidance_eval else result
 
     def _with_empty(self, texts: Texts) -> tuple[Texts, torch.Tensor | None]:
         """The texts, and the negative prompt apart from them, for an objective that has the empty one as well."""
@@ -93,11 +87,6 @@ class CarvStableDiffusionGuidance(CarvGuidance):
             )
         return texts._replace(uncond=empty), texts.uncond
 
-    def set_min_max_steps(self, min_step_percent: float = 0.02, max_step_percent: float = 0.98) -> None:
-        """The range of timesteps from now on, for systems that set it themselves before each call."""
-        given = {"min_step_percent": min_step_percent, "max_step_percent": max_step_percent}
-        self._carv.options = replace(self._carv.options, sqrt_anneal=False, **given)
-
     @torch.no_grad()
     def decode_latents(
         self, latents: torch.Tensor, latent_height: int | None = None, latent_width: int | None = None
@@ -109,9 +98,3 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         teacher = self._carv.teacher
         size = (latent_height or teacher.latent_size, latent_width or teacher.latent_size)
         return teacher.decode(F.interpolate(latents, size, mode="bilinear", align_corners=False))
-
-
-def preview_texts(noise_levels: Any, elevation: Any, azimuth: Any, camera_distances: Any) -> list[str]:
-    """What threestudio writes next to each image of `guidance_eval`."""
-    rows = zip(noise_levels, elevation.tolist(), azimuth.tolist(), camera_distances.tolist())
-    return [f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}" for n, e, a, c in rows]

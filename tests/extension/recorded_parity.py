@@ -79,7 +79,7 @@ def fill_weights(folder: Path, parts: Sequence[str] = ("unet", "vae")) -> None:
     """Give the parts of a model the weights of `fill`."""
     for part in parts:
         file = weights_file(folder, part)
-        save_file({name: _weight(name, old) for name, old in load_file(file).items()}, file, {"format": "pt"})
+        save_file({name: weight(name, old) for name, old in load_file(file).items()}, file, {"format": "pt"})
 
 
 def weights_file(folder: Path, part: str) -> Path:
@@ -97,7 +97,8 @@ def fingerprint(folder: Path, parts: Sequence[str] = ("unet", "vae")) -> str:
     return digest.hexdigest()
 
 
-def _weight(name: str, old: Tensor) -> Tensor:
+def weight(name: str, old: Tensor) -> Tensor:
+    """A parameter of that name in place of `old`, of a size that keeps activations near 1."""
     if old.dim() > 1:
         return fill(name, *old.shape) * (3.0 / old[0].numel()) ** 0.5
     return 0.1 * fill(name, *old.shape) + float("norm" in name and name.endswith("weight"))
