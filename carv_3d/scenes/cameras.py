@@ -25,6 +25,7 @@ from carv_3d.scenes.view_phrases import view_phrase
 __all__ = ["CameraOptions", "Cameras", "Rays", "look_at", "orbit", "sample_cameras", "view_phrase"]
 
 Range = tuple[float, float]
+CameraSampling = Literal["random", "low_discrepancy", "antipodal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,10 @@ class CameraOptions(BatchOptions):
     )
     up_perturb: float = option(0.0, "Standard deviation of a normal shift of the up vector.", least=0, most=1e6)
     batch_uniform_azimuth: bool = option(True, "One azimuth in each of R equal parts of the range.")
-    camera_sampling: Literal["random", "low_discrepancy"] = option(
-        "random", "low_discrepancy spreads cameras evenly over renders and steps; each one is still random."
+    camera_sampling: CameraSampling = option(
+        "random",
+        "low_discrepancy spreads cameras evenly over renders and steps; antipodal draws pairs on opposite sides of the "
+        "object. Each camera by itself is still random.",
     )
     progressive_until: int = option(
         0,
@@ -70,6 +73,11 @@ class CameraOptions(BatchOptions):
             low, high = getattr(self, name)
             if low > high:
                 raise CarvError(f"{name} is {[low, high]}; give two rising numbers.")
+        self._check_pairs(self.batch_size)
+
+    def _check_pairs(self, B: int) -> None:
+        if self.camera_sampling == "antipodal" and B % 2:
+            raise CarvError(f"camera_sampling is antipodal, which draws pairs, and batch_size is {B}: make it even.")
 
     def at_step(self, step: int) -> CameraOptions:
         """The options with elevation and azimuth ranges as wide as `progressive_until` has them at `step`."""
@@ -205,6 +213,10 @@ def sample_cameras(
     batch and the steps, see `camera_sequence`. The coin for the elevation is then each camera's own, and
     `batch_uniform_azimuth` has no effect.
 
+    With "antipodal" camera B / 2 + i stands half the azimuth range further than camera i (180 degrees on the whole
+    circle), see arXiv 2606.29964; all else is drawn for each. A uniform azimuth that is shifted around its range is
+    uniform, so each camera has the distribution of a random one.
+
     Args:
         options: the ranges.
         batch_size: B; None is that of the options.
@@ -212,10 +224,11 @@ def sample_cameras(
         step: needed with `progressive_until` and "low_discrepancy".
 
     Raises:
-        CarvError: a sequence without a step.
+        CarvError: a sequence without a step, or pairs of an odd number.
     """
     o = options if step is None else options.at_step(step)
     B = o.batch_size if batch_size is None else batch_size
+    o._check_pairs(B)
     units: list[Tensor] = []  # of the sequence, one for each quantity
     if o.camera_sampling == "low_discrepancy":
         if step is None:
@@ -239,6 +252,9 @@ def sample_cameras(
     fraction = rand()
     if spread:
         fraction = (fraction + torch.arange(B)) / B
+    if o.camera_sampling == "antipodal":
+        half = fraction[: B // 2]
+        fraction = torch.cat([half, (half + 0.5) % 1])
     azimuth = o.azimuth_range[0] + (o.azimuth_range[1] - o.azimuth_range[0]) * fraction
     distance = uniform(o.camera_distance_range)
     fovy = uniform(o.fovy_range)

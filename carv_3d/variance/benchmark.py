@@ -88,11 +88,11 @@ class VarianceBenchmark:
         for i, s in enumerate(self.settings):
             self.guidances[s.key].generator.manual_seed(batch_seed(self.seed, number, 10 + i))
         samples = _Samples({s.key: [] for s in self.settings}, {s.upstream: [] for s in self.settings})
-        places = dict.fromkeys((s.R, s.method.spreads_cameras) for s in self.settings)
+        places = dict.fromkeys((s.R, s.method.cameras) for s in self.settings)
         with self._undisturbed():
             for step in range(number * STEPS, (number + 1) * STEPS):
                 for place in places:
-                    same = [s for s in self.settings if (s.R, s.method.spreads_cameras) == place]
+                    same = [s for s in self.settings if (s.R, s.method.cameras) == place]
                     self._step(step, same, samples)
             seconds = {s.key: self._seconds(s) for s in self.settings}
         s_out2 = {u: cross_covariance(*map(torch.stack, zip(*pairs))) for u, pairs in samples.pairs.items()}

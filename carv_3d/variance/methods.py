@@ -13,6 +13,7 @@ WORDS: dict[str, Word] = {
     **estimator_names.WORDS,
     "vae": Word("vae_sample", "draw", "a posterior sample of the encoder for each draw"),
     "cameras": Word("camera_sampling", "low_discrepancy", "cameras spread evenly over R and over steps; R from 2"),
+    "antipodal": Word("camera_sampling", "antipodal", "cameras in pairs on opposite sides; R is even"),
 }
 DEFAULT = ("uniform", "is", "strat", "is+strat")
 LEARNING = ("adaptive", "control")  # words of methods that need steps to learn from
@@ -42,9 +43,15 @@ class Method:
         return not set(LEARNING).isdisjoint(self.words)
 
     @property
-    def spreads_cameras(self) -> bool:
-        """Whether the cameras of a step are a sequence."""
-        return "cameras" in self.words
+    def cameras(self) -> str:
+        """How the cameras of a step are drawn, one of `CAMERA_SAMPLINGS`."""
+        return str(self.data["camera_sampling"])
+
+    def takes(self, R: int, K: int) -> bool:
+        """Whether a step may have R renders of K draws: pairs need an even number, a sequence two at least."""
+        if self.antithetic and K % 2:
+            return False
+        return {"antipodal": R % 2 == 0, "low_discrepancy": R >= 2}.get(self.cameras, True)
 
     @property
     def samples_posterior(self) -> bool:
@@ -75,7 +82,8 @@ class Setting:
     @property
     def upstream(self) -> str:
         """A name of its upstream sample: settings that share it are measured on the same renders and latents."""
-        return f"{self.R},{int(self.method.spreads_cameras)},{int(self.method.samples_posterior)}"
+        cameras = {"random": "0", "low_discrepancy": "1"}.get(self.method.cameras, self.method.cameras)
+        return f"{self.R},{cameras},{int(self.method.samples_posterior)}"
 
 
 BASELINE = Setting(2, 1, method("uniform"))

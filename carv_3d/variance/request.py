@@ -50,10 +50,9 @@ class VarianceRequest(
         """
         out = [BASELINE]
         for m in map(method, dict.fromkeys(self.methods)):
-            least = 2 if m.spreads_cameras else 1
-            places = [(R, K) for R in self.R for K in self.K if least <= R and not (m.antithetic and K % 2)]
-            if not places and max(self.R) < least:
-                raise CarvError(f"the method {m.name} spreads the cameras of a step: give --renders of 2 or more.")
+            places = [(R, K) for R in self.R for K in self.K if m.takes(R, K)]
+            if not places and not any(m.takes(R, 2) for R in self.R):
+                raise CarvError(f"the method {m.name} spreads the cameras of a step: give --renders of 2 or 4.")
             if not places:
                 raise CarvError(f"the method {m.name} draws in pairs: give an even number of --draws.")
             out += [Setting(R, K, m) for R, K in places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -279,6 +280,40 @@ def test_each_camera_of_a_sequence_has_the_distribution_of_a_random_one() -> Non
             a, b = (values / 50) ** power, (expected / 50) ** power
             error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
             assert float(((a.mean(0) - b.mean(0)) / error).abs().max()) < 4
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_antipodal_cameras_stand_on_opposite_sides(uniform: bool) -> None:
+    options = CameraOptions(camera_sampling="antipodal", batch_size=4, batch_uniform_azimuth=uniform)
+    cameras = sample_cameras(options, generator=torch.Generator().manual_seed(0))
+    apart = (cameras.azimuth[2:] - cameras.azimuth[:2]) % 360
+    torch.testing.assert_close(apart, torch.full((2,), 180.0))
+    assert len(set(cameras.elevation.tolist())) == 4  # drawn for each
+    narrow = replace(options, azimuth_range=(-90.0, 90.0))
+    azimuth = sample_cameras(narrow, generator=torch.Generator().manual_seed(0)).azimuth
+    torch.testing.assert_close((azimuth[2:] - azimuth[:2]) % 180, torch.full((2,), 90.0))
+    assert float(azimuth.abs().max()) <= 90
+
+
+def test_each_antipodal_camera_has_the_distribution_of_a_random_one() -> None:
+    """So the objective stays: the expectation over each render is that of independent cameras."""
+    g = torch.Generator().manual_seed(0)
+    options = CameraOptions(camera_sampling="antipodal", batch_size=2, batch_uniform_azimuth=False)
+    drawn = [sample_cameras(options, generator=g) for _ in range(3000)]
+    expected = spread(3000, 2, 1, "random").flatten(0, 1)
+    for place in range(2):
+        values = torch.stack([torch.stack([c.elevation, c.azimuth, c.distance, c.fovy], 1)[place] for c in drawn])
+        for power in (1, 2):
+            a, b = (values / 50) ** power, (expected / 50) ** power
+            error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+            assert float(((a.mean(0) - b.mean(0)) / error).abs().max()) < 4
+
+
+def test_antipodal_cameras_are_drawn_in_pairs() -> None:
+    with pytest.raises(CarvError, match="batch_size is 3: make it even"):
+        CameraOptions(camera_sampling="antipodal", batch_size=3)
+    with pytest.raises(CarvError, match="batch_size is 1: make it even"):
+        sample_cameras(CameraOptions(camera_sampling="antipodal", batch_size=2), 1)
 
 
 def test_a_sequence_lies_more_evenly_and_is_the_same_again() -> None:
