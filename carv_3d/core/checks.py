@@ -55,7 +55,7 @@ def check_call(function: Any, latents: Any, generator: Any) -> None:
         raise CarvError(f"latents are {described(latents)}; they must be a torch tensor (R, ...), with autograd.")
     if not latents.is_floating_point():
         raise CarvError(f"latents are of type {latents.dtype}; they must be floating-point numbers.")
-    if latents.dtype.itemsize < 2:  # torch computes nothing in them
+    if latents.element_size() < 2:  # torch computes nothing in them
         raise CarvError(f"latents are of type {latents.dtype}; they must have 16 bits or more: latents.float(), say.")
     if latents.layout != torch.strided or latents.is_nested or latents.is_meta:
         kind = "nested" if latents.is_nested else "without data" if latents.is_meta else str(latents.layout)

@@ -1,6 +1,7 @@
 """`system_type: dreamfusion-system:carv-checkpoint`: the guidance's state goes into threestudio's checkpoints.
 
-Without it a resumed run continues too, with an adaptive proposal that learns anew and a fresh random stream.
+Without it a resumed run continues too, with an adaptive proposal that learns anew and a fresh random stream. Importing
+this lets torch 2.6 and newer read threestudio's checkpoints, whether the system has the mixin or not.
 """
 
 from __future__ import annotations
@@ -9,29 +10,39 @@ from typing import Any
 
 import threestudio
 
-KEY = "carv_guidance"
+from carv_3d.hosts.checkpoints import allow_host_types, without_containers
+
+KEY = "carv_{}"  # by the guidance's name in the system: carv_guidance, carv_guidance_3d
+GUIDANCES = ("guidance", "guidance_3d")
+
+allow_host_types(getattr(threestudio, "__modules__", {}).values())
 
 
 @threestudio.register("carv-checkpoint")
 class CarvCheckpoint:
     """A mixin for any system whose guidance is one of this extension's. It has no Config: the system's own counts."""
 
-    _carv_state: Any = None
+    _carv_states: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Called by Lightning."""
+        """Called by Lightning, with everything else in the checkpoint."""
         super().on_save_checkpoint(checkpoint)
-        if hasattr(getattr(self, "guidance", None), "carv_state"):
-            checkpoint[KEY] = self.guidance.carv_state()
+        for part in ("optimizer_states", "lr_schedulers"):
+            if part in checkpoint:
+                checkpoint[part] = without_containers(checkpoint[part])
+        for name in GUIDANCES:
+            if hasattr(getattr(self, name, None), "carv_state"):
+                checkpoint[KEY.format(name)] = getattr(self, name).carv_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called by Lightning, before there is a guidance in some systems."""
         super().on_load_checkpoint(checkpoint)
-        self._carv_state = checkpoint.get(KEY)
+        self._carv_states = {name: checkpoint[key] for name in GUIDANCES if (key := KEY.format(name)) in checkpoint}
 
     def on_fit_start(self) -> None:
         """Called by Lightning; some systems build their guidance here, others have it by now."""
         super().on_fit_start()
-        if self._carv_state is not None and hasattr(self.guidance, "load_carv_state"):
-            self.guidance.load_carv_state(self._carv_state)
-            self._carv_state = None
+        states, self._carv_states = self._carv_states or {}, None
+        for name, state in states.items():
+            if hasattr(getattr(self, name, None), "load_carv_state"):
+                getattr(self, name).load_carv_state(state)

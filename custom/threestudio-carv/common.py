@@ -20,6 +20,8 @@ from carv_3d.guidance.options import ViewPromptOptions
 from carv_3d.guidance.previews import denoised_previews
 from carv_3d.guidance.sds import GuidanceOutput
 
+from .resuming import DESIGN, fit_state
+
 
 @dataclass(frozen=True, kw_only=True)
 class HostOptions(ViewPromptOptions):
@@ -127,13 +129,20 @@ class CarvCalls:
 
     def carv_state(self) -> dict[str, Any]:
         """For the mixin `carv-checkpoint`: tensors and primitives."""
-        return {**self._carv.state_dict(), "costs": self._meter.state_dict()}
+        return {**self._carv.state_dict(), "costs": self._meter.state_dict(), "design": self._design()}
 
     def load_carv_state(self, state: dict[str, Any]) -> None:
-        """Takes back `carv_state`."""
+        """Takes back `carv_state`; what the options no longer go with is dropped, with a sentence."""
         self._carv.join_ranks(**ranks())  # first: each rank resumes with noise of its own
-        self._carv.load_state_dict(state)
+        fitting, sentences = fit_state(state, self._carv.state_dict(), state.get("design", {}), self._design())
+        for sentence in sentences:
+            threestudio.info(sentence)
+        self._carv.load_state_dict(fitting)
         self._meter.load_state_dict(state["costs"])
+
+    def _design(self) -> dict[str, Any]:
+        """The options that a run may be resumed with another value of."""
+        return {name: getattr(self.cfg, name) for name in DESIGN if hasattr(self.cfg, name)}
 
 
 class CarvGuidance(CarvCalls, BaseObject):
