@@ -46,7 +46,7 @@ def allow_host_types(classes: Iterable[type]) -> None:
         return
     containers = [DictConfig, ListConfig, base.Metadata, base.ContainerMetadata]
     types = [*containers, *(getattr(nodes, name) for name in NODES if hasattr(nodes, name)), collections.defaultdict]
-    named = [(kind, f"{kind.__module__}.{kind.__qualname__}") for kind in types]
+    named: list[Any] = [(kind, f"{kind.__module__}.{kind.__qualname__}") for kind in types]
     named += [(getattr(builtins, name), f"builtins.{name}") for name in PLAIN]
     named += [(getattr(typing, name), f"typing.{name}") for name in ("Any", "List", "Dict")]
     named += [(nested_config, "builtins.getattr")]
