@@ -28,7 +28,7 @@ class Conditioning(NamedTuple):
         perp_neg: (N, M, L, D), Perp-Neg's negatives.
         perp_neg_weights: (N, M), as threestudio gives them: already negative.
         trained_text: (N, L, D), the text of a trained score.
-        camera: (N, 16), its camera.
+        camera: (N, W), its camera.
         images: (N, 3, H, W), the renders, for residuals in image space.
         image_cond: (N, C, H, W), an image that the teacher is given next to every text: `eps_hat(z_t, t, text, image)`.
         image_scale: (N,), the scale of that image; without one it is given to every prediction, and zeros to none.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.guidance.cfg import classifier_free
 
 
@@ -42,6 +43,30 @@ def sample_images(
         z = scheduler.step(eps_hat(z * schedule.norm(here[:1]).to(z), here), int(t), z).prev_sample
     images: Tensor = teacher.decode(z)
     return images.permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def denoise(
+    schedule: NoiseSchedule, eps_hat: Callable[[Tensor, Tensor], Tensor], z_t: Tensor, t: Tensor, num_steps: int
+) -> Tensor:
+    """Clean latents from noisy ones, by DDIM (arXiv 2010.02502) without noise on the way, in steps of equal length.
+
+    Args:
+        schedule: of the model.
+        eps_hat: called as eps_hat(z_t (N, C, h, w), t (N,)).
+        z_t: (N, C, h, w).
+        t: (N,) integers, a timestep for each.
+        num_steps: how many; 1 guesses the clean latents at once.
+
+    Returns:
+        (N, C, h, w), without autograd.
+    """
+    for i in range(num_steps):
+        now, after = (torch.div(t * (num_steps - j), num_steps, rounding_mode="floor") for j in (i, i + 1))
+        eps = eps_hat(z_t, now)
+        z = schedule.z_from("epsilon", z_t, eps, now)
+        z_t = z if i == num_steps - 1 else schedule.add_noise(z, eps, after)
+    return z_t
 
 
 def prompt_images(

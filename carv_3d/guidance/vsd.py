@@ -34,13 +34,13 @@ from carv_3d.teachers.base import Teacher
 __all__ = ["TrainedScore", "VSDGuidance", "VSDOptions", "VSDOutput"]
 
 NO_CAMERA = 0.1  # the share of draws that lora_cfg_training trains without camera, as in threestudio
-CAMERA_WIDTH = 16  # a matrix of 4 x 4
 
 
 class TrainedScore(Score, Protocol):
     """The trained model of the renders; `teachers.lora_score.LoraScore` is one.
 
-    Its conditions are text (N, L, D) and camera (N, 16); a camera of zeros stands for none.
+    Its conditions are text (N, L, D) and camera (N, W), W as of `VSDOptions.camera_width`; a camera of zeros stands
+    for none.
     """
 
     def eps_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
@@ -106,6 +106,13 @@ class VSDGuidance(Brief):
         """
         self.options, estimator = with_keywords("VSDGuidance", options or VSDOptions(), more)
         self.lora_score, self.meter = lora_score, meter
+        W, width = self.options.camera_width, getattr(getattr(lora_score, "lora", None), "camera_width", None)
+        if width not in (None, W):
+            kind = self.options.camera_condition_type
+            raise CarvError(
+                f"camera_condition_type {kind} has {W} numbers and the LoRA score takes {width}: make it with "
+                f"camera_width={W}."
+            )
         self.sds = SDSGuidance(teacher, self.options, **estimator)
         o = self.options
         self.training = ScoreMatching(
@@ -133,7 +140,7 @@ class VSDGuidance(Brief):
             prompts_cond: (B, L, D), or (1, L, D) for all renders.
             prompts_uncond: the same.
             prompts_lora: (B, L, D) or (1, L, D), the LoRA score's text, the same from every side.
-            camera: (B, 4, 4) or (B, 16).
+            camera: (B, 4, 4) or (B, W), W as of `VSDOptions.camera_width`.
             step: where the schedules are; steps count from 0.
             epoch: the same, for schedules that count epochs.
             lora_draws: explicit draws for the LoRA score's training, instead of drawing.
@@ -144,12 +151,13 @@ class VSDGuidance(Brief):
             CarvError: shapes that do not fit, or a keyword that does not exist.
         """
         check_keywords("VSDGuidance", more, self.sds.guide, self.__call__)
-        R, scale = len(rgb), annealed(self.options.guidance_scale_lora, step, epoch)
+        R, W = len(rgb), self.options.camera_width
+        scale = annealed(self.options.guidance_scale_lora, step, epoch)
         camera = camera.detach().float().flatten(min(1, camera.dim() - 1))
-        if camera.shape != (R, CAMERA_WIDTH) or prompts_lora.dim() != 3 or len(prompts_lora) not in (1, R):
+        if camera.shape != (R, W) or prompts_lora.dim() != 3 or len(prompts_lora) not in (1, R):
             raise CarvError(
                 f"camera has shape {tuple(camera.shape)} and prompts_lora {tuple(prompts_lora.shape)}; "
-                f"{R} renders need ({R}, {CAMERA_WIDTH}) and ({R}, L, D)."
+                f"{R} renders need ({R}, {W}) and ({R}, L, D)."
             )
         text = prompts_lora.expand(R, -1, -1)
 
@@ -179,13 +187,14 @@ class VSDGuidance(Brief):
             z_t: (N, C, h, w).
             t: (N,) integers.
             text: (N, L, D).
-            camera: (N, 16).
+            camera: (N, W).
             scale: s.
 
         Returns:
             (N, C, h, w).
         """
         none = torch.zeros_like(camera)
+        scale = scale if camera.shape[1] else 1.0  # both are the same
         with self._timed("denoise", len(z_t) * (1 if scale in (0.0, 1.0) else 2)):
             return classifier_free(self.lora_score.eps_hat, z_t, t, (text, camera), (text, none), scale)
 

@@ -50,9 +50,16 @@ class VSDOptions(
         least=1,
         most=2**40,
     )
-    camera_condition_type: Literal["extrinsics", "mvp"] = option(
-        "extrinsics", "What a host gives as camera: extrinsics (camera to world) or mvp (model, view and projection)."
+    camera_condition_type: Literal["extrinsics", "mvp", "spherical", "none"] = option(
+        "extrinsics",
+        "What a host gives as camera: extrinsics (camera to world), mvp (model, view and projection), spherical "
+        "(elevation, sine and cosine of azimuth, distance) or none.",
     )
+
+    @property
+    def camera_width(self) -> int:
+        """How many numbers a camera has."""
+        return {"spherical": 4, "none": 0}.get(self.camera_condition_type, 16)
 
     def __post_init__(self) -> None:
         if self.use_sjc:

@@ -34,6 +34,7 @@ COUNTERPARTS = {
     "stable-diffusion-vsd-guidance": Counterpart(
         "carv-vsd-guidance", {MODEL: SD21_BASE, "pretrained_model_name_or_path_lora": SD21}
     ),
+    "stable-diffusion-unified-guidance": Counterpart("carv-stable-diffusion-unified-guidance", {MODEL: SD15}),
 }
 """By the stock type's name."""
 

@@ -41,11 +41,15 @@ class CameraLora(nn.Module):
     """
 
     def __init__(self, unet: Any, rank: int = 4, camera_width: int = 16) -> None:
-        """Raises CarvError for no UNet, one without attention, or a rank that is no whole number of at least 1."""
+        """A camera_width of 0 is for no camera: the LoRA alone.
+
+        Raises CarvError for no UNet, one without attention, or a rank that is no whole number of at least 1.
+        """
         super().__init__()
         if isinstance(rank, bool) or not isinstance(rank, (int, Integral)) or rank < 1:
             raise CarvError(f"lora_rank is {rank!r}; it must be a whole number of at least 1.")
         self._camera: Tensor | None = None
+        self.camera_width = camera_width
         self.layers = nn.ModuleDict()
         for name, module in unet.named_modules():
             if isinstance(module, nn.Linear) and name.endswith(ATTENTION_LAYERS):
@@ -57,8 +61,9 @@ class CameraLora(nn.Module):
         if not hasattr(unet, "time_embedding"):
             raise CarvError(f"the LoRA score is for a UNet, and this is a {type(unet).__name__}: name another model.")
         width = int(unet.time_embedding.linear_2.out_features)
-        self.camera_embedding = nn.Sequential(nn.Linear(camera_width, width), nn.SiLU(), nn.Linear(width, width))
-        unet.time_embedding.register_forward_hook(self._with_camera)
+        if camera_width:
+            self.camera_embedding = nn.Sequential(nn.Linear(camera_width, width), nn.SiLU(), nn.Linear(width, width))
+            unet.time_embedding.register_forward_hook(self._with_camera)
 
     @contextlib.contextmanager
     def active(self, camera: Tensor) -> Iterator[None]:

@@ -19,12 +19,13 @@ class LoraScore(Prediction):
     brief = ("denoiser",)
 
     @checked
-    def __init__(self, denoiser: Denoiser, rank: int = 4) -> None:
+    def __init__(self, denoiser: Denoiser, rank: int = 4, camera_width: int = 16) -> None:
         """A fresh LoRA on a denoiser.
 
         Args:
             denoiser: it may be the teacher itself, which is left as it is outside of this object's calls.
             rank: of each layer's update.
+            camera_width: W, of the camera's numbers; 0 for no camera.
 
         Raises:
             CarvError: a rank below 1, or a UNet without attention.
@@ -32,7 +33,7 @@ class LoraScore(Prediction):
         self.denoiser = denoiser
         self.schedule, self.prediction_type = denoiser.schedule, denoiser.prediction_type
         # an offloaded UNet's own parameters have no place
-        self.lora = CameraLora(denoiser.unet, rank).to(denoiser.device)
+        self.lora = CameraLora(denoiser.unet, rank, camera_width).to(denoiser.device)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
@@ -45,7 +46,7 @@ class LoraScore(Prediction):
             z_t: (N, C, h, w).
             t: (N,) integers.
             text_emb: (N, L, D).
-            camera: (N, 16), zeros for none.
+            camera: (N, W), zeros for none.
 
         Returns:
             (N, C, h, w).

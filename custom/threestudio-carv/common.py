@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -33,12 +33,14 @@ class HostOptions(ViewPromptOptions):
     enable_channels_last_format: bool = False
 
 
-def with_options(*kinds: type[Options], **defaults: Any) -> Callable[[type], type]:
-    """Makes a class threestudio's structured config, with every option of `kinds`.
+def with_options(*kinds: type[Options], without: Sequence[str] = (), **defaults: Any) -> Callable[[type], type]:
+    """Makes a class threestudio's structured config, with every option of `kinds` but those of `without`.
 
-    An option has the default of its kind unless `defaults` gives another. All are annotated Any: `read_options` checks.
+    An option has the default of its kind, of the last that has it, unless `defaults` gives another. All are annotated
+    Any: `read_options` checks.
     """
     defaults = {name: declared.default for kind in kinds for name, declared in kind.declared().items()} | defaults
+    defaults = {name: default for name, default in defaults.items() if name not in without}
 
     def decorate(config: type) -> type:
         config.__annotations__ = {**inspect.get_annotations(config), **dict.fromkeys(defaults, Any)}
@@ -176,14 +178,30 @@ def check_names(config: Any, cfg: Any) -> None:
             raise CarvError(f"guidance has no option {name!r}; {hint}")
 
 
-def read_options(kind: type[Options], cfg: Any) -> Any:
-    """Options of `kind` from those of the host's that it has.
+def read_options(kind: type[Options], cfg: Any, **instead: Any) -> Any:
+    """Options of `kind` from those of the host's that it has, or from `instead`.
 
     Raises:
         CarvError: for a bad value.
     """
-    given = OmegaConf.to_container(cfg, resolve=True)
+    given = OmegaConf.to_container(cfg, resolve=True) | instead
     return kind(**{name: value for name, value in given.items() if name in kind.declared()})
+
+
+def camera_condition(kind: str, views: Sequence[torch.Tensor], mvp_mtx: torch.Tensor, c2w: torch.Tensor) -> Any:
+    """What a LoRA score is given as camera, (B, ...).
+
+    Args:
+        kind: of `VSDOptions.camera_condition_type`.
+        views: elevation and azimuth in degrees, and distance, (B,) each.
+        mvp_mtx: (B, 4, 4).
+        c2w: (B, 4, 4).
+    """
+    elevation, azimuth, distance = views
+    if kind == "spherical":
+        radians = torch.deg2rad(azimuth)
+        return torch.stack([torch.deg2rad(elevation), radians.sin(), radians.cos(), distance], -1)
+    return {"extrinsics": c2w, "mvp": mvp_mtx, "none": elevation[:, None][:, :0]}[kind]
 
 
 def ranks() -> dict[str, int]:

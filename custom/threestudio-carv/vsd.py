@@ -15,13 +15,13 @@ from threestudio.utils.base import BaseModule
 from carv_3d.config.annealing import annealed
 from carv_3d.errors import CarvError
 from carv_3d.guidance.sampling import sample_images
-from carv_3d.guidance.vsd import VSDGuidance, VSDOptions
+from carv_3d.guidance.vsd import VSDGuidance, VSDOptions, VSDOutput
 from carv_3d.teachers.denoiser import load_denoiser
 from carv_3d.teachers.lora_score import LoraScore, check_pair
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 
-from .common import CarvCalls, HostOptions, read_options, with_options
+from .common import CarvCalls, HostOptions, camera_condition, read_options, with_options
 
 MAX_UNTRAINED_STEPS = 20
 VIEWS = ("elevation", "azimuth", "camera_distances")  # of a threestudio batch
@@ -41,19 +41,21 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         """threestudio's own defaults."""
 
     cfg: Config
+    _lambda, _untrained_steps = "lambda_lora", 0
 
     def configure(self) -> None:
         """Loads the models once all options have been checked."""
         super().configure()
-        options = read_options(VSDOptions, self.cfg)
+        self._load(read_options(VSDOptions, self.cfg))
+
+    def _load(self, options: VSDOptions, **how_teacher: Any) -> None:
         how = self._loading()
         names = (options.pretrained_model_name_or_path, options.pretrained_model_name_or_path_lora)
-        teacher = StableDiffusionTeacher.load(names[0], with_text=False, **options.model_files, **how)
+        teacher = StableDiffusionTeacher.load(names[0], with_text=False, **options.model_files, **how, **how_teacher)
         denoiser = teacher if names[1] in ("", names[0]) else load_denoiser(names[1], **how)
         check_pair(teacher, denoiser)
-        lora_score = LoraScore(denoiser, options.lora_rank)
+        lora_score = LoraScore(denoiser, options.lora_rank, options.camera_width)
         self.lora = lora_score.lora
-        self._untrained_steps = 0
         self._carv = VSDGuidance(TimedTeacher(teacher, self._meter), lora_score, options, self._meter)
 
     def forward(
@@ -69,34 +71,32 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """A step of `VSDGuidance`; rgb is (B, H, W, 3), the views are (B,), the matrices (B, 4, 4)."""
-        step, epoch = self._begin(len(rgb))
-        texts = self._texts(prompt_utils, elevation, azimuth, camera_distances)
-        lora_text = self._lora_text(prompt_utils, elevation, azimuth, camera_distances)
+        out = self._step(rgb, prompt_utils, (elevation, azimuth, camera_distances), mvp_mtx, c2w, rgb_as_latents)
+        losses = {"loss_vsd": out.loss_vsd, "loss_lora": out.loss_lora, "loss_vsd_img": out.loss_vsd_img}
+        return self._result(losses, out.scalars, out.sds)
+
+    def _step(self, rgb: Any, prompt_utils: Any, views: Any, mvp_mtx: Any, c2w: Any, rgb_as_latents: bool) -> VSDOutput:
+        texts, lora_text = self._texts(prompt_utils, *views), self._lora_text(prompt_utils, *views)
+        camera = camera_condition(self._carv.options.camera_condition_type, views, mvp_mtx, c2w)
         out = self._carv(
-            rgb, texts.text, texts.uncond, lora_text, self._camera(mvp_mtx, c2w), step, epoch=epoch,
+            rgb, texts.text, texts.uncond, lora_text, camera, *self._begin(len(rgb)),
             rgb_as_latents=rgb_as_latents, negatives=texts.negatives,
         )  # fmt: skip
-        losses = {"loss_vsd": out.loss_vsd, "loss_lora": out.loss_lora, "loss_vsd_img": out.loss_vsd_img}
-        result = self._result(losses, out.scalars, out.sds)
         self._count_untrained()
-        return result
+        return out
 
     @staticmethod
     def _lora_text(prompt_utils: Any, *views: torch.Tensor) -> torch.Tensor:
         """(B, L, D), the same from every side, as in threestudio."""
         return prompt_utils.get_text_embeddings(*views, False).chunk(2)[0]
 
-    def _camera(self, mvp_mtx: torch.Tensor, c2w: torch.Tensor) -> torch.Tensor:
-        return c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx
-
     def _count_untrained(self) -> None:
         """A LoRA that no optimizer has would leave score distillation against the pretrained model, in silence."""
         self._untrained_steps += 1
         if self._untrained_steps == MAX_UNTRAINED_STEPS + 1 and self.lora.untouched:
             raise CarvError(
-                f"the LoRA of carv-vsd-guidance is untrained after {MAX_UNTRAINED_STEPS} steps: give it a learning "
-                "rate (optimizer.params.guidance.lr=0.0001) and a lambda_lora above 0, in a system that builds "
-                "its guidance before its optimizer, such as prolificdreamer-system."
+                f"the LoRA is untrained after {MAX_UNTRAINED_STEPS} steps: give it optimizer.params.guidance.lr=0.0001 "
+                f"and a {self._lambda} above 0, in a system that builds its guidance first, as prolificdreamer-system."
             )
 
     def sample(self, prompt_utils: Any, seed: int = 0, **batch: Any) -> torch.Tensor:
@@ -111,8 +111,8 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         """What the LoRA takes the renders from these cameras for, (B, H, W, 3), for `visualize_samples`."""
         views, carv = [batch[name] for name in VIEWS], self._carv
         text = self._lora_text(prompt_utils, *views)
-        camera = self._camera(batch["mvp_mtx"], batch["c2w"]).flatten(1).float()
-        scale = annealed(carv.options.guidance_scale_lora, *self._when)
+        camera = camera_condition(carv.options.camera_condition_type, views, batch["mvp_mtx"], batch["c2w"])
+        camera, scale = camera.flatten(1).float(), annealed(carv.options.guidance_scale_lora, *self._when)
         return self._images(lambda z, t: carv.lora_eps_hat(z, t, text, camera, scale), len(views[0]), seed)
 
     def _images(self, eps_hat: Callable[..., torch.Tensor], n: int, seed: int) -> torch.Tensor:

@@ -161,7 +161,7 @@ def record_vsd(recorder: Recorder) -> None:
         guidance = recorder.stock(
             "stable-diffusion-vsd-guidance", pretrained_model_name_or_path_lora=recorder.v_model, **options
         )
-        parameters = fill_lora(guidance)
+        parameters = fill_lora(guidance.unet_lora, guidance.camera_embedding.module)
         rgb = recorded.render("images")
         n = options.get("lora_n_timestamp_samples", 1)
         t = recorded.timesteps(case, guidance.min_step, guidance.max_step, 2)
@@ -177,16 +177,16 @@ def record_vsd(recorder: Recorder) -> None:
                       lora_gradient=products, lora_norm=norm)  # fmt: skip
 
 
-def fill_lora(guidance: Any) -> dict[str, Tensor]:
-    """The LoRA's parameters by the names that they have in `carv_3d`, filled by those."""
+def fill_lora(unet: Any, embedding: Any) -> dict[str, Tensor]:
+    """The LoRA's parameters by the names that they have in `carv_3d`, filled by those; embedding None for no camera."""
     parameters = {}
-    for key, processor in guidance.unet_lora.attn_processors.items():
+    for key, processor in unet.attn_processors.items():
         for layer in LAYERS:
             name = key.replace(".processor", f".{layer}" + (".0" if layer == "to_out" else "")).replace(".", "_")
             for side in ("up", "down"):
                 parameters[f"layers.{name}.{side}.weight"] = getattr(getattr(processor, f"{layer}_lora"), side).weight
-    embedding = guidance.camera_embedding.module
-    for i, linear in ((0, embedding.linear_1), (2, embedding.linear_2)):
+    linears = () if embedding is None else ((0, embedding.linear_1), (2, embedding.linear_2))
+    for i, linear in linears:
         for side in ("weight", "bias"):
             parameters[f"camera_embedding.{i}.{side}"] = getattr(linear, side)
     for name, parameter in parameters.items():

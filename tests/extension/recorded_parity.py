@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent / "recorded"
 TENSORS, FACTS = FOLDER / "stock.safetensors", FOLDER / "stock.json"
 STEP = 400
 SCALE = 20.0
+LORA_LOSSES = ("loss_lora", "loss_train_phi")
 CLOSE = 1e-4
 """Relative. threestudio's loss rounds its gradient to the last bits of the latents."""
 ONE_DRAW = {"num_draws": 1, "proposal": "uniform", "stratify": "none"}
@@ -129,7 +130,7 @@ def timesteps(name: str, low: int, high: int, n: int) -> Tensor:
 
 def gradients(out: dict[str, Any], rgb: Tensor) -> dict[str, Tensor]:
     """By the name of each loss but the LoRA's, its gradient with respect to the render."""
-    losses = {name: loss for name, loss in out.items() if name.startswith("loss_") and name != "loss_lora"}
+    losses = {name: loss for name, loss in out.items() if name.startswith("loss_") and name not in LORA_LOSSES}
     return {name: torch.autograd.grad(loss, rgb, retain_graph=True)[0] for name, loss in losses.items()}
 
 

@@ -21,15 +21,15 @@ from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 B = 2
 
 
-def test_every_option_of_its_own_is_in_the_readme(host: Any) -> None:
-    readme = (double.EXTENSION / "README.md").read_text()
+def test_every_option_of_its_own_is_documented(host: Any) -> None:
+    page = (double.EXTENSION.parents[1] / "docs" / "THREESTUDIO.md").read_text()
     config = vars(host.modules["carv-vsd-guidance"].Config())
     shared = vars(host.modules["carv-stable-diffusion-guidance"].Config())
     stock = recorded.facts()["stable-diffusion-vsd-guidance"]
     own = {name: value for name, value in config.items() if name not in stock and name not in shared}
     assert own == {"lora_max_batch": 4, "lora_rank": 4}
     for name, value in own.items():
-        assert f"- `{name}` ({value})" in readme
+        assert f"- `{name}` ({value})" in page
     differ = {name for name in shared if name in config and config[name] != shared[name]}
     assert differ == {"pretrained_model_name_or_path", "guidance_scale", "cfg_convention", "objective"}
 

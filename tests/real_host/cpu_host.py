@@ -121,10 +121,14 @@ def load_extension() -> Any:
     return module
 
 
-def resize_like(teacher: Any) -> None:
-    """Has threestudio's guidances resize to this model's images and latents, where they write 512 and 64 out."""
+def resize_like(teacher: Any, *modules: Any) -> None:
+    """Has threestudio's guidances resize to this model's images and latents, where they write 512 and 64 out.
+
+    modules: of guidances; those of `stable-diffusion-guidance` and `stable-diffusion-vsd-guidance` unless given.
+    """
     from threestudio.models.guidance import stable_diffusion_guidance, stable_diffusion_vsd_guidance
 
+    modules = modules or (stable_diffusion_guidance, stable_diffusion_vsd_guidance)
     sizes = {(512, 512): (teacher.image_size,) * 2, (64, 64): (teacher.latent_size,) * 2}
     proxy = types.ModuleType("functional")
     vars(proxy).update(vars(torch.nn.functional))
@@ -133,7 +137,8 @@ def resize_like(teacher: Any) -> None:
         return torch.nn.functional.interpolate(x, sizes.get(tuple(size), size), **more)
 
     proxy.interpolate = interpolate  # type: ignore[attr-defined]
-    stable_diffusion_guidance.F = stable_diffusion_vsd_guidance.F = proxy
+    for module in modules:
+        module.F = proxy
 
 
 def _render_densely() -> None:
