@@ -31,7 +31,8 @@ def denoised_previews(
     """
     estimate, teacher, schedule = output.estimate, guidance.teacher, guidance.teacher.schedule
     n = min(max_items, len(estimate.t)) if max_items > 0 else len(estimate.t)
-    scheduler = ddim(schedule.alphas_cumprod, num_steps)
+    bounded = getattr(teacher, "bounded", False)
+    scheduler = ddim(schedule.alphas_cumprod, num_steps, bounded)
     timesteps = scheduler.timesteps.to(teacher.device)
     t = estimate.t[:n, 0].to(teacher.device)
     z_t = schedule.add_noise(output.latents[:n].detach(), estimate.eps[:n, 0], t)
@@ -44,7 +45,7 @@ def denoised_previews(
         cond = output.cond.samples(slice(b, b + 1))
         for i, now in enumerate(timesteps[start:]):
             eps = guidance.predict(z * schedule.norm(now).to(z), now.expand(1), cond, output.scale).guided
-            step = scheduler.step(eps, int(now), z, eta=1.0, generator=generator)
+            step = scheduler.step(eps, int(now), z, eta=1.0, generator=generator, use_clipped_model_output=bounded)
             z = step.prev_sample
             if i == 0:
                 one_step.append(z)

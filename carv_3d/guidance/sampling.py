@@ -35,12 +35,14 @@ def sample_images(
         (num, H, W, 3) in [0, 1], without autograd.
     """
     schedule = teacher.schedule
-    scheduler = ddim(schedule.alphas_cumprod, num_steps)
+    bounded = getattr(teacher, "bounded", False)
+    scheduler = ddim(schedule.alphas_cumprod, num_steps, bounded)
     z = pure_noise(teacher, num, seed) if noise is None else noise
     for t in scheduler.timesteps:
         here = t.to(z.device).expand(num)
         # z is variance preserving, as DDIM takes it; the teacher is given its own z_t
-        z = scheduler.step(eps_hat(z * schedule.norm(here[:1]).to(z), here), int(t), z).prev_sample
+        eps = eps_hat(z * schedule.norm(here[:1]).to(z), here)
+        z = scheduler.step(eps, int(t), z, use_clipped_model_output=bounded).prev_sample
     images: Tensor = teacher.decode(z)
     return images.permute(0, 2, 3, 1)
 
@@ -93,14 +95,21 @@ def pure_noise(teacher: Any, num: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, device=teacher.device)
 
 
-def ddim(alphas_cumprod: Tensor, num_steps: int) -> Any:
-    """The DDIM of diffusers over `num_steps` timesteps of a schedule of one's own, (T,)."""
+def ddim(alphas_cumprod: Tensor, num_steps: int, bounded: bool = False) -> Any:
+    """The DDIM of diffusers over `num_steps` timesteps of a schedule of one's own, (T,).
+
+    Args:
+        alphas_cumprod: (T,).
+        num_steps: how many.
+        bounded: cut the clean sample to [-1, 1] at each step, for models of pixels. `step` is then to be given
+            `use_clipped_model_output=True`, so that the noise is that of the cut sample.
+    """
     from diffusers import DDIMScheduler
 
     abar = alphas_cumprod.double().cpu()
     betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
     scheduler = DDIMScheduler(
-        num_train_timesteps=len(abar), trained_betas=betas.tolist(), clip_sample=False, set_alpha_to_one=False
+        num_train_timesteps=len(abar), trained_betas=betas.tolist(), clip_sample=bounded, set_alpha_to_one=False
     )
     scheduler.set_timesteps(min(num_steps, len(abar)))
     return scheduler

@@ -34,6 +34,7 @@ COUNTERPARTS = {
     "stable-diffusion-vsd-guidance": Counterpart(
         "carv-vsd-guidance", {MODEL: SD21_BASE, "pretrained_model_name_or_path_lora": SD21}
     ),
+    "deep-floyd-guidance": Counterpart("carv-deep-floyd-guidance", {MODEL: "DeepFloyd/IF-I-XL-v1.0"}),
     "stable-diffusion-unified-guidance": Counterpart("carv-stable-diffusion-unified-guidance", {MODEL: SD15}),
 }
 """By the stock type's name."""
@@ -41,8 +42,14 @@ COUNTERPARTS = {
 NEW = ("carv-stable-diffusion-xl-guidance",)
 """Types of the extension that threestudio has no stock type for."""
 
-PROMPT_PROCESSORS = {"stable-diffusion-prompt-processor": "carv-stable-diffusion-prompt-processor"}
+PROMPT_PROCESSORS = {
+    "stable-diffusion-prompt-processor": "carv-stable-diffusion-prompt-processor",
+    "deep-floyd-prompt-processor": "carv-deep-floyd-prompt-processor",
+}
 """The extension's prompt processors, needed where the model is built into carv_3d."""
+
+OUTDATED = ("deep-floyd-prompt-processor",)
+"""Prompt processors that run on no current transformers, and are always replaced."""
 
 MIXIN = "carv-checkpoint"
 """Of the system: it keeps the guidance's state in threestudio's checkpoints."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from carv_3d.core.options import Options, ResidualOptions, SamplingOptions, check_draws
 from carv_3d.errors import CarvError, first_line, shown
-from carv_3d.hosts.counterparts import COUNTERPARTS, MIXIN, MODEL, NEW, PROMPT_PROCESSORS
+from carv_3d.hosts.counterparts import COUNTERPARTS, MIXIN, MODEL, NEW, OUTDATED, PROMPT_PROCESSORS
 from carv_3d.io.files import expanded, slug
 from carv_3d.io.structured import look_up, read_yaml
 from carv_3d.teachers.families import BUILT_IN
@@ -157,7 +157,7 @@ def _replacements(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         else:
             lines.append(f"{full}: {stock} has no counterpart and is left as it is")
     kind, model = (look_up(config, f"system.prompt_processor{end}") for end in ("_type", f".{MODEL}"))
-    if kind in PROMPT_PROCESSORS and model in BUILT_IN:
+    if kind in PROMPT_PROCESSORS and (model in BUILT_IN or kind in OUTDATED):
         words.append(f"system.prompt_processor_type={PROMPT_PROCESSORS[kind]}")
         lines.append(f"system.prompt_processor_type: {kind} -> {PROMPT_PROCESSORS[kind]}")
     return words, lines

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from carv_3d.teachers.families import DEEPFLOYD_IF
-from carv_3d.teachers.packed_text import PackedTextTeacher
+from carv_3d.teachers.loading import choose_dtype, load_text_parts
+from carv_3d.teachers.packed_text import PackedTextTeacher, text_states
 from carv_3d.teachers.pixels import Pixels
 
 TOKENS = 77  # of its training, though T5 reads more
@@ -22,6 +25,7 @@ class DeepFloydTeacher(PackedTextTeacher):
 
     family = DEEPFLOYD_IF
     default_model = "DeepFloyd/IF-I-XL-v1.0"
+    bounded = True  # a clean sample is in [-1, 1], so samplers cut it to that
 
     @classmethod
     def _from_parts(cls, folder: Path, parts: dict[str, Any], **known: Any) -> DeepFloydTeacher:
@@ -46,6 +50,31 @@ class DeepFloydTeacher(PackedTextTeacher):
         return prediction[:, : given.shape[1]]
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
-        words = [prompt.lower().strip() for prompt in prompts]  # as the pipeline does
-        text: Tensor = self.states("text_encoder", words, TOKENS, masked=True)[0][0]
+        text: Tensor = self.states("text_encoder", _prepared(prompts), TOKENS, masked=True)[0][0]
         return text.to(self.dtype)
+
+
+def _prepared(prompts: Sequence[str]) -> list[str]:
+    return [prompt.lower().strip() for prompt in prompts]  # as the pipeline does
+
+
+@torch.no_grad()
+def embed_prompts(folder: Path, prompts: Sequence[str], device: str | torch.device | None = None) -> Tensor:
+    """The text embeddings of a model, as `DeepFloydTeacher.text_embeddings` gives them, without loading its UNet.
+
+    Args:
+        folder: of the model, as `resolve_model` gives it.
+        prompts: B of them.
+        device: CUDA if there is one, unless named; float16 there, float32 elsewhere.
+
+    Returns:
+        (B, 77, D).
+
+    Raises:
+        CarvError: as `load_parts`.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parts = load_text_parts(folder, choose_dtype(device, None, DEEPFLOYD_IF.half), DEEPFLOYD_IF)
+    encoder = parts["text_encoder"].to(device).eval()
+    text: Tensor = text_states(encoder, parts["tokenizer"], _prepared(prompts), TOKENS, device, masked=True)[0][0]
+    return text

@@ -108,7 +108,8 @@ DEEPFLOYD_IF = Family(
     name="DeepFloyd IF, stage I",
     classes={"unet": "UNet2DConditionModel", "text_encoder": "T5EncoderModel"},
     tokenizers={"tokenizer": "T5TokenizerFast"},
-    use="load_teacher or DeepFloydTeacher",
+    use="load_teacher or DeepFloydTeacher, in threestudio carv-deep-floyd-guidance with "
+    "carv-deep-floyd-prompt-processor",
     addition_embed_types=("text",),
 )
 FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, PIXART, SANA, DEEPFLOYD_IF)

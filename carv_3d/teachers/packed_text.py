@@ -116,12 +116,20 @@ class PackedTextTeacher(LatentDiffusionTeacher):
         """
         if part not in self.encoders:
             raise CarvError(f"{self.name or 'this teacher'} was loaded without its text encoders.")
-        tokens = tokenize(self._tokenizer(part), prompts, length)
-        mask = tokens["attention_mask"].to(self.device)
-        if masked:
-            more["attention_mask"] = mask
-        with torch.autocast(self.device.type, enabled=False):
-            return self.encoders[part](tokens["input_ids"].to(self.device), **more), mask
+        return text_states(self.encoders[part], self._tokenizer(part), prompts, length, self.device, masked, **more)
 
     def _tokenizer(self, part: str) -> Any:
         return self.tokenizers[part.replace("text_encoder", "tokenizer")]
+
+
+def text_states(
+    encoder: Any, tokenizer: Any, prompts: list[str], length: int, device: torch.device, masked: bool = False,
+    **more: Any,
+) -> tuple[Any, Tensor]:  # fmt: skip
+    """What a text encoder on a device says, see `PackedTextTeacher.states`: its output, and the mask (B, L)."""
+    tokens = tokenize(tokenizer, prompts, length)
+    mask = tokens["attention_mask"].to(device)
+    if masked:
+        more["attention_mask"] = mask
+    with torch.autocast(device.type, enabled=False):
+        return encoder(tokens["input_ids"].to(device), **more), mask

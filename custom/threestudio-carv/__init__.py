@@ -16,4 +16,4 @@ except ImportError as error:
         "`bash install.sh --threestudio PATH/TO/threestudio` in the carv_3d repository."
     ) from error
 
-from . import checkpoint, guidance, prompt_processor, unified, vsd, xl, zero123  # noqa: F401
+from . import checkpoint, deep_floyd, guidance, prompt_processor, unified, vsd, xl, zero123  # noqa: F401

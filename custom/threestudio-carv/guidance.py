@@ -42,14 +42,15 @@ class CarvStableDiffusionGuidance(CarvGuidance):
         options = read_options(GuidanceOptions, self.cfg)
         needs_empty = "negative" in OBJECTIVES[options.objective].needs
         teacher = self._teacher_class.load(
-            options.pretrained_model_name_or_path,
-            token_merging=dict(self.cfg.token_merging_params or {}) if self.cfg.token_merging else None,
-            with_text=needs_empty,
-            **options.model_files,
-            **self._loading(),
+            options.pretrained_model_name_or_path, with_text=needs_empty, **options.model_files, **self._loading()
         )
         self._empty = teacher.text_embeddings([""]) if needs_empty else None
         self._carv = SDSGuidance(TimedTeacher(teacher, self._meter), options)
+
+    def _loading(self) -> dict[str, Any]:
+        """The host's options of loading, with tokens merged where that is asked for."""
+        merging = dict(self.cfg.token_merging_params or {}) if self.cfg.token_merging else None
+        return {**super()._loading(), "token_merging": merging}
 
     def __call__(
         self,

@@ -21,9 +21,9 @@ CONFIGS = sorted((double.EXTENSION / "configs").glob("*.yaml"))
 
 def test_all_configurations_are_there() -> None:
     assert [file.stem for file in CONFIGS] == [
-        "carv-dreamfusion-sd", "carv-dreamfusion-sdxl", "carv-dreamfusion-tiny", "carv-hifa", "carv-latentnerf",
-        "carv-magic3d-coarse-sd", "carv-magic3d-refine-sd", "carv-perpneg-sd", "carv-prolificdreamer-vsd", "carv-sjc",
-        "carv-stable-zero123", "carv-zero123",
+        "carv-dreamfusion-if", "carv-dreamfusion-sd", "carv-dreamfusion-sdxl", "carv-dreamfusion-tiny", "carv-hifa",
+        "carv-latentnerf", "carv-magic3d-coarse-sd", "carv-magic3d-refine-sd", "carv-perpneg-sd",
+        "carv-prolificdreamer-vsd", "carv-sjc", "carv-stable-zero123", "carv-zero123",
     ]  # fmt: skip
 
 

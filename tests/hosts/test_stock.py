@@ -224,3 +224,15 @@ def test_every_counterpart_is_called_as_its_stock_type() -> None:
     short = {"carv-vsd-guidance": "carv-stable-diffusion-vsd-guidance"}
     for stock_type, counterpart in COUNTERPARTS.items():
         assert short.get(counterpart.name, counterpart.name) == f"carv-{stock_type}"
+
+
+def test_a_prompt_processor_that_no_longer_runs_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "if.yaml"
+    system = "guidance_type: deep-floyd-guidance, guidance: {}, prompt_processor_type: deep-floyd-prompt-processor"
+    file.write_text("system: {" + system + ", prompt_processor: {prompt: a mug}}")
+    made = with_counterparts(file, [])
+    assert made.config["system"]["prompt_processor_type"] == "carv-deep-floyd-prompt-processor"
+    assert made.lines == (
+        "system.guidance_type: deep-floyd-guidance -> carv-deep-floyd-guidance, K = 4",
+        "system.prompt_processor_type: deep-floyd-prompt-processor -> carv-deep-floyd-prompt-processor",
+    )
