@@ -31,6 +31,8 @@ class Counterpart:
 MODEL = "pretrained_model_name_or_path"
 COUNTERPARTS = {
     "stable-diffusion-guidance": Counterpart("carv-stable-diffusion-guidance", {MODEL: SD15}),
+    "zero123-guidance": Counterpart("carv-zero123-guidance"),
+    "stable-zero123-guidance": Counterpart("carv-stable-zero123-guidance"),
     "stable-diffusion-vsd-guidance": Counterpart(
         "carv-vsd-guidance", {MODEL: SD21_BASE, "pretrained_model_name_or_path_lora": SD21}
     ),

@@ -29,7 +29,7 @@ from torch import Tensor
 EXTENSION = Path(__file__).parents[2] / "custom" / "threestudio-carv"
 STOOD_IN = {
     "tinycudann", "nvdiffrast", "IPython", "controlnet_aux", "envlight", "igl", "torchvision", "wandb", "bitsandbytes",
-    "mcubes", "pysdf", "xatlas",
+    "mcubes", "pysdf", "xatlas", "taming",
 }  # fmt: skip
 SMALL = [
     "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16", "data.n_val_views=1",
@@ -37,6 +37,13 @@ SMALL = [
     "system.guidance.half_precision_weights=false", "trainer.precision=32",
 ]  # fmt: skip
 """What a CPU run sets: small renders, no process of its own for the text encoder, single precision."""
+ONE_IMAGE = [
+    "data.width=16", "data.height=16", "data.resolution_milestones=[]", "data.random_camera.width=16",
+    "data.random_camera.height=16", "data.random_camera.batch_size=2", "data.random_camera.resolution_milestones=[]",
+    "data.random_camera.eval_width=16", "data.random_camera.eval_height=16", "data.random_camera.n_val_views=1",
+    "data.random_camera.n_test_views=2",
+]  # fmt: skip
+"""In place of SMALL's, where the data are one image and cameras around it."""
 
 
 class _Nothing(type):
@@ -104,6 +111,9 @@ def enter(checkout: str | Path) -> Any:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in ("threestudio", "extern") and vars(module).get("get_device") is device:
             module.get_device = lambda: torch.device("cpu")  # type: ignore[attr-defined]
+    from threestudio.data import image
+
+    image.get_rank = lambda: torch.device("cpu")  # where its one image goes
     _render_densely()
     return threestudio
 
@@ -179,6 +189,8 @@ def settings(config: Path, pretrained: str | None = None) -> list[str]:
 
     cfg = OmegaConf.load(config)
     overrides = list(SMALL)
+    if cfg.data_type == "single-image-datamodule":
+        overrides = [*ONE_IMAGE, *(word for word in SMALL if not word.startswith("data."))]
     for section, bands in (("geometry", 4), ("background", 3)):
         encoding = {"geometry": "pos_encoding_config", "background": "dir_encoding_config"}[section]
         if cfg.system.get(f"{section}_type") in ("implicit-volume", "neural-environment-map-background"):
