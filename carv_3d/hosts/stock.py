@@ -202,7 +202,9 @@ def _found_file(word: str, folder: Path | None) -> str:
 def _check_files(config: Mapping[str, Any], folder: Path | None) -> None:
     for name in FILES:
         value = look_up(config, name)
-        if folder is None or not isinstance(value, str) or not value or "${" in value or value == "???":
+        if folder is None or not isinstance(value, str) or not value or value == "???":
+            continue
+        if "${" in value or "LAST" in value:  # resolved by threestudio, LAST as the newest run's folder
             continue
         if not (folder / value).exists():
             raise CarvError(f"{name} names {value}, which is not there; give a path from {folder}, or a whole one")

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import software_raster
 import torch
 from torch import Tensor
 
@@ -101,6 +102,7 @@ def _importer() -> str:
 def enter(checkout: str | Path) -> Any:
     """The package `threestudio` of the checkout, on the CPU. The working directory is left to the caller."""
     checkout = str(Path(checkout).resolve())
+    software_raster.install()
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
         sys.meta_path.append(_Finder())
@@ -202,11 +204,19 @@ def settings(config: Path, pretrained: str | None = None) -> list[str]:
     return [*overrides, 'system.prompt_processor.prompt="a red mug"']
 
 
-def train(checkout: Path, config: Path, steps: int, workdir: Path, overrides: Sequence[str] = ()) -> None:
-    """threestudio's own launcher on a config of this extension; prints a line of JSON for every step.
+def train(
+    checkout: Path,
+    config: Path,
+    steps: int,
+    workdir: Path,
+    overrides: Sequence[str] = (),
+    small: Sequence[str] | None = None,
+) -> None:
+    """threestudio's own launcher on a config; prints a line of JSON for every step.
 
-    workdir becomes the working directory, with the extension linked into its `custom/`; outputs land in it. With
-    CARV_TEST_DEVICES=2 Lightning trains in two processes (gloo).
+    small: key=value that make it fit a CPU; those of `settings` if None. workdir becomes the working directory, with
+    the extension linked into its `custom/`; outputs land in it. With CARV_TEST_DEVICES=2 Lightning trains in two
+    processes (gloo).
     """
     (workdir / "custom").mkdir(parents=True, exist_ok=True)
     for link, target in ((workdir / "load", checkout / "load"), (workdir / "custom" / EXTENSION.name, EXTENSION)):
@@ -225,7 +235,7 @@ def train(checkout: Path, config: Path, steps: int, workdir: Path, overrides: Se
 
         def on_train_batch_end(self, trainer: Any, system: Any, *_: Any) -> None:
             logged = {k.removeprefix("train/"): float(v) for k, v in trainer.callback_metrics.items()}
-            line = {"step": trainer.global_step, "rank": trainer.global_rank, "logged": logged}
+            line: dict[str, Any] = {"step": trainer.global_step, "rank": trainer.global_rank, "logged": logged}
             line.update(guidance=type(system.guidance).__name__, seconds=time.perf_counter() - self.start)
             out.write(json.dumps(line) + "\n")  # in one piece: ranks share the stream
             out.flush()
@@ -253,7 +263,7 @@ def train(checkout: Path, config: Path, steps: int, workdir: Path, overrides: Se
 
     launch.load_custom_modules = load_custom_modules
     flags = dict.fromkeys(("validate", "test", "export", "gradio", "verbose", "typecheck"), False)
-    given = [*settings(config), f"trainer.max_steps={steps}", *overrides]
+    given = [*(settings(config) if small is None else small), f"trainer.max_steps={steps}", *overrides]
     with contextlib.redirect_stdout(sys.stderr):
         launch.main(argparse.Namespace(config=str(config), gpu="0", train=True, **flags), given)
 

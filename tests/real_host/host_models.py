@@ -1,0 +1,122 @@
+"""Tiny random models and data for any configuration of threestudio, and the words key=value that name them.
+
+A model is built once, in a folder of its own, when a configuration asks for it. What it asks for goes by the type of
+the guidance or prompt processor, since the names in the stock files are those of models on the hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from carv_3d.io.structured import look_up
+
+PROMPT = "a red mug"
+
+
+def _stable_diffusion(folder: Path) -> None:
+    from small_models import build_sd_folder
+
+    build_sd_folder(folder, latent=64, context=77, levels=4)
+
+
+BUILDERS: dict[str, Callable[[Path], Any]] = {"stable-diffusion": _stable_diffusion}
+"""By the name of a folder; a builder makes that folder."""
+MODELS: dict[str, dict[str, str]] = {
+    "stable-diffusion-prompt-processor": {"pretrained_model_name_or_path": "stable-diffusion"},
+    "stable-diffusion-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
+    "stable-diffusion-vsd-guidance": dict.fromkeys(
+        ("pretrained_model_name_or_path", "pretrained_model_name_or_path_lora"), "stable-diffusion"
+    ),
+    "stable-diffusion-sdi-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
+    "stable-diffusion-unified-guidance": dict.fromkeys(
+        ("pretrained_model_name_or_path", "vsd_phi_model_name_or_path"), "stable-diffusion"
+    ),
+}
+"""By stock type: options that name a model, and the model; an option without a default is set where it is given."""
+IMAGE = "load/images/hamburger_rgba.png"
+SHAPE = "load/shapes/teddy.obj"
+
+
+def fitted(config: Mapping[str, Any], models: Path) -> list[str]:
+    """Words that name models, and data for what the configuration leaves open (`???`)."""
+    return [*_models(config, models), *_data(config, models)]
+
+
+def _models(config: Mapping[str, Any], models: Path) -> Iterator[str]:
+    system = config["system"]
+    for key, kind in system.items():
+        if not str(key).endswith("_type") or not ("guidance" in str(kind) or "prompt-processor" in str(kind)):
+            continue
+        group = str(key).removesuffix("_type")
+        given = system.get(group) or {}
+        for option, model in MODELS.get(str(kind), {}).items():
+            if option == "vsd_phi_model_name_or_path" and given.get(option) is None:
+                continue
+            folder = models / model
+            if not folder.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                BUILDERS[model](folder)
+            yield f"system.{group}.{option}={folder}"
+        if "guidance" in str(kind):
+            yield f"system.{group}.half_precision_weights=false"
+        elif not str(kind).startswith("dummy"):
+            yield f"system.{group}.spawn=false"
+
+
+def _data(config: Mapping[str, Any], models: Path) -> Iterator[str]:
+    if not str(config["system"].get("prompt_processor_type")).startswith("dummy"):
+        yield f"system.prompt_processor.prompt={json.dumps(PROMPT)}"
+    if look_up(config, "data.image_path") == "???":
+        yield f"data.image_path={IMAGE}"
+    if look_up(config, "system.guide_shape") == "???":
+        yield f"system.guide_shape={SHAPE}"
+    if look_up(config, "data.dataroot") == "???":
+        yield f"data.dataroot={_views(models.parent / 'views')}"
+    if look_up(config, "system.geometry_convert_from") == "???":
+        yield f"system.geometry_convert_from={_coarse(models.parent / 'coarse')}"
+
+
+def _views(folder: Path) -> Path:
+    """Four images of 32 x 32 with their cameras around the origin, as nerfstudio writes them."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lens = {"w": 32, "h": 32, "fl_x": 32.0, "fl_y": 32.0, "cx": 16.0, "cy": 16.0}
+    frames = []
+    for i, angle in enumerate(np.arange(4) * np.pi / 2):
+        pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        backward = np.array([np.sin(angle), np.cos(angle), 0.0])
+        right = np.array([np.cos(angle), -np.sin(angle), 0.0])
+        camera = np.eye(4)
+        camera[:3] = np.stack([right, np.cross(backward, right), backward, 2 * backward], 1)
+        frames.append({"file_path": f"{i}.png", "transform_matrix": camera.tolist(), **lens})
+    (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", "frames": frames, **lens}))
+    return folder
+
+
+def _coarse(folder: Path) -> Path:
+    """What a coarse stage leaves for a fine one: an implicit volume in a checkpoint, and its configuration."""
+    import threestudio
+    import torch
+    from omegaconf import OmegaConf
+
+    encoding = {"otype": "ProgressiveBandFrequency", "n_frequencies": 4}
+    geometry = {"radius": 1.0, "normal_type": "analytic", "density_bias": "blob_magic3d", "density_blob_scale": 40.0,
+                "density_activation": "softplus", "pos_encoding_config": encoding, "isosurface_method": "mt",
+                "isosurface_resolution": 32}  # fmt: skip
+    checkpoint = folder / "ckpts" / "last.ckpt"
+    if not checkpoint.exists():
+        for part in ("ckpts", "configs"):
+            (folder / part).mkdir(parents=True)
+        volume = threestudio.find("implicit-volume")(OmegaConf.create(geometry))
+        weights = {f"geometry.{name}": value for name, value in volume.state_dict().items()}
+        torch.save({"epoch": 0, "global_step": 0, "state_dict": weights}, checkpoint)
+        config = {"tag": "coarse", "use_timestamp": False}
+        config["system"] = {"geometry_type": "implicit-volume", "geometry": geometry}
+        OmegaConf.save(OmegaConf.create(config), folder / "configs" / "parsed.yaml")
+    return checkpoint
