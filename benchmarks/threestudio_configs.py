@@ -43,6 +43,7 @@ NOT_HERE = {
 }
 ENDS = (
     (r"(\w+) is a stand-in: this needs the real package", r"CUDA only: \1"),
+    (r"CUDA_HOME environment variable is not set", "CUDA only: nerfacc's kernels of proposal networks"),
     (r"No module named '(\w+)'", r"needs the package \1"),
 )
 
@@ -177,7 +178,8 @@ def main() -> None:
     args = parser.parse_args()
     checkout = args.checkout.resolve()
     if args.facts:
-        FACTS.write_text(json.dumps(facts(checkout), indent=1) + "\n")
+        lines = (f" {json.dumps(name)}: {json.dumps(each)}" for name, each in facts(checkout).items())
+        FACTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
     torch.set_num_threads(1)
     import cpu_host

@@ -40,6 +40,11 @@ def small(config: Mapping[str, Any]) -> list[str]:
         words += ["data.n_val_views=1", "data.n_test_views=2", f"data.eval_width={SIZE}", f"data.eval_height={SIZE}"]
     words += _encodings(config.get("system", {}))
     words += _rendering(config.get("system", {}))
+    words += [
+        f"{name}=0.01"  # progressive is a word of hash grids alone
+        for name, value in _leaves(config.get("system", {}), "system")
+        if _last(name) == "finite_difference_normal_eps" and value == "progressive"
+    ]
     leaves = dict(_leaves(config, ""))
     words += [f"{name}={value}" for name, value in FROM_THE_START.items() if name in leaves]
     return [*dict.fromkeys(words), "trainer.precision=32", "trainer.num_sanity_val_steps=0"]
