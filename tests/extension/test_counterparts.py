@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from carv_3d.hosts.counterparts import COUNTERPARTS
+from carv_3d.hosts.counterparts import COUNTERPARTS, NEW, PROMPT_PROCESSORS
 
 FACTS = json.loads((Path(__file__).parents[1] / "hosts" / "threestudio_configs.json").read_text())
 NOT_THREESTUDIOS = {"controlnet-guidance"}
 """Named by a configuration for debugging, and registered nowhere in threestudio."""
 
 LEFT = {
-    "deep-floyd-guidance", "stable-diffusion-controlnet-guidance", "stable-diffusion-instructpix2pix-guidance",
-    "stable-diffusion-sdi-guidance", "stable-zero123-guidance", "zero123-guidance", "zero123-unified-guidance",
+    "stable-diffusion-controlnet-guidance", "stable-diffusion-instructpix2pix-guidance",
+    "stable-diffusion-sdi-guidance", "zero123-unified-guidance",
 }  # fmt: skip
 """Stock types without a counterpart so far."""
 
@@ -45,6 +45,12 @@ def test_a_counterpart_is_registered_with_the_defaults_of_the_table(stock: str, 
     config = host.modules[counterpart.name].Config()
     assert config.num_draws == counterpart.num_draws
     assert {name: getattr(config, name) for name in counterpart.models} == counterpart.models
+
+
+def test_every_guidance_of_the_extension_is_a_counterpart_or_new(host: Any) -> None:
+    registered = {name for name in host.modules if name.endswith("-guidance")}
+    assert registered == {counterpart.name for counterpart in COUNTERPARTS.values()} | set(NEW)
+    assert set(PROMPT_PROCESSORS.values()) <= set(host.modules)
 
 
 @pytest.mark.parametrize(("config", "stock", "options"), uses(), ids=[f"{name}: {kind}" for name, kind, _ in uses()])

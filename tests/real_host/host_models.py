@@ -22,13 +22,35 @@ def _stable_diffusion(folder: Path) -> None:
     build_sd_folder(folder, latent=64, context=77, levels=4)
 
 
-BUILDERS: dict[str, Callable[[Path], Any]] = {"stable-diffusion": _stable_diffusion}
+def _deep_floyd(folder: Path) -> None:
+    from small_families import build_family
+
+    build_family("DeepFloyd IF", folder)
+
+
+def _zero123(folder: Path) -> None:
+    import ldm_tiny
+
+    ldm_tiny.install()
+    ldm_tiny.write(folder)
+
+
+BUILDERS: dict[str, Callable[[Path], Any]] = {
+    "stable-diffusion": _stable_diffusion, "deep-floyd": _deep_floyd, "zero123": _zero123,
+}  # fmt: skip
 """By the name of a folder; a builder makes that folder."""
 MODELS: dict[str, dict[str, str]] = {
     "stable-diffusion-prompt-processor": {"pretrained_model_name_or_path": "stable-diffusion"},
     "stable-diffusion-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
     "stable-diffusion-vsd-guidance": dict.fromkeys(
         ("pretrained_model_name_or_path", "pretrained_model_name_or_path_lora"), "stable-diffusion"
+    ),
+    **dict.fromkeys(
+        ("deep-floyd-prompt-processor", "deep-floyd-guidance"), {"pretrained_model_name_or_path": "deep-floyd"}
+    ),
+    **dict.fromkeys(
+        ("zero123-guidance", "stable-zero123-guidance"),
+        {"pretrained_model_name_or_path": "zero123/model.ckpt", "pretrained_config": "zero123/model.yaml"},
     ),
     "stable-diffusion-sdi-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
     "stable-diffusion-unified-guidance": dict.fromkeys(
@@ -55,11 +77,11 @@ def _models(config: Mapping[str, Any], models: Path) -> Iterator[str]:
         for option, model in MODELS.get(str(kind), {}).items():
             if option == "vsd_phi_model_name_or_path" and given.get(option) is None:
                 continue
-            folder = models / model
+            folder = models / model.partition("/")[0]
             if not folder.exists():
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                BUILDERS[model](folder)
-            yield f"system.{group}.{option}={folder}"
+                models.mkdir(parents=True, exist_ok=True)
+                BUILDERS[folder.name](folder)
+            yield f"system.{group}.{option}={models / model}"
         if "guidance" in str(kind):
             yield f"system.{group}.half_precision_weights=false"
         elif not str(kind).startswith("dummy"):
