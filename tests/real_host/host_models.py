@@ -39,19 +39,17 @@ BUILDERS: dict[str, Callable[[Path], Any]] = {
     "stable-diffusion": _stable_diffusion, "deep-floyd": _deep_floyd, "zero123": _zero123,
 }  # fmt: skip
 """By the name of a folder; a builder makes that folder."""
+LDM = {"pretrained_model_name_or_path": "zero123/model.ckpt", "pretrained_config": "zero123/model.yaml"}
 MODELS: dict[str, dict[str, str]] = {
     "stable-diffusion-prompt-processor": {"pretrained_model_name_or_path": "stable-diffusion"},
     "stable-diffusion-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
     "stable-diffusion-vsd-guidance": dict.fromkeys(
         ("pretrained_model_name_or_path", "pretrained_model_name_or_path_lora"), "stable-diffusion"
     ),
-    **dict.fromkeys(
-        ("deep-floyd-prompt-processor", "deep-floyd-guidance"), {"pretrained_model_name_or_path": "deep-floyd"}
-    ),
-    **dict.fromkeys(
-        ("zero123-guidance", "stable-zero123-guidance"),
-        {"pretrained_model_name_or_path": "zero123/model.ckpt", "pretrained_config": "zero123/model.yaml"},
-    ),
+    "deep-floyd-prompt-processor": {"pretrained_model_name_or_path": "deep-floyd"},
+    "deep-floyd-guidance": {"pretrained_model_name_or_path": "deep-floyd"},
+    "zero123-guidance": LDM,
+    "stable-zero123-guidance": LDM,
     "stable-diffusion-sdi-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
     "stable-diffusion-unified-guidance": dict.fromkeys(
         ("pretrained_model_name_or_path", "vsd_phi_model_name_or_path"), "stable-diffusion"
