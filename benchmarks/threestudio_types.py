@@ -1,0 +1,251 @@
+"""Every guidance type against its counterpart, in the real threestudio with tiny models: parity, seconds, variance.
+
+    PYTHON benchmarks/threestudio_types.py CHECKOUT [--types KIND,...] [--repeats 60] [--out CSV]
+
+PYTHON has threestudio's packages and pytest (`benchmarks/real_host.sh`). For each type the stock guidance and its
+counterpart at K = 1, 4 and 8 get the same render again and again, interleaved. A step is the guidance and the backward
+to the render; the render itself is free, so K costs more here than in a scene. The models are tiny and random: ratios
+of seconds are of such models, not of Stable Diffusion's size.
+
+parity       the largest relative error of the recorded gradients at one draw without strata (tests/extension)
+k8_over_8    seconds of a step at K = 8 over eight stock steps
+variance     variance of the gradient at K over that of stock, of one fixed render
+ecm          (variance x seconds of stock) / (variance x seconds), with its 95 % bootstrap interval
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / part) for part in ("", "extension", "real_host"))]
+
+from bench import joined, run_script, script_parser  # noqa: E402
+
+from carv_3d.core.variance import total_variance  # noqa: E402
+from carv_3d.errors import CarvError  # noqa: E402
+from carv_3d.stats.bootstrap import ecm_interval  # noqa: E402
+
+DRAWS = (1, 4, 8)
+COLUMNS = ("type", "K", "seconds", "over_stock", "k8_over_8", "variance", "ecm", "ecm_low", "ecm_high", "parity")
+RECORDED = {
+    "stable-diffusion-guidance": "test_recorded_parity.py", "stable-diffusion-vsd-guidance": "test_recorded_parity.py",
+    "stable-diffusion-unified-guidance": "test_unified.py", "deep-floyd-guidance": "test_deep_floyd.py",
+    "zero123-guidance": "test_recorded_zero123.py", "stable-zero123-guidance": "test_recorded_zero123.py",
+}  # fmt: skip
+"""The test of each type's recorded gradients."""
+
+
+@dataclass
+class Subject:
+    """One type, ready to be called: the stock guidance, its counterpart by K, a call with a render (1, H, W, 3)."""
+
+    stock: Any
+    counterparts: dict[int, Any]
+    call: Callable[[Any, Tensor], dict[str, Any]]
+    loss: str = "loss_sds"
+
+
+def build(kind: str, checkout: Path, folder: Path) -> Subject:
+    """The subject of a type, by the recorder of its gradients."""
+    import cpu_host
+    import recorded_parity as recorded
+    from safetensors.torch import load_file
+
+    from carv_3d.hosts.counterparts import COUNTERPARTS
+
+    recorder, texts, own = RECORDERS.get(kind, _stable_diffusion)(kind, checkout, folder)
+    views = {**recorded.views(1), "c2w": recorded.fill("c2w", 1, 4, 4), "mvp_mtx": recorded.fill("mvp_mtx", 1, 4, 4)}
+    prompts = [recorded.RecordedPrompts(load_file(texts), 1)] if texts else []
+
+    def call(guidance: Any, rgb: Tensor) -> dict[str, Any]:
+        return guidance(rgb, *prompts, **views)
+
+    cpu_host.load_extension()
+    if "zero123" in kind:
+        sys.modules["threestudio-carv.zero123"].PACKAGE = "compvis_models"  # of the tiny network
+    stock = recorder.stock(kind, **own)
+    name, find = COUNTERPARTS[kind].name, recorder.host.find
+    recorder.host.find = lambda _: find(name)
+    counterparts = {K: recorder.stock(kind, **own, num_draws=K, seed=K) for K in DRAWS}
+    loss = "loss_sd" if "unified" in kind else "loss_vsd" if "vsd" in kind else "loss_sds"
+    return Subject(stock, counterparts, call, loss)
+
+
+Parts = tuple[Any, Path | None, dict[str, Any]]  # the recorder, the file of recorded texts, options
+
+
+def _stable_diffusion(kind: str, checkout: Path, folder: Path) -> Parts:
+    import cpu_host
+    import recorded_parity as recorded
+    from record_parity import Recorder
+
+    recorder = Recorder(checkout, folder)
+    if kind == "stable-diffusion-unified-guidance":
+        from threestudio.models.guidance import stable_diffusion_unified_guidance as module
+
+        from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+
+        cpu_host.resize_like(StableDiffusionTeacher.load(recorder.model, device="cpu", with_text=False), module)
+    if "vsd" not in kind:
+        return recorder, recorded.TENSORS, {}
+    from diffusers.models.embeddings import TimestepEmbedding
+    from threestudio.models.guidance import stable_diffusion_vsd_guidance
+
+    stable_diffusion_vsd_guidance.TimestepEmbedding = lambda a, b: TimestepEmbedding(a, 32)  # it writes out 1280
+    return recorder, recorded.TENSORS, {"pretrained_model_name_or_path_lora": recorder.v_model}
+
+
+def _deep_floyd(kind: str, checkout: Path, folder: Path) -> Parts:
+    import recorded_parity as recorded
+    from record_deepfloyd import DeepFloydRecorder
+
+    return DeepFloydRecorder(checkout, folder), recorded.FOLDER / "deepfloyd.safetensors", {}
+
+
+def _zero123(kind: str, checkout: Path, folder: Path) -> Parts:
+    from record_zero123 import Recorder, shrink
+
+    recorder = Recorder(checkout, folder)
+    from threestudio.models.guidance import stable_zero123_guidance, zero123_guidance
+
+    for module in (zero123_guidance, stable_zero123_guidance):
+        shrink(module)
+    return recorder, None, {}
+
+
+RECORDERS: dict[str, Callable[[str, Path, Path], Parts]] = {
+    "deep-floyd-guidance": _deep_floyd, "zero123-guidance": _zero123, "stable-zero123-guidance": _zero123,
+}  # fmt: skip
+"""Types that are not recorded as those of Stable Diffusion."""
+
+
+def measure(subject: Subject, repeats: int) -> dict[int, tuple[list[float], Tensor]]:
+    """(seconds of each step, gradients (repeats, D)) by K, 0 for stock; interleaved, two rounds warm up."""
+    import recorded_parity as recorded
+
+    rgb = recorded.render("perp-neg").detach()  # (1, H, W, 3)
+    guidances = {0: subject.stock, **subject.counterparts}
+    seconds: dict[int, list[float]] = {K: [] for K in guidances}
+    gradients: dict[int, list[Tensor]] = {K: [] for K in guidances}
+    for repeat in range(-2, repeats):
+        for K, guidance in guidances.items():
+            image = rgb.clone().requires_grad_()
+            begin = time.perf_counter()
+            loss = subject.call(guidance, image)[subject.loss]
+            (gradient,) = torch.autograd.grad(loss, image)
+            if repeat >= 0:
+                seconds[K].append(time.perf_counter() - begin)
+                gradients[K].append(gradient.flatten())
+    return {K: (seconds[K], torch.stack(gradients[K])) for K in guidances}
+
+
+def rows(kind: str, measured: dict[int, tuple[list[float], Tensor]], parity: float) -> list[dict[str, Any]]:
+    """Of one type, K = 0 for the stock guidance."""
+    cost = {K: statistics.median(seconds) for K, (seconds, _) in measured.items()}
+    base = measured[0][1]
+    out = []
+    for K, (_, gradients) in measured.items():
+        ecm = ecm_interval(base, cost[0], gradients, cost[K])
+        row = {"type": kind, "K": K, "seconds": cost[K], "over_stock": cost[K] / cost[0]}
+        row |= {"variance": total_variance(gradients) / total_variance(base)}
+        row |= {"ecm": ecm.value, "ecm_low": ecm.low, "ecm_high": ecm.high, "parity": parity if K == 1 else ""}
+        out.append({**row, "k8_over_8": cost[8] / (8 * cost[0]) if K == 8 else ""})
+    return out
+
+
+class Parity:
+    """A plugin of pytest that keeps the largest relative error of the recorded gradients, by the type of the case."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.worst = 0.0
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Once the tests are imported, and before they run."""
+        import recorded_parity as recorded
+
+        checked = recorded.check_gradients
+
+        def check(case: str, out: Any, rgb: Tensor, facts: Any, tensors: dict[str, Tensor]) -> None:
+            for name, gradient in recorded.gradients(out, rgb).items():
+                due = tensors[f"{case}: {name}"]
+                self.worst = max(self.worst, float((gradient - due).norm() / due.norm()))
+            checked(case, out, rgb, facts, tensors)
+
+        recorded.check_gradients = check
+
+
+def parity(kind: str) -> float:
+    """The largest relative error over all recorded cases of a type, by its own tests."""
+    import pytest
+
+    plugin, file = Parity(), RECORDED[kind]
+    words = "vsd" if "vsd" in kind else "not vsd and stable-zero123" if kind.startswith("stable-zero") else "not vsd"
+    words += " and not stable-zero123" if kind == "zero123-guidance" else ""
+    given = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q"]
+    given += ["-k", f"stock_gradient and {words}"]
+    if pytest.main([*given, str(ROOT / "tests" / "extension" / file)], [plugin]) or not plugin.worst:
+        raise CarvError(f"the recorded gradients of {kind} are not met, or none was tried; run {file} by pytest")
+    return plugin.worst
+
+
+def one_type(kind: str, checkout: Path, repeats: int) -> None:
+    """Measure one type in this process, and write its rows as CSV to standard output."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        made = rows(kind, measure(build(kind, checkout, Path(folder)), repeats), 0.0)
+        os.chdir(ROOT)
+    writer = csv.DictWriter(sys.stdout, COLUMNS)
+    writer.writerows(made)
+
+
+def main() -> None:
+    """A process for each type, since recording changes threestudio's modules; then the table."""
+    parser = script_parser(__doc__, repeats=60)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--types", type=joined(RECORDED), default=",".join(RECORDED))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "threestudio-types.csv")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # the work of such a process
+    o = parser.parse_args()
+    checkout = o.checkout.resolve()
+    if o.one:
+        one_type(o.one, checkout, o.repeats)
+        return
+    made: list[dict[str, Any]] = []
+    for kind in o.types:
+        command = [sys.executable, __file__, str(checkout), "--one", kind, "--repeats", str(o.repeats)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = [line for line in done.stdout.splitlines() if line.startswith(f"{kind},")]
+        if done.returncode or not lines:
+            print(f"{kind}: not measured: {(done.stderr.strip() or '?').splitlines()[-1]}", file=sys.stderr)
+            continue
+        error = parity(kind)
+        own = [{**row, "parity": f"{error:.1e}"} if row["K"] == "1" else row for row in csv.DictReader(lines, COLUMNS)]
+        made += own
+        for row in own:
+            print(", ".join(f"{name} {value}" for name, value in row.items() if value), file=sys.stderr)
+    with o.out.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, COLUMNS)
+        writer.writeheader()
+        writer.writerows(made)
+
+
+if __name__ == "__main__":
+    run_script(main)
