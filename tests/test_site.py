@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import site_hooks as hooks
@@ -48,12 +49,15 @@ def test_every_command_has_its_help_on_one_page() -> None:
 
 
 def test_the_reference_has_every_package_and_module() -> None:
-    packages = {p.parent.name for p in (ROOT / "carv_3d").glob("*/__init__.py")}
-    assert packages - set(hooks.PACKAGES) == {"cli", "config", "io", "report", "runs", "tiny"}  # no library
+    there = {p.parent.name for p in (ROOT / "carv_3d").glob("*/__init__.py")}
+    assert set(hooks.packages()) == there - {"cli", "config", "io", "report", "runs", "tiny"}  # no library
+    assert len(hooks.packages()) == len(set(hooks.packages()))
     assert "::: carv_3d.core.estimator\n" in hooks.package_page("core")
     assert "_raster" not in hooks.package_page("scenes")
-    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert [n for n in hooks.PACKAGES if f"reference/{n}.md" not in navigation] == []
+    assert "| [`carv_3d.core`](core.md) | The estimator, on torch alone" in hooks.api_page()
+    config = SimpleNamespace(nav=[{"Reference": [{"Options": "OPTIONS.md"}, {"Python": [{"Overview": "api.md"}]}]}])
+    (_, section) = hooks.on_config(config).nav[0]["Reference"]
+    assert section["Python"][1:] == [{f"carv_3d.{n}": f"reference/{n}.md"} for n in hooks.packages()]
 
 
 def built(folder: Path, head: str = "", body: str = "") -> list[str]:

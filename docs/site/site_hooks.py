@@ -5,6 +5,7 @@ mkdocs calls the functions `on_...`. A warning from here is an error under `mkdo
 
 from __future__ import annotations
 
+import ast
 import html
 import importlib
 import io
@@ -25,22 +26,18 @@ log = logging.getLogger("mkdocs.site")
 OUTSIDE = (
     "CONTRIBUTING.md", "CHANGELOG.md", "custom/threestudio-carv/README.md", "carv_3d/tiny/weights/README.md",
 )  # fmt: skip
-# Packages of the Python reference, in the order of the layers, and what is said of each.
-PACKAGES = {
-    "core": "The estimator, on torch alone: schedules, proposals, designs, variance.",
-    "objectives": "What is distilled: one pure residual function each, and their table.",
-    "guidance": "Score distillation on a teacher, for every host.",
-    "teachers": "Frozen diffusion models behind one protocol.",
-    "scenes": "Cameras, fields, rendering and meshes.",
-    "stats": "Intervals.",
-    "evaluation": "Classifier, IoU, PSNR, CLIP and distances of features.",
-    "generate": "The built-in trainer behind `carv generate`.",
-    "variance": "Behind `carv variance`.",
-    "compare": "Behind `carv compare`.",
-    "attribution": "Behind `carv attribute`, and attribution scores as a library.",
-    "distill": "Behind `carv distill`.",
-}
+# Packages of the Python reference that come first; the others follow by name. The commands' own parts are no library.
+FIRST = ("core", "objectives", "guidance", "teachers", "scenes", "attribution", "distill")
+NO_LIBRARY = {"cli", "config", "io", "report", "runs", "tiny"}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+
+
+def on_config(config: Any) -> Any:
+    """Put a page of every package behind the overview of the reference."""
+    reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
+    python = next(entry["Python"] for entry in reference if "Python" in entry)
+    python += [{f"carv_3d.{name}": f"reference/{name}.md"} for name in packages()]
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -49,7 +46,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     made = {f"repository/{name}": (ROOT / name).read_text(encoding="utf-8") for name in OUTSIDE}
     made |= {"reference/commands.md": commands_page(), "reference/api.md": api_page()}
-    made |= {f"reference/{name}.md": package_page(name) for name in PACKAGES}
+    made |= {f"reference/{name}.md": package_page(name) for name in packages()}
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -138,9 +135,21 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
+def packages() -> list[str]:
+    """Those of the Python reference, in order."""
+    there = {p.parent.name for p in (ROOT / "carv_3d").glob("*/__init__.py")} - NO_LIBRARY
+    return [*FIRST, *sorted(there - set(FIRST))]
+
+
+def summary(package: str) -> str:
+    """The first sentence of a package's docstring."""
+    tree = ast.parse((ROOT / "carv_3d" / package / "__init__.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+
+
 def api_page() -> str:
     """The public face of the package, and a table of its packages."""
-    rows = [f"| [`carv_3d.{name}`]({name}.md) | {words} |" for name, words in PACKAGES.items()]
+    rows = [f"| [`carv_3d.{name}`]({name}.md) | {summary(name)} |" for name in packages()]
     table = "| package | what lives there |\n|---|---|\n" + "\n".join(rows)
     return f"# Python\n\n`import carv_3d` gives the names of its docstring. The packages:\n\n{table}\n\n::: carv_3d\n"
 
@@ -149,7 +158,7 @@ def package_page(package: str) -> str:
     """The modules of a package, each from its docstrings."""
     names = sorted(p.stem for p in (ROOT / "carv_3d" / package).glob("*.py") if not p.stem.startswith("_"))
     parts = [f"::: carv_3d.{package}.{name}\n" for name in names]
-    return f"# carv_3d.{package}\n\n{PACKAGES[package]}\n\n" + "\n".join(parts)
+    return f"# carv_3d.{package}\n\n{summary(package)}\n\n" + "\n".join(parts)
 
 
 class Page(HTMLParser):
