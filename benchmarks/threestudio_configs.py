@@ -43,6 +43,7 @@ NOT_HERE = {
 }
 ENDS = (
     (r"(\w+) is a stand-in: this needs the real package", r"CUDA only: \1"),
+    (r"vgg16 is a stand-in", "needs torchvision and the weights of its VGG16"),
     (r"CUDA_HOME environment variable is not set", "CUDA only: nerfacc's kernels of proposal networks"),
     (r"No module named '(\w+)'", r"needs the package \1"),
 )
@@ -111,7 +112,7 @@ def attempt(checkout: Path, file: Path, words: list[str], folder: Path) -> tuple
             return 0, 0, f"ran for more than {LIMIT} s"
         time.sleep(0.2)
     lines = [json.loads(line) for line in shown.read_text().splitlines() if line.startswith("{")]
-    guided = sum("grad_norm" in line["logged"] or "grad_norm_3d" in line["logged"] for line in lines)
+    guided = sum(bool(line["calls"]) for line in lines)
     return len(lines), guided, "" if ended[1] == 0 else reason(log.read_text(errors="replace"))
 
 

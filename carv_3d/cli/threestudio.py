@@ -71,10 +71,10 @@ def main(args: argparse.Namespace) -> int:
     assert root is not None
     _check_ready(root, made, withdrawn)
     _say(made.lines)
-    from carv_3d.hosts.launch import become_launcher
+    from carv_3d.hosts.launch import run_launcher
 
     words = ["--config", str(file.absolute()), f"--{chosen[0]}", "--gpu", args.gpu, *["--verbose"] * args.verbose]
-    return become_launcher(root, [*words, *made.words])
+    return run_launcher(root, [*words, *made.words])
 
 
 def _config_file(name: str, root: Path | None) -> Path:

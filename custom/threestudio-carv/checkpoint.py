@@ -42,6 +42,7 @@ class CarvCheckpoint:
     def on_fit_start(self) -> None:
         """Called by Lightning; some systems build their guidance here, others have it by now."""
         super().on_fit_start()
+        self.train()  # which Lightning 2.2 and newer leaves to the user, and threestudio's renderers wait for
         states, self._carv_states = self._carv_states or {}, None
         for name, state in states.items():
             if hasattr(getattr(self, name, None), "load_carv_state"):

@@ -28,9 +28,6 @@ system:
 """
 LAUNCHER = """
 import json, os, sys
-from carv_3d.errors import CarvError
-if "say=sentence" in sys.argv:
-    raise CarvError("a sentence")
 print(json.dumps([sys.argv, os.getcwd(), __name__, sys.path[0]]))
 """
 
@@ -60,7 +57,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         given.append([str(root), *words])
         return 0
 
-    monkeypatch.setattr(launch, "become_launcher", become)
+    monkeypatch.setattr(launch, "run_launcher", become)
     monkeypatch.setattr(threestudio.importlib.util, "find_spec", lambda name: object())
     return given
 
@@ -156,17 +153,12 @@ def test_what_is_missing_is_named_with_the_fix(
     assert "--threestudio" in refusal(capsys, *words, "--threestudio", str(checkout)).partition("is not there")[2]
 
 
-def run_launcher(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from pathlib import Path; from carv_3d.hosts.launch import become_launcher"
-    code += "; become_launcher(Path(sys.argv[1]), sys.argv[2:])"
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    return subprocess.run(
-        [sys.executable, "-c", code, str(checkout), *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run_launcher(checkout: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from pathlib import Path; from carv_3d.hosts.launch import run_launcher"
+    code += "; sys.exit(run_launcher(Path(sys.argv[1]), sys.argv[2:]))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), **variables}
+    command = [sys.executable, "-c", code, str(checkout), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_launcher_runs_in_the_checkout_with_its_words_as_they_are(checkout: Path) -> None:
@@ -174,10 +166,47 @@ def test_the_launcher_runs_in_the_checkout_with_its_words_as_they_are(checkout: 
     done = run_launcher(checkout, "--train", prompt)
     assert done.returncode == 0, done.stderr
     launcher = str(checkout / "launch.py")
-    seen: Any = [[launcher, "--train", prompt], str(checkout), "__main__", str(checkout)]
-    assert OmegaConf.to_container(OmegaConf.create(done.stdout)) == seen
+    printed: Any = [[launcher, "--train", prompt], str(checkout), "__main__", str(checkout)]
+    assert OmegaConf.to_container(OmegaConf.create(done.stdout)) == printed
 
 
-def test_a_sentence_of_carvs_ends_the_launcher_without_a_traceback(checkout: Path) -> None:
-    done = run_launcher(checkout, "say=sentence")
-    assert (done.returncode, done.stderr) == (2, "carv: a sentence\n")
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        ("CarvError('a sentence')", "carv: a sentence\n"),
+        (
+            "RuntimeError('[gloo/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1')",
+            "carv: another process of this run ended ([gloo/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1); "
+            "resume=CKPT continues from the last checkpoint\n",
+        ),
+    ],
+)
+def test_what_a_user_can_fix_ends_the_launcher_without_a_traceback(raised: str, sentence: str, checkout: Path) -> None:
+    (checkout / "launch.py").write_text(f"from carv_3d.errors import CarvError\nraise {raised}\n")
+    done = run_launcher(checkout)
+    assert (done.returncode, done.stderr) == (2, sentence)
+
+
+def test_another_error_keeps_its_traceback(checkout: Path) -> None:
+    (checkout / "launch.py").write_text("raise RuntimeError('shapes differ')\n")
+    done = run_launcher(checkout)
+    assert done.returncode == 1
+    assert done.stderr.endswith("RuntimeError: shapes differ\n")
+
+
+def test_a_killed_launcher_is_named_with_the_fix(checkout: Path) -> None:
+    (checkout / "launch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    done = run_launcher(checkout)
+    assert done.returncode == 137
+    assert done.stderr.startswith("carv: threestudio was ended by SIGKILL (memory ran out, or another process of the")
+    assert done.stderr.endswith("resume=CKPT continues from the last checkpoint\n")
+
+
+def test_a_request_to_end_reaches_the_launcher(checkout: Path) -> None:
+    (checkout / "launch.py").write_text(
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(30)\n"
+    )
+    assert run_launcher(checkout).returncode == 5

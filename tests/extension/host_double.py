@@ -107,6 +107,7 @@ class System:
     """What a Lightning module does around checkpoints."""
 
     guidance: Any = None
+    trains = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["own"] = 1
@@ -116,6 +117,9 @@ class System:
 
     def on_fit_start(self) -> None:
         pass
+
+    def train(self) -> None:
+        self.trains = True
 
 
 @dataclass

@@ -143,3 +143,9 @@ def test_lists_of_the_configuration_stay_out_of_checkpoints(system: Callable[...
     system().on_save_checkpoint(saved)
     assert type(saved["optimizer_states"][0]["param_groups"][0]["betas"]) is list
     assert saved["own"] == 1
+
+
+def test_a_system_trains_from_the_start(system: Callable[..., Any]) -> None:
+    made = system()
+    made.on_fit_start()  # Lightning 2.2 and newer calls no train(), which sets what threestudio's renderers read
+    assert made.trains

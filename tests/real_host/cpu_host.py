@@ -23,9 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ranks_test
 import software_raster
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from carv_3d.hosts.launch import explained
 
 EXTENSION = Path(__file__).parents[2] / "custom" / "threestudio-carv"
 STOOD_IN = {
@@ -180,8 +185,14 @@ def _render_densely() -> None:
         rows = (x.reshape(n_rays, -1) for x in (t_starts, t_ends, sigmas))
         return tuple(x.flatten() for x in dense(*rows))
 
+    by_alpha = nerfacc.render_weight_from_alpha
+
+    def render_weight_from_alpha(alphas: Tensor, n_rays: int = 1, **_: Any) -> tuple[Tensor, ...]:
+        return tuple(x.flatten() for x in by_alpha(alphas.reshape(n_rays, -1)))
+
     render_weight_from_density.is_dense = True  # type: ignore[attr-defined]
     nerfacc.render_weight_from_density = render_weight_from_density
+    nerfacc.render_weight_from_alpha = render_weight_from_alpha
     nerfacc.OccGridEstimator.sampling = torch.no_grad()(sampling)
 
 
@@ -230,13 +241,22 @@ def train(
     out = sys.stdout
 
     class Recorder(pl.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
+        calls: list[str] = []  # noqa: RUF012, one recorder a process
+
+        def on_train_batch_start(self, trainer: Any, system: Any, *_: Any) -> None:
             self.start = time.perf_counter()
+            for name in ("guidance", "guidance_3d"):
+                if hasattr(system, name):
+                    _count_calls(getattr(system, name), self.calls)
+            if devices > 1:
+                ranks_test.prepare(trainer, system)
 
         def on_train_batch_end(self, trainer: Any, system: Any, *_: Any) -> None:
             logged = {k.removeprefix("train/"): float(v) for k, v in trainer.callback_metrics.items()}
             line: dict[str, Any] = {"step": trainer.global_step, "rank": trainer.global_rank, "logged": logged}
             line.update(guidance=type(system.guidance).__name__, seconds=time.perf_counter() - self.start)
+            line.update(calls=[*self.calls], **(ranks_test.facts(system) if devices > 1 else {}))
+            self.calls.clear()
             out.write(json.dumps(line) + "\n")  # in one piece: ranks share the stream
             out.flush()
 
@@ -268,6 +288,20 @@ def train(
         launch.main(argparse.Namespace(config=str(config), gpu="0", train=True, **flags), given)
 
 
+def _count_calls(guidance: Any, calls: list[str]) -> None:
+    """Has each call of a guidance put the name of its class into `calls`."""
+    kind = type(guidance)
+    if "counted" in vars(kind):
+        return
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(kind.__name__)
+        return kind.__call__(self, *args, **kwargs)
+
+    guidance.__class__ = type(kind.__name__, (kind,), {"__call__": call, "counted": True})
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(*map(Path, sys.argv[1:3]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])  # type: ignore[misc, arg-type]
+    places, count = list(map(Path, [*sys.argv[1:3], sys.argv[4]])), int(sys.argv[3])
+    raise SystemExit(explained(lambda: train(places[0], places[1], count, places[2], sys.argv[5:])))

@@ -22,7 +22,7 @@ ENCODED = {
 }  # fmt: skip
 CUDA = {"HashGrid", "ProgressiveBandHashGrid", "SphericalHarmonics"}
 FROM_THE_START = {
-    "system.freq.ref_only_steps": "0", "system.start_editing_step": "0", "system.per_editing_step": "1",
+    "system.freq.ref_only_steps": "-1", "system.start_editing_step": "0", "system.per_editing_step": "1",
     "system.freq.guidance_eval": "0",
 }  # fmt: skip
 
@@ -47,6 +47,8 @@ def small(config: Mapping[str, Any]) -> list[str]:
     ]
     leaves = dict(_leaves(config, ""))
     words += [f"{name}={value}" for name, value in FROM_THE_START.items() if name in leaves]
+    if leaves.get("system.optimizer.name") == "Adan":
+        words.append("system.optimizer.args.max_grad_norm=0.0")  # it reads the first group, an encoding's: here empty
     return [*dict.fromkeys(words), "trainer.precision=32", "trainer.num_sanity_val_steps=0"]
 
 

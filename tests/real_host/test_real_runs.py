@@ -31,6 +31,7 @@ def launch(
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,  # a rank that waits for another in vain fails the test
     )
 
 
@@ -115,15 +116,70 @@ def test_a_resumed_run_has_the_state_of_an_adaptive_proposal(threestudio: Any, c
     assert resumed[0]["logged"]["ess"] != pytest.approx(afresh[0]["logged"]["ess"], rel=1e-4)
 
 
-def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["dreamfusion-system", "dreamfusion-system:carv-checkpoint"])
+def test_a_checkpoint_with_a_list_of_the_configuration_resumes(system: str, checkout: Path, tmp_path: Path) -> None:
+    """With the mixin the list becomes a plain one, without it torch is given the types of such lists."""
+    config = "carv-dreamfusion-tiny"
+    options = ["use_timestamp=false", "tag=one", "checkpoint.every_n_train_steps=1", f"system_type={system}"]
+    options += ["system.optimizer.params.geometry.lr=0.01", "system.optimizer.params.geometry.betas=[0.9,0.99]"]
+    train(checkout, config, 1, tmp_path / "run", *options)
+    (saved,) = (tmp_path / "run" / "outputs").rglob("last.ckpt")
+    resumed = train(checkout, config, 2, tmp_path / "run", *options, f"resume={saved}")
+    assert [record["step"] for record in resumed] == [2]
+
+
+TWO = {"CARV_TEST_DEVICES": "2"}
+GLOBAL = ("system.guidance.stratify=global", "system.guidance.proposal=uniform")
+
+
+def needs_gloo_for_booleans() -> None:
     import torch
 
     if torch.__version__.startswith("2.0."):
         pytest.skip("torch 2.0's gloo cannot send the boolean grid of threestudio's renderer; NCCL can")
+
+
+def test_two_ranks_share_the_strata_and_agree(checkout: Path, tmp_path: Path) -> None:
+    needs_gloo_for_booleans()
+    steps = train(checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", *GLOBAL, **TWO)
+    by_rank = [[record for record in steps if record["rank"] == rank] for rank in (0, 1)]
+    for first, second in zip(*by_rank, strict=True):
+        assert first["step"] == second["step"]
+        assert first["parameters"] == second["parameters"]
+        low, high = first["logged"]["min_step"], first["logged"]["max_step"] + 1
+        strata = sorted(int((t - low) / (high - low) * 8) for t in (*first["t"], *second["t"]))
+        assert strata == list(range(8))  # 2 ranks, 1 render each, 4 draws
+    assert [record["step"] for record in by_rank[0]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("mishap", "nonfinite"), [("nan", 4.0), ("memory", 0.0)])
+def test_a_rank_without_a_draw_or_short_of_memory_does_not_stop_the_other(
+    mishap: str, nonfinite: float, checkout: Path, tmp_path: Path
+) -> None:
+    needs_gloo_for_booleans()
     steps = train(
-        checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", "system.guidance.stratify=global", CARV_TEST_DEVICES="2"
+        checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", *GLOBAL, CARV_TEST_MISHAP=f"{mishap}:2", **TWO
     )
-    assert [record["step"] for record in steps if record["rank"] == 0] == [1, 2, 3]
+    records = {(record["rank"], record["step"]): record for record in steps}
+    assert sorted(records) == [(rank, step) for rank in (0, 1) for step in (1, 2, 3)]
+    assert records[1, 2]["logged"]["nonfinite"] == nonfinite
+    assert records[0, 2]["logged"]["nonfinite"] == 0.0
+    assert all(records[0, step]["parameters"] == records[1, step]["parameters"] for step in (1, 2, 3))
+    assert records[0, 3]["parameters"] != records[0, 2]["parameters"]
+
+
+@pytest.mark.parametrize("mishap", ["kill", "no-memory"])
+def test_a_lost_rank_ends_the_run_with_a_sentence(mishap: str, checkout: Path, tmp_path: Path) -> None:
+    needs_gloo_for_booleans()
+    done = launch(
+        checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", *GLOBAL, CARV_TEST_MISHAP=f"{mishap}:2", **TWO
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith(("carv: ", "[rank: 1] Child process"))]
+    assert any("another process of this run ended" in line or "terminated with code" in line for line in said)
+    if mishap == "no-memory":
+        assert any("memory ran out on one sample of the teacher" in line for line in said)
+    assert max(record["step"] for record in map(json.loads, done.stdout.splitlines())) == 1
 
 
 @pytest.mark.parametrize(
@@ -137,5 +193,6 @@ def test_two_ranks_train_together(checkout: Path, tmp_path: Path) -> None:
 def test_a_mistake_ends_the_run_with_a_sentence(override: str, said: str, checkout: Path, tmp_path: Path) -> None:
     done = launch(checkout, "carv-dreamfusion-tiny", 1, tmp_path / "run", override)
     assert done.returncode != 0
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("carv_3d.errors.CarvError: ")]
+    assert "Traceback" not in done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("carv: ")]
     assert said in sentence

@@ -1,0 +1,50 @@
+"""What a test of several ranks records of each, and the mishaps that it gives to one of them.
+
+CARV_TEST_MISHAP is WHAT:STEP, for the last rank: `nan`, no finite prediction at that step; `memory`, memory runs out
+for more than one sample; `no-memory`, it runs out for any; `kill`, the process ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TIMESTEPS: list[Tensor] = []
+
+
+def prepare(trainer: Any, system: Any) -> None:
+    """Called before each step."""
+    carv = system.guidance._carv
+    if not hasattr(carv, "observed"):
+        carv.observed = True
+        _observe(carv)
+    what, _, step = os.environ.get("CARV_TEST_MISHAP", "").partition(":")
+    now = bool(what) and trainer.global_rank == trainer.world_size - 1 and trainer.global_step + 1 == int(step)
+    carv.mishap = what if now else ""
+    if carv.mishap == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _observe(carv: Any) -> None:
+    eps_hat = carv.teacher.eps_hat
+
+    def observed(z: Tensor, t: Tensor, *rest: Any) -> Tensor:
+        rows = len(z) // 2  # with and without the text
+        if carv.mishap == "no-memory" or (carv.mishap == "memory" and rows > 1):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory (for a test)")
+        TIMESTEPS.append(t[:rows])
+        return eps_hat(z, t, *rest) * (float("nan") if carv.mishap == "nan" else 1.0)
+
+    carv.teacher.eps_hat = observed
+
+
+def facts(system: Any) -> dict[str, Any]:
+    """The timesteps of a step, and a sum over the parameters, which differs where ranks have drifted apart."""
+    t = torch.cat(TIMESTEPS).tolist()
+    TIMESTEPS.clear()
+    total = sum(float(p.detach().double().abs().sum()) for p in system.parameters())
+    return {"t": t, "parameters": total}
