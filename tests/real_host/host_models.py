@@ -95,6 +95,8 @@ def _data(config: Mapping[str, Any], models: Path) -> Iterator[str]:
         yield f"system.guide_shape={SHAPE}"
     if look_up(config, "data.dataroot") == "???":
         yield f"data.dataroot={_views(models.parent / 'views')}"
+    if look_up(config, "system.weights") == "???":
+        yield f"system.weights={_no_weights(models.parent / 'weights.ckpt')}"
     if look_up(config, "system.geometry_convert_from") == "???":
         yield f"system.geometry_convert_from={_coarse(models.parent / 'coarse')}"
 
@@ -117,6 +119,15 @@ def _views(folder: Path) -> Path:
         frames.append({"file_path": f"{i}.png", "transform_matrix": camera.tolist(), **lens})
     (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", "frames": frames, **lens}))
     return folder
+
+
+def _no_weights(file: Path) -> Path:
+    """A checkpoint that changes nothing, for a stage that begins from another."""
+    import torch
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"epoch": 0, "global_step": 0, "state_dict": {}}, file)
+    return file
 
 
 def _coarse(folder: Path) -> Path:
