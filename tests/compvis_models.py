@@ -147,19 +147,24 @@ def install(package: str, monkeypatch: Any) -> None:
 
 def write_zero123(folder: Path, target: str = f"extern.ldm_zero123.{TARGET}") -> dict[str, str]:
     """A configuration, its checkpoint and an image in `folder`; the options that name them."""
-    import numpy as np
-    from PIL import Image
-
     folder.mkdir(parents=True, exist_ok=True)
     params = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "scale_factor": 0.5, "image_size": 8}
     config = {"model": {"target": target, "params": {**params, "first_stage_config": VAE}}}
     (folder / "model.yaml").write_text(yaml.safe_dump(config))
     weights = {name: recorded.weight(name, old) for name, old in LatentDiffusion().state_dict().items()}
     torch.save({"global_step": 3, "state_dict": weights}, folder / "model.ckpt")
-    pixels = (recorded.fill("image", 23, 17, 4).numpy() + 1) * 127.5
-    Image.fromarray(pixels.astype(np.uint8), "RGBA").save(folder / "image.png")
+    write_image(folder / "image.png")
     return {
         "pretrained_model_name_or_path": str(folder / "model.ckpt"),
         "pretrained_config": str(folder / "model.yaml"),
         "cond_image_path": str(folder / "image.png"),
     }
+
+
+def write_image(file: Path) -> None:
+    """An image with transparency, of another size than the models'."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = (recorded.fill("image", 23, 17, 4).numpy() + 1) * 127.5
+    Image.fromarray(pixels.astype(np.uint8)).save(file)

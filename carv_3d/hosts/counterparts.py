@@ -33,6 +33,7 @@ COUNTERPARTS = {
     "stable-diffusion-guidance": Counterpart("carv-stable-diffusion-guidance", {MODEL: SD15}),
     "zero123-guidance": Counterpart("carv-zero123-guidance"),
     "stable-zero123-guidance": Counterpart("carv-stable-zero123-guidance"),
+    "zero123-unified-guidance": Counterpart("carv-zero123-unified-guidance", {MODEL: "bennyguo/zero123-diffusers"}),
     "stable-diffusion-vsd-guidance": Counterpart(
         "carv-vsd-guidance", {MODEL: SD21_BASE, "pretrained_model_name_or_path_lora": SD21}
     ),

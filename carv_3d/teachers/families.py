@@ -20,7 +20,8 @@ class Family:
         addition_embed_types: what the UNet may name for more than cross-attention ("text" pools the same text).
         use: what loads it, for the sentence that a model of another family gets.
         optional: parts that may be null.
-        packed: latents that the network takes as one, side by side in its channels.
+        packed: latents that the network takes as one, side by side in its channels (those of an image among them).
+    more: folders of small files that are read as well.
         half: the half precision that it is run in, a name in torch.
     """
 
@@ -32,6 +33,7 @@ class Family:
     optional: tuple[str, ...] = ()
     packed: int = 1
     half: str = "float16"
+    more: tuple[str, ...] = ()
 
     @property
     def network(self) -> str:
@@ -46,7 +48,7 @@ class Family:
     @property
     def components(self) -> tuple[str, ...]:
         """The parts that are used; a safety checker or feature extractor is left alone."""
-        return (*self.classes, *self.tokenizers, "scheduler")
+        return (*self.classes, *self.tokenizers, *self.more, "scheduler")
 
 
 STABLE_DIFFUSION = Family(
@@ -114,3 +116,18 @@ DEEPFLOYD_IF = Family(
 )
 FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, PIXART, SANA, DEEPFLOYD_IF)
 OLD_NAMES = {"Transformer2DModel": "PixArtTransformer2DModel"}  # of a class, as folders of before name it
+
+ZERO123 = Family(
+    name="Zero123 in diffusers' format",
+    classes={
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "image_encoder": "CLIPVisionModelWithProjection",
+        "clip_camera_projection": "CLIPCameraProjection",
+    },
+    tokenizers={},
+    use="Zero123DiffusersTeacher, in threestudio carv-zero123-unified-guidance",
+    packed=2,
+    more=("feature_extractor",),
+)
+"""Apart from FAMILIES: it takes an image and no text."""

@@ -78,14 +78,14 @@ def load_parts(
                 if parts[part] is not None:
                     parts[part] = parts[part].to(vae_dtype if part == "vae" else dtype)
         else:
-            parts[family.network] = _load_weights(
+            parts[family.network] = load_weights(
                 diffusers, family.classes[family.network], folder, family.network, dtype
             )
         if weights is None and with_text:
             parts |= load_text_parts(folder, dtype, family)
         if with_vae and "vae" in family.classes and (vae is not None or weights is None):
             own = vae or folder / "vae"
-            parts["vae"] = _load_weights(diffusers, family.classes["vae"], own.parent, own.name, vae_dtype)
+            parts["vae"] = load_weights(diffusers, family.classes["vae"], own.parent, own.name, vae_dtype)
     parts["scheduler"] = load_schedule(folder)
     return parts
 
@@ -140,7 +140,7 @@ def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DI
     with _quiet(diffusers.utils.logging, transformers.utils.logging):
         for part in family.text_encoders:
             if part not in absent:
-                parts[part] = _load_weights(transformers, family.classes[part], folder, part, dtype)
+                parts[part] = load_weights(transformers, family.classes[part], folder, part, dtype)
         for part, kind in family.tokenizers.items():
             if part in absent:
                 continue
@@ -213,7 +213,19 @@ def dtype_argument(library: str, version: str) -> str:
     return "dtype" if Version(version) >= Version(since) else "torch_dtype"
 
 
-def _load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch.dtype) -> Any:
+def load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """A part of a diffusers folder as a model on the CPU.
+
+    Args:
+        library: diffusers or transformers.
+        kind: the class in it.
+        folder: of the model.
+        part: its folder there.
+        dtype: of the weights.
+
+    Raises:
+        CarvError: as `load_parts`.
+    """
     files = weight_files(folder, part)
     file, variant = files[0], weight_variant(files)
     with _named(folder, part, file):

@@ -54,8 +54,8 @@ class WrongFamily(CarvError):
 
 def weight_stems(part: str) -> tuple[tuple[str, str], tuple[str, str]]:
     """The names of a part's weights and their endings, safetensors before pickles."""
-    text = part.startswith("text_encoder")
-    stems = ("model", "pytorch_model") if text else ("diffusion_pytorch_model",) * 2
+    transformers = part.startswith("text_encoder") or part == "image_encoder"
+    stems = ("model", "pytorch_model") if transformers else ("diffusion_pytorch_model",) * 2
     return (stems[0], ".safetensors"), (stems[1], ".bin")
 
 

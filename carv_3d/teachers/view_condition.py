@@ -96,6 +96,8 @@ def read_rgba(path: str, needs_alpha: bool = True) -> np.ndarray:
     Raises:
         CarvError: no such file, no image, or one without transparency.
     """
+    if not path:
+        raise CarvError(f"cond_image_path is empty; {FIX}.")
     try:
         with opened_image(expanded(path)) as image:
             if needs_alpha and "A" not in image.getbands() and "transparency" not in image.info:

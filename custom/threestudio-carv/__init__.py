@@ -16,4 +16,14 @@ except ImportError as error:
         "`bash install.sh --threestudio PATH/TO/threestudio` in the carv_3d repository."
     ) from error
 
-from . import checkpoint, deep_floyd, guidance, prompt_processor, unified, vsd, xl, zero123  # noqa: F401
+from . import (  # noqa: F401
+    checkpoint,
+    deep_floyd,
+    guidance,
+    prompt_processor,
+    unified,
+    vsd,
+    xl,
+    zero123,
+    zero123_unified,
+)  # fmt: skip

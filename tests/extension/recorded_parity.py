@@ -76,11 +76,11 @@ def write_model(build: Callable[..., Path], folder: Path, prediction_type: str =
     return folder
 
 
-def fill_weights(folder: Path, parts: Sequence[str] = ("unet", "vae")) -> None:
-    """Give the parts of a model the weights of `fill`."""
+def fill_weights(folder: Path, parts: Sequence[str] = ("unet", "vae"), prefix: str = "") -> None:
+    """Give the parts of a model the weights of `fill`, under names with a prefix."""
     for part in parts:
         file = weights_file(folder, part)
-        save_file({name: weight(name, old) for name, old in load_file(file).items()}, file, {"format": "pt"})
+        save_file({name: weight(prefix + name, old) for name, old in load_file(file).items()}, file, {"format": "pt"})
 
 
 def weights_file(folder: Path, part: str) -> Path:
@@ -99,7 +99,9 @@ def fingerprint(folder: Path, parts: Sequence[str] = ("unet", "vae")) -> str:
 
 
 def weight(name: str, old: Tensor) -> Tensor:
-    """A parameter of that name in place of `old`, of a size that keeps activations near 1."""
+    """A parameter of that name in place of `old`, near 1 in what it gives; whole numbers stay."""
+    if not old.is_floating_point():
+        return old
     if old.dim() > 1:
         return fill(name, *old.shape) * (3.0 / old[0].numel()) ** 0.5
     return 0.1 * fill(name, *old.shape) + float("norm" in name and name.endswith("weight"))

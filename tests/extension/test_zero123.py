@@ -54,7 +54,7 @@ def other_files(folder: Path) -> None:
     config = yaml.safe_load((folder / "model.yaml").read_text())
     config["model"]["params"]["linear_end"] = 0.03
     (folder / "other.yaml").write_text(yaml.safe_dump(config))
-    Image.fromarray(np.full((16, 16, 4), (200, 30, 30, 255), np.uint8), "RGBA").save(folder / "other.png")
+    Image.fromarray(np.full((16, 16, 4), (200, 30, 30, 255), np.uint8)).save(folder / "other.png")
 
 
 def gradient(guidance: Any, rgb: Tensor) -> Tensor:

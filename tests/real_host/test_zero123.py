@@ -15,7 +15,9 @@ import pytest
 import record_zero123
 import recorded_parity as recorded
 import torch
+from compvis_models import write_image
 from cpu_host import EXTENSION
+from zero123_models import write_zero123_folder
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,24 @@ def test_a_shipped_configuration_trains(config: str, checkout: Path, files: dict
     assert {record["guidance"] for record in steps} == {OWN[config]}
     assert all(math.isfinite(record["logged"]["loss_zero123_sds"]) for record in steps)
     assert list((tmp_path / "run").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("kind", ["sds", "vsd"])
+def test_the_unified_guidance_trains(kind: str, checkout: Path, tmp_path: Path) -> None:
+    """threestudio's own configuration, with the guidance replaced."""
+    model = write_zero123_folder(tmp_path / "model")
+    write_image(tmp_path / "image_rgba.png")
+    script, file = Path(__file__).with_name("cpu_host.py"), checkout / "configs/experimental/unified-guidance"
+    given = ["system.guidance_type=carv-zero123-unified-guidance", f"system.guidance.guidance_type={kind}"]
+    given += [f"system.guidance.pretrained_model_name_or_path={model}", f"data.image_path={tmp_path}/image_rgba.png"]
+    given += ["system.optimizer.params.guidance.lr=0.0001", "system.loss.lambda_train_phi=1."] if kind == "vsd" else []
+    words = [script, checkout, file / "zero123-simple.yaml", 3, tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, *map(str, words), *given], env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [record["step"] for record in steps] == [1, 2, 3]
+    losses = {"loss_sd", "loss_train_phi"} if kind == "vsd" else {"loss_sd"}
+    assert all(math.isfinite(record["logged"][name]) for record in steps for name in losses)
