@@ -38,6 +38,12 @@ COUNTERPARTS = {
         "carv-vsd-guidance", {MODEL: SD21_BASE, "pretrained_model_name_or_path_lora": SD21}
     ),
     "deep-floyd-guidance": Counterpart("carv-deep-floyd-guidance", {MODEL: "DeepFloyd/IF-I-XL-v1.0"}),
+    "stable-diffusion-controlnet-guidance": Counterpart(
+        "carv-stable-diffusion-controlnet-guidance", {MODEL: "SG161222/Realistic_Vision_V2.0"}
+    ),
+    "stable-diffusion-instructpix2pix-guidance": Counterpart(
+        "carv-stable-diffusion-instructpix2pix-guidance", {"ip2p_name_or_path": "timbrooks/instruct-pix2pix"}
+    ),
     "stable-diffusion-unified-guidance": Counterpart("carv-stable-diffusion-unified-guidance", {MODEL: SD15}),
 }
 """By the stock type's name."""

@@ -55,7 +55,7 @@ def resolve_model(
             f"{path} is a single file, and here a diffusers folder is needed: convert it with diffusers' "
             f"StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER), {FIX}."
         )
-    if _looks_like_path(name):
+    if looks_like_path(name):
         raise CarvError(f"no diffusion model at {path.absolute()}: there is no such folder; {FIX}.")
     return _from_hub(name, local_files_only, cache_dir, family)
 
@@ -74,7 +74,7 @@ def _built_in(name: str, family: Family) -> Path:
 def is_local(name_or_path: str) -> bool:
     """Whether `resolve_model` does without the hub: a built-in model, a folder or file, or what can be no hub id."""
     name = str(name_or_path).strip()
-    return name in BUILT_IN or expanded(name).exists() or _looks_like_path(name)
+    return name in BUILT_IN or expanded(name).exists() or looks_like_path(name)
 
 
 def could_be_fetched(name_or_path: str) -> bool:
@@ -82,7 +82,7 @@ def could_be_fetched(name_or_path: str) -> bool:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     name = str(name_or_path).strip()
-    if is_local(name) or name in GONE or _offline_mode():
+    if is_local(name) or name in GONE or offline_mode():
         return False
     try:
         validate_repo_id(name)
@@ -91,13 +91,15 @@ def could_be_fetched(name_or_path: str) -> bool:
     return True
 
 
-def _offline_mode() -> bool:
+def offline_mode() -> bool:
+    """Whether the hub's library is not to ask the hub."""
     from huggingface_hub import constants
 
     return bool(getattr(constants, "HF_HUB_OFFLINE", False))
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
+    """Whether a name can be no hub id."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1 or name.endswith("/")
 
 
@@ -118,8 +120,8 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
         log.debug("not in the cache: %s", error)
         in_cache = f"it is not in the cache {cache}"
     sought = f"no diffusion model {name!r}: there is no folder of that name in {os.getcwd()}, {in_cache}"
-    if local_files_only or _offline_mode():
-        why = "this is offline mode, so the hub is" if _offline_mode() else "the hub was"
+    if local_files_only or offline_mode():
+        why = "this is offline mode, so the hub is" if offline_mode() else "the hub was"
         raise CarvError(f"{sought}, and {why} not asked{_mirror(name)}; {FIX}.")
     check_cache(cache, "set HF_HOME to a folder that can be")
     try:
@@ -135,7 +137,7 @@ def _from_hub(name: str, local_files_only: bool, cache_dir: str | None, family: 
     except WrongFamily:
         raise
     except Exception as error:
-        raise CarvError(f"{sought}, and {_why(error)}{_mirror(name)}; {FIX}.") from error
+        raise CarvError(f"{sought}, and {hub_reason(error)}{_mirror(name)}; {FIX}.") from error
     check_folder(folder, family)
     return folder
 
@@ -169,7 +171,8 @@ def _is_weight(name: str, stem: str, suffix: str) -> bool:
     return name.startswith(stem) and name.endswith(suffix) and (not middle or middle.startswith("-0"))
 
 
-def _why(error: BaseException) -> str:
+def hub_reason(error: BaseException) -> str:
+    """Why the hub did not deliver, as the rest of a sentence."""
     names = {cls.__name__ for cls in type(error).__mro__}
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)

@@ -23,6 +23,7 @@ class Family:
         packed: latents that the network takes as one, side by side in its channels (those of an image among them).
     more: folders of small files that are read as well.
         half: the half precision that it is run in, a name in torch.
+    task: a word in the name of its pipeline, of models that need more than a prompt.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Family:
     packed: int = 1
     half: str = "float16"
     more: tuple[str, ...] = ()
+    task: str | None = None
 
     @property
     def network(self) -> str:
@@ -114,6 +116,15 @@ DEEPFLOYD_IF = Family(
     "carv-deep-floyd-prompt-processor",
     addition_embed_types=("text",),
 )
+INSTRUCT_PIX2PIX = Family(
+    name="InstructPix2Pix",
+    classes=STABLE_DIFFUSION.classes,
+    tokenizers=STABLE_DIFFUSION.tokenizers,
+    use="InstructPix2PixTeacher, in threestudio carv-stable-diffusion-instructpix2pix-guidance",
+    task="InstructPix2Pix",
+    packed=2,
+)
+"""Not among FAMILIES: it edits images, and follows no prompt from pure noise."""
 FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, PIXART, SANA, DEEPFLOYD_IF)
 OLD_NAMES = {"Transformer2DModel": "PixArtTransformer2DModel"}  # of a class, as folders of before name it
 

@@ -17,7 +17,7 @@ from carv_3d.errors import CarvError, shown
 from carv_3d.io import structured
 from carv_3d.io.files import open_file
 from carv_3d.io.tensor_files import read_header
-from carv_3d.teachers.families import FAMILIES, OLD_NAMES, STABLE_DIFFUSION, Family
+from carv_3d.teachers.families import FAMILIES, INSTRUCT_PIX2PIX, OLD_NAMES, STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_config import (
     TextConfig,
     TokenizerConfig,
@@ -67,8 +67,9 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION, with_weights: 
     check_family(folder, family)
     pipeline = index.get("_class_name", "pipeline")
     task = next((word for word in OTHER_TASKS if word in str(pipeline)), None)
-    if task is not None:
-        raise CarvError(_bad(index_file, f"it holds a {pipeline}, and such a model is no text-to-image teacher"))
+    if task != family.task:
+        use = f" (use {INSTRUCT_PIX2PIX.use})" if task == INSTRUCT_PIX2PIX.task else ""
+        raise CarvError(_bad(index_file, f"it holds a {pipeline}, and such a model is no text-to-image teacher{use}"))
     for part in family.components:
         if class_name(index, part) is None and part not in family.optional:
             raise CarvError(_bad(index_file, f"it lists no {part}"))
@@ -121,6 +122,8 @@ def class_name(index: dict[str, Any], part: str) -> Any:
 def check_family(folder: Path, family: Family) -> None:
     """Raises WrongFamily, saying what to use, if model_index.json is that of a model of another family."""
     index = read_json(folder / "model_index.json")
+    if family.task is not None and family.task in str(index.get("_class_name")):
+        return
     if class_name(index, "unet") is not None and class_name(index, "text_encoder") is None:
         if class_name(index, "text_encoder_2") is not None:
             raise WrongFamily(

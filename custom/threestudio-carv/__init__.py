@@ -18,8 +18,10 @@ except ImportError as error:
 
 from . import (  # noqa: F401
     checkpoint,
+    controlnet,
     deep_floyd,
     guidance,
+    instructpix2pix,
     prompt_processor,
     unified,
     vsd,
