@@ -25,7 +25,7 @@ from carv_3d.core.options import (
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import CfgConvention
-from carv_3d.objectives.table import OBJECTIVES, PlainObjective
+from carv_3d.objectives.table import OBJECTIVES, Objective, PlainObjective
 
 AUTO = "auto"
 Some = TypeVar("Some", bound="GuidanceOptions")
@@ -202,15 +202,20 @@ class GuidanceOptions(
             self._set("objective", flagged)
         for name, value in (("use_sjc", False), ("var_red", True), ("use_img_loss", False)):
             self._set(name, value)
-        if OBJECTIVES[self.objective].weight is not None and self.weighting_strategy != "sds":
+        if self.distilled.weight is not None and self.weighting_strategy != "sds":
             raise CarvError(
                 f"objective {self.objective} has no w(t), so weighting_strategy {self.weighting_strategy} would be "
                 "ignored: leave it out."
             )
 
+    @property
+    def distilled(self) -> Objective:
+        """The objective that the options name."""
+        return OBJECTIVES[self.objective]
+
     def weights(self, schedule: NoiseSchedule) -> Tensor:
         """w(t) as it multiplies the residual, over all timesteps (T,)."""
-        return OBJECTIVES[self.objective].weights(schedule, self.weighting_strategy)
+        return self.distilled.weights(schedule, self.weighting_strategy)
 
     def at(self, num_train_timesteps: int, step: int, epoch: int = 0) -> Annealing:
         """The annealed options at a step.

@@ -33,7 +33,6 @@ from carv_3d.guidance.cfg import Conditioning, predict
 from carv_3d.guidance.images import resized
 from carv_3d.guidance.options import AUTO, Annealing, GuidanceOptions, with_keywords
 from carv_3d.objectives.residuals import EpsHat
-from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.teachers.base import Teacher
 
 __all__ = ["Conditioning", "GuidanceOptions", "GuidanceOutput", "SDSGuidance"]
@@ -96,7 +95,7 @@ class SDSGuidance(Brief):
         self.teacher = teacher
         o, estimator = with_keywords("SDSGuidance", options or GuidanceOptions(), more)
         self.options = o
-        self.objective = OBJECTIVES[o.objective]
+        self.objective = o.distilled
         self.weights = o.weights(teacher.schedule)
         now = o.at(teacher.schedule.num_train_timesteps, 0)
         self.estimator = CarvEstimator(
@@ -307,7 +306,7 @@ class SDSGuidance(Brief):
         """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at `size` or the teacher's."""
         if not isinstance(rgb, Tensor):
             raise CarvError(f"rgb is {described(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
-        channels = self.teacher.latent_channels if rgb_as_latents else 3
+        channels = self.teacher.latent_channels if rgb_as_latents else getattr(self.teacher, "image_channels", 3)
         if rgb.dim() != 4 or rgb.shape[-1] != channels:
             kind = "latents" if rgb_as_latents else "images"
             raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")

@@ -37,6 +37,7 @@ COUNTERPARTS = {
     "stable-diffusion-vsd-guidance": Counterpart(
         "carv-vsd-guidance", {MODEL: SD21_BASE, "pretrained_model_name_or_path_lora": SD21}
     ),
+    "mvdream-multiview-diffusion-guidance": Counterpart("carv-mvdream-multiview-diffusion-guidance"),
     "deep-floyd-guidance": Counterpart("carv-deep-floyd-guidance", {MODEL: "DeepFloyd/IF-I-XL-v1.0"}),
     "stable-diffusion-controlnet-guidance": Counterpart(
         "carv-stable-diffusion-controlnet-guidance", {MODEL: "SG161222/Realistic_Vision_V2.0"}

@@ -92,6 +92,36 @@ def dmd(
     return (fake - real) / (z - real).abs().flatten(1).mean(1).view(-1, *[1] * (z.dim() - 1))
 
 
+def reconstruction(
+    e: EpsHat, eps: Tensor, z_t: Tensor, t: Tensor, schedule: NoiseSchedule, w: Tensor, rescale: float = 0.5
+) -> Tensor:
+    """`z - (r (std(z_text) / std(z_guided)) + 1 - r) z_guided`: MVDream's loss of reconstruction (arXiv 2308.16512).
+
+    That is `(sigma_t / alpha_t) (guided - eps)`, and for r > 0 what the rescaling of guidance adds (arXiv 2305.08891,
+    section 3.4). The deviations are over all elements of a sample, so it is not linear in a draw.
+
+    Args:
+        e: predictions, see the module, `text` and `guided`; so are the next five.
+        eps: (N, C, h, w).
+        z_t: (N, C, h, w).
+        t: (N,).
+        schedule: of the teacher.
+        w: unused.
+        rescale: r.
+
+    Returns:
+        (N, C, h, w).
+    """
+    alpha, sigma = (x.to(eps.dtype).view(-1, *[1] * (eps.dim() - 1)) for x in (schedule.alpha(t), schedule.sigma(t)))
+    f = sigma / alpha * (e.guided - eps)
+    if rescale == 0:
+        return f
+    text, guided = (schedule.z_from("epsilon", z_t, x, t) for x in (e.text, e.guided))
+    dims = tuple(range(1, eps.dim()))
+    text_std, guided_std = (z.std(dims, keepdim=True) + 1e-8 for z in (text, guided))
+    return f + rescale * (1 - text_std / guided_std) * guided
+
+
 def hifa(
     e: EpsHat,
     eps: Tensor,

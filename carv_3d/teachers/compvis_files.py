@@ -18,7 +18,7 @@ from carv_3d.io.structured import read_yaml
 from carv_3d.io.tensor_files import check_finite, load_checkpoint
 from carv_3d.teachers.model_folder import check_weight_file
 
-MEND = "name a whole checkpoint, a .ckpt or .safetensors file, as pretrained_model_name_or_path."
+MEND = "name a whole checkpoint, a .ckpt, .pt or .safetensors file."
 
 
 @dataclass(frozen=True, kw_only=True)

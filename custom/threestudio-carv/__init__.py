@@ -22,6 +22,7 @@ from . import (  # noqa: F401
     deep_floyd,
     guidance,
     instructpix2pix,
+    mvdream,
     prompt_processor,
     unified,
     vsd,

@@ -22,7 +22,7 @@ CONFIGS = sorted((double.EXTENSION / "configs").glob("*.yaml"))
 def test_all_configurations_are_there() -> None:
     assert [file.stem for file in CONFIGS] == [
         "carv-dreamfusion-if", "carv-dreamfusion-sd", "carv-dreamfusion-sdxl", "carv-dreamfusion-tiny", "carv-hifa",
-        "carv-instructnerf2nerf", "carv-latentnerf", "carv-magic3d-coarse-sd", "carv-magic3d-refine-sd",
+        "carv-instructnerf2nerf", "carv-latentnerf", "carv-magic3d-coarse-sd", "carv-magic3d-refine-sd", "carv-mvdream",
         "carv-perpneg-sd", "carv-prolificdreamer-vsd", "carv-sjc", "carv-stable-zero123", "carv-zero123",
     ]  # fmt: skip
 
@@ -47,6 +47,7 @@ def test_a_configuration_says_what_the_guidance_takes(file: Path, host: Any) -> 
         sections = (cfg.system.guidance, cfg.system.prompt_processor)
         if "ip2p_name_or_path" in cfg.system.guidance:
             sections = sections[1:]  # its text encoder is Stable Diffusion's
+        sections = [section for section in sections if "model_name" not in section]  # MVDream's, which is the same
         assert len({section.pretrained_model_name_or_path for section in sections}) == 1  # both read the same model
     assert f"`{file.stem}`" in README
 

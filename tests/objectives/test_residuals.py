@@ -70,6 +70,19 @@ def test_the_image_residual_compares_clean_images(trained: bool) -> None:
         torch.testing.assert_close(residual[n], float(W[n]) * ((x - clean) * (abar / (1 - abar)).sqrt())[0])
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.3, 1.0])
+def test_reconstruction_is_towards_the_rescaled_prediction(rescale: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    z, eps, text, guided = (torch.randn(3, *SHAPE, generator=g, dtype=torch.float64) for _ in range(4))
+    z_t, e = SCHEDULE.add_noise(z, eps, T), EpsHat(text=text, guided=guided)
+    alpha, sigma = (x.double().view(3, 1, 1, 1) for x in (SCHEDULE.alpha(T), SCHEDULE.sigma(T)))
+    z_text, z_guided = ((z_t - sigma * x) / alpha for x in (text, guided))
+    adjusted = torch.stack([a * b.std() / a.std() for a, b in zip(z_guided, z_text)])
+    expected = z - rescale * adjusted - (1 - rescale) * z_guided
+    f = residuals.reconstruction(e, eps, z_t, T, SCHEDULE, W, rescale)
+    torch.testing.assert_close(f, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_kl_is_towards_the_teacher_and_of_known_size() -> None:
     # two Gaussians of one width: f = alpha_t^2 (m - mu) / v whatever the draw
     g = torch.Generator().manual_seed(0)
