@@ -26,7 +26,7 @@ def figures(results: Sequence[Result]) -> str:
 
 def page(results: Sequence[Result], machine: str) -> str:
     """Markdown: for each model a table of each part, or the reason why there is none."""
-    lines = ["# Measured", "", f"{machine}. ECM: equal-variance cost multiplier against two renders of one draw.", ""]
+    lines = ["# Measured", "", f"{machine}. ECM: the effective compute multiplier over two renders of one draw.", ""]
     for model in dict.fromkeys(model for model, _, _ in results):
         lines += [f"## {model}", ""]
         for name, part, result in results:

@@ -24,8 +24,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,7 +46,9 @@ COLUMNS = ("type", "K", "seconds", "over_stock", "k8_over_8", "variance", "ecm",
 RECORDED = {
     "stable-diffusion-guidance": "test_recorded_parity.py", "stable-diffusion-vsd-guidance": "test_recorded_parity.py",
     "stable-diffusion-unified-guidance": "test_unified.py", "deep-floyd-guidance": "test_deep_floyd.py",
-    "zero123-guidance": "test_recorded_zero123.py", "stable-zero123-guidance": "test_recorded_zero123.py",
+    "stable-diffusion-controlnet-guidance": "test_editing.py",
+    "stable-diffusion-instructpix2pix-guidance": "test_editing.py", "zero123-guidance": "test_recorded_zero123.py",
+    "stable-zero123-guidance": "test_recorded_zero123.py", "zero123-unified-guidance": "test_zero123_unified.py",
 }  # fmt: skip
 """The test of each type's recorded gradients."""
 
@@ -57,39 +60,55 @@ class Subject:
     stock: Any
     counterparts: dict[int, Any]
     call: Callable[[Any, Tensor], dict[str, Any]]
-    loss: str = "loss_sds"
+    rgb: Tensor
+    loss: str
+
+
+@dataclass
+class Recording:
+    """How a type was recorded: the recorder, what a call gets after the render, options of both, of ours alone."""
+
+    recorder: Any
+    arguments: list[Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
+    rgb: Tensor | None = None
 
 
 def build(kind: str, checkout: Path, folder: Path) -> Subject:
     """The subject of a type, by the recorder of its gradients."""
     import cpu_host
     import recorded_parity as recorded
-    from safetensors.torch import load_file
 
     from carv_3d.hosts.counterparts import COUNTERPARTS
 
-    recorder, texts, own = RECORDERS.get(kind, _stable_diffusion)(kind, checkout, folder)
+    made = RECORDERS.get(kind, _stable_diffusion)(kind, checkout, folder)
     views = {**recorded.views(1), "c2w": recorded.fill("c2w", 1, 4, 4), "mvp_mtx": recorded.fill("mvp_mtx", 1, 4, 4)}
-    prompts = [recorded.RecordedPrompts(load_file(texts), 1)] if texts else []
 
     def call(guidance: Any, rgb: Tensor) -> dict[str, Any]:
-        return guidance(rgb, *prompts, **views)
+        return guidance(rgb, *made.arguments, **views)
 
     cpu_host.load_extension()
     if "zero123" in kind:
         sys.modules["threestudio-carv.zero123"].PACKAGE = "compvis_models"  # of the tiny network
-    stock = recorder.stock(kind, **own)
-    name, find = COUNTERPARTS[kind].name, recorder.host.find
-    recorder.host.find = lambda _: find(name)
-    counterparts = {K: recorder.stock(kind, **own, num_draws=K, seed=K) for K in DRAWS}
+    stock = made.recorder.stock(kind, **made.options)
+    name, find = COUNTERPARTS[kind].name, made.recorder.host.find
+    made.recorder.host.find = lambda _: find(name)
+    options = {**made.options, **made.own}
+    counterparts = {K: made.recorder.stock(kind, **options, num_draws=K, seed=K) for K in DRAWS}
     loss = "loss_sd" if "unified" in kind else "loss_vsd" if "vsd" in kind else "loss_sds"
-    return Subject(stock, counterparts, call, loss)
+    rgb = recorded.render("perp-neg") if made.rgb is None else made.rgb
+    return Subject(stock, counterparts, call, rgb.detach(), loss)
 
 
-Parts = tuple[Any, Path | None, dict[str, Any]]  # the recorder, the file of recorded texts, options
+def _texts(file: Path) -> list[Any]:
+    import recorded_parity as recorded
+    from safetensors.torch import load_file
+
+    return [recorded.RecordedPrompts(load_file(file), 1)]
 
 
-def _stable_diffusion(kind: str, checkout: Path, folder: Path) -> Parts:
+def _stable_diffusion(kind: str, checkout: Path, folder: Path) -> Recording:
     import cpu_host
     import recorded_parity as recorded
     from record_parity import Recorder
@@ -101,23 +120,24 @@ def _stable_diffusion(kind: str, checkout: Path, folder: Path) -> Parts:
         from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
         cpu_host.resize_like(StableDiffusionTeacher.load(recorder.model, device="cpu", with_text=False), module)
+    texts = _texts(recorded.TENSORS)
     if "vsd" not in kind:
-        return recorder, recorded.TENSORS, {}
+        return Recording(recorder, texts)
     from diffusers.models.embeddings import TimestepEmbedding
     from threestudio.models.guidance import stable_diffusion_vsd_guidance
 
     stable_diffusion_vsd_guidance.TimestepEmbedding = lambda a, b: TimestepEmbedding(a, 32)  # it writes out 1280
-    return recorder, recorded.TENSORS, {"pretrained_model_name_or_path_lora": recorder.v_model}
+    return Recording(recorder, texts, {"pretrained_model_name_or_path_lora": recorder.v_model})
 
 
-def _deep_floyd(kind: str, checkout: Path, folder: Path) -> Parts:
+def _deep_floyd(kind: str, checkout: Path, folder: Path) -> Recording:
     import recorded_parity as recorded
     from record_deepfloyd import DeepFloydRecorder
 
-    return DeepFloydRecorder(checkout, folder), recorded.FOLDER / "deepfloyd.safetensors", {}
+    return Recording(DeepFloydRecorder(checkout, folder), _texts(recorded.FOLDER / "deepfloyd.safetensors"))
 
 
-def _zero123(kind: str, checkout: Path, folder: Path) -> Parts:
+def _zero123(kind: str, checkout: Path, folder: Path) -> Recording:
     from record_zero123 import Recorder, shrink
 
     recorder = Recorder(checkout, folder)
@@ -125,26 +145,59 @@ def _zero123(kind: str, checkout: Path, folder: Path) -> Parts:
 
     for module in (zero123_guidance, stable_zero123_guidance):
         shrink(module)
-    return recorder, None, {}
+    return Recording(recorder, [])
 
 
-RECORDERS: dict[str, Callable[[str, Path, Path], Parts]] = {
+def _zero123_unified(kind: str, checkout: Path, folder: Path) -> Recording:
+    import record_zero123_unified as unified
+    from record_zero123 import shrink
+
+    sys.path.append(str(checkout / "extern"))  # as its pipeline's folder names the class
+    recorder = unified.Recorder(checkout, folder)
+    from threestudio.models.guidance import zero123_unified_guidance as module
+
+    shrink(module)
+    module.TF = SimpleNamespace(to_tensor=unified.to_tensor, to_pil_image=unified.to_pil_image)
+    module.Image = unified.SmallImages
+    return Recording(recorder, [])
+
+
+def _editing(kind: str, checkout: Path, folder: Path) -> Recording:
+    import record_editing
+    import recorded_editing as editing
+    import recorded_parity as recorded
+    from safetensors.torch import load_file
+
+    models = editing.write_models(folder)
+    recorder = record_editing.Recorder(checkout, kind, models)
+    rgb, cond = editing.images()
+    with_control = kind == editing.CONTROLNET
+    name = "controlnet" if with_control else "instructpix2pix"
+    text = editing.Prompts(load_file(recorded.FOLDER / f"{name}.safetensors")["text"])
+    options: dict[str, Any] = {"use_sds": True}
+    if not with_control:
+        return Recording(recorder, [cond, text], options, rgb=rgb)
+    record_editing.exchange_names(models["controlnet"])
+    own = {"controlnet_name_or_path": str(models["controlnet"])}
+    return Recording(recorder, [cond, text], {**options, "control_type": "canny"}, own, rgb)
+
+
+RECORDERS: dict[str, Callable[[str, Path, Path], Recording]] = {
     "deep-floyd-guidance": _deep_floyd, "zero123-guidance": _zero123, "stable-zero123-guidance": _zero123,
+    "zero123-unified-guidance": _zero123_unified, "stable-diffusion-controlnet-guidance": _editing,
+    "stable-diffusion-instructpix2pix-guidance": _editing,
 }  # fmt: skip
 """Types that are not recorded as those of Stable Diffusion."""
 
 
 def measure(subject: Subject, repeats: int) -> dict[int, tuple[list[float], Tensor]]:
     """(seconds of each step, gradients (repeats, D)) by K, 0 for stock; interleaved, two rounds warm up."""
-    import recorded_parity as recorded
-
-    rgb = recorded.render("perp-neg").detach()  # (1, H, W, 3)
     guidances = {0: subject.stock, **subject.counterparts}
     seconds: dict[int, list[float]] = {K: [] for K in guidances}
     gradients: dict[int, list[Tensor]] = {K: [] for K in guidances}
     for repeat in range(-2, repeats):
         for K, guidance in guidances.items():
-            image = rgb.clone().requires_grad_()
+            image = subject.rgb.clone().requires_grad_()
             begin = time.perf_counter()
             loss = subject.call(guidance, image)[subject.loss]
             (gradient,) = torch.autograd.grad(loss, image)
@@ -197,6 +250,7 @@ def parity(kind: str) -> float:
     plugin, file = Parity(), RECORDED[kind]
     words = "vsd" if "vsd" in kind else "not vsd and stable-zero123" if kind.startswith("stable-zero") else "not vsd"
     words += " and not stable-zero123" if kind == "zero123-guidance" else ""
+    words += f" and {kind.split('-')[2]}" if file == "test_editing.py" else ""
     given = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q"]
     given += ["-k", f"stock_gradient and {words}"]
     if pytest.main([*given, str(ROOT / "tests" / "extension" / file)], [plugin]) or not plugin.worst:
