@@ -234,12 +234,16 @@ class GuidanceOptions(
 
     def _shares(self, step: int, epoch: int) -> tuple[float, float]:
         low, high = super()._shares(step, epoch)
-        if self.sqrt_anneal:
+        progress = self._progress(step)
+        if progress is not None:
             most = self.max_step_percent
             top = float(most) if isinstance(most, (int, float)) else float(most[1])
-            progress = min(max(step / self.trainer_max_steps, 0.0), 1.0) ** 0.5
             low = high = low + (top - low) * (1.0 - progress)
         return low, high
+
+    def _progress(self, step: int) -> float | None:
+        """Where the one timestep is between max_step_percent (0) and min_step_percent (1); None: all between."""
+        return min(max(step / self.trainer_max_steps, 0.0), 1.0) ** 0.5 if self.sqrt_anneal else None
 
 
 def with_keywords(owner: str, options: Some, given: Mapping[str, Any]) -> tuple[Some, dict[str, Any]]:

@@ -223,8 +223,7 @@ class SDSGuidance(Brief):
         elif not rgb_as_latents:
             latents = self.teacher.encode(images, generator=generator, sample=o.vae_sample == "sample")
         auto = self.auto if draws is None else None
-        if auto is not None:
-            draws = auto.plan(latents, generator)
+        draws = self._draws(latents, cond, generator) if draws is None else draws
         if each > 1:
             given = tuple(x.repeat_interleave(each, 0) for x in given)
         residual = partial(self._residual, cond, s, trained)
@@ -275,6 +274,10 @@ class SDSGuidance(Brief):
         """
         texts = Conditioning(*cond)
         return self.predict(z_t, t, texts, texts.scale(scale, self.options.cfg_convention)).guided
+
+    def _draws(self, latents: Tensor, cond: Conditioning, generator: torch.Generator) -> Draws | None:
+        """The draws of a step; None where the estimator draws them."""
+        return None if self.auto is None else self.auto.plan(latents, generator)
 
     def _residual(
         self, cond: Conditioning, s: float, trained: TrainedEpsHat | None, z_t: Tensor, t: Tensor, eps: Tensor,

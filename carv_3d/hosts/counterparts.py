@@ -46,6 +46,7 @@ COUNTERPARTS = {
         "carv-stable-diffusion-instructpix2pix-guidance", {"ip2p_name_or_path": "timbrooks/instruct-pix2pix"}
     ),
     "stable-diffusion-unified-guidance": Counterpart("carv-stable-diffusion-unified-guidance", {MODEL: SD15}),
+    "stable-diffusion-sdi-guidance": Counterpart("carv-stable-diffusion-sdi-guidance", {MODEL: SD21_BASE}),
 }
 """By the stock type's name."""
 

@@ -16,6 +16,8 @@ class TimedTeacher:
         self.posterior = meter.timed("encode", teacher.posterior)
         self.decode = meter.timed("decode", teacher.decode)
         self.eps_hat = meter.timed("denoise", teacher.eps_hat, count="nfe")
+        if hasattr(teacher, "predict"):
+            self.predict = meter.timed("denoise", teacher.predict, count="nfe")
         self.text_embeddings = teacher.text_embeddings
         self.schedule, self.device, self.dtype = teacher.schedule, teacher.device, teacher.dtype
         self.latent_channels, self.latent_size = teacher.latent_channels, teacher.latent_size

@@ -24,6 +24,7 @@ from . import (  # noqa: F401
     instructpix2pix,
     mvdream,
     prompt_processor,
+    sdi,
     unified,
     vsd,
     xl,

@@ -152,13 +152,16 @@ class CarvGuidance(CarvCalls, BaseObject):
 
     def set_min_max_steps(self, min_step_percent: float = 0.02, max_step_percent: float = 0.98) -> None:
         """The range of timesteps from now on, for systems that set it themselves before each call."""
+        options = self._carv.options
+        fixed = {name: False for name in ("sqrt_anneal", "t_anneal") if name in options.declared()}
         given = {"min_step_percent": min_step_percent, "max_step_percent": max_step_percent}
-        self._carv.options = replace(self._carv.options, sqrt_anneal=False, **given)
+        self._carv.options = replace(options, **fixed, **given)
 
     def _previews(self, out: GuidanceOutput, *views: torch.Tensor) -> dict[str, Any]:
         """`eval`, what threestudio writes for `guidance_eval`; views: elevation, azimuth, camera_distances (B,)."""
         with self._meter.uncounted():
-            shown = denoised_previews(self._carv, out, self.cfg.max_items_eval)
+            steps = getattr(self.cfg, "n_ddim_steps", 50)
+            shown = denoised_previews(self._carv, out, self.cfg.max_items_eval, steps)
         rows = zip(shown["noise_levels"], *(view.tolist() for view in views))
         texts = [f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}" for n, e, a, c in rows]
         return {"eval": {**shown, "texts": texts}}

@@ -39,13 +39,15 @@ class CarvStableDiffusionGuidance(CarvGuidance):
     def configure(self) -> None:
         """Loads the model once all options have been checked."""
         super().configure()
-        options = read_options(GuidanceOptions, self.cfg)
+        self._load(read_options(GuidanceOptions, self.cfg))
+
+    def _load(self, options: GuidanceOptions, kind: Any = SDSGuidance, **more: Any) -> None:
         needs_empty = "negative" in OBJECTIVES[options.objective].needs
         teacher = self._teacher_class.load(
             options.pretrained_model_name_or_path, with_text=needs_empty, **options.model_files, **self._loading()
         )
         self._empty = teacher.text_embeddings([""]) if needs_empty else None
-        self._carv = SDSGuidance(TimedTeacher(teacher, self._meter), options)
+        self._carv = kind(TimedTeacher(teacher, self._meter), options, **more)
 
     def _loading(self) -> dict[str, Any]:
         """The host's options of loading, with tokens merged where that is asked for."""

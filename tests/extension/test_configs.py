@@ -23,7 +23,7 @@ def test_all_configurations_are_there() -> None:
     assert [file.stem for file in CONFIGS] == [
         "carv-dreamfusion-if", "carv-dreamfusion-sd", "carv-dreamfusion-sdxl", "carv-dreamfusion-tiny", "carv-hifa",
         "carv-instructnerf2nerf", "carv-latentnerf", "carv-magic3d-coarse-sd", "carv-magic3d-refine-sd", "carv-mvdream",
-        "carv-perpneg-sd", "carv-prolificdreamer-vsd", "carv-sjc", "carv-stable-zero123", "carv-zero123",
+        "carv-perpneg-sd", "carv-prolificdreamer-vsd", "carv-sdi", "carv-sjc", "carv-stable-zero123", "carv-zero123",
     ]  # fmt: skip
 
 

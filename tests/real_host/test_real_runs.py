@@ -50,7 +50,7 @@ def model(folder: Path) -> list[str]:
 RUNS = {
     "carv-dreamfusion-tiny": 1, "carv-dreamfusion-sd": 1, "carv-perpneg-sd": 2, "carv-magic3d-coarse-sd": 1,
     "carv-sjc": 1, "carv-latentnerf": 1, "carv-dreamfusion-sdxl": 1, "carv-prolificdreamer-vsd": 1,
-    "carv-hifa": 1,
+    "carv-hifa": 1, "carv-sdi": 1,
 }  # fmt: skip
 """Configurations that run without CUDA, and the renders of a step."""
 
@@ -75,7 +75,8 @@ def test_a_shipped_configuration_trains(
         assert set(logged) >= PLAIN
         assert all(math.isfinite(value) for value in logged.values()), logged
         assert (logged["K"], logged["nonfinite"]) == (4.0, 0.0)
-        assert (logged["renders"], logged["nfe"]) == (i * renders, i * renders * 4 * per_draw)
+        nfe = 4 * (11 + 4) if config == "carv-sdi" else renders * 4 * per_draw  # an inversion of 11, with Perp-Neg
+        assert (logged["renders"], logged["nfe"]) == (i * renders, i * nfe)
         assert 1.0 <= logged["ess"] <= 4.0 * renders + 1e-6
         assert ("seconds_encode" in logged) == (config not in ("carv-sjc", "carv-latentnerf"))
         assert ("seconds_decode" in logged) == (config == "carv-hifa")
