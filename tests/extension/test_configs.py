@@ -21,9 +21,10 @@ CONFIGS = sorted((double.EXTENSION / "configs").glob("*.yaml"))
 
 def test_all_configurations_are_there() -> None:
     assert [file.stem for file in CONFIGS] == [
-        "carv-dreamfusion-if", "carv-dreamfusion-sd", "carv-dreamfusion-sdxl", "carv-dreamfusion-tiny", "carv-hifa",
-        "carv-instructnerf2nerf", "carv-latentnerf", "carv-magic3d-coarse-sd", "carv-magic3d-refine-sd", "carv-mvdream",
-        "carv-perpneg-sd", "carv-prolificdreamer-vsd", "carv-sdi", "carv-sjc", "carv-stable-zero123", "carv-zero123",
+        "carv-dreamfusion-if", "carv-dreamfusion-sd", "carv-dreamfusion-sdxl", "carv-dreamfusion-tiny",
+        "carv-gaussian-splatting", "carv-hifa", "carv-instructnerf2nerf", "carv-latentnerf", "carv-magic3d-coarse-sd",
+        "carv-magic3d-refine-sd", "carv-mvdream", "carv-perpneg-sd", "carv-prolificdreamer-vsd", "carv-sdi",
+        "carv-sjc", "carv-stable-zero123", "carv-zero123",
     ]  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_a_configuration_says_what_the_guidance_takes(file: Path, host: Any) -> 
     for name, resolve in (("not", lambda x: not x), ("gt0", lambda x: x > 0)):  # as threestudio has them
         OmegaConf.register_new_resolver(name, resolve, replace=True)
     options = common.read_options(GuidanceOptions, cfg.system.guidance)
-    assert options.num_draws == 4
+    assert options.num_draws == ("auto" if file.stem == "carv-gaussian-splatting" else 4)
     assert cfg.name == file.stem
     assert cfg.system_type.endswith("-system:carv-checkpoint")
     if cfg.system.prompt_processor_type == "dummy-prompt-processor":  # threestudio's, for models without text
