@@ -20,6 +20,7 @@ from carv_3d.cli import doctor
 from carv_3d.cli.main import main as cli
 from carv_3d.errors import CarvError, install_command, packages, require
 from carv_3d.hosts.checkout import how_to_link
+from carv_3d.version import __version__
 
 ROOT = Path(__file__).parents[1]
 BLOCKER = """
@@ -56,9 +57,9 @@ def test_the_wheel_holds_all_that_is_needed_at_run_time(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     loose = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "install.sh")
-    for name in (*loose, "requirements.lock", "mkdocs.yml"):
+    for name in (*loose, "requirements.lock", "mkdocs.yml", "CITATION.cff", "SECURITY.md"):
         shutil.copy(ROOT / name, source)
-    for folder in ("carv_3d", "custom", "tests", "benchmarks", "docs", ".ci"):
+    for folder in ("carv_3d", "custom", "tests", "benchmarks", "docs", "examples", ".ci", ".github"):
         (source / folder).mkdir()
         for path in (ROOT / folder).rglob("*"):  # links: the weights are not copied twice
             to = source / path.relative_to(ROOT)
@@ -182,3 +183,13 @@ def test_only_a_missing_package_is_translated() -> None:
         require("no_such_name.part", "dev", "a test")
     assert require("json", "dev", "a test").loads("1") == 1
     assert callable(cli)
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first = re.search(r"^## \[(.+?)\]", log, re.M)[1]
+    assert first == __version__ or (first == "Unreleased" and f"To become {__version__}." in log)
+    kinds = set(re.findall(r"^### (.*)$", log, re.M))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}  # of Keep a Changelog
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
