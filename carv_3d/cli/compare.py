@@ -32,7 +32,7 @@ OLD_FORMS = (
 
 def parser() -> Parser:
     """Of `carv compare`'s arguments."""
-    made = Parser("carv compare", HELP, OLD_FORMS)
+    made = Parser("carv compare", HELP, OLD_FORMS, takes_names=True)
     made.declare(CompareOptions, "baseline", "score=scores", "out", repeated=True)
     lengths = ("seconds=budget", "steps", "seeds", "points", "config", "clip")
     names = ("prompt=prompts", "method=methods", *lengths, "engine", "address", "workers")
@@ -52,6 +52,7 @@ def main(args: argparse.Namespace) -> int:
                 f"{args.words[0]} is a run that exists, and --prompt or --method ask for new ones; compare either, "
                 "then name all folders together"
             )
+        parser().refuse_two_forms(args)
         return _run(NewRuns(**new), compared, args)
     # without new runs no options are set: every word is a run, NAME=RUN too
     if not args.given:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from carv_3d.cli.doctor_model import BYTES
+from carv_3d.cli.doctor_model import BYTES, model_files
 from carv_3d.cli.doctor_model import examine as examine_model
 from carv_3d.cli.doctor_threestudio import CONFIG
 from carv_3d.cli.doctor_threestudio import examine as examine_checkout
@@ -25,7 +25,8 @@ HELP = """
 
 Check what is installed, what is missing, and how to fix it. Status 0: carv can run.
 
-  carv doctor MODEL    what a model's folder holds, how it is read and what it needs, or why it is refused"""
+  carv doctor MODEL    what a model's folder holds, how it is read and what it needs, or why it is refused;
+                       model_config=FOLDER, vae=FOLDER and loras=[FILE:SCALE] may follow"""
 
 
 def set_up() -> str:
@@ -43,14 +44,16 @@ def main(words: list[str]) -> int:
     args = parser.read(words)
     if args is None:
         return 0
-    if len(args.given) > 1 or args.options:
-        raise CarvError(f"carv doctor takes one model, and not {shown(args.given[-1])}; see carv doctor --help")
-    if not args.given:
+    if len(args.words) > 1 or (args.words and args.threestudio is not None):
+        raise CarvError(f"carv doctor takes one model or one checkout, and not {shown(args.given[-1])} too")
+    if not args.words:
+        if args.options:
+            raise CarvError(f"{args.options[0]} is of a model, and none is named; see carv doctor --help")
         return report(threestudio=args.threestudio)
-    model = args.given[0]
+    model, files = args.words[0], model_files(args.options)
     check_draws(args.num_draws, antithetic=False)
     command = f'carv generate "a red mug" system.guidance.pretrained_model_name_or_path={model}'
-    return show(examine_model(model, args.num_draws, args.precision), command)
+    return show(examine_model(model, args.num_draws, args.precision, **files), " ".join([command, *args.options]))
 
 
 def examine() -> list[Finding]:

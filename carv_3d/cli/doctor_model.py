@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from carv_3d.cli.finding import Finding
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError, first_line, shown
 
 BYTES = {"float32": 4, "half": 2}
 TENSORS = 24  # of the network's widest level that live at once; a rough number
 
 
-def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[Finding]:
+def model_files(words: Sequence[str]) -> dict[str, Any]:
+    """What the options among a model's files are set to.
+
+    Raises:
+        CarvError: another option, or a value that it cannot have.
+    """
+    from carv_3d.config.reader import read_options, read_words
+    from carv_3d.guidance.options import GuidanceOptions
+
+    options = GuidanceOptions()
+    for word in words:
+        if word.partition("=")[0] not in options.model_files:
+            raise CarvError(f"{shown(word)} is no option of carv doctor, which takes {', '.join(options.model_files)}")
+    return read_options(options, read_words(words, options)).model_files
+
+
+def examine(model: str, num_draws: int = 1, precision: str = "float32", **files: Any) -> list[Finding]:
     """All findings, in the order in which they are shown; the model is loaded for the last, where it fits.
 
     Args:
         model: "carv-tiny", a folder, or a hub id that is on this machine.
         num_draws: K of the memory's estimate.
         precision: "float32" or "half", of the same.
+        **files: as `model_files` gives them.
     """
     from carv_3d.teachers.load import find_model
     from carv_3d.teachers.loading import load_schedule
@@ -27,7 +45,7 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[
     from carv_3d.teachers.single_file import single_file
 
     try:
-        folder, family = find_model(model, local_files_only=True)
+        folder, family = find_model(model, local_files_only=True, model_config=files.get("model_config"))
     except CarvError as error:
         return [Finding("model", False, f"refused: {error}", "", True)]
     schedule = load_schedule(folder)
@@ -49,7 +67,7 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32") -> list[
         Finding("on disk", True, f"{numbers:,} parameters ({kinds})"),
         Finding("memory", True, f"about {needed / 2**30:.1f} GiB at K = {num_draws} in {precision}, a rough estimate"),
     ]
-    return [*findings, _self_test(model, numbers * 4, family, folder)]
+    return [*findings, _self_test(model, numbers * 4, family, folder, files)]
 
 
 def _scaling(vae: dict[str, Any]) -> str:
@@ -90,7 +108,7 @@ def _activations(network: dict[str, Any], vae: dict[str, Any], num_draws: int) -
     return int(2 * num_draws * size**2 * width * TENSORS)
 
 
-def _self_test(model: str, size: int, family: Any, folder: Path) -> Finding:
+def _self_test(model: str, size: int, family: Any, folder: Path, files: dict[str, Any]) -> Finding:
     from carv_3d.core.memory import amount, free_memory
     from carv_3d.guidance.self_test import noise_errors, percentages
     from carv_3d.teachers.load import teacher_class
@@ -99,7 +117,7 @@ def _self_test(model: str, size: int, family: Any, folder: Path) -> Finding:
     if free is not None and size > free:
         return Finding("self-test", False, f"not tried: loading takes {amount(size)}, and {amount(free)} are free")
     try:
-        errors = noise_errors(teacher_class(family).load(model, folder=folder))
+        errors = noise_errors(teacher_class(family).load(model, folder=folder, **files))
     except (CarvError, RuntimeError, MemoryError) as error:
         return Finding("self-test", False, f"the model does not run: {first_line(error)}", "", True)
     good = all(error < 1 for error in errors)

@@ -38,6 +38,8 @@ def main(args: argparse.Namespace) -> int:
     as_option = any(word.partition("=")[0] in (PROMPT, "prompt") for word in args.options)
     if prompt is not None and not prompt.strip():
         raise CarvError(f"the prompt is empty; write what to make, such as {EXAMPLE}")
+    if prompt is not None and as_option:
+        raise CarvError("the prompt is given twice, as a word and as an option; give one of them")
     given = flags(args)
     dry = given.pop("dry_run")
     if prompt is None and not as_option and "config" not in given and not {"resume", "out"} <= given.keys():

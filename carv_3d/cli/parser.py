@@ -2,7 +2,7 @@
 
 Flags are a command's own arguments, key=value sets an option of the configuration. Several values are joined by commas
 (`--methods uniform,is`), or the flag is repeated where a value may hold commas (`--prompt`). What follows `--` is taken
-as it stands.
+as it stands. Of a flag or an option that is given twice the later counts; a flag and an option of the same are refused.
 
 This is argparse with messages of one sentence. Typer, cyclopts and tyro were weighed: each would declare the flags more
 briefly, but none reads key=value words between positional ones, and this file would be needed on top of them.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from carv_3d.core.kinds import members
-from carv_3d.core.options import Option, Options
+from carv_3d.core.options import Option, Options, RunOptions
 from carv_3d.errors import CarvError, printable
 from carv_3d.io.files import expanded
 
@@ -39,12 +39,22 @@ class OldForm(NamedTuple):
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one sentence with the nearest right flag, raised as CarvError."""
 
-    def __init__(self, prog: str, text: str, old_forms: Sequence[OldForm] = (), takes_words: bool = True) -> None:
-        """text: usage, description and what stands at the end of the help, with an empty line between them."""
+    def __init__(
+        self,
+        prog: str,
+        text: str,
+        old_forms: Sequence[OldForm] = (),
+        takes_words: bool = True,
+        takes_names: bool = False,
+    ) -> None:
+        """text: usage, description and what stands at the end of the help, with an empty line between them.
+
+        takes_names: whether a word NAME=VALUE may be no option.
+        """
         form = argparse.RawDescriptionHelpFormatter
         usage, description, *end = text.split("\n\n", 2)
         super().__init__(prog, usage or None, description, "".join(end), formatter_class=form, allow_abbrev=False)
-        self.old_forms, self.takes_words = old_forms, takes_words
+        self.old_forms, self.takes_words, self.takes_names = old_forms, takes_words, takes_names
         self.options: dict[str, Option] = {}  # flag -> what it sets
 
     def error(self, message: str) -> NoReturn:
@@ -106,7 +116,17 @@ class Parser(argparse.ArgumentParser):
         args.command, args.given = shlex.join([*self.prog.split(), *words]), [*args.words, *literal]
         args.options = [w for w in args.words if re.match(r"[A-Za-z_][\w.]*=", w)]
         args.words = [w for w in args.words if w not in args.options] + literal
+        if not self.takes_names:
+            self.refuse_two_forms(args)
         return args
+
+    def refuse_two_forms(self, args: argparse.Namespace) -> None:
+        """CarvError where key=value sets what a flag sets too: neither of them is the later one."""
+        given = {declared.name for declared in self.options.values()} & vars(args).keys()
+        for key in (word.partition("=")[0] for word in args.options):
+            name = key.rpartition(".")[2]
+            if name in given and (name == key or name not in RunOptions.declared()):
+                raise CarvError(f"--{name} and {key} set the same; give one of them")
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
         """Raise for leftover words that look like flags."""

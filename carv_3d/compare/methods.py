@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from carv_3d.compare.records import MAX_LABEL
+from carv_3d.compare.records import MAX_LABEL, check_label
 from carv_3d.config.reader import full_key
 from carv_3d.core.estimator_names import PLAIN, WORDS, estimator_options
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 from carv_3d.generate.config import Config, find_config, load_config
 from carv_3d.io.files import slug
 
@@ -62,9 +62,7 @@ def parse_method(word: str) -> Method:
     """
     name, equals, rest = word.partition("=")
     name = name.strip()
-    if not name or len(name) > MAX_LABEL or not name.isprintable():
-        raise CarvError(f"{word!r} has no usable name; write NAME=key=value,... (1 to {MAX_LABEL} characters)")
-    method = Method(name)
+    method = Method(check_label(name, f"{shown(word)} is to be NAME=key=value,..."))
     for part in split_outside_brackets(rest):
         if "=" not in part and (part.endswith((".yaml", ".yml")) or find_config(Path(part)) != Path(part)):
             method.config = find_config(Path(part))

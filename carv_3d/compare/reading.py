@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from carv_3d.compare import threestudio
-from carv_3d.compare.records import RunRecord, columns, is_step, method_settings, name_methods
+from carv_3d.compare.records import (
+    MAX_READ_LABEL,
+    RunRecord,
+    check_label,
+    columns,
+    is_step,
+    method_settings,
+    name_methods,
+)
 from carv_3d.config.reader import to_mapping
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 from carv_3d.generate.config import load_run
 from carv_3d.io.files import explain_os_error
 from carv_3d.io.structured import read_json, value_at
@@ -33,6 +40,8 @@ def read_runs(words: Sequence[str]) -> list[RunRecord]:
         name, equals, rest = word.partition("=")
         if not equals or Path(word).exists():
             name, rest = "", word
+        if name:
+            check_label(name, f"{shown(word)} is to be NAME=FOLDER", MAX_READ_LABEL)
         if not rest:
             raise CarvError(f"{word!r} names no folder; write FOLDER or NAME=FOLDER")
         for folder in _folders(Path(rest)):
@@ -80,8 +89,7 @@ def read_carv(folder: Path, method: str = "") -> RunRecord:
     metrics["seconds_per_step"] = np.where(values["step"] > 0, values["seconds"], np.nan)
     read = load_run(folder)
     settings = method_settings(flatten(to_mapping(read)))
-    label = method or value_at(_label(folder), "method", str, str(folder / LABEL)) or ""
-    return RunRecord(label, read.prompt, read.seed, folder, axes, metrics, settings, notes)
+    return RunRecord(method or _label(folder), read.prompt, read.seed, folder, axes, metrics, settings, notes)
 
 
 def checked_rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
@@ -104,6 +112,7 @@ def checked_rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     return whole, notes
 
 
-def _label(folder: Path) -> dict[str, Any]:
-    path = folder / LABEL
-    return read_json(path, f"name the method yourself: NAME={folder}") if path.exists() else {}
+def _label(folder: Path) -> str:
+    path, fix = folder / LABEL, f"name the method yourself: NAME={folder}"
+    label = value_at(read_json(path, fix), "method", str, str(path), fix) if path.exists() else None
+    return check_label(label, str(path), MAX_READ_LABEL) if label else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 
 Array = NDArray[np.float64]
 #: What a curve may be drawn against; all of them count from the run's beginning.
@@ -22,6 +22,7 @@ NOT_A_METHOD = (
     "description", "use_timestamp", "system.guidance.trainer_max_steps", "system.guidance.max_step_percent",
 )  # fmt: skip
 MAX_LABEL = 48  # characters of a method's name
+MAX_READ_LABEL = 80  # of one that is given to runs that are there
 
 
 @dataclass
@@ -50,6 +51,17 @@ class RunRecord:
         x, y = x[known], y[known]
         order = np.argsort(x, kind="stable")
         return x[order], y[order]
+
+
+def check_label(name: str, where: str, most: int = MAX_LABEL) -> str:
+    """The name of a method, as tables, images and pages have it; CarvError, which begins with `where`.
+
+    >>> check_label("ours", "--method")
+    'ours'
+    """
+    if not name.strip() or len(name) > most or not name.isprintable():
+        raise CarvError(f"{where}: {shown(name)} is no usable name of a method; take 1 to {most} printable characters")
+    return name
 
 
 def is_step(number: float) -> bool:

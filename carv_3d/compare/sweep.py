@@ -19,10 +19,11 @@ from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config
 from carv_3d.io.files import check_unused, explain_os_error, locked, make_folder, slug, write_atomic
-from carv_3d.io.structured import read_json, read_text
+from carv_3d.io.structured import conforms, read_json, read_text
 
 FORMAT = 2
 SPEC = "sweep.yaml"
+MOST_PROMPTS = 500
 GROWING = ("prompts", "seeds")  # what may be added to a sweep that is there
 
 
@@ -37,6 +38,11 @@ class Sweep(SweepOptions):
     prompts: list[str]
     methods: list[Method]
     common: list[str] = option(list, "Overrides of all methods.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.prompts) > MOST_PROMPTS:
+            raise CarvError(f"there are {len(self.prompts):,} prompts; a comparison has {MOST_PROMPTS} at most.")
 
     @property
     def length(self) -> Length:
@@ -108,7 +114,7 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
         raise explain_os_error(error, path, "read") from error
     make_folder(out)
     stored = read_json(path, "choose another --out")
-    if not isinstance(stored.get("prompts"), list) or not isinstance(stored.get("seeds"), int):
+    if not (conforms(stored.get("prompts"), list[str]) and conforms(stored.get("seeds"), int)):
         raise CarvError(f"{path} has no prompts and seeds, so it is of no comparison; choose another --out")
     asked = describe(sweep)
     for key, value in asked.items():
@@ -117,8 +123,12 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
                 f"the comparison in {out} has {key} = {_short(stored.get(key))}, and not {_short(value)}; "
                 "leave it as it was, or choose another --out"
             )
-    prompts = list(dict.fromkeys([*map(str, stored["prompts"]), *sweep.prompts]))
-    sweep = replace(sweep, prompts=prompts, seeds=max(sweep.seeds, stored["seeds"]))
+    prompts = list(dict.fromkeys([*stored["prompts"], *sweep.prompts]))
+    try:
+        sweep = replace(sweep, prompts=prompts, seeds=max(sweep.seeds, stored["seeds"]))
+        checked(sweep)
+    except CarvError as error:
+        raise CarvError(f"{path}: {error}") from error
     save(sweep, out)
     return sweep
 

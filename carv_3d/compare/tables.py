@@ -16,6 +16,8 @@ from carv_3d.compare.time_to_target import TimeToTarget, time_to_target
 from carv_3d.io.files import write_atomic
 from carv_3d.io.tables import csv_text
 
+MOST_CURVES = 48  # metrics with an image of their own, of about a second each
+
 
 @dataclass(frozen=True)
 class Final:
@@ -78,9 +80,8 @@ def compare(runs: Sequence[RunRecord], methods: Sequence[str], scores: Sequence[
     bootstrap = Bootstrap(runs)
     names = order(list(dict.fromkeys(name for run in runs for name in run.metrics)))
     curves: dict[tuple[str, str], list[Curve]] = {}
-    for name in names:
-        if not _varies(runs, name):
-            continue
+    varying = [name for name in names if _varies(runs, name)]
+    for name in varying[:MOST_CURVES]:
         for axis in AXES:
             each = [mean_curve(by_method[method], name, axis, bootstrap) for method in methods]
             if any(each):
@@ -93,6 +94,8 @@ def compare(runs: Sequence[RunRecord], methods: Sequence[str], scores: Sequence[
             for method in methods[1:]:
                 times += _times(by_method[methods[0]], by_method[method], score, axis, bootstrap, prompts)
     notes = list(dict.fromkeys(note for run in runs for note in run.notes))
+    if len(varying) > MOST_CURVES:
+        notes.append(f"of {len(varying)} metrics the first {MOST_CURVES} have curves; the others are left out")
     return Comparison(list(runs), list(methods), curves, times, finals, notes)
 
 

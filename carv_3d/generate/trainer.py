@@ -25,7 +25,7 @@ from carv_3d.core.devices import choose_device, keep_freed_memory
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.seeds import OwnGlobals, seed_for
 from carv_3d.core.signal import SignalToNoise
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 from carv_3d.generate.config import Config
 from carv_3d.generate.needs import check_needs
 from carv_3d.generate.view_text import fitted, view_text
@@ -306,9 +306,15 @@ class TextTo3D:
         white = torch.ones(3, device=self.device)
         return self.renderer.render(cameras, height, width, white)[0]
 
+    @property
+    def _run(self) -> dict[str, Any]:
+        """What distinguishes checkpoints of the same shapes."""
+        return {"prompt": self.config.prompt, "seed": self.config.seed}
+
     def state_dict(self) -> dict[str, Any]:
         """What a run needs to continue as if it had not stopped: tensors and primitives."""
         return {
+            "run": self._run,
             "step": self.step,
             "progress": self.progress,
             "bad_steps": self.non_finite.count,
@@ -326,6 +332,12 @@ class TextTo3D:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back `state_dict`; CarvError where it belongs to another configuration."""
         with state_fits("this configuration", state, self.state_dict()):
+            for key, value in state.get("run", {}).items():  # older checkpoints have none
+                if value != self._run.get(key, value):
+                    raise CarvError(
+                        f"the checkpoint is of a run with {key} {shown(value)}, and this one has "
+                        f"{shown(self._run[key])}; restore its own, or begin a new run with another --out"
+                    )
             self.field.load_state_dict(state["field"])
             self.renderer.load_state_dict(state["renderer"], strict=False)
             load_optimizer(self.optimizer, state["optimizer"])

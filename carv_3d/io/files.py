@@ -124,8 +124,11 @@ def write_via(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path`, all of it or nothing; raises CarvError as `write_via` does."""
-    payload = data.encode("utf-8") if isinstance(data, str) else data
+    """Write `data` (text as UTF-8) to `path`, all of it or nothing; raises CarvError as `write_via` does.
+
+    A byte of a path that is no UTF-8 is written as a backslash, u and four digits.
+    """
+    payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     write_via(path, lambda temporary: temporary.write_bytes(payload))
 
 

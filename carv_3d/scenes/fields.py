@@ -7,6 +7,7 @@ step 0.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from abc import ABC, abstractmethod
@@ -81,6 +82,19 @@ class FieldOptions(LatticeOptions):
         return [math.floor(self.base_resolution * self.per_level_scale**level) for level in range(self.n_levels)]
 
 
+def at_points(raw: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A field's `raw`, whose compiled loops check nothing: CarvError for what is no (N, 3) tensor of floats."""
+
+    @functools.wraps(raw)
+    def run(self: Any, x: Tensor) -> Tensor:
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 2 and x.shape[1] == 3):
+            given = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise CarvError(f"the points of a field are {given}; they must be a tensor (N, 3) of floats")
+        return raw(self, x)
+
+    return run
+
+
 class Field(nn.Module, ABC):
     """Density and color in space.
 
@@ -152,6 +166,7 @@ class VoxelGridField(Field):
         grid[..., :1] = self.blob(nodes.view(-1, 3)).view(D, D, D, 1)
         self.grid = nn.Parameter(grid)
 
+    @at_points
     def raw(self, x: Tensor) -> Tensor:
         """Trilinear between the nodes; differentiable in `grid`."""
         return interpolate(self.grid, x / self.radius)
@@ -197,6 +212,7 @@ class HashGridField(Field):
             out.append(interpolate(table, unit) if table.dim() == 4 else interpolate_hashed(table, unit, res))
         return torch.cat(out, dim=-1)
 
+    @at_points
     def raw(self, x: Tensor) -> Tensor:
         """The network on the features of all levels; differentiable in both."""
         raw = self.head(self.encode(x))
@@ -233,6 +249,7 @@ class TinyCudaNNField(Field):
         self.encoding = tinycudann.Encoding(3, config, dtype=torch.float32)
         self.head = _head(o.n_levels * o.n_features_per_level, o)
 
+    @at_points
     def raw(self, x: Tensor) -> Tensor:
         """As `HashGridField.raw`, by tiny-cuda-nn's kernels."""
         unit = (x / self.radius + 1) * 0.5  # tinycudann encodes the cube [0, 1]^3
@@ -273,6 +290,7 @@ class FusedHashField(Field):
         field = FusedField(self.encoding.layout, self.active_levels, scene, tensors)
         return field if can_fuse(field) else None
 
+    @at_points
     def raw(self, x: Tensor) -> Tensor:
         """As `HashGridField.raw`; differentiable in `x` too."""
         field = self.compiled()

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv_3d.scenes.hash_layout import HashLayout
-from carv_3d.scenes.trilinear import numba_available
+from carv_3d.scenes.trilinear import first_order, numba_available
 
 __all__ = ["FusedField", "RaySamples", "can_fuse", "field_logits", "render_fused", "render_reference"]
 
@@ -118,6 +118,7 @@ class _Points(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
         g, grads, arrays = grad_outputs[0].contiguous().numpy(), _Gradients(tensors), _arrays(ctx.field, tensors)
@@ -142,6 +143,7 @@ class _Rays(torch.autograd.Function):
         return out, weights, sigmas
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         weights, before, *parameters = ctx.saved_tensors
         tensors = tuple(parameters)

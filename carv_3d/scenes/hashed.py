@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv_3d.scenes.trilinear import compiled, loops
+from carv_3d.scenes.trilinear import compiled, first_order, loops
 
 __all__ = ["PRIMES", "interpolate_hashed", "interpolate_hashed_reference"]
 
@@ -32,6 +32,7 @@ class _Hashed(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         grad_table = torch.zeros(ctx.shape)

@@ -8,13 +8,17 @@ float32, where numba is installed and the points need no gradient; anything else
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from carv_3d.errors import CarvError
 
 __all__ = ["compiled", "interpolate", "interpolate_reference", "loops", "numba_available"]
 
@@ -33,6 +37,21 @@ def loops() -> Any:
     return _numba_loops
 
 
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The backward pass of compiled loops, which autograd cannot follow: CarvError where it is asked to."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grad_outputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise CarvError(
+                "the compiled loops of fields have no second derivatives; leave create_graph out, or give points that "
+                "require a gradient, which go through torch"
+            )
+        return backward(ctx, *grad_outputs)
+
+    return run
+
+
 class _Trilinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grid: Tensor, x: Tensor) -> Tensor:
@@ -46,6 +65,7 @@ class _Trilinear(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         D, H, W, C = ctx.grid_shape

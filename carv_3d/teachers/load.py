@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from carv_3d.core.arguments import checked
 from carv_3d.errors import CarvError, packages
 from carv_3d.io.files import open_file
 from carv_3d.io.structured import RESTORE
@@ -31,6 +32,7 @@ TEACHERS: tuple[type[LatentDiffusionTeacher], ...] = (
 )
 
 
+@checked
 def find_model(
     name_or_path: str,
     local_files_only: bool = False,

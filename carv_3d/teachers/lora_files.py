@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from carv_3d.errors import CarvError, first_line
+from carv_3d.errors import CarvError, first_line, shown
 from carv_3d.io.files import expanded
-from carv_3d.io.structured import parse_json
+from carv_3d.io.structured import conforms, parse_json
 from carv_3d.io.tensor_files import check_finite, load_tensors
 
 log = logging.getLogger(__name__)
@@ -137,11 +137,24 @@ def _adapter(
 ) -> Adapter:
     if set(pair) != {"down", "up"}:
         raise CarvError(f"{path} lacks a matrix of {'.'.join(place)}; {FIX}")
-    rank, part = pair["down"].shape[0], place[0]
+    down, up, part = pair["down"], pair["up"], place[0]
+    rank = down.shape[0] if down.dim() > 1 else 0
+    if not rank or up.dim() < 2 or up[0].numel() != rank or not all(x.is_floating_point() for x in pair.values()):
+        shapes = " and ".join(f"{tuple(x.shape)} {x.dtype}" for x in (down, up))
+        raise CarvError(f"{path}: {'.'.join(place)} is {shapes}, which are no two matrices of numbers of a rank; {FIX}")
     if settings.get(f"{part}.use_dora") or settings.get(f"{part}.alpha_pattern"):
         raise CarvError(f"{path} is of a kind (DoRA, or alphas by pattern) that is not added to weights; {FIX}")
-    alpha = settings.get(f"{part}.lora_alpha", rank) if alpha is None else alpha
-    return Adapter(pair["down"], pair["up"], alpha / (rank**0.5 if settings.get(f"{part}.use_rslora") else rank))
+    rooted = _setting(path, settings, f"{part}.use_rslora", bool, False)
+    alpha = _setting(path, settings, f"{part}.lora_alpha", float, rank) if alpha is None else alpha
+    return Adapter(down, up, alpha / (rank**0.5 if rooted else rank))
+
+
+def _setting(path: Path, settings: dict[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = settings.get(name, default)
+    if not conforms(value, kind):
+        due = "true or false" if kind is bool else "a finite number"
+        raise CarvError(f"{path}: what PEFT wrote of {name} is {shown(value)}, and {due} is due; {FIX}")
+    return value
 
 
 @torch.no_grad()
@@ -155,3 +168,5 @@ def _add(layers: Mapping[str, nn.Module], layer: str, adapter: Adapter, scale: f
         shape = "no such layer" if weight is None else f"a layer of {tuple(weight.shape)}"
         raise CarvError(f"{name} is {tuple(product.shape)}, and the model has {shape}; {FIX}")
     weight.copy_(weight.to(torch.float32) + scale * adapter.factor * product)
+    if not torch.isfinite(weight).all():
+        raise CarvError(f"{name} makes weights that are not finite, at a scale of {scale:g}; {FIX}")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from carv_3d.io.files import write_via
 from carv_3d.report.charts import COLORS
+from carv_3d.report.figures import agg_figure, write_figure
 from carv_3d.variance.figures import PAPER_ECM, Row, Timesteps
 
 Draw = Callable[[Any, Sequence[Row], Timesteps, dict[str, str]], None]  # axes, rows of a step, method -> color
@@ -31,12 +31,8 @@ def write_charts(folder: Path, table: Sequence[Row], by_t: dict[int, Timesteps])
 def _write_panels(
     path: Path, table: Sequence[Row], by_t: dict[int, Timesteps], colors: dict[str, str], draw: Draw, corner: str
 ) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     steps = list(dict.fromkeys(row.step for row in table))
-    figure = Figure(figsize=(4.6 * len(steps) + 0.4, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = agg_figure(4.6 * len(steps) + 0.4, 3.8, layout="constrained")
     panels = figure.subplots(1, len(steps), squeeze=False, sharey=True)[0]
     for axes, step in zip(panels, steps):
         draw(axes, [row for row in table if row.step == step], by_t[step], colors)
@@ -46,11 +42,7 @@ def _write_panels(
             axes.set_ylabel("")
     if panels[0].get_legend_handles_labels()[0]:
         panels[0].legend(fontsize=6, loc=corner)
-
-    def write(temporary: Path) -> None:
-        figure.savefig(temporary, dpi=130)
-
-    write_via(path, write)
+    write_figure(figure, path, dpi=130)
 
 
 def _lines(table: Sequence[Row], colors: dict[str, str]) -> Iterator[tuple[list[Row], dict[str, str]]]:

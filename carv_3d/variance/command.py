@@ -39,6 +39,7 @@ class KeptBatches:
         """Reads what is there; CarvError where it depends on something else, or is damaged."""
         self.path, self.depends_on, self.settings = path, depends_on, settings
         self.by_step: dict[int, list[Batch]] = {}
+        self.phases: set[frozenset[str]] = set()  # one, where all batches have the same
         if path.exists():
             self._read()
 
@@ -57,6 +58,9 @@ class KeptBatches:
         wrong = [name for name in kinds if not conforms(given[name], kinds[name])]
         if wrong or (self.settings and not given["norms"]):
             raise ValueError(f"a batch's {' and '.join(wrong) or 'norms'}")
+        self.phases |= {frozenset(given["seconds"][s.key]) for s in self.settings}
+        if len(self.phases) > 1:
+            raise ValueError("phases that are not in every batch")
         amounts = [given["seconds"]["all"]["step"]]
         for s in self.settings:  # a KeyError for what is not there
             amounts += [given["v_in"][s.key], *(given["seconds"][s.key][phase] for phase in ("step", "denoise"))]

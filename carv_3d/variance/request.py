@@ -10,6 +10,9 @@ from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.variance.methods import BASELINE, DEFAULT, Setting, method
 
+MOST_STEPS = 64  # an image has a panel for each, and 65,536 pixels at most
+MOST_SETTINGS = 512
+
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceRequest(
@@ -38,6 +41,8 @@ class VarianceRequest(
         super().__post_init__()
         for name in ("R", "K"):
             self._set(name, tuple(sorted(set(getattr(self, name)))))
+        if len(set(self.at)) > MOST_STEPS:
+            raise CarvError(f"--at names {len(set(self.at))} steps; name {MOST_STEPS} at most, as each has a panel.")
 
     def settings(self) -> list[Setting]:
         """The baseline first.
@@ -56,4 +61,10 @@ class VarianceRequest(
             if not places:
                 raise CarvError(f"the method {m.name} draws in pairs: give an even number of --draws.")
             out += [Setting(R, K, m) for R, K in places]
-        return list({s.key: s for s in out}.values())
+        settings = list({s.key: s for s in out}.values())
+        if len(settings) > MOST_SETTINGS:
+            raise CarvError(
+                f"--methods, --renders and --draws make {len(settings):,} settings, all of which are measured in each "
+                f"batch; name fewer, for {MOST_SETTINGS} at most."
+            )
+        return settings

@@ -90,12 +90,12 @@ def test_of_compare_for_runs_that_exist(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_of_attribute(given: Any) -> None:
     words = "attribute 'a red mug' --model m --training-images data --items 9 --method trak --views 3 --prompt p"
-    words += " --resize --store s --shard 1/2 --seed 5 --out o num_draws=12 dim=64 seed=3"
+    words += " --resize --store s --shard 1/2 --seed 5 --out o num_draws=12 dim=64"
     expected = AttributeOptions(
         query="a red mug", model="m", training_images="data", items=9, method="trak", views=3, prompt="p", resize=True,
         store=Path("s"), shard="1/2", seed=5, out=Path("o"), num_draws=12, dim=64,
     )  # fmt: skip
-    assert given("attribution.command.attribute", words) == ((expected,), {})  # a flag comes before an option
+    assert given("attribution.command.attribute", words) == ((expected,), {})
 
 
 def test_of_distill(given: Any) -> None:

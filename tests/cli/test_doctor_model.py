@@ -65,5 +65,5 @@ def test_what_is_refused_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_doctor_takes_no_option() -> None:
-    with pytest.raises(CarvError, match="takes one model, and not 'a=b'"):
+    with pytest.raises(CarvError, match="a=b is of a model, and none is named"):
         cli._dispatch(["doctor", "a=b"])

@@ -16,8 +16,10 @@ from commands import refusal
 from carv_3d.cli import attribute, compare, distill, generate, variance
 from carv_3d.cli.options import PARSERS
 from carv_3d.cli.parser import OldForm, Parser, flags, one_word
+from carv_3d.config.reader import read_words
 from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
+from carv_3d.generate.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,3 +208,24 @@ def test_a_prompt_may_be_given_empty() -> None:
     args = attribute.parser().read(["x", "--prompt", ""])
     assert args is not None
     assert flags(args) == {"prompt": ""}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["generate", "a red mug", "--seed", "1", "seed=2"], "--seed and seed set the same; give one of them"),
+        (["generate", "a red mug", "prompt=a blue cup"], "the prompt is given twice, as a word and as an option"),
+        (["variance", "carv-tiny", "--prompt", "a", "system.prompt_processor.prompt=b"], "--prompt and system.prompt"),
+        (["attribute", "a", "--seed", "5", "seed=3"], "--seed and seed set the same"),
+        (["doctor", "carv-tiny", "--threestudio", "x"], "takes one model or one checkout, and not"),
+    ],
+)
+def test_what_is_given_in_two_forms_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in refusal(capsys, *words)
+
+
+def test_of_what_is_repeated_the_later_counts_and_two_options_are_two() -> None:
+    args = generate.parser().read(["a", "--seed", "1", "--seed=3", "system.guidance.seed=2", "lr=1", "lr=2"])
+    assert args is not None
+    assert (args.seed, args.options) == (3, ["system.guidance.seed=2", "lr=1", "lr=2"])
+    assert read_words(args.options, Config())["system"]["optimizer"]["args"]["lr"] == 2

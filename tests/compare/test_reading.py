@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 import types
@@ -270,3 +271,31 @@ def test_a_torn_last_line_is_left_out_and_reported(capsys: pytest.CaptureFixture
     path.write_bytes(whole[:-12])
     assert cli.main(["compare", "x", "--out", "out"]) == 0
     assert "1 damaged line(s) left out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_name_that_no_image_could_show_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    good = carv_run("good")
+    for name in ("x" * 81, "a\x07b", "a\nb", " ", "a\udc80b"):
+        text = refusal(capsys, "compare", f"{name}={good}", "--out", "out")
+        assert "is no usable name of a method; take 1 to 80 printable characters" in text, name
+        (good / "method.json").write_text(json.dumps({"method": name}))
+        assert "good/method.json: " in refusal(capsys, "compare", str(good), "--out", "out"), name
+    (good / "method.json").write_text(json.dumps({"method": "x" * 80}))
+    assert read_run(good).method == "x" * 80
+
+
+def test_a_path_that_is_no_utf_8_is_written_out() -> None:
+    assert cli.main(["compare", str(carv_run("a")), "--out", "b\udcff"]) == 0
+    assert r"--out &#x27;b\udcff&#x27;" in Path("b\udcff/compare.html").read_text()
+
+
+def test_a_table_of_endless_metrics_has_so_many_curves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("carv_3d.compare.tables.MOST_CURVES", 2)
+    names = [f"m{i}" for i in range(5)]
+    lines = [",".join(["step", "seconds", *names]), *(f"{i},{i},{2 * i - 3}e308,{i},{i},{i},{i}" for i in (1, 2))]
+    (carv_run("many") / "metrics.csv").write_text("\n".join(lines) + "\n")
+    assert cli.main(["compare", "many", "--out", "out"]) == 0
+    assert "of 6 metrics the first 2 have curves; the others are left out." in capsys.readouterr().out
+    assert len(list(Path("out").glob("curves-*.png"))) == 2

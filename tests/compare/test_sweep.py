@@ -228,7 +228,7 @@ def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
     for changed, key in (({"points": 3}, "points"), ({"methods": two_methods()[::-1][:1]}, "methods")):
         with pytest.raises(ValueError, match=f"has {key} = "):
             open_folder(small_sweep(common, **changed), Path("out"))
-    for damaged in ("{", "[]", "\xff", "{}"):
+    for damaged in ("{", "[]", "\xff", "{}", '{"prompts": [null], "seeds": 1}', '{"prompts": ["a"], "seeds": true}'):
         Path("out/sweep.yaml").write_bytes(damaged.encode("latin-1"))
         with pytest.raises(CarvError, match=r"sweep\.yaml (is|does|has) no.*; choose another --out"):
             open_folder(small_sweep(common), Path("out"))

@@ -112,7 +112,7 @@ def test_every_item_of_the_saved_state_is_restored(sd_folder: Path, sd_teacher: 
     fresh.globals = OwnGlobals(77, host.device)
     fresh.field.grid.data.add_(1)
     constant = ("optimizer.param_groups.", "guidance.generator_device", "guidance.rank", "guidance.estimator.shared")
-    constant += ("guidance.estimator.proposal.name", "guidance.estimator.proposal.min_step")
+    constant += ("run.", "guidance.estimator.proposal.name", "guidance.estimator.proposal.min_step")
     assert [k for k in untested_after_restoring(fresh, host.state_dict()) if not k.startswith(constant)] == []
     assert fresh.now == host.now == 4
 
@@ -384,5 +384,16 @@ def test_buffers_of_the_renderer_and_seeds_of_the_global_generators(sd_folder: P
     assert not torch.equal(*(host.globals.state_dict()["torch"] for host in (first, other)))
     for host, value in ((first, 1.0), (other, 2.0)):  # as the occupancy grid's on CUDA
         host.renderer.register_buffer("occupancy", torch.tensor(value))
-    other.load_state_dict(first.state_dict())
+    other.load_state_dict({**first.state_dict(), "run": {}})
     assert float(other.renderer.occupancy) == 1.0
+
+
+@pytest.mark.parametrize(("key", "other"), [("prompt", "a blue cup"), ("seed", 5)])
+def test_the_checkpoint_of_another_run_is_refused(sd_folder: Path, sd_teacher: Any, key: str, other: Any) -> None:
+    state = TextTo3D(tiny_config(sd_folder), sd_teacher).state_dict()
+    host = TextTo3D(tiny_config(sd_folder, **{key: other}), sd_teacher)
+    before = copy.deepcopy(host.field.state_dict())
+    with pytest.raises(CarvError, match=f"is of a run with {key} .*, and this one has .*{other}.*; restore its own"):
+        host.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), host.field.state_dict().values()))
+    host.load_state_dict({k: v for k, v in state.items() if k != "run"})  # one of version 0.1.0

@@ -218,3 +218,30 @@ def test_tinycudann_is_given_the_unit_cube(monkeypatch: pytest.MonkeyPatch) -> N
     sigma, rgb = field.density_and_color(x)
     assert sigma.dtype == rgb.dtype == torch.float32
     assert sigma[1] > 100 * sigma[0]
+
+
+@pytest.mark.parametrize("name", ["voxel", "hash", "fused"])
+def test_points_that_no_field_has_are_one_sentence(name: str) -> None:
+    """The compiled loops read three numbers of each point, whether they are there or not."""
+    field = make_field(name, {"n_levels": 2, "log2_hashmap_size": 6, "resolution": 4, "n_neurons": 4})
+    for bad, given in (
+        (torch.rand(5, 4), r"\(5, 4\) torch.float32"),
+        (torch.rand(5, 2), r"\(5, 2\)"),
+        (torch.rand(3), r"\(3,\)"),
+        (torch.rand(2, 5, 3), r"\(2, 5, 3\)"),
+        (torch.ones(5, 3, dtype=torch.int64), r"\(5, 3\) torch.int64"),
+        ([[0.0, 0.0, 0.0]], "a list"),
+        (None, "a NoneType"),
+    ):
+        with pytest.raises(CarvError, match=rf"the points of a field are {given}.*; they must be a tensor \(N, 3\)"):
+            field.raw(bad)  # type: ignore[arg-type]
+    assert field.raw(torch.zeros(0, 3)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", ["voxel", "hash", "fused"])
+def test_second_derivatives_of_compiled_loops_are_one_sentence(name: str) -> None:
+    field = make_field(name, {"n_levels": 2, "log2_hashmap_size": 6, "resolution": 4, "n_neurons": 4})
+    parameters = list(field.parameters())
+    torch.autograd.grad(field.raw(torch.rand(5, 3)).sum(), parameters)
+    with pytest.raises(CarvError, match="have no second derivatives; leave create_graph out"):
+        torch.autograd.grad(field.raw(torch.rand(5, 3)).square().sum(), parameters, create_graph=True)

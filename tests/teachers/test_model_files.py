@@ -16,6 +16,7 @@ from torch import Tensor
 
 from carv_3d.attribution.queries import run_model
 from carv_3d.cli import doctor_model
+from carv_3d.cli.doctor import main as doctor
 from carv_3d.cli.doctor_model import examine
 from carv_3d.compare import engine
 from carv_3d.distill.command import _check_model
@@ -129,6 +130,26 @@ def test_doctor_reads_one_file(one_file: Path, sd_folder: Path, monkeypatch: pyt
     lines, whole = ({f.name: f for f in examine(str(name))[:-1]} for name in (one_file, sd_folder))
     assert lines["on disk"].detail.startswith(whole["on disk"].detail.partition(" (")[0])
     assert "in one file" in lines["on disk"].detail
+
+
+def test_doctor_takes_the_options_of_a_models_files(
+    one_file: Path, sd_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor([str(one_file), f"model_config={sd_folder}", "loras=[]"]) == 0
+    out = capsys.readouterr().out
+    assert f"Stable Diffusion 1.x or 2.x in {sd_folder}" in out
+    assert f"model_name_or_path={one_file} model_config={sd_folder} loras=[]" in out
+    assert doctor([str(sd_folder), "loras=[nowhere.safetensors]"]) == 1
+    assert "the model does not run: nowhere.safetensors is no .safetensors file" in capsys.readouterr().out
+    for words, said in (
+        ([str(sd_folder), "num_draws=2"], "'num_draws=2' is no option of carv doctor, which takes model_config, vae"),
+        (["vae=x"], "vae=x is of a model, and none is named"),
+        ([str(sd_folder), "loras=5"], "loras is 5"),
+    ):
+        with pytest.raises(CarvError, match=said):
+            doctor(words)
+    with pytest.raises(CarvError, match="model_config is 5; it must be text"):
+        find_model(str(one_file), model_config=5)  # type: ignore[arg-type]
 
 
 # --- another VAE
@@ -270,6 +291,12 @@ def test_adapters_of_text_encoders_that_are_not_loaded_are_named(
         ({f"unet.{LAYER}.to_q.lora_A.weight": torch.ones(1, 16)}, "lacks a matrix of unet.mid_block"),
         ({f"unet.{LAYER}.to_q.hada_w1_a": torch.ones(1, 16)}, "which is no matrix of a plain LoRA"),
         (peft("unet", f"{LAYER}.to_q", torch.ones(16, 1) / 0, torch.ones(1, 16)), "NaN or infinite"),
+        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 0), torch.ones(0, 16)), "(0, 16) torch.float32 and (16, 0) "),
+        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 2), torch.ones(3, 16)), "are no two matrices of numbers of a "),
+        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.ones(16)), "are no two matrices of numbers of a rank"),
+        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.tensor(1.0)), "are no two matrices of numbers"),
+        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.ones(1, 16).bool()), "(1, 16) torch.bool"),
+        (peft("unet", f"{LAYER}.to_q", torch.full((16, 1), 3e38), torch.full((1, 16), 3e38)), "weights that are not f"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_one_sentence(
@@ -280,6 +307,27 @@ def test_an_adapter_that_does_not_fit_is_one_sentence(
         load_teacher(str(sd_folder), device="cpu", loras=[str(tmp_path / "a.safetensors")])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ('{"unet.lora_alpha": "8"}', "what PEFT wrote of unet.lora_alpha is '8', and a finite number is due"),
+        ('{"unet.lora_alpha": null}', "unet.lora_alpha is None"),
+        ('{"unet.lora_alpha": NaN}', "unet.lora_alpha is nan"),
+        ('{"unet.lora_alpha": 1e400}', "unet.lora_alpha is inf"),
+        ('{"unet.lora_alpha": true}', "unet.lora_alpha is True"),
+        ('{"unet.use_rslora": "false"}', "unet.use_rslora is 'false', and true or false is due"),
+        ("[]", "does not hold a JSON object"),
+    ],
+)
+def test_odd_settings_of_peft_are_one_sentence(settings: str, said: str, sd_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    tensors = peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.ones(1, 16))
+    save_file(tensors, file, {"lora_adapter_metadata": settings})
+    with pytest.raises(CarvError) as caught:
+        load_teacher(str(sd_folder), device="cpu", loras=[str(file)])
+    assert said in str(caught.value)
 
 
 def test_the_name_and_scale_of_an_adapter(tmp_path: Path) -> None:

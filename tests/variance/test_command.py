@@ -30,9 +30,11 @@ from carv_3d.variance.methods import BASELINE
         (["nothing.yaml", "--methods", "is+strut"], "no method 'strut' (in 'is+strut'); did you mean strat?"),
         (["nothing.yaml", "--methods", "is+adaptive"], "says is and adaptive, which exclude each other"),
         (["nothing.yaml", "--methods", "is+antithetic+control"], "in a pair eps cancels by itself"),
-        (["nothing.yaml", "--methods", "is+cameras"], "give --renders of 2 or more"),
+        (["nothing.yaml", "--methods", "is+cameras"], "give --renders of 2 or 4"),
         (["nothing.yaml", "--draws", "\u00b2"], "--draws is ['\u00b2']; it must be a list of numbers from 1"),
         (["nothing.yaml", "--draws", "1", "--methods", "antithetic"], "give an even number of --draws"),
+        (["nothing.yaml", "--at", ",".join(map(str, range(65)))], "--at names 65 steps; name 64 at most"),
+        (["nothing.yaml", "--draws", ",".join(map(str, range(1, 600)))], "make 2,397 settings, all of which are measu"),
         (["nothing.yaml", "--draws", "0"], "--draws is [0]; it must be a list of numbers from 1 to 1024"),
         (["nothing.yaml", "--budget", "0"], "--budget is 0"),
         (["nothing.yaml", "--tolerance", "2"], "--tolerance is 2.0; it must be a number above 0 and below 1"),
@@ -235,4 +237,15 @@ def test_a_batch_that_was_changed_is_refused(tmp_path: Path, key: str, value: An
     stored["batches"]["1"][0][key] = value
     path.write_text(json.dumps(stored))
     with pytest.raises(CarvError, match=rf"batches.json is damaged \(.*{named}.*\); choose another --out"):
+        KeptBatches(path, {"format": 3}, [BASELINE])
+
+
+def test_batches_of_different_phases_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "batches.json"
+    kept = KeptBatches(path, {"format": 3}, [BASELINE])
+    for last in ("encode", "decode"):
+        phases = {"step": 2.0, "denoise": 1.0, last: 0.5}
+        kept.at(1).append(Batch({BASELINE.key: 1.0}, {"2,0,0": 1.0}, {BASELINE.key: phases, "all": phases}, [(7, 1.5)]))
+    kept.save()
+    with pytest.raises(CarvError, match=r"batches.json is damaged \(phases that are not in every batch\)"):
         KeptBatches(path, {"format": 3}, [BASELINE])
