@@ -28,6 +28,18 @@ def _deep_floyd(folder: Path) -> None:
     build_family("DeepFloyd IF", folder)
 
 
+def _pix2pix(folder: Path) -> None:
+    from small_editing import build_pix2pix
+
+    build_pix2pix(folder, context=77)
+
+
+def _controlnet(folder: Path) -> None:
+    from small_editing import build_controlnet
+
+    build_controlnet(folder)
+
+
 def _zero123(folder: Path) -> None:
     import ldm_tiny
 
@@ -37,6 +49,7 @@ def _zero123(folder: Path) -> None:
 
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     "stable-diffusion": _stable_diffusion, "deep-floyd": _deep_floyd, "zero123": _zero123,
+    "pix2pix": _pix2pix, "controlnet": _controlnet,
 }  # fmt: skip
 """By the name of a folder; a builder makes that folder."""
 LDM = {"pretrained_model_name_or_path": "zero123/model.ckpt", "pretrained_config": "zero123/model.yaml"}
@@ -48,6 +61,12 @@ MODELS: dict[str, dict[str, str]] = {
     ),
     "deep-floyd-prompt-processor": {"pretrained_model_name_or_path": "deep-floyd"},
     "deep-floyd-guidance": {"pretrained_model_name_or_path": "deep-floyd"},
+    "stable-diffusion-controlnet-guidance": dict.fromkeys(
+        ("pretrained_model_name_or_path", "ddim_scheduler_name_or_path"), "stable-diffusion"
+    ),
+    "stable-diffusion-instructpix2pix-guidance": dict.fromkeys(
+        ("ip2p_name_or_path", "ddim_scheduler_name_or_path"), "pix2pix"
+    ),
     "zero123-guidance": LDM,
     "stable-zero123-guidance": LDM,
     "stable-diffusion-sdi-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
