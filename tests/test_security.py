@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "carv_3d").rglob("*.py"), *(ROOT / "custom").rglob("*.py")])
 LOADING = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background", "ping", "xlink:href"}
 UNSAFE_IMPORTS = {"pickle", "dill", "shelve", "marshal", "joblib", "subprocess", "http", "urllib", "requests", "ftplib"}
+# starts the launcher of the checkout that its user named, with an argument for each word and no shell
+ALLOWED = {"carv_3d/hosts/launch.py": {"subprocess"}}
 
 
 class Loads(HTMLParser):
@@ -108,7 +110,8 @@ def test_no_module_runs_code_from_a_file() -> None:
             place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-                unsafe += [f"{place}: {n}" for n in names if n.partition(".")[0] in UNSAFE_IMPORTS]
+                unsafe_names = UNSAFE_IMPORTS - ALLOWED.get(str(path.relative_to(ROOT)), set())
+                unsafe += [f"{place}: {n}" for n in names if n.partition(".")[0] in unsafe_names]
             if isinstance(node, ast.Call):
                 called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
                 named = called in (

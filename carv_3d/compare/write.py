@@ -22,10 +22,11 @@ def write_comparison(
 ) -> Comparison:
     """Compare `runs` and write tables, images and compare.html to `folder`; see `compare` for the rest."""
     comparison = compare(runs, check_comparable(runs, baseline), scores)
+    page = render_page(comparison, command, facts)  # before the charts: it reads the runs' images and models
     make_folder(folder)
     write_tables(folder, comparison)
     write_plots(folder, comparison)
-    write_atomic(folder / "compare.html", render_page(comparison, command, facts))
+    write_atomic(folder / "compare.html", page)
     return comparison
 
 

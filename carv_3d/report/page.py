@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from carv_3d.errors import CarvError
 from carv_3d.io.files import open_file, write_atomic
 from carv_3d.io.structured import RESTORE
 from carv_3d.io.tables import read_metrics
@@ -25,6 +26,11 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; media-src data:; base-uri 'none'; "
     "form-action 'none'"
 )
+MAX_BYTES = 2**28  # of a file within a page
+BEGINNINGS = {
+    "model/gltf-binary": (0, b"glTF"), "image/png": (0, b"\x89PNG\r\n\x1a\n"), "image/gif": (0, b"GIF8"),
+    "video/mp4": (4, b"ftyp"),
+}  # fmt: skip
 VIEWER_POLICY = "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:; connect-src data: blob:; worker-src blob:"
 
 # Column of metrics.csv -> title, label of the y axis, what it shows.
@@ -211,11 +217,15 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def data_uri(path: Path, kind: str) -> str:
-    """The file as a data URI of MIME type `kind`, '' where it is missing; CarvError where it is no file."""
+    """The file as a data URI of MIME type `kind`, '' where it is missing; CarvError where it is another file."""
     if not path.exists():
         return ""
-    with open_file(path, RESTORE) as handle:
-        return f"data:{kind};base64,{base64.b64encode(handle.read()).decode('ascii')}"
+    with open_file(path, RESTORE, MAX_BYTES) as handle:
+        data = handle.read(MAX_BYTES)
+    place, first = BEGINNINGS.get(kind, (0, b""))
+    if data[place : place + len(first)] != first:
+        raise CarvError(f"{path} does not begin as a file of its kind ({kind}); {RESTORE}, or delete it")
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def asset_text(name: str) -> str:

@@ -299,3 +299,9 @@ def test_a_table_of_endless_metrics_has_so_many_curves(
     assert cli.main(["compare", "many", "--out", "out"]) == 0
     assert "of 6 metrics the first 2 have curves; the others are left out." in capsys.readouterr().out
     assert len(list(Path("out").glob("curves-*.png"))) == 2
+
+
+def test_a_damaged_model_is_named_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    (carv_run("a") / "asset.glb").write_text("hello")
+    assert "a/asset.glb does not begin as a file of its kind" in refusal(capsys, "compare", "a", "--out", "out")
+    assert not Path("out").exists()

@@ -24,9 +24,9 @@ NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)></script>&a
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "asset.glb").write_bytes(b"glTF-model")
-    (tmp_path / "turntable.mp4").write_bytes(b"film")
+    (tmp_path / "turntable.mp4").write_bytes(b"\0\0\0\x18ftyp")
     (tmp_path / "turntable.gif").write_bytes(b"GIF89a")
-    (tmp_path / "preview.png").write_bytes(b"png")
+    (tmp_path / "preview.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "metrics.csv").write_text(
         "step,seconds,snr_step,ess,classifier_object\n1,0.5,0.25,3.9,\n2,0.4,0.5,3.8,0.7\n3,0.4,nan,3.9,\n4,0.4"
     )
@@ -44,8 +44,8 @@ def without_viewer(text: str) -> str:
 def test_it_shows_model_film_views_curves_and_settings(folder: Path) -> None:
     text = small_report(folder)
     assert "data:model/gltf-binary;base64,Z2xURi1tb2RlbA==" in text
-    assert "data:video/mp4;base64,ZmlsbQ==" in text
-    assert "data:image/png;base64,cG5n" in text
+    assert "data:video/mp4;base64,AAAAGGZ0eXA=" in text
+    assert "data:image/png;base64,iVBORw0KGgo=" in text
     assert without_viewer(text).count("<svg") == 3  # the classifier's score, SNR and the effective sample size
     assert "<td>system.guidance.num_draws</td><td>2</td>" in text
     assert "customElements" in text  # the viewer's own code
@@ -183,3 +183,11 @@ def test_data_uris(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CarvError, match="pipe is a pipe, and a file is due; restore it"):
         data_uri(tmp_path / "pipe", "x/y")
+
+
+@pytest.mark.parametrize("name", ["asset.glb", "turntable.mp4", "preview.png"])
+def test_a_file_of_another_kind_is_one_sentence(folder: Path, name: str) -> None:
+    for content in (b"", b"hello, this is text"):
+        (folder / name).write_bytes(content)
+        with pytest.raises(CarvError, match=rf"{name} does not begin as a file of its kind \(.*; restore it"):
+            small_report(folder)
