@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import os
 import statistics
 import subprocess
@@ -46,11 +47,13 @@ COLUMNS = ("type", "K", "seconds", "over_stock", "k8_over_8", "variance", "ecm",
 RECORDED = {
     "stable-diffusion-guidance": "test_recorded_parity.py", "stable-diffusion-vsd-guidance": "test_recorded_parity.py",
     "stable-diffusion-unified-guidance": "test_unified.py", "deep-floyd-guidance": "test_deep_floyd.py",
-    "stable-diffusion-controlnet-guidance": "test_editing.py",
+    "stable-diffusion-sdi-guidance": "test_sdi.py", "stable-diffusion-controlnet-guidance": "test_editing.py",
     "stable-diffusion-instructpix2pix-guidance": "test_editing.py", "zero123-guidance": "test_recorded_zero123.py",
     "stable-zero123-guidance": "test_recorded_zero123.py", "zero123-unified-guidance": "test_zero123_unified.py",
 }  # fmt: skip
 """The test of each type's recorded gradients."""
+
+LOSSES = {"unified": "loss_sd", "vsd": "loss_vsd", "sdi": "loss_sdi"}  # by a part of the type's name
 
 
 @dataclass
@@ -96,7 +99,7 @@ def build(kind: str, checkout: Path, folder: Path) -> Subject:
     made.recorder.host.find = lambda _: find(name)
     options = {**made.options, **made.own}
     counterparts = {K: made.recorder.stock(kind, **options, num_draws=K, seed=K) for K in DRAWS}
-    loss = "loss_sd" if "unified" in kind else "loss_vsd" if "vsd" in kind else "loss_sds"
+    loss = next((name for part, name in LOSSES.items() if part in kind), "loss_sds")
     rgb = recorded.render("perp-neg") if made.rgb is None else made.rgb
     return Subject(stock, counterparts, call, rgb.detach(), loss)
 
@@ -114,9 +117,8 @@ def _stable_diffusion(kind: str, checkout: Path, folder: Path) -> Recording:
     from record_parity import Recorder
 
     recorder = Recorder(checkout, folder)
-    if kind == "stable-diffusion-unified-guidance":
-        from threestudio.models.guidance import stable_diffusion_unified_guidance as module
-
+    if kind in ("stable-diffusion-unified-guidance", "stable-diffusion-sdi-guidance"):
+        module = importlib.import_module(f"threestudio.models.guidance.{kind.replace('-', '_')}")
         from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
         cpu_host.resize_like(StableDiffusionTeacher.load(recorder.model, device="cpu", with_text=False), module)
