@@ -11,7 +11,7 @@ make_environment() {
   # shellcheck disable=SC2086
   "$folder/bin/uv" pip compile -q --resolution "$resolution" --constraint "$folder/constraints.txt" $extras \
     --python "$folder/bin/python" pyproject.toml --output-file "$folder/versions.txt"
-  "$folder/bin/python" -m pip --disable-pip-version-check install -q -r "$folder/versions.txt"
+  "$folder/bin/python" -m pip --disable-pip-version-check install -q --no-compile -r "$folder/versions.txt"
   # what the tests themselves use, without changing any of these
   "$folder/bin/python" -m pip --disable-pip-version-check install -q -c "$folder/versions.txt" \
     'pytest>=7.4' 'pytest-xdist>=3.5' 'hypothesis>=6.100,<7' 'setuptools>=70.1'

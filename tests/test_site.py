@@ -21,10 +21,10 @@ EXTENSION = "custom/threestudio-carv/README.md"
         (EXTENSION, "![t](../../docs/green-tree.png)", "![t](../../../green-tree.png)"),
         (EXTENSION, "[d](../../docs/THREESTUDIO.md#options)", "[d](../../../THREESTUDIO.md#options)"),
         ("docs/results/README.md", "[v](variance.md)", "[v](variance.md)"),
-        ("CONTRIBUTING.md", "the [license](LICENSE) says", "the license says"),
+        ("CONTRIBUTING.md", "run the [set-up](install.sh) first", "run the set-up first"),
         ("CONTRIBUTING.md", "[gone](no-such-file.md)", "[gone](no-such-file.md)"),
         ("docs/index.md", "[p](https://arxiv.org/a) [h](#here)", "[p](https://arxiv.org/a) [h](#here)"),
-        ("docs/index.md", "```\n[x](../LICENSE)\n```\n", "```\n[x](../LICENSE)\n```\n"),
+        ("docs/index.md", "```\n[x](../install.sh)\n```\n", "```\n[x](../install.sh)\n```\n"),
     ],
 )  # fmt: skip
 def test_links_of_the_repository_become_links_of_the_site(place: str, text: str, expected: str) -> None:
