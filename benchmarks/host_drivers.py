@@ -44,6 +44,7 @@ class Loop:
         texts: has the guidance embed the prompt again.
         lr: for Adam.
         vae: the name of the guidance's autoencoder.
+        draw_seed: of what the guidance draws, once it has a teacher of `take_teacher`; the render's continues if None.
     """
 
     module: Any
@@ -54,6 +55,7 @@ class Loop:
     texts: Callable[[], None]
     lr: float
     vae: str = "vae"
+    draw_seed: int | None = None
 
 
 def seed_all(seed: int) -> None:
@@ -201,9 +203,13 @@ def take_teacher(loop: Loop, teacher: Any) -> None:
     g.unet = EpsUNet(teacher)
     sizes = {(512, 512): (teacher.image_size,) * 2, (64, 64): (teacher.latent_size,) * 2}
     vars(functional).update(vars(nn.functional))
-    functional.interpolate = lambda x, size, **more: nn.functional.interpolate(  # type: ignore[attr-defined]
-        x, sizes.get(tuple(size), size), **more
-    )
+
+    def interpolate(x: Tensor, size: tuple[int, int], **more: Any) -> Tensor:
+        if loop.draw_seed is not None:
+            torch.manual_seed(loop.draw_seed)  # between the render and all that the guidance draws
+        return nn.functional.interpolate(x, sizes.get(tuple(size), size), **more)
+
+    functional.interpolate = interpolate  # type: ignore[attr-defined]
     loop.module.F, loop.module.CONST_SCALE = functional, teacher.vae.config.scaling_factor
     loop.module.IMG_DIM = teacher.image_size
     _take_texts(loop.module.StableDiffusion, teacher)
