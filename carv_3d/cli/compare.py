@@ -67,6 +67,7 @@ def _read(words: Sequence[str], compared: CompareOptions, command: str) -> int:
     """Compare run folders that are there."""
     from carv_3d.compare.reading import read_runs
     from carv_3d.compare.write import terminal_table, write_comparison
+    from carv_3d.io.files import claimed
     from carv_3d.runs.progress import Display
     from carv_3d.runs.request import new_folder
 
@@ -74,7 +75,8 @@ def _read(words: Sequence[str], compared: CompareOptions, command: str) -> int:
     folder = new_folder(compared.out, Path("outputs") / "compare", "choose another --out")
     runs = read_runs(words)
     _check_scores(compared.scores, {name for run in runs for name in run.metrics})
-    comparison = write_comparison(folder, runs, compared.baseline, compared.scores, command)
+    with claimed(folder):
+        comparison = write_comparison(folder, runs, compared.baseline, compared.scores, command)
     for line in [*terminal_table(comparison), f"Done: open {folder / 'compare.html'}"]:
         display.say(line)
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from carv_3d.compare.request import CompareOptions, EngineOptions
 from carv_3d.compare.scored_run import RESULT
 from carv_3d.compare.sweep import Sweep, checked, describe, open_folder
-from carv_3d.io.files import slug
+from carv_3d.io.files import locked, slug
 from carv_3d.io.structured import read_json
 from carv_3d.runs.progress import Display
 
@@ -65,7 +65,7 @@ def _write(sweep: Sweep, out: Path, display: Display, compared: CompareOptions, 
             run.notes.append(f"{run.method}, {run.prompt}, seed {run.seed}: no mesh ({result['note']})")
     length = f"{sweep.budget:g} s" if sweep.budget else f"{sweep.steps} steps"
     facts = [("each run's training time" if sweep.budget else "each run", length)]
-    with display.status("writing tables, images and the page"):
+    with locked(out), display.status("writing tables, images and the page"):
         comparison = write_comparison(out, runs, compared.baseline, compared.scores, command, facts)
     for line in [*terminal_table(comparison), f"Done: open {out / 'compare.html'}"]:
         display.say(line)

@@ -47,6 +47,7 @@ class ScoredRun(SceneRun):
     """A `SceneRun` that is advanced in slices. `clock` counts its training time: evaluation and files apart."""
 
     columns = (*COLUMNS, "clip_score")
+    damaged_fix = "delete that folder, and the same command makes the run again"
 
     def __init__(
         self, host: TextTo3D, folder: Path, display: Display, length: Length, clip: ClipScore | None = None

@@ -26,6 +26,7 @@ from carv_3d.io.structured import RESTORE
 from carv_3d.io.tensor_files import check_finite, load_plain
 
 FORMAT = 1
+BEGIN_AGAIN = "begin again without --resume and with a new --out"
 RENAMED = {"unet_rows": "nfe"}  # entries of the states that version 0.1.0 wrote
 
 
@@ -54,17 +55,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise explain_os_error(error, path) from error
 
 
-def resumed_state(path: Path, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
+def resumed_state(
+    path: Path, resume: bool, say: Callable[[str], None], fix: str = BEGIN_AGAIN
+) -> dict[str, Any] | None:
     """What a run begins from: the state at `path` where it is to be resumed and has one, or None.
 
-    say: called where it was not the newest, or where there is none. Raises as `load_checkpoint`.
+    say: called where it was not the newest, or where there is none. fix and what is raised: as of `load_checkpoint`.
     """
     if not resume:
         return None
     if not has_checkpoint(path):
         say("The run had not come to a checkpoint: it begins again.")
         return None
-    state, note = load_checkpoint(path, resuming=True)
+    state, note = load_checkpoint(path, resuming=True, fix=fix)
     if note:
         say(f"Note: {note}.")
     return state
@@ -75,11 +78,12 @@ def has_checkpoint(path: Path) -> bool:
     return path.exists() or previous_path(path).exists()
 
 
-def load_checkpoint(path: Path, resuming: bool = False) -> tuple[dict[str, Any], str | None]:
+def load_checkpoint(path: Path, resuming: bool = False, fix: str = BEGIN_AGAIN) -> tuple[dict[str, Any], str | None]:
     """The newest whole checkpoint at `path`, on the CPU, and a sentence where it was not the newest.
 
     resuming: the next one will be saved there, so a damaged newest is set aside as `<name>.damaged`: it must not become
         the one that is kept next to that.
+    fix: what the message ends in where none can be read.
 
     Returns:
         `(state, note)`: note is None, or says that `path` is damaged and the previous one was taken.
@@ -110,10 +114,7 @@ def load_checkpoint(path: Path, resuming: bool = False) -> tuple[dict[str, Any],
                 _set_aside(path)
         return state, note
     if damaged:
-        raise CarvError(
-            f"no checkpoint in {path.parent} can be read: {', '.join(damaged)}; "
-            "begin again without --resume and with a new --out"
-        )
+        raise CarvError(f"no checkpoint in {path.parent} can be read: {', '.join(damaged)}; {fix}")
     raise CarvError(f"there is no checkpoint at {path}")
 
 

@@ -15,7 +15,7 @@ from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.io.files import clear_half_written, os_errors_explained, write_atomic
 from carv_3d.io.tables import append_row, read_metrics, write_rows
-from carv_3d.runs.checkpoint import resumed_state, save_checkpoint
+from carv_3d.runs.checkpoint import BEGIN_AGAIN, resumed_state, save_checkpoint
 from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.runs.ranks import Ranks
 
@@ -69,6 +69,8 @@ class Run:
     command = "carv"
     """What resumes the run, such as "carv generate"."""
     steps_option = "steps"
+    damaged_fix = BEGIN_AGAIN
+    """What to do where no checkpoint can be read."""
     too_large = "memory ran out"
     """What is said where it does, and how to need less."""
 
@@ -131,7 +133,7 @@ class Run:
         """
         if self.ranks.first:
             clear_half_written(self.folder)
-        state = resumed_state(self.checkpoint, resume, self.display.say)
+        state = resumed_state(self.checkpoint, resume, self.display.say, self.damaged_fix)
         if state is not None:
             self.trainer.load_state_dict(state)
             self._check_length()

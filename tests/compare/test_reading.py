@@ -18,6 +18,7 @@ from tiny_host import PARSED
 from carv_3d.cli import main as cli
 from carv_3d.compare.reading import read_run, read_runs
 from carv_3d.generate.config import config_to_yaml, load_config
+from carv_3d.io.files import locked
 from carv_3d.report.page import page
 
 NASTY = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>$\\frac"""
@@ -305,3 +306,10 @@ def test_a_damaged_model_is_named_before_anything_is_written(capsys: pytest.Capt
     (carv_run("a") / "asset.glb").write_text("hello")
     assert "a/asset.glb does not begin as a file of its kind" in refusal(capsys, "compare", "a", "--out", "out")
     assert not Path("out").exists()
+
+
+def test_a_folder_in_which_another_writes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    with locked(Path("out")):
+        assert "another run is at work in out" in refusal(capsys, "compare", str(carv_run("a")), "--out", "out")
+    assert cli.main(["compare", "a", "--out", "out"]) == 0

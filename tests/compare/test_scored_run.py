@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from carv_3d.compare.scored_run import Length, ScoredRun
+from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import load_checkpoint
@@ -84,3 +85,12 @@ def test_schedules_stand_at_the_share_of_the_budget(tmp_path: Path) -> None:
     fixed = begun(tmp_path / "b", Length(2.0, None, 1, scheduled=False))
     fixed.advance(1.5)
     assert fixed.host.progress is None
+
+
+def test_checkpoints_that_cannot_be_read_are_one_sentence_for_a_comparison(tmp_path: Path) -> None:
+    for name in ("checkpoint", "checkpoint.previous"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(
+        CarvError, match=r"can be read: .*; delete that folder, and the same command makes the run again"
+    ):
+        begun(tmp_path, Length(3.0, None, 3))
