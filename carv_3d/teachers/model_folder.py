@@ -17,7 +17,7 @@ from carv_3d.errors import CarvError, shown
 from carv_3d.io import structured
 from carv_3d.io.files import open_file
 from carv_3d.io.tensor_files import read_header
-from carv_3d.teachers.families import FAMILIES, INSTRUCT_PIX2PIX, OLD_NAMES, STABLE_DIFFUSION, Family
+from carv_3d.teachers.families import FAMILIES, INSTRUCT_PIX2PIX, OLD_NAMES, STABLE_DIFFUSION, ZERO123, Family
 from carv_3d.teachers.model_config import (
     TextConfig,
     TokenizerConfig,
@@ -123,6 +123,10 @@ def check_family(folder: Path, family: Family) -> None:
     """Raises WrongFamily, saying what to use, if model_index.json is that of a model of another family."""
     index = read_json(folder / "model_index.json")
     if family.task is not None and family.task in str(index.get("_class_name")):
+        return
+    if class_name(index, "clip_camera_projection") is not None:
+        if family is not ZERO123:
+            raise WrongFamily(f"{folder} holds {ZERO123.name}, which takes an image and no text: use {ZERO123.use}.")
         return
     if class_name(index, "unet") is not None and class_name(index, "text_encoder") is None:
         if class_name(index, "text_encoder_2") is not None:

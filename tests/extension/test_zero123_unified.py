@@ -22,6 +22,7 @@ from torch import Tensor
 from zero123_models import PARTS, WIDTH, write_zero123_folder
 
 from carv_3d.errors import CarvError
+from carv_3d.teachers.load import load_teacher
 
 KIND = "carv-zero123-unified-guidance"
 FACTS = recorded.facts(unified.FACTS)
@@ -239,6 +240,15 @@ def test_what_cannot_be_meant_is_one_sentence(case: str, make: Callable[..., Any
 def test_another_family_is_named(make: Callable[..., Any], sd_folder: Path) -> None:
     with pytest.raises(CarvError, match=r"holds Stable Diffusion .*, and Zero123 in diffusers' format was"):
         make(pretrained_model_name_or_path=str(sd_folder))
+
+
+def test_the_model_is_named_where_text_is_due(host: Any, folder: Path) -> None:
+    with pytest.raises(
+        CarvError, match="which takes an image and no text: use Zero123DiffusersTeacher, in threestudio"
+    ):
+        host.modules["carv-stable-diffusion-guidance"]({"pretrained_model_name_or_path": str(folder)})
+    with pytest.raises(CarvError, match="which takes an image and no text: use Zero123DiffusersTeacher"):
+        load_teacher(str(folder))
 
 
 def test_a_projection_of_another_size_is_named(make: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
