@@ -44,7 +44,6 @@ NOT_HERE = {
 ENDS = (
     (r"(\w+) is a stand-in: this needs the real package", r"CUDA only: \1"),
     (r"vgg16 is a stand-in", "needs torchvision and the weights of its VGG16"),
-    (r"CUDA_HOME environment variable is not set", "CUDA only: nerfacc's kernels of proposal networks"),
     (r"No module named '(\w+)'", r"needs the package \1"),
 )
 
@@ -118,6 +117,8 @@ def attempt(checkout: Path, file: Path, words: list[str], folder: Path) -> tuple
 
 def reason(log: str) -> str:
     """The last exception of a log, in a few words."""
+    if "nerfacc/cuda/_backend.py" in log:
+        return "CUDA only: nerfacc's importance sampling"
     last = [line for line in log.splitlines() if re.match(r"[\w.]+(Error|Exception|Missing\w*)\b", line)]
     sentence = last[-1] if last else log.strip().splitlines()[-1] if log.strip() else "no word"
     for pattern, words in ENDS:

@@ -9,11 +9,33 @@ from __future__ import annotations
 from typing import Any
 
 import threestudio
+from omegaconf import OmegaConf
 
+from carv_3d.errors import CarvError
 from carv_3d.hosts.checkpoints import allow_host_types, without_containers
+from carv_3d.hosts.models import withdrawn_sentence
+
+from .common import check_names
 
 KEY = "carv_{}"  # by the guidance's name in the system: carv_guidance, carv_guidance_3d
 GUIDANCES = ("guidance", "guidance_3d")
+
+
+def check_guidances(cfg: Any) -> None:
+    """Refuses a system's configuration before anything of it is built.
+
+    Raises:
+        CarvError: an option that a guidance does not have, or a model that was withdrawn from the hub.
+    """
+    plain = OmegaConf.to_container(OmegaConf.create(cfg), resolve=True)
+    for name in GUIDANCES:
+        kind = threestudio.find(plain[f"{name}_type"]) if plain.get(f"{name}_type") else None
+        if hasattr(kind, "carv_state"):
+            check_names(kind.Config, plain.get(name))
+    sentence = withdrawn_sentence(plain)
+    if sentence:
+        raise CarvError(sentence)
+
 
 allow_host_types(getattr(threestudio, "__modules__", {}).values())
 
@@ -23,6 +45,11 @@ class CarvCheckpoint:
     """A mixin for any system whose guidance is one of this extension's. It has no Config: the system's own counts."""
 
     _carv_states: dict[str, Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if args:
+            check_guidances(args[0])
+        super().__init__(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called by Lightning, with everything else in the checkpoint."""

