@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "real_host"), str(ROOT / "tests" / "extension")]
 
 import torch  # noqa: E402
-from host_models import fitted  # noqa: E402
+from host_models import fitted, for_ours, without_vgg  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from small_config import small  # noqa: E402
 
@@ -43,7 +43,6 @@ NOT_HERE = {
 }
 ENDS = (
     (r"(\w+) is a stand-in: this needs the real package", r"CUDA only: \1"),
-    (r"vgg16 is a stand-in", "needs torchvision and the weights of its VGG16"),
     (r"No module named '(\w+)'", r"needs the package \1"),
 )
 
@@ -145,7 +144,7 @@ def run(checkout: Path, file: Path, models: Path, scratch: Path) -> dict[str, An
     if "carv-" not in row["replaced by"]:
         result = (0, 0, "no counterpart yet")
     else:
-        result = attempt(checkout, file, [*shrunk, *made.words], scratch / "carv")
+        result = attempt(checkout, file, [*shrunk, *for_ours(config, models), *made.words], scratch / "carv")
     row |= {"steps": result[0], "result": summary(*result)}
     if result[2] or result[1] < STEPS:
         row["stock"] = summary(*attempt(checkout, file, shrunk, scratch / "stock"))
@@ -190,6 +189,7 @@ def main() -> None:
         folder = (args.keep or Path(temporary)).resolve()
         os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
         cpu_host.enter(checkout)
+        without_vgg()
         for file in sorted((checkout / "configs").rglob("*.yaml")):
             name = str(file.relative_to(checkout / "configs").with_suffix(""))
             if args.only in name:

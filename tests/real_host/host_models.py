@@ -47,9 +47,15 @@ def _zero123(folder: Path) -> None:
     ldm_tiny.write(folder)
 
 
+def _zero123_unified(folder: Path) -> None:
+    from zero123_models import build_zero123_folder
+
+    build_zero123_folder(folder)
+
+
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     "stable-diffusion": _stable_diffusion, "deep-floyd": _deep_floyd, "zero123": _zero123,
-    "pix2pix": _pix2pix, "controlnet": _controlnet,
+    "zero123-unified": _zero123_unified, "pix2pix": _pix2pix, "controlnet": _controlnet,
 }  # fmt: skip
 """By the name of a folder; a builder makes that folder."""
 LDM = {"pretrained_model_name_or_path": "zero123/model.ckpt", "pretrained_config": "zero123/model.yaml"}
@@ -69,6 +75,7 @@ MODELS: dict[str, dict[str, str]] = {
     ),
     "zero123-guidance": LDM,
     "stable-zero123-guidance": LDM,
+    "zero123-unified-guidance": {"pretrained_model_name_or_path": "zero123-unified"},
     "stable-diffusion-sdi-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
     "stable-diffusion-unified-guidance": dict.fromkeys(
         ("pretrained_model_name_or_path", "vsd_phi_model_name_or_path"), "stable-diffusion"
@@ -84,6 +91,35 @@ def fitted(config: Mapping[str, Any], models: Path) -> list[str]:
     return [*_models(config, models), *_data(config, models)]
 
 
+def for_ours(config: Mapping[str, Any], models: Path) -> list[str]:
+    """Words for options that the counterparts have and the stock types have not."""
+    if config["system"].get("guidance_type") != "stable-diffusion-controlnet-guidance":
+        return []
+    folder = built(models, "controlnet")
+    return [f"system.guidance.controlnet_name_or_path={folder}", "system.guidance.control_type=canny"]
+
+
+def built(models: Path, model: str) -> Path:
+    """The path of a model, or of a file in its folder, which is made where it is not there."""
+    folder = models / model.partition("/")[0]
+    if not folder.exists():
+        models.mkdir(parents=True, exist_ok=True)
+        BUILDERS[folder.name](folder)
+    return models / model
+
+
+def without_vgg() -> None:
+    """Has the editing systems compare pixels, where they compare features of a network that torchvision downloads."""
+    import torch
+    from threestudio.systems import control4d_multiview, instructnerf2nerf
+
+    class Perceptual(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+    control4d_multiview.PerceptualLoss = instructnerf2nerf.PerceptualLoss = Perceptual
+
+
 def _models(config: Mapping[str, Any], models: Path) -> Iterator[str]:
     system = config["system"]
     for key, kind in system.items():
@@ -94,11 +130,7 @@ def _models(config: Mapping[str, Any], models: Path) -> Iterator[str]:
         for option, model in MODELS.get(str(kind), {}).items():
             if option == "vsd_phi_model_name_or_path" and given.get(option) is None:
                 continue
-            folder = models / model.partition("/")[0]
-            if not folder.exists():
-                models.mkdir(parents=True, exist_ok=True)
-                BUILDERS[folder.name](folder)
-            yield f"system.{group}.{option}={models / model}"
+            yield f"system.{group}.{option}={built(models, model)}"
         if "guidance" in str(kind):
             yield f"system.{group}.half_precision_weights=false"
         elif not str(kind).startswith("dummy"):
