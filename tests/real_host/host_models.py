@@ -110,14 +110,17 @@ def built(models: Path, model: str) -> Path:
 
 def without_vgg() -> None:
     """Has the editing systems compare pixels, where they compare features of a network that torchvision downloads."""
+    import threestudio
     import torch
-    from threestudio.systems import control4d_multiview, instructnerf2nerf
 
-    class Perceptual(torch.nn.Module):
-        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    class Perceptual:
+        def __init__(self, cfg: Any = None) -> None:
+            self.cfg = cfg
+
+        def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             return (a - b).abs().mean((1, 2, 3), keepdim=True)
 
-    control4d_multiview.PerceptualLoss = instructnerf2nerf.PerceptualLoss = Perceptual
+    threestudio.__modules__["perceptual-loss"] = Perceptual
 
 
 def _models(config: Mapping[str, Any], models: Path) -> Iterator[str]:
@@ -153,15 +156,15 @@ def _data(config: Mapping[str, Any], models: Path) -> Iterator[str]:
 
 
 def _views(folder: Path) -> Path:
-    """Four images of 32 x 32 with their cameras around the origin, as nerfstudio writes them."""
+    """Four images of 128 x 128 with their cameras around the origin, as nerfstudio writes them."""
     import numpy as np
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    lens = {"w": 32, "h": 32, "fl_x": 32.0, "fl_y": 32.0, "cx": 16.0, "cy": 16.0}
+    lens = {"w": 128, "h": 128, "fl_x": 128.0, "fl_y": 128.0, "cx": 64.0, "cy": 64.0}
     frames = []
     for i, angle in enumerate(np.arange(4) * np.pi / 2):
-        pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(i).integers(0, 255, (128, 128, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
         backward = np.array([np.sin(angle), np.cos(angle), 0.0])
         right = np.array([np.cos(angle), -np.sin(angle), 0.0])

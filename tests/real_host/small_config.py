@@ -22,7 +22,7 @@ ENCODED = {
 }  # fmt: skip
 CUDA = {"HashGrid", "ProgressiveBandHashGrid", "SphericalHarmonics"}
 FROM_THE_START = {
-    "system.freq.ref_only_steps": "-1", "system.start_editing_step": "0", "system.per_editing_step": "1",
+    "system.freq.ref_only_steps": "-1", "system.start_editing_step": "-1", "system.per_editing_step": "1",
     "system.freq.guidance_eval": "0",
 }  # fmt: skip
 
@@ -49,6 +49,8 @@ def small(config: Mapping[str, Any]) -> list[str]:
     words += [f"{name}={value}" for name, value in FROM_THE_START.items() if name in leaves]
     if leaves.get("system.optimizer.name") == "Adan":
         words.append("system.optimizer.args.max_grad_norm=0.0")  # it reads the first group, an encoding's: here empty
+    if str(config.get("system_type")).startswith("control4d"):
+        words.append("trainer.max_steps=6")  # its two optimizers are counted apart
     return [*dict.fromkeys(words), "trainer.precision=32", "trainer.num_sanity_val_steps=0"]
 
 
