@@ -6,6 +6,7 @@ the guidance or prompt processor, since the names in the stock files are those o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -152,7 +153,7 @@ def _data(config: Mapping[str, Any], models: Path) -> Iterator[str]:
     if look_up(config, "system.weights") == "???":
         yield f"system.weights={_no_weights(models.parent / 'weights.ckpt')}"
     if look_up(config, "system.geometry_convert_from") == "???":
-        yield f"system.geometry_convert_from={_coarse(models.parent / 'coarse')}"
+        yield f"system.geometry_convert_from={_coarse(models.parent / 'coarse', config)}"
 
 
 def _views(folder: Path) -> Path:
@@ -184,8 +185,11 @@ def _no_weights(file: Path) -> Path:
     return file
 
 
-def _coarse(folder: Path) -> Path:
-    """What a coarse stage leaves for a fine one: an implicit volume in a checkpoint, and its configuration."""
+def _coarse(folder: Path, config: Mapping[str, Any]) -> Path:
+    """What a coarse stage leaves for a fine one: an implicit volume in a checkpoint, and its configuration.
+
+    Its networks are those of the fine stage, which may inherit them.
+    """
     import threestudio
     import torch
     from omegaconf import OmegaConf
@@ -194,6 +198,9 @@ def _coarse(folder: Path) -> Path:
     geometry = {"radius": 1.0, "normal_type": "analytic", "density_bias": "blob_magic3d", "density_blob_scale": 40.0,
                 "density_activation": "softplus", "pos_encoding_config": encoding, "isosurface_method": "mt",
                 "isosurface_resolution": 32}  # fmt: skip
+    fine = config["system"].get("geometry") or {}
+    geometry |= {name: fine[name] for name in ("n_feature_dims", "mlp_network_config") if name in fine}
+    folder = folder / hashlib.sha256(json.dumps(geometry).encode()).hexdigest()[:8]
     checkpoint = folder / "ckpts" / "last.ckpt"
     if not checkpoint.exists():
         for part in ("ckpts", "configs"):
@@ -201,7 +208,7 @@ def _coarse(folder: Path) -> Path:
         volume = threestudio.find("implicit-volume")(OmegaConf.create(geometry))
         weights = {f"geometry.{name}": value for name, value in volume.state_dict().items()}
         torch.save({"epoch": 0, "global_step": 0, "state_dict": weights}, checkpoint)
-        config = {"tag": "coarse", "use_timestamp": False}
-        config["system"] = {"geometry_type": "implicit-volume", "geometry": geometry}
-        OmegaConf.save(OmegaConf.create(config), folder / "configs" / "parsed.yaml")
+        coarse: dict[str, Any] = {"tag": "coarse", "use_timestamp": False}
+        coarse["system"] = {"geometry_type": "implicit-volume", "geometry": geometry}
+        OmegaConf.save(OmegaConf.create(coarse), folder / "configs" / "parsed.yaml")
     return checkpoint
