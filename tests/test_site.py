@@ -55,9 +55,14 @@ def test_the_reference_has_every_package_and_module() -> None:
     assert "::: carv_3d.core.estimator\n" in hooks.package_page("core")
     assert "_raster" not in hooks.package_page("scenes")
     assert "| [`carv_3d.core`](core.md) | The estimator, on torch alone" in hooks.api_page()
-    config = SimpleNamespace(nav=[{"Reference": [{"Options": "OPTIONS.md"}, {"Python": [{"Overview": "api.md"}]}]}])
-    (_, section) = hooks.on_config(config).nav[0]["Reference"]
+    reference = {"Reference": [{"Options": "OPTIONS.md"}, {"Python": [{"Overview": "api.md"}]}]}
+    config = hooks.on_config(SimpleNamespace(nav=[reference, {"More": ["how-it-works.md"]}]))
+    (_, section) = config.nav[0]["Reference"]
     assert section["Python"][1:] == [{f"carv_3d.{n}": f"reference/{n}.md"} for n in hooks.packages()]
+    more = config.nav[1]["More"]
+    assert {"GLOSSARY.md", "guides/own-loop.md"} <= set(more)
+    assert "OPTIONS.md" not in more
+    assert more.count("how-it-works.md") == 1
 
 
 def built(folder: Path, head: str = "", body: str = "") -> list[str]:

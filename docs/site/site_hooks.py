@@ -33,11 +33,22 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
 def on_config(config: Any) -> Any:
-    """Put a page of every package behind the overview of the reference."""
+    """Put a page of every package behind the overview of the reference, and pages that mkdocs.yml has not last."""
     reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
     python = next(entry["Python"] for entry in reference if "Python" in entry)
     python += [{f"carv_3d.{name}": f"reference/{name}.md"} for name in packages()]
+    more = next(entry["More"] for entry in config.nav if "More" in entry)
+    more += unnamed(config.nav, sorted(p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")))
     return config
+
+
+def unnamed(nav: Any, pages: list[str]) -> list[str]:
+    """The pages that a navigation does not name."""
+    if isinstance(nav, str):
+        return [page for page in pages if page != nav]
+    for part in nav.values() if isinstance(nav, dict) else nav:
+        pages = unnamed(part, pages)
+    return pages
 
 
 def on_files(files: Any, config: Any) -> Any:
