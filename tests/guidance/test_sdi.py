@@ -74,6 +74,11 @@ def test_draws_that_share_a_chain_are_what_each_would_be_alone() -> None:
             one_by_one = (z[r : r + 1], t[r : r + 1, k : k + 1], last[r : r + 1, k : k + 1], xi[r : r + 1, k : k + 1])
             alone = grid.invert(*one_by_one, eps_hat, 0.0, torch.randn_like)
             torch.testing.assert_close(together[r : r + 1, k : k + 1], alone)
+    first = grid.step(
+        z[:1], eps_hat(z[:1], -99), -99, torch.tensor([1]), None
+    )  # t = 101 lies above 1 and not above 101
+    expected = grid.step(first, eps_hat(first, 1), 1, last[0, 2:], None)
+    torch.testing.assert_close(together[:1, 2], expected)
     noisy = grid.invert(z, t, last, xi, eps_hat, 0.5, lambda x: torch.full_like(x, 2.0))
     alone = grid.invert(z[:1], t[:1, 1:2], last[:1, 1:2], xi[:1, 1:2], eps_hat, 0.5, lambda x: torch.full_like(x, 2.0))
     torch.testing.assert_close(noisy[:1, 1:2], alone)
