@@ -30,7 +30,7 @@ def rasterize(
 
     0 is no triangle. The second value has no derivatives by pixel in it.
     """
-    made = torch.stack([_rasterize_one(each, tri.long(), *resolution) for each in pos])
+    made = torch.stack([_rasterize_one(each, tri.long(), *map(int, resolution)) for each in pos])
     return made, made.new_zeros(made.shape)
 
 
