@@ -20,6 +20,7 @@ RENAMED = {
     "unet_rows": "nfe",
     "rows": "samples",
 }
+MOST_SECONDS = 1e9  # of one step
 
 
 def append_row(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
@@ -65,9 +66,9 @@ def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, flo
 
 
 def seconds_in_all(rows: Iterable[Mapping[str, float]]) -> float:
-    """The seconds of all rows; a row whose cell is empty, damaged or missing counts as 0."""
+    """The seconds of all rows; a row whose cell is empty, damaged (below 0, above 30 years) or missing counts as 0."""
     each = (row.get("seconds", math.nan) for row in rows)
-    return sum(seconds for seconds in each if math.isfinite(seconds))
+    return sum(seconds for seconds in each if 0 <= seconds <= MOST_SECONDS)
 
 
 def read_table(path: Path, fix: str = RESTORE) -> tuple[list[dict[str, float]], int]:

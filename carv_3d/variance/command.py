@@ -241,6 +241,8 @@ def go_to(
 
     if kept.exists():
         trainer.load_state_dict(load_checkpoint(kept)[0])
+        if trainer.step != step:
+            raise CarvError(f"{kept} is of step {trainer.step} in place of {step}: delete it, and it is made anew.")
         return
     if state is not None and trainer.step < state["step"] <= step:
         trainer.load_state_dict(state)

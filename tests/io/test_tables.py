@@ -30,6 +30,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_the_seconds_of_rows_that_have_them() -> None:
     assert seconds_in_all([{"seconds": 1.5}, {"seconds": NAN}, {"step": 3.0}, {"seconds": math.inf}]) == 1.5
     assert seconds_in_all([]) == 0
+    assert seconds_in_all([{"seconds": 1e308}, {"seconds": 1e308}, {"seconds": -5.0}, {"seconds": 2.0}]) == 2
 
 
 def test_text_of_cells() -> None:

@@ -159,6 +159,8 @@ def test_measuring_leaves_the_training_to_the_next_step_as_it_was(tmp_path: Path
     again = small_trainer()
     again.train_step = Mock(side_effect=AssertionError)  # type: ignore[method-assign]
     go_to(again, 3, None, tmp_path / "three", Display())  # as it was kept
+    with pytest.raises(CarvError, match="three is of step 3 in place of 4: delete it"):
+        go_to(again, 4, None, tmp_path / "three", Display())
     assert again.step == 3
     assert all(a.equal(b) for a, b in zip(again.field.parameters(), measured.field.parameters()))
 
