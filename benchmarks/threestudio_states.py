@@ -120,6 +120,9 @@ def main() -> None:
     if o.child:
         child(o.checkout, Path(o.child[0]), Path(o.child[1]), [*o.child[2:], *words])
         return
+    import cpu_host
+
+    cpu_host.enter(o.checkout)  # the tiny models of some types are made by its classes
     out, rows = o.out.resolve(), []
     with tempfile.TemporaryDirectory() as folder:
         for kind in o.types:

@@ -34,6 +34,7 @@ from carv_3d.attribution.request import GROUPS, METHODS, QUERY_GROUPS, Attribute
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
 from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
+from carv_3d.core.batching import out_of_memory_as
 from carv_3d.core.memory import check_memory
 from carv_3d.io.files import (
     check_cache,
@@ -53,6 +54,8 @@ from carv_3d.runs.progress import Display, StopSignals, duration
 from carv_3d.runs.request import new_folder
 from carv_3d.teachers.families import DEFAULT_MODEL
 from carv_3d.tiny.knowledge import model_knowledge
+
+TOO_LARGE = "memory ran out; lower query_draws, num_draws or dim"
 
 
 def cache_folder() -> Path:
@@ -82,7 +85,7 @@ def attribute(options: AttributeOptions) -> int:
         cache_folder()
     # shares of one query have the same folder, and leave it alone
     store = contextlib.nullcontext() if options.store is None else folder_for(options.store)
-    with store, contextlib.nullcontext() if options.shard else claimed(out):
+    with store, contextlib.nullcontext() if options.shard else claimed(out), out_of_memory_as(TOO_LARGE):
         return _attribute(options, kind, model_name, out, display, begin)
 
 

@@ -262,7 +262,7 @@ BASE: dict[str, Any] = {
 
 @checked
 def load_config(
-    path: Path | None = None,
+    path: Path | str | None = None,
     overrides: Sequence[str] = (),
     prompt: str = "",
     seed: int | None = None,
@@ -279,7 +279,7 @@ def load_config(
     Raises:
         CarvError: in one sentence, for a file that cannot be read and for every unknown or bad option.
     """
-    config = _merged(_read_yaml(find_config(path)) if path else {}, overrides, seed)
+    config = _merged(_read_yaml(find_config(Path(path))) if path else {}, overrides, seed)
     if prompt:
         config = read_options(config, {"system": {"prompt_processor": {"prompt": prompt}}})
     return config

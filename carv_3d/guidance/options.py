@@ -233,8 +233,8 @@ class GuidanceOptions(
         return Annealing(annealed(self.guidance_scale, step, epoch), low, high, clip)
 
     def _shares(self, step: int, epoch: int) -> tuple[float, float]:
-        low, high = super()._shares(step, epoch)
         progress = self._progress(step)
+        low, high = super()._shares(step, epoch)
         if progress is not None:
             most = self.max_step_percent
             top = float(most) if isinstance(most, (int, float)) else float(most[1])

@@ -82,6 +82,7 @@ class SDIGuidance(SDSGuidance):
     """
 
     options: SDIOptions
+    _plans = True
 
     @checked
     def __init__(

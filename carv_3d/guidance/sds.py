@@ -79,6 +79,7 @@ class SDSGuidance(Brief):
     """
 
     brief = ("options.objective", "teacher", "estimator")
+    _plans = False  # whether `_draws` gives the draws of every step
 
     @checked
     def __init__(self, teacher: Teacher, options: GuidanceOptions | None = None, **more: Any) -> None:
@@ -92,7 +93,7 @@ class SDSGuidance(Brief):
         Raises:
             CarvError: an option that does not exist, or values that do not fit.
         """
-        self.teacher = teacher
+        self.teacher, self._image_channels = teacher, getattr(teacher, "image_channels", 3)
         o, estimator = with_keywords("SDSGuidance", options or GuidanceOptions(), more)
         self.options = o
         self.objective = o.distilled
@@ -223,7 +224,8 @@ class SDSGuidance(Brief):
         elif not rgb_as_latents:
             latents = self.teacher.encode(images, generator=generator, sample=o.vae_sample == "sample")
         auto = self.auto if draws is None else None
-        draws = self._draws(latents, cond, generator) if draws is None else draws
+        if draws is None and (self._plans or auto is not None):
+            draws = self._draws(latents, cond, generator)
         if each > 1:
             given = tuple(x.repeat_interleave(each, 0) for x in given)
         residual = partial(self._residual, cond, s, trained)
@@ -309,7 +311,7 @@ class SDSGuidance(Brief):
         """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at `size` or the teacher's."""
         if not isinstance(rgb, Tensor):
             raise CarvError(f"rgb is {described(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
-        channels = self.teacher.latent_channels if rgb_as_latents else getattr(self.teacher, "image_channels", 3)
+        channels = self.teacher.latent_channels if rgb_as_latents else self._image_channels
         if rgb.dim() != 4 or rgb.shape[-1] != channels:
             kind = "latents" if rgb_as_latents else "images"
             raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
@@ -321,7 +323,8 @@ class SDSGuidance(Brief):
         if rgb_as_latents and with_recon:
             raise CarvError("loss_recon needs images, and this render is latents: set lambda_recon to 0.")
         own = self.teacher.latent_size if rgb_as_latents else self.teacher.image_size
-        return resized(rgb.permute(0, 3, 1, 2), size or own)
+        images = rgb.permute(0, 3, 1, 2)
+        return images if images.shape[-2:] == (size or (own, own)) else resized(images, size or own)
 
     def _at(self, step: int, epoch: int) -> Annealing:
         """The annealed options, with the proposal's range set to theirs."""

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv_3d.errors import CarvError
 from carv_3d.scenes.hash_layout import HashLayout
-from carv_3d.scenes.trilinear import first_order, numba_available
+from carv_3d.scenes.trilinear import ONE_ORDER, first_order, numba_available
 
 __all__ = ["FusedField", "RaySamples", "can_fuse", "field_logits", "render_fused", "render_reference"]
 
@@ -143,8 +144,9 @@ class _Rays(torch.autograd.Function):
         return out, weights, sigmas
 
     @staticmethod
-    @first_order
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise CarvError(ONE_ORDER)
         weights, before, *parameters = ctx.saved_tensors
         tensors = tuple(parameters)
         g_out, *g_samples = grad_outputs

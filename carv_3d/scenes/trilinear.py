@@ -37,16 +37,19 @@ def loops() -> Any:
     return _numba_loops
 
 
+ONE_ORDER = (
+    "the compiled loops of fields have no second derivatives; leave create_graph out, or give points that require a "
+    "gradient, which go through torch"
+)
+
+
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """The backward pass of compiled loops, which autograd cannot follow: CarvError where it is asked to."""
 
     @functools.wraps(backward)
     def run(ctx: Any, *grad_outputs: Any) -> Any:
         if torch.is_grad_enabled():
-            raise CarvError(
-                "the compiled loops of fields have no second derivatives; leave create_graph out, or give points that "
-                "require a gradient, which go through torch"
-            )
+            raise CarvError(ONE_ORDER)
         return backward(ctx, *grad_outputs)
 
     return run

@@ -260,11 +260,13 @@ class LatentDiffusionTeacher(Denoiser):
         What does not fit the text encoder's context is cut off, with a note in the log.
 
         Raises:
-            CarvError: the teacher has no text encoder.
+            CarvError: the teacher has no text encoder, or there are no prompts.
         """
         try:
             if isinstance(prompts, str):
                 prompts = [prompts]
+            if not prompts:
+                raise CarvError("prompts is empty; give one at least, such as the empty prompt [''].")
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
             if new:
                 self._embeddings.update(zip(new, self._encode_text(new)))

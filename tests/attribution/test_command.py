@@ -186,6 +186,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
     assert not list((place.parent / "cache").rglob("tiny-images*"))
 
 
+def test_memory_that_runs_out_is_one_sentence(data, sd_folder, place, monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("carv_3d.attribution.command._query_features", full)
+    assert "memory ran out; lower query_draws" in refusal(capsys, *arguments(data / "0.png", data, sd_folder))
+
+
 def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp_path, build_folder) -> None:
     other = build_folder(tmp_path / "other", seed=3)
     store = str(tmp_path / "store")

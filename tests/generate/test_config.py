@@ -58,6 +58,12 @@ def test_overrides_reach_their_place_and_kind() -> None:
     assert config.system.guidance.proposal == "weight"  # the neighbours keep their defaults
 
 
+def test_a_path_may_be_text() -> None:
+    assert load_config("carv-tiny-voxel") == load_config(Path("carv-tiny-voxel"))
+    with pytest.raises(CarvError, match="there is no config file x"):
+        load_config("x")
+
+
 def test_a_configuration_of_the_package_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("carv-tiny-quick", "carv-tiny-quick.yaml", "configs/carv-tiny-quick.yaml"):

@@ -19,6 +19,7 @@ TIMESTEPS: list[Tensor] = []
 def prepare(trainer: Any, system: Any) -> None:
     """Called before each step."""
     carv = system.guidance._carv
+    carv = getattr(carv, "sds", carv)  # of variational score distillation
     if not hasattr(carv, "observed"):
         carv.observed = True
         _observe(carv)

@@ -94,6 +94,11 @@ def test_each_prompt_is_encoded_once(sd_folder: Path) -> None:
     assert not first.requires_grad
 
 
+def test_no_prompts_are_one_sentence(sd_teacher: Any) -> None:
+    with pytest.raises(CarvError, match="prompts is empty; give one at least"):
+        sd_teacher.text_embeddings([])
+
+
 def test_a_long_prompt_is_cut_and_said(sd_teacher: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         sd_teacher.text_embeddings(["x" * 40])
