@@ -45,6 +45,10 @@ def child(checkout: Path, file: Path, workdir: Path, words: list[str]) -> None:
     torch.set_num_threads(1)
     cpu_host.enter(checkout)
     without_vgg()
+    if "zero123" in file.stem:
+        import ldm_tiny
+
+        ldm_tiny.install()  # in place of OpenAI's clip and kornia
     cpu_host.train(checkout, file, STEPS, workdir, words, small=[])
 
 
