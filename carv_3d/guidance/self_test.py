@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from carv_3d.core.batching import is_out_of_memory
+from carv_3d.errors import CarvError, first_line
 from carv_3d.guidance.sampling import sample_images
 
 log = logging.getLogger(__name__)
@@ -49,12 +50,21 @@ def noise_errors(teacher: Any, seed: int = 0) -> list[float]:
 
 
 def warn_if_poor(teacher: Any) -> None:
-    """A line in the log if the teacher predicts noise no better than zero does at some level."""
+    """A line in the log if the teacher predicts noise no better than zero does at some level.
+
+    Raises:
+        CarvError: it cannot be run at all.
+    """
     try:
         errors = noise_errors(teacher)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+        if isinstance(error, CarvError):
             raise
+        if not is_out_of_memory(error):
+            raise CarvError(
+                f"{teacher.name or 'the diffusion model'} cannot be run ({first_line(error)}): a config.json in its "
+                "folder is not that of its weights; get the folder anew."
+            ) from error
         return  # the run itself says how to need less
     if not all(error < 1 for error in errors):
         log.warning(

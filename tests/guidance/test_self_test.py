@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_families import build_family
 
+from carv_3d.errors import CarvError
 from carv_3d.guidance.self_test import LEVELS, noise_errors, warn_if_poor
 from carv_3d.teachers.load import load_teacher
 
@@ -54,3 +55,22 @@ def test_a_prediction_that_is_not_finite_is_named(
     monkeypatch.setattr(tiny, "predict", lambda z, t, text: z * float("nan"), raising=False)
     warn_if_poor(tiny)
     assert "nan %" in caplog.text
+
+
+def test_a_network_that_cannot_be_run_is_one_sentence(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its config.json may hold what its classes take and its layers do not, such as a mapping for a number."""
+
+    def broken(*_: Any) -> None:
+        raise TypeError("group_norm(): argument 'eps' must be float, not dict")
+
+    monkeypatch.setattr(tiny, "predict", broken, raising=False)
+    with pytest.raises(CarvError, match=r"cannot be run \(group_norm.*get the folder anew"):
+        warn_if_poor(tiny)
+
+
+def test_memory_that_runs_out_is_left_to_the_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(tiny, "predict", full, raising=False)
+    warn_if_poor(tiny)
