@@ -94,7 +94,7 @@ CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: SDSGuidance(TEACHER)(WRONG, WRONG, WRONG, 0), "is 'x'; it must be"),
     (lambda: VSDGuidance(TEACHER, [1]), "lora_score is a list; it must be a TrainedScore"),  # type: ignore[arg-type]
     (lambda: LoraScore(WRONG), "denoiser is 'x'; it must be a Denoiser"),
-    (lambda: load_config(3), "path is 3; it must be a path, or None"),  # type: ignore[arg-type]
+    (lambda: load_config(3), "path is 3; it must be a path, or text, or None"),  # type: ignore[arg-type]
     (lambda: load_config(overrides=3), "overrides is 3; it must be a list of texts"),  # type: ignore[arg-type]
     (lambda: carv_3d.StableDiffusionTeacher.load("a/" + "b" * 10_000), "is too long for a path"),
     (lambda: carv_3d.StableDiffusionTeacher.load("b" * 300), "the name .* is too long for a path"),
