@@ -71,7 +71,7 @@ def explained(run: Callable[[], object]) -> int:
     except RuntimeError as error:
         if re.search(LOST_RANK, str(error)) is None:
             raise
-        print(f"carv: another process of this run ended ({first_line(error)}); {RESUME}", file=sys.stderr)
+        print(f"\ncarv: another process of this run ended ({first_line(error)}); {RESUME}", file=sys.stderr)
     else:
         return 0
     return 2
