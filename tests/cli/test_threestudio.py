@@ -176,8 +176,8 @@ def test_the_launcher_runs_in_the_checkout_with_its_words_as_they_are(checkout: 
         ("CarvError('a sentence')", "carv: a sentence\n"),
         (
             "RuntimeError('[gloo/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1')",
-            "carv: another process of this run ended ([gloo/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1); "
-            "resume=CKPT continues from the last checkpoint\n",
+            "\ncarv: another process of this run ended ([gloo/tcp/pair.cc:534] Connection closed by peer "
+            "[127.0.0.1]:1); resume=CKPT continues from the last checkpoint\n",
         ),
     ],
 )
