@@ -71,8 +71,8 @@ class Conditioning(NamedTuple):
             if x is None:
                 continue
             if not isinstance(x, Tensor):
-                fix = "give a tensor" if name in TEXTS else "give embeddings: teacher.text_embeddings([...])"
-                raise CarvError(f"{name} is {shown(x)}; {fix}.")
+                fix = "a tensor" if field.startswith("image") else "embeddings: teacher.text_embeddings([...])"
+                raise CarvError(f"{name} is {shown(x)}; give {fix}.")
             if x.dim() != dims or x.shape[0] not in (1, R):
                 raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and a batch of {R} (or 1).")
             changed[field] = x if x.shape[0] == R else x.expand(R, *x.shape[1:])

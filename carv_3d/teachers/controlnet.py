@@ -8,14 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from carv_3d.errors import CarvError
+from carv_3d.teachers.image_given import ImageGiven
 from carv_3d.teachers.loading import load_weights, offload_to_cpu
 from carv_3d.teachers.parts import CONTROLNET
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
-NEEDS_IMAGE = "this model is given an image next to the text: Conditioning(..., image_cond=...)."
 
-
-class ControlNetTeacher(StableDiffusionTeacher):
+class ControlNetTeacher(ImageGiven, StableDiffusionTeacher):
     """A teacher whose `eps_hat(z_t, t, text, image)` takes an image (N, 3, H, W) in [0, 1], as large as renders."""
 
     controlnet: Any = None
@@ -56,12 +55,6 @@ class ControlNetTeacher(StableDiffusionTeacher):
             network = network.to(teacher.device)
         teacher.controlnet, teacher.condition_scale = network, condition_scale
         return teacher
-
-    def conditions(self, text_emb: Tensor, image: Tensor | None = None) -> dict[str, Any]:
-        """The networks' arguments for text (N, L, D) and images (N, 3, H, W). Raises CarvError without an image."""
-        if image is None:
-            raise CarvError(NEEDS_IMAGE)
-        return {**super().conditions(text_emb), "image": image.to(self.dtype)}
 
     def run_network(self, given: Tensor, time: Tensor, conditions: dict[str, Any]) -> Tensor:
         """The UNet's output with the ControlNet's residuals: (N, C, h, w), (N,) -> (N, C, h, w)."""

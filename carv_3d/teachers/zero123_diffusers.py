@@ -14,8 +14,8 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.io.tensor_files import load_tensors
 from carv_3d.teachers.availability import resolve_model
-from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import ZERO123
+from carv_3d.teachers.image_given import ImageInChannels
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 from carv_3d.teachers.loading import choose_dtype, load_schedule, load_weights
 from carv_3d.teachers.model_folder import MEND, read_json, weight_files
@@ -24,7 +24,7 @@ from carv_3d.teachers.view_condition import ImageCamera, on_white, split_conditi
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class Zero123UNet(Denoiser):
+class Zero123UNet(ImageInChannels):
     """A UNet that is given the image's latents next to the noisy ones; see `view_condition` for its condition."""
 
     image_latents: Tensor  # (1, C, h, w), unscaled, as it was trained
@@ -52,20 +52,6 @@ class Zero123UNet(Denoiser):
         """The UNet's arguments for conditions (N, 1, D + 1), and as `image` what stands next to its input."""
         embedding, latents = split_condition(text_emb, self.image_latents)
         return {**super().conditions(embedding), "image": latents.to(self.dtype)}
-
-    def run_network(self, given: Tensor, time: Tensor, conditions: dict[str, Any]) -> Tensor:
-        """The UNet's own output.
-
-        Args:
-            given: (N, C, h, w).
-            time: (N,).
-            conditions: of `conditions`.
-
-        Returns:
-            (N, C, h, w).
-        """
-        rest = {name: value for name, value in conditions.items() if name != "image"}
-        return super().run_network(torch.cat([given, conditions["image"]], dim=1), time, rest)
 
 
 class Zero123DiffusersTeacher(Zero123UNet, LatentDiffusionTeacher):
