@@ -10,6 +10,7 @@ from typing import Any
 import gpu
 import gpu_page
 import gpu_parts
+import huggingface_hub
 import pytest
 
 from carv_3d.errors import CarvError
@@ -92,7 +93,7 @@ def test_other_failures_are_not_hidden(calls: Calls, monkeypatch: pytest.MonkeyP
 def test_a_mistake_ends_it_before_anything_is_measured(
     words: list[str], calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CarvError):
         run(monkeypatch, *words, "--work", str(tmp_path / "w"))
     assert not calls
