@@ -129,6 +129,11 @@ class CarvCalls:
         given = {name: loss for name, loss in losses.items() if loss is not None}
         return {**given, **scalars, "grad_norm": norm, **self._meter.as_scalars()}
 
+    def _sds_result(self, out: GuidanceOutput) -> dict[str, Any]:
+        """`_result` of a step of score distillation, its losses under threestudio's names."""
+        losses = {"loss_sds": out.loss_sds, "loss_sds_img": out.loss_sds_img, "loss_recon": out.loss_recon}
+        return self._result(losses, out.scalars, out)
+
     def carv_state(self) -> dict[str, Any]:
         """For the mixin `carv-checkpoint`: tensors and primitives."""
         return {**self._carv.state_dict(), "costs": self._meter.state_dict(), "design": self._design()}
@@ -205,6 +210,11 @@ def camera_condition(kind: str, views: Sequence[torch.Tensor], mvp_mtx: torch.Te
         radians = torch.deg2rad(azimuth)
         return torch.stack([torch.deg2rad(elevation), radians.sin(), radians.cos(), distance], -1)
     return {"extrinsics": c2w, "mvp": mvp_mtx, "none": elevation[:, None][:, :0]}[kind]
+
+
+def with_gradient(rgb: torch.Tensor) -> torch.Tensor:
+    """The renders, with autograd: a host may ask for previews alone, or for a loss that it does not go back through."""
+    return rgb if rgb.requires_grad else rgb.detach().requires_grad_()
 
 
 def ranks() -> dict[str, int]:

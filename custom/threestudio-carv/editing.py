@@ -17,7 +17,7 @@ from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.teachers.parts import find_ddim
 from carv_3d.teachers.timed import TimedTeacher
 
-from .common import CarvGuidance, read_options
+from .common import CarvGuidance, read_options, with_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +88,8 @@ class EditingGuidance(CarvGuidance):
             steps = self._own.diffusion_steps
             edited = edit_images(self._carv, rgb, cond, step, ddim=self._ddim, num_steps=steps, epoch=epoch, size=size)
             return {"edit_images": edited}
-        rgb = rgb if rgb.requires_grad else rgb.detach().requires_grad_()
-        out = self._carv.guide(rgb, cond, step, epoch=epoch, size=size)
-        losses = {"loss_sds": out.loss_sds, "loss_sds_img": out.loss_sds_img, "loss_recon": out.loss_recon}
-        return self._result(losses, out.scalars, out)
+        out = self._carv.guide(with_gradient(rgb), cond, step, epoch=epoch, size=size)
+        return self._sds_result(out)
 
     def _check(self, rgb: torch.Tensor, cond_rgb: Any, prompt_utils: Any, rgb_as_latents: bool) -> None:
         if rgb_as_latents:

@@ -13,7 +13,7 @@ from carv_3d.objectives.table import OBJECTIVES
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.teachers.timed import TimedTeacher
 
-from .common import CarvGuidance, HostOptions, Texts, read_options, with_options
+from .common import CarvGuidance, HostOptions, Texts, read_options, with_gradient, with_options
 
 
 @threestudio.register("carv-stable-diffusion-guidance")
@@ -67,15 +67,13 @@ class CarvStableDiffusionGuidance(CarvGuidance):
     ) -> dict[str, Any]:
         """A step of `SDSGuidance`; rgb is (B, H, W, 3), the views are (B,)."""
         step, epoch = self._begin(len(rgb))
-        rgb = rgb if rgb.requires_grad else rgb.detach().requires_grad_()  # a host may ask for previews alone
         views = (elevation, azimuth, camera_distances)
         texts, negative = self._with_empty(self._texts(prompt_utils, *views))
         out = self._carv(
-            rgb, texts.text, texts.uncond, step, epoch=epoch, rgb_as_latents=rgb_as_latents,
+            with_gradient(rgb), texts.text, texts.uncond, step, epoch=epoch, rgb_as_latents=rgb_as_latents,
             negatives=texts.negatives, prompts_negative=negative,
         )  # fmt: skip
-        losses = {"loss_sds": out.loss_sds, "loss_sds_img": out.loss_sds_img, "loss_recon": out.loss_recon}
-        result = self._result(losses, out.scalars, out)
+        result = self._sds_result(out)
         return result | self._previews(out, *views) if guidance_eval else result
 
     def _with_empty(self, texts: Texts) -> tuple[Texts, torch.Tensor | None]:

@@ -5,7 +5,7 @@ The network is that of the package `mvdream`, which the extension threestudio-mv
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import threestudio
@@ -110,7 +110,7 @@ class CarvMVDreamGuidance(CarvGuidance):
         options = self._carv.options
         if timestep is not None:
             share = (timestep + 0.5) / self._teacher.schedule.num_train_timesteps
-            self._carv.options = replace(options, min_step_percent=share, max_step_percent=share, sqrt_anneal=False)
+            self.set_min_max_steps(share, share)
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ def fit_state(
         before: the options in DESIGN when it was saved; {} for a checkpoint of before they were kept.
         now: those options now.
     """
-    group = any(before.get(name, value) != value for name, value in now.items() if name == "antithetic")
+    group = "antithetic" in now and before.get("antithetic", now["antithetic"]) != now["antithetic"]
     dropped: list[str] = []
     fitting = _fit(state, fresh, group, dropped)
     if "auto" in state and "auto" not in fresh:

@@ -13,7 +13,7 @@ from carv_3d.guidance.sds import GuidanceOutput
 from carv_3d.teachers.model_folder import read_json
 from carv_3d.teachers.single_file import find_folder
 
-from .common import CarvGuidance, read_options, with_options
+from .common import CarvGuidance, read_options, with_gradient, with_options
 from .guidance import CarvStableDiffusionGuidance
 
 
@@ -65,11 +65,10 @@ class CarvSDIGuidance(CarvStableDiffusionGuidance):
         """A step of `SDIGuidance`; rgb is (B, H, W, 3), the views are (B,), a noise that is given is (B, C, h, w)."""
         carv, views, given = self._carv, (elevation, azimuth, camera_distances), call_with_defined_noise
         step, epoch = self._begin(0 if test_info else len(rgb))
-        rgb = rgb if rgb.requires_grad else rgb.detach().requires_grad_()
         texts = self._texts(prompt_utils, *views)
         with self._meter.uncounted() if test_info else contextlib.nullcontext(), self._unmeasured(test_info):
             out = carv(
-                rgb, texts.text, texts.uncond, step, epoch=epoch, rgb_as_latents=rgb_as_latents,
+                with_gradient(rgb), texts.text, texts.uncond, step, epoch=epoch, rgb_as_latents=rgb_as_latents,
                 negatives=texts.negatives, draws=None if given is None else carv.with_noise(given, step, epoch),
             )  # fmt: skip
         # threestudio's loss is a mean over all elements, divided by the renders once more

@@ -99,9 +99,12 @@ class CarvUnifiedGuidance(CarvVSDGuidance):
         schedule, w = carv.estimator.schedule, carv.weights.to(t.device)[t].view(-1, 1, 1, 1)
         sigma_over_alpha = schedule.sigma(t) / schedule.alpha(t)
         shown = {"timesteps": t, "weights": w, "lambdas": sigma_over_alpha, "latents": out.latents}
-        steps = {"1step": own.return_rgb_1step_orig, "multistep": own.return_rgb_multistep_orig}
-        steps = {name: {"1step": 1}.get(name, own.n_rgb_multistep_orig_steps) for name, asked in steps.items() if asked}
-        z_t = schedule.add_noise(out.latents.detach(), eps, t) if steps else eps
+        steps = {"1step": 1} if own.return_rgb_1step_orig else {}
+        if own.return_rgb_multistep_orig:
+            steps["multistep"] = own.n_rgb_multistep_orig_steps
+        if not steps:
+            return shown
+        z_t = schedule.add_noise(out.latents.detach(), eps, t)
         for name, n in steps.items():
             with self._meter.uncounted():
                 z = denoise(schedule, lambda z, t: carv.predict(z, t, out.cond, out.scale).guided, z_t, t, n)

@@ -1,8 +1,7 @@
 """`guidance_type: carv-vsd-guidance`: threestudio's calls to `carv_3d`'s variational score distillation.
 
-The LoRA is a submodule, so threestudio optimizes it (`optimizer.params.guidance`) and keeps it in its checkpoints; the
-UNets and the VAE are not, so they are in neither. For that the system must build its guidance before its optimizer, as
-prolificdreamer-system does.
+The LoRA is a submodule, so threestudio optimizes it (`optimizer.params.guidance`) and saves it; UNets and VAE are not.
+The system must build its guidance before its optimizer, as prolificdreamer-system does.
 """
 
 from collections.abc import Callable
@@ -52,11 +51,12 @@ class CarvVSDGuidance(CarvCalls, BaseModule):
         how = self._loading()
         names = (options.pretrained_model_name_or_path, options.pretrained_model_name_or_path_lora)
         teacher = StableDiffusionTeacher.load(names[0], with_text=False, **options.model_files, **how, **how_teacher)
-        denoiser = teacher if names[1] in ("", names[0]) else load_denoiser(names[1], **how)
+        self._distil(teacher, teacher if names[1] in ("", names[0]) else load_denoiser(names[1], **how), options)
+
+    def _distil(self, teacher: Any, denoiser: Any, options: VSDOptions) -> None:
         check_pair(teacher, denoiser)
-        lora_score = LoraScore(denoiser, options.lora_rank, options.camera_width)
-        self.lora = lora_score.lora
-        self._carv = VSDGuidance(TimedTeacher(teacher, self._meter), lora_score, options, self._meter)
+        score = LoraScore(denoiser, options.lora_rank, options.camera_width)
+        self.lora, self._carv = score.lora, VSDGuidance(TimedTeacher(teacher, self._meter), score, options, self._meter)
 
     def forward(
         self,

@@ -20,7 +20,7 @@ from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.teachers.view_condition import condition_image, without_image
 from carv_3d.teachers.zero123 import Zero123Teacher
 
-from .common import CarvGuidance, read_options, with_options
+from .common import CarvGuidance, read_options, with_gradient, with_options
 from .image_condition import ImageOptions, check_no_model_files, check_without_text
 
 PACKAGE = "extern.ldm_zero123"
@@ -94,13 +94,12 @@ class CarvZero123Guidance(CarvGuidance):
     ) -> dict[str, Any]:
         """A step of `SDSGuidance`; rgb is (B, H, W, 3), or x (B, h, w, 4) with 2 x - 1 as latents; views are (B,)."""
         step, epoch = self._begin(len(rgb))
-        rgb = rgb if rgb.requires_grad else rgb.detach().requires_grad_()
         views = (elevation, azimuth, camera_distances)
         condition = self._teacher.condition(*views)
+        rgb = with_gradient(rgb)
         given = rgb * 2 - 1 if rgb_as_latents else rgb
         out = self._carv(given, condition, without_image(condition), step, epoch=epoch, rgb_as_latents=rgb_as_latents)
-        losses = {"loss_sds": out.loss_sds, "loss_sds_img": out.loss_sds_img, "loss_recon": out.loss_recon}
-        result = self._result(losses, out.scalars, out)
+        result = self._sds_result(out)
         return result | self._previews(out, *views) if guidance_eval else result
 
 

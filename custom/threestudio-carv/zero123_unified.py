@@ -14,8 +14,7 @@ from threestudio.utils.base import BaseModule
 
 from carv_3d.errors import CarvError
 from carv_3d.guidance.sds import GuidanceOptions, SDSGuidance
-from carv_3d.guidance.vsd import VSDGuidance, VSDOptions
-from carv_3d.teachers.lora_score import LoraScore, check_pair
+from carv_3d.guidance.vsd import VSDOptions
 from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.teachers.view_condition import read_rgba, without_image
 from carv_3d.teachers.zero123_diffusers import Zero123DiffusersTeacher, Zero123UNet
@@ -61,17 +60,13 @@ class CarvZero123UnifiedGuidance(CarvUnifiedGuidance):
         )
         size = (teacher.image_size, teacher.image_size)
         teacher.look_at(np.asarray(Image.fromarray(rgba).resize(size)), given.camera)
-        timed = TimedTeacher(teacher, self._meter)
         if not self._variational:
-            self._carv = SDSGuidance(timed, options)
+            self._carv = SDSGuidance(TimedTeacher(teacher, self._meter), options)
             return
         name, denoiser = options.pretrained_model_name_or_path_lora, teacher
         if name not in ("", options.pretrained_model_name_or_path):
             denoiser = Zero123UNet.load_unet(name, latents=teacher.image_latents, **how)
-        check_pair(teacher, denoiser)
-        lora_score = LoraScore(denoiser, options.lora_rank, options.camera_width)
-        self.lora = lora_score.lora
-        self._carv = VSDGuidance(timed, lora_score, options, self._meter)
+        self._distil(teacher, denoiser, options)
 
     def forward(
         self,
