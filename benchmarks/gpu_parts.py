@@ -49,6 +49,11 @@ class Plan:
     prompts: int
     overrides: tuple[str, ...]
 
+    @property
+    def few_draws(self) -> tuple[int, ...]:
+        """Those K that variance and convergence take."""
+        return tuple(K for K in self.draws if K <= MOST_DRAWS) or self.draws[:1]
+
     def scene(self, model: str) -> tuple[Path, tuple[str, ...], list[str]]:
         """The configuration for a model, its prompts, and the overrides that name it."""
         tiny = model in BUILT_IN
@@ -132,10 +137,9 @@ def _wait() -> None:
 def variance(model: str, plan: Plan, seconds: float, work: Path) -> list[Row]:
     """The rows of `carv variance`: ECM against two renders of one draw, at three points of a run."""
     config, prompts, overrides = plan.scene(model)
-    draws = tuple(K for K in plan.draws if K <= MOST_DRAWS) or plan.draws[:1]
     request = VarianceRequest(
         source=config, prompt=prompts[0], overrides=overrides, out=work, resume=work.exists(), budget=seconds, R=(1, 2),
-        K=draws, methods=("uniform", "is+strat"), at=_points(seconds),
+        K=plan.few_draws, methods=("uniform", "is+strat"), at=_points(seconds),
     )  # fmt: skip
     if run(request):
         raise StoppedError("stopped; the same command resumes it")
@@ -150,7 +154,7 @@ def _points(seconds: float) -> tuple[int, ...]:
 def convergence(model: str, plan: Plan, seconds: float, work: Path) -> list[Row]:
     """Final scores and times to target of `carv compare`, the usual estimator against K draws."""
     config, prompts, overrides = plan.scene(model)
-    K = max(k for k in plan.draws if k <= MOST_DRAWS) if min(plan.draws) <= MOST_DRAWS else plan.draws[0]
+    K = max(plan.few_draws)
     methods = [
         parse_method("baseline=num_draws=1,proposal=uniform,stratify=none,antithetic=false"),
         parse_method(f"carv=num_draws={K},proposal=weight,stratify=render,antithetic=false"),

@@ -32,7 +32,7 @@ from host_models import fitted, for_ours, without_vgg  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from small_config import small  # noqa: E402
 
-from carv_3d.hosts.stock import with_counterparts  # noqa: E402
+from carv_3d.hosts.stock import CarvConfig, with_counterparts  # noqa: E402
 from carv_3d.io.structured import look_up  # noqa: E402
 
 COLUMNS = ("config", "packages", "guidance", "replaced by", "K", "steps", "result", "stock")
@@ -128,6 +128,12 @@ def reason(log: str) -> str:
     return sentence.rpartition("Error: ")[2][:200] if "CarvError" in sentence else sentence[:200]
 
 
+def small_words(config: Mapping[str, Any], made: CarvConfig, models: Path) -> tuple[list[str], list[str]]:
+    """key=value that make a stock configuration fit a CPU, with tiny models; and those of the one with counterparts."""
+    shrunk = [*small(config), *fitted(config, models)]
+    return shrunk, [*shrunk, *for_ours(config, models), *made.words]
+
+
 def run(checkout: Path, file: Path, models: Path, scratch: Path) -> dict[str, Any]:
     """A row."""
     config, name = read(file), str(file.relative_to(checkout / "configs").with_suffix(""))
@@ -141,11 +147,11 @@ def run(checkout: Path, file: Path, models: Path, scratch: Path) -> dict[str, An
         return row | {"result": "no system_type: it is no configuration for the launcher", "stock": "the same"}
     if missing:
         return row | {"result": missing[0], "stock": "the same"}
-    shrunk = [*small(config), *fitted(config, models)]
+    shrunk, ours = small_words(config, made, models)
     if "carv-" not in row["replaced by"]:
         result = (0, 0, "no counterpart yet")
     else:
-        result = attempt(checkout, file, [*shrunk, *for_ours(config, models), *made.words], scratch / "carv")
+        result = attempt(checkout, file, ours, scratch / "carv")
     row |= {"steps": result[0], "result": summary(*result)}
     if result[2] or result[1] < STEPS:
         row["stock"] = summary(*attempt(checkout, file, shrunk, scratch / "stock"))

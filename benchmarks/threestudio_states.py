@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 from bench import joined, run_script, script_parser
-from threestudio_configs import packages, read, reason
+from threestudio_configs import packages, read, reason, small_words
+
+from carv_3d.hosts.stock import with_counterparts
 
 STEPS, LIMIT = 3, 400
 COLUMNS = ("type", "config", "packages", "resume", "two ranks")
@@ -97,15 +99,8 @@ def on_two_ranks(checkout: Path, file: Path, workdir: Path, words: list[str]) ->
 
 def row(kind: str, checkout: Path, folder: Path) -> dict[str, str]:
     """Of one type."""
-    from host_models import fitted, for_ours
-    from small_config import small
-
-    from carv_3d.hosts.stock import with_counterparts
-
     file = checkout / "configs" / f"{CONFIGS[kind]}.yaml"
-    config, made = read(file), with_counterparts(file, [])
-    models = folder / "models"
-    words = [*small(config), *fitted(config, models), *for_ours(config, models), *made.words]
+    _, words = small_words(read(file), with_counterparts(file, []), folder / "models")
     return {
         "type": kind, "config": CONFIGS[kind], "packages": packages(),
         "resume": resumed(checkout, file, folder / kind / "resume", words),

@@ -109,7 +109,27 @@ class Averages(nn.Module):
             parameter.data.copy_(getattr(self, name.replace(".", "")))
 
 
-class LatentDiffusion(nn.Module):
+class Interface(nn.Module):
+    """What CompVis' latent diffusions have in common. A subclass makes the parts."""
+
+    model: nn.Module
+    first_stage_model: Autoencoder
+    scale_factor: float
+
+    def encode_first_stage(self, x: Tensor) -> Gaussian:
+        return self.first_stage_model.encode(x)
+
+    def get_first_stage_encoding(self, posterior: Gaussian) -> Tensor:
+        return self.scale_factor * posterior.sample()
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        return self.first_stage_model.decode(z / self.scale_factor)
+
+    def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        return self.model(x, t, **cond)
+
+
+class LatentDiffusion(Interface):
     """What threestudio's Zero123 guidances use of CompVis' class."""
 
     def __init__(self, scale_factor: float = 0.5, use_ema: bool = True, **_: Any) -> None:
@@ -122,18 +142,6 @@ class LatentDiffusion(nn.Module):
 
     def get_learned_conditioning(self, image: Tensor) -> Tensor:
         return self.cond_stage_model.encode(image)
-
-    def encode_first_stage(self, x: Tensor) -> Gaussian:
-        return self.first_stage_model.encode(x)
-
-    def get_first_stage_encoding(self, posterior: Gaussian) -> Tensor:
-        return self.scale_factor * posterior.sample()
-
-    def decode_first_stage(self, z: Tensor) -> Tensor:
-        return self.first_stage_model.decode(z / self.scale_factor)
-
-    def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, list[Tensor]]) -> Tensor:
-        return self.model(x, t, **cond)
 
 
 def install(package: str, monkeypatch: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import recorded_parity as recorded
 import torch
 import yaml
-from compvis_models import Autoencoder, Gaussian, UNet
+from compvis_models import Autoencoder, Interface, UNet
 from torch import Tensor, nn
 
 WIDTH = 20  # of the text
@@ -51,7 +51,7 @@ class Wrapper(nn.Module):
         return self.diffusion_model(*args, **kwargs)
 
 
-class LatentDiffusionInterface(nn.Module):
+class LatentDiffusionInterface(Interface):
     """What the guidance uses of MVDream's class."""
 
     def __init__(self, linear_start: float, linear_end: float, timesteps: int, scale_factor: float, **_: Any) -> None:
@@ -62,18 +62,6 @@ class LatentDiffusionInterface(nn.Module):
         for name, values in (("alphas_cumprod", abar), ("sqrt_recip", (1 / abar) ** 0.5),
                              ("sqrt_recipm1", (1 / abar - 1) ** 0.5)):  # fmt: skip
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
-
-    def encode_first_stage(self, x: Tensor) -> Gaussian:
-        return self.first_stage_model.encode(x)
-
-    def get_first_stage_encoding(self, posterior: Gaussian) -> Tensor:
-        return self.scale_factor * posterior.sample()
-
-    def decode_first_stage(self, z: Tensor) -> Tensor:
-        return self.first_stage_model.decode(z / self.scale_factor)
-
-    def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        return self.model(x, t, **cond)
 
     def q_sample(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import host_double as double
+import recorded_parity as recorded
 
 
 @pytest.fixture
@@ -25,6 +26,18 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def host(monkeypatch: pytest.MonkeyPatch) -> Any:
     """threestudio's double; `modules` has the extension's classes by name."""
     return double.install(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Stable Diffusion of the recordings. Read only."""
+    return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded") / "model")
+
+
+@pytest.fixture(scope="session")
+def v_folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, read as a v-prediction model."""
+    return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded_v") / "model", "v_prediction")
 
 
 @pytest.fixture

@@ -160,6 +160,14 @@ def set_posterior(monkeypatch: Any, vae: Any, noise: Tensor) -> None:
     monkeypatch.setattr(kind, "sample", lambda self, generator=None: self.mean + self.std * noise)
 
 
+def one_draw_guidance(host: Any, kind: str, folder: Path, **options: Any) -> Any:
+    """A guidance of the extension that draws as threestudio's own, at the step of the recording."""
+    cfg = {"pretrained_model_name_or_path": str(folder), "half_precision_weights": False}
+    guidance = host.modules[kind]({**cfg, **ONE_DRAW, **options})
+    guidance.update_step(0, STEP)
+    return guidance
+
+
 def check_gradients(
     case: str, out: dict[str, Any], rgb: Tensor, facts: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:

@@ -17,23 +17,6 @@ TENSORS = load_file(recorded.TENSORS)
 CLOSE = recorded.CLOSE
 
 
-@pytest.fixture(scope="module")
-def folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded") / "model")
-
-
-@pytest.fixture(scope="module")
-def v_folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded_v") / "model", "v_prediction")
-
-
-def make(host: Any, kind: str, folder: Path, **options: Any) -> Any:
-    cfg = {"pretrained_model_name_or_path": str(folder), "half_precision_weights": False}
-    guidance = host.modules[kind]({**cfg, **recorded.ONE_DRAW, **options})
-    guidance.update_step(0, recorded.STEP)
-    return guidance
-
-
 def test_the_model_is_the_recorded_one(folder: Path) -> None:
     assert recorded.fingerprint(folder) == FACTS["weights"]
 
@@ -53,7 +36,7 @@ def test_one_uniform_draw_gives_the_stock_gradient(
     name: str, given: str, host: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = f"{name}, {given}"
-    guidance = make(
+    guidance = recorded.one_draw_guidance(
         host, "carv-stable-diffusion-guidance", folder, guidance_scale=recorded.SCALE, **recorded.OPTIONS[name]
     )
     carv, rgb = guidance._carv, recorded.render(given)
@@ -71,7 +54,7 @@ def test_one_draw_gives_the_stock_gradients_of_vsd(
     case: str, host: Any, folder: Path, v_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, facts = recorded.VSD_OPTIONS[case], FACTS["cases"][case]
-    guidance = make(
+    guidance = recorded.one_draw_guidance(
         host, "carv-vsd-guidance", folder, pretrained_model_name_or_path_lora=str(v_folder), lora_max_batch=2, **options
     )
     parameters = dict(guidance.lora.named_parameters())
@@ -99,7 +82,7 @@ def test_one_draw_gives_the_stock_gradients_of_vsd(
 
 def test_previews_start_from_the_stock_noise(host: Any, folder: Path) -> None:
     """What follows is drawn anew by both; the noisy image, the noise level and the text are the same."""
-    guidance = make(host, "carv-stable-diffusion-guidance", folder, guidance_scale=recorded.SCALE)
+    guidance = recorded.one_draw_guidance(host, "carv-stable-diffusion-guidance", folder, guidance_scale=recorded.SCALE)
     deal(guidance._carv.estimator, torch.tensor([[67]]), recorded.gaussian("eps", 1, 4, 8, 8)[:, None])
     utils, z = recorded.RecordedPrompts(TENSORS, 1), recorded.render("latents")[:1].detach()
     shown = guidance(z, utils, rgb_as_latents=True, guidance_eval=True, **recorded.views(1))["eval"]
@@ -119,8 +102,9 @@ def test_eight_draws_have_the_stock_mean(
     proposal: str, stratify: str, antithetic: bool, host: Any, folder: Path
 ) -> None:
     """The mean gradient of some steps, along the stock mean and seven other directions, within 4 standard errors."""
-    options = {"num_draws": 8, "proposal": proposal, "stratify": stratify, "antithetic": antithetic, "seed": 7}
-    guidance = make(host, "carv-stable-diffusion-guidance", folder, guidance_scale=recorded.SCALE, **options)
+    options: dict[str, Any] = {"num_draws": 8, "proposal": proposal, "stratify": stratify, "antithetic": antithetic}
+    options |= {"seed": 7, "guidance_scale": recorded.SCALE}
+    guidance = recorded.one_draw_guidance(host, "carv-stable-diffusion-guidance", folder, **options)
     guidance.update_step(0, 0)
     z = recorded.gaussian("latents", 2, 8, 8, 4).requires_grad_()
     utils, steps = recorded.RecordedPrompts(TENSORS, 2), []

@@ -13,7 +13,7 @@ ELSEWHERE = {"mvdream-multiview-diffusion-guidance"}  # of an extension, not in 
 
 def test_every_type_of_threestudio_is_measured_by_its_recorded_gradients() -> None:
     assert set(table.RECORDED) == set(COUNTERPARTS) - ELSEWHERE
-    for name in table.RECORDED.values():
+    for name, _ in table.RECORDED.values():
         text = (Path(__file__).parent / name).read_text()
         assert "stock_gradient" in text
         assert "recorded.check_gradients(" in text  # which the benchmark listens to

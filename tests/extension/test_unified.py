@@ -27,21 +27,8 @@ TENSORS = load_file(unified.TENSORS)
 TEXTS = load_file(recorded.TENSORS)
 
 
-@pytest.fixture(scope="module")
-def folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded") / "model")
-
-
-@pytest.fixture(scope="module")
-def v_folder(build_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recorded.write_model(build_folder, tmp_path_factory.mktemp("recorded_v") / "model", "v_prediction")
-
-
 def make(host: Any, folder: Path, **options: Any) -> Any:
-    cfg = {"pretrained_model_name_or_path": str(folder), "half_precision_weights": False}
-    guidance = host.modules[KIND]({**cfg, **recorded.ONE_DRAW, **options})
-    guidance.update_step(0, recorded.STEP)
-    return guidance
+    return recorded.one_draw_guidance(host, KIND, folder, **options)
 
 
 @pytest.mark.parametrize(("name", "given"), unified.CASES)

@@ -15,6 +15,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+AUTOENCODER: dict[str, Any] = {
+    "embed_dim": 4,
+    "ddconfig": {
+        "double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    },
+    "lossconfig": {"target": "torch.nn.Identity"},
+}  # fmt: skip
 CONFIG: dict[str, Any] = {
     "target": "extern.ldm_zero123.models.diffusion.ddpm.LatentDiffusion",
     "params": {
@@ -32,14 +40,7 @@ CONFIG: dict[str, Any] = {
         },
         "first_stage_config": {
             "target": "extern.ldm_zero123.models.autoencoder.AutoencoderKL",
-            "params": {
-                "embed_dim": 4,
-                "ddconfig": {
-                    "double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
-                    "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
-                },
-                "lossconfig": {"target": "torch.nn.Identity"},
-            },
+            "params": AUTOENCODER,
         },
         "cond_stage_config": {"target": "extern.ldm_zero123.modules.encoders.modules.FrozenCLIPImageEmbedder"},
     },

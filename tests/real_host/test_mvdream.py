@@ -22,6 +22,7 @@ import recorded_parity as recorded
 import torch
 import yaml
 from cpu_host import EXTENSION
+from ldm_tiny import AUTOENCODER
 from mvdream_models import NAME
 
 from carv_3d.teachers.mvdream import side_by_side
@@ -43,14 +44,7 @@ CONFIG: dict[str, Any] = {
         },
         "first_stage_config": {
             "target": "mvdream.ldm.models.autoencoder.AutoencoderKL",
-            "params": {
-                "embed_dim": 4,
-                "ddconfig": {
-                    "double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
-                    "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
-                },
-                "lossconfig": {"target": "torch.nn.Identity"},
-            },
+            "params": AUTOENCODER,
         },
         "cond_stage_config": {"target": "torch.nn.Identity"},
     },
