@@ -19,9 +19,10 @@ from bench import run_script, script_parser
 
 from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
-from carv_3d.compare.request import CompareOptions, EngineOptions
+from carv_3d.compare.request import CompareOptions
 from carv_3d.compare.sweep import Sweep
 from carv_3d.compare.time_to_target import TimeToTarget
+from carv_3d.core.options import EngineOptions
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import CONFIGS
 from carv_3d.io.structured import read_csv

@@ -17,9 +17,10 @@ import torch
 
 from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import parse_method
-from carv_3d.compare.request import CompareOptions, EngineOptions
+from carv_3d.compare.request import CompareOptions
 from carv_3d.compare.sweep import Sweep
 from carv_3d.core.batching import is_out_of_memory
+from carv_3d.core.options import EngineOptions
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import CONFIGS, load_config
 from carv_3d.generate.trainer import TextTo3D, load_teacher

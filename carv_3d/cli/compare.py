@@ -93,10 +93,6 @@ def _run(new: NewRuns, compared: CompareOptions, args: argparse.Namespace) -> in
         raise CarvError('--method needs a prompt to run it on: --prompt "a red mug"')
     if not new.methods:
         raise CarvError("--prompt needs what to run: --method NAME=key=value,... for each method")
-    if new.address is not None and new.engine != "ray":
-        raise CarvError("--address names a Ray cluster; add --engine ray")
-    if new.workers is not None and (new.engine != "ray" or new.address is not None):
-        raise CarvError("--workers is for --engine ray without an --address; leave it out")
     if (new.budget is None) == (new.steps is None):
         raise CarvError("say how long a run is: --seconds N of training time, or --steps N")
     methods = parse_methods(new.methods)

@@ -6,12 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
-from carv_3d.compare.request import CompareOptions, EngineOptions
+from carv_3d.compare.request import CompareOptions
 from carv_3d.compare.scored_run import RESULT
 from carv_3d.compare.sweep import Sweep, checked, describe, open_folder
+from carv_3d.core.options import EngineOptions
 from carv_3d.io.files import locked, slug
 from carv_3d.io.structured import read_json
 from carv_3d.runs.progress import Display
+from carv_3d.runs.ray_tasks import check_engine, run_on_ray
 
 
 def run_sweep(
@@ -28,24 +30,20 @@ def run_sweep(
     """
     display = display or Display()
     sweep = checked(sweep)
-    if where.engine == "ray":
-        from carv_3d.compare.ray_engine import check_ray
-
-        check_ray(where.address)
+    check_engine(where)
     out = compared.out or Path("outputs") / f"compare-{slug(sweep.prompts[0], 24)}-{_digest(sweep)}"
     sweep = open_folder(sweep, out)
     count = len(sweep.prompts) * len(sweep.methods) * sweep.seeds
     length = f"{sweep.budget:g} s of training time" if sweep.budget else f"{sweep.steps} steps"
     display.say(f"{count} runs of {length} each -> {out}")
     if sweep.left(out):
+        from carv_3d.compare import engine
+
         if where.engine == "ray":
-            from carv_3d.compare.ray_engine import run_on_ray
-
-            stopped = run_on_ray(sweep, out, display, where.address, where.workers)
+            engine.sweep_clip(sweep, display)  # says where there is none, once
+            stopped = run_on_ray(engine.group_tasks(sweep, out), out, display, where)
         else:
-            from carv_3d.compare.engine import run_here
-
-            stopped = run_here(sweep, out, display)
+            stopped = engine.run_here(sweep, out, display)
         if stopped:
             display.say(f"Stopped. Resume with the same command{f': {command}' if command else ''}")
             return 128 + stopped

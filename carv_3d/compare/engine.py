@@ -15,7 +15,9 @@ from carv_3d.evaluation.clip import ClipScore, usual_clip
 from carv_3d.generate.trainer import TextTo3D, load_teacher
 from carv_3d.io.files import locked, make_folder
 from carv_3d.runs.progress import Display, StopSignals
+from carv_3d.runs.ray_tasks import Tasks
 
+RESUMED = "each run is saved at its last point, and the same command resumes it"
 SLICE = 2.0  # seconds of a run's training time before the next one's turn
 
 
@@ -125,6 +127,24 @@ def run_group(
                 return
         for run in runs:
             run.finish()
+
+
+def group_tasks(sweep: Sweep, out: Path) -> Tasks:
+    """The groups that are left, for Ray: every (prompt, seed) is a task, whose methods take turns on one worker."""
+    left = sweep.left(out)
+    done = len(sweep.groups) - len(left)
+    return Tasks(functools.partial(run_task, sweep), left, done, "prompts x seeds", RESUMED)
+
+
+def run_task(sweep: Sweep, out: Path, group: tuple[int, int], display: Display) -> dict[str, float]:
+    """The runs of a group, on a worker of Ray; returns their last figures."""
+    last: dict[str, float] = {}
+
+    def show(done: float, figures: dict[str, float]) -> None:
+        last.update(figures)
+
+    run_group(sweep, out, group, warm_teachers(sweep), sweep_clip(sweep, Display(quiet=True)), display, show)
+    return last
 
 
 def sweep_clip(sweep: Sweep, display: Display) -> ClipScore | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from carv_3d.config.request import BudgetOptions, ConfigOptions, LengthOptions, OutOptions
-from carv_3d.core.options import Options, option
+from carv_3d.core.options import EngineOptions, option
 from carv_3d.errors import CarvError
 
 
@@ -16,15 +15,6 @@ class CompareOptions(OutOptions):
 
     baseline: str | None = option(None, "The method that others are compared with; unless given, the first.")
     scores: tuple[str, ...] = option((), "Also compare this metric (more is better).")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions(Options):
-    """Where new runs are made."""
-
-    engine: Literal["local", "ray"] = option("local", "local, or ray: several runs at once.")
-    address: str | None = option(None, "HOST:PORT of a Ray cluster; unless given, one is started here.")
-    workers: int | None = option(None, "Workers of the Ray started here; unless given, the cores.", least=1, most=4096)
 
 
 @dataclass(frozen=True, kw_only=True)

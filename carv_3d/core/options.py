@@ -332,3 +332,12 @@ class AdamOptions(Options):
 
     lr: float = option(1e-3, "Learning rate.", above=0, most=1000)
     betas: tuple[float, float] = option((0.9, 0.999), "Decay of the two running means.", least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Options):
+    """Where new runs are made."""
+
+    engine: Literal["local", "ray"] = option("local", "local, or ray: several runs at once.")
+    address: str | None = option(None, "HOST:PORT of a Ray cluster; unless given, one is started here.")
+    workers: int | None = option(None, "Workers of the Ray started here; unless given, the cores.", least=1, most=4096)

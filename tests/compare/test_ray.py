@@ -1,98 +1,35 @@
-"""Ray's clusters as they fail: nobody at the address, no free core, a head or a worker that is gone."""
+"""A comparison on Ray: an address at which there is nobody, a second sweep in its folder, a head that is killed."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import refusal
+from fake_ray import FakeRay, closed_port
 
-from carv_3d.compare import ray_engine
+from carv_3d.compare.engine import group_tasks
 from carv_3d.compare.methods import Method
 from carv_3d.compare.sweep import SPEC, Sweep, open_folder
+from carv_3d.core.options import EngineOptions
 from carv_3d.errors import CarvError
 from carv_3d.io.files import locked
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.progress import Display
+from carv_3d.runs.ray_tasks import run_on_ray
 
 ROOT = Path(__file__).parents[2]
 TWO = ["--prompt", "a red mug", "--method", "a", "--method", "b=num_draws=2", "--steps", "40", "--points", "20"]
 SMALL = ["device=cpu", "data.width=16", "data.height=16", "geometry_type=voxel", "geometry.resolution=8",
          "exporter.resolution=12",
          "data.eval_width=16", "data.eval_height=16", "data.n_test_views=4", "texture_size=16"]  # fmt: skip
-
-
-class RayError(Exception):
-    """Of all of Ray's."""
-
-
-class FakeRay(types.ModuleType):
-    """A cluster of one core whose tasks give a value, raise, or never end."""
-
-    class exceptions:
-        RayError = RayError
-        RayTaskError = type("RayTaskError", (RayError,), {})
-        WorkerCrashedError = type("WorkerCrashedError", (RayError,), {})
-
-    def __init__(self, cores: float = 1, free: float = 1, head: str = "", result: Any = None) -> None:
-        super().__init__("ray")
-        self.cores, self.free, self.head, self.result = cores, free, head, result
-        self.is_initialized = lambda: True
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": self.cores}
-
-    def available_resources(self) -> dict[str, float]:
-        return {"CPU": self.free} if self.free else {}
-
-    def get_runtime_context(self) -> Any:
-        return types.SimpleNamespace(gcs_address=self.head)
-
-    def remote(self, **resources: Any) -> Any:
-        return lambda function: types.SimpleNamespace(remote=lambda *given: "task")
-
-    def wait(self, waiting: list[str], **how: Any) -> tuple[list[str], list[str]]:
-        return ([], waiting) if self.result is None else (waiting, [])
-
-    def get(self, reference: str) -> Any:
-        if isinstance(self.result, Exception):
-            raise self.result
-        return self.result
-
-
-def run(ray: FakeRay, monkeypatch: pytest.MonkeyPatch, out: Path) -> list[str]:
-    """What is said while one group is run there."""
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(ray_engine, "sweep_clip", lambda *_: None)
-    said: list[str] = []
-    sweep = Sweep(prompts=["a red mug"], methods=[Method("a", []), Method("b", [])], steps=1)
-    assert ray_engine.run_on_ray(sweep, out, Display(write=said.append)) == 0
-    assert not (out / ".token").exists()
-    return said
-
-
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@pytest.fixture
-def listening() -> Iterator[str]:
-    """An address at which somebody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:x", "127.0.0.1:99999"])
@@ -107,68 +44,18 @@ def test_an_address_that_nobody_listens_on_is_one_sentence_at_once(
     assert said.endswith("); see ray status on its head")
 
 
-def test_where_somebody_listens_or_the_address_is_a_word_ray_is_asked(
-    listening: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "ray", FakeRay())
-    for address in (listening, f"ray://{listening}", "auto", None):
-        ray_engine.check_ray(address)
-
-
-def test_a_cluster_that_is_full_or_has_no_core_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = ({}, [])
-    assert run(FakeRay(4, 0, result=done), monkeypatch, tmp_path) == [
-        "All 4 cores of the cluster are in use: waiting for one ...",
-        "prompts x seeds 1/1  left 0:00  ",
-    ]
-    assert len(run(FakeRay(4, 1, result=done), monkeypatch, tmp_path)) == 1
-    with pytest.raises(CarvError, match="the Ray cluster has no core to compute with"):
-        run(FakeRay(0, 0, result=done), monkeypatch, tmp_path)
-
-
-def test_a_head_that_is_gone_ends_it_and_one_that_is_slow_does_not(
-    listening: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone = f"127.0.0.1:{closed_port()}"
-    with pytest.raises(CarvError, match=f"the head of the Ray cluster at {gone} is gone; each run is saved"):
-        run(FakeRay(head=gone), monkeypatch, tmp_path)
-    slow = FakeRay(head=listening)
-    answers = iter([None] * 10 + [({}, [])])
-    wait = slow.wait
-
-    def later(waiting: list[str], **how: Any) -> tuple[list[str], list[str]]:
-        slow.result = next(answers)
-        return wait(waiting)
-
-    slow.wait = later  # type: ignore[method-assign]
-    assert len(run(slow, monkeypatch, tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (FakeRay.exceptions.WorkerCrashedError("x"), "a worker died 6 times over the same runs"),
-        (RayError("The node died.\nand much more"), r"Ray gave up a task \(The node died\)"),
-    ],
-)
-def test_what_ray_gives_up_is_one_sentence(
-    error: Exception, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(CarvError, match=f"{sentence}.*; each run is saved at its last point, and the same command"):
-        run(FakeRay(result=error), monkeypatch, tmp_path)
-
-
 def test_a_second_sweep_in_a_folder_is_refused_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = [Method("a", []), Method("b", [])]
-    open_folder(Sweep(prompts=["a red mug"], methods=methods, steps=1), tmp_path)
+    sweep = open_folder(Sweep(prompts=["a red mug"], methods=methods, steps=1), tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
     before = (tmp_path / SPEC).read_bytes()
     with locked(tmp_path):
         with pytest.raises(CarvError, match="another run is at work in"):
             open_folder(Sweep(prompts=["a blue car"], methods=methods, steps=1), tmp_path)
         with pytest.raises(CarvError, match="another run is at work in"):
-            run(FakeRay(result=({}, [])), monkeypatch, tmp_path)
+            run_on_ray(group_tasks(sweep, tmp_path), tmp_path, Display(quiet=True), EngineOptions(engine="ray"))
     assert (tmp_path / SPEC).read_bytes() == before
 
 

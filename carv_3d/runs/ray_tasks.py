@@ -1,34 +1,64 @@
-"""The same runs on Ray: every (prompt, seed) is a task, in which its methods take turns on one worker.
+"""Independent tasks on Ray: a worker that dies has its task given to another one.
 
-A worker that dies loses nothing but the steps since its runs' last points: Ray gives its task to another one, which
-takes each run up there; runs that are done are left alone, and a lock on each run's folder keeps two workers apart.
-On several machines --out must lie where all of them see it.
+A task writes what it has made to the folder of the work, under a lock of its own, and leaves alone what is there: so
+nothing is made twice, and nothing is lost but what the dead worker had not saved. On several machines the folder must
+lie where all of them see it.
 """
 
 from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carv_3d.compare.engine import run_group, sweep_clip, warm_teachers
-from carv_3d.compare.sweep import Sweep
+from carv_3d.core.options import EngineOptions
 from carv_3d.errors import CarvError, first_line, require
 from carv_3d.io.files import locked, write_atomic
 from carv_3d.runs.progress import Display, StopSignals
 
 PATIENCE = 3  # questions, a second apart, that the head may leave unanswered
 RETRIES = 5  # of a task whose worker died
-RESUMED = "each run is saved at its last point, and the same command resumes it"
-TOKEN = ".token"  # in OUT while it runs: a worker that does not see it writes elsewhere
+TOKEN = ".token"  # in the folder while it runs: a worker that does not see it writes elsewhere
+Work = Callable[[Path, Any, Display], dict[str, float]]
 
 
-def check_ray(address: str | None = None) -> None:
-    """CarvError where Ray is not installed, or nobody listens at the address; Ray itself would ask for minutes."""
+@dataclass(frozen=True)
+class Tasks:
+    """What is done on Ray.
+
+    Args:
+        work: called as work(folder, task, display) on a worker; returns figures for the display. It is pickled, so it
+            stands in a module or is a `functools.partial` of such a function.
+        left: the tasks that are not done.
+        done: how many are.
+        unit: what one of them is, for the progress bar.
+        resumed: what a message about a failure says of the work that is done.
+    """
+
+    work: Work
+    left: Sequence[Any]
+    done: int
+    unit: str
+    resumed: str
+
+
+def check_engine(where: EngineOptions) -> None:
+    """CarvError where the options do not fit together, Ray is not installed, or nobody listens at the address.
+
+    Ray itself would ask for minutes.
+    """
+    if where.address is not None and where.engine != "ray":
+        raise CarvError("--address names a Ray cluster; add --engine ray")
+    if where.workers is not None and (where.engine != "ray" or where.address is not None):
+        raise CarvError("--workers is for --engine ray without an --address; leave it out")
+    if where.engine != "ray":
+        return
     require("ray", "compare", "--engine ray")
+    address = where.address
     problem = _unreachable(address or "")
     if problem:
         raise CarvError(f"no Ray cluster can be reached at {address} ({problem}); see ray status on its head")
@@ -46,43 +76,46 @@ def _unreachable(address: str) -> str:
     return ""
 
 
-def run_on_ray(
-    sweep: Sweep, out: Path, display: Display, address: str | None = None, workers: int | None = None
-) -> int:
-    """All groups that are left, several at once; returns 0, or the number of the signal that stopped it.
+def run_on_ray(tasks: Tasks, out: Path, display: Display, where: EngineOptions) -> int:
+    """All tasks that are left, several at once; returns 0, or the number of the signal that stopped it.
 
-    address: of a cluster that is there; without one it is begun here with `workers` cores (default: all of them).
+    Args:
+        tasks: what is done.
+        out: the folder of the work, which is locked meanwhile.
+        display: for the progress, and what workers say.
+        where: the address of a cluster; without one it is begun here with `workers` cores (default: all of them).
+
+    Raises:
+        CarvError: what a worker raises as such, and where Ray gives up; ends in what is kept.
     """
     import ray
 
     out = out.resolve()
     token = secrets.token_hex(8)
-    with locked(out), _connected(ray, address, workers), _written(out / TOKEN, token):
+    with locked(out), _connected(ray, where), _written(out / TOKEN, token):
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         _check_cores(ray, display)
         head, unanswered = str(getattr(ray.get_runtime_context(), "gcs_address", "")), 0
         resources = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES}
-        task = ray.remote(**resources)(_group)
+        remote = ray.remote(**resources)(_task)
 
-        sweep_clip(sweep, display)  # says where there is none, once
-        left = sweep.left(out)
-        waiting = {task.remote(sweep, str(out), group, token): group for group in left}
-        total = len(sweep.groups)
-        with StopSignals() as stop, display.progress(total - len(left), total, "prompts x seeds") as show:
+        waiting = [remote.remote(tasks.work, str(out), task, token) for task in tasks.left]
+        total = tasks.done + len(waiting)
+        with StopSignals() as stop, display.progress(tasks.done, total, tasks.unit) as show:
             while waiting and not stop.number:
-                ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+                ready, _ = ray.wait(waiting, num_returns=1, timeout=1.0)
                 unanswered = unanswered + 1 if not ready and _unreachable(head) else 0
                 if unanswered >= PATIENCE:
-                    raise CarvError(f"the head of the Ray cluster at {head} is gone; {RESUMED}")
+                    raise CarvError(f"the head of the Ray cluster at {head} is gone; {tasks.resumed}")
                 for reference in ready:
-                    figures, said = _value(ray, reference)
-                    del waiting[reference]
+                    figures, said = _value(ray, reference, tasks.resumed)
+                    waiting.remove(reference)
                     for line in said:
                         display.say(line)
                     show(total - len(waiting), figures)
             if stop.number:
                 for reference in waiting:
-                    ray.cancel(reference, force=True)  # each run is resumed at its last point
+                    ray.cancel(reference, force=True)  # what is done is in the folder
     return stop.number
 
 
@@ -96,18 +129,19 @@ def _check_cores(ray: Any, display: Display) -> None:
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
+def _connected(ray: Any, where: EngineOptions) -> Iterator[None]:
     """Ray within the block; one that was there before is left as it was."""
     if ray.is_initialized():
         yield
         return
-    here: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers}
+    address = where.address
+    here: dict[str, Any] = {"include_dashboard": False, "num_cpus": where.workers}
     try:
         ray.init(log_to_driver=False, configure_logging=False, **({"address": address} if address else here))
     except Exception as error:  # a node that does not come up in time is a bare Exception of Ray's
         ray.shutdown()
-        where = f"at {address}" if address else "here"
-        raise CarvError(f"Ray {where} cannot be reached or begun ({first_line(error)}); see ray status") from error
+        place = f"at {address}" if address else "here"
+        raise CarvError(f"Ray {place} cannot be reached or begun ({first_line(error)}); see ray status") from error
     try:
         yield
     finally:
@@ -123,7 +157,7 @@ def _written(path: Path, text: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _value(ray: Any, reference: Any) -> Any:
+def _value(ray: Any, reference: Any, resumed: str) -> Any:
     """A task's result; what it raised as CarvError where a user can mend it."""
     try:
         return ray.get(reference)
@@ -133,10 +167,10 @@ def _value(ray: Any, reference: Any) -> Any:
         raise
     except ray.exceptions.WorkerCrashedError as error:
         raise CarvError(
-            f"a worker died {RETRIES + 1} times over the same runs (memory, mostly); give fewer --workers; {RESUMED}"
+            f"a worker died {RETRIES + 1} times over the same task (memory, mostly); give fewer --workers; {resumed}"
         ) from error
     except ray.exceptions.RayError as error:  # a node that is gone, or out of memory
-        raise CarvError(f"Ray gave up a task ({first_line(error)}); {RESUMED}") from error
+        raise CarvError(f"Ray gave up a task ({first_line(error)}); {resumed}") from error
 
 
 def _prepare(out: str, token: str) -> Path:
@@ -151,15 +185,8 @@ def _prepare(out: str, token: str) -> Path:
     return folder
 
 
-def _group(sweep: Sweep, out: str, group: tuple[int, int], token: str) -> tuple[dict[str, float], list[str]]:
-    """One task: the runs of a group; returns their last figures and what there was to say."""
+def _task(work: Work, out: str, task: Any, token: str) -> tuple[dict[str, float], list[str]]:
+    """One task on a worker; returns its figures and what there was to say."""
     folder = _prepare(out, token)
     lines: list[str] = []
-    display = Display(write=lines.append)
-    last: dict[str, float] = {}
-
-    def show(done: float, figures: dict[str, float]) -> None:
-        last.update(figures)
-
-    run_group(sweep, folder, group, warm_teachers(sweep), sweep_clip(sweep, Display(quiet=True)), display, show)
-    return last, lines
+    return work(folder, task, Display(write=lines.append)), lines
