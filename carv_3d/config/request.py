@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from carv_3d.core.options import Options, SeedOptions, option
 
@@ -81,3 +82,11 @@ class DistillRequest(
     ModelOptions, CommandRequest, helps={"out": "The folder; unless given, outputs/distill-MODEL-SEED."}
 ):
     """What `carv distill` was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanOptions(Options):
+    """Which runs `carv runs clean` removes."""
+
+    state: tuple[Literal["stopped", "done", "damaged"], ...] = option(("stopped",), "Of which states.")
+    yes: bool = option(False, "Remove them without a question.")

@@ -16,8 +16,8 @@ from carv_3d.distill.prompts import ListedPrompts, Prompts
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded, slug
 from carv_3d.io.structured import read_yaml
+from carv_3d.runs.names import CONFIG
 from carv_3d.runs.request import check_resumable, check_unchanged, new_folder, newest_folder
-from carv_3d.runs.run import CONFIG
 
 # What --resume may change: how long, what is shown and where, and what must be smaller or coarser where memory ran out.
 CHANGEABLE = (

@@ -18,7 +18,7 @@ from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions, ViewPromptOptions
 from carv_3d.io.files import MissingFileError
 from carv_3d.io.structured import read_yaml
-from carv_3d.runs.run import CONFIG
+from carv_3d.runs.names import CONFIG
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions

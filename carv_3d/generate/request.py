@@ -11,8 +11,8 @@ from carv_3d.config.reader import read_options, to_mapping
 from carv_3d.config.request import GenerateRequest
 from carv_3d.generate.config import Config, load_config, load_run
 from carv_3d.io.files import slug
+from carv_3d.runs.names import CONFIG
 from carv_3d.runs.request import check_resumable, check_unchanged, is_changeable, new_folder, newest_folder
-from carv_3d.runs.run import CONFIG
 
 # What --resume may change: how long, what is shown and where, but not what is being computed.
 CHANGEABLE = (

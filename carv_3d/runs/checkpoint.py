@@ -24,15 +24,11 @@ from carv_3d.errors import CarvError, first_line, shown
 from carv_3d.io.files import explain_os_error, write_atomic
 from carv_3d.io.structured import RESTORE
 from carv_3d.io.tensor_files import check_finite, load_plain
+from carv_3d.runs.names import previous_path
 
 FORMAT = 1
 BEGIN_AGAIN = "begin again without --resume and with a new --out"
 RENAMED = {"unet_rows": "nfe"}  # entries of the states that version 0.1.0 wrote
-
-
-def previous_path(path: Path) -> Path:
-    """Where the checkpoint before the newest lies."""
-    return path.with_name(path.name + ".previous")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

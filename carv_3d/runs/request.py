@@ -9,7 +9,7 @@ from typing import Any
 from carv_3d.errors import CarvError
 from carv_3d.io.files import check_unused, newest_run, unused
 from carv_3d.io.structured import differing_keys, look_up
-from carv_3d.runs.run import CHECKPOINT, CONFIG, METRICS
+from carv_3d.runs.names import CHECKPOINT, CONFIG, METRICS
 
 
 def new_folder(

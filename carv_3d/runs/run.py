@@ -16,10 +16,10 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import clear_half_written, os_errors_explained, write_atomic
 from carv_3d.io.tables import append_row, read_metrics, write_rows
 from carv_3d.runs.checkpoint import BEGIN_AGAIN, resumed_state, save_checkpoint
+from carv_3d.runs.names import CHECKPOINT, CONFIG, METRICS
 from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.runs.ranks import Ranks
 
-CHECKPOINT, METRICS, CONFIG = "checkpoint", "metrics.csv", "config.yaml"
 STAGE_SECONDS = 30.0  # of steps that are not saved, at most, when a preview begins
 
 

@@ -20,8 +20,8 @@ from carv_3d.generate.trainer import TextTo3D, check_prompt
 from carv_3d.io.files import check_unused, claimed, slug, write_atomic
 from carv_3d.io.structured import conforms, read_json
 from carv_3d.runs.checkpoint import load_checkpoint, save_checkpoint
+from carv_3d.runs.names import CONFIG
 from carv_3d.runs.progress import Display, StopSignals
-from carv_3d.runs.run import CONFIG
 from carv_3d.variance.benchmark import Batch, VarianceBenchmark
 from carv_3d.variance.charts import write_charts
 from carv_3d.variance.figures import Row, Timesteps, rows, tight, timesteps

@@ -21,6 +21,7 @@ from carv_3d.generate.run import COLUMNS
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import load_checkpoint
+from carv_3d.runs.listing import find_runs, remove_run
 
 FILES = {
     "asset.glb",
@@ -87,6 +88,9 @@ def test_a_run_leaves_everything_that_is_promised(words: list[str], capsys: pyte
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "A red mug!" in report
     assert "<b>yes</b><span>closed</span>" in report
+    assert [(run.subject, run.state) for run in find_runs(Path())] == [("A red mug!", "done")]
+    assert remove_run(folder) == []
+    assert not folder.exists()
 
 
 def test_the_default_folder_is_never_written_over(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,10 @@ from carv_3d.runs.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     module_fingerprint,
-    previous_path,
     resumed_state,
     save_checkpoint,
 )
+from carv_3d.runs.names import previous_path
 
 
 def state(step: int) -> dict[str, Any]:
