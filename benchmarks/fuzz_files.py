@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import sys
+import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,10 @@ def _images(base: Path) -> None:
     (base / "im" / "1.txt").write_text("a green tree")
     captions = '{"file_name": "0.png", "text": "a red mug"}\n{"file_name": "2.png", "text": "a blue mug"}\n'
     (base / "im" / "metadata.jsonl").write_text(captions)
+    (base / "im" / "metadata.csv").write_text('file_name,text\n3.png,"a red, round mug"\n')
+    with tarfile.open(base / "im" / "s.tar", "w") as archive:
+        for name in ("1.jpg", "1.txt"):
+            archive.add(base / "im" / name, name)
     _carv("attribute", "im/2.png", "ATTRIBUTE")
     shutil.rmtree(base / "a")
 

@@ -15,6 +15,7 @@ import torch
 from made_runs import rising
 from tiny_host import TINY
 
+from carv_3d.attribution.data_report import DataReport
 from carv_3d.attribution.page import render_page
 from carv_3d.attribution.queries import Query
 from carv_3d.attribution.scores import Scores
@@ -69,6 +70,7 @@ class OneImage:
     """A training image."""
 
     name = "x"
+    report = DataReport([("<img src=http://a>", "<img src=http://a>")], [("<img src=http://a>", "")])
 
     def __len__(self) -> int:
         return 1

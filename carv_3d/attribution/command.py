@@ -19,7 +19,9 @@ from torch import Tensor
 
 from carv_3d.attribution.encoded import EncodedImages, embed, encode_images
 from carv_3d.attribution.features import FeatureMaker
-from carv_3d.attribution.images import FolderImages, TinyImages, TrainingImages
+from carv_3d.attribution.folder_images import FolderImages
+from carv_3d.attribution.image_files import list_images
+from carv_3d.attribution.images import TinyImages, TrainingImages
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.queries import (
     Query,
@@ -138,6 +140,7 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
         write_atomic(new / "scores.csv", scores_csv(scores, images))
         write_atomic(new / "report.html", page)
         write_atomic(new / "settings.json", json.dumps(settings, indent=2))
+        images.report.write(new)
     best = scores.top(0, 3)
     display.say("Most influential: " + "; ".join(images.caption(i) or images.key(i) for i in best))
     display.say(f"Done: open {out / 'report.html'}")
@@ -188,11 +191,27 @@ def scores_csv(scores: Scores, images: TrainingImages) -> str:
 
 def _images(options: AttributeOptions, size: int, display: Display) -> TrainingImages:
     if options.training_images != "tiny":
-        return FolderImages(expanded(options.training_images), size, options.resize, options.items)
+        return _own_images(options, size, display)
     count = options.items or 2000
     folder = cache_folder() / "attribution" / f"tiny-images-{count}"
     make_folder(folder)
     return TinyImages(folder, count, display.say)
+
+
+def _own_images(options: AttributeOptions, size: int, display: Display) -> FolderImages:
+    """The images of a folder or of tars; what they turned out to be is said."""
+    place = expanded(options.training_images)
+    key = hashlib.sha256(f"{os.path.abspath(place)} {size} {options.resize}".encode()).hexdigest()[:16]
+    kept = options.store or cache_folder() / "attribution" / "checked"
+    make_folder(kept)
+    listed = list_images(place)
+    display.say("reading the training images")
+    with display.progress(0, len(listed.files), "image") as advance:
+        images = FolderImages(
+            place, size, options.resize, options.items, kept / f"{key}.npy", listed, lambda done: advance(done, {})
+        )
+    images.report.say(len(images), display.say)
+    return images
 
 
 def _query(kind: str, options: AttributeOptions, teacher: Any, display: Display) -> Query:

@@ -72,7 +72,8 @@ loss on the query. A score is relative to the others, in standard deviations ove
 </section>
 <h2>The first {min(ROWS, n)}</h2>
 <section class="card">{_ranks(images, scores.top(0, min(ROWS, n)), scaled, errors)}
-<p class="note">All {n:,} are in scores.csv, as the method gave them.</p></section>"""
+<p class="note">All {n:,} are in scores.csv, as the method gave them.</p></section>
+{images.report.html()}"""
     return page(f"{query.title} · its training images", body, viewer=False, style=asset_text("attribution.css"))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from carv_3d.attribution.images import SUFFIXES, Image, read_image
+from carv_3d.attribution.image_files import SUFFIXES
+from carv_3d.attribution.images import Image, read_image
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded, shown_path
 from carv_3d.io.images import to_uint8

@@ -45,7 +45,9 @@ class AttributeOptions(
     """What `carv attribute` is asked. Raises CarvError, naming the option, for a value that cannot be meant."""
 
     query: str
-    training_images: str = option("tiny", "tiny (carv-tiny's), or a folder.")
+    training_images: str = option(
+        "tiny", "tiny (carv-tiny's), a folder, or webdataset tars (FILE.tar, 'FOLDER/*.tar')."
+    )
     items: int | None = option(
         None,
         "How many of them, the first ones; unless given, 2000 of carv-tiny's, all of a folder.",

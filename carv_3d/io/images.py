@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,9 +67,16 @@ def opened_image(path: Path) -> Iterator[Any]:
     Raises:
         CarvError: no regular file, no image, one of too many pixels, or damaged; also for what Pillow raises within.
     """
+    with open_file(path, REPLACE, MAX_BYTES) as handle, decoded_image(handle, str(path)) as image:
+        yield image
+
+
+@contextmanager
+def decoded_image(handle: BinaryIO, name: str) -> Iterator[Any]:
+    """As `opened_image`, of bytes that `name` stands for in messages."""
     from PIL import Image
 
-    with open_file(path, REPLACE, MAX_BYTES) as handle, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(handle, formats=FORMATS)
@@ -79,11 +86,11 @@ def opened_image(path: Path) -> Iterator[Any]:
         except CarvError:
             raise
         except Image.UnidentifiedImageError:
-            raise CarvError(f"{path} is no image that can be read: convert it to PNG, or take it away.") from None
+            raise CarvError(f"{name} is no image that can be read: convert it to PNG, or take it away.") from None
         except Image.DecompressionBombError:
-            raise CarvError(f"{path} has more than {MAX_PIXELS:,} pixels: make it smaller, or take it away.") from None
+            raise CarvError(f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller, or take it away.") from None
         except Exception as error:  # Pillow raises many kinds for a damaged file
-            raise CarvError(f"{path} is cut short or damaged ({first_line(error, 80)}): {REPLACE}.") from error
+            raise CarvError(f"{name} is cut short or damaged ({first_line(error, 80)}): {REPLACE}.") from error
 
 
 def as_rgba(image: Any) -> Any:

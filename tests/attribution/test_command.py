@@ -17,8 +17,10 @@ from PIL import Image
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions, cosine, kernel
 from carv_3d.attribution.command import AttributeOptions, attribute, kept_kernel, score
+from carv_3d.attribution.data_report import DataReport
 from carv_3d.attribution.encoded import EncodedImages, encode_images
-from carv_3d.attribution.images import FolderImages, TinyImages
+from carv_3d.attribution.folder_images import FolderImages
+from carv_3d.attribution.images import TinyImages
 from carv_3d.attribution.page import render_page
 from carv_3d.attribution.queries import Query, query_kind
 from carv_3d.attribution.scores import Scores
@@ -90,12 +92,7 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
     assert Path("b/scores.csv").read_text() == Path("a/scores.csv").read_text()
     assert "images a second" not in Path("b/report.html").read_text()
     # in two shares, of which the first alone makes no page
-    shares = [
-        *arguments(data / "3.png", data, sd_folder, "--out", "c"),
-        "--store",
-        "s",
-        "--shard",
-    ]
+    shares = [*arguments(data / "3.png", data, sd_folder, "--out", "c"), "--store", "s", "--shard"]
     assert cli.main([*shares, "1/2"]) == 0
     assert "3 training images are left" in capsys.readouterr().out
     assert not Path("c").exists()
@@ -307,6 +304,7 @@ def test_a_kernel_is_kept_until_the_rows_change(tmp_path, monkeypatch) -> None:
 
 class OneImage:
     name = "one"
+    report = DataReport(left_out=[(NASTY, NASTY)], duplicates=[(NASTY, NASTY)])
 
     def __len__(self) -> int:
         return 2

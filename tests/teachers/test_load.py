@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_host import tiny_config
 
 from carv_3d.attribution.encoded import EncodedImages
-from carv_3d.attribution.images import FolderImages
+from carv_3d.attribution.folder_images import FolderImages
 from carv_3d.cli import main as cli
 from carv_3d.compare.engine import Teachers
 from carv_3d.errors import CarvError
