@@ -2,9 +2,12 @@
 
     phi_ig = P 1/K' sum_k (p/q)(t_k) w(t_k) dloss(z_i, t_k, eps_k)/dtheta        g = 1 .. groups, K' = K / groups
 
-One item at a time: its draws are the batch. On a CPU that costs, from four draws on, the same seconds a draw as
-`torch.func.vmap` over items (measured with carv-tiny's UNet, one thread: 55 and 52 ms a draw). It needs memory for one
-gradient instead of one for every item of a batch, and gives the same bits however items are shared out.
+Gradients of all parameters are made for one item at a time: its draws are the batch. On a CPU that costs, from four
+draws on, the same seconds a draw as `torch.func.vmap` over items (measured with carv-tiny's UNet, one thread: 55 and
+52 ms a draw). It needs memory for one gradient instead of one for every item of a batch, and gives the same bits
+however items are shared out. Gradients of the layers that `parameters` names are made for BATCH draws of several items
+at once, see `layers`. Such a row then depends on its batch by the rounding of float32, below 1e-5 of its largest
+number.
 
 Draws are keyed by what they are for, so that nothing depends on batches, on shards or on the order of the work. Ports
 of TRAK to diffusion draw one table of timesteps and noises and share it by the slot in the batch: scores then hold a
@@ -13,14 +16,17 @@ covariance of the noise that two items share, and change with the batch size.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from carv_3d.attribution.layers import LayerGradients, hooked_layers
 from carv_3d.attribution.losses import sample_losses
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import FeatureOptions, GroupedDrawOptions
@@ -33,6 +39,7 @@ from carv_3d.core.seeds import keyed_generator
 from carv_3d.errors import CarvError
 
 FLUSH_EVERY = 64  # items; what a power cut (no kill) may cost
+BATCH = 32  # draws at once, of as many items as that makes
 
 
 class LatentItems(Protocol):
@@ -64,6 +71,7 @@ class FeatureMaker:
 
     Attributes:
         meter: the seconds of "gradient" and "project", and counts of items and nfe.
+        parameters: those that gradients are really of: the options', or "all" where the model has no such layers.
     """
 
     def __init__(
@@ -80,59 +88,106 @@ class FeatureMaker:
         self._range = (o.draws.min_step, min(o.draws.max_step, last))
         self.proposal = proposal or make_proposal("uniform", model.schedule, "uniform", *self._range)
         self.meter = CostMeter(model.device)
-        sizes = [p.numel() for p in model.parameters]
-        self.projection = projection or Projection(sum(sizes), o.dim, o.seed, model.device)
-        self._sizes = sizes
+        layers = hooked_layers(model.module, o.parameters)
+        self.parameters = o.parameters if layers else "all"
+        self._layers = LayerGradients(layers, o.seed) if layers else None
+        self._sizes = [self._layers.num_features] if self._layers else [p.numel() for p in model.parameters]
+        self.projection = projection or Projection(sum(self._sizes), o.dim, o.seed, model.device)
+
+    @property
+    def batch(self) -> int:
+        """Items whose features are made at once."""
+        return max(1, BATCH // self.options.draws.K) if self._layers else 1
 
     def feature(self, key: str, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The gradients of one item, projected.
+        """The gradients (groups, dim) of one item, see `features`."""
+        return self.features([key], [z], [condition])[0]
+
+    def features(self, keys: Sequence[str], latents: Sequence[Tensor], conditions: Sequence[Tensor | None]) -> Tensor:
+        """The gradients of some items, projected.
 
         Args:
-            key: names the item; its draws follow from it.
-            z: (C, h, w), latents.
-            condition: (L, D), or None.
+            keys: name the items; an item's draws follow from its key.
+            latents: (C, h, w) each.
+            conditions: (L, D) each, or None each.
 
         Returns:
-            (groups, dim) float32 on the model's device.
+            (N, groups, dim) float32 on the model's device.
 
         Raises:
             CarvError: a gradient that is not finite.
         """
         o = self.options
-        groups = item_draws(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed)
-        with self.model.trainable() as parameters:
-            rows = [self._group(key, z, condition, draws, parameters) for draws in groups]
-        self.meter.count(items=1, nfe=o.draws.K)
-        return torch.stack(rows)
-
-    def _group(self, key: str, z: Tensor, condition: Tensor | None, draws: Draws, parameters: list[Tensor]) -> Tensor:
-        with self.meter.phase("gradient"):
-            loss = self.loss(z, condition, draws)
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        with self.meter.phase("project"):
-            row = self.projection(gradients, self._sizes)
+        drawn = [
+            item_draws(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed) for key, z in zip(keys, latents)
+        ]
+        if self._layers is None:
+            rows = torch.cat([self._autograd(*item) for item in zip(latents, conditions, drawn)])
+        else:
+            rows = self._by_layers(self._layers, latents, conditions, drawn)
+        rows = rows.view(len(keys), o.draws.groups, -1)
+        for key, row, draws in zip(keys, rows, drawn):
             if not bool(torch.isfinite(row).all()):
                 raise CarvError(
-                    f"the gradient of {key!r} is not finite (timesteps {draws.t.flatten().tolist()}): leave this item "
-                    "out, or load the model in full precision; what is finished is kept."
+                    f"the gradient of {key!r} is not finite (timesteps {[d.t.flatten().tolist() for d in draws]}): "
+                    "leave this item out, or load the model in full precision; what is finished is kept."
                 )
-        return row
+        self.meter.count(items=len(keys), nfe=len(keys) * o.draws.K)
+        return rows
+
+    def _autograd(self, z: Tensor, condition: Tensor | None, drawn: list[Draws]) -> Tensor:
+        """(groups, dim) of all parameters of one item, one backward a group."""
+        rows = []
+        with self.model.trainable() as parameters:
+            for draws in drawn:
+                with self.meter.phase("gradient"):
+                    gradients = torch.autograd.grad(self.loss(z, condition, draws), parameters, allow_unused=True)
+                with self.meter.phase("project"):
+                    rows.append(self.projection(gradients, self._sizes))
+        return torch.stack(rows)
+
+    def _by_layers(
+        self,
+        layers: LayerGradients,
+        latents: Sequence[Tensor],
+        conditions: Sequence[Tensor | None],
+        drawn: Sequence[list[Draws]],
+    ) -> Tensor:
+        """(items * groups, dim) of the layers' weights, BATCH draws of any items at a time."""
+        per_group = self.options.draws.per_group
+        units = [(i, d.t[0, k], d.eps[0, k], 1.0 if d.weights is None else float(d.weights[0, k]))
+                 for i, item in enumerate(drawn) for d in item for k in range(per_group)]  # fmt: skip
+        sums = torch.zeros(len(units) // per_group, layers.num_features, device=self.model.device)
+        with self.meter.phase("gradient"), self.model.frozen():
+            for begin in range(0, len(units), BATCH):
+                index, t, eps, weights = zip(*units[begin : begin + BATCH])
+                z = torch.stack([latents[i] for i in index])
+                texts = [conditions[i] for i in index]
+                cond = None if texts[0] is None else torch.stack(texts)  # type: ignore[arg-type]
+                values = partial(self._losses, z, cond, torch.stack(t), torch.stack(eps), torch.tensor(weights))
+                group = torch.arange(begin, begin + len(t), device=sums.device) // per_group
+                sums.index_add_(0, group, layers.rows(values) / per_group)
+        with self.meter.phase("project"):
+            return torch.stack([self.projection([row], self._sizes) for row in sums])
 
     def loss(self, z: Tensor, condition: Tensor | None, draws: Draws) -> Tensor:
         """The scalar that is differentiated: 1/K' sum_k (p/q) w loss_k, of one item's draws (1, K')."""
+        n = draws.t.shape[1]
+        cond = None if condition is None else condition.expand(n, *condition.shape)
+        weights = None if draws.weights is None else draws.weights[0]
+        return self._losses(z.expand(n, *z.shape), cond, draws.t[0], draws.eps[0], weights).mean()
+
+    def _losses(self, z: Tensor, cond: Tensor | None, t: Tensor, eps: Tensor, weights: Tensor | None) -> Tensor:
+        """(N,) (p/q) w loss of N draws, each with its own latents (N, C, h, w) and condition (N, L, D)."""
         model, o = self.model, self.options
         device = model.device
-        t = draws.t[0].to(device)
-        n = len(t)
-        eps = draws.eps[0].to(device, z.dtype)
-        copies = z.to(device).expand(n, *z.shape)
-        cond = None if condition is None else condition.to(device).expand(n, *condition.shape)
-        z_t = model.schedule.add_noise(copies, eps, t)
-        values = sample_losses(o.output, model.predict(z_t, t, cond), model.target(copies, eps, t))
-        weights = model.schedule.w(t, o.weighting).to(values)
-        if draws.weights is not None:
-            weights = weights * draws.weights[0].to(values)
-        return (weights * values).mean()
+        z, t = z.to(device), t.to(device)
+        eps = eps.to(device, z.dtype)
+        z_t = model.schedule.add_noise(z, eps, t)
+        predicted = model.predict(z_t, t, None if cond is None else cond.to(device))
+        values = sample_losses(o.output, predicted, model.target(z, eps, t))
+        factors = model.schedule.w(t, o.weighting).to(values)
+        return (factors if weights is None else factors * weights.to(values)) * values
 
     def metadata(self, items: LatentItems) -> dict[str, Any]:
         """What a store of these features depends on."""
@@ -142,7 +197,7 @@ class FeatureMaker:
             "items": items.fingerprint(),
             "role": self.role,
             "proposal": f"{self.proposal.name} {zlib.crc32(self.proposal.q.double().cpu().numpy().tobytes()):08x}",
-            "options": self.options.stored(),
+            "options": dataclasses.replace(self.options, parameters=self.parameters).stored(),
         }
 
     def open_store(
@@ -167,7 +222,7 @@ class FeatureMaker:
             items: latents, conditions and keys.
             shard: which, from 0.
             shards: how many there are.
-            show: called as show(done, total) after each item, of this shard; where it returns True the work stops
+            show: called as show(done, total) after each batch, of this shard; where it returns True the work stops
                 there, and what is finished is in the store, as it is when an exception or a kill ends it.
 
         Raises:
@@ -176,12 +231,16 @@ class FeatureMaker:
         pending = store.pending(shard, shards)
         total = len(range(shard, store.count, shards))
         try:
-            for n, index in enumerate(pending.tolist()):
-                row = self.feature(items.key(index), items.latents(index), items.condition(index))
-                store.write(index, row.cpu().numpy().astype(np.float32))
-                if (n + 1) % FLUSH_EVERY == 0:
+            for begin in range(0, len(pending), self.batch):
+                batch = pending[begin : begin + self.batch].tolist()
+                done, before = begin + len(batch), begin // FLUSH_EVERY
+                keys, latents = [items.key(i) for i in batch], [items.latents(i) for i in batch]
+                rows = self.features(keys, latents, [items.condition(i) for i in batch])
+                for index, row in zip(batch, rows.cpu().numpy()):
+                    store.write(index, row.astype(np.float32))
+                if done // FLUSH_EVERY > before:
                     store.flush()
-                if show is not None and show(total - len(pending) + n + 1, total) and n + 1 < len(pending):
+                if show is not None and show(total - len(pending) + done, total) and done < len(pending):
                     return False
         finally:
             store.flush()

@@ -77,6 +77,14 @@ class GradientModel:
                 p.requires_grad_(flag)
             self.module.train(training)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No parameter is differentiated; they and the module's mode are put back afterwards."""
+        with self.trainable() as parameters:
+            for p in parameters:
+                p.requires_grad_(False)
+            yield
+
     def fingerprint(self) -> str:
         """Of all parameters, to the bit, of the schedule and of the configuration; another model has another."""
         return module_fingerprint(self.module, self.schedule.alphas_cumprod.float(), config=self.config)

@@ -123,15 +123,15 @@ def test_a_prompt_is_asked_about_by_images_of_it(data, sd_folder, place) -> None
 def test_a_resumed_run_ends_with_the_same_scores(data, sd_folder, place, monkeypatch, capsys) -> None:
     assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "whole")) == 0
     monkeypatch.setenv("CARV_CACHE", str(place.parent / "cache 2"))
-    feature, made = FeatureMaker.feature, []
+    features, made = FeatureMaker.features, []
 
-    def interrupt(self, key, z, condition=None):
+    def interrupt(self, keys, latents, conditions):
         if len(made) == 2:
             os.kill(os.getpid(), 2)  # Ctrl-C, during the third image
-        made.append(key)
-        return feature(self, key, z, condition)
+        made.extend(keys)
+        return features(self, keys, latents, conditions)
 
-    monkeypatch.setattr(FeatureMaker, "feature", interrupt)
+    monkeypatch.setattr(FeatureMaker, "features", interrupt)
     assert cli.main(arguments(data / "1.png", data, sd_folder, "--out", "cut")) == 130
     assert "the same command resumes there" in capsys.readouterr().out
     assert made == ["0.png", "1.png", "2.png"]

@@ -29,13 +29,13 @@ def test_gradients_of_images_that_stayed_are_kept(
     for i in range(6):
         save(data / f"{i}.png", i)
     made: list[str] = []
-    make = FeatureMaker.feature
+    make = FeatureMaker.features
 
-    def counted(self: FeatureMaker, key: str, *more: Any) -> torch.Tensor:
-        made.append(key)
-        return make(self, key, *more)
+    def counted(self: FeatureMaker, keys: list[str], *more: Any) -> torch.Tensor:
+        made.extend(keys)
+        return make(self, keys, *more)
 
-    monkeypatch.setattr(FeatureMaker, "feature", counted)
+    monkeypatch.setattr(FeatureMaker, "features", counted)
 
     def gradients(name: str, *more: str) -> list[str]:
         made.clear()
