@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from carv_3d.cli.parser import Parser, command, flags, one_word
-from carv_3d.config.request import GenerateRequest
+from carv_3d.config.request import GenerateRequest, ManyOptions
 from carv_3d.errors import CarvError
 
 EXAMPLE = 'carv generate "a red mug"'
 PROMPT = "system.prompt_processor.prompt"
 HELP = """carv generate PROMPT [--flag VALUE ...] [key=value ...]
+       carv generate --prompts FILE [--flag VALUE ...] [key=value ...]
 
 Make a textured mesh from a prompt: asset.glb, asset.obj, turntable.mp4, preview.png, report.html.
 
@@ -20,6 +22,7 @@ examples:
   carv generate "a red mug" num_draws=8 trainer.max_steps=100
   carv generate "a red mug" --config carv-tiny-hash-grid --out outputs/mug
   carv generate --resume --out outputs/mug
+  carv generate --prompts prompts.txt --out outputs/many
   carv generate -- "x=y mug"          a prompt that looks like an option"""
 
 
@@ -28,20 +31,24 @@ def parser() -> Parser:
     made = Parser("carv generate", HELP)
     made.declare(GenerateRequest, "config", "out", "seed", "resume")
     made.dry_run("settings, models")
+    made.declare(ManyOptions, "prompts", "engine", "address", "workers", group="many prompts")
     return made
 
 
 @command(parser)
 def main(args: argparse.Namespace) -> int:
     """`carv generate`: see its --help."""
+    given = flags(args)
+    many = {name: given.pop(name) for name in ManyOptions.declared() if name in given}
     prompt = one_word(args.words, "prompts", EXAMPLE)
     as_option = any(word.partition("=")[0] in (PROMPT, "prompt") for word in args.options)
     if prompt is not None and not prompt.strip():
         raise CarvError(f"the prompt is empty; write what to make, such as {EXAMPLE}")
     if prompt is not None and as_option:
         raise CarvError("the prompt is given twice, as a word and as an option; give one of them")
-    given = flags(args)
     dry = given.pop("dry_run")
+    if many:
+        return _many(ManyOptions(**many), given, args, prompt is not None or as_option, dry)
     if prompt is None and not as_option and "config" not in given and not {"resume", "out"} <= given.keys():
         hint = " (a prompt that holds = goes behind --)" if args.options else ""
         raise CarvError(f"a prompt is missing; write what to make, such as {EXAMPLE}{hint}")
@@ -54,3 +61,18 @@ def main(args: argparse.Namespace) -> int:
     from carv_3d.generate.run import generate as do_run
 
     return do_run(request)
+
+
+def _many(many: ManyOptions, given: dict[str, Any], args: argparse.Namespace, has_prompt: bool, dry: bool) -> int:
+    """`carv generate --prompts FILE`."""
+    if many.prompts is None:
+        raise CarvError("--engine, --address and --workers are for many prompts; add --prompts FILE, or leave them out")
+    if has_prompt:
+        raise CarvError("a prompt and --prompts are both given; give one of them")
+    if dry:
+        raise CarvError("--dry-run shows one run; name one prompt of the file in place of --prompts")
+    if given.pop("resume", False):
+        raise CarvError("--prompts continues what is in its folder by itself; leave --resume out")
+    from carv_3d.generate.many import generate_many
+
+    return generate_many(GenerateRequest(overrides=args.options, **given), many)

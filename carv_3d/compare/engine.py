@@ -6,13 +6,13 @@ import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from carv_3d.compare.scored_run import ScoredRun
 from carv_3d.compare.sweep import Sweep
 from carv_3d.core.devices import choose_device
 from carv_3d.evaluation.clip import ClipScore, usual_clip
-from carv_3d.generate.trainer import TextTo3D, load_teacher
+from carv_3d.generate.teachers import Teachers, process_teachers
+from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import locked, make_folder
 from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.runs.ray_tasks import Tasks
@@ -21,31 +21,9 @@ RESUMED = "each run is saved at its last point, and the same command resumes it"
 SLICE = 2.0  # seconds of a run's training time before the next one's turn
 
 
-class Teachers:
-    """Each model once, however many runs follow it."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[tuple[Any, ...], Any] = {}
-        self.warm = False
-
-    def load(self, config: Any) -> Any:
-        """The model of a configuration, loaded when it is first asked for."""
-        options = config.system.guidance
-        names = (options.pretrained_model_name_or_path, repr(options.model_files))
-        key = (*names, config.device, options.half_precision_weights)
-        if key not in self._loaded:
-            self._loaded[key] = load_teacher(config)
-        return self._loaded[key]
-
-
-@functools.lru_cache(maxsize=1)
-def _process_teachers() -> Teachers:
-    return Teachers()
-
-
 def warm_teachers(sweep: Sweep) -> Teachers:
     """This process's models, kept from one group to the next, after a first step of every method."""
-    teachers = _process_teachers()
+    teachers = process_teachers()
     if not teachers.warm:
         warm_up(sweep, teachers)
         teachers.warm = True

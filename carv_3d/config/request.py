@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from carv_3d.core.options import Options, SeedOptions, option
+from carv_3d.core.options import EngineOptions, Options, SeedOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,13 @@ class GenerateRequest(
     ConfigOptions, TextOptions, CommandRequest, helps={"out": "The folder; unless given, outputs/PROMPT-SEED."}
 ):
     """What `carv generate` was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyOptions(EngineOptions):
+    """Many runs of `carv generate` in one command."""
+
+    prompts: Path | None = option(None, "A text file with one prompt on each line: a run of each, and a gallery.")
 
 
 @dataclass(frozen=True, kw_only=True)

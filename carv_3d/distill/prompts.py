@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from carv_3d.errors import CarvError
+from carv_3d.io import structured
 from carv_3d.io.files import expanded
-from carv_3d.io.structured import read_text
 from carv_3d.tiny.knowledge import model_knowledge
 
 
@@ -39,11 +39,7 @@ class ListedPrompts:
     @classmethod
     def read(cls, path: Path) -> ListedPrompts:
         """One on each line of a text file, empty lines left out. CarvError where there is none."""
-        text = read_text(path, "write one prompt on each line of a text file")
-        prompts = [line.strip() for line in text.split("\n") if line.strip()]
-        if not prompts:
-            raise CarvError(f"{path} holds no prompts; write one on each line")
-        return cls(prompts)
+        return cls(structured.read_prompts(path))
 
     def draw(self, n: int, generator: torch.Generator) -> list[str]:
         """Draw n prompts at random, with replacement."""

@@ -42,6 +42,15 @@ def read_text(path: Path, fix: str = RESTORE, limit: int = MAX_BYTES) -> str:
         raise CarvError(f"{path} is not text in UTF-8; {fix}") from None
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one on each line, without empty lines; CarvError where there is none."""
+    text = read_text(path, "write one prompt on each line of a text file")
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]  # a prompt may hold U+2028
+    if not prompts:
+        raise CarvError(f"{path} holds no prompts; write one on each line")
+    return prompts
+
+
 def read_json(path: Path, fix: str = RESTORE, kind: type = dict) -> Any:
     """The JSON in a file, an object unless `kind` is list; CarvError for anything else."""
     return parse_json(read_text(path, fix), str(path), fix, kind)

@@ -67,6 +67,12 @@ def test_a_run_that_is_extended_or_at_work_is_not_done(make: Make) -> None:
         assert [run.state for run in find_runs(Path())] == ["running"]
 
 
+def test_links_are_not_followed(make: Make) -> None:
+    folder = make("runs/one")
+    Path("runs/two").symlink_to(folder.resolve())
+    assert [run.folder for run in find_runs(Path("runs"))] == [folder]
+
+
 def test_of_a_distillation_the_model_is_named(make: Make) -> None:
     (make("distilled") / "config.yaml").write_text("model: carv-tiny\nsteps: 7\n", encoding="utf-8")
     (run,) = find_runs(Path())

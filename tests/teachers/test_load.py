@@ -16,8 +16,8 @@ from tiny_host import tiny_config
 from carv_3d.attribution.encoded import EncodedImages
 from carv_3d.attribution.folder_images import FolderImages
 from carv_3d.cli import main as cli
-from carv_3d.compare.engine import Teachers
 from carv_3d.errors import CarvError
+from carv_3d.generate.teachers import Teachers
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.runs.checkpoint import module_fingerprint
 from carv_3d.teachers import single_file

@@ -1,0 +1,168 @@
+"""`carv generate --prompts FILE`: a run of each prompt in a folder of its own, and a gallery of them.
+
+The same command again does what is left: runs that are done stay, one that was stopped is resumed, new lines are begun.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from carv_3d.config.request import GenerateRequest, ManyOptions
+from carv_3d.core.batching import out_of_memory_as
+from carv_3d.errors import CarvError
+from carv_3d.generate.config import Config, find_config
+from carv_3d.generate.request import resolve
+from carv_3d.generate.run import ALL_TOO_LARGE, SceneRun
+from carv_3d.generate.teachers import Teachers, process_teachers
+from carv_3d.generate.trainer import TextTo3D, check_prompt
+from carv_3d.io.files import claimed, make_folder, slug, write_atomic
+from carv_3d.io.structured import read_prompts
+from carv_3d.report.gallery import Card, render_gallery
+from carv_3d.runs.listing import read_summary
+from carv_3d.runs.names import CONFIG
+from carv_3d.runs.progress import Display
+from carv_3d.runs.ray_tasks import Tasks, check_engine, run_on_ray
+
+MOST_PROMPTS = 1000
+GALLERY = "gallery.html"
+RESUMED = "each run is saved, and the same command resumes it"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run that is to be made: what it was asked for, and what follows from that."""
+
+    request: GenerateRequest
+    config: Config
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether its folder holds everything, after as many steps as it has now."""
+        if not (self.folder / CONFIG).exists():
+            return False
+        summary = read_summary(self.folder)
+        return summary.state == "done" and summary.step >= self.config.trainer.max_steps
+
+
+def generate_many(request: GenerateRequest, many: ManyOptions) -> int:
+    """Make the runs that are left, then the gallery; returns 0, or 128 + the number of the signal that stopped it.
+
+    Args:
+        request: of all runs; its prompt is empty, its `out` the folder above theirs.
+        many: the file of prompts, and where the runs are made.
+
+    Raises:
+        CarvError: before any work, for a prompt or an option that no run could have; at the end, where a run failed.
+    """
+    display = Display()
+    check_engine(many)
+    assert many.prompts is not None
+    out = request.out or Path("outputs") / slug(many.prompts.stem)
+    plans = plan(request, many.prompts, out)
+    left = [p for p in plans if not p.done]
+    display.say(f"{len(plans)} prompts, {len(plans) - len(left)} of them done -> {out}")
+    make_folder(out)
+    failed: dict[str, str] = {}
+    title = many.prompts.stem
+    if many.engine == "ray" and left:
+        work = functools.partial(_ray_run, _everywhere(request))
+        tasks = Tasks(work, [p.config.prompt for p in left], len(plans) - len(left), "prompts", RESUMED)
+        number = run_on_ray(tasks, out, display, many)
+    else:
+        number = _run_here(left, failed, display, functools.partial(write_gallery, out, title, plans, failed))
+    write_gallery(out, title, plans, failed)
+    if number:
+        display.say("Stopped. The same command continues.")
+        return 128 + number
+    failed |= {p.config.prompt: "not done" for p in plans if not p.done and p.config.prompt not in failed}
+    if failed:
+        prompt, reason = next(iter(failed.items()))
+        raise CarvError(f"{len(failed)} of {len(plans)} prompts failed, the first is {prompt!r}: {reason}")
+    display.say(f"Done: open {out / GALLERY}")
+    return 0
+
+
+def plan(request: GenerateRequest, path: Path, out: Path) -> list[Planned]:
+    """The runs of a file's prompts, each once; CarvError for the first that no run could have, with its prompt."""
+    prompts = list(dict.fromkeys(read_prompts(path)))
+    if len(prompts) > MOST_PROMPTS:
+        raise CarvError(f"{path} holds {len(prompts):,} prompts; one command makes {MOST_PROMPTS:,} at most")
+    plans = []
+    for prompt in prompts:
+        try:
+            plans.append(_planned(request, prompt, out))
+        except CarvError as error:
+            raise CarvError(f"{path}, {prompt!r}: {error}") from error
+    return plans
+
+
+def _planned(request: GenerateRequest, prompt: str, out: Path) -> Planned:
+    folder = out / run_name(prompt, request.seed)
+    own = replace(request, prompt=prompt, out=folder, resume=(folder / CONFIG).exists())
+    config, _ = resolve(own)
+    check_prompt(config)
+    return Planned(own, config, folder)
+
+
+def run_name(prompt: str, seed: int | None) -> str:
+    """The folder of a prompt's run: it does not depend on where the prompt stands in the file."""
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"{slug(prompt, 40)}-{digest}" + (f"-{seed}" if seed else "")
+
+
+def _run_here(left: list[Planned], failed: dict[str, str], display: Display, show: functools.partial[None]) -> int:
+    """One after the other; what a run fails of is kept in `failed`. Returns what stopped it, or 0."""
+    teachers = Teachers()
+    for number, planned in enumerate(left, 1):
+        display.say(f'{number}/{len(left)}: "{planned.config.prompt}" -> {planned.folder}')
+        try:
+            status = make_run(planned, teachers, display)
+        except CarvError as error:
+            failed[planned.config.prompt] = str(error)
+            display.say(f"Failed: {error}")
+            continue
+        if status:
+            return status - 128
+        show()
+    return 0
+
+
+def make_run(planned: Planned, teachers: Teachers, display: Display) -> int:
+    """One run, begun or resumed; its status as `Run.complete` has it."""
+    with claimed(planned.folder):
+        with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
+            host = TextTo3D(planned.config, teachers.load(planned.config), log=display.say)
+        return SceneRun(host, planned.folder, display).complete(planned.request.resume)
+
+
+def _everywhere(request: GenerateRequest) -> GenerateRequest:
+    """The request without a path that depends on the working directory, which a worker may not share."""
+    if request.config is None or not (path := find_config(request.config)).exists():
+        return request
+    return replace(request, config=path.resolve())
+
+
+def _ray_run(request: GenerateRequest, out: Path, prompt: str, display: Display) -> dict[str, float]:
+    """One prompt on a worker of Ray; a run that fails is said, and the others are made."""
+    quiet = Display(quiet=True)
+    try:
+        planned = _planned(request, prompt, out)
+        make_run(planned, process_teachers(), quiet)
+    except CarvError as error:
+        display.say(f"Failed: {prompt!r}: {error}")
+    return {}
+
+
+def write_gallery(out: Path, title: str, plans: list[Planned], failed: Mapping[str, str]) -> None:
+    """Write OUT/gallery.html of the runs as they are now."""
+    cards = []
+    for planned in plans:
+        summary = read_summary(planned.folder) if (planned.folder / CONFIG).exists() else None
+        words = "not begun" if summary is None else summary.score if summary.state == "done" else summary.state
+        cards.append(Card(planned.config.prompt, planned.folder.name, failed.get(planned.config.prompt, words)))
+    write_atomic(out / GALLERY, render_gallery(out, title, cards))
