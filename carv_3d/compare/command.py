@@ -8,7 +8,7 @@ from pathlib import Path
 
 from carv_3d.compare.request import CompareOptions
 from carv_3d.compare.scored_run import RESULT
-from carv_3d.compare.sweep import Sweep, checked, describe, open_folder
+from carv_3d.compare.sweep import Sweep, check_runs, checked, describe, open_folder
 from carv_3d.core.options import EngineOptions
 from carv_3d.io.files import locked, slug
 from carv_3d.io.structured import read_json
@@ -33,6 +33,7 @@ def run_sweep(
     check_engine(where)
     out = compared.out or Path("outputs") / f"compare-{slug(sweep.prompts[0], 24)}-{_digest(sweep)}"
     sweep = open_folder(sweep, out)
+    check_runs(sweep, out)
     count = len(sweep.prompts) * len(sweep.methods) * sweep.seeds
     length = f"{sweep.budget:g} s of training time" if sweep.budget else f"{sweep.steps} steps"
     display.say(f"{count} runs of {length} each -> {out}")

@@ -15,11 +15,13 @@ from typing import Any
 from carv_3d.compare.methods import Method, method_key
 from carv_3d.compare.request import SweepOptions
 from carv_3d.compare.scored_run import RESULT, Length
+from carv_3d.config.reader import to_mapping
 from carv_3d.core.options import option
 from carv_3d.errors import CarvError
-from carv_3d.generate.config import Config
+from carv_3d.generate.config import Config, load_run, settled
 from carv_3d.io.files import check_unused, explain_os_error, locked, make_folder, slug, write_atomic
-from carv_3d.io.structured import conforms, read_json, read_text
+from carv_3d.io.structured import conforms, differing_keys, look_up, read_json, read_text
+from carv_3d.runs.run import CONFIG
 
 FORMAT = 2
 SPEC = "sweep.yaml"
@@ -131,6 +133,24 @@ def open_folder(sweep: Sweep, out: Path) -> Sweep:
         raise CarvError(f"{path}: {error}") from error
     save(sweep, out)
     return sweep
+
+
+def check_runs(sweep: Sweep, out: Path) -> None:
+    """CarvError for a run in the sweep's folder that has the configuration of another."""
+    for method in sweep.methods:
+        for group in sweep.groups:
+            folder = sweep.folder(out, method, *group)
+            if not (folder / CONFIG).exists():
+                continue
+            stored = load_run(folder)
+            asked = settled(sweep.configuration(method, *group), stored.system.geometry_type)
+            has, due = to_mapping(stored), to_mapping(asked)
+            key = next(iter(differing_keys(has, due)), None)
+            if key is not None:
+                raise CarvError(
+                    f"{folder / CONFIG} has {key} = {_short(look_up(has, key))}, and that run of method {method.name} "
+                    f"has {_short(look_up(due, key))}, so it is another's; delete {folder}, and it is made again"
+                )
 
 
 def save(sweep: Sweep, out: Path) -> None:

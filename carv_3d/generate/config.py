@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -307,6 +307,26 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
         state = f"has nothing under {lacks}" if values else "is empty"
         raise CarvError(f"{path} {state}, so it is no longer what the run wrote; restore it, or name another run")
     return _merged(values, overrides)
+
+
+def settled(config: Config, field: str) -> Config:
+    """A configuration with what a run settles itself, as its config.yaml has it.
+
+    Args:
+        config: as it was asked for.
+        field: the kind that "auto" is, a name of `FIELDS`; "auto" where it is not known, which settles nothing.
+
+    Returns:
+        The field in place of "auto", and that field's learning rate where none is named.
+    """
+    system = config.system
+    kind = field if system.geometry_type == "auto" else system.geometry_type
+    if kind == "auto":
+        return config
+    args = system.optimizer.args
+    rate = FIELDS[kind].learning_rate if args.lr is None else args.lr
+    optimizer = replace(system.optimizer, args=replace(args, lr=rate))
+    return replace(config, system=replace(system, geometry_type=kind, optimizer=optimizer))
 
 
 def find_config(path: Path) -> Path:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from carv_3d.config.reader import read_options, to_mapping
+from carv_3d.config.reader import to_mapping
 from carv_3d.config.request import GenerateRequest
-from carv_3d.generate.config import Config, load_config, load_run
+from carv_3d.generate.config import Config, load_config, load_run, settled
 from carv_3d.io.files import slug
 from carv_3d.runs.names import CONFIG
 from carv_3d.runs.request import check_resumable, check_unchanged, is_changeable, new_folder, newest_folder
@@ -48,9 +48,7 @@ def resolve(request: GenerateRequest) -> tuple[Config, Path]:
         return load_config(base, [*request.overrides, *overrides], request.prompt or stored.prompt, seed)
 
     # Compared with all that may change as the run has it: an option that follows from such a one is not changed.
-    new = asked(*_changeable(values))
-    if new.system.geometry_type == "auto":
-        new = read_options(new, {"system": {"geometry_type": stored.system.geometry_type}})
+    new = settled(asked(*_changeable(values)), stored.system.geometry_type)
     check_unchanged(folder, values, to_mapping(new), CHANGEABLE)
     return load_run(folder, _changeable(to_mapping(asked()))), folder
 

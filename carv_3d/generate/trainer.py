@@ -26,7 +26,7 @@ from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.seeds import OwnGlobals, seed_for
 from carv_3d.core.signal import SignalToNoise
 from carv_3d.errors import CarvError, shown
-from carv_3d.generate.config import Config
+from carv_3d.generate.config import Config, settled
 from carv_3d.generate.needs import check_needs
 from carv_3d.generate.view_text import fitted, view_text
 from carv_3d.guidance.cfg import Conditioning
@@ -123,10 +123,8 @@ class TextTo3D:
         with self.globals.in_use():
             self.field = make_field(system.geometry_type, replace(system.geometry), log=log, device=self.device)
         kind = next(name for name, field_class in FIELDS.items() if type(self.field) is field_class)
-        args = system.optimizer.args
-        args = replace(args, lr=args.lr if args.lr is not None else self.field.learning_rate)
-        system = replace(system, geometry_type=kind, optimizer=replace(system.optimizer, args=args))
-        self.config = config = replace(config, system=system)
+        self.config = config = settled(config, kind)
+        system = config.system
         if kind != "voxel" and system.loss.lambda_tv != 0:
             raise CarvError(f"lambda_tv is for the voxel geometry, and this is {kind}; set lambda_tv=0")
         self.renderer = VolumeRenderer(self.field, system.renderer)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from carv_3d.core.arguments import FAILURES, checked, refuse_arguments
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError, first_line, packages
+from carv_3d.errors import CarvError, first_line, packages, shown
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu, vae_folder
@@ -130,6 +130,8 @@ class LatentDiffusionTeacher(Denoiser):
         Raises:
             CarvError: before anything is loaded, if the model is not to be had, not whole or of another family.
         """
+        if isinstance(loras, str):  # whose letters would each be a file
+            raise CarvError(f"loras is {shown(loras)}; it must be a list of texts, or None: [{shown(loras)}].")
         name_or_path = name_or_path or cls.default_model
         folder = folder or find_folder(name_or_path, local_files_only, cache_dir, cls.family, model_config)
         at = vae_folder(vae, folder, cls.family)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from carv_3d.teachers.model_folder import (
     weight_variant,
 )
 from carv_3d.teachers.single_file import load_single_file
+from carv_3d.teachers.tokens import shortened
 
 log = logging.getLogger(__name__)
 
@@ -141,15 +142,48 @@ def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DI
         for part in family.text_encoders:
             if part not in absent:
                 parts[part] = load_weights(transformers, family.classes[part], folder, part, dtype)
+    return parts | load_tokenizers(folder, family)
+
+
+def load_tokenizers(folder: Path, family: Family = STABLE_DIFFUSION) -> dict[str, Any]:
+    """The tokenizers of a model that it has. Raises CarvError as `load_parts`."""
+    import diffusers
+    import transformers
+
+    index, made = read_json(folder / "model_index.json"), {}
+    with _quiet(diffusers.utils.logging, transformers.utils.logging):
         for part, kind in family.tokenizers.items():
-            if part in absent:
+            if part in family.optional and class_name(index, part) is None:
                 continue
             with _named(folder, part, folder / part):
-                parts[part] = getattr(transformers, kind).from_pretrained(
+                made[part] = getattr(transformers, kind).from_pretrained(
                     str(folder), subfolder=part, local_files_only=True
                 )
-                parts[part]("a mug")  # what its words lack is noticed here
-    return parts
+                made[part]("a mug")  # what its words lack is noticed here
+    return made
+
+
+def fitted_prompt(folder: Path, family: Family, prompt: str, endings: Sequence[str], longest: int = 2**30) -> str:
+    """The prompt, cut so that every ending fits behind it, see `tokens.shortened`; no text encoder is loaded.
+
+    Args:
+        folder: of the model, as `resolve_model` gives it.
+        family: of the model.
+        prompt: the text.
+        endings: what will stand behind the prompt.
+        longest: tokens that the caller takes, whatever the text encoder reads.
+
+    Returns:
+        The prompt, or its first words.
+
+    Raises:
+        CarvError: as `load_parts`.
+    """
+    for part, tokenizer in load_tokenizers(folder, family).items():
+        config = read_json(folder / part.replace("tokenizer", "text_encoder") / "config.json")
+        read = int(config.get("max_position_embeddings") or 2**30)  # T5 has no positions of its own
+        prompt = shortened(tokenizer, prompt, endings, min(longest, read, int(tokenizer.model_max_length)))
+    return prompt
 
 
 def load_schedule(folder: Path) -> NoiseSchedule:

@@ -13,7 +13,7 @@ from threestudio.models.prompt_processors.base import PromptProcessor
 
 from carv_3d.errors import CarvError
 from carv_3d.guidance.sds import GuidanceOptions
-from carv_3d.teachers.deepfloyd_if import DeepFloydTeacher, embed_prompts
+from carv_3d.teachers.deepfloyd_if import TOKENS, DeepFloydTeacher, embed_prompts
 from carv_3d.teachers.families import DEEPFLOYD_IF
 
 from .common import CarvCalls, CarvGuidance, HostOptions, with_options
@@ -66,6 +66,7 @@ class CarvDeepFloydPromptProcessor(ChecksModel, PromptProcessor):
 
     cfg: Config
     _family = DEEPFLOYD_IF
+    _longest = TOKENS
 
     def prepare_text_embeddings(self) -> None:
         """Keeps the cache apart: threestudio's own does not write prompts in small letters, as the model's pipeline."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import threestudio
@@ -14,6 +15,7 @@ from threestudio.models.prompt_processors.stable_diffusion_prompt_processor impo
 
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import BUILT_IN, STABLE_DIFFUSION
+from carv_3d.teachers.loading import fitted_prompt
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 
@@ -21,12 +23,22 @@ class ChecksModel:
     """Gives a prompt processor its model's folder, checked before a process is spawned to read it."""
 
     _family: Any = STABLE_DIFFUSION
+    _longest = 2**30  # tokens of a prompt, where the text encoder has no limit of its own
 
     def configure(self, *args: Any, **kwargs: Any) -> None:
         """Puts the folder in place of the name."""
         folder = resolve_model(self.cfg.pretrained_model_name_or_path, family=self._family)
         self.cfg.pretrained_model_name_or_path = str(folder)
         super().configure(*args, **kwargs)
+
+    def preprocess_prompt(self, prompt: str) -> str:
+        """threestudio's, then cut where the words of a view would not fit: all cameras would have the same text."""
+        prompt = super().preprocess_prompt(prompt)
+        views = [direction.prompt("").strip() for direction in self.directions]
+        endings = [view if view.startswith(",") else f" {view}" for view in views]
+        return fitted_prompt(
+            Path(self.cfg.pretrained_model_name_or_path), self._family, prompt, endings, self._longest
+        )
 
 
 @threestudio.register("carv-stable-diffusion-prompt-processor")

@@ -19,6 +19,7 @@ from carv_3d.generate.config import load_config
 from carv_3d.guidance.sds import SDSGuidance
 from carv_3d.guidance.vsd import VSDGuidance
 from carv_3d.teachers.gaussian import GaussianTeacher
+from carv_3d.teachers.load import load_teacher
 from carv_3d.teachers.lora_score import LoraScore
 
 
@@ -97,6 +98,7 @@ CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: load_config(3), "path is 3; it must be a path, or text, or None"),  # type: ignore[arg-type]
     (lambda: load_config(overrides=3), "overrides is 3; it must be a list of texts"),  # type: ignore[arg-type]
     (lambda: carv_3d.StableDiffusionTeacher.load("a/" + "b" * 10_000), "is too long for a path"),
+    (lambda: load_teacher("carv-tiny", loras="x.safetensors"), r"a list of texts, or None: \['x.safetensors'\]"),
     (lambda: carv_3d.StableDiffusionTeacher.load("b" * 300), "the name .* is too long for a path"),
 ]  # fmt: skip
 

@@ -66,9 +66,23 @@ class PromptProcessor(BaseObject):
         prompt: str = "a hamburger"
         use_cache: bool = True
         spawn: bool = True
+        view_dependent_prompt_front: bool = False
 
     def configure(self) -> None:
         self.read_from = self.cfg.pretrained_model_name_or_path
+        self.prompt, self.prompts_vd = view_prompts(self)
+
+    def preprocess_prompt(self, prompt: str) -> str:
+        return prompt
+
+
+def view_prompts(processor: Any) -> tuple[str, list[str]]:
+    """The prompt and that of each view, as threestudio's base makes them."""
+    view = "{1} view of {0}" if getattr(processor.cfg, "view_dependent_prompt_front", False) else "{0}, {1} view"
+    names = ("side", "front", "back", "overhead")
+    processor.directions = [types.SimpleNamespace(prompt=lambda s, name=name: view.format(s, name)) for name in names]
+    prompt = processor.preprocess_prompt(processor.cfg.prompt)
+    return prompt, [direction.prompt(prompt) for direction in processor.directions]
 
 
 class BasePromptProcessor(BaseObject):
@@ -83,11 +97,15 @@ class BasePromptProcessor(BaseObject):
 
     def configure(self) -> None:
         self._cache_dir = self.cfg.cache_dir
+        self.prompt, self.prompts_vd = view_prompts(self)
         self.prepare_text_embeddings()
+
+    def preprocess_prompt(self, prompt: str) -> str:
+        return prompt
 
     def prepare_text_embeddings(self) -> None:
         Path(self._cache_dir).mkdir(parents=True, exist_ok=True)
-        prompts = [self.cfg.prompt, self.cfg.negative_prompt]
+        prompts = [self.prompt, self.cfg.negative_prompt, *self.prompts_vd]
         self.spawn_func(self.cfg.pretrained_model_name_or_path, prompts, self._cache_dir)
 
     @staticmethod

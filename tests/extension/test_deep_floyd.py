@@ -213,3 +213,13 @@ def test_the_prompt_processor_gives_the_models_own_text_from_a_cache_of_its_own(
     assert kind.Config().pretrained_model_name_or_path == "DeepFloyd/IF-I-XL-v1.0"
     with pytest.raises(CarvError, match=r"DeepFloyd IF, stage I was expected"):
         kind({**cfg, "pretrained_model_name_or_path": str(sd_folder)})
+
+
+def test_a_prompt_of_more_tokens_than_the_model_reads_is_cut_so_that_views_differ(
+    host: Any, folder: Path, tmp_path: Path
+) -> None:
+    given = {"prompt": " ".join(["mug"] * 90), "pretrained_model_name_or_path": str(folder), "cache_dir": str(tmp_path)}
+    processor = host.modules["carv-deep-floyd-prompt-processor"](given)
+    assert given["prompt"].startswith(processor.prompt)
+    texts = [processor.load_from_cache(view) for view in processor.prompts_vd]
+    assert len({tuple(text.flatten().tolist()) for text in texts}) == 4

@@ -11,8 +11,9 @@ from tiny_host import TINY
 from carv_3d.attribution.queries import run_model
 from carv_3d.config.request import GenerateRequest
 from carv_3d.errors import CarvError
-from carv_3d.generate.config import config_to_yaml, load_config
+from carv_3d.generate.config import config_to_yaml, load_config, settled
 from carv_3d.generate.request import resolve
+from carv_3d.scenes.fields import VoxelGridField
 from carv_3d.variance.command import read_source
 from carv_3d.variance.request import VarianceRequest
 
@@ -32,7 +33,7 @@ def begun(prompt: str, folder: str | None = None, config: Path | None = None, st
     )
     resolved, path = resolve(request)
     path.mkdir(parents=True)
-    (path / "config.yaml").write_text(config_to_yaml(resolved))
+    (path / "config.yaml").write_text(config_to_yaml(settled(resolved, "voxel")))
     return path
 
 
@@ -62,6 +63,9 @@ def test_more_steps_go_with_the_configuration_that_the_run_was_begun_with() -> N
         assert new.trainer.max_steps == 5
         assert list(new.system.guidance.max_step_percent) == [0.98, 0.4, 3]  # type: ignore[arg-type]
         assert new.system.geometry.resolution == 8
+        assert new.system.optimizer.args.lr == VoxelGridField.learning_rate  # which the file leaves to the field
+    with pytest.raises(CarvError, match=r"system.optimizer.args.lr = 0.06, and --resume cannot change it to 0.5"):
+        resolve(GenerateRequest(config=file, out=folder, resume=True, overrides=[*TINY[1:], "lr=0.5"]))
     file.write_text("data:\n  n_test_views: 6\ntrainer:\n  max_steps: 7\n")
     new, _ = resolve(GenerateRequest(config=file, out=folder, resume=True, overrides=TINY[:1] + TINY[1:-4]))
     assert (new.trainer.max_steps, new.data.n_test_views) == (7, 6)
