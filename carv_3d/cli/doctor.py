@@ -35,13 +35,18 @@ def set_up() -> str:
     return install_command("all") if here is None else f"run ./install.sh in {here}"
 
 
+def parser() -> Parser:
+    """Of `carv doctor`'s arguments."""
+    made = Parser("carv doctor", HELP)
+    made.add_argument("--threestudio", metavar="PATH", help="check a threestudio checkout and this Python instead")
+    made.add_argument("--num-draws", type=int, default=1, metavar="K", help="of MODEL's memory (default: 1)")
+    made.add_argument("--precision", choices=list(BYTES), default="float32", help="the same (default: float32)")
+    return made
+
+
 def main(words: list[str]) -> int:
     """`carv doctor`: see its --help."""
-    parser = Parser("carv doctor", HELP)
-    parser.add_argument("--threestudio", metavar="PATH", help="check a threestudio checkout and this Python instead")
-    parser.add_argument("--num-draws", type=int, default=1, metavar="K", help="of MODEL's memory (default: 1)")
-    parser.add_argument("--precision", choices=list(BYTES), default="float32", help="the same (default: float32)")
-    args = parser.read(words)
+    args = parser().read(words)
     if args is None:
         return 0
     if len(args.words) > 1 or (args.words and args.threestudio is not None):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 import types
 from collections.abc import Sequence
 
+from carv_3d.cli import completion
 from carv_3d.cli.environment import settle_environment
 from carv_3d.cli.streams import GONE, one_interrupt, steady_streams
 from carv_3d.errors import CarvError, packages
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 2 something the user can mend, 130 interrupted, 141 what was to be shown had no reader.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if completion.VARIABLE in os.environ and arguments is None:
+        completion.complete(COMMANDS)
     with one_interrupt(), steady_streams() as shown:
         status = _explained(words)
     lost = None if shown is None else shown.lost

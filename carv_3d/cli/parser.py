@@ -81,7 +81,9 @@ class Parser(argparse.ArgumentParser):
             if declared.kind is bool:
                 more = {"action": "store_true"}
             text = _help(declared, several)
-            place.add_argument(flag, dest=declared.name, default=argparse.SUPPRESS, help=text, **more)
+            made = place.add_argument(flag, dest=declared.name, default=argparse.SUPPRESS, help=text, **more)
+            if declared.choices:  # argcomplete asks for it; argparse's own check has other words
+                made.completer = functools.partial(_completions, declared.choices)  # type: ignore[attr-defined]
 
     def dry_run(self, parts: str) -> None:
         """The flag --dry-run."""
@@ -194,6 +196,11 @@ def _read(word: Any, kind: Any) -> Any:
 def _items(kind: Any) -> Any:
     """The kind of a list's items; None where it is none."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+
+
+def _completions(choices: Sequence[str], **asked: Any) -> list[str]:
+    """What may stand behind a flag, for completion in a shell."""
+    return list(choices)
 
 
 def _metavar(declared: Option, repeated: bool) -> str:

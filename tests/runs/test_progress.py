@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from carv_3d.runs import progress
@@ -52,3 +54,18 @@ def test_control_characters_of_a_path_or_a_prompt_are_shown_and_not_obeyed(capsy
             pass
     lines = [f"Done: open {ESCAPED}/é 杯.html", f"reading {ESCAPED} ..."]
     assert capsys.readouterr().out.splitlines() == said == lines
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_colors_are_left_out_where_the_user_asks(
+    plain: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if plain:
+        monkeypatch.setenv("NO_COLOR", "1")
+    with progress.Display().progress(0, 3) as show:
+        show(2, {"seconds": 0.5})
+    colors = re.findall(r"\x1b\[[0-9;]*\b(?:3[0-7]|38;5;\d+|9[0-7])m", capsys.readouterr().out)
+    assert bool(colors) is not plain
