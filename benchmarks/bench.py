@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
-from collections.abc import Callable, Collection, Mapping
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from carv_3d.errors import CarvError
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+Order = Callable[[Mapping[str, Any]], Any]
 
 
 def script_parser(doc: str | None, **numbers: int) -> argparse.ArgumentParser:
@@ -55,6 +58,22 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(main())
     except CarvError as error:
         sys.exit(str(error))
+
+
+def replace_rows(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], key: Sequence[str], order: Order
+) -> None:
+    """Write rows into a CSV, in place of those of the same key; the others of the file stay.
+
+    order: of a row, its place in the file; rows of one place keep their order.
+    """
+    old = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    made = {tuple(str(row[name]) for name in key) for row in rows}
+    kept = [row for row in old if tuple(row[name] for name in key) not in made]
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted([*kept, *map(dict, rows)], key=order))
 
 
 def interleaved(calls: Mapping[Key, Callable[[], Value]], repeats: int) -> dict[Key, list[Value]]:

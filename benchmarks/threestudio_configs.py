@@ -11,7 +11,6 @@ A row is (configuration, packages); rows of other packages in the file are kept.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -28,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "real_host"), str(ROOT / "tests" / "extension")]
 
 import torch  # noqa: E402
+from bench import replace_rows  # noqa: E402
 from host_models import fitted, for_ours, without_vgg  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from small_config import small  # noqa: E402
@@ -167,13 +167,7 @@ def summary(steps: int, guided: int, why: str) -> str:
 
 def write(path: Path, row: Mapping[str, Any]) -> None:
     """The row in the file, in place of the one of the same configuration and packages."""
-    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-    key = ("config", "packages")
-    rows = [old for old in rows if any(old[name] != row[name] for name in key)] + [dict(row)]
-    with path.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda each: [each[name] for name in ("packages", "config")]))
+    replace_rows(path, COLUMNS, [row], ("config", "packages"), lambda each: (each["packages"], each["config"]))
 
 
 def main() -> None:

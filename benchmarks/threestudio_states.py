@@ -4,13 +4,13 @@
 
 PYTHON has threestudio's packages. Each type runs in a stock configuration whose guidance is replaced, with tiny models
 (`benchmarks/threestudio_configs.py`): three steps, then the checkpoint is resumed for three more; and three steps on
-two processes, whose scenes must have equal parameters afterwards.
+two processes, whose scenes must have equal parameters afterwards. MVDream's type is tried where CARV_MVDREAM and
+CARV_THREESTUDIO_MVDREAM name its checkouts.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -20,10 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import joined, run_script, script_parser
-from threestudio_configs import packages, read, reason, small_words
 
-from carv_3d.hosts.stock import with_counterparts
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real_host")]
+
+import mvdream_tiny  # noqa: E402
+from bench import joined, replace_rows, run_script, script_parser  # noqa: E402
+from threestudio_configs import packages, read, reason, small_words  # noqa: E402
+
+from carv_3d.hosts.stock import with_counterparts  # noqa: E402
 
 STEPS, LIMIT = 3, 400
 COLUMNS = ("type", "config", "packages", "resume", "two ranks")
@@ -35,8 +40,9 @@ CONFIGS = {
     "stable-diffusion-controlnet-guidance": "control4d-static", "zero123-guidance": "zero123",
     "stable-zero123-guidance": "stable-zero123",
     "zero123-unified-guidance": "experimental/unified-guidance/zero123-simple",
+    "mvdream-multiview-diffusion-guidance": "mvdream-sd21",
 }  # fmt: skip
-"""A stock configuration of each type."""
+"""A stock configuration of each type; that of MVDream is in threestudio-mvdream."""
 
 
 def child(checkout: Path, file: Path, workdir: Path, words: list[str]) -> None:
@@ -51,6 +57,9 @@ def child(checkout: Path, file: Path, workdir: Path, words: list[str]) -> None:
         import ldm_tiny
 
         ldm_tiny.install()  # in place of OpenAI's clip and kornia
+    if "mvdream" in file.stem:
+        mvdream_tiny.install()
+        mvdream_tiny.link(workdir)
     cpu_host.train(checkout, file, STEPS, workdir, words, small=[])
 
 
@@ -70,36 +79,45 @@ def start(
     return lines, "" if done.returncode == 0 else reason(done.stderr)
 
 
+def due(words: list[str]) -> list[int]:
+    """Lightning's global step after each of the batches; a system with two optimizers makes two steps a batch."""
+    limits = [int(word.partition("=")[2]) for word in words if word.startswith("trainer.max_steps=")]
+    each = limits[-1] // STEPS if limits else 1
+    return [each * batch for batch in range(1, STEPS + 1)]
+
+
 def resumed(checkout: Path, file: Path, workdir: Path, words: list[str]) -> str:
-    """What came of three steps, and of three more from their checkpoint."""
-    kept = [*words, f"checkpoint.every_n_train_steps={STEPS}", "use_timestamp=false"]
+    """What came of three batches, and of three more from their checkpoint."""
+    last = due(words)[-1]
+    kept = [*words, f"checkpoint.every_n_train_steps={last}", "use_timestamp=false"]
     lines, why = start(checkout, file, workdir, kept)
     saved = sorted(workdir.rglob("last.ckpt"))
     if why and not saved:
         return f"no: {why}"
     if not saved:
         return "no: no checkpoint was written"
-    lines, why = start(checkout, file, workdir, [*kept, f"resume={saved[0]}", f"trainer.max_steps={2 * STEPS}"])
+    lines, why = start(checkout, file, workdir, [*kept, f"resume={saved[0]}", f"trainer.max_steps={2 * last}"])
     steps = [line["step"] for line in lines]
-    due = list(range(STEPS + 1, 2 * STEPS + 1))
-    return f"steps {due[0]} to {due[-1]}" if steps == due else f"no: {why or f'steps {steps}'}"
+    made = [last + step for step in due(words)]
+    return f"steps {last + 1} to {made[-1]}" if steps == made else f"no: {why or f'steps {steps}'}"
 
 
 def on_two_ranks(checkout: Path, file: Path, workdir: Path, words: list[str]) -> str:
-    """What came of three steps on two processes."""
+    """What came of three batches on two processes."""
     lines, why = start(checkout, file, workdir, words, CARV_TEST_DEVICES="2")
     by_rank = [[line for line in lines if line["rank"] == rank] for rank in (0, 1)]
-    if any([line["step"] for line in each] != list(range(1, STEPS + 1)) for each in by_rank):
+    if any([line["step"] for line in each] != due(words) for each in by_rank):
         return f"no: {why or 'a rank made other steps'}"
     ends = [each[-1].get("parameters") for each in by_rank]
     if ends[0] is None:
-        return "steps 1 to 3"
-    return "steps 1 to 3, equal parameters" if ends[0] == ends[1] else f"no: parameters {ends}"
+        return f"steps 1 to {due(words)[-1]}"
+    return f"steps 1 to {due(words)[-1]}, equal parameters" if ends[0] == ends[1] else f"no: parameters {ends}"
 
 
 def row(kind: str, checkout: Path, folder: Path) -> dict[str, str]:
     """Of one type."""
-    file = checkout / "configs" / f"{CONFIGS[kind]}.yaml"
+    root = mvdream_tiny.extension() if kind == mvdream_tiny.KIND else checkout
+    file = root / "configs" / f"{CONFIGS[kind]}.yaml"
     _, words = small_words(read(file), with_counterparts(file, []), folder / "models")
     return {
         "type": kind, "config": CONFIGS[kind], "packages": packages(),
@@ -109,10 +127,11 @@ def row(kind: str, checkout: Path, folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """A row for each type; the file is written anew after each."""
+    """A row for each type, in the file after each; the rows of other types stay."""
+    types = [kind for kind in CONFIGS if kind != mvdream_tiny.KIND or mvdream_tiny.here()]
     parser = script_parser(__doc__)
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--types", type=joined(CONFIGS), default=",".join(CONFIGS))
+    parser.add_argument("--types", type=joined(CONFIGS), default=",".join(types))
     parser.add_argument("--out", type=Path, default=Path("docs/results/threestudio-states.csv"))
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     o, words = parser.parse_known_args()
@@ -122,15 +141,12 @@ def main() -> None:
     import cpu_host
 
     cpu_host.enter(o.checkout)  # the tiny models of some types are made by its classes
-    out, rows = o.out.resolve(), []
+    out, order = o.out.resolve(), list(CONFIGS)
     with tempfile.TemporaryDirectory() as folder:
         for kind in o.types:
-            rows.append(row(kind, o.checkout.resolve(), Path(folder)))
-            print(", ".join(rows[-1].values()), flush=True)
-            with out.open("w", newline="") as handle:
-                writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            made = row(kind, o.checkout.resolve(), Path(folder))
+            print(", ".join(made.values()), flush=True)
+            replace_rows(out, COLUMNS, [made], ("type", "packages"), lambda each: order.index(each["type"]))
 
 
 if __name__ == "__main__":

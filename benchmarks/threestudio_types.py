@@ -5,7 +5,8 @@
 PYTHON has threestudio's packages and pytest (`benchmarks/real_host.sh`). For each type the stock guidance and its
 counterpart at K = 1, 4 and 8 get the same render again and again, interleaved. A step is the guidance and the backward
 to the render; the render itself is free, so K costs more here than in a scene. The models are tiny and random: ratios
-of seconds are of such models, not of Stable Diffusion's size.
+of seconds are of such models, not of Stable Diffusion's size. MVDream's type is measured where CARV_MVDREAM and
+CARV_THREESTUDIO_MVDREAM name its checkouts; four views are one render there.
 
 parity       the largest relative error of the recorded gradients at one draw without strata (tests/extension)
 k8_over_8    seconds of a step at K = 8 over eight stock steps
@@ -36,7 +37,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / part) for part in ("", "extension", "real_host"))]
 
-from bench import joined, run_script, script_parser  # noqa: E402
+from bench import joined, replace_rows, run_script, script_parser  # noqa: E402
 
 from carv_3d.core.variance import total_variance  # noqa: E402
 from carv_3d.errors import CarvError  # noqa: E402
@@ -55,6 +56,7 @@ RECORDED = {
     "zero123-guidance": ("test_recorded_zero123.py", "not stable"),
     "stable-zero123-guidance": ("test_recorded_zero123.py", "stable"),
     "zero123-unified-guidance": ("test_zero123_unified.py", "not vsd"),
+    "mvdream-multiview-diffusion-guidance": ("test_mvdream.py", ""),
 }
 """The test of each type's recorded gradients, and which of its cases, as pytest's -k."""
 
@@ -81,6 +83,7 @@ class Recording:
     options: dict[str, Any] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
     rgb: Tensor | None = None
+    views: dict[str, Tensor] | None = None
 
 
 def build(kind: str, checkout: Path, folder: Path) -> Subject:
@@ -91,7 +94,9 @@ def build(kind: str, checkout: Path, folder: Path) -> Subject:
     from carv_3d.hosts.counterparts import COUNTERPARTS
 
     made = RECORDERS.get(kind, _stable_diffusion)(kind, checkout, folder)
-    views = {**recorded.views(1), "c2w": recorded.fill("c2w", 1, 4, 4), "mvp_mtx": recorded.fill("mvp_mtx", 1, 4, 4)}
+    views = made.views or {
+        **recorded.views(1), "c2w": recorded.fill("c2w", 1, 4, 4), "mvp_mtx": recorded.fill("mvp_mtx", 1, 4, 4)
+    }  # fmt: skip
 
     def call(guidance: Any, rgb: Tensor) -> dict[str, Any]:
         return guidance(rgb, *made.arguments, **views)
@@ -189,10 +194,29 @@ def _editing(kind: str, checkout: Path, folder: Path) -> Recording:
     return Recording(recorder, [cond, text], {**options, "control_type": "canny"}, own, rgb)
 
 
+def _mvdream(kind: str, checkout: Path, folder: Path) -> Recording:
+    """The real package's network at a tiny size; four views are one object, and one render."""
+    import cpu_host
+    import mvdream_tiny
+    import recorded_mvdream as mvdream
+    import recorded_parity as recorded
+    from omegaconf import OmegaConf
+
+    host = cpu_host.enter(checkout)
+    options = {"ckpt_path": mvdream_tiny.write(folder / "mvdream"), "image_size": mvdream_tiny.IMAGE_SIZE}
+    mvdream_tiny.load_stock(host)
+    V, L = mvdream_tiny.VIEWS, 5
+    text = recorded.fill("text", 2 * V, L, mvdream_tiny.WIDTH)
+    recorder = SimpleNamespace(host=SimpleNamespace(find=host.find))
+    recorder.stock = lambda kind, **given: recorder.host.find(kind)(OmegaConf.create(given))
+    views = {**mvdream.batch("images", V), "text_embeddings": text}
+    return Recording(recorder, [mvdream.Prompts()], options, rgb=mvdream.render("images", V), views=views)
+
+
 RECORDERS: dict[str, Callable[[str, Path, Path], Recording]] = {
     "deep-floyd-guidance": _deep_floyd, "zero123-guidance": _zero123, "stable-zero123-guidance": _zero123,
     "zero123-unified-guidance": _zero123_unified, "stable-diffusion-controlnet-guidance": _editing,
-    "stable-diffusion-instructpix2pix-guidance": _editing,
+    "stable-diffusion-instructpix2pix-guidance": _editing, "mvdream-multiview-diffusion-guidance": _mvdream,
 }  # fmt: skip
 """Types that are not recorded as those of Stable Diffusion."""
 
@@ -271,14 +295,17 @@ def one_type(kind: str, checkout: Path, repeats: int) -> None:
         made = rows(kind, measure(build(kind, checkout, Path(folder)), repeats))
         os.chdir(ROOT)
     writer = csv.DictWriter(sys.stdout, COLUMNS)
-    writer.writerows(made)
+    writer.writerows({k: f"{x:.4g}" if isinstance(x, float) else x for k, x in row.items()} for row in made)
 
 
 def main() -> None:
-    """A process for each type, since recording changes threestudio's modules; then the table."""
+    """A process for each type, since recording changes threestudio's modules; rows of other types stay in the file."""
+    import mvdream_tiny
+
+    types = [kind for kind in RECORDED if kind != mvdream_tiny.KIND or mvdream_tiny.here()]
     parser = script_parser(__doc__, repeats=60)
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--types", type=joined(RECORDED), default=",".join(RECORDED))
+    parser.add_argument("--types", type=joined(RECORDED), default=",".join(types))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "threestudio-types.csv")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the work of such a process
     o = parser.parse_args()
@@ -286,7 +313,7 @@ def main() -> None:
     if o.one:
         one_type(o.one, checkout, o.repeats)
         return
-    made: list[dict[str, Any]] = []
+    order = list(RECORDED)
     for kind in o.types:
         command = [sys.executable, __file__, str(checkout), "--one", kind, "--repeats", str(o.repeats)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -296,13 +323,9 @@ def main() -> None:
             continue
         error = parity(kind)
         own = [{**row, "parity": f"{error:.1e}"} if row["K"] == "1" else row for row in csv.DictReader(lines, COLUMNS)]
-        made += own
+        replace_rows(o.out, COLUMNS, own, ("type", "K"), lambda each: order.index(each["type"]))
         for row in own:
             print(", ".join(f"{name} {value}" for name, value in row.items() if value), file=sys.stderr)
-    with o.out.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, COLUMNS)
-        writer.writeheader()
-        writer.writerows(made)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ the CPU for its device, and renders with dense samples in place of nerfacc's CUD
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib.abc
 import importlib.machinery
@@ -234,7 +235,41 @@ def train(
         if not link.is_symlink():
             link.symlink_to(target)
     os.chdir(workdir)
+    functions, _ = launcher(checkout)
+    flags = dict.fromkeys(("validate", "test", "export", "gradio", "verbose", "typecheck"), False)
+    given = [*(settings(config) if small is None else small), f"trainer.max_steps={steps}", *overrides]
+    with contextlib.redirect_stdout(sys.stderr):
+        functions["main"](argparse.Namespace(config=str(config), gpu="0", train=True, **flags), given)
+
+
+def launch_as_script(checkout: Path) -> None:
+    """All of launch.py on the CPU, its reading of `sys.argv` too; lines of JSON as in `train`."""
+    functions, script = launcher(checkout)
+    with contextlib.redirect_stdout(sys.stderr):
+        exec(script, functions)
+
+
+def launcher(checkout: Path) -> tuple[dict[str, Any], types.CodeType]:
+    """The names of threestudio's launch.py, set up for the CPU, and what it does when it is run as a script."""
     enter(checkout)
+    _train_on_the_cpu()
+    file = checkout / "launch.py"
+    *definitions, script = ast.parse(file.read_text()).body
+    names: dict[str, Any] = {"__name__": "__main__", "__file__": str(file)}
+    exec(compile(ast.Module(definitions, []), str(file), "exec"), names)
+    parts = names["load_custom_modules"]
+
+    def load_custom_modules() -> None:
+        hidden = {n: sys.modules.pop(n) for n, m in list(sys.modules.items()) if isinstance(m, _StandIn)}
+        parts()
+        sys.modules.update(hidden)
+
+    names["load_custom_modules"] = load_custom_modules
+    return names, compile(ast.Module([script], []), str(file), "exec")
+
+
+def _train_on_the_cpu() -> None:
+    """Lightning's Trainer on the CPU; a line of JSON for every step."""
     import pytorch_lightning as pl
 
     devices = int(os.environ.get("CARV_TEST_DEVICES", "1"))
@@ -269,23 +304,6 @@ def train(
             super().__init__(*args, **kwargs)
 
     pl.Trainer = CpuTrainer
-    spec = importlib.util.spec_from_file_location("launch", checkout / "launch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    launch = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launch)
-    parts = launch.load_custom_modules
-
-    def load_custom_modules() -> None:
-        hidden = {n: sys.modules.pop(n) for n, m in list(sys.modules.items()) if isinstance(m, _StandIn)}
-        parts()
-        sys.modules.update(hidden)
-
-    launch.load_custom_modules = load_custom_modules
-    flags = dict.fromkeys(("validate", "test", "export", "gradio", "verbose", "typecheck"), False)
-    given = [*(settings(config) if small is None else small), f"trainer.max_steps={steps}", *overrides]
-    with contextlib.redirect_stdout(sys.stderr):
-        launch.main(argparse.Namespace(config=str(config), gpu="0", train=True, **flags), given)
 
 
 def _count_calls(guidance: Any, calls: list[str]) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 from carv_3d.io.structured import look_up
 
 PROMPT = "a red mug"
+LETTERS = 60
+"""Of a prompt, at most: the tiny tokenizer reads letters, and 77 of them with what begins and ends a text."""
 
 
 def _stable_diffusion(folder: Path) -> None:
@@ -54,9 +56,16 @@ def _zero123_unified(folder: Path) -> None:
     build_zero123_folder(folder)
 
 
+def _mvdream(folder: Path) -> None:
+    import mvdream_tiny
+
+    mvdream_tiny.write(folder)
+
+
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     "stable-diffusion": _stable_diffusion, "deep-floyd": _deep_floyd, "zero123": _zero123,
     "zero123-unified": _zero123_unified, "pix2pix": _pix2pix, "controlnet": _controlnet,
+    "mvdream": _mvdream,
 }  # fmt: skip
 """By the name of a folder; a builder makes that folder."""
 LDM = {"pretrained_model_name_or_path": "zero123/model.ckpt", "pretrained_config": "zero123/model.yaml"}
@@ -77,6 +86,7 @@ MODELS: dict[str, dict[str, str]] = {
     "zero123-guidance": LDM,
     "stable-zero123-guidance": LDM,
     "zero123-unified-guidance": {"pretrained_model_name_or_path": "zero123-unified"},
+    "mvdream-multiview-diffusion-guidance": {"ckpt_path": "mvdream/model.pt"},
     "stable-diffusion-sdi-guidance": {"pretrained_model_name_or_path": "stable-diffusion"},
     "stable-diffusion-unified-guidance": dict.fromkeys(
         ("pretrained_model_name_or_path", "vsd_phi_model_name_or_path"), "stable-diffusion"
@@ -135,6 +145,8 @@ def _models(config: Mapping[str, Any], models: Path) -> Iterator[str]:
             if option == "vsd_phi_model_name_or_path" and given.get(option) is None:
                 continue
             yield f"system.{group}.{option}={built(models, model)}"
+        if str(kind).startswith("mvdream"):
+            yield f"system.{group}.image_size=16"
         if "guidance" in str(kind):
             yield f"system.{group}.half_precision_weights=false"
         elif not str(kind).startswith("dummy"):
@@ -144,6 +156,8 @@ def _models(config: Mapping[str, Any], models: Path) -> Iterator[str]:
 def _data(config: Mapping[str, Any], models: Path) -> Iterator[str]:
     if not str(config["system"].get("prompt_processor_type")).startswith("dummy"):
         yield f"system.prompt_processor.prompt={json.dumps(PROMPT)}"
+    if len(str(look_up(config, "system.prompt_processor.negative_prompt") or "")) > LETTERS:
+        yield "system.prompt_processor.negative_prompt=bad"
     if look_up(config, "data.image_path") == "???":
         yield f"data.image_path={IMAGE}"
     if look_up(config, "system.guide_shape") == "???":

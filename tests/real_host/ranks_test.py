@@ -44,8 +44,11 @@ def _observe(carv: Any) -> None:
 
 
 def facts(system: Any) -> dict[str, Any]:
-    """The timesteps of a step, and a sum over the parameters, which differs where ranks have drifted apart."""
-    t = torch.cat(TIMESTEPS).tolist()
+    """The timesteps of a batch, and a sum over the parameters, which differs where ranks have drifted apart.
+
+    Systems that edit images do not call their guidance in every batch, and not on every rank: no timesteps then.
+    """
+    t = [step for drawn in TIMESTEPS for step in drawn.tolist()]
     TIMESTEPS.clear()
     total = sum(float(p.detach().double().abs().sum()) for p in system.parameters())
     return {"t": t, "parameters": total}

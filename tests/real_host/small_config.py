@@ -6,6 +6,7 @@ configuration waits for (reference steps before the guidance, editing that begin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ NUMBERS = {
 ENCODINGS = {"geometry": ("pos_encoding_config", 4), "background": ("dir_encoding_config", 3)}
 ENCODED = {
     "implicit-volume": "geometry", "implicit-sdf": "geometry", "neural-environment-map-background": "background",
-    "tetrahedra-sdf-grid": "geometry",
+    "tetrahedra-sdf-grid": "geometry", "mvdream-neural-environment-map-background": "background",
 }  # fmt: skip
 CUDA = {"HashGrid", "ProgressiveBandHashGrid", "SphericalHarmonics"}
 FROM_THE_START = {
@@ -36,8 +37,9 @@ def small(config: Mapping[str, Any]) -> list[str]:
         for name, _ in _leaves(config.get(part, {}), part)
         if _last(name) in NUMBERS
     ]
-    if "random-camera" in str(config.get("data_type")):
+    if re.search(r"random-(multiview-)?camera", str(config.get("data_type"))):
         words += ["data.n_val_views=1", "data.n_test_views=2", f"data.eval_width={SIZE}", f"data.eval_height={SIZE}"]
+    words += [f"data.batch_size={views}" for views in [config.get("data", {}).get("n_view")] if views]
     words += _encodings(config.get("system", {}))
     words += _rendering(config.get("system", {}))
     words += [

@@ -6,82 +6,36 @@ the package.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
+import mvdream_tiny
 import pytest
 import recorded_mvdream as mvdream
 import recorded_parity as recorded
 import torch
-import yaml
 from cpu_host import EXTENSION
-from ldm_tiny import AUTOENCODER
 from mvdream_models import NAME
 
 from carv_3d.teachers.mvdream import side_by_side
 
-STOCK, PACKAGE = (Path(os.environ[f"CARV_{name}"]).resolve() for name in ("THREESTUDIO_MVDREAM", "MVDREAM"))
-MODULES = "mvdream.ldm.modules.diffusionmodules.openaimodel"
-CONFIG: dict[str, Any] = {
-    "target": "mvdream.ldm.interface.LatentDiffusionInterface",
-    "params": {
-        "linear_start": 0.00085, "linear_end": 0.0120, "timesteps": 1000, "scale_factor": 0.18215,
-        "unet_config": {
-            "target": f"{MODULES}.MultiViewUNetModel",
-            "params": {
-                "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32,
-                "attention_resolutions": [2, 1], "num_res_blocks": 1, "channel_mult": [1, 2], "num_head_channels": 16,
-                "use_spatial_transformer": True, "use_linear_in_transformer": True, "transformer_depth": 1,
-                "context_dim": 16, "use_checkpoint": False, "legacy": False, "camera_dim": 16,
-            },
-        },
-        "first_stage_config": {
-            "target": "mvdream.ldm.models.autoencoder.AutoencoderKL",
-            "params": AUTOENCODER,
-        },
-        "cond_stage_config": {"target": "torch.nn.Identity"},
-    },
-}  # fmt: skip
-
-
-def install(config: str) -> None:
-    """The package, with a tiny model's configuration for any name, and without what it needs setuptools for."""
-    sys.path.append(str(PACKAGE))
-    sys.modules.setdefault("pkg_resources", types.ModuleType("pkg_resources"))
-    importlib.import_module("mvdream.model_zoo").get_config_file = lambda name: config
-
 
 @pytest.fixture(scope="module")
-def files(threestudio: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("mvdream")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": CONFIG}))
-    install(str(folder / "config.yaml"))
-    torch.manual_seed(0)
-    model = importlib.import_module("mvdream.ldm.util").instantiate_from_config(CONFIG)
-    for parameter in model.parameters():  # some begin at zero, which would hide what goes through them
-        parameter.data.add_(0.05 * torch.randn(parameter.shape))
-    torch.save(model.state_dict(), folder / "model.pt")
-    return {"config": str(folder / "config.yaml"), "ckpt_path": str(folder / "model.pt")}
+def weights(threestudio: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return mvdream_tiny.write(tmp_path_factory.mktemp("mvdream"))
 
 
 @pytest.mark.parametrize("recon_loss", [True, False])
 def test_one_draw_gives_the_stock_gradient(
-    recon_loss: bool, threestudio: Any, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    recon_loss: bool, threestudio: Any, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = importlib.util.spec_from_file_location("stock_mvdream", STOCK / "guidance" / "mvdream_guidance.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    threestudio.__modules__.pop(mvdream.KIND, None)
-    spec.loader.exec_module(module)
-    cfg = {"ckpt_path": files["ckpt_path"], "image_size": 16, "recon_loss": recon_loss}
+    mvdream_tiny.load_stock(threestudio)
+    cfg = {"ckpt_path": weights, "image_size": 16, "recon_loss": recon_loss}
     stock = threestudio.find(mvdream.KIND)(cfg)
     stock.alphas_cumprod = stock.model.alphas_cumprod  # which it reads and does not have
     ours = threestudio.find(f"carv-{mvdream.KIND}")({**cfg, **recorded.ONE_DRAW})
@@ -101,26 +55,23 @@ def test_one_draw_gives_the_stock_gradient(
 
 
 RUN = """
-import sys, runpy, test_mvdream
-test_mvdream.install(sys.argv[1])
-sys.argv = sys.argv[2:]
+import sys, runpy, mvdream_tiny
+mvdream_tiny.install()
+sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], None, "__main__")
 """
 
 
-def test_the_shipped_configuration_trains(
-    checkout: Path, files: dict[str, str], sd_folder_512: Path, tmp_path: Path
-) -> None:
+def test_the_shipped_configuration_trains(checkout: Path, weights: str, sd_folder_512: Path, tmp_path: Path) -> None:
     script, file = Path(__file__).with_name("cpu_host.py"), EXTENSION / "configs" / "carv-mvdream.yaml"
-    (tmp_path / "run" / "custom").mkdir(parents=True)
-    (tmp_path / "run" / "custom" / "threestudio-mvdream").symlink_to(STOCK)
-    given = [f"system.guidance.ckpt_path={files['ckpt_path']}", "system.guidance.image_size=16"]
+    mvdream_tiny.link(tmp_path / "run")
+    given = [f"system.guidance.ckpt_path={weights}", "system.guidance.image_size=16"]
     given += [f"system.prompt_processor.pretrained_model_name_or_path={sd_folder_512}", "data.batch_size=8"]
     given += ["system.prompt_processor.negative_prompt=bad"]  # the tiny tokenizer reads letters
     given += ["data.resolution_milestones=[]", "system.background.dir_encoding_config.n_frequencies=3"]
     given += ["system.background.dir_encoding_config.otype=ProgressiveBandFrequency"]
     paths = os.pathsep.join([str(script.parent), os.environ.get("PYTHONPATH", "")])
-    words = [files["config"], script, checkout, file, 3, tmp_path / "run"]
+    words = [script, checkout, file, 3, tmp_path / "run"]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *map(str, words), *given],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths},
