@@ -92,11 +92,9 @@ def attribute(options: AttributeOptions) -> int:
 
 
 def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path, display: Display, begin: float) -> int:
-    from carv_3d.teachers import load
-
     _check_memory(options)
     with display.status("loading the model"):
-        teacher = load.load_teacher(model_name)
+        teacher, model = _load(options, model_name)
     query = None
     if kind == "image":  # refused before any images are made
         query = image_query(expanded(options.query), options.prompt, teacher.image_size, options.resize)
@@ -105,7 +103,6 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     if captions < len(images):
         display.say(f"{captions} of {len(images)} training images have a caption; the others are taken without text.")
     query = query or _query(kind, options, teacher, display)
-    model = GradientModel.from_teacher(teacher)
     maker = FeatureMaker(model, options.features)
     base = _store_folder(options, maker, images)
     items = EncodedImages(images, teacher, base / "latents", _earlier_stores(options, base, "latents"))
@@ -145,6 +142,17 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     display.say("Most influential: " + "; ".join(images.caption(i) or images.key(i) for i in best))
     display.say(f"Done: open {out / 'report.html'}")
     return 0
+
+
+def _load(options: AttributeOptions, model_name: str) -> tuple[Any, GradientModel]:
+    """The teacher, and what gradients are taken of: its network, or adapters of it."""
+    from carv_3d.attribution import lora
+    from carv_3d.teachers import load
+
+    if options.lora:
+        return lora.load_with_lora(model_name, options.lora, options.lora_rank, options.seed)
+    teacher = load.load_teacher(model_name)
+    return teacher, GradientModel.from_teacher(teacher)
 
 
 def _check_memory(options: AttributeOptions) -> None:
@@ -285,6 +293,8 @@ def _facts(
         "draws of a query's image": str(options.query_draws),
         "in all": duration(seconds),
     }
+    if options.lora:
+        facts["gradients of adapters"] = f"{', '.join(options.lora)}, {maker.model.num_parameters:,} parameters"
     if options.training_images == "tiny" and not model_knowledge(model_name).training_data:
         facts["training images"] += " of carv-tiny, taken for this model's own"
     if made:

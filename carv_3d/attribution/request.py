@@ -58,6 +58,10 @@ class AttributeOptions(
     views: int = option(4, "Images that stand for a prompt or an asset.", least=1, most=10_000)
     method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
     resize: bool = option(False, "Cut and scale images of another size.")
+    lora: tuple[str, ...] = option(
+        (), "Gradients of low-rank adapters alone: fresh, or FILE.safetensors:SCALE, which the model is given."
+    )
+    lora_rank: int = option(16, "Rank of fresh ones.", least=1, most=1024)
     store: Path | None = option(None, "Where latents and features are kept for the next query.")
     shard: str = option(
         "", "I/N: make this share of the gradients, from 0, and stop; processes with one store share them."

@@ -31,8 +31,8 @@ OLD_FORMS = (
 def parser() -> Parser:
     """Of `carv attribute`'s arguments."""
     made = Parser("carv attribute", HELP, OLD_FORMS)
-    names = ("model", "training_images", "items", "method", "views", "prompt", "resize", "store", "shard", "seed")
-    made.declare(AttributeOptions, *names, "out")
+    names = ("model", "training_images", "items", "method", "views", "prompt", "resize", "lora", "lora_rank", "store")
+    made.declare(AttributeOptions, *names, "shard", "seed", "out")
     return made
 
 

@@ -65,7 +65,7 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str], pipeline: str) -> Non
     layers = {part: dict(m.named_modules()) for part, m in parts.items() if isinstance(m, nn.Module)}
     for text in loras:
         path, scale = read_lora(text)
-        adapters = _adapters(path, pipeline, parts)
+        adapters = read_adapters(path, pipeline, parts)
         absent = sorted({part for part, _ in adapters if parts.get(part) is None})
         if absent:
             log.warning("the layers of %s for %s are left out: these were not loaded.", path, ", ".join(absent))
@@ -74,8 +74,17 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str], pipeline: str) -> Non
                 _add(layers[part], layer, adapter, scale, f"{path}: {part}.{layer}")
 
 
-def _adapters(path: Path, pipeline: str, parts: Mapping[str, Any]) -> dict[tuple[str, str], Adapter]:
-    """Every layer's, by part and layer."""
+def read_adapters(path: Path, pipeline: str, parts: Mapping[str, Any]) -> dict[tuple[str, str], Adapter]:
+    """What a LoRA holds, by part and layer.
+
+    Args:
+        path: in PEFT's, diffusers' or kohya's names.
+        pipeline: the class in diffusers that knows these names.
+        parts: modules by name; a UNet among them says which of its layers kohya's names mean.
+
+    Raises:
+        CarvError: a file that is no LoRA.
+    """
     import diffusers
 
     tensors = load_tensors(path, FIX)
