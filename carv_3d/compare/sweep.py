@@ -91,7 +91,7 @@ def checked(sweep: Sweep) -> Sweep:
     sweep = replace(sweep, common=whole)
     for word in [*sweep.common, *(w for method in sweep.methods for w in method.overrides)]:
         key = word.partition("=")[0]
-        if key.startswith(("checkpoint.", "trainer.val_check")):
+        if key == "logger" or key.startswith(("checkpoint.", "trainer.val_check")):
             raise CarvError(f"{key} has no part in a comparison, whose runs are scored and saved --points times")
     for prompt in range(len(sweep.prompts)):
         for method in sweep.methods:

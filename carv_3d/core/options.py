@@ -231,6 +231,9 @@ class RunOptions(SeedOptions):
     """What every run has."""
 
     device: Device = option("auto", "Where to compute; auto: CUDA where there is one.")
+    logger: Literal["csv", "tensorboard", "wandb"] = option(
+        "csv", "Where figures, images and mesh go besides metrics.csv: tensorboard, or wandb (Weights & Biases)."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

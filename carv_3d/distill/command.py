@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.core.devices import choose_device
 from carv_3d.core.seeds import seed_for
@@ -26,6 +27,7 @@ from carv_3d.errors import CarvError, printable
 from carv_3d.evaluation.scoring import PromptClassifier
 from carv_3d.io.files import check_writable, claimed, make_folder
 from carv_3d.runs.dry_run import print_costs
+from carv_3d.runs.loggers import Logger, check_logger, make_logger
 from carv_3d.runs.progress import Display
 from carv_3d.runs.ranks import Ranks, join
 from carv_3d.runs.run import Pace, Run
@@ -67,6 +69,7 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
     settings, folder = ranks.gather(asked)[0][0]
     display = Display(quiet=not ranks.first)
     prompts = check_prompts(settings)
+    check_logger(settings.options.logger)
     display.say(f"{settings.model} -> {folder}")
     with claimed(folder) if ranks.first else nullcontext():
         with display.status("loading the model"), out_of_memory_as(too_large(settings)):
@@ -172,13 +175,21 @@ class DistillRun(Run):
         """The settings as YAML."""
         return self.settings.to_yaml()
 
+    def make_logger(self) -> Logger:
+        """As the options say."""
+        options = self.settings.options
+        return make_logger(options.logger, self.folder, self.distillation.step, to_mapping(options))
+
     def preview(self) -> dict[str, float]:
         """Write previews/step-*.png, of the same prompts and noise every time; returns the classifiers' scores."""
         from carv_3d.io.images import preview_sheet
 
         images = self.distillation.images(self.captions, seed=0)
-        make_folder(self.folder / "previews")
-        preview_sheet(images.cpu(), self.folder / "previews" / f"step-{self.distillation.step:05d}.png", self.captions)
+        step = self.distillation.step
+        path = self.folder / "previews" / f"step-{step:05d}.png"
+        make_folder(path.parent)
+        preview_sheet(images.cpu(), path, self.captions)
+        self.logger.image(step, "preview", path)
         scores: dict[str, list[float]] = {}
         for classifier, caption in zip(self.classifiers, dict.fromkeys(self.captions)):
             index = [i for i, other in enumerate(self.captions) if other == caption]

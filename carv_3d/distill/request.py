@@ -21,7 +21,8 @@ from carv_3d.runs.request import check_resumable, check_unchanged, new_folder, n
 
 # What --resume may change: how long, what is shown and where, and what must be smaller or coarser where memory ran out.
 CHANGEABLE = (
-    "steps", "preview_every", "preview_prompts", "save_every", "max_batch", "device", "batch_size", "precision"
+    "steps", "preview_every", "preview_prompts", "save_every", "logger", "max_batch", "device", "batch_size",
+    "precision",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from carv_3d.io.files import claimed, make_folder, slug, write_atomic
 from carv_3d.io.structured import read_prompts
 from carv_3d.report.gallery import Card, render_gallery
 from carv_3d.runs.listing import read_summary
+from carv_3d.runs.loggers import check_logger
 from carv_3d.runs.names import CONFIG
 from carv_3d.runs.progress import Display
 from carv_3d.runs.ray_tasks import Tasks, check_engine, run_on_ray
@@ -106,6 +107,7 @@ def _planned(request: GenerateRequest, prompt: str, out: Path) -> Planned:
     own = replace(request, prompt=prompt, out=folder, resume=(folder / CONFIG).exists())
     config, _ = resolve(own)
     check_prompt(config)
+    check_logger(config.logger)
     return Planned(own, config, folder)
 
 

@@ -20,6 +20,7 @@ CHANGEABLE = (
     "checkpoint.",
     "system.exporter.",
     "device",
+    "logger",
     "data.eval_",
     "data.n_test_views",
     "system.renderer.eval_chunk_rays",

@@ -20,6 +20,7 @@ from carv_3d.io.files import claimed
 from carv_3d.io.images import contact_sheet, to_uint8, write_gif, write_mp4, write_png
 from carv_3d.io.tables import read_metrics, seconds_in_all
 from carv_3d.report.page import write_report
+from carv_3d.runs.loggers import Logger, check_logger, make_logger
 from carv_3d.runs.progress import Display, duration
 from carv_3d.runs.run import Pace, Run
 from carv_3d.tiny.knowledge import model_knowledge
@@ -76,6 +77,7 @@ def generate(request: GenerateRequest) -> int:
     display = Display()
     config, folder = resolve(request)
     check_prompt(config)
+    check_logger(config.logger)
     display.say(f'"{config.prompt}" -> {folder}')
     with claimed(folder):  # before the model, which may be a long download
         with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
@@ -109,12 +111,19 @@ class SceneRun(Run):
         """The configuration as YAML."""
         return config_to_yaml(self.host.config)
 
+    def make_logger(self) -> Logger:
+        """As the configuration says."""
+        config = self.host.config
+        return make_logger(config.logger, self.folder, self.host.step, to_mapping(config))
+
     def preview(self) -> dict[str, float]:
         """Write progress.png and return the classifier's score; after the last step also IoU and PSNR, if known."""
         data = self.host.config.data
         views = self.host.views(self.host.orbit(N_VIEWS), data.height, data.width)
         scale = max(1, round(128 / data.width))
-        write_png(self.folder / "progress.png", contact_sheet(to_uint8(views), 4, scale=scale))
+        path = self.folder / "progress.png"
+        write_png(path, contact_sheet(to_uint8(views), 4, scale=scale))
+        self.logger.image(self.host.step, "progress", path)
         scores = self.classifier.score(views) if self.classifier else {}
         if self.host.step >= self.host.config.trainer.max_steps and self.truth:
             scores |= self.truth.score(*scoring_views(self.host))
@@ -150,7 +159,9 @@ class SceneRun(Run):
 
     def write_preview(self, views: Any) -> None:
         """Write preview.png of images (n, H, W, 3) uint8."""
-        write_png(self.folder / "preview.png", contact_sheet(views, 4))
+        path = self.folder / "preview.png"
+        write_png(path, contact_sheet(views, 4))
+        self.logger.image(self.host.step, "preview", path)
 
     def _shots(self, n_views: int, asset: Any = None) -> Any:
         """Images (n, H, W, 3) uint8 around the asset; around the field where there is none."""
@@ -170,6 +181,7 @@ class SceneRun(Run):
         asset = textured(field, mesh, options.texture_size)
         extras = {"prompt": self.host.config.prompt, "generator": "carv_3d"}
         save_asset(asset, self.folder, options.longest_side, extras)
+        self.logger.mesh(self.host.step, asset, self.folder / "asset.glb")
         if not mesh.is_watertight:
             self.display.say("Note: the mesh is not closed; a larger system.exporter.resolution may help")
         closed = "yes" if mesh.is_watertight else "no"

@@ -18,7 +18,7 @@ from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import explain_os_error, locked
 from carv_3d.io.structured import look_up, read_yaml
 from carv_3d.io.tables import read_metrics
-from carv_3d.runs.names import CHECKPOINT, CONFIG, METRICS, previous_path
+from carv_3d.runs.names import CHECKPOINT, CONFIG, METRICS, WANDB_ID, previous_path
 
 State = Literal["running", "stopped", "done", "damaged"]
 DEPTH = 4  # folders below the one that is named: a comparison's runs are at 3
@@ -30,6 +30,7 @@ OUTPUTS = ("report.html", "model", RESULT)  # written last, by carv generate, di
 FILES = (
     CONFIG, METRICS, CHECKPOINT, previous_path(Path(CHECKPOINT)).name, "progress.png", "preview.png", "report.html",
     "asset.glb", "asset.obj", "asset.mtl", "asset.png", "turntable.gif", "turntable.mp4", RESULT, "method.json",
+    WANDB_ID,
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 CHECKPOINT, METRICS, CONFIG = "checkpoint", "metrics.csv", "config.yaml"
+TENSORBOARD, WANDB_ID = "tb_logs", "wandb-id"
 
 
 def previous_path(path: Path) -> Path:

@@ -16,6 +16,7 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import clear_half_written, os_errors_explained, write_atomic
 from carv_3d.io.tables import append_row, read_metrics, write_rows
 from carv_3d.runs.checkpoint import BEGIN_AGAIN, resumed_state, save_checkpoint
+from carv_3d.runs.loggers import Logger
 from carv_3d.runs.names import CHECKPOINT, CONFIG, METRICS
 from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.runs.ranks import Ranks
@@ -81,6 +82,7 @@ class Run:
         self.trainer, self.folder, self.display, self.pace = trainer, folder, display, pace
         self.ranks = ranks or Ranks()
         self.checkpoint, self.metrics = folder / CHECKPOINT, folder / METRICS
+        self.logger = Logger()
         self.saved_step: int | None = None
         self.last: dict[str, float] = {}
 
@@ -91,6 +93,10 @@ class Run:
     def preview(self) -> dict[str, float]:
         """Show how far the run is; returns what is measured on the preview."""
         return {}
+
+    def make_logger(self) -> Logger:
+        """Where figures go besides metrics.csv, once the run is open; CarvError where that cannot begin."""
+        return Logger()
 
     def saved(self) -> None:
         """Called after each checkpoint."""
@@ -109,6 +115,8 @@ class Run:
             CarvError: what the user can mend, ending in what is kept and how to resume.
         """
         self.open(resume)
+        if self.ranks.first:
+            self.logger = self.make_logger()
         try:
             with self._explained():
                 number = self.train()
@@ -120,6 +128,8 @@ class Run:
         except KeyboardInterrupt:
             self.display.say(f"Interrupted; {self.kept()}.")
             return 130
+        finally:
+            self.logger.close()
         self.ranks.gather(None)  # nobody leaves before it is written
         if sentence:
             self.display.say(sentence)
@@ -197,6 +207,7 @@ class Run:
         """Keep a step's figures: in metrics.csv, and the last finite ones for the display."""
         if self.columns and self.ranks.first:
             append_row(self.metrics, self.columns, row)
+            self.logger.scalars(self.trainer.step, row)
         self.last |= {name: value for name, value in row.items() if math.isfinite(value)}
 
     def save(self) -> None:

@@ -159,6 +159,7 @@ def test_how_work_is_cut_up_does_not_change_the_result(
 
 ELSEWHERE = {  # option -> where it is tried
     "device": "generate/test_config.py",
+    "logger": "runs/test_loggers.py",
     "trainer.val_check_interval": "generate/test_run.py",
     "trainer.step_seconds": "generate/test_trainer.py",
     "checkpoint.every_n_train_steps": "generate/test_run.py",
