@@ -8,8 +8,8 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from carv_3d.attribution.queries import (
 )
 from carv_3d.attribution.request import GROUPS, METHODS, QUERY_GROUPS, AttributeOptions, check_data
 from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
+from carv_3d.attribution.shares import Opened, make_rows, with_whole_paths
 from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
@@ -52,7 +53,8 @@ from carv_3d.io.files import (
     write_via,
 )
 from carv_3d.io.tables import csv_text
-from carv_3d.runs.progress import Display, StopSignals, duration
+from carv_3d.runs.progress import Display, duration
+from carv_3d.runs.ray_tasks import check_engine
 from carv_3d.runs.request import new_folder
 from carv_3d.teachers.families import DEFAULT_MODEL
 from carv_3d.tiny.knowledge import model_knowledge
@@ -77,6 +79,7 @@ def attribute(options: AttributeOptions) -> int:
         CarvError: whatever the user can mend, before any work where it is known then; nothing is written over.
     """
     display, begin = Display(), time.perf_counter()
+    check_engine(options)
     kind = query_kind(options.query)
     model_name = options.model or (run_model(expanded(options.query)) if kind == "run" else DEFAULT_MODEL)
     check_data(options.training_images, model_name)
@@ -105,20 +108,20 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     query = query or _query(kind, options, teacher, display)
     maker = FeatureMaker(model, options.features)
     base = _store_folder(options, maker, images)
-    items = EncodedImages(images, teacher, base / "latents", _earlier_stores(options, base, "latents"))
-    name = _features_name(options)
-    rows = maker.open_store(base / name, items, items.row_keys(), _earlier_stores(options, base, name))
+    items, rows = _stores(options, images, teacher, maker, base)
     if rows.taken_over:
         display.say(f"{rows.taken_over} of {len(items)} gradients are those of an earlier query.")
-    with StopSignals() as stop:
-        for words, work in (
-            ("encoding the training images", items.encode),
-            ("their gradients", partial(maker.fill, rows, items, *options.share)),
-        ):
-            display.say(words)
-            if not _with_progress(display, len(items), stop, work):
-                display.say(f"Stopped; what is finished is in {base}, and the same command resumes there.")
-                return 128 + stop.number
+    for place in map(expanded, options.merge):
+        items.store.merge(place / "latents")
+        count = rows.merge(place / _features_name(replace(options, store=place)))
+        display.say(f"{count} gradients are those of {place}.")
+    own_cache = options.store is not None and options.training_images != "tiny"
+    cached = base if own_cache else cache_folder().resolve()
+    there = partial(open_on_worker, with_whole_paths(options, model_name), cached)
+    stopped = make_rows(options, (items, maker, rows), base, there, display)
+    if stopped:
+        display.say(f"Stopped; what is finished is in {base}, and the same command resumes there.")
+        return 128 + stopped
     if not rows.complete:
         left = int((~rows.finished).sum())
         display.say(f"This share is done; {left} training images are left for the others. It is all in {base}.")
@@ -142,6 +145,31 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     display.say("Most influential: " + "; ".join(images.caption(i) or images.key(i) for i in best))
     display.say(f"Done: open {out / 'report.html'}")
     return 0
+
+
+def _stores(
+    options: AttributeOptions, images: TrainingImages, teacher: Any, maker: FeatureMaker, base: Path
+) -> tuple[EncodedImages, RowStore]:
+    """Of the latents and of the gradients, new or resumed."""
+    items = EncodedImages(images, teacher, base / "latents", _earlier_stores(options, base, "latents"))
+    name = _features_name(options)
+    return items, maker.open_store(base / name, items, items.row_keys(), _earlier_stores(options, base, name))
+
+
+@cache
+def open_on_worker(options: AttributeOptions, cached: Path) -> Opened:
+    """What a worker works on, once in its process.
+
+    Args:
+        options: with the model, and whole paths.
+        cached: the cache of whoever asks, where no store is named.
+    """
+    os.environ["CARV_CACHE"] = str(cached)
+    teacher, model = _load(options, str(options.model))
+    maker = FeatureMaker(model, options.features)
+    images = _images(options, teacher.image_size, Display(quiet=True))
+    items, rows = _stores(options, images, teacher, maker, _store_folder(options, maker, images))
+    return items, maker, rows
 
 
 def _load(options: AttributeOptions, model_name: str) -> tuple[Any, GradientModel]:
@@ -261,20 +289,6 @@ def _features_name(options: AttributeOptions) -> str:
         return output
     words = json.dumps(options.features.stored(), sort_keys=True)
     return f"{output}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
-
-
-def _with_progress(display: Display, total: int, stop: StopSignals, work: Callable[..., bool]) -> bool:
-    begin = time.perf_counter()
-    with display.progress(0, total) as advance:
-        made = 0
-
-        def show(done: int, of: int) -> bool:
-            nonlocal made
-            made += 1
-            advance(done, {"seconds": (time.perf_counter() - begin) / made})
-            return bool(stop.number)
-
-        return work(show=show)
 
 
 def _facts(

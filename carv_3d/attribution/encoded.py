@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 from carv_3d.attribution.images import Image, TrainingImages
-from carv_3d.attribution.store import RowStore
+from carv_3d.attribution.store import UNIT, RowStore
+from carv_3d.io.files import claimed_part
 from carv_3d.runs.checkpoint import module_fingerprint
 from carv_3d.teachers.latent_diffusion import LatentDiffusionTeacher
 
-CHUNK = 16  # images encoded together, always the same ones, so that resuming changes no bit
+CHUNK = UNIT  # images encoded together, always the same ones, so that resuming changes no bit
 FLUSH_EVERY = 64  # chunks; what a power cut (no kill) may cost
+PATIENCE = 0.2  # seconds between two looks at chunks that others are at
 CAPTIONS = 512  # embedded captions that are remembered
 
 
@@ -41,24 +44,47 @@ class EncodedImages:
         self._models = [meta["vae"], *text]
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
 
-    def encode(self, show: Callable[[int, int], bool] | None = None) -> bool:
-        """Encodes what is missing; True when nothing is. show: as of FeatureMaker.fill."""
+    def encode(self, show: Callable[[int, int], bool] | None = None, shard: int = 0, shards: int = 1) -> bool:
+        """Encodes what a share needs and is missing; True when nothing of it is. show: as of FeatureMaker.fill.
+
+        Of processes at work on one store, each takes chunks that no other is at, and waits for the last ones of others:
+        a chunk is encoded once, and again by another where its process was killed.
+        """
         n = len(self.images)
-        pending = sorted({int(i) // CHUNK for i in self.store.pending()})
-        for count, chunk in enumerate(pending):
+        needed = sorted({int(i) // CHUNK for i in self.store.pending(shard, shards)})
+        first = len(needed) * shard // shards
+        waiting = deque(needed[first:] + needed[:first])
+        count = skipped = 0
+        while waiting:
+            chunk = waiting.popleft()
             index = range(chunk * CHUNK, min((chunk + 1) * CHUNK, n))
-            latents = encode_images([self.images.image(i) for i in index], self.teacher)
-            finished = self.store.finished
-            for i, row in zip(index, latents.cpu().numpy()):
-                if not finished[i]:
-                    self.store.write(i, row.astype(np.float32))
-            if (count + 1) % FLUSH_EVERY == 0:
-                self.store.flush()
-            if show is not None and show(index[-1] + 1, n) and count + 1 < len(pending):
+            with claimed_part(self.store.folder, chunk) as claimed:
+                if claimed:
+                    self._encode_chunk(index)
+            if claimed:
+                count, skipped = count + 1, 0
+                if count % FLUSH_EVERY == 0:
+                    self.store.flush()
+            else:
+                waiting.append(chunk)
+                skipped += 1
+                if skipped >= len(waiting):
+                    time.sleep(PATIENCE)
+            if show is not None and show(index[-1] + 1, n) and waiting:
                 self.store.flush()
                 return False
         self.store.flush()
         return True
+
+    def _encode_chunk(self, index: range) -> None:
+        """All of it, or nothing where another process has finished it."""
+        missing = self.store.missing(index)
+        if not missing:
+            return
+        latents = encode_images([self.images.image(i) for i in index], self.teacher)
+        for i, row in zip(index, latents.cpu().numpy()):
+            if i in missing:
+                self.store.write(i, row.astype(np.float32))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -229,7 +229,7 @@ class FeatureMaker:
             CarvError: as `feature`.
         """
         pending = store.pending(shard, shards)
-        total = len(range(shard, store.count, shards))
+        total = len(store.share(shard, shards))
         try:
             for begin in range(0, len(pending), self.batch):
                 batch = pending[begin : begin + self.batch].tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from carv_3d.config.request import ModelOptions, OutOptions, TextOptions
-from carv_3d.core.options import DrawOptions, ProjectionOptions, check_draws, option
+from carv_3d.core.options import DrawOptions, EngineOptions, ProjectionOptions, check_draws, option
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 from carv_3d.tiny.knowledge import model_knowledge
@@ -33,12 +33,14 @@ class AttributeOptions(
     ModelOptions,
     TextOptions,
     OutOptions,
+    EngineOptions,
     defaults={"num_draws": 8, "antithetic": True},
     kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
     helps={
         "model": "A diffusers folder or hub id; unless given, the run's, or carv-tiny.",
         "out": "The folder; unless given, outputs/attribution-QUERY.",
         "prompt": "The text that an image was made from.",
+        "engine": "Where gradients are made: local, or ray: on several workers at once.",
     },
     renamed={"draws": "num_draws", "data": "training_images"},
 ):
@@ -67,8 +69,14 @@ class AttributeOptions(
         "", "I/N: make this share of the gradients, from 0, and stop; processes with one store share them."
     )
 
+    merge: tuple[str, ...] = option(
+        (), "Stores that shares were made in on other machines; what is finished in them is taken over."
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.shard and self.engine == "ray":
+            raise CarvError("--shard is for processes that are started by hand; leave it out with --engine ray.")
         if self.method != "cosine" and (self.dim or 0) > MAX_KERNEL:
             raise CarvError(
                 f"dim is {self.dim}; with {self.method} it must be at most {MAX_KERNEL}: its kernel has dim² numbers."

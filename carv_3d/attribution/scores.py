@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carv_3d.attribution.store import release_pages
 from carv_3d.errors import CarvError
 
 CHUNK = 512  # items at a time
+RELEASE_EVERY = 16  # chunks, after which the memory of mapped rows is given back
 Rows = Any  # a tensor or a (memory-mapped) array
 
 
@@ -263,7 +265,9 @@ def _chunks(items: Rows, picked: Any = None) -> Iterator[Tensor]:
     """(chunk, G, d) float64 of the items, or of those picked, in order."""
     for begin in range(0, len(items if picked is None else picked), CHUNK):
         part = items[begin : begin + CHUNK] if picked is None else items[picked[begin : begin + CHUNK]]
-        yield torch.as_tensor(np.asarray(part)).double()
+        yield part.double() if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float64))
+        if begin // CHUNK % RELEASE_EVERY == 0:
+            release_pages(items)
 
 
 def _check(queries: Tensor, items: Rows) -> None:

@@ -3,7 +3,8 @@
 A folder holds `meta.json` (what the rows are made with), `rows.npy` and `done.npy`, a checksum for each row that is
 finished; where rows have keys also `keys.json`, by which a store of other items takes rows over. A row that a kill or a
 power cut left torn does not match its checksum and is made again. Processes write disjoint rows of the same file, so
-shards need no merging and give what one process gives.
+shards need no merging and give what one process gives. Stores that machines without a common disk have made are
+merged.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from carv_3d.io.structured import differing_keys, look_up, read_json
 from carv_3d.io.tensor_files import mapped_array
 
 FORMAT = 1
+UNIT = 16  # neighbours that a share has together, where there are many times as many
+UNITS = 8  # in a share, from where on it has whole ones
 RELEASE_EVERY = 512  # rows that are looked at
 
 
@@ -52,7 +55,7 @@ class RowStore:
         self.folder, self.count, self.shape = folder, count, tuple(shape)
         self.taken_over = 0
         self._reads = 0
-        expected = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
+        self._meta = expected = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
         make_folder(folder)
         with _locked(folder):
             if not (folder / "meta.json").exists():
@@ -83,19 +86,68 @@ class RowStore:
         """Of all rows, by their own checksums."""
         return zlib.crc32(np.asarray(self._done).tobytes())
 
-    def pending(self, shard: int = 0, shards: int = 1) -> NDArray[np.int64]:
-        """The rows that this shard has still to make: those whose number is `shard` modulo `shards`."""
+    def share(self, shard: int, shards: int) -> NDArray[np.int64]:
+        """The rows of a share, whether they are made or not.
+
+        Units of neighbours in turn where there are many, so that the chunks that are encoded together are a share's
+        own; else single rows in turn.
+        """
         if not 0 <= shard < shards:
             raise CarvError(f"shard {shard} of {shards} does not exist; shards count from 0.")
-        share = np.arange(shard, self.count, shards)
+        unit = UNIT if self.count >= UNIT * UNITS * shards else 1
+        index = np.arange(self.count)
+        return index[index // unit % shards == shard]
+
+    def pending(self, shard: int = 0, shards: int = 1) -> NDArray[np.int64]:
+        """The rows that this shard has still to make."""
+        share = self.share(shard, shards)
         return share[~self.finished[share]]
+
+    def missing(self, rows: range) -> list[int]:
+        """Those of some neighbours that are not there, as other processes have it now."""
+        return [i for i in rows if not self._done[i]]
+
+    def merge(self, folder: Path) -> int:
+        """Takes over the finished rows of a store of the same that was made elsewhere; returns how many were new.
+
+        Raises:
+            CarvError: it was made with anything else or has other keys, or is damaged; nothing is taken over then.
+        """
+        fix = "name a store of the same model, images and options with --merge"
+        stored = read_json(folder / "meta.json", fix)
+        for key in differing_keys(stored, self._meta):
+            raise CarvError(
+                f"the store in {folder} was made with {key} = {look_up(stored, key)!r}, and this one with "
+                f"{look_up(self._meta, key)!r}; {fix}"
+            )
+        keys, others = (
+            read_json(place / "keys.json", fix, list) if (place / "keys.json").exists() else []
+            for place in (self.folder, folder)
+        )
+        if keys != others:
+            differing = next((i for i, pair in enumerate(zip(keys, others)) if pair[0] != pair[1]), len(keys))
+            raise CarvError(f"the store in {folder} has another key for item {differing}; {fix}")
+        rows, done = (mapped_array(folder / f"{name}.npy", "r", fix) for name in ("rows", "done"))
+        if rows.shape != self._rows.shape or done.shape != self._done.shape:
+            raise CarvError(f"the store in {folder} is damaged: its arrays have other shapes; {fix}")
+        taken = 0
+        for index in np.flatnonzero((np.asarray(done) != 0) & ~self.finished):
+            row = np.array(rows[index], dtype=np.float32)
+            if _checksum(row) == done[index]:
+                self.write(int(index), row)
+                taken += 1
+                if taken % RELEASE_EVERY == 0:
+                    self.flush()
+                    release_pages(rows)
+        self.flush()
+        return taken
 
     def read(self, index: int) -> NDArray[np.float32]:
         """A copy of one row; going over all of them takes the memory of a few."""
         row = np.array(self._rows[index])
         self._reads += 1
         if self._reads % RELEASE_EVERY == 0:
-            _release(self._rows)
+            release_pages(self._rows)
         return row
 
     def write(self, index: int, row: NDArray[np.float32]) -> None:
@@ -113,7 +165,7 @@ class RowStore:
             self._done.flush()
         except OSError as error:
             raise explain_os_error(error, self.folder) from error
-        _release(self._rows)
+        release_pages(self._rows)
 
     def _create(self, meta: dict[str, Any], keys: list[str], earlier: Iterable[Path]) -> None:
         need = 4 * self.count * int(np.prod(self.shape))
@@ -167,15 +219,15 @@ class RowStore:
             if self._done[index] != _checksum(self._rows[index]):
                 self._done[index] = 0
             if n % RELEASE_EVERY == 0:
-                _release(self._rows)
-        _release(self._rows)
+                release_pages(self._rows)
+        release_pages(self._rows)
 
 
 def _without_items(meta: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in meta.items() if key not in ("items", "rows")}
 
 
-def _release(rows: NDArray[np.float32]) -> None:
+def release_pages(rows: NDArray[np.float32]) -> None:
     """Give back the memory of pages that were touched, where the platform can.
 
     The file has them; without this a process would seem to grow with its store.

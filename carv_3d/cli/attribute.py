@@ -32,7 +32,8 @@ def parser() -> Parser:
     """Of `carv attribute`'s arguments."""
     made = Parser("carv attribute", HELP, OLD_FORMS)
     names = ("model", "training_images", "items", "method", "views", "prompt", "resize", "lora", "lora_rank", "store")
-    made.declare(AttributeOptions, *names, "shard", "seed", "out")
+    made.declare(AttributeOptions, *names, "shard", "merge", "seed", "out")
+    made.declare(AttributeOptions, "engine", "address", "workers", group="several workers")
     return made
 
 

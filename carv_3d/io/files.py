@@ -320,3 +320,26 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def claimed_part(folder: Path, part: int) -> Iterator[bool]:
+    """Whether part `part` (0, 1, ...) of the work in `folder` is this process's within the block.
+
+    False where another process has it now; a kill frees it. Without locks (a platform, a file system) it is always
+    True, and parts may be made twice.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    with open(folder / ".claims", "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_NB | fcntl.LOCK_EX, 1, part)
+        except (BlockingIOError, PermissionError):  # the two that POSIX allows for "taken"
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
