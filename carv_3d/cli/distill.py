@@ -57,7 +57,7 @@ def distill(args: argparse.Namespace) -> int:
     model = one_word(args.words, "models", "carv distill carv-tiny")
     given = flags(args)
     dry = given.pop("dry_run")
-    if model is None and "resume" not in given:
+    if not model and "resume" not in given:
         raise CarvError("the model is missing; name one, such as carv distill carv-tiny")
     from carv_3d.distill.command import distill as train
     from carv_3d.distill.command import dry_run

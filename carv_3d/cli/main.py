@@ -58,12 +58,23 @@ def _explained(words: list[str]) -> int:
     except CarvError as error:
         print(f"carv: {error}", file=sys.stderr)
         return 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _of_memory(error):
+            raise
         print("carv: memory ran out; close other programs, or ask for something smaller", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("carv: interrupted", file=sys.stderr)
         return 130
+
+
+def _of_memory(error: RuntimeError) -> bool:
+    """Whether torch, if it was loaded, could not have the memory that it asked for."""
+    if "torch" not in sys.modules:
+        return False
+    from carv_3d.core.batching import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _dispatch(words: list[str]) -> int:

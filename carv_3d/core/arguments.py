@@ -83,7 +83,16 @@ def refuse_arguments(function: Callable[..., Any], given: Mapping[str, Any], err
 
 def raised_by_the_call(error: TypeError) -> bool:
     """Whether the arguments did not fit, so that the function itself never ran; asked where it was called."""
-    return error.__traceback__ is not None and error.__traceback__.tb_next is None
+    inner = error.__traceback__ and error.__traceback__.tb_next
+    while inner is not None and inner.tb_frame.f_globals.get("__name__") == "torch.nn.modules.module":
+        inner = inner.tb_next  # what calls a module's forward
+    return error.__traceback__ is not None and inner is None
+
+
+def refuse_text(name: str, value: Any) -> None:
+    """CarvError for a text where a list of texts is due: each of its letters would be taken for one."""
+    if isinstance(value, str):
+        raise CarvError(f"{name} is {shown(value)}; it must be a list of texts: [{shown(value)}].")
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -115,8 +115,11 @@ def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
         else:
             advice = "return the noise prediction"
         raise CarvError(f"{what} returned a {kind}, not a tensor: {advice}.")
-    if not value.is_floating_point():
-        raise CarvError(f"{what} returned numbers of type {value.dtype}; they must be floating-point numbers.")
+    if not value.is_floating_point() or value.element_size() < 2:
+        due = "floating-point numbers of 16 bits or more"
+        raise CarvError(f"{what} returned numbers of type {value.dtype}; they must be {due}.")
+    if value.layout != torch.strided:
+        raise CarvError(f"{what} returned a {value.layout} tensor; it must be a dense one: return its .to_dense().")
     if value.device != z_t.device:
         raise CarvError(f"{what} returned a tensor on {value.device} for z_t on {z_t.device}; move the model there.")
     if value.shape != z_t.shape:

@@ -141,6 +141,7 @@ class CarvEstimator:
             f"stratify {o.stratify}{pairs}, {self.schedule!r})"
         )
 
+    @checked
     def set_range(self, min_step: int, max_step: int) -> None:
         """Timesteps are min_step .. max_step from now on; call it at every step if they are annealed.
 

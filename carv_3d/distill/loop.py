@@ -42,6 +42,12 @@ STREAMS = ("noise", "prompts", "draws", "fake_draws")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def check_noise(teacher: Any, samples: int, draws: int, fix: str) -> None:
+    """CarvError unless memory holds the noise of that many draws of each sample; ends in `fix`."""
+    noise = 4 * samples * draws * teacher.latent_channels * teacher.latent_size**2  # bytes
+    check_memory({f"batch_size x draws = {samples} x {draws}": COPIES * noise}, fix, teacher.device)
+
+
 class Distillation:
     """One generator that is distilled from one teacher.
 
@@ -69,9 +75,7 @@ class Distillation:
         if options.precision == "fp16" and self.device.type != "cuda":
             raise CarvError("precision is fp16, which needs CUDA; take bf16 or float32 on this device")
         draws = max(options.K, options.fake_draws)
-        noise = 4 * options.batch_size * draws * teacher.latent_channels * teacher.latent_size**2  # bytes
-        drawn = f"batch_size x draws = {options.batch_size} x {draws}"
-        check_memory({drawn: COPIES * noise}, "lower batch_size, num_draws or fake_draws", self.device)
+        check_noise(teacher, options.batch_size, draws, "lower batch_size, num_draws or fake_draws")
         self.meter = CostMeter(self.device)
         self.teacher: Any = TimedTeacher(teacher, self.meter)
         self.generator = OneStepGenerator.from_teacher(teacher) if generator is None else generator

@@ -47,7 +47,7 @@ class DistillOptions(
         2,
         "Updates of the fake score per update of the generator (DMD2's two time scales).",
         least=1,
-        most=1000,  # DMD2 takes 5; more would be hours a step
+        most=100,  # DMD2 takes 5; more would be minutes a step
     )
     fake_draws: int = option(2, "K_fake, draws per sample that train the fake score.", least=1, most=2**20)
     fake_lr: float = option(1e-4, "Learning rate of the fake score.", above=0, most=1000)

@@ -22,7 +22,7 @@ from carv_3d.core.estimator import CarvEstimator
 from carv_3d.core.estimator_names import LAYOUT, estimator_options
 from carv_3d.core.seeds import seed_for
 from carv_3d.core.variance import gradients, half_square
-from carv_3d.distill.loop import Distillation
+from carv_3d.distill.loop import Distillation, check_noise
 from carv_3d.errors import CarvError
 from carv_3d.io.files import write_atomic
 from carv_3d.io.tables import csv_text
@@ -107,8 +107,10 @@ class PairBenchmark:
     """Pairs of steps of a distillation as it stands; nothing of it moves on but the meter."""
 
     def __init__(self, distillation: Distillation, settings: Sequence[Setting], seed: int = 0) -> None:
-        """Raises CarvError as `check_settings`."""
+        """Raises CarvError as `check_settings`, and for more noise than memory holds."""
         check_settings(settings)
+        for s in settings:
+            check_noise(distillation.teacher, s.B, s.K, f"take a smaller setting than {s.name}")
         self.distillation, self.settings = distillation, list(settings)
         self.samples = [Samples() for _ in settings]
         self.seed = seed

@@ -23,7 +23,7 @@ from torch import Tensor
 from carv_3d.core.arguments import checked
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.brief import Brief
-from carv_3d.core.checks import check_gradient, check_keywords, described
+from carv_3d.core.checks import check_gradient, check_keywords, described, whole_state
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
@@ -312,7 +312,7 @@ class SDSGuidance(Brief):
         if not isinstance(rgb, Tensor):
             raise CarvError(f"rgb is {described(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
         channels = self.teacher.latent_channels if rgb_as_latents else self._image_channels
-        if rgb.dim() != 4 or rgb.shape[-1] != channels:
+        if rgb.dim() != 4 or rgb.shape[-1] != channels or 0 in rgb.shape:
             kind = "latents" if rgb_as_latents else "images"
             raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
         # at every call, by one number from the device, which the estimator's own check waits for as well
@@ -355,6 +355,7 @@ class SDSGuidance(Brief):
             **auto,
         }
 
+    @whole_state("SDSGuidance")
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back `state_dict`; a generator of another kind of device starts afresh, which is logged.
 

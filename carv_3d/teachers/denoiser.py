@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv_3d.core.arguments import FAILURES, refuse_arguments
 from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
@@ -36,6 +37,7 @@ class Prediction(Brief):
         Returns:
             (N, C, h, w) in z_t's dtype.
         """
+        self.schedule.alpha(t)  # refuses what is no timestep; `predict` takes those below 0 that an inversion has
         return self.schedule.eps_from(self.prediction_type, z_t, self.predict(z_t, t, *condition), t)
 
     def z_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:
@@ -106,8 +108,15 @@ class Denoiser(Prediction):
         """
         own = self.schedule.times is None
         given, time = (z_t, t) if own else self.schedule.network_input(z_t, t)
-        with torch.autocast(self.device.type, enabled=False):
-            prediction = self.run_network(given.to(self.dtype), time, self.conditions(text_emb, *more))
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                prediction = self.run_network(given.to(self.dtype), time, self.conditions(text_emb, *more))
+        except FAILURES as error:
+            refuse_arguments(Denoiser.predict, {"z_t": z_t, "t": t, "text_emb": text_emb}, error)
+            if z_t.dim() != 4 or t.numel() not in (1, len(z_t)) or len(text_emb) != len(z_t):
+                shapes = f"z_t {tuple(z_t.shape)}, t {tuple(t.shape)} and text_emb {tuple(text_emb.shape)}"
+                raise CarvError(f"{shapes} do not fit; they must be (N, C, h, w), (N,) and (N, L, D).") from error
+            raise
         return prediction.to(z_t.dtype)
 
     def run_network(self, given: Tensor, time: Tensor, conditions: dict[str, Any]) -> Tensor:

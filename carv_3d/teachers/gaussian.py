@@ -19,7 +19,7 @@ from torch import Tensor
 from carv_3d.core.arguments import checked
 from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 
 NAMED = 0.98  # how much of the mixture a prompt's own component gets
 
@@ -54,15 +54,17 @@ class GaussianTeacher(Brief):
         Raises:
             CarvError: shapes that do not fit.
         """
-        if means.dim() != 4 or means.shape[-1] != means.shape[-2]:
+        if means.dim() != 4 or means.shape[-1] != means.shape[-2] or 0 in means.shape:
             raise CarvError(f"means have shape {tuple(means.shape)}; they need (M, C, n, n).")
+        if not 0 <= std < math.inf:
+            raise CarvError(f"std is {shown(std)}; it must be a number of at least 0.")
         self.means = means.detach()
         self.std = float(std)
         self.device, self.dtype = means.device, means.dtype
         self.schedule = (schedule or NoiseSchedule.scaled_linear()).to(self.device)
         self.latent_channels, self.latent_size = means.shape[1], means.shape[-1]
         self.image_size = image_size or self.latent_size
-        if self.image_size % self.latent_size:
+        if image_size == 0 or self.image_size < 0 or self.image_size % self.latent_size:
             raise CarvError(f"image_size {image_size} is no multiple of the latents' {self.latent_size}.")
         self.names = [str(m) for m in range(len(means))] if names is None else list(names)
         if len(self.names) != len(means):

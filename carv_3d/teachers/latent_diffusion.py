@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from carv_3d.core.arguments import FAILURES, checked, refuse_arguments
+from carv_3d.core.arguments import FAILURES, checked, refuse_arguments, refuse_text
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, packages, shown
 from carv_3d.teachers.denoiser import Denoiser
@@ -130,8 +130,7 @@ class LatentDiffusionTeacher(Denoiser):
         Raises:
             CarvError: before anything is loaded, if the model is not to be had, not whole or of another family.
         """
-        if isinstance(loras, str):  # whose letters would each be a file
-            raise CarvError(f"loras is {shown(loras)}; it must be a list of texts, or None: [{shown(loras)}].")
+        refuse_text("loras", loras)
         name_or_path = name_or_path or cls.default_model
         folder = folder or find_folder(name_or_path, local_files_only, cache_dir, cls.family, model_config)
         at = vae_folder(vae, folder, cls.family)
@@ -226,7 +225,7 @@ class LatentDiffusionTeacher(Denoiser):
         return mean, (posterior.std * self._scaling).to(images.dtype)
 
     def _posterior(self, images: Tensor) -> Any:
-        if images.dim() != 4 or images.shape[1] != 3 or any(n % self.vae_factor for n in images.shape[2:]):
+        if images.dim() != 4 or images.shape[1] != 3 or _ragged(images, self.vae_factor):
             raise CarvError(
                 f"encode takes images (B, 3, H, W) with sides that are multiples of {self.vae_factor}, "
                 f"not {tuple(images.shape)}."
@@ -246,6 +245,9 @@ class LatentDiffusionTeacher(Denoiser):
             (B, 3, H, W), in latents' dtype.
         """
         try:
+            if latents.dim() != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
+                due = f"(B, {self.latent_channels}, h, w)"
+                raise CarvError(f"decode takes latents {due}, not {tuple(latents.shape)}.")
             with torch.autocast(self.device.type, enabled=False):
                 z = latents.to(self.vae_dtype) / self._scaling + self._shift
                 images = self.vae.decode(z.to(self.vae_dtype)).sample
@@ -270,6 +272,8 @@ class LatentDiffusionTeacher(Denoiser):
             if not prompts:
                 raise CarvError("prompts is empty; give one at least, such as the empty prompt [''].")
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+            if any("\ud800" <= letter <= "\udfff" for letter in "".join(new)):
+                raise CarvError(f"prompts is {shown(new)}; half of a character is in it, which is no text in UTF-8.")
             if new:
                 self._embeddings.update(zip(new, self._encode_text(new)))
             return torch.stack(list(map(self._embeddings.__getitem__, prompts)))
@@ -307,3 +311,7 @@ class LatentDiffusionTeacher(Denoiser):
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         raise NotImplementedError
+
+
+def _ragged(images: Tensor, factor: int) -> bool:
+    return 0 in images.shape or any(side % factor for side in images.shape[2:])

@@ -94,6 +94,8 @@ def load_teacher(name_or_path: str, *, only: Family | None = None, use: str = ""
     Raises:
         CarvError: as `find_model`.
     """
+    if "folder" in options:
+        raise CarvError("load_teacher finds the folder itself; leave folder out, and name it as name_or_path.")
     local, cache = bool(options.get("local_files_only", False)), options.get("cache_dir")
     config = options.get("model_config")
     folder, family = find_model(name_or_path, local, cache, only=only, use=use, model_config=config)

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 
+MOST_RANK = 4096
 ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -43,11 +44,11 @@ class CameraLora(nn.Module):
     def __init__(self, unet: Any, rank: int = 4, camera_width: int = 16) -> None:
         """A camera_width of 0 is for no camera: the LoRA alone.
 
-        Raises CarvError for no UNet, one without attention, or a rank that is no whole number of at least 1.
+        Raises CarvError for no UNet, one without attention, or a rank that is no whole number from 1 to MOST_RANK.
         """
         super().__init__()
-        if isinstance(rank, bool) or not isinstance(rank, (int, Integral)) or rank < 1:
-            raise CarvError(f"lora_rank is {rank!r}; it must be a whole number of at least 1.")
+        if isinstance(rank, bool) or not isinstance(rank, (int, Integral)) or not 1 <= rank <= MOST_RANK:
+            raise CarvError(f"lora_rank is {shown(rank)}; it must be a whole number from 1 to {MOST_RANK}.")
         self._camera: Tensor | None = None
         self.camera_width = camera_width
         self.layers = nn.ModuleDict()

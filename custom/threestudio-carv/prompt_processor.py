@@ -36,9 +36,7 @@ class ChecksModel:
         prompt = super().preprocess_prompt(prompt)
         views = [direction.prompt("").strip() for direction in self.directions]
         endings = [view if view.startswith(",") else f" {view}" for view in views]
-        return fitted_prompt(
-            Path(self.cfg.pretrained_model_name_or_path), self._family, prompt, endings, self._longest
-        )
+        return fitted_prompt(Path(self.cfg.pretrained_model_name_or_path), self._family, prompt, endings, self._longest)
 
 
 @threestudio.register("carv-stable-diffusion-prompt-processor")

@@ -53,6 +53,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "a red mug and a blue car"], "several objects"),
         (["generate", "a red mug", "--resume"], "there is no run to resume"),
         (["generate", "a red mug", "--resume", "--out", "/nonexistent/x"], "there is no run to resume"),
+        (["distill", ""], "the model is missing"),
         (["doctor", "--fix"], "unknown option --fix"),
     ],
 )
@@ -195,11 +196,14 @@ def test_diffusers_waits_until_a_model_is_loaded() -> None:
     assert not loaded_by(imports, "diffusers", "transformers")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_memory_that_runs_out_anywhere_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import torch  # noqa: F401  # which is where such an error comes from
+
     def no_memory(words: list[str]) -> int:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("carv_3d.cli.main._dispatch", no_memory)
     assert refusal(capsys, "generate", "mug") == (

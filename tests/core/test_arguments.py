@@ -98,7 +98,13 @@ CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: load_config(3), "path is 3; it must be a path, or text, or None"),  # type: ignore[arg-type]
     (lambda: load_config(overrides=3), "overrides is 3; it must be a list of texts"),  # type: ignore[arg-type]
     (lambda: carv_3d.StableDiffusionTeacher.load("a/" + "b" * 10_000), "is too long for a path"),
-    (lambda: load_teacher("carv-tiny", loras="x.safetensors"), r"a list of texts, or None: \['x.safetensors'\]"),
+    (lambda: load_teacher("carv-tiny", loras="x.safetensors"), r"a list of texts: \['x.safetensors'\]"),
+    (lambda: load_teacher("carv-tiny", folder="x"), "leave folder out, and name it as name_or_path"),
+    (lambda: load_config(overrides="num_draws=2"), r"overrides is 'num_draws=2'; .*: \['num_draws=2'\]"),
+    (lambda: GaussianTeacher(torch.zeros(1, 4, 4, 4), std=-1.0), "std is -1.0; it must be a number of at least 0"),
+    (lambda: GaussianTeacher(torch.zeros(1, 4, 4, 4), std=float("nan")), "std is nan"),
+    (lambda: GaussianTeacher(torch.zeros(0, 4, 4, 4)), r"means have shape \(0, 4, 4, 4\)"),
+    (lambda: GaussianTeacher(torch.zeros(1, 4, 4, 4), image_size=0), "image_size 0 is no multiple"),
     (lambda: carv_3d.StableDiffusionTeacher.load("b" * 300), "the name .* is too long for a path"),
 ]  # fmt: skip
 
@@ -112,12 +118,25 @@ def test_a_wrong_argument_of_a_public_call_is_one_sentence(call: Callable[[], ob
 
 
 def test_arguments_of_a_loaded_model_are_named(sd_teacher: Any) -> None:
-    image = torch.rand(1, 3, 16, 16)
+    image, z, t = torch.rand(1, 3, 16, 16), torch.ones(1, 4, 8, 8), torch.tensor([5])
+    text = sd_teacher.text_embeddings(["a"])
     for call, said in (
         (lambda: sd_teacher.encode([1]), "images is a list; it must be a torch tensor"),
         (lambda: sd_teacher.encode(image, generator="x"), "generator is 'x'; it must be a torch.Generator, or None"),
         (lambda: sd_teacher.decode(0.5), "latents is 0.5; it must be a torch tensor"),
         (lambda: sd_teacher.decode(torch.ones(1, 4, 8, 8, device="meta")), "latents is a tensor without data"),
+        (lambda: sd_teacher.encode(image[:0]), r"sides that are multiples of 2, not \(0, 3, 16, 16\)"),
+        (lambda: sd_teacher.decode(torch.ones(1, 3, 8, 8)), r"decode takes latents \(B, 4, h, w\), not \(1, 3, 8, 8\)"),
+        (lambda: sd_teacher.decode(torch.ones(4, 8, 8)), r"decode takes latents .*, not \(4, 8, 8\)"),
+        (lambda: sd_teacher.text_embeddings(["a", "\ud800"]), "prompts is .*ud800'.; half of a character is in it"),
+        (lambda: sd_teacher.eps_hat(z, t, None), "text_emb is None; it must be a torch tensor"),
+        (lambda: sd_teacher.eps_hat(z, t + 1000, text), "t goes from 1005 to 1005; .* are 0 to 999"),
+        (lambda: sd_teacher.eps_hat(z, t - 6, text), "t goes from -1 to -1"),
+        (
+            lambda: sd_teacher.eps_hat(z.repeat(2, 1, 1, 1), t, text),
+            r"z_t \(2, 4, 8, 8\), t \(1,\) and text_emb \(1, 20",
+        ),
+        (lambda: LoraScore(sd_teacher, rank=10**9), "lora_rank is 1000000000; it must be .* from 1 to 4096"),
         (lambda: sd_teacher.text_embeddings(2**70), r"prompts is 1180591620717411303424; it must be a list of texts"),
     ):
         with pytest.raises(CarvError, match=said):

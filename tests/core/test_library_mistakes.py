@@ -58,6 +58,10 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: returned(lambda z: z > 0), "eps_hat returned numbers of type torch.bool; they must be floating-point"),
     (lambda: returned(lambda z: z.long()), "numbers of type torch.int64"),
     (lambda: returned(lambda z: z.to(torch.complex64)), "numbers of type torch.complex64"),
+    (lambda: returned(lambda z: z.to(torch.float8_e5m2)), "torch.float8_e5m2; they must be .* of 16 bits or more"),
+    (lambda: returned(lambda z: z.to_sparse()), "returned a torch.sparse_coo tensor; .* return its .to_dense()"),
+    (lambda: loss(eps_hat=torch.nn.Identity()), "called with z_t and t, which it does not take: .* 2 positional"),
+    (lambda: make().set_range(5), "missing 1 .* 'max_step'; the call is CarvEstimator.set_range"),  # type: ignore
     (lambda: returned(lambda z: z.to("meta")), "eps_hat returned a tensor on meta for z_t on cpu; move the model"),
     (lambda: loss(eps_hat=lambda z_t: z_t), "called with z_t and t, which it does not take: .* 1 positional"),
     (lambda: loss(eps_hat=lambda z_t, t: z_t, cond=torch.ones(3)), "z_t, t and 1 tensors of cond, which it does not"),
@@ -168,9 +172,14 @@ def test_a_mistake_inside_of_the_model_stays_its_own() -> None:
     def broken(z_t: Tensor, t: Tensor) -> Tensor:
         return z_t + len(t, 1)  # type: ignore[call-arg]
 
-    with pytest.raises(TypeError, match="len") as caught:
-        loss(eps_hat=broken)
-    assert not isinstance(caught.value, CarvError)
+    class Module(torch.nn.Module):
+        def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
+            return broken(z_t, t)
+
+    for eps_hat in (broken, Module()):
+        with pytest.raises(TypeError, match="len") as caught:
+            loss(eps_hat=eps_hat)
+        assert not isinstance(caught.value, CarvError)
 
 
 def test_a_message_that_quotes_something_long_keeps_both_ends() -> None:

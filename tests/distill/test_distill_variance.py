@@ -132,6 +132,8 @@ def test_it_stops_when_the_time_is_up_or_on_demand(distillation: Distillation) -
     rows = variance_table(distillation, [Setting(1, 1)], 50, show=shown.append, stopped=lambda: len(shown) == 3)
     assert (shown, rows[0].pairs) == ([1, 2, 3], 3)
     assert variance_table(distillation, [Setting(1, 1)], stopped=lambda: True) == []
+    with pytest.raises(CarvError, match=r"draws = 100000 x 100000.*take a smaller setting than 100000x100000"):
+        PairBenchmark(distillation, [Setting(1, 1), Setting(100_000, 100_000)])
     benchmark = PairBenchmark(distillation, [Setting(1, 1)])
     assert not benchmark.round(lambda: True)
     with pytest.raises(CarvError, match="needs two pairs"):

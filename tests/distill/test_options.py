@@ -29,6 +29,7 @@ from carv_3d.errors import CarvError
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0; it must be a number above 0"),
         ({"grad_clip": 1.0}, "no option 'grad_clip'; did you mean max_grad_norm"),
         ({"betas": (0.9, 1.0)}, "must be a list of 2 numbers of at least 0 and below 1"),
+        ({"fake_updates": 101}, "fake_updates is 101; it must be a whole number from 1 to 100"),
         ({"ema": 1.0}, "must be a number of at least 0 and below 1"),
         ({"min_step_percent": 0.9, "max_step_percent": 0.5}, "the first is never the larger"),
         ({"min_step_percent": [0.1, 0.2, 5]}, "must be a number from 0 to 1"),

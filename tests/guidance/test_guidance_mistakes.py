@@ -83,6 +83,18 @@ def test_images_in_0_to_255_are_refused_at_every_call() -> None:
             guidance((rgb * 0 + 1) * 255, text, text, 0)
 
 
+def test_images_of_no_pixels_and_what_is_no_state_are_named() -> None:
+    guidance, text = SDSGuidance(teacher()), teacher().text_embeddings([""])
+    for shape in ((0, 4, 4, 3), (2, 0, 4, 3)):
+        with pytest.raises(CarvError, match=r"guidance takes images \(B, H, W, 3\), not"):
+            guidance(torch.rand(shape).requires_grad_(), text, text, 0)
+    before = guidance.state_dict()
+    for state in ({}, None, {"estimator": before["estimator"]}):
+        with pytest.raises(CarvError, match=r"no state of a SDSGuidance \(.*\); give what its state_dict\(\) returned"):
+            guidance.load_state_dict(state)  # type: ignore[arg-type]
+    guidance.load_state_dict(before)
+
+
 def test_objects_are_shown_by_what_they_are() -> None:
     exact = teacher()
     guidance = SDSGuidance(exact, num_draws=2)
