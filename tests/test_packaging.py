@@ -57,7 +57,7 @@ def test_the_wheel_holds_all_that_is_needed_at_run_time(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     loose = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "install.sh")
-    for name in (*loose, "requirements.lock", "mkdocs.yml", "CITATION.cff", "SECURITY.md"):
+    for name in (*loose, "setup.py", "requirements.lock", "mkdocs.yml", "CITATION.cff", "SECURITY.md"):
         shutil.copy(ROOT / name, source)
     for folder in ("carv_3d", "custom", "tests", "benchmarks", "docs", "examples", ".ci", ".github"):
         (source / folder).mkdir()
@@ -82,6 +82,10 @@ def test_the_wheel_holds_all_that_is_needed_at_run_time(tmp_path: Path) -> None:
     assert {str(p.relative_to(source)) for p in files} - set(names) == set()
     for part in ("configs/carv-tiny.yaml", "py.typed", "assets/", "tiny/weights/", "tiny/classifier.safetensors"):
         assert any(name.startswith(f"carv_3d/{part}") for name in names), part
+    assert "**Distil diffusion models with less noise per second.**" in metadata
+    assert "[How it works]" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\nHow it works · Guides" in metadata  # a link into the checkout is its text
+    assert not re.findall(r"\]\((?!https?:)[^)]*\)", metadata)
     assert any(name.endswith("LICENSE") for name in names)
     needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.M)
     assert sorted(needed) == ["numpy", "torch"]
@@ -192,4 +196,4 @@ def test_the_version_stands_in_one_place() -> None:
     assert first == __version__ or (first == "Unreleased" and f"To become {__version__}." in log)
     kinds = set(re.findall(r"^### (.*)$", log, re.M))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}  # of Keep a Changelog
-    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version", ' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
