@@ -37,7 +37,8 @@ def extension() -> Path:
 def install() -> None:
     """The package, with the tiny model's configuration for any name, and without what it needs setuptools for."""
     sys.path.append(str(Path(os.environ[PLACES[1]]).resolve()))
-    sys.modules.setdefault("pkg_resources", types.ModuleType("pkg_resources"))
+    if importlib.util.find_spec("pkg_resources") is None:
+        sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
     importlib.import_module("mvdream.model_zoo").get_config_file = lambda name: str(CONFIG)
 
 

@@ -21,6 +21,10 @@ STEPS = 20
 PLAIN = {"K", "ess", "snr", "nonfinite", "grad_norm", "nfe", "renders", "seconds_denoise", "min_step", "max_step"}
 
 
+NONE_OPAQUE = {"loss_z_variance"}
+"""sdi-system's own mean over pixels of an opacity above 0.5, NaN where a scene guided by a random model has none."""
+
+
 def launch(
     checkout: Path, config: str, steps: int, workdir: Path, *overrides: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
@@ -73,7 +77,8 @@ def test_a_shipped_configuration_trains(
     for i, record in enumerate(steps, start=1):
         logged = record["logged"]
         assert set(logged) >= PLAIN
-        assert all(math.isfinite(value) for value in logged.values()), logged
+        odd = {name for name, value in logged.items() if not math.isfinite(value)}
+        assert odd <= NONE_OPAQUE, {name: logged[name] for name in odd}
         assert (logged["K"], logged["nonfinite"]) == (4.0, 0.0)
         nfe = 4 * (11 + 4) if config == "carv-sdi" else renders * 4 * per_draw  # an inversion of 11, with Perp-Neg
         assert (logged["renders"], logged["nfe"]) == (i * renders, i * nfe)
