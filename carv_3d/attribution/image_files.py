@@ -93,7 +93,7 @@ def list_images(place: Path) -> ImageList:
                 f"there is no folder {place} of training images; name one, or tars (FILE.tar, 'FOLDER/*.tar'), with "
                 "--training-images."
             )
-        listed = ImageList(tars[0].parent)
+        listed = ImageList(Path(os.path.commonpath([path.parent for path in tars])))
         paths = tars
     for path in paths:
         name = shown_path(path.relative_to(listed.root).as_posix())
@@ -188,7 +188,7 @@ class _Samples:
                 self.left_out[key] = why or "is in the tar twice, and the last one counts"
             if not why:
                 self.images[key] = ImageFile(key, self.path, member.offset_data, member.size)
-        elif inner.suffix in (".txt", ".json"):
+        elif inner.suffix.lower() in (".txt", ".json"):
             why = why or ("has a caption of more than 1 MiB" if member.size > MAX_CAPTION else "")
             self._read_text(key, inner.suffix, why, member, handle)
         elif inner.suffix.lower() in OTHER_IMAGES:
@@ -206,7 +206,7 @@ class _Samples:
         return "" if 0 <= member.offset_data <= self.end - member.size else "is cut off"
 
     def _read_text(self, key: str, ending: str, why: str, member: tarfile.TarInfo, handle: BinaryIO) -> None:
-        stem = key.removesuffix(ending)
+        stem, ending = key.removesuffix(ending), ending.lower()
         try:
             if why:
                 raise CarvError(why)
@@ -226,11 +226,11 @@ class _Samples:
             exact, _, last = key.rpartition("/")[2].rpartition(".")
             folder = key[: len(key) - len(exact) - len(last) - 1]
             stems = [folder + exact, folder + exact.partition(".")[0]]
+            texts: dict[str, str] = next((self.texts[stem] for stem in stems if stem in self.texts), {})
             why = next((self.unreadable[stem] for stem in stems if stem in self.unreadable), None)
-            if why is not None:
+            if why is not None and ".txt" not in texts:
                 self.left_out[key] = f"has a caption that cannot be read: {why}"
                 continue
-            texts: dict[str, str] = next((self.texts[stem] for stem in stems if stem in self.texts), {})
             text = texts.get(".txt", texts.get(".json"))
             if text is not None:
                 listed.captions[key] = text

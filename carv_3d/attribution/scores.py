@@ -71,13 +71,11 @@ def bilinear(queries: Tensor, items: Rows) -> Scores:
     """
     _check(queries, items)
     queries = queries.double()
-    values, errors = [], []
+    scores, done = _empty_scores(queries, items), 0
     for f in _chunks(items):
-        table = torch.einsum("qhd,ngd->qnhg", queries, f)
-        mean, variance = mean_and_variance(table)
-        values.append(mean)
-        errors.append(variance.sqrt())
-    return Scores(torch.cat(values, 1), torch.cat(errors, 1))
+        mean, variance = mean_and_variance(torch.einsum("qhd,ngd->qnhg", queries, f))
+        done = _put(scores, done, mean, variance.sqrt())
+    return scores
 
 
 def cosine(queries: Tensor, items: Rows, white: Callable[[Tensor], Tensor] | None = None) -> Scores:
@@ -101,7 +99,7 @@ def cosine(queries: Tensor, items: Rows, white: Callable[[Tensor], Tensor] | Non
     q = through(queries.double())
     q_mean = q.mean(1)
     q_norm = q_mean.norm(dim=1).clamp_min(1e-300)
-    values, errors = [], []
+    scores, done = _empty_scores(queries, items), 0
     for f in map(through, _chunks(items)):
         f_mean = f.mean(1)
         f_norm = f_mean.norm(dim=1).clamp_min(1e-300)
@@ -112,9 +110,8 @@ def cosine(queries: Tensor, items: Rows, white: Callable[[Tensor], Tensor] | Non
         toward = torch.einsum("nd,qhd->qnh", f_mean, q) / f_norm[:, None]
         own = torch.einsum("qd,qhd->qh", q_mean, q) / q_norm[:, None]
         by_queries = (toward - s[:, :, None] * own[:, None]) / q_norm[:, None, None]
-        values.append(s)
-        errors.append((_mean_variance(by_items) + _mean_variance(by_queries)).sqrt())
-    return Scores(torch.cat(values, 1), torch.cat(errors, 1))
+        done = _put(scores, done, s, (_mean_variance(by_items) + _mean_variance(by_queries)).sqrt())
+    return scores
 
 
 def kernel(items: Rows) -> Tensor:
@@ -259,6 +256,19 @@ def _mean_variance(x: Tensor) -> Tensor:
     """Unbiased variance of the mean over the last axis; 0 where there is one alone."""
     n = x.shape[-1]
     return x.var(-1) / n if n > 1 else torch.zeros(x.shape[:-1], dtype=x.dtype)
+
+
+def _empty_scores(queries: Tensor, items: Rows) -> Scores:
+    """Made at once: a list of small results between large ones that come and go keeps the heap from shrinking."""
+    values, errors = (torch.empty(len(queries), len(items), dtype=torch.float64) for _ in range(2))
+    return Scores(values, errors)
+
+
+def _put(scores: Scores, begin: int, values: Tensor, errors: Tensor) -> int:
+    """The scores of a chunk into their place; returns where the next one begins."""
+    end = begin + values.shape[1]
+    scores.values[:, begin:end], scores.errors[:, begin:end] = values, errors
+    return end
 
 
 def _chunks(items: Rows, picked: Any = None) -> Iterator[Tensor]:

@@ -211,7 +211,7 @@ def test_a_tar_of_samples_with_captions_of_either_kind(tmp_path: Path) -> None:
         ("./s/000.json", b'{"text": "no"}'),
         ("s/001.png", encoded(1)), ("s/001.json", json.dumps({"caption": "café", "w": 2}).encode()),
         ("s/002.mask.png", encoded(2)), ("s/002.txt", b"a mask"), ("s/003.jpg", encoded(3, "JPEG")),
-        ("s/003.cls", b"7"),
+        ("s/003.cls", b"7"), ("s/005.PNG", encoded(5)), ("s/005.TXT", b"a car"), ("s/005.json", b"{"),
         ("s/004.png", encoded(4)), ("s/004.txt", b"caf\xe9"), ("s/._000.png", b"no image"),
     ]  # fmt: skip
     write_tar(tmp_path / "shards" / "0.tar", samples)
@@ -220,7 +220,8 @@ def test_a_tar_of_samples_with_captions_of_either_kind(tmp_path: Path) -> None:
     images = FolderImages(tmp_path, SIZE)
     assert content(images) == {
         "loose.png": "", "shards/0.tar/s/000.png": "a cup", "shards/0.tar/s/001.png": "café",
-        "shards/0.tar/s/002.mask.png": "a mask", "shards/0.tar/s/003.jpg": "", "shards/1.tar/000.png": "",
+        "shards/0.tar/s/002.mask.png": "a mask", "shards/0.tar/s/003.jpg": "", "shards/0.tar/s/005.PNG": "a car",
+        "shards/1.tar/000.png": "",
     }  # fmt: skip
     assert np.array_equal(images.image(2), pixels(1))
     assert images.report.left_out == [
@@ -231,6 +232,11 @@ def test_a_tar_of_samples_with_captions_of_either_kind(tmp_path: Path) -> None:
     assert content(one_tar) == {"1.tar/000.png": ""}
     several = FolderImages(tmp_path / "shards" / "*.tar", SIZE)
     assert sorted(content(several)) == sorted(k.removeprefix("shards/") for k in content(images) if ".tar" in k)
+    (tmp_path / "more").mkdir()
+    write_tar(tmp_path / "more" / "0.tar", [("a.png", encoded(8))])
+    assert list(content(FolderImages(tmp_path / "*" / "0.tar", SIZE, limit=2))) == [
+        "more/0.tar/a.png", "shards/0.tar/s/000.png",
+    ]  # fmt: skip
 
 
 def test_no_member_of_a_tar_becomes_a_path(tmp_path: Path) -> None:

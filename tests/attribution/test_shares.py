@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from carv_3d.cli import main as cli
 from carv_3d.errors import CarvError
 from carv_3d.io.files import claimed_part
 
+ROOT = Path(__file__).parents[2]
 HOLD = """import fcntl, sys, time
 handle = open(sys.argv[1], "w")
 fcntl.lockf(handle, fcntl.LOCK_EX, 1, int(sys.argv[2]))
@@ -201,3 +205,47 @@ def test_merging_checks_keys_and_checksums(tmp_path: Path) -> None:
     RowStore(tmp_path / "model", {"model": 2}, 3, (2,), list("abc"))
     with pytest.raises(CarvError, match="was made with model = 2, and this one with 1"):
         empty.merge(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_real_ray_that_is_killed_costs_one_image(place: Path, sd_folder: Path) -> None:
+    assert cli.main(words(sd_folder, "--out", "local", "num_draws=64")) == 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
+    more = ["num_draws=64", "--store", "store", "--engine", "ray", "--workers", "1", "--out", "ray"]
+    command = [sys.executable, "-m", "carv_3d", *words(sd_folder, *more)]
+    child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    done, killed = place / "store" / "loss" / "done.npy", False
+    deadline = time.monotonic() + 400
+    while child.poll() is None and not killed:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        finished = int((np.load(done) != 0).sum()) if done.exists() else 0
+        if 1 <= finished <= 4:
+            workers = [process for process in descendants(child.pid) if command_line(process).startswith(b"ray::_task")]
+            for process in workers:
+                os.kill(process, signal.SIGKILL)
+            killed = bool(workers)
+    _, said = child.communicate(timeout=400)
+    assert child.returncode == 0, said
+    assert killed
+    assert Path("ray/scores.csv").read_text() == Path("local/scores.csv").read_text()
+
+
+def command_line(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def descendants(process: int) -> list[int]:
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    below = [process]
+    for known in below:
+        below += [child for child, parent in parents.items() if parent == known]
+    return below[1:]
