@@ -53,16 +53,16 @@ class Outcome:
 
 def blocks(readme: str) -> list[Block]:
     """The README's commands and Python, in order. A comment behind a command is left out, as a shell does."""
-    found = []
+    parts = []
     for match in re.finditer(r"^```(\w*)\n(.*?)^```|^ {4}(\S[^\n]*)$", readme, re.M | re.S):
         language, code, line = match.groups()
         if line is not None:
-            found.append(Block("sh", line.split("    #")[0].strip()))
+            parts.append(Block("sh", line.split("    #")[0].strip()))
         elif language == "python":
-            found.append(Block("python", code))
+            parts.append(Block("python", code))
         elif language in ("sh", "bash"):
-            found += [Block("sh", part.strip()) for part in code.splitlines() if part.strip()]
-    return found
+            parts += [Block("sh", part.strip()) for part in code.splitlines() if part.strip()]
+    return parts
 
 
 def promised(readme: str) -> list[Path]:

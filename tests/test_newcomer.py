@@ -13,10 +13,10 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_blocks_of_the_readme_are_found_and_its_promises_read() -> None:
-    found = newcomer.blocks(README)
-    commands = [block.text for block in found if block.kind == "sh"]
+    parts = newcomer.blocks(README)
+    commands = [block.text for block in parts if block.kind == "sh"]
     assert commands[:2] == ['./install.sh carv generate "a red mug"', "./install.sh pytest"]
-    assert sum(block.kind == "python" for block in found) == README.count("```python")
+    assert sum(block.kind == "python" for block in parts) == README.count("```python")
     assert {path.name for path in newcomer.promised(README)} == {"report.html", "asset.glb", "turntable.mp4"}
 
 

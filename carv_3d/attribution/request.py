@@ -37,22 +37,19 @@ class AttributeOptions(
     defaults={"num_draws": 8, "antithetic": True},
     kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
     helps={
-        "model": "A diffusers folder or hub id; unless given, the run's, or carv-tiny.",
+        "model": "A folder or a hub id; else the run's, or carv-tiny.",
         "out": "The folder; unless given, outputs/attribution-QUERY.",
         "prompt": "The text that an image was made from.",
-        "engine": "Where gradients are made: local, or ray: on several workers at once.",
     },
     renamed={"draws": "num_draws", "data": "training_images"},
 ):
     """What `carv attribute` is asked. Raises CarvError, naming the option, for a value that cannot be meant."""
 
     query: str
-    training_images: str = option(
-        "tiny", "tiny (carv-tiny's), a folder, or webdataset tars (FILE.tar, 'FOLDER/*.tar')."
-    )
+    training_images: str = option("tiny", "tiny (carv-tiny's), a folder, or FILE.tar.")
     items: int | None = option(
         None,
-        "How many of them, the first ones; unless given, 2000 of carv-tiny's, all of a folder.",
+        "How many of them; unless given, 2000 of tiny, all of others.",
         least=1,
         most=10**8,
     )
@@ -60,18 +57,12 @@ class AttributeOptions(
     views: int = option(4, "Images that stand for a prompt or an asset.", least=1, most=10_000)
     method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
     resize: bool = option(False, "Cut and scale images of another size.")
-    lora: tuple[str, ...] = option(
-        (), "Gradients of low-rank adapters alone: fresh, or FILE.safetensors:SCALE, which the model is given."
-    )
+    lora: tuple[str, ...] = option((), "Gradients of adapters alone: fresh, or FILE:SCALE.")
     lora_rank: int = option(16, "Rank of fresh ones.", least=1, most=1024)
     store: Path | None = option(None, "Where latents and features are kept for the next query.")
-    shard: str = option(
-        "", "I/N: make this share of the gradients, from 0, and stop; processes with one store share them."
-    )
+    shard: str = option("", "I/N: make this share of the gradients and stop.")
 
-    merge: tuple[str, ...] = option(
-        (), "Stores that shares were made in on other machines; what is finished in them is taken over."
-    )
+    merge: tuple[str, ...] = option((), "Stores of other machines' shares, to be taken over.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

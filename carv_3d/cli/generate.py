@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from carv_3d.cli.parser import Parser, command, flags, one_word
-from carv_3d.config.request import GenerateRequest, ManyOptions
+from carv_3d.config.request import GenerateRequest, ManyOptions, ViewOptions
 from carv_3d.errors import CarvError
 
 EXAMPLE = 'carv generate "a red mug"'
@@ -31,6 +31,7 @@ def parser() -> Parser:
     made = Parser("carv generate", HELP)
     made.declare(GenerateRequest, "config", "out", "seed", "resume")
     made.dry_run("settings, models")
+    made.declare(ViewOptions, "view", "view_address", "view_port", group="live view")
     made.declare(ManyOptions, "prompts", "engine", "address", "workers", group="many prompts")
     return made
 
@@ -40,6 +41,7 @@ def main(args: argparse.Namespace) -> int:
     """`carv generate`: see its --help."""
     given = flags(args)
     many = {name: given.pop(name) for name in ManyOptions.declared() if name in given}
+    view = ViewOptions(**{name: given.pop(name) for name in ViewOptions.declared() if name in given})
     prompt = one_word(args.words, "prompts", EXAMPLE)
     as_option = any(word.partition("=")[0] in (PROMPT, "prompt") for word in args.options)
     if prompt is not None and not prompt.strip():
@@ -47,6 +49,10 @@ def main(args: argparse.Namespace) -> int:
     if prompt is not None and as_option:
         raise CarvError("the prompt is given twice, as a word and as an option; give one of them")
     dry = given.pop("dry_run")
+    if not view.view and view != ViewOptions():
+        raise CarvError("--view-address and --view-port are of the live view; add --view, or leave them out")
+    if view.view and (many or dry):
+        raise CarvError("--view shows one run while it trains; leave it out with --prompts and --dry-run")
     if many:
         return _many(ManyOptions(**many), given, args, prompt is not None or as_option, dry)
     if prompt is None and not as_option and "config" not in given and not {"resume", "out"} <= given.keys():
@@ -60,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         return dry_run(request)
     from carv_3d.generate.run import generate as do_run
 
-    return do_run(request)
+    return do_run(request, view)
 
 
 def _many(many: ManyOptions, given: dict[str, Any], args: argparse.Namespace, has_prompt: bool, dry: bool) -> int:

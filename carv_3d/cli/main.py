@@ -24,13 +24,16 @@ COMMANDS = {
     "attribute": "find the training images that influenced an image or asset",
     "distill": "train a one-step generator from a diffusion model",
     "threestudio": "train a stock configuration of threestudio with this guidance",
+    "view": "turn a run's asset in the browser",
     "runs": "list the runs of a folder, and remove some",
     "options": "list options, their defaults and meaning",
     "doctor": "check what is installed, what is missing, and how to fix it",
 }
 RUNS = ("generate", "variance", "compare", "attribute", "distill")  # their product is files
 # of commands whose extra has another name
-EXTRAS = {"variance": "generate", "threestudio": "generate", "runs": "generate", "options": "all", "doctor": "generate"}
+EXTRAS = {
+    "variance": "generate", "threestudio": "generate", "runs": "generate", "options": "all", "doctor": "generate",
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from carv_3d.cli import attribute, compare, distill, generate, runs, variance
+from carv_3d.cli import attribute, compare, distill, generate, runs, variance, view
 from carv_3d.cli.parser import Parser, command
 from carv_3d.core.options import Option
 from carv_3d.errors import CarvError
@@ -25,7 +25,7 @@ TABLES = {
 #: Of the commands whose flags options declare.
 PARSERS = (
     generate.parser, variance.parser, compare.parser, attribute.parser, distill.parser, distill.variance_parser,
-    runs.parser,
+    view.parser, runs.parser,
 )  # fmt: skip
 HELP = f"""carv options [COMMAND [WORD]]
 

@@ -85,6 +85,15 @@ class ManyOptions(EngineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewOptions(Options):
+    """A live view in the browser."""
+
+    view: bool = option(False, "Serve the growing asset to a browser.")
+    view_address: str = option("127.0.0.1", "The address that the view is bound to; any other lets others in.")
+    view_port: int = option(8080, "Its port, or the next that is free.", least=1, most=65_000)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillRequest(
     ModelOptions, CommandRequest, helps={"out": "The folder; unless given, outputs/distill-MODEL-SEED."}
 ):

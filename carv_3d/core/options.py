@@ -341,6 +341,6 @@ class AdamOptions(Options):
 class EngineOptions(Options):
     """Where new runs are made."""
 
-    engine: Literal["local", "ray"] = option("local", "local, or ray: several runs at once.")
-    address: str | None = option(None, "HOST:PORT of a Ray cluster; unless given, one is started here.")
-    workers: int | None = option(None, "Workers of the Ray started here; unless given, the cores.", least=1, most=4096)
+    engine: Literal["local", "ray"] = option("local", "local, or ray: several at once.")
+    address: str | None = option(None, "HOST:PORT of a Ray cluster; else one starts here.")
+    workers: int | None = option(None, "Workers of the Ray started here; else all cores.", least=1, most=4096)

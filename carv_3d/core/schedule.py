@@ -310,6 +310,7 @@ class NoiseSchedule:
         """
         check_agree(t, z_t=z_t, prediction=prediction)
         if kind == "epsilon":
+            self.alpha(t)  # refuses what is no timestep, as of the other kinds
             return prediction
         z_factor, _, alpha, _, whole = self._parts(kind, z_t, t)
         eps = alpha * prediction - z_factor * z_t

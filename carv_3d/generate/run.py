@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from carv_3d.config.reader import to_mapping
-from carv_3d.config.request import GenerateRequest
+from carv_3d.config.request import GenerateRequest, ViewOptions
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.scoring import PromptClassifier
@@ -24,6 +26,9 @@ from carv_3d.runs.loggers import Logger, check_logger, make_logger
 from carv_3d.runs.progress import Display, duration
 from carv_3d.runs.run import Pace, Run
 from carv_3d.tiny.knowledge import model_knowledge
+
+if TYPE_CHECKING:
+    from carv_3d.generate.live_view import LiveView
 
 N_VIEWS = 8  # in preview.png and progress.png, and for the classifier
 FPS = 16
@@ -68,8 +73,10 @@ COLUMNS = (
 )
 
 
-def generate(request: GenerateRequest) -> int:
+def generate(request: GenerateRequest, view: ViewOptions | None = None) -> int:
     """Do the run and return the exit status: 0 done, 128 + its number where a signal stopped it (it is then saved).
+
+    view: serve the growing asset to a browser meanwhile.
 
     Raises:
         CarvError: whatever the user can mend; nothing that was there is written over.
@@ -79,10 +86,30 @@ def generate(request: GenerateRequest) -> int:
     check_prompt(config)
     check_logger(config.logger)
     display.say(f'"{config.prompt}" -> {folder}')
-    with claimed(folder):  # before the model, which may be a long download
+    with claimed(folder), _served(view, config.prompt, display) as live:  # before the model, maybe a long download
         with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
             host = TextTo3D(config, log=display.say)
-        return SceneRun(host, folder, display).complete(request.resume)
+        run = SceneRun(host, folder, display)
+        if live is not None:
+            live.begin(host)
+            run.watchers.append(partial(live.after_step, host))
+        return run.complete(request.resume)
+
+
+@contextmanager
+def _served(view: ViewOptions | None, prompt: str, display: Display) -> Iterator[LiveView | None]:
+    """The live view while it lasts, where one is asked for."""
+    if view is None or not view.view:
+        yield None
+        return
+    from carv_3d.generate.live_view import LiveView
+
+    live = LiveView(view, prompt)
+    display.say(f"Look: {live.address}")
+    try:
+        yield live
+    finally:
+        live.close()
 
 
 class SceneRun(Run):

@@ -24,6 +24,8 @@ PROJECT = "carv_3d"
 class Logger:
     """What is given a run's figures, images and mesh. This one keeps nothing: metrics.csv has the figures."""
 
+    keeps = False
+
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
         """The figures of a step by the names of metrics.csv's columns; those that are not finite are left out."""
 
@@ -39,6 +41,8 @@ class Logger:
 
 class TensorBoardLogger(Logger):
     """Event files in the run's folder: `tensorboard --logdir FOLDER`. A resumed run takes the later steps back."""
+
+    keeps = True
 
     def __init__(self, folder: Path, step: int) -> None:
         """step: the last one that is done."""
@@ -77,6 +81,8 @@ class WandbLogger(Logger):
 
     Figures lie over their own column "step", so that a resumed run may give some steps again.
     """
+
+    keeps = True
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         """folder: of the run; its id is kept there. config: what the run was asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,10 @@ from carv_3d.runs.progress import Display, StopSignals
 from carv_3d.runs.ranks import Ranks
 
 STAGE_SECONDS = 30.0  # of steps that are not saved, at most, when a preview begins
+
+
+Watcher = Callable[[dict[str, float], Callable[[], bool]], None]
+"""Called after each step with its figures; it may wait until its second argument says that the run is to stop."""
 
 
 class Trainer(Protocol):
@@ -83,6 +87,7 @@ class Run:
         self.ranks = ranks or Ranks()
         self.checkpoint, self.metrics = folder / CHECKPOINT, folder / METRICS
         self.logger = Logger()
+        self.watchers: list[Watcher] = []
         self.saved_step: int | None = None
         self.last: dict[str, float] = {}
 
@@ -176,6 +181,8 @@ class Run:
         with StopSignals() as stop, self.display.progress(trainer.step, pace.steps) as show:
             while trainer.step < pace.steps:
                 row = trainer.train_step()
+                for watch in self.watchers:
+                    watch(row, lambda: bool(stop.number))
                 answers = self.ranks.gather([stop.number, first and self._save_due(saved)])  # all stop and save alike
                 number = max(a[0] for a in answers)
                 ended = trainer.step >= pace.steps or bool(number)
@@ -207,7 +214,8 @@ class Run:
         """Keep a step's figures: in metrics.csv, and the last finite ones for the display."""
         if self.columns and self.ranks.first:
             append_row(self.metrics, self.columns, row)
-            self.logger.scalars(self.trainer.step, row)
+            if self.logger.keeps:
+                self.logger.scalars(self.trainer.step, row)
         self.last |= {name: value for name, value in row.items() if math.isfinite(value)}
 
     def save(self) -> None:

@@ -37,7 +37,6 @@ class Prediction(Brief):
         Returns:
             (N, C, h, w) in z_t's dtype.
         """
-        self.schedule.alpha(t)  # refuses what is no timestep; `predict` takes those below 0 that an inversion has
         return self.schedule.eps_from(self.prediction_type, z_t, self.predict(z_t, t, *condition), t)
 
     def z_hat(self, z_t: Tensor, t: Tensor, /, *condition: Tensor) -> Tensor:

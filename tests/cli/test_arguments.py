@@ -14,7 +14,7 @@ from carv_3d.cli import main as cli
 from carv_3d.compare.methods import parse_methods
 from carv_3d.compare.request import CompareOptions
 from carv_3d.compare.sweep import Sweep
-from carv_3d.config.request import DistillRequest, GenerateRequest
+from carv_3d.config.request import DistillRequest, GenerateRequest, ViewOptions
 from carv_3d.distill.variance_request import VarianceRequest as DistillVarianceRequest
 from carv_3d.variance.request import VarianceRequest
 
@@ -39,7 +39,9 @@ def test_of_generate(given: Any) -> None:
     expected = GenerateRequest(
         prompt="a red mug", config=Path("c.yaml"), out=Path("o"), seed=7, resume=True, overrides=["num_draws=4"]
     )
-    assert given("generate.run.generate", words) == ((expected,), {})
+    assert given("generate.run.generate", words) == ((expected, ViewOptions()), {})
+    view = ViewOptions(view=True, view_address="::1", view_port=9)
+    assert given("generate.run.generate", f"{words} --view --view-address ::1 --view-port 9") == ((expected, view), {})
 
 
 def test_of_variance(given: Any) -> None:
