@@ -33,5 +33,7 @@ for stack in today pinned; do
   fi
   "$folder/$stack/bin/python" -m pytest tests/real_host --junitxml="$folder/$stack.xml" "$@" || status=$?
 done
+[ -n "${CARV_MVDREAM:-}" ] && [ -n "${CARV_THREESTUDIO_MVDREAM:-}" ] \
+  || echo 'not run: test_mvdream, which needs CARV_MVDREAM and CARV_THREESTUDIO_MVDREAM'
 "$folder/today/bin/python" benchmarks/real_host/table.py "$folder"/{today,pinned}.xml
 exit "$status"

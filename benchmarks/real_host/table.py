@@ -1,4 +1,7 @@
-"""A table of pytest's results, a line for each file of tests: `table.py STACK.xml ...`, written by --junitxml."""
+"""A table of pytest's results, a line for each file of tests: `table.py STACK.xml ...`, written by --junitxml.
+
+Below it stands why tests were skipped.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,12 @@ def counts(path: Path) -> dict[str, Counter[str]]:
     return out
 
 
+def reasons(path: Path) -> Counter[str]:
+    """Why tests were skipped, and how many for each reason."""
+    skipped = ElementTree.parse(path).iterfind(".//testcase/skipped")
+    return Counter(each.get("message", "no reason") for each in skipped)
+
+
 def table(paths: list[Path]) -> str:
     """Markdown: files of tests down, stacks across."""
     results = {path.stem: counts(path) for path in paths if path.exists()}
@@ -29,6 +38,8 @@ def table(paths: list[Path]) -> str:
         cells = (each.get(name, Counter()) for each in results.values())
         shown = (", ".join(f"{n} {kind}" for kind, n in sorted(cell.items())) or "none" for cell in cells)
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    for path in filter(Path.exists, paths):
+        lines += [f"skipped, {path.stem}: {count}, {why}" for why, count in sorted(reasons(path).items())]
     return "\n".join(lines)
 
 

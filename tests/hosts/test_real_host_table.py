@@ -28,6 +28,7 @@ def test_the_table_counts_by_file_and_stack(tmp_path: Path) -> None:
         "|---|---|---|",
         "| test_parity | 2 failed, 1 passed | 2 failed, 1 passed |",
         "| test_real_runs | 1 skipped | 1 passed |",
+        "skipped, today: 1, z",
     ]
 
 

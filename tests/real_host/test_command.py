@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from cpu_host import EXTENSION
-from host_models import fitted
+from host_models import built, fitted
 from omegaconf import OmegaConf
 from small_config import small
 
@@ -25,7 +25,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import cpu_host
+from host_models import without_vgg
 cpu_host.torch.set_num_threads(1)
+cpu_host.enter(Path({checkout!r}))
+without_vgg()
 cpu_host.launch_as_script(Path({checkout!r}))
 """
 
@@ -45,14 +48,19 @@ def root(checkout: Path, tmp_path: Path) -> Path:
 
 def carv(root: Path, config: str | Path, *words: str) -> tuple[list[dict[str, Any]], str]:
     """(what each step logged, standard error) of the command."""
+    done = start(root, config, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stderr
+
+
+def start(root: Path, config: str | Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command, to its end."""
     given = ["--threestudio", str(root), "--config", str(config), *words]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "carv_3d", "threestudio", *given],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True, text=True, check=False, timeout=900, cwd=root.parent,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stderr
 
 
 def words_for(checkout: Path, config: str, models: Path) -> list[str]:
@@ -103,3 +111,31 @@ def test_both_guidances_of_magic123_are_replaced(root: Path, checkout: Path, tmp
         assert f" {kind} -> carv-{kind}, K = 4" in said
     assert [record["step"] for record in steps] == [1, 2]
     assert all(len(set(record["calls"])) == 2 for record in steps)
+
+
+MISTAKES = {
+    "an option": ("dreamfusion-sd", "system.guidance.guidence_scale=3", "no option 'guidence_scale'"),
+    "a model of another family": (
+        "dreamfusion-sd", "system.guidance.pretrained_model_name_or_path={models}/deep-floyd",
+        "carv-deep-floyd-guidance",
+    ),
+    "no ControlNet": (
+        "control4d-static", "system.guidance.controlnet_name_or_path=./nowhere", "there is no such folder",
+    ),
+    "no image": ("magic123-coarse-sd", "system.guidance_3d.cond_image_path=nowhere.png", "nowhere.png"),
+}  # fmt: skip
+"""(stock configuration, what is wrong, part of the sentence)."""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_the_command_with_a_sentence(mistake: str, root: Path, checkout: Path, tmp_path: Path) -> None:
+    config, wrong, due = MISTAKES[mistake]
+    models = tmp_path / "models"
+    if "{models}" in wrong:
+        built(models, "deep-floyd")
+    words = words_for(checkout, f"configs/{config}.yaml", models)
+    done = start(root, f"configs/{config}.yaml", "--train", *words, wrong.format(models=models))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("carv: ")]
+    assert due in said

@@ -35,7 +35,7 @@ def launch(
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,  # a rank that waits for another in vain fails the test
+        timeout=1800,  # a rank that waits for another in vain fails the test; long, for a machine with other work
     )
 
 
