@@ -65,6 +65,8 @@ def with_counterparts(file: Path, words: Sequence[str], folder: Path | None = No
     own, short = _sorted_out(words)
     own = [_found_file(word, folder) for word in own]
     config = _merged(stock, own)
+    if not isinstance(config.get("system"), dict):
+        raise CarvError("the options cannot be set: system is a group of options; name one of them: system.KEY=VALUE")
     types, lines = _replacements(config)
     keys = [key.removesuffix("_type") for key, kind in _guidances(_merged(config, types)) if kind.startswith("carv-")]
     sampling = [f"system.{key}.{name}={value}" for key in keys for name, value in short.items()]

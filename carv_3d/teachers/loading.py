@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError, first_line, require
+from carv_3d.errors import CarvError, first_line, require, shown
 from carv_3d.io.files import expanded
 from carv_3d.io.tensor_files import check_finite, load_tensors
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
@@ -160,7 +160,20 @@ def load_tokenizers(folder: Path, family: Family = STABLE_DIFFUSION) -> dict[str
                     str(folder), subfolder=part, local_files_only=True
                 )
                 made[part]("a mug")  # what its words lack is noticed here
+            _check_special_words(folder, part, made[part])
     return made
+
+
+def _check_special_words(folder: Path, part: str, tokenizer: Any) -> None:
+    """CarvError where padding, beginning or end is a word of its own, with a number that the encoder does not know."""
+    config = folder / part.replace("tokenizer", "text_encoder") / "config.json"
+    size = read_json(config).get("vocab_size") if config.is_file() else None
+    for word, number in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids):
+        if size is not None and number is not None and number >= size:
+            raise CarvError(
+                f"the {part} of {folder} has the special word {shown(word)} with the number {number}, and its text "
+                f"encoder knows {size} words; {FIX}."
+            )
 
 
 def fitted_prompt(folder: Path, family: Family, prompt: str, endings: Sequence[str], longest: int = 2**30) -> str:

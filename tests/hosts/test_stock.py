@@ -146,6 +146,7 @@ def test_a_prompt_never_becomes_a_path(prompt: str, tag: str | None, stock: Path
         ("resume=no/such.ckpt", "resume names no/such.ckpt, which is not there"),
         ("data.image_path=no.png", "data.image_path names no.png, which is not there"),
         ("system.guidance=[1, 2]", "cannot be set"),
+        ("system=3", "system is a group of options; name one of them: system.KEY=VALUE"),
     ],
 )
 def test_a_wrong_word_is_one_sentence(word: str, said: str, stock: Path) -> None:

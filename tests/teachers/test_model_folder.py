@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -253,6 +254,14 @@ def test_every_small_file_goes_through_one_reader(file: str, copy: Path) -> None
 def test_a_word_has_a_number_that_the_text_encoder_knows(words: dict[str, Any], copy: Path) -> None:
     (copy / "tokenizer/vocab.json").write_text(json.dumps(words))
     assert "tokenizer/vocab.json: the word 'a' has" in refusal(copy)
+
+
+@pytest.mark.parametrize("name", ["pad_token", "bos_token", "eos_token"])
+def test_a_special_word_has_a_number_that_the_text_encoder_knows(name: str, copy: Path) -> None:
+    settings = json.loads((copy / TOKENIZER).read_text())
+    (copy / TOKENIZER).write_text(json.dumps(settings | {name: "/dev/zero"}))
+    said = refusal(copy, lambda path: load_teacher(path, device="cpu"))
+    assert re.search(r"the special word '/dev/zero' with the number \d+, and its text encoder knows 514 words", said)
 
 
 def test_a_tokenizer_without_its_special_words_is_named(copy: Path) -> None:
