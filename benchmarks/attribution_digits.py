@@ -119,16 +119,24 @@ def features(
     return torch.stack([maker.feature(str(i), item) for i, item in enumerate(z)])
 
 
-def port_data(z: Tensor, draws: int, steps: int) -> torch.utils.data.TensorDataset:
-    """Images with the noises and timesteps that ports of TRAK to diffusion give them."""
+def port_data(z: Tensor, draws: int, steps: int, *conditions: Tensor) -> torch.utils.data.TensorDataset:
+    """Images with the noises and timesteps that ports of TRAK to diffusion give them, and with their conditions."""
     noise = torch.randn(BATCH, draws, 1, 8, 8, generator=torch.Generator().manual_seed(7))
     t = torch.arange(0, steps, steps // draws)[:draws]
-    return torch.utils.data.TensorDataset(z, noise[torch.arange(len(z)) % BATCH], t.expand(len(z), -1))
+    return torch.utils.data.TensorDataset(z, noise[torch.arange(len(z)) % BATCH], t.expand(len(z), -1), *conditions)
 
 
-def port_loss(model: nn.Module, state: Any, schedule: NoiseSchedule, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+def port_output(model: nn.Module, state: Any, schedule: NoiseSchedule, z: Tensor, eps: Tensor, t: Tensor,
+                *conditions: Tensor) -> Tensor:  # fmt: skip
+    """(K, 1, 8, 8), what the model predicts for one image under each of its draws; conditions are of the image."""
     z_t = schedule.alpha(t).view(-1, 1, 1, 1) * z + schedule.sigma(t).view(-1, 1, 1, 1) * eps
-    return (functional_call(model, state, (z_t, t)) - eps).square().mean()
+    expanded = (c.expand(len(t), *c.shape) for c in conditions)
+    return functional_call(model, state, (z_t, t, *expanded))
+
+
+def port_loss(model: nn.Module, state: Any, schedule: NoiseSchedule, z: Tensor, eps: Tensor, *more: Tensor) -> Tensor:
+    """The loss of one image, a mean over its draws; more: as of `port_output`."""
+    return (port_output(model, state, schedule, z, eps, *more) - eps).square().mean()
 
 
 def traker_scores(
@@ -142,8 +150,8 @@ def traker_scores(
             pass
 
         @staticmethod
-        def get_output(m: nn.Module, weights: Any, buffers: Any, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-            return port_loss(m, (weights, buffers), schedule, z, eps, t)
+        def get_output(m: nn.Module, weights: Any, buffers: Any, *item: Tensor) -> Tensor:
+            return port_loss(m, (weights, buffers), schedule, *item)
 
         def get_out_to_loss_grad(self, m: nn.Module, weights: Any, buffers: Any, batch: Any) -> Tensor:
             return torch.ones(len(batch[0]), 1)
@@ -171,8 +179,7 @@ def dattri_scores(model: Denoiser, schedule: NoiseSchedule, train: Any, queries:
     buffers = dict(model.named_buffers())
 
     def loss(params: Any, data: tuple[Tensor, ...]) -> Tensor:
-        z, eps, t = data
-        return port_loss(model, (dict(params.items()), buffers), schedule, z, eps, t)
+        return port_loss(model, (dict(params.items()), buffers), schedule, *data)
 
     task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
     tool = TRAKAttributor(
