@@ -81,7 +81,10 @@ def run_model(folder: Path) -> str:
 
 
 def check_words(prompt: str, model: str) -> None:
-    """Raises CarvError for a prompt that the model is known not to know."""
+    """Raises CarvError for a prompt that is no plain text, or that the model is known not to know."""
+    from carv_3d.generate.config import check_plain
+
+    check_plain("the prompt", prompt)
     if prompt:
         model_knowledge(model).check_prompt(prompt)
 

@@ -43,6 +43,14 @@ class BackgroundOptions(Options):
     )
 
 
+def check_plain(name: str, text: str) -> None:
+    """CarvError for a prompt that is too long, or no plain text; `name` is what it is called."""
+    if len(text) > MAX_PROMPT:
+        raise CarvError(f"{name} is longer than {MAX_PROMPT} characters; shorten it.")
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
+        raise CarvError(f"{name} holds control characters or is no valid UTF-8: write plain text.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(TextOptions, ViewPromptOptions):
     """The prompt and how a camera's position is put into words; threestudio's names."""
@@ -56,11 +64,8 @@ class PromptOptions(TextOptions, ViewPromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, text in (("the prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
-            if len(text) > MAX_PROMPT:
-                raise CarvError(f"{name} is longer than {MAX_PROMPT} characters; shorten it.")
-            if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
-                raise CarvError(f"{name} holds control characters or is no valid UTF-8: write plain text.")
+        check_plain("the prompt", self.prompt)
+        check_plain("negative_prompt", self.negative_prompt)
         if self.use_perp_neg:
             wrong = ["fine_views=false"] * self.fine_views
             wrong += ["view_dependent_prompting=true"] * (not self.view_dependent_prompting)

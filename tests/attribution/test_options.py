@@ -8,6 +8,7 @@ import pytest
 
 from carv_3d.attribution import GroupedDrawOptions
 from carv_3d.attribution.command import AttributeOptions
+from carv_3d.attribution.queries import check_words
 from carv_3d.errors import CarvError
 
 
@@ -16,6 +17,13 @@ def test_options_know_their_limits() -> None:
         AttributeOptions(query="a red mug", model="owner/model")
     with pytest.raises(CarvError, match="query_draws is 8; it must be a multiple of 16"):
         AttributeOptions(query="a red mug", query_draws=8)
+
+
+@pytest.mark.parametrize("text", ["a\x1b[31m", "a\x00", "caf\udce9", "a" * 2001])
+def test_a_prompt_is_plain_text_before_any_work(text: str) -> None:
+    with pytest.raises(CarvError, match=r"^the prompt (holds control characters or is no valid UTF-8|is longer than)"):
+        check_words(text, "owner/model")
+    check_words("", "owner/model")
 
 
 def test_options_are_passed_on_to_the_features() -> None:
