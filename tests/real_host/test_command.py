@@ -120,7 +120,7 @@ MISTAKES = {
         "carv-deep-floyd-guidance",
     ),
     "no ControlNet": (
-        "control4d-static", "system.guidance.controlnet_name_or_path=./nowhere", "there is no such folder",
+        "control4d-static", "system.guidance.controlnet_name_or_path=./nowhere", "there is no folder",
     ),
     "no image": ("magic123-coarse-sd", "system.guidance_3d.cond_image_path=nowhere.png", "nowhere.png"),
 }  # fmt: skip
