@@ -50,7 +50,8 @@ def resolve(request: GenerateRequest) -> tuple[Config, Path]:
 
     # Compared with all that may change as the run has it: an option that follows from such a one is not changed.
     new = settled(asked(*_changeable(values)), stored.system.geometry_type)
-    check_unchanged(folder, values, to_mapping(new), CHANGEABLE)
+    begun = settled(stored, stored.system.geometry_type)
+    check_unchanged(folder, to_mapping(begun), to_mapping(new), CHANGEABLE)
     return load_run(folder, _changeable(to_mapping(asked()))), folder
 
 

@@ -71,6 +71,14 @@ def test_more_steps_go_with_the_configuration_that_the_run_was_begun_with() -> N
     assert (new.trainer.max_steps, new.data.n_test_views) == (7, 6)
 
 
+def test_a_run_whose_file_leaves_the_rate_to_the_field_goes_on() -> None:
+    folder = begun("a red mug", "run")
+    text = (folder / "config.yaml").read_text()
+    assert "lr: 0.06" in text
+    (folder / "config.yaml").write_text(text.replace("lr: 0.06", "lr: null"))
+    assert resolve(GenerateRequest(out=folder, resume=True, overrides=[LONG]))[0].trainer.max_steps == 5
+
+
 def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest() -> None:
     folder = begun("a red mug", "run")
     words = ["device=auto", "system.exporter.level=3.5", "data.eval_width=24", "system.guidance.max_batch=2", LONG]
