@@ -71,7 +71,7 @@ def test_more_steps_go_with_the_configuration_that_the_run_was_begun_with() -> N
     assert (new.trainer.max_steps, new.data.n_test_views) == (7, 6)
 
 
-def test_a_run_whose_file_leaves_the_rate_to_the_field_goes_on() -> None:
+def test_a_run_whose_file_leaves_the_rate_to_the_field_is_resumed() -> None:
     folder = begun("a red mug", "run")
     text = (folder / "config.yaml").read_text()
     assert "lr: 0.06" in text
