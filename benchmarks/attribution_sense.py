@@ -1,134 +1,145 @@
-"""Does attribution find images with the prompt's object and color, and how fast? carv-tiny and its training images.
+"""Does attribution find images with the prompt's object and color? carv-tiny, and the gradients that come with it.
 
-Queries are prompts of training combinations. For each, the share of the 20 most influential training images with the
-same object and with the same color, against the share among all. Then items a second by phase, and the memory of the
-process as items go by: it does not grow with them.
+Queries are prompts of training combinations, asked as `carv attribute` asks them: four images each, and draws until
+they make less than a quarter of the scores' error variance. --kind images asks about training images whose gradients
+do not come with the package, each with its caption. For each query, the share of the 20 most influential images with
+the same object and with the same color, against the share among all; whether the ranking differs from chance; the mean
+probability of the 20 to be in the true top 20; and the CPU seconds.
 
-    ./install.sh python benchmarks/attribution_sense.py [--items 2000] [--queries 12] [--draws 8] [--seed 0]
-        [--model FOLDER]
+    ./install.sh python benchmarks/attribution_sense.py [--queries 40] [--part report] [--kind prompts|images]
+        [--methods relatif,trak,cosine] [--ridges 0.3,1,3] [--threads 2] [--out docs/results/attribution-sense.csv]
 
---seed is of the queries. Gradients are kept in the cache: a run that was cut off is resumed, and another method reuses
-those of its loss.
+The combinations are dealt out once: `--part validation` has 24 of them, on which the defaults were chosen, and
+`--part report` has others.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
-import resource
-import sys
 import time
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from attribution_metrics import shares_among
-from bench import joined, script_parser
+from bench import joined, run_script, script_parser
 
 from carv_3d.attribution import FeatureMaker, GradientModel
-from carv_3d.attribution.command import METHODS, AttributeOptions, cache_folder, kept_kernel, score
-from carv_3d.attribution.encoded import EncodedImages, embed, encode_images
-from carv_3d.attribution.images import TinyImages
-from carv_3d.attribution.queries import prompt_query
+from carv_3d.attribution.asking import Asked
+from carv_3d.attribution.command import METHODS, TOP, AttributeOptions, shipped_scorer
+from carv_3d.attribution.encoded import encoder_fingerprints
+from carv_3d.attribution.queries import Query, prompt_query
+from carv_3d.attribution.ranking import rank_query
+from carv_3d.attribution.scoring import Scorer
+from carv_3d.attribution.shipped import DrawnImages, ShippedRows, key, load
+from carv_3d.errors import CarvError
+from carv_3d.io.files import write_atomic
+from carv_3d.io.tables import csv_text
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
+from carv_3d.tiny.dataset import object_colors
 from carv_3d.tiny.vocabulary import OBJECTS
 
-TOP = 20
+HEAD = [
+    "method", "ridge", "queries", "images", "same object", "by chance", "same color", "color by chance",
+    "differ from chance", "probability of the top 20", "rounds", "CPU seconds a query",
+]  # fmt: skip
+VALIDATION = 24
 
 
-def memory() -> float:
-    """MiB, the most that the process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def combinations(part: str, count: int) -> list[tuple[str, str]]:
+    """`count` of a part's (object, color)."""
+    every = sorted((obj, color) for obj, colors in object_colors().items() for color in colors)
+    validation = random.Random(1234).sample(every, VALIDATION)
+    if part == "validation":
+        return validation[:count]
+    return random.Random(777).sample([pair for pair in every if pair not in set(validation)], count)
 
 
-@dataclass
-class Queries:
-    """Prompts of combinations (object, color), their generated images, and the same of all training images."""
-
-    asked: list[tuple[str, str]]
-    made: list[Any]
-    objects: list[str]
-    colors: list[str]
-
-    @classmethod
-    def draw(cls, images: TinyImages, teacher: StableDiffusionTeacher, count: int, seed: int) -> Queries:
-        """`count` of the combinations that the training images show."""
-        labels = [images.labels(i) for i in range(len(images))]
-        objects, colors = [x["object"] for x in labels], [x["color"] for x in labels]
-        asked = random.Random(seed).sample(sorted(set(zip(objects, colors))), count)
-        prompts = [f"a {color} {OBJECTS[obj][0]}" for obj, color in asked]
-        return cls(asked, [prompt_query(p, teacher, 2, seed) for seed, p in enumerate(prompts)], objects, colors)
+def prompts(teacher: StableDiffusionTeacher, part: str, count: int) -> list[tuple[Query, str, str]]:
+    """(query, object, color)."""
+    return [
+        (prompt_query(f"a {color} {OBJECTS[obj][0]}", teacher, 4, 0), obj, color)
+        for obj, color in combinations(part, count)
+    ]
 
 
-def encode(items: EncodedImages) -> None:
-    """Encode what is not encoded yet."""
-    begin, missing = time.perf_counter(), len(items.store.pending())
-    items.encode()
-    if missing:
-        print(f"encoded {missing} images, {missing / (time.perf_counter() - begin):.0f} a second")
+def left_out_images(index: Any, count: int) -> list[tuple[Query, str, str]]:
+    """The same of training images that are not in the index."""
+    images = DrawnImages(np.setdiff1d(np.arange(int(index.max()) + 1, 30_000), index))
+    chosen = random.Random(5).sample(range(len(images)), count)
+    labels = [images.labels(i) for i in chosen]
+    queries = [Query(images.caption(i), images.caption(i), [images.image(i)], [images.caption(i)]) for i in chosen]
+    return [(query, x["object"], x["color"]) for query, x in zip(queries, labels)]
 
 
-def fill(maker: FeatureMaker, store: Any, items: EncodedImages, method: str) -> None:
-    """Make the features that are missing; prints the items a second, and the memory as they go by."""
-
-    def show(done: int, total: int) -> bool:
-        if done % max(1, total // 8) == 0:
-            print(f"{done} of {total} items: {memory():.0f} MiB", flush=True)
-        return False
-
-    maker.fill(store, items, show=show)
-    count = maker.meter.counts.get("items", 0)
-    if count:
-        each = {k: v / count * 1e3 for k, v in maker.meter.seconds.items()}
-        words = ", ".join(f"{k} {v:.0f} ms an item" for k, v in each.items())
-        print(f"{method}: {count / maker.meter.total_seconds:.2f} items a second ({words}), {memory():.0f} MiB")
+def ask(
+    queries: list[tuple[Query, str, str]], teacher: Any, maker: FeatureMaker, shipped: ShippedRows
+) -> tuple[list[torch.Tensor], float, float]:
+    """The gradients (1, H, d) of each query, the mean rounds, and the mean CPU seconds."""
+    options = AttributeOptions(query="a red mug")
+    scorer, rounds, features, begin = shipped_scorer("relatif", shipped), 0, [], time.process_time()
+    for n, (query, _, _) in enumerate(queries):
+        asked = Asked(query, teacher, maker.model, options, maker)
+        features.append(asked.until_stable(scorer).mean(0, keepdim=True))
+        rounds += asked.rounds
+        print(f"{n + 1} of {len(queries)}: {query.title}, {asked.rounds} rounds", flush=True)
+    return features, rounds / len(queries), (time.process_time() - begin) / len(queries)
 
 
-def shares(
-    method: str, maker: FeatureMaker, store: Any, queries: Queries, teacher: StableDiffusionTeacher
-) -> tuple[str, list[float], float]:
-    """The method with its ridge, the four mean shares of its top images, and the seconds a query."""
-    results, ridge = [], None
-    gram = kept_kernel(store) if method != "cosine" else None
-    begin = time.perf_counter()
-    for (obj, color), query in zip(queries.asked, queries.made):
-        latents = encode_images(query.images, teacher)
-        conditions = [embed(c, teacher) for c in query.captions]
-        rows = [maker.feature(f"{query.prompt} {v}", z, c) for v, (z, c) in enumerate(zip(latents, conditions))]
-        scores, ridge = score(method, torch.stack(rows), store.rows, gram)
-        top = scores.top(0, TOP)
-        results.append((*shares_among(queries.objects, obj, top), *shares_among(queries.colors, color, top)))
-    seconds = (time.perf_counter() - begin) / len(queries.asked)
-    note = "" if ridge is None else f", ridge {ridge:.2g}"
-    return method + note, torch.tensor(results, dtype=torch.float64).mean(0).tolist(), seconds
+def row(scorer: Scorer, features: list[torch.Tensor], queries: list[tuple[Query, str, str]], labels: Any) -> list[Any]:
+    """The means over queries."""
+    objects, colors = labels
+    table = []
+    for query, (_, obj, color) in zip(features, queries):
+        scores = scorer(query)
+        ranking, top = rank_query(scorer, query, scorer.items, scores, TOP), scores.top(0, TOP)
+        shares = (*shares_among(objects, obj, top), *shares_among(colors, color, top))
+        table.append([*shares, float(ranking.differs_from_chance), float(ranking.probabilities[top].mean())])
+    return [f"{x:.3f}" for x in torch.tensor(table, dtype=torch.float64).mean(0).tolist()]
+
+
+def measure(o: argparse.Namespace) -> list[list[Any]]:
+    """The rows of the table."""
+    torch.set_num_threads(o.threads)
+    teacher = StableDiffusionTeacher.load("carv-tiny")
+    maker = FeatureMaker(GradientModel.from_teacher(teacher), AttributeOptions(query="a red mug").features)
+    shipped = load(key(maker, encoder_fingerprints(teacher)), path=o.rows) if o.rows else load(
+        key(maker, encoder_fingerprints(teacher)))  # fmt: skip
+    if isinstance(shipped, str):
+        raise CarvError(shipped)
+    images = DrawnImages(shipped.index)
+    shown = [images.labels(i) for i in range(len(images))]
+    labels = [x["object"] for x in shown], [x["color"] for x in shown]
+    queries = left_out_images(shipped.index, o.queries) if o.kind == "images" else prompts(teacher, o.part, o.queries)
+    features, rounds, seconds = ask(queries, teacher, maker, shipped)
+    table = []
+    for method in o.methods:
+        for ridge in o.ridges if method != "cosine" else [shipped.ridge]:
+            scorer = shipped_scorer(method, ShippedRows(shipped.rows, shipped.index, float(ridge)))
+            figures = row(scorer, features, queries, labels)
+            named = "" if method == "cosine" else ridge
+            table.append([method, named, len(queries), len(images), *figures, f"{rounds:.2f}", f"{seconds:.1f}"])
+            print(csv_text(HEAD, table[-1:]), flush=True)
+    return table
 
 
 def main() -> None:
     """The table of all methods."""
-    parser = script_parser(__doc__, items=2000, queries=12, draws=8, query_draws=64, threads=2, seed=0)
-    parser.add_argument("--model", default="carv-tiny")
+    parser = script_parser(__doc__, queries=40, threads=2)
+    parser.add_argument("--part", choices=["validation", "report"], default="report")
+    parser.add_argument("--kind", choices=["prompts", "images"], default="prompts")
     parser.add_argument("--methods", type=joined(METHODS), default=["relatif", "trak", "cosine"])
+    parser.add_argument("--ridges", type=joined(), default=["0.3", "1", "3"])
+    parser.add_argument("--rows", type=Path, help="a file as attribution_store.py makes it, in place of the package's")
+    parser.add_argument("--out", type=Path)
     o = parser.parse_args()
-    torch.set_num_threads(o.threads)
-    teacher = StableDiffusionTeacher.load(o.model)
-    model = GradientModel.from_teacher(teacher)
-    base = cache_folder() / "attribution" / f"sense-{model.fingerprint()}-{o.items}"
-    images = TinyImages(base / "images", o.items)
-    items = EncodedImages(images, teacher, base / "latents")
-    encode(items)
-    queries = Queries.draw(images, teacher, o.queries, o.seed)
-    table = []
-    for method in o.methods:
-        a = AttributeOptions(query="a red mug", num_draws=o.draws, query_draws=o.query_draws, method=method)
-        maker = FeatureMaker(model, a.features)
-        store = maker.open_store(base / f"{a.features.output}-{o.draws}", items)
-        fill(maker, store, items, method)
-        query_maker = FeatureMaker(model, a.query_features, "query", projection=maker.projection)
-        table.append(shares(method, query_maker, store, queries, teacher))
-    print(f"\n{len(images)} training images, {o.draws} draws each, {o.queries} queries, the top {TOP}, {o.model}\n")
-    print("| method | same object | by chance | same color | by chance | seconds a query |\n|---|---|---|---|---|---|")
-    for method, (obj, obj_chance, color, color_chance), seconds in table:
-        print(f"| {method} | {obj:.0%} | {obj_chance:.1%} | {color:.0%} | {color_chance:.1%} | {seconds:.1f} |")
+    text = csv_text(HEAD, measure(o))
+    print(text)
+    if o.out:
+        write_atomic(o.out, text)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
 from carv_3d.attribution.features import BATCH
-from carv_3d.attribution.layers import PARAMETERS
+from carv_3d.attribution.parameter_names import PARAMETERS
 from carv_3d.io.files import write_atomic
 from carv_3d.io.tables import csv_text
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher

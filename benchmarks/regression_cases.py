@@ -328,7 +328,7 @@ def attribute(query: str, method: str, *more: str, run: list[str] | None = None)
         "--model", small_model(), "--method", method, "--store", "store", "--out", "out", *more,
     )  # fmt: skip
     return {
-        "scores.csv": columns("out/scores.csv"),
+        "scores.csv": {k: v for k, v in columns("out/scores.csv").items() if not k.startswith("in_top")},  # is new
         **{p.name: np.load(p) for p in sorted(Path("store").rglob("*.npy"))},
     }
 

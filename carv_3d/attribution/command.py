@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carv_3d.attribution.encoded import EncodedImages, embed, encode_images
+from carv_3d.attribution.asking import MAX_ROUNDS, Asked
+from carv_3d.attribution.encoded import EncodedImages, encoder_fingerprints
 from carv_3d.attribution.features import FeatureMaker
 from carv_3d.attribution.folder_images import FolderImages
 from carv_3d.attribution.image_files import list_images
@@ -32,9 +33,14 @@ from carv_3d.attribution.queries import (
     run_model,
     run_query,
 )
-from carv_3d.attribution.request import GROUPS, METHODS, QUERY_GROUPS, AttributeOptions, check_data
-from carv_3d.attribution.scores import Scores, choose_ridge, cosine, kernel, relatif, trak
+from carv_3d.attribution.ranking import Ranking, rank_query
+from carv_3d.attribution.request import METHODS, QUERY_GROUPS, ROUND_GROUPS, AttributeOptions, check_data
+from carv_3d.attribution.scores import Scores, kernel
+from carv_3d.attribution.scoring import Scorer, WhiteScorer
 from carv_3d.attribution.shares import Opened, make_rows, with_whole_paths
+from carv_3d.attribution.shipped import PATH, DrawnImages, ShippedRows
+from carv_3d.attribution.shipped import key as shipped_key
+from carv_3d.attribution.shipped import load as load_shipped
 from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
@@ -59,6 +65,7 @@ from carv_3d.runs.request import new_folder
 from carv_3d.teachers.families import DEFAULT_MODEL
 from carv_3d.tiny.knowledge import model_knowledge
 
+TOP = 20  # images whose probability of leading is given
 TOO_LARGE = "memory ran out; lower query_draws, num_draws or dim"
 
 
@@ -101,13 +108,76 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     query = None
     if kind == "image":  # refused before any images are made
         query = image_query(expanded(options.query), options.prompt, teacher.image_size, options.resize)
-    images = _images(options, teacher.image_size, display)
+    maker = FeatureMaker(model, options.features)
+    shipped = _shipped(options, maker, teacher, display)
+    images = _images(options, teacher.image_size, display) if shipped is None else DrawnImages(shipped.index)
     captions = sum(bool(images.caption(i)) for i in range(len(images)))
     if captions < len(images):
         display.say(f"{captions} of {len(images)} training images have a caption; the others are taken without text.")
     query = query or _query(kind, options, teacher, display)
-    maker = FeatureMaker(model, options.features)
-    base = _store_folder(options, maker, images)
+    scorer: Scorer
+    if shipped is None:
+        base = _store_folder(options, maker, images)
+        rows = _gradients(options, (images, teacher, model_name), maker, base, display)
+        if isinstance(rows, int):
+            return rows
+        scorer = Scorer(options.method, rows.rows, None if options.method == "cosine" else kept_kernel(rows))
+    else:
+        base, scorer = PATH, shipped_scorer(options.method, shipped)
+    asked = Asked(query, teacher, model, options, maker)
+    whole = _query_features(asked, options, scorer, display).mean(0, keepdim=True)
+    with display.status("scores"):
+        scores = scorer(whole)
+        ranking = rank_query(scorer, whole, scorer.items, scores, min(TOP, len(images)))
+    facts = _facts(options, model_name, images, maker, asked, scorer.ridge, time.perf_counter() - begin)
+    from carv_3d.attribution.page import render_page
+
+    groups = (scorer.items.shape[1], whole.shape[1])
+    page = render_page(query, images, scores, METHODS[options.method][1], facts, groups, ranking)
+    settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": scorer.ridge}
+    with replaced_folder(out) as new:  # all of it or nothing: the same command may follow a disk that was full
+        write_atomic(new / "scores.csv", scores_csv(scores, images, ranking))
+        write_atomic(new / "report.html", page)
+        write_atomic(new / "settings.json", json.dumps(settings, indent=2))
+        images.report.write(new)
+    if ranking.differs_from_chance:
+        best = scores.top(0, 3)
+        display.say("Most influential: " + "; ".join(images.caption(i) or images.key(i) for i in best))
+    display.say(ranking.words())
+    display.say(f"Done: open {out / 'report.html'}")
+    return 0
+
+
+def _shipped(options: AttributeOptions, maker: FeatureMaker, teacher: Any, display: Display) -> ShippedRows | None:
+    """The gradients that came with the package, where they are those that are asked for; else it is said why not."""
+    if options.training_images != "tiny" or options.store is not None or options.shard or options.lora:
+        return None
+    rows = load_shipped(shipped_key(maker, encoder_fingerprints(teacher)), options.items)
+    if isinstance(rows, str):
+        display.say(rows)
+        return None
+    return rows
+
+
+def shipped_scorer(method: str, shipped: ShippedRows) -> Scorer:
+    """Of the rows that came with the package."""
+    if method == "relatif":
+        return WhiteScorer(shipped.rows, shipped.ridge)
+    return Scorer(method, shipped.rows, ridge=None if method == "cosine" else shipped.ridge)
+
+
+def _gradients(
+    options: AttributeOptions,
+    made_of: tuple[TrainingImages, Any, str],
+    maker: FeatureMaker,
+    base: Path,
+    display: Display,
+) -> RowStore | int:
+    """The complete store of the training images' gradients; an exit status where this process ends without it.
+
+    made_of: the images, the teacher, and the model's name.
+    """
+    images, teacher, model_name = made_of
     items, rows = _stores(options, images, teacher, maker, base)
     if rows.taken_over:
         display.say(f"{rows.taken_over} of {len(items)} gradients are those of an earlier query.")
@@ -126,25 +196,7 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
         left = int((~rows.finished).sum())
         display.say(f"This share is done; {left} training images are left for the others. It is all in {base}.")
         return 0
-    with display.status("gradients of the query"):
-        asked = _query_features(query, teacher, model, options, maker)
-    with display.status("scores"):
-        gram = None if options.method == "cosine" else kept_kernel(rows)
-        scores, ridge = score(options.method, asked, rows.rows, gram)
-    facts = _facts(options, model_name, images, maker, ridge, time.perf_counter() - begin)
-    from carv_3d.attribution.page import render_page
-
-    page = render_page(query, images, scores, METHODS[options.method][1], facts, (GROUPS, QUERY_GROUPS))
-    settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": ridge}
-    with replaced_folder(out) as new:  # all of it or nothing: the same command may follow a disk that was full
-        write_atomic(new / "scores.csv", scores_csv(scores, images))
-        write_atomic(new / "report.html", page)
-        write_atomic(new / "settings.json", json.dumps(settings, indent=2))
-        images.report.write(new)
-    best = scores.top(0, 3)
-    display.say("Most influential: " + "; ".join(images.caption(i) or images.key(i) for i in best))
-    display.say(f"Done: open {out / 'report.html'}")
-    return 0
+    return rows
 
 
 def _stores(
@@ -188,20 +240,9 @@ def _check_memory(options: AttributeOptions) -> None:
     d, parts = options.dim or 0, {}
     if options.method != "cosine":
         parts[f"the kernel of dim = {d}"] = 3 * 8 * d**2
-    parts[f"a query of views = {options.views} and dim = {d}"] = 12 * options.views * QUERY_GROUPS * d
+    groups = MAX_ROUNDS * ROUND_GROUPS if options.query_draws == "auto" else QUERY_GROUPS
+    parts[f"a query of views = {options.views} and dim = {d}"] = 12 * options.views * groups * d
     check_memory(parts, "lower dim or views")
-
-
-def score(method: str, queries: Tensor, items: Any, gram: Tensor | None = None) -> tuple[Scores, float | None]:
-    """Scores (1, N) of the mean over the query's images (V, H, d), and the ridge of those that have one.
-
-    gram: `kernel(items)`, if it is known.
-    """
-    whole = queries.mean(0, keepdim=True)
-    if method == "cosine":
-        return cosine(whole, items), None
-    ridge = choose_ridge(items) if len(items) >= 4 else 1.0
-    return (relatif if method == "relatif" else trak)(whole, items, ridge, gram), ridge
 
 
 def kept_kernel(store: RowStore) -> Tensor:
@@ -216,13 +257,15 @@ def kept_kernel(store: RowStore) -> Tensor:
     return gram
 
 
-def scores_csv(scores: Scores, images: TrainingImages) -> str:
-    """Every training image with its score and standard error, best first."""
+def scores_csv(scores: Scores, images: TrainingImages, ranking: Ranking) -> str:
+    """Every training image with its score, standard error and probability of being in the true top, best first."""
+    values, errors = scores.values[0].tolist(), scores.errors[0].tolist()
+    probable = ranking.probabilities.tolist()
     rows = (
-        (rank, images.key(i), images.caption(i), float(scores.values[0, i]), f"{float(scores.errors[0, i]):.3g}")
+        (rank, images.key(i), images.caption(i), values[i], f"{errors[i]:.3g}", f"{probable[i]:.3g}")
         for rank, i in enumerate(scores.top(0, len(images)), 1)
     )
-    return csv_text(["rank", "image", "caption", "score", "standard_error"], rows)
+    return csv_text(["rank", "image", "caption", "score", "standard_error", f"in_top_{ranking.count}"], rows)
 
 
 def _images(options: AttributeOptions, size: int, display: Display) -> TrainingImages:
@@ -257,16 +300,14 @@ def _query(kind: str, options: AttributeOptions, teacher: Any, display: Display)
         return prompt_query(options.query, teacher, options.views, options.seed)
 
 
-def _query_features(
-    query: Query, teacher: Any, model: GradientModel, options: AttributeOptions, trained: FeatureMaker
-) -> Tensor:
+def _query_features(asked: Asked, options: AttributeOptions, scorer: Scorer, display: Display) -> Tensor:
     """(V, H, dim)."""
-    maker = FeatureMaker(model, options.query_features, "query", projection=trained.projection)
-    latents = encode_images(query.images, teacher)
-    rows = [
-        maker.feature(f"{v}", z, embed(caption, teacher)) for v, (z, caption) in enumerate(zip(latents, query.captions))
-    ]
-    return torch.stack(rows).cpu()
+    if options.query_draws != "auto":
+        with display.status("gradients of the query"):
+            return asked.round()
+    display.say("gradients of the query, until more draws could hardly change the ranking")
+    with display.progress(0, MAX_ROUNDS, "round") as advance:
+        return asked.until_stable(scorer, lambda rounds: advance(rounds, {}))
 
 
 def _store_folder(options: AttributeOptions, maker: FeatureMaker, images: TrainingImages) -> Path:
@@ -296,6 +337,7 @@ def _facts(
     model_name: str,
     images: TrainingImages,
     maker: FeatureMaker,
+    asked: Asked,
     ridge: float | None,
     seconds: float,
 ) -> dict[str, str]:
@@ -304,7 +346,7 @@ def _facts(
         "model": model_name.rstrip("/").rpartition("/")[2],
         "training images": f"{len(images):,}",
         "draws of each (K)": str(options.num_draws),
-        "draws of a query's image": str(options.query_draws),
+        "draws of a query's image": str(asked.rounds * options.query_features.draws.K),
         "in all": duration(seconds),
     }
     if options.lora:
@@ -313,6 +355,8 @@ def _facts(
         facts["training images"] += " of carv-tiny, taken for this model's own"
     if made:
         facts["images a second (gradients)"] = f"{made / spent:.2f}"
+    if asked.share == asked.share:
+        facts["of the scores' error variance is the query's"] = f"{asked.share:.0%}"
     if ridge is not None:
         facts["ridge, of the mean eigenvalue"] = f"{ridge:.2g}"
     return facts

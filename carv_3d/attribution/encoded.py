@@ -36,12 +36,12 @@ class EncodedImages:
         """
         self.images, self.teacher = images, teacher
         shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
-        meta = {"items": images.fingerprint(), "vae": module_fingerprint(teacher.vae, config=dict(teacher.vae.config))}
+        models = encoder_fingerprints(teacher)
+        meta = {"items": images.fingerprint(), "vae": models[0]}
         keys = [images.digest(i) for i in range(len(images))]
         self.store = RowStore(folder, meta, len(images), shape, keys, earlier)
-        text = [module_fingerprint(encoder, config=config) for encoder, config in teacher.text_parts]
-        self._fingerprint = "-".join([*meta.values(), *text])
-        self._models = [meta["vae"], *text]
+        self._models = models
+        self._fingerprint = "-".join([meta["items"], *self._models])
         self._captions: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, show: Callable[[int, int], bool] | None = None, shard: int = 0, shards: int = 1) -> bool:
@@ -115,6 +115,12 @@ class EncodedImages:
     def fingerprint(self) -> str:
         """Changes with the images, the encoder and the text encoder."""
         return self._fingerprint
+
+
+def encoder_fingerprints(teacher: LatentDiffusionTeacher) -> list[str]:
+    """Of the image encoder, then of each text encoder."""
+    text = [module_fingerprint(part, config=config) for part, config in teacher.text_parts]
+    return [module_fingerprint(teacher.vae, config=dict(teacher.vae.config)), *text]
 
 
 @torch.no_grad()

@@ -62,6 +62,9 @@ class TinyImages:
         except OSError as error:
             raise explain_os_error(error, folder) from error
         self._source = source_hash()
+        self._begin()
+
+    def _begin(self) -> None:
         self.report = DataReport()
 
     def __len__(self) -> int:

@@ -21,18 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carv_3d.attribution.parameter_names import PARAMETERS
 from carv_3d.core.seeds import keyed_generator
 from carv_3d.errors import CarvError
 
+ADDED = "add_embedding."  # in the names of layers that add the text as a whole to the time's embedding
 SIDE = 16  # k, on either side of a weight
-PARAMETERS: dict[str, Callable[[str], bool] | None] = {  # name -> which layers, by their names in the module
-    "all": None,
-    "layers": lambda name: True,
-    "attention": lambda name: ".attn" in f".{name}",
-    "cross-attention": lambda name: "attn2." in name,
-    "text": lambda name: name.endswith(("attn2.to_k", "attn2.to_v")) or "add_embedding." in name,
-    "lora": lambda name: "lora" in name,
-}
 
 
 def hooked_layers(module: nn.Module, parameters: str) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -64,6 +58,7 @@ class LayerGradients:
 
     Attributes:
         num_features: numbers of a sample's row.
+        balanced: whether `balance` was called.
     """
 
     def __init__(self, layers: dict[str, nn.Linear | nn.Conv2d], seed: int = 0, side: int = SIDE) -> None:
@@ -72,8 +67,24 @@ class LayerGradients:
         self._sides = {name: _sides(layer.weight, side, seed, name) for name, layer in layers.items()}
         self._sizes = {name: p.shape[0] * q.shape[0] for name, (p, q) in self._sides.items()}
         self.num_features = sum(self._sizes.values())
+        self.balanced = False
+        self._scales = dict.fromkeys(layers, 1.0)
         self._rows: dict[str, list[Tensor]] = {}
         self._leaves: list[Tensor] = []
+
+    def balance(self, rows: Tensor) -> None:
+        """Scales every layer: over these rows (N, num_features) all of a kind then have the same mean square norm.
+
+        Both kinds together have the same: layers of `add_embedding`, by which text as a whole enters the network, and
+        all others. The weights' sizes, their inputs' and how near they lie to the output make norms of layers differ
+        by factors of thousands, and a few convolutions would decide every inner product.
+        """
+        norms = [float(part.square().sum(1).mean().sqrt()) for part in rows.split(list(self._sizes.values()), 1)]
+        added = {name: ADDED in name for name in self._layers}
+        for name, norm in zip(self._layers, norms):
+            alike = sum(kind == added[name] for kind in added.values())
+            self._scales[name] *= 1 / (norm * alike**0.5) if norm > 0 else 1.0
+        self.balanced = True
 
     def rows(self, loss: Callable[[], Tensor]) -> Tensor:
         """(N, num_features) float32: the gradient of each sample's loss.
@@ -98,7 +109,11 @@ class LayerGradients:
                 f"layer {name!r} of the model does not take one row a sample, so that gradients cannot be kept "
                 "apart: take those of all parameters (parameters=all)."
             )
-        return torch.stack(parts).sum(0) if parts else torch.zeros(n, self._sizes[name], device=device)
+        return (
+            self._scales[name] * torch.stack(parts).sum(0)
+            if parts
+            else torch.zeros(n, self._sizes[name], device=device)
+        )
 
     @contextlib.contextmanager
     def _hooked(self) -> Iterator[None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from carv_3d.attribution.layers import PARAMETERS
 from carv_3d.attribution.losses import LOSSES
+from carv_3d.attribution.parameter_names import PARAMETERS
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.designs import Design
 from carv_3d.core.options import (
@@ -55,12 +55,13 @@ class FeatureOptions(
     """One item's feature: `P E_{t, eps}[w(t) dloss/dtheta]`, P a random projection to `dim` numbers."""
 
     draws: GroupedDrawOptions = option(GroupedDrawOptions, "The draws of the expectation.")
-    parameters: str = option("all", "Those that gradients are of, see `layers.PARAMETERS`.", choices=PARAMETERS)
+    parameters: str = option("all", "Those that gradients are of.", choices=PARAMETERS)
+    balance: bool = option(False, "Scale the layers' gradients to equal norms; parameters=all has no layers.")
     output: str = option("loss", "What is differentiated, see `losses.LOSSES`.", choices=LOSSES)
 
     def stored(self) -> dict[str, Any]:
         """As in a store's metadata: `output` is still called loss, and all parameters go without saying."""
         values = to_mapping(self)
         if self.parameters == "all":
-            del values["parameters"]
+            del values["parameters"], values["balance"]
         return {"loss": values.pop("output"), **values}

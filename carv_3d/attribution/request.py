@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from carv_3d.attribution.parameter_names import PARAMETERS
 from carv_3d.config.request import ModelOptions, OutOptions, TextOptions
 from carv_3d.core.options import DrawOptions, EngineOptions, ProjectionOptions, check_draws, option
 from carv_3d.errors import CarvError
@@ -24,6 +25,7 @@ METHODS = {  # name -> the output of its features, what the page says
 }
 MAX_KERNEL = 2**14  # 2 GiB in float64
 GROUPS, QUERY_GROUPS = 2, 8  # independent groups of the draws of a training image, and of a query's
+ROUND_DRAWS, ROUND_GROUPS = 16, 2  # of a query's image, where rounds go on until the ranking is stable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class AttributeOptions(
     TextOptions,
     OutOptions,
     EngineOptions,
-    defaults={"num_draws": 8, "antithetic": True},
+    defaults={"num_draws": 4, "antithetic": True},
     kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
     helps={
         "model": "A folder or a hub id; else the run's, or carv-tiny.",
@@ -49,11 +51,18 @@ class AttributeOptions(
     training_images: str = option("tiny", "tiny (carv-tiny's), a folder, or FILE.tar.")
     items: int | None = option(
         None,
-        "How many of them; unless given, 2000 of tiny, all of others.",
+        "How many of them; else tiny's with gradients, all of others.",
         least=1,
         most=10**8,
     )
-    query_draws: int = option(64, "Draws per image of the query.", least=1, most=2**20)
+    query_draws: int | Literal["auto"] = option(
+        "auto",
+        "Draws per image of the query; auto: until they make less than a quarter of the scores' error variance.",
+        least=1,
+        most=2**20,
+    )
+    parameters: str = option("text", "Those that gradients are of.", choices=PARAMETERS)
+    balance: bool = option(True, "Scale the layers' gradients to equal norms; parameters=all has no layers.")
     views: int = option(4, "Images that stand for a prompt or an asset.", least=1, most=10_000)
     method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
     resize: bool = option(False, "Cut and scale images of another size.")
@@ -73,7 +82,7 @@ class AttributeOptions(
                 f"dim is {self.dim}; with {self.method} it must be at most {MAX_KERNEL}: its kernel has dim² numbers."
             )
         unit = QUERY_GROUPS * (2 if self.antithetic else 1)
-        if self.query_draws % unit:
+        if self.query_draws != "auto" and self.query_draws % unit:
             groups = f"{QUERY_GROUPS} groups{' of pairs' if self.antithetic else ''}"
             raise CarvError(f"query_draws is {self.query_draws}; it must be a multiple of {unit} ({groups}).")
         if self.shard and not re.fullmatch(r"\d+/0*[1-9]\d*", self.shard):
@@ -99,7 +108,9 @@ class AttributeOptions(
 
     @property
     def query_features(self) -> FeatureOptions:
-        """Of the query, whose draws fall into groups that give its standard error."""
+        """Of the query, or of a round of it; its draws fall into groups that give its standard error."""
+        if self.query_draws == "auto":
+            return self._features(ROUND_DRAWS, ROUND_GROUPS)
         return self._features(self.query_draws, QUERY_GROUPS)
 
     def _features(self, num_draws: int, groups: int) -> FeatureOptions:
@@ -108,7 +119,9 @@ class AttributeOptions(
         draws = GroupedDrawOptions(
             num_draws=num_draws, groups=groups, stratify=self.stratify, antithetic=self.antithetic
         )
-        return FeatureOptions(draws=draws, output=METHODS[self.method][0], dim=self.dim, seed=self.seed)
+        output = METHODS[self.method][0]
+        which = {"parameters": self.parameters, "balance": self.balance}
+        return FeatureOptions(draws=draws, output=output, dim=self.dim, seed=self.seed, **which)  # type: ignore[arg-type]
 
 
 def check_data(data: str, model: str) -> None:

@@ -71,6 +71,12 @@ def object_colors(training_only: bool = True) -> dict[str, list[str]]:
     return {o: [c for c in COLORS if (o, c) not in held_out] for o in OBJECTS}
 
 
+def draw_shots(count: int, seed: int, training_only: bool = True) -> list[Shot]:
+    """What is in each image of a training set; the first shots do not depend on how many there are."""
+    rng, colors = random.Random(seed), object_colors(training_only)
+    return [s for _ in range(math.ceil(count / COLORINGS)) for s in draw_view(rng, colors)][:count]
+
+
 @dataclass
 class Images:
     """``rgb (N, S, S, 3)`` on white and ``alpha (N, S, S)``, uint8, memory-mapped; ``shots`` says what is in each."""
@@ -114,8 +120,7 @@ def build(
             raise CarvError(f"{folder} is damaged; delete it, and its images are made again") from error
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
-    rng, colors = random.Random(seed), object_colors(training_only)
-    shots = [s for _ in range(math.ceil(count / COLORINGS)) for s in draw_view(rng, colors)][:count]
+    shots = draw_shots(count, seed, training_only)
     rgb = np.lib.format.open_memmap(folder / "rgb.npy", "w+", np.uint8, (count, 64, 64, 3))
     alpha = np.lib.format.open_memmap(folder / "alpha.npy", "w+", np.uint8, (count, 64, 64))
     for i in range(0, count, 900):

@@ -25,3 +25,9 @@ def model(schedule: NoiseSchedule) -> GradientModel:
 @pytest.fixture
 def items() -> TensorItems:
     return TensorItems(torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.fixture(autouse=True)
+def one_item_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that rows have the same bits however the items are shared out; test_layers.py tries other batches."""
+    monkeypatch.setattr("carv_3d.attribution.features.BATCH", 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from scaling_double import TensorItems
@@ -180,3 +182,36 @@ def test_a_layer_that_mixes_samples_is_refused() -> None:
     layers = LayerGradients(hooked_layers(module, "layers"))
     with pytest.raises(CarvError, match=r"layer 'layer' .*parameters=all"):
         layers.rows(lambda: module(torch.randn(3, 4)).square().mean(1))
+
+
+def test_balanced_layers_of_a_kind_count_alike_and_so_do_the_kinds() -> None:
+    torch.manual_seed(0)
+    names = ("down.attn2.to_k", "up.attn2.to_v", "mid.attn2.to_k", "add_embedding.proj")
+    chosen = {name: nn.Linear(20, 20).requires_grad_(False) for name in names}
+    layers = LayerGradients(chosen, side=4)
+    x = [10.0**n * torch.randn(50, 20) for n in range(4)]
+
+    def rows() -> Tensor:
+        return layers.rows(lambda: sum(layer(part).sum(1) for layer, part in zip(chosen.values(), x)))
+
+    plain = rows()
+    layers.balance(plain)
+    parts = rows().split(16, 1)
+    squares = torch.tensor([float(part.square().sum(1).mean()) for part in parts])
+    assert squares.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0], rel=1e-3)
+    assert torch.allclose(parts[1] / parts[1].norm(), plain.split(16, 1)[1] / plain.split(16, 1)[1].norm())
+
+
+def test_scales_depend_on_the_model_alone_and_a_query_shares_them(sd_teacher) -> None:
+    o = dataclasses.replace(options("text", dim=64), balance=True)
+    text = sd_teacher.text_embeddings(["a red mug"])[0]
+    makers = [FeatureMaker(GradientModel.from_teacher(sd_teacher), o) for _ in range(2)]
+    first, second = torch.zeros(4, 8, 8), torch.ones(4, 8, 8)
+    row = makers[0].feature("x", first, text)
+    makers[1].feature("y", second, text)
+    assert torch.equal(makers[1].feature("x", first, text), row)
+    query = FeatureMaker(makers[0].model, options("text", K=8, dim=64), "query")
+    query.share_layers(makers[0])
+    assert query._layers is makers[0]._layers
+    unbalanced = FeatureMaker(makers[0].model, options("text", dim=64)).feature("x", first, text)
+    assert not torch.allclose(unbalanced / unbalanced.norm(), row / row.norm(), atol=1e-3)
