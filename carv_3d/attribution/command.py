@@ -168,16 +168,16 @@ def shipped_scorer(method: str, shipped: ShippedRows) -> Scorer:
 
 def _gradients(
     options: AttributeOptions,
-    made_of: tuple[TrainingImages, Any, str],
+    source: tuple[TrainingImages, Any, str],
     maker: FeatureMaker,
     base: Path,
     display: Display,
 ) -> RowStore | int:
     """The complete store of the training images' gradients; an exit status where this process ends without it.
 
-    made_of: the images, the teacher, and the model's name.
+    source: the images, the teacher, and the model's name.
     """
-    images, teacher, model_name = made_of
+    images, teacher, model_name = source
     items, rows = _stores(options, images, teacher, maker, base)
     if rows.taken_over:
         display.say(f"{rows.taken_over} of {len(items)} gradients are those of an earlier query.")

@@ -49,9 +49,9 @@ class Ranking:
         """The test and its result, in a sentence."""
         if math.isnan(self.agreement):
             return "The draws are not in two halves, so nothing says whether the ranking differs from chance."
-        verdict = "differ from chance" if self.differs_from_chance else "are not distinguishable from chance"
+        finding = "differ from chance" if self.differs_from_chance else "are not distinguishable from chance"
         return (
-            f"The scores {verdict}: rankings by two independent halves of the draws have a top-down correlation of "
+            f"The scores {finding}: rankings by two independent halves of the draws have a top-down correlation of "
             f"{self.agreement:.2f} (p = {self.p_value:.2g}; {LEVEL} is asked for)."
         )
 

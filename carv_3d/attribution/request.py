@@ -25,7 +25,7 @@ METHODS = {  # name -> the output of its features, what the page says
 }
 MAX_KERNEL = 2**14  # 2 GiB in float64
 GROUPS, QUERY_GROUPS = 2, 8  # independent groups of the draws of a training image, and of a query's
-ROUND_DRAWS, ROUND_GROUPS = 16, 2  # of a query's image, where rounds go on until the ranking is stable
+ROUND_DRAWS, ROUND_GROUPS = 16, 2  # of a query's image, where rounds continue until the ranking is stable
 
 
 @dataclass(frozen=True, kw_only=True)
