@@ -65,7 +65,7 @@ def test_probabilities_of_the_top_are_calibrated(generator: torch.Generator) -> 
     said, true = [], []
     for seed in range(40):
         truth = torch.randn(1, 500, generator=generator)
-        scores = Scores(truth + 0.5 * torch.randn(1, 500, generator=generator), torch.full((1, 500), 0.5))
+        scores = Scores(truth + torch.randn(1, 500, generator=generator), torch.ones(1, 500))
         probabilities = top_probabilities(scores, 25, seed=seed)
         assert float(probabilities.sum()) == pytest.approx(25)
         top = torch.zeros(500, dtype=torch.bool)
