@@ -23,6 +23,7 @@ from tiny_host import TINY
 from carv_3d.attribution.data_report import DataReport
 from carv_3d.attribution.page import render_page
 from carv_3d.attribution.queries import Query
+from carv_3d.attribution.ranking import Ranking
 from carv_3d.attribution.scores import Scores
 from carv_3d.cli import main as cli
 from carv_3d.compare.write import write_comparison
@@ -107,7 +108,8 @@ def written_pages(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> l
     write_comparison(folder, runs)
     query = Query(text, "a", [np.zeros((4, 4, 3), np.uint8)], ["a"], "")
     scores = Scores(torch.tensor([[1.0]]), torch.tensor([[0.1]]))
-    attribution = render_page(query, OneImage(), scores, "relatif", {}, (8, 8))
+    ranking = Ranking(0.9, 0.001, torch.tensor([0.75]), 1)
+    attribution = render_page(query, OneImage(), scores, "relatif", {}, (8, 8), ranking)
     return [*((folder / name).read_text(encoding="utf-8") for name in ("report.html", "compare.html")), attribution]
 
 

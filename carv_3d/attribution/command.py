@@ -230,7 +230,7 @@ def _load(options: AttributeOptions, model_name: str) -> tuple[Any, GradientMode
     from carv_3d.teachers import load
 
     if options.lora:
-        return lora.load_with_lora(model_name, options.lora, options.lora_rank, options.seed)
+        return lora.load_with_lora(model_name, options.lora, options.fresh_rank, options.seed)
     teacher = load.load_teacher(model_name)
     return teacher, GradientModel.from_teacher(teacher)
 

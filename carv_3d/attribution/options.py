@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from carv_3d.attribution.losses import LOSSES
-from carv_3d.attribution.parameter_names import PARAMETERS
+from carv_3d.attribution.parameter_names import LayerOptions
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.designs import Design
 from carv_3d.core.options import (
@@ -50,13 +50,11 @@ class GroupedDrawOptions(
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions(
-    ProjectionOptions, WeightingOptions, defaults={"weighting": "uniform"}, renamed={"loss": "output"}
+    ProjectionOptions, WeightingOptions, LayerOptions, defaults={"weighting": "uniform"}, renamed={"loss": "output"}
 ):
     """One item's feature: `P E_{t, eps}[w(t) dloss/dtheta]`, P a random projection to `dim` numbers."""
 
     draws: GroupedDrawOptions = option(GroupedDrawOptions, "The draws of the expectation.")
-    parameters: str = option("all", "Those that gradients are of.", choices=PARAMETERS)
-    balance: bool = option(False, "Scale the layers' gradients to equal norms; parameters=all has no layers.")
     output: str = option("loss", "What is differentiated, see `losses.LOSSES`.", choices=LOSSES)
 
     def stored(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from carv_3d.attribution.parameter_names import PARAMETERS
+from carv_3d.attribution.parameter_names import LayerOptions
 from carv_3d.config.request import ModelOptions, OutOptions, TextOptions
 from carv_3d.core.options import DrawOptions, EngineOptions, ProjectionOptions, check_draws, option
 from carv_3d.errors import CarvError
@@ -36,7 +36,8 @@ class AttributeOptions(
     TextOptions,
     OutOptions,
     EngineOptions,
-    defaults={"num_draws": 4, "antithetic": True},
+    LayerOptions,
+    defaults={"num_draws": 4, "antithetic": True, "parameters": "text", "balance": True},
     kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
     helps={
         "model": "A folder or a hub id; else the run's, or carv-tiny.",
@@ -61,13 +62,11 @@ class AttributeOptions(
         least=1,
         most=2**20,
     )
-    parameters: str = option("text", "Those that gradients are of.", choices=PARAMETERS)
-    balance: bool = option(True, "Scale the layers' gradients to equal norms; parameters=all has no layers.")
     views: int = option(4, "Images that stand for a prompt or an asset.", least=1, most=10_000)
     method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
     resize: bool = option(False, "Cut and scale images of another size.")
     lora: tuple[str, ...] = option((), "Gradients of adapters alone: fresh, or FILE:SCALE.")
-    lora_rank: int = option(16, "Rank of fresh ones.", least=1, most=1024)
+    fresh_rank: int = option(16, "Rank of fresh adapters.", least=1, most=1024)
     store: Path | None = option(None, "Where latents and features are kept for the next query.")
     shard: str = option("", "I/N: make this share of the gradients and stop.")
 

@@ -31,7 +31,7 @@ OLD_FORMS = (
 def parser() -> Parser:
     """Of `carv attribute`'s arguments."""
     made = Parser("carv attribute", HELP, OLD_FORMS)
-    names = ("model", "training_images", "items", "method", "views", "prompt", "resize", "lora", "lora_rank", "store")
+    names = ("model", "training_images", "items", "method", "views", "prompt", "resize", "lora", "fresh_rank", "store")
     made.declare(AttributeOptions, *names, "shard", "merge", "seed", "out")
     made.declare(AttributeOptions, "engine", "address", "workers", group="several workers")
     return made

@@ -78,10 +78,20 @@ class GenerateRequest(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManyOptions(EngineOptions):
-    """Many runs of `carv generate` in one command."""
+class PromptFileOptions(Options):
+    """A file of prompts."""
 
-    prompts: Path | None = option(None, "A text file with one prompt on each line: a run of each, and a gallery.")
+    prompts: str | None = option(None, "A text file with a prompt on each line.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyOptions(
+    PromptFileOptions,
+    EngineOptions,
+    kinds={"prompts": Path | None},
+    helps={"prompts": "A text file with a prompt on each line: a run of each, and a gallery."},
+):
+    """Many runs of `carv generate` in one command."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from carv_3d.config.request import LengthOptions
+from carv_3d.config.request import LengthOptions, PromptFileOptions
 from carv_3d.core.estimator import EstimatorOptions
 from carv_3d.core.options import AdamOptions, BatchOptions, RunOptions, SamplingOptions, option
 from carv_3d.guidance.options import ScoreOptions
@@ -18,6 +18,7 @@ class DistillOptions(
     AdamOptions,
     BatchOptions,
     LengthOptions,
+    PromptFileOptions,
     RunOptions,
     defaults={
         "proposal": "uniform",
@@ -34,7 +35,10 @@ class DistillOptions(
         "max_step_percent": float,
         "objective": MatchingObjective,
     },
-    helps={"objective": "dmd, with the normalizer of each draw; kl, without, see `carv_3d.objectives`."},
+    helps={
+        "objective": "dmd, with the normalizer of each draw; kl, without, see `carv_3d.objectives`.",
+        "prompts": "A text file with a prompt on each line; carv-tiny alone has its own.",
+    },
     renamed={"grad_clip": "max_grad_norm"},
 ):
     """One-step distillation. Raises CarvError, naming the option, for a value that cannot be meant.
@@ -66,7 +70,6 @@ class DistillOptions(
     precision: Literal["float32", "bf16", "fp16"] = option(
         "float32", "What generator and fake score compute in (fp16: CUDA alone); their weights stay float32."
     )
-    prompts: str | None = option(None, "A text file with a prompt on each line; carv-tiny alone has its own.")
     preview_every: int = option(100, "Steps between two previews.", least=1, most=10**9)
     preview_prompts: int = option(8, "Prompts of a preview.", least=1, most=1024)
     save_every: float = option(300.0, "Seconds between two checkpoints.", least=0, most=10**9)

@@ -62,14 +62,14 @@ def generate_many(request: GenerateRequest, many: ManyOptions) -> int:
     """
     display = Display()
     check_engine(many)
-    assert many.prompts is not None
-    out = request.out or Path("outputs") / slug(many.prompts.stem)
-    plans = plan(request, many.prompts, out)
+    path = Path(many.prompts or "")
+    out = request.out or Path("outputs") / slug(path.stem)
+    plans = plan(request, path, out)
     left = [p for p in plans if not p.done]
     display.say(f"{len(plans)} prompts, {len(plans) - len(left)} of them done -> {out}")
     make_folder(out)
     failed: dict[str, str] = {}
-    title = many.prompts.stem
+    title = path.stem
     if many.engine == "ray" and left:
         work = functools.partial(_ray_run, _everywhere(request))
         tasks = Tasks(work, [p.config.prompt for p in left], len(plans) - len(left), "prompts", RESUMED)

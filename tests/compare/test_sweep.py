@@ -204,7 +204,7 @@ def test_turns_are_by_time_where_the_length_is_in_steps(common: list[str], stub_
 
 
 def test_models_are_kept_apart_by_what_they_are_loaded_with(common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_teacher", lambda config: object())
+    monkeypatch.setattr("carv_3d.generate.teachers.load_teacher", lambda config: object())
     sweep, teachers = small_sweep(common), engine.Teachers()
     full = Method("full", ["system.guidance.half_precision_weights=false"])
     other = Method("other", ["system.guidance.pretrained_model_name_or_path=carv-tiny"])

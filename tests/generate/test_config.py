@@ -98,9 +98,9 @@ def test_the_annealing_follows_the_length_of_the_run() -> None:
         ("system.guidance.num_drws=3", "did you mean 'system.guidance.num_draws'"),
         ("trainer.max_step=3", "did you mean 'trainer.max_steps'"),
         ("system.loss.lambda_spars=1", "did you mean 'system.loss.lambda_sparsity'"),
-        ("zzz=1", "the top level has: seed, device, data, system, trainer, checkpoint"),
+        ("zzz=1", "the top level has: seed, device, logger, data, system, trainer, checkpoint"),
         ("DATA.WIDTH=8", "unknown option 'DATA.WIDTH'; did you mean 'data.width'"),
-        ("zzz.qqq=1", "the top level has: seed, device, data, system, trainer, checkpoint"),
+        ("zzz.qqq=1", "the top level has: seed, device, logger, data, system, trainer, checkpoint"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(override: str, words: str) -> None:

@@ -366,7 +366,7 @@ def test_options_reach_the_model(sd_folder: Path, one_file: Path, other_vae: Pat
 
 @pytest.mark.parametrize("more", ["loras=[a.safetensors]", "vae=other", "model_config=other"])
 def test_runs_with_other_files_have_models_of_their_own(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_teacher", lambda config: object())
+    monkeypatch.setattr("carv_3d.generate.teachers.load_teacher", lambda config: object())
     teachers, plain = engine.Teachers(), load_config(None, [], "a red mug")
     other = load_config(None, [f"system.guidance.{more}"], "a red mug")
     assert teachers.load(plain) is teachers.load(plain)

@@ -105,7 +105,7 @@ def test_the_command_takes_gradients_of_adapters(
     words = ["attribute", "in/1.png", "--model", str(sd_folder), "--training-images", "in"]
     words += ["num_draws=4", "query_draws=16", "dim=64", "--method", "cosine"]
     assert cli.main([*words, "--lora", "a.safetensors:0.5", "--out", "trained"]) == 0
-    assert cli.main([*words, "--lora", "fresh", "--lora-rank", "2", "--out", "fresh"]) == 0
+    assert cli.main([*words, "--lora", "fresh", "--fresh-rank", "2", "--out", "fresh"]) == 0
     assert cli.main([*words, "--out", "all"]) == 0
     columns = {}
     for name in ("trained", "fresh", "all"):
