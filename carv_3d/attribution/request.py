@@ -37,7 +37,7 @@ class AttributeOptions(
     OutOptions,
     EngineOptions,
     LayerOptions,
-    defaults={"num_draws": 4, "antithetic": True, "parameters": "text", "balance": True},
+    defaults={"num_draws": 8, "antithetic": True, "parameters": "text", "balance": True},
     kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
     helps={
         "model": "A folder or a hub id; else the run's, or carv-tiny.",
