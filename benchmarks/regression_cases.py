@@ -329,7 +329,7 @@ def attribute(query: str, method: str, *more: str, run: list[str] | None = None)
     )  # fmt: skip
     return {
         "scores.csv": {k: v for k, v in columns("out/scores.csv").items() if not k.startswith("in_top")},  # is new
-        **{p.name: np.load(p) for p in sorted(Path("store").rglob("*.npy"))},
+        **{p.name: np.load(p) for p in sorted(Path("store").rglob("rows.npy"))},
     }
 
 
