@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -99,24 +99,33 @@ def train_all(z: Tensor, members: Tensor, schedule: NoiseSchedule, steps: int, b
 
 
 @torch.no_grad()
-def losses_on(models: list[Denoiser], z: Tensor, schedule: NoiseSchedule, draws: int = 200) -> Tensor:
-    """(M, Q) the expected loss of each model on each query, all under the same draws: strata and pairs."""
-    generator = torch.Generator().manual_seed(1)
-    u = (torch.arange(draws // 2) + torch.rand(len(z), draws // 2, generator=generator)) / (draws // 2)
+def losses_on(
+    models: Sequence[nn.Module], z: Tensor, schedule: NoiseSchedule, draws: int = 200, *conditions: Tensor
+) -> Tensor:
+    """(M, Q) the expected loss of each model on each query, all under the same draws: strata and pairs.
+
+    conditions: of the queries (Q, ...), as the models take them.
+    """
+    generator, count = torch.Generator().manual_seed(1), len(z)
+    u = (torch.arange(draws // 2) + torch.rand(count, draws // 2, generator=generator)) / (draws // 2)
     t = (u * schedule.num_train_timesteps).long().repeat(1, 2).flatten()
-    half = torch.randn(len(z), draws // 2, 1, 8, 8, generator=generator)
+    half = torch.randn(count, draws // 2, 1, 8, 8, generator=generator)
     eps = torch.cat([half, -half], 1).flatten(0, 1)
-    z_t = schedule.add_noise(z.repeat_interleave(draws, 0), eps, t)
-    return torch.stack([(m(z_t, t) - eps).square().flatten(1).mean(1).view(len(z), draws).mean(1) for m in models])
+    given = (schedule.add_noise(z.repeat_interleave(draws, 0), eps, t), t)
+    given += tuple(condition.repeat_interleave(draws, 0) for condition in conditions)
+    each = [(m(*given) - eps).square().flatten(1).mean(1).view(count, draws).mean(1) for m in models]
+    return torch.stack(each)
 
 
 def features(
-    model: Denoiser, schedule: NoiseSchedule, z: Tensor, draws: GroupedDrawOptions, role: str, loss: str
-) -> Tensor:
-    """(N, groups, dim) by this package."""
+    model: nn.Module, schedule: NoiseSchedule, z: Tensor, draws: GroupedDrawOptions, role: str, loss: str,
+    condition: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(N, groups, dim) by this package. condition: (N, ...), as the model takes it."""
     options = FeatureOptions(draws=draws, output=loss, dim=DIM)
     maker = FeatureMaker(GradientModel.from_module(model, schedule), options, role)
-    return torch.stack([maker.feature(str(i), item) for i, item in enumerate(z)])
+    conditions = [None] * len(z) if condition is None else list(condition)
+    return torch.stack([maker.feature(str(i), *item) for i, item in enumerate(zip(z, conditions))])
 
 
 def port_data(z: Tensor, draws: int, steps: int, *conditions: Tensor) -> torch.utils.data.TensorDataset:

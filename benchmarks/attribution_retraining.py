@@ -22,9 +22,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attribution_digits
 import torch
 import torch.nn.functional as F
 from attribution_digits import DIM, Denoiser, dattri_scores, port_data, port_output, traker_scores
@@ -34,9 +36,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from carv_3d.attribution import (
-    FeatureMaker,
-    FeatureOptions,
-    GradientModel,
     GroupedDrawOptions,
     bilinear,
     choose_ridge,
@@ -125,30 +124,16 @@ def train(data: Data, members: Tensor, steps: int, same: bool = False, batch: in
     return models
 
 
-@torch.no_grad()
 def losses_on(models: list[LabelDenoiser], data: Data, draws: int = 200) -> Tensor:
-    """(M, Q) the expected loss of each model on each query, all under the same draws: strata and pairs."""
-    generator, count = torch.Generator().manual_seed(1), len(data.asked)
-    u = (torch.arange(draws // 2) + torch.rand(count, draws // 2, generator=generator)) / (draws // 2)
-    t = (u * data.schedule.num_train_timesteps).long().repeat(1, 2).flatten()
-    half = torch.randn(count, draws // 2, 1, 8, 8, generator=generator)
-    eps = torch.cat([half, -half], 1).flatten(0, 1)
-    z_t = data.schedule.add_noise(data.asked.repeat_interleave(draws, 0), eps, t)
-    label = data.asked_label.repeat_interleave(draws, 0)
-    each = [(m(z_t, t, label) - eps).square().flatten(1).mean(1).view(count, draws).mean(1) for m in models]
-    return torch.stack(each)
+    """(M, Q) as of digits alone, given the queries' classes."""
+    return attribution_digits.losses_on(models, data.asked, data.schedule, draws, data.asked_label)
 
 
 def features(model: LabelDenoiser, data: Data, draws: int, output: str) -> tuple[Tensor, Tensor]:
     """(N, groups, dim) and (Q, groups, dim) by this package: strata and pairs, as its defaults are."""
-    options = FeatureOptions(draws=GroupedDrawOptions(num_draws=draws), output=output, dim=DIM)
-    gradients = GradientModel.from_module(model, data.schedule)
-    sets = (("train", data.z, data.label), ("query", data.asked, data.asked_label))
-    rows = []
-    for role, z, label in sets:
-        maker = FeatureMaker(gradients, options, role)
-        rows.append(torch.stack([maker.feature(str(i), z[i], label[i]) for i in range(len(z))]))
-    return rows[0], rows[1]
+    grouped = GroupedDrawOptions(num_draws=draws)
+    made = partial(attribution_digits.features, model, data.schedule, draws=grouped, loss=output)
+    return made(data.z, role="train", condition=data.label), made(data.asked, role="query", condition=data.asked_label)
 
 
 def d_trak_features(model: LabelDenoiser, schedule: NoiseSchedule, rows: Any) -> Tensor:

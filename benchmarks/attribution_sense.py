@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from attribution_metrics import shares_among
-from bench import joined, run_script, script_parser
+from bench import joined, run_script, script_parser, show_table
 
 from carv_3d.attribution import FeatureMaker, GradientModel
 from carv_3d.attribution.asking import Asked
@@ -35,7 +35,6 @@ from carv_3d.attribution.ranking import rank_query
 from carv_3d.attribution.scoring import Scorer
 from carv_3d.attribution.shipped import DrawnImages, ShippedRows, key, load
 from carv_3d.errors import CarvError
-from carv_3d.io.files import write_atomic
 from carv_3d.io.tables import csv_text
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.dataset import object_colors
@@ -135,10 +134,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="a file as attribution_store.py makes it, in place of the package's")
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
-    text = csv_text(HEAD, measure(o))
-    print(text)
-    if o.out:
-        write_atomic(o.out, text)
+    show_table(HEAD, measure(o), o.out)
 
 
 if __name__ == "__main__":

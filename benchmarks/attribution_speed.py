@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import interleaved, joined, run_script, script_parser
+from bench import interleaved, joined, run_script, script_parser, show_table
 from torch import Tensor
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
 from carv_3d.attribution.features import BATCH
 from carv_3d.attribution.parameter_names import PARAMETERS
-from carv_3d.io.files import write_atomic
-from carv_3d.io.tables import csv_text
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
 HEAD = ["path", "milliseconds a draw", "items a second", "times as fast as all", "megabytes at few", "at many items"]
@@ -134,10 +132,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=joined(PARAMETERS), default=["layers", "attention", "cross-attention"])
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
-    text = csv_text(HEAD, measure(o))
-    print(text)
-    if o.out:
-        write_atomic(o.out, text)
+    show_table(HEAD, measure(o), o.out)
 
 
 if __name__ == "__main__":

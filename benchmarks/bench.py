@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from carv_3d.errors import CarvError
+from carv_3d.io.files import write_atomic
+from carv_3d.io.tables import csv_text
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -58,6 +60,14 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(main())
     except CarvError as error:
         sys.exit(str(error))
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[Any]], out: Path | None) -> None:
+    """Print rows as CSV, and write them to a file where one is named."""
+    text = csv_text(list(header), rows)
+    print(text)
+    if out:
+        write_atomic(out, text)
 
 
 def replace_rows(

@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench import interleaved, script_parser
+from bench import interleaved, script_parser, show_table
 
-from carv_3d.io.tables import csv_text
 from carv_3d.scenes.cameras import orbit
 from carv_3d.scenes.fields import FieldOptions, FusedHashField, make_field
 from carv_3d.scenes.regularizers import REGULARIZERS
@@ -70,10 +69,7 @@ def main() -> None:
         for path, (wall, cpu) in least.items():
             ratios = wall / least["fused"][0], cpu / least["fused"][1]
             rows.append([size, o.samples, path, wall, ratios[0], cpu, ratios[1], o.threads, os.getloadavg()[0]])
-    text = csv_text(HEADER, rows)
-    print(text)
-    if o.out:
-        o.out.write_text(text, encoding="utf-8")
+    show_table(HEADER, rows, o.out)
 
 
 if __name__ == "__main__":

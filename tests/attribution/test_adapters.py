@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import noise_images
 import numpy as np
 import pytest
 import torch
 from commands import refusal
+from noise_images import save
 from PIL import Image
 from safetensors.torch import save_file
 from torch.func import functional_call
@@ -97,13 +99,10 @@ def test_the_command_takes_gradients_of_adapters(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CARV_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "in").mkdir()
     for i in range(3):
-        array = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(array).save(tmp_path / "in" / f"{i}.png")
+        save(tmp_path / "in" / f"{i}.png", i)
     adapters(load_teacher(str(sd_folder), device="cpu"), tmp_path / "a.safetensors")
-    words = ["attribute", "in/1.png", "--model", str(sd_folder), "--training-images", "in"]
-    words += ["num_draws=4", "query_draws=16", "dim=64", "--method", "cosine"]
+    words = noise_images.words("in/1.png", "in", sd_folder)
     assert cli.main([*words, "--lora", "a.safetensors:0.5", "--out", "trained"]) == 0
     assert cli.main([*words, "--lora", "fresh", "--fresh-rank", "2", "--out", "fresh"]) == 0
     assert cli.main([*words, "--out", "all"]) == 0

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import noise_images
 import numpy as np
 import pytest
 import torch
@@ -52,8 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def arguments(query: Path | str, data: Path, model: Path, *more: str) -> list[str]:
-    small = ["num_draws=4", "query_draws=16", "dim=64", "--method", "cosine"]
-    return ["attribute", str(query), "--model", str(model), "--training-images", str(data), *small, *more]
+    return noise_images.words(query, data, model, *more)
 
 
 def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, place, capsys) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import numpy as np
+import noise_images
 import pytest
-from PIL import Image
+from noise_images import save
 
 from carv_3d.cli import main as cli
-
-SMALL = ["num_draws=4", "query_draws=16", "dim=64", "--method", "cosine"]
 
 
 def test_images_that_were_left_out_are_counted_and_listed(
@@ -19,13 +17,11 @@ def test_images_that_were_left_out_are_counted_and_listed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CARV_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "in").mkdir()
     for i in range(4):
-        array = np.random.default_rng(i % 3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(array).save(tmp_path / "in" / f"{i}.png")
+        save(tmp_path / "in" / f"{i}.png", i % 3)
     (tmp_path / "in" / "<b>.png").write_bytes(b"")
     (tmp_path / "in" / "metadata.csv").write_text("file_name,text\n1.png,a mug\n")
-    words = ["attribute", "in/1.png", "--model", str(sd_folder), "--training-images", "in", *SMALL]
+    words = noise_images.words("in/1.png", "in", sd_folder)
     assert cli.main([*words, "--out", "a"]) == 0
     output = capsys.readouterr().out
     assert "1 of 5 files left out (left_out.csv lists them). The first, <b>.png, is no image that can be read" in output

@@ -9,12 +9,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import noise_images
 import numpy as np
 import pytest
 import torch
 from commands import refusal
 from fake_ray import FakeRay
-from PIL import Image
+from noise_images import save
 
 from carv_3d.attribution import FeatureMaker
 from carv_3d.attribution.encoded import EncodedImages
@@ -31,12 +32,6 @@ print("held", flush=True)
 time.sleep(60)"""
 
 
-def save(path: Path, seed: int) -> None:
-    array = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with six training images."""
@@ -48,8 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def words(model: Path, *more: str) -> list[str]:
-    small = ["num_draws=4", "query_draws=16", "dim=64", "--method", "cosine"]
-    return ["attribute", "in/1.png", "--model", str(model), "--training-images", "in", *small, *more]
+    return noise_images.words("in/1.png", "in", model, *more)
 
 
 @pytest.mark.parametrize(("count", "shards"), [(6, 2), (6, 7), (300, 2), (5003, 3), (5003, 39), (5003, 40)])
