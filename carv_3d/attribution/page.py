@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from carv_3d.attribution.queries import Query
 from carv_3d.attribution.ranking import Ranking
 from carv_3d.attribution.scores import Scores
 from carv_3d.report.charts import Series, line_chart
-from carv_3d.report.page import asset_text, facts_section, page
+from carv_3d.report.page import asset_text, bytes_uri, facts_section, page
 from carv_3d.stats.bootstrap import MIN_SAMPLES
 from carv_3d.version import __version__
 
@@ -157,8 +156,7 @@ def _image(image: Image, words: str) -> str:
 
     buffer = io.BytesIO()
     Pillow.fromarray(image).save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(words, quote=True)}">'
+    return f'<img src="{bytes_uri(buffer.getvalue(), "image/png")}" alt="{escape(words, quote=True)}">'
 
 
 def _curve(scaled: torch.Tensor) -> str:

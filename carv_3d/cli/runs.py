@@ -24,7 +24,6 @@ examples:
   carv runs
   carv runs outputs/sweep
   carv runs clean --state stopped,damaged"""
-UNITS = ("B", "kB", "MB", "GB")
 LONGEST = 40  # characters of a prompt
 
 
@@ -58,11 +57,13 @@ def main(args: argparse.Namespace) -> int:
 
 def _show(runs: Sequence[RunSummary]) -> None:
     """A line for each run, in columns."""
+    from rich.filesize import decimal
+
     cells = [("run", "of", "step", "state", "score", "size")]
     for run in runs:
         step = str(run.step) if run.steps is None else f"{run.step}/{run.steps}"
         subject = run.subject if len(run.subject) <= LONGEST else run.subject[: LONGEST - 1] + "…"
-        cells.append((str(run.folder), subject, step, run.state, run.score, _bytes(run.size)))
+        cells.append((str(run.folder), subject, step, run.state, run.score, decimal(run.size)))
     rows = [[printable(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows if runs else []:
@@ -74,12 +75,14 @@ def _show(runs: Sequence[RunSummary]) -> None:
 
 def _clean(runs: Sequence[RunSummary], folder: Path, options: CleanOptions) -> int:
     """Ask, then remove."""
+    from rich.filesize import decimal
+
     states = " or ".join(options.state)
     if not runs:
         print(printable(f"There are no {states} runs in {folder}."))
         return 0
     _show(runs)
-    what = f"{len(runs)} run{'s' * (len(runs) > 1)}, {_bytes(sum(run.size for run in runs))}"
+    what = f"{len(runs)} run{'s' * (len(runs) > 1)}, {decimal(sum(run.size for run in runs))}"
     if not options.yes:
         if not sys.stdin.isatty():
             raise CarvError("carv runs clean asks before it removes anything, and there is nobody to ask; add --yes")
@@ -93,11 +96,3 @@ def _clean(runs: Sequence[RunSummary], folder: Path, options: CleanOptions) -> i
             print(printable(f"Left in {run.folder}: {names}{' and more' * (len(left) > 3)}"))
     print(f"Removed {what}.")
     return 0
-
-
-def _bytes(count: int) -> str:
-    """Bytes in words: 1.2 MB."""
-    value, unit = float(count), 0
-    while value >= 1000 and unit < len(UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.1f} {UNITS[unit]}" if unit else f"{count} B"

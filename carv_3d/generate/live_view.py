@@ -158,14 +158,9 @@ def view_run(folder: Path, options: ViewOptions) -> int:
 
 def from_viser(camera: Any) -> Cameras:
     """One camera of this package from viser's: wxyz (4,), position (3,), fov in radians."""
-    w, x, y, z = (float(v) for v in camera.wxyz)
-    axes = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    from viser.transforms import SO3
+
+    axes = SO3(np.asarray(camera.wxyz, dtype=np.float64)).as_matrix()
     position = np.asarray(camera.position, dtype=np.float64)
     c2w = torch.tensor(np.column_stack([axes * FLIP, position]), dtype=torch.float32)[None]
     distance = float(np.linalg.norm(position))

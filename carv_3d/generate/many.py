@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from carv_3d.generate.teachers import Teachers, process_teachers
 from carv_3d.generate.trainer import TextTo3D, check_prompt
 from carv_3d.io.files import claimed, make_folder, slug, write_atomic
 from carv_3d.io.structured import read_prompts
-from carv_3d.report.gallery import Card, render_gallery
+from carv_3d.report.gallery import Card, render_gallery, thumbnail
 from carv_3d.runs.listing import read_summary
 from carv_3d.runs.loggers import check_logger
 from carv_3d.runs.names import CONFIG
@@ -69,18 +69,18 @@ def generate_many(request: GenerateRequest, many: ManyOptions) -> int:
     display.say(f"{len(plans)} prompts, {len(plans) - len(left)} of them done -> {out}")
     make_folder(out)
     failed: dict[str, str] = {}
-    title = path.stem
+    gallery = Gallery(out, path.stem, plans, failed)
     if many.engine == "ray" and left:
         work = functools.partial(_ray_run, _everywhere(request))
         tasks = Tasks(work, [p.config.prompt for p in left], len(plans) - len(left), "prompts", RESUMED)
         number = run_on_ray(tasks, out, display, many)
     else:
-        number = _run_here(left, failed, display, functools.partial(write_gallery, out, title, plans, failed))
-    write_gallery(out, title, plans, failed)
+        number = _run_here(left, failed, display, gallery)
+    gallery.write(left)
     if number:
         display.say("Stopped. The same command continues.")
         return 128 + number
-    failed |= {p.config.prompt: "not done" for p in plans if not p.done and p.config.prompt not in failed}
+    failed |= {p.config.prompt: "not done" for p in left if not p.done and p.config.prompt not in failed}
     if failed:
         prompt, reason = next(iter(failed.items()))
         raise CarvError(f"{len(failed)} of {len(plans)} prompts failed, the first is {prompt!r}: {reason}")
@@ -117,7 +117,7 @@ def run_name(prompt: str, seed: int | None) -> str:
     return f"{slug(prompt, 40)}-{digest}" + (f"-{seed}" if seed else "")
 
 
-def _run_here(left: list[Planned], failed: dict[str, str], display: Display, show: functools.partial[None]) -> int:
+def _run_here(left: list[Planned], failed: dict[str, str], display: Display, gallery: Gallery) -> int:
     """One after the other; what a run fails of is kept in `failed`. Returns what stopped it, or 0."""
     teachers = Teachers()
     for number, planned in enumerate(left, 1):
@@ -130,7 +130,7 @@ def _run_here(left: list[Planned], failed: dict[str, str], display: Display, sho
             continue
         if status:
             return status - 128
-        show()
+        gallery.write([planned])
     return 0
 
 
@@ -160,11 +160,22 @@ def _ray_run(request: GenerateRequest, out: Path, prompt: str, display: Display)
     return {}
 
 
-def write_gallery(out: Path, title: str, plans: list[Planned], failed: Mapping[str, str]) -> None:
-    """Write OUT/gallery.html of the runs as they are now."""
-    cards = []
-    for planned in plans:
-        summary = read_summary(planned.folder) if (planned.folder / CONFIG).exists() else None
+class Gallery:
+    """OUT/gallery.html: the card of a run is made at the beginning, and again when it has ended."""
+
+    def __init__(self, out: Path, title: str, plans: Sequence[Planned], failed: Mapping[str, str]) -> None:
+        """failed: prompt -> why its run failed, as it is when a card is made."""
+        self._path, self._title, self._failed = out / GALLERY, title, failed
+        self._cards = {planned.folder: self._card(planned) for planned in plans}
+
+    def write(self, ended: Sequence[Planned] = ()) -> None:
+        """Write the page, with new cards of the runs that have ended."""
+        self._cards |= {planned.folder: self._card(planned) for planned in ended}
+        write_atomic(self._path, render_gallery(self._title, list(self._cards.values())))
+
+    def _card(self, planned: Planned) -> Card:
+        folder, prompt = planned.folder, planned.config.prompt
+        summary = read_summary(folder) if (folder / CONFIG).exists() else None
         words = "not begun" if summary is None else summary.score if summary.state == "done" else summary.state
-        cards.append(Card(planned.config.prompt, planned.folder.name, failed.get(planned.config.prompt, words)))
-    write_atomic(out / GALLERY, render_gallery(out, title, cards))
+        image, done = thumbnail(folder / "preview.png"), (folder / "report.html").exists()
+        return Card(prompt, folder.name, self._failed.get(prompt, words), image, done)

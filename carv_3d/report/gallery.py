@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from urllib.parse import quote
 
 from carv_3d.errors import CarvError
 from carv_3d.io.images import opened_image
-from carv_3d.report.page import asset_text, facts_section, page
+from carv_3d.report.page import asset_text, bytes_uri, facts_section, page
 from carv_3d.version import __version__
 
 WIDTH = 512  # of an image, in pixels: the page of 500 runs has some 15 MB
@@ -20,17 +19,27 @@ WIDTH = 512  # of an image, in pixels: the page of 500 runs has some 15 MB
 
 @dataclass(frozen=True)
 class Card:
-    """One run. folder: of the run, within the page's. words: its state and figures, or what went wrong."""
+    """One run.
+
+    Args:
+        prompt: of the run.
+        folder: of the run, within the page's.
+        words: its state and figures, or what went wrong.
+        image: its preview as a data URI, see `thumbnail`; "" for none.
+        done: whether it has a report to link to.
+    """
 
     prompt: str
     folder: str
     words: str
+    image: str
+    done: bool
 
 
-def render_gallery(out: Path, title: str, cards: Sequence[Card]) -> str:
-    """The page of the runs in `out`. What a user wrote is escaped; a missing image is said, not shown."""
-    shown = "".join(_card(out, card) for card in cards)
-    made = sum((out / card.folder / "report.html").exists() for card in cards)
+def render_gallery(title: str, cards: Sequence[Card]) -> str:
+    """The page of some runs. What a user wrote is escaped; a missing image is said, not shown."""
+    shown = "".join(map(_card, cards))
+    made = sum(card.done for card in cards)
     body = f"""<h1>{escape(title)}</h1>
 <p class="sub">3D assets from text prompts, made by carv_3d {escape(__version__)}.</p>
 {facts_section({"prompts": f"{len(cards):,}", "assets": f"{made:,}"})}
@@ -38,12 +47,12 @@ def render_gallery(out: Path, title: str, cards: Sequence[Card]) -> str:
     return page(title, body, viewer=False, style=asset_text("compare.css"))
 
 
-def _card(out: Path, card: Card) -> str:
-    image, title = thumbnail(out / card.folder / "preview.png"), escape(card.prompt)
+def _card(card: Card) -> str:
+    title = escape(card.prompt)
     inside = '<p class="note">No image yet.</p>'
-    if image:
-        inside = f'<img class="views" src="{image}" alt="{title}, from all around">'
-    if (out / card.folder / "report.html").exists():
+    if card.image:
+        inside = f'<img class="views" src="{card.image}" alt="{title}, from all around">'
+    if card.done:
         title = f'<a href="{escape(quote(card.folder))}/report.html">{title}</a>'
     caption = f'<p class="caption"><span>{title}</span><span>{escape(card.words)}</span></p>'
     return f'<div class="card">{inside}{caption}</div>'
@@ -61,4 +70,4 @@ def thumbnail(path: Path) -> str:
             small.save(data, "JPEG", quality=88)
     except CarvError:
         return ""
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    return bytes_uri(data.getvalue(), "image/jpeg")

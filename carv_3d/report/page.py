@@ -225,6 +225,11 @@ def data_uri(path: Path, kind: str) -> str:
     place, first = BEGINNINGS.get(kind, (0, b""))
     if data[place : place + len(first)] != first:
         raise CarvError(f"{path} does not begin as a file of its kind ({kind}); {RESTORE}, or delete it")
+    return bytes_uri(data, kind)
+
+
+def bytes_uri(data: bytes, kind: str) -> str:
+    """A data URI of MIME type `kind`."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
