@@ -83,18 +83,27 @@ def _open_clip(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in out.items()}
 
 
-def write_single_file(folder: Path, file: Path) -> Path:
-    """Of a small Stable Diffusion 1 or XL."""
-    unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
-    text = load_file(folder / "text_encoder" / "model.safetensors")
-    out = {f"model.diffusion_model.{_unet_name(key)}": value for key, value in unet.items()}
+def vae_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Of a small model's VAE."""
+    vae, out = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"), {}
     for key, value in vae.items():
         matrix = "attentions" in key and key.endswith("weight") and value.dim() == 2
-        out[f"first_stage_model.{_vae_name(key, 2)}"] = value[:, :, None, None] if matrix else value
+        out[prefix + _vae_name(key, 2)] = value[:, :, None, None] if matrix else value
+    return out
+
+
+def write_single_file(folder: Path, file: Path, open_clip: bool = False, **more: Tensor) -> Path:
+    """Of a small Stable Diffusion 1 or XL, or of 2, whose text encoder has OpenCLIP's names; `more` goes in as well."""
+    unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    out = {f"model.diffusion_model.{_unet_name(key)}": value for key, value in unet.items()}
+    out |= vae_tensors(folder, "first_stage_model.") | more
     if (folder / "text_encoder_2").is_dir():
         out |= _text(text, "conditioner.embedders.0.transformer.")
         out |= _open_clip(load_file(folder / "text_encoder_2" / "model.safetensors"), "conditioner.embedders.1.model.")
+    elif open_clip:
+        width = next(value for key, value in text.items() if key.endswith("final_layer_norm.weight")).numel()
+        out |= _open_clip({**text, "text_projection.weight": torch.eye(width)}, "cond_stage_model.model.")
     else:
         out |= _text(text, "cond_stage_model.transformer.")
     save_file({key: value.clone().contiguous() for key, value in out.items()}, file)

@@ -26,7 +26,7 @@ HELP = """
 Check what is installed, what is missing, and how to fix it. Status 0: carv can run.
 
   carv doctor MODEL    what a model's folder holds, how it is read and what it needs, or why it is refused;
-                       model_config=FOLDER, vae=FOLDER and loras=[FILE:SCALE] may follow"""
+                       model_config=FOLDER, vae=FOLDER|FILE and loras=[FILE:SCALE] may follow"""
 
 
 def set_up() -> str:

@@ -110,7 +110,7 @@ class ModelOptions(Options):
         None,
         "Of a single file: a diffusers folder with its configurations and tokenizers. null: those in the hub's cache.",
     )
-    vae: str | None = option(None, "The folder of another VAE for the model. null: its own.")
+    vae: str | None = option(None, "Another VAE for the model: its folder or .safetensors file. null: its own.")
     loras: list[str] | None = option(
         None, "LoRA adapters that are added to the model's weights, FILE.safetensors:SCALE each. null: none."
     )

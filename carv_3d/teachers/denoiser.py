@@ -86,9 +86,10 @@ class Denoiser(Prediction):
         self.network: Any = network.eval().requires_grad_(False)
         self.prediction_type = check_prediction_type(prediction_type, schedule, name)
         self.name = name
-        parameter = next(network.parameters())
-        self.device: torch.device = parameter.device
-        self.dtype: torch.dtype = parameter.dtype
+        parameters = list(network.parameters())
+        numbers = [parameter for parameter in parameters if parameter.is_floating_point()]  # quantised ones are not
+        self.device: torch.device = parameters[0].device
+        self.dtype: torch.dtype = (numbers or parameters)[0].dtype
         self.schedule = schedule.to(self.device)
 
     @property

@@ -14,11 +14,13 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, packages, shown
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
-from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu, vae_folder
+from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu
 from carv_3d.teachers.lora_files import add_loras
 from carv_3d.teachers.model_config import latent_scale, vae_factor
 from carv_3d.teachers.model_folder import MEND, read_json
+from carv_3d.teachers.other_vae import find_vae
 from carv_3d.teachers.pixels import Point
+from carv_3d.teachers.quantized import check_quantized
 from carv_3d.teachers.single_file import find_folder, single_file
 from carv_3d.teachers.tokens import shortened
 
@@ -124,7 +126,7 @@ class LatentDiffusionTeacher(Denoiser):
             folder: of the model, where `find_folder` has found it already.
             model_config: of a single file, a diffusers folder with its configurations and tokenizers; without it they
                 are sought in the hub's cache.
-            vae: the folder of another VAE.
+            vae: the folder of another VAE, or its .safetensors file, to which the model's own scale of latents applies.
             loras: adapters that are added to the weights, "FILE.safetensors:SCALE" each; ":SCALE" may be left out.
 
         Raises:
@@ -133,12 +135,14 @@ class LatentDiffusionTeacher(Denoiser):
         refuse_text("loras", loras)
         name_or_path = name_or_path or cls.default_model
         folder = folder or find_folder(name_or_path, local_files_only, cache_dir, cls.family, model_config)
-        at = vae_folder(vae, folder, cls.family)
+        at = find_vae(vae, folder, cls.family)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        quantized = check_quantized(folder, cls.family, device, altered=bool(loras) or cpu_offload)
         if cls.family.network != "unet" and (attention_slicing or token_merging is not None):
             raise CarvError(f"attention_slicing and token_merging are for a UNet, and {cls.family.name} has none.")
         dtype = choose_dtype(device, half_precision, cls.family.half)
-        vae_dtype = dtype if at is None else cls._choose_vae_dtype(read_json(at / "config.json"), dtype)
+        said = folder / "vae" if at is not None and at.is_file() else at
+        vae_dtype = dtype if said is None else cls._choose_vae_dtype(read_json(said / "config.json"), dtype)
         weights = single_file(name_or_path)
         parts = load_parts(
             folder, dtype, with_text, cls.family, vae_dtype=vae_dtype, vae=at if vae else None, weights=weights
@@ -148,7 +152,8 @@ class LatentDiffusionTeacher(Denoiser):
         offload = cpu_offload and can_offload(device)
         modules = [part for part in cls.family.classes if parts[part] is not None]
         for part in modules:
-            parts[part] = parts[part] if offload else parts[part].to(device)
+            if not offload and part not in quantized:  # these are on their GPU already
+                parts[part] = parts[part].to(device)
             if channels_last and part in (cls.family.network, "vae"):
                 parts[part] = parts[part].to(memory_format=torch.channels_last)
         schedule = parts.pop("scheduler")

@@ -13,20 +13,17 @@ import torch
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, require, shown
-from carv_3d.io.files import expanded
 from carv_3d.io.tensor_files import check_finite, load_tensors
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
-from carv_3d.teachers.model_config import VAEConfig, vae_factor
 from carv_3d.teachers.model_folder import (
     FIX,
     MEND,
-    check_weight_file,
     class_name,
-    read_config,
     read_json,
     weight_files,
     weight_variant,
 )
+from carv_3d.teachers.other_vae import load_vae_file
 from carv_3d.teachers.single_file import load_single_file
 from carv_3d.teachers.tokens import shortened
 
@@ -60,7 +57,7 @@ def load_parts(
         family: whose parts.
         vae_dtype: of the VAE, if another.
         with_vae: whether the VAE is read; else it is None.
-        vae: the folder of a VAE in place of the model's own, as `vae_folder` gives it.
+        vae: the folder or file of a VAE in place of the model's own, as `find_vae` gives it.
         weights: a single file that all models are read from; `folder` then has the configurations.
 
     Raises:
@@ -86,48 +83,12 @@ def load_parts(
             parts |= load_text_parts(folder, dtype, family)
         if with_vae and "vae" in family.classes and (vae is not None or weights is None):
             own = vae or folder / "vae"
-            parts["vae"] = load_weights(diffusers, family.classes["vae"], own.parent, own.name, vae_dtype)
+            if own.is_file():
+                parts["vae"] = load_vae_file(own, folder, family, vae_dtype)
+            else:
+                parts["vae"] = load_weights(diffusers, family.classes["vae"], own.parent, own.name, vae_dtype)
     parts["scheduler"] = load_schedule(folder)
     return parts
-
-
-def vae_folder(vae: str | None, folder: Path, family: Family) -> Path | None:
-    """Where the VAE of a model is: its own, or another one; None for a family without.
-
-    Args:
-        vae: the folder of another VAE, or of a model that has one; None for the model's own.
-        folder: of the model.
-        family: its.
-
-    Raises:
-        CarvError: no VAE is there, or it is not one for this family and its latents.
-    """
-    if "vae" not in family.classes:
-        if vae:
-            raise CarvError(f"vae is {vae}, and {family.name} has no VAE: leave it out.")
-        return None
-    if not vae:
-        return folder / "vae"
-    path = expanded(vae)
-    path = path / "vae" if (path / "vae").is_dir() else path
-    fix = "name the folder of a VAE in diffusers' format (it holds config.json), or of a model that has one, as vae"
-    if not (path / "config.json").is_file():
-        raise CarvError(f"vae is {vae}, and there is no config.json in {path}: {fix}.")
-    actual, own = (read_config(at.parent, at.name, VAEConfig) for at in (path, folder / "vae"))
-    if actual.get("_class_name") != family.classes["vae"]:
-        raise CarvError(
-            f"{path} holds a {actual.get('_class_name')}, where {family.name} has a {family.classes['vae']}: {fix}."
-        )
-    sizes = [(config.get("latent_channels", 4), vae_factor(config)) for config in (actual, own)]
-    if sizes[0] != sizes[1]:
-        (channels, factor), (due, size) = sizes
-        raise CarvError(
-            f"{path} gives latents of {channels} channels, {factor} times smaller than images, and the model takes "
-            f"{due} channels, {size} times smaller: {fix}."
-        )
-    for file in weight_files(path.parent, path.name):
-        check_weight_file(file)
-    return path
 
 
 def load_text_parts(folder: Path, dtype: torch.dtype, family: Family = STABLE_DIFFUSION) -> dict[str, Any]:
@@ -288,7 +249,7 @@ def load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch.
         )
         missing = [key for key in info["missing_keys"] if not key.endswith("position_ids")]
         if missing and part.startswith("text_encoder"):
-            missing = _load_renamed(model, file)
+            missing = _load_renamed(model, files)
     if missing:
         raise CarvError(
             f"the diffusion model cannot be used: {file} lacks {len(missing)} of the tensors that its "
@@ -314,13 +275,15 @@ def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
     none: Any = [None]  # as diffusers itself says that there is none
     for half in (vae.encoder, vae.decoder):
         half.mid_block.attentions = torch.nn.ModuleList(none * len(half.mid_block.attentions))
-    vae.load_state_dict(load_tensors(weight_files(folder.parent, folder.name)[0], MEND))
+    files = weight_files(folder.parent, folder.name)
+    vae.load_state_dict({key: value for file in files for key, value in load_tensors(file, MEND).items()})
     return vae.to(dtype)
 
 
-def _load_renamed(model: Any, file: Path) -> list[str]:
+def _load_renamed(model: Any, files: Sequence[Path]) -> list[str]:
     """CLIP as transformers 5 saves it, without the prefix `text_model.` that 4 wants. Returns what is missing."""
-    saved = {key.removeprefix("text_model."): value for key, value in load_tensors(file, MEND).items()}
+    named = {key: value for file in files for key, value in load_tensors(file, MEND).items()}
+    saved = {key.removeprefix("text_model."): value for key, value in named.items()}
     expected = model.state_dict()
     weights = {
         key: saved[key.removeprefix("text_model.")] for key in expected if key.removeprefix("text_model.") in saved

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import expanded
 from carv_3d.io.tensor_files import check_finite, read_header
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Family
-from carv_3d.teachers.model_folder import MEND, check_folder
+from carv_3d.teachers.model_folder import MEND, check_folder, read_json
 
+UNSAID = "stabilityai/stable-diffusion-2-1"
+"""What diffusers takes for any Stable Diffusion 2; its file does not say that 2-base and 2.1-base predict noise."""
+MARKS: dict[str, tuple[str, Callable[[NoiseSchedule], bool]]] = {
+    "v_pred": ("predicts v", lambda schedule: schedule.prediction_type == "v_prediction"),
+    "ztsnr": ("was trained to zero terminal SNR", lambda schedule: float(schedule.alphas_cumprod[-1]) == 0),
+    "edm_mean": ("was trained with EDM", lambda schedule: schedule.family == "edm"),
+    "edm_vpred.sigma_max": ("predicts EDM's v", lambda schedule: schedule.prediction_type == "edm_v"),
+}
+"""Names in a file by which its authors say what its weights do not show, and what its configuration must then say."""
 PIPELINES = {STABLE_DIFFUSION.name: "StableDiffusionPipeline", STABLE_DIFFUSION_XL.name: "StableDiffusionXLPipeline"}
 FIX = (
     "name a local diffusers folder of the same kind of model as model_config (its configurations and tokenizers are "
@@ -60,7 +71,16 @@ def find_folder(
     check_folder(folder, family, with_weights=False)
     if family.name not in PIPELINES:
         raise CarvError(f"{folder} is of {family.name}, of which no single file is read: name a diffusers folder.")
+    _check_marks(file, folder)
     return folder
+
+
+def _check_marks(file: Path, folder: Path) -> None:
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    schedule, names = NoiseSchedule.from_config(read_json(scheduler)), read_header(file, MEND)
+    for name, (said, holds) in MARKS.items():
+        if name in names and not holds(schedule):
+            raise CarvError(f"{file} holds {name}, so it {said}, and {scheduler} says otherwise: {FIX}.")
 
 
 def _cached(file: Path, cache_dir: str | None) -> Path:
@@ -73,8 +93,15 @@ def _cached(file: Path, cache_dir: str | None) -> Path:
         from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
         name = str(fetch_diffusers_config(shapes)["pretrained_model_name_or_path"])
+        if name == UNSAID:
+            raise CarvError(
+                f"{file} is of Stable Diffusion 2, and it does not say whether it predicts v (2 and 2.1, of 768 "
+                f"pixels) or noise (2-base and 2.1-base, of 512): {FIX}."
+            )
         why = f"those of {name} are sought in the hub's cache alone"
         return Path(huggingface_hub.snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
+    except CarvError:
+        raise
     except Exception as error:  # of the libraries' own kinds
         raise CarvError(
             f"the configurations that go with the single file {file} are not on this machine ({why}): {FIX}."

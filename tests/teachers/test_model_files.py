@@ -1,4 +1,4 @@
-"""Models as people have them: one file, another VAE, LoRA adapters."""
+"""Models as people have them: one file, another VAE; and how the options reach them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from single_files import write_single_file
-from torch import Tensor
+from single_files import vae_tensors, write_single_file
+from small_models import as_v_prediction
 
 from carv_3d.attribution.queries import run_model
 from carv_3d.cli import doctor_model
@@ -25,10 +25,8 @@ from carv_3d.generate.config import config_to_yaml, load_config
 from carv_3d.generate.trainer import load_teacher as load_configured
 from carv_3d.guidance.options import GuidanceOptions
 from carv_3d.teachers.load import find_model, load_teacher
-from carv_3d.teachers.lora_files import read_lora
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
-TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
 
 
 def modules(teacher: Any) -> list[Any]:
@@ -85,6 +83,56 @@ def test_the_configurations_of_one_file_come_from_the_cache_and_never_from_the_h
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert find_model(str(one_file))[0] == sd_folder
     assert asked == [("stable-diffusion-v1-5/stable-diffusion-v1-5", True)]
+
+
+V2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"  # 1024 wide in Stable Diffusion 2
+
+
+def test_a_file_of_stable_diffusion_2_needs_a_configuration(sd_folder: Path, tmp_path: Path) -> None:
+    """It does not say whether it predicts noise or v, so nothing is taken for granted."""
+    file = write_single_file(sd_folder, tmp_path / "model.safetensors", open_clip=True, **{V2: torch.zeros(1, 1024)})
+    with pytest.raises(CarvError, match=r"of Stable Diffusion 2, and it does not say whether it predicts v .*_config"):
+        find_model(str(file))
+    whole = load_teacher(str(sd_folder), device="cpu")
+    for kind in ("epsilon", "v_prediction"):
+        config = as_v_prediction(sd_folder, tmp_path / kind) if kind == "v_prediction" else sd_folder
+        teacher = load_teacher(str(file), device="cpu", model_config=str(config))
+        assert teacher.prediction_type == kind
+        torch.testing.assert_close(teacher.text_embeddings(["mug"]), whole.text_embeddings(["mug"]))
+        expected = whole.unet.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in teacher.unet.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "right"),
+    [
+        ("v_pred", "so it predicts v, and", {"prediction_type": "v_prediction"}),
+        ("ztsnr", "trained to zero terminal SNR", {"prediction_type": "sample", "rescale_betas_zero_snr": True}),
+        ("edm_mean", "so it was trained with EDM", {"_class_name": "EDMEulerScheduler"}),
+        (
+            "edm_vpred.sigma_max",
+            "predicts EDM's v",
+            {"_class_name": "EDMEulerScheduler", "prediction_type": "v_predict"},
+        ),
+    ],
+)
+def test_what_a_file_says_of_itself_must_be_in_its_configuration(
+    name: str, said: str, right: dict[str, Any], sd_folder: Path, tmp_path: Path
+) -> None:
+    file = write_single_file(sd_folder, tmp_path / "model.safetensors", **{name: torch.zeros(1)})
+    with pytest.raises(CarvError, match=rf"holds {name}, .*{said}.* says otherwise: name a local diffusers folder"):
+        find_model(str(file), model_config=str(sd_folder))
+    config = shutil.copytree(sd_folder, tmp_path / "config")
+    scheduler = config / "scheduler" / "scheduler_config.json"
+    right = {key: "v_prediction" if value == "v_predict" else value for key, value in right.items()}
+    before = {} if "_class_name" in right else json.loads(scheduler.read_text())
+    scheduler.write_text(json.dumps({**before, **right}))
+    if "_class_name" in right:
+        index = config / "model_index.json"
+        index.write_text(
+            json.dumps({**json.loads(index.read_text()), "scheduler": ["diffusers", right["_class_name"]]})
+        )
+    assert find_model(str(file), model_config=str(config))[0] == config
 
 
 def without(file: Path, out: Path, part: str) -> Path:
@@ -185,6 +233,44 @@ def test_another_vae_takes_the_place_of_the_models(
     assert within.vae.config.scaling_factor == 0.5
 
 
+@pytest.mark.parametrize("names", ["first_stage_model.", "", "diffusers"])
+def test_another_vae_may_be_one_file(names: str, sd_folder: Path, other_vae: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae").symlink_to(other_vae)
+    file = tmp_path / "vae-ft.safetensors"
+    if names == "diffusers":
+        shutil.copy(other_vae / "diffusion_pytorch_model.safetensors", file)
+    else:
+        save_file({key: value.contiguous() for key, value in vae_tensors(tmp_path, names).items()}, file)
+    teacher = load_teacher(str(sd_folder), device="cpu", vae=str(file))
+    expected = load_file(other_vae / "diffusion_pytorch_model.safetensors")
+    actual = teacher.vae.state_dict()
+    assert set(actual) == set(expected)
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+    assert teacher.vae.config.scaling_factor == 0.5  # the model's own: a file has none
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file, weights: file.rename(file.with_suffix(".pt")), "is no .safetensors file, and of files these"),
+        (lambda file, weights: save_file({"a": torch.ones(1)}, file), "does not fit the VAE's configuration in"),
+        (lambda file, weights: save_file({k: v[:1] for k, v in weights.items()}, file), "does not fit the VAE's conf"),
+        (lambda file, weights: save_file({k: v / 0 for k, v in weights.items()}, file), "NaN or infinite"),
+        (lambda file, weights: file.write_bytes(file.read_bytes()[:-9]), "is cut off"),
+    ],
+)
+def test_a_vae_of_one_file_that_does_not_fit_is_one_sentence(
+    change: Any, said: str, sd_folder: Path, tmp_path: Path
+) -> None:
+    file = Path(shutil.copy(sd_folder / "vae" / "diffusion_pytorch_model.safetensors", tmp_path / "v.safetensors"))
+    change(file, load_file(file))
+    (name,) = tmp_path.iterdir()
+    with pytest.raises(CarvError) as caught:
+        load_teacher(str(sd_folder), device="cpu", vae=str(name))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -207,145 +293,13 @@ def test_another_vae_that_does_not_fit_is_one_sentence(
     assert said in str(caught.value)
 
 
-# --- LoRA adapters
-
-
-def matrices(weight: Tensor, rank: int = 2) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(0)
-    up = torch.randn(weight.shape[0], rank, *[1] * (weight.dim() - 2), generator=g)
-    return up, torch.randn(rank, *weight.shape[1:], generator=g)
-
-
-def peft(part: str, layer: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-    return {f"{part}.{layer}.lora_A.weight": down, f"{part}.{layer}.lora_B.weight": up}
-
-
-def kohya(part: str, layer: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-    name = f"lora_{'unet' if part == 'unet' else 'te'}_{layer.replace('.', '_')}"
-    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
-
-
-def diffusers_old(part: str, layer: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-    return {f"{part}.{layer}.lora.down.weight": down, f"{part}.{layer}.lora.up.weight": up}
-
-
-@pytest.mark.parametrize(
-    ("names", "alpha"), [(peft, 2.0), (kohya, 1.0), (diffusers_old, 2.0)], ids=["peft", "kohya", "diffusers"]
-)
-@pytest.mark.parametrize(
-    ("part", "layer"),
-    [
-        ("unet", f"{LAYER}.to_q"), ("unet", f"{LAYER}.to_out.0"), ("unet", "mid_block.attentions.0.proj_in"),
-        ("text_encoder", TEXT),
-    ],
-)  # fmt: skip
-def test_an_adapter_is_added_to_the_weights(
-    names: Any, alpha: float, part: str, layer: str, sd_folder: Path, tmp_path: Path
-) -> None:
-    plain = load_teacher(str(sd_folder), device="cpu")
-    before = {p: {k: v.clone() for k, v in getattr(plain, p).state_dict().items()} for p in ("unet", "text_encoder")}
-    (key,) = (k for k in before[part] if k in (f"{layer}.weight", f"{layer.removeprefix('text_model.')}.weight"))
-    up, down = matrices(before[part][key])
-    save_file(names(part, layer, up, down), tmp_path / "a.safetensors")
-    changed = load_teacher(str(sd_folder), device="cpu", loras=[f"{tmp_path / 'a.safetensors'}:0.5"])
-    product = torch.einsum("or,ri...->oi...", up.flatten(1), down) * alpha / 2
-    for p, weights in before.items():
-        for name, value in getattr(changed, p).state_dict().items():
-            expected = weights[name] + 0.5 * product if (p, name) == (part, key) else weights[name]
-            torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def test_what_peft_wrote_of_alpha_counts(sd_folder: Path, tmp_path: Path) -> None:
-    weight = load_teacher(str(sd_folder), device="cpu").unet.state_dict()[f"{LAYER}.to_q.weight"]
-    up, down = matrices(weight)
-    for settings, factor in (
-        ({"unet.lora_alpha": 6}, 3),
-        ({"unet.lora_alpha": 6, "unet.use_rslora": True}, 6 / 2**0.5),
-    ):
-        file = tmp_path / "a.safetensors"
-        save_file(peft("unet", f"{LAYER}.to_q", up, down), file, {"lora_adapter_metadata": json.dumps(settings)})
-        changed = load_teacher(str(sd_folder), device="cpu", loras=[str(file), f"{file}:-0.5"])
-        actual = changed.unet.state_dict()[f"{LAYER}.to_q.weight"]
-        torch.testing.assert_close(actual, weight + 0.5 * factor * up @ down)
-    save_file(peft("unet", f"{LAYER}.to_q", up, down), file, {"lora_adapter_metadata": '{"unet.use_dora": true}'})
-    with pytest.raises(CarvError, match=r"is of a kind .DoRA, or alphas by pattern"):
-        load_teacher(str(sd_folder), device="cpu", loras=[str(file)])
-    save_file(peft("unet", f"{LAYER}.to_q", up, down), file, {"lora_adapter_metadata": "{"})
-    with pytest.raises(CarvError, match=r"what PEFT wrote in .*a\.safetensors is not readable JSON"):
-        load_teacher(str(sd_folder), device="cpu", loras=[str(file)])
-
-
-def test_adapters_of_text_encoders_that_are_not_loaded_are_named(
-    sd_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    save_file(peft("text_encoder", TEXT, torch.ones(16, 1), torch.ones(1, 16)), tmp_path / "a.safetensors")
-    load_teacher(str(sd_folder), device="cpu", loras=[str(tmp_path / "a.safetensors")], with_text=False)
-    assert "for text_encoder are left out: these were not loaded" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("tensors", "said"),
-    [
-        (peft("unet", "mid_block.nothing", torch.ones(4, 1), torch.ones(1, 4)), "and the model has no such layer"),
-        (peft("unet", f"{LAYER}.to_q", torch.ones(4, 1), torch.ones(1, 4)), "(4, 4), and the model has a layer of (16"),
-        ({f"unet.{LAYER}.to_q.lora_A.weight": torch.ones(1, 16)}, "lacks a matrix of unet.mid_block"),
-        ({f"unet.{LAYER}.to_q.hada_w1_a": torch.ones(1, 16)}, "which is no matrix of a plain LoRA"),
-        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 1) / 0, torch.ones(1, 16)), "NaN or infinite"),
-        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 0), torch.ones(0, 16)), "(0, 16) torch.float32 and (16, 0) "),
-        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 2), torch.ones(3, 16)), "are no two matrices of numbers of a "),
-        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.ones(16)), "are no two matrices of numbers of a rank"),
-        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.tensor(1.0)), "are no two matrices of numbers"),
-        (peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.ones(1, 16).bool()), "(1, 16) torch.bool"),
-        (peft("unet", f"{LAYER}.to_q", torch.full((16, 1), 3e38), torch.full((1, 16), 3e38)), "weights that are not f"),
-    ],
-)
-def test_an_adapter_that_does_not_fit_is_one_sentence(
-    tensors: dict[str, Tensor], said: str, sd_folder: Path, tmp_path: Path
-) -> None:
-    save_file(tensors, tmp_path / "a.safetensors")
-    with pytest.raises(CarvError) as caught:
-        load_teacher(str(sd_folder), device="cpu", loras=[str(tmp_path / "a.safetensors")])
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ('{"unet.lora_alpha": "8"}', "what PEFT wrote of unet.lora_alpha is '8', and a finite number is due"),
-        ('{"unet.lora_alpha": null}', "unet.lora_alpha is None"),
-        ('{"unet.lora_alpha": NaN}', "unet.lora_alpha is nan"),
-        ('{"unet.lora_alpha": 1e400}', "unet.lora_alpha is inf"),
-        ('{"unet.lora_alpha": true}', "unet.lora_alpha is True"),
-        ('{"unet.use_rslora": "false"}', "unet.use_rslora is 'false', and true or false is due"),
-        ("[]", "does not hold a JSON object"),
-    ],
-)
-def test_odd_settings_of_peft_are_one_sentence(settings: str, said: str, sd_folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "a.safetensors"
-    tensors = peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.ones(1, 16))
-    save_file(tensors, file, {"lora_adapter_metadata": settings})
-    with pytest.raises(CarvError) as caught:
-        load_teacher(str(sd_folder), device="cpu", loras=[str(file)])
-    assert said in str(caught.value)
-
-
-def test_the_name_and_scale_of_an_adapter(tmp_path: Path) -> None:
-    file = tmp_path / "a:b.safetensors"
-    file.touch()
-    assert read_lora(str(file)) == (file, 1.0)
-    assert read_lora(f"{file}:-0.25") == (file, -0.25)
-    for text, said in ((f"{file}:nan", "is not finite"), (f"{file}:x", "no .safetensors"), ("a.bin:1", "a.bin is no")):
-        with pytest.raises(CarvError, match=said):
-            read_lora(text)
-
-
 # --- as options
 
 
 def test_options_reach_the_model(sd_folder: Path, one_file: Path, other_vae: Path, tmp_path: Path) -> None:
     lora = tmp_path / "a.safetensors"
-    save_file(peft("unet", f"{LAYER}.to_q", torch.ones(16, 1), torch.ones(1, 16)), lora)
+    pair = {"A": torch.ones(1, 16), "B": torch.ones(16, 1)}
+    save_file({f"unet.{LAYER}.to_q.lora_{side}.weight": value for side, value in pair.items()}, lora)
     guidance = "system.guidance."
     config = load_config(
         None,
