@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_models import CONTEXT, LATENT, _text_config, _write_tokenizer, build_xl_folder
+from small_models import CONTEXT, LATENT, _text_config, _write_tokenizer, build_sd_folder, build_xl_folder
 
 T5_WIDTH = 40  # and Gemma's
 GEMMA = "GemmaTokenizerFast"
@@ -67,8 +67,8 @@ def _write_index(folder: Path, pipeline: str, scheduler: str, network: str, enco
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
-def build_sd3(folder: Path) -> None:
-    """Stable Diffusion 3: two CLIP encoders and T5."""
+def build_sd3(folder: Path, **more: Any) -> None:
+    """Stable Diffusion 3: two CLIP encoders and T5. more: of the transformer."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
     _write_clip(folder, "")
@@ -78,7 +78,7 @@ def build_sd3(folder: Path) -> None:
     SD3Transformer2DModel(
         sample_size=LATENT, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=T5_WIDTH, caption_projection_dim=16, pooled_projection_dim=24,
-        pos_embed_max_size=8, qk_norm="rms_norm", dual_attention_layers=(0,),
+        pos_embed_max_size=8, **more,
     ).save_pretrained(folder / "transformer")  # fmt: skip
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     clip = "CLIPTextModelWithProjection"
@@ -86,6 +86,11 @@ def build_sd3(folder: Path) -> None:
         folder, "StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler", "SD3Transformer2DModel",
         (clip, clip, "T5EncoderModel"),
     )  # fmt: skip
+
+
+def build_sd35(folder: Path) -> None:
+    """Stable Diffusion 3.5: normalized queries and keys, and a second attention in some layers."""
+    build_sd3(folder, qk_norm="rms_norm", dual_attention_layers=(0,))
 
 
 def build_flux(folder: Path) -> None:
@@ -192,12 +197,23 @@ def _edit(file: Path, **more: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **more}, indent=2))
 
 
+def build_sd(folder: Path) -> None:
+    """Stable Diffusion 1 and 2."""
+    folder.rmdir()
+    build_sd_folder(folder)
+
+
+def build_xl(folder: Path) -> None:
+    """Stable Diffusion XL."""
+    folder.rmdir()
+    build_xl_folder(folder)
+
+
 def build_playground(folder: Path) -> None:
     """Playground 2.5: Stable Diffusion XL with EDM, and a VAE with mean and deviation."""
     from diffusers import EDMEulerScheduler
 
-    folder.rmdir()
-    build_xl_folder(folder)
+    build_xl(folder)
     scheduler = EDMEulerScheduler()
     scheduler.save_pretrained(folder / "scheduler")
     means, deviations = [0.5, -0.25, 0.1, 1.0], [2.0, 0.5, 1.5, 3.0]
@@ -207,9 +223,10 @@ def build_playground(folder: Path) -> None:
 
 
 BUILDERS = {
-    "Playground 2.5": build_playground,
-    "Stable Diffusion 3": build_sd3, "FLUX.1": build_flux, "PixArt-sigma": build_pixart,
-    "PixArt-alpha": build_pixart_alpha, "SANA": build_sana, "DeepFloyd IF": build_deepfloyd,
+    "Stable Diffusion 1, 2": build_sd, "Stable Diffusion XL": build_xl, "Playground 2.5": build_playground,
+    "Stable Diffusion 3": build_sd3, "Stable Diffusion 3.5": build_sd35, "FLUX.1": build_flux,
+    "PixArt-sigma": build_pixart, "PixArt-alpha": build_pixart_alpha, "SANA": build_sana,
+    "DeepFloyd IF": build_deepfloyd,
 }  # fmt: skip
 
 

@@ -84,9 +84,19 @@ class FluxTeacher(PackedTextTeacher):
         ids = given.new_zeros(rows, columns, 3)
         ids[..., 1] = torch.arange(rows, device=given.device)[:, None]
         ids[..., 2] = torch.arange(columns, device=given.device)
-        prediction = self.network(
-            hidden_states=tokens, timestep=time / 1000, img_ids=ids.view(-1, 3), return_dict=False, **conditions
-        )[0]
+        strength = [1000 * conditions["guidance"]] if conditions["guidance"] is not None else []
+
+        def exact(_: Any, rounded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (time.float(), *strength, rounded[-1])
+
+        # diffusers rounds both to the network's type, which in bfloat16 is by up to 2 of 1000 timesteps
+        hook = self.network.time_text_embed.register_forward_pre_hook(exact)
+        try:
+            prediction = self.network(
+                hidden_states=tokens, timestep=time / 1000, img_ids=ids.view(-1, 3), return_dict=False, **conditions
+            )[0]
+        finally:
+            hook.remove()
         patches: Tensor = prediction.view(n, rows, columns, c, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
         return patches.reshape(n, c, h, w)
 

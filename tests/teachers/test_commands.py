@@ -9,35 +9,37 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_matrix import CHECKS, RUNS, checks_table
 from PIL import Image
-from small_families import BUILDERS, build_family
-from small_models import build_sd_folder, build_xl_folder
+from small_families import build_family
 from tiny_host import TINY
 
 from carv_3d.cli import main as cli
 
-RUNS = "yes"
 UNET_ALONE = "holds {family}, and carv distill, which trains a UNet on one text encoder and exports it as a Stable"
 FAMILIES = {  # as the folder is called in the messages; PixArt-alpha's small model has large images
     "Stable Diffusion 1, 2": "Stable Diffusion 1.x or 2.x", "Stable Diffusion XL": "Stable Diffusion XL",
     "Playground 2.5": "Stable Diffusion XL", "Stable Diffusion 3": "Stable Diffusion 3 or 3.5", "FLUX.1": "FLUX.1",
     "PixArt-sigma": "PixArt-alpha or PixArt-sigma", "SANA": "SANA", "DeepFloyd IF": "DeepFloyd IF, stage I",
 }  # fmt: skip
-COMMANDS = ("generate", "variance", "attribute", "distill")
+COMMANDS = ("generate", "variance", "compare", "attribute", "distill")
 CELLS = {
     (family, command): UNET_ALONE if command == "distill" and "1, 2" not in family else RUNS
     for family in FAMILIES
     for command in COMMANDS
 }
 # more than 10 s, on a machine with other work
-LONG = {(family, "variance") for family in FAMILIES if family != "PixArt-sigma"}
+LONG = {(family, "compare") for family in FAMILIES} | {(f, "variance") for f in FAMILIES if f != "PixArt-sigma"}
 WHY = {UNET_ALONE: "no: it trains the UNet of Stable Diffusion 1, 2"}
 PAGE = Path(__file__).parents[2] / "docs" / "TEACHERS.md"
 
 
 def table() -> str:
     """The cells in Markdown."""
-    rows = [f"| family | {' | '.join(f'`carv {command}`' for command in COMMANDS)} |", "|---" * 5 + "|"]
+    rows = [
+        f"| family | {' | '.join(f'`carv {command}`' for command in COMMANDS)} |",
+        "|---" * (1 + len(COMMANDS)) + "|",
+    ]
     for family in FAMILIES:
         cells = [WHY.get(CELLS[family, command], RUNS) for command in COMMANDS]
         rows.append(f"| {family} | {' | '.join(cells)} |")
@@ -64,11 +66,7 @@ def runs(place: Path) -> dict[str, int]:
 
 def model(place: Path, family: str) -> Path:
     folder = place / family
-    if not folder.exists():
-        if family in BUILDERS:
-            return build_family(family, folder)
-        return (build_xl_folder if "XL" in family else build_sd_folder)(folder)
-    return folder
+    return folder if folder.exists() else build_family(family, folder)
 
 
 def run(place: Path, family: str, runs: dict[str, int]) -> Path:
@@ -97,6 +95,12 @@ def test_every_command_runs_or_says_why_not(
         source = run(place, family, runs)
         small = ["--at", "1", "--draws", "1", "--methods", "uniform", "--budget", "1e-6"]
         status = cli.main(["variance", str(source), *small, "--out", str(out)])
+    elif command == "compare":
+        name = f"system.guidance.pretrained_model_name_or_path={model(place, family)}"
+        methods = ["--method", "one=num_draws=2,antithetic=false", "--method", "four=num_draws=4"]
+        small = [word for word in TINY if not word.startswith(("trainer.", "checkpoint.", "device="))]
+        words = ["compare", "--prompt", "mug", *methods, "--steps", "1", "--points", "1", name, *small, "device=cpu"]
+        status = cli.main([*words, "--out", str(out)])
     elif command == "attribute":
         small = ["num_draws=2", "antithetic=false", "query_draws=8", "dim=16", "--method", "cosine", "--resize"]
         name = ["--model", str(model(place, family)), "--training-images", "images"]
@@ -118,10 +122,25 @@ def test_every_command_runs_or_says_why_not(
         rows = list(csv.DictReader((out / "variance.csv").read_text().splitlines()))
         assert {row["method"] for row in rows} == {"uniform"}
         assert json.loads((out / "batches.json").read_text())["batches"]
+    elif command == "compare":
+        assert (out / "compare.html").is_file()
+        rows = [row for file in out.rglob("metrics.csv") for row in csv.DictReader(file.read_text().splitlines())]
+        assert sum(bool(row["grad_norm"]) and float(row["grad_norm"]) > 0 for row in rows) == 2  # each method's step
     elif command == "attribute":
         rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
         assert all(abs(float(row["score"])) > 0 for row in rows)
 
 
-def test_the_page_has_the_table() -> None:
-    assert table() in PAGE.read_text(), f"docs/TEACHERS.md needs this table:\n{table()}"
+def test_the_page_has_the_tables() -> None:
+    for made in (table(), checks_table()):
+        assert made in PAGE.read_text(), f"docs/TEACHERS.md needs this table:\n{made}"
+
+
+def test_every_column_has_its_test() -> None:
+    root = Path(__file__).parents[2]
+    for check, test in CHECKS.items():
+        file, _, name = test.partition("::")
+        text = (root / file).read_text()
+        assert f"def {name}(" in text
+        due = "HOSTS" if check == "threestudio" else f'families("{check}")'
+        assert due in text, check

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from family_matrix import families
 from small_families import BUILDERS, build_family
 
 from carv_3d.core.estimator import Draws
@@ -37,9 +40,12 @@ class _FirstStep(Exception):
     pass
 
 
-def first_step(pipeline: Any, size: int, **call: Any) -> tuple[torch.Tensor, float, torch.Tensor]:
-    """The prediction after guidance, the timestep and z_t of a pipeline's first step."""
+def first_step(pipeline: Any, size: int, **call: Any) -> tuple[torch.Tensor, float, torch.Tensor, dict[str, Any]]:
+    """The prediction after guidance, timestep and z_t of a pipeline's first step, and what its network was given."""
     seen: list[Any] = []
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    given: dict[str, Any] = {}
+    network.register_forward_pre_hook(lambda _, args, kwargs: given.update(kwargs), with_kwargs=True)
 
     def step(prediction: torch.Tensor, t: Any, z: torch.Tensor, **_: Any) -> None:
         seen.extend((prediction, float(t), z))
@@ -49,7 +55,7 @@ def first_step(pipeline: Any, size: int, **call: Any) -> tuple[torch.Tensor, flo
     pipeline.set_progress_bar_config(disable=True)
     with pytest.raises(_FirstStep):
         pipeline(num_inference_steps=4, height=size, width=size, generator=torch.Generator().manual_seed(0), **call)
-    return seen[0], seen[1], seen[2]
+    return seen[0], seen[1], seen[2], given
 
 
 def load_pipeline(folder: Path, **parts: Any) -> Any:
@@ -58,21 +64,58 @@ def load_pipeline(folder: Path, **parts: Any) -> Any:
     return DiffusionPipeline.from_pretrained(str(folder), **parts)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.fixture(scope="module")
+def first_steps(folders: dict[str, Path], teachers: dict[str, Any]) -> Callable[[str], Any]:
+    """`first_step` of each family's pipeline for "A red Mug", at a guidance of 4, made once."""
+
+    @functools.cache
+    def of(name: str) -> Any:
+        pipeline = load_pipeline(folders[name])
+        captions = name.startswith(("PixArt", "SANA", "Deep"))
+        more: dict[str, Any] = {"clean_caption": False} if captions else {}
+        if captions and "Deep" not in name:
+            more["use_resolution_binning"] = False
+        size = teachers[name].image_size
+        prediction, time, z, given = first_step(pipeline, size, prompt="A red Mug", guidance_scale=4.0, **more)
+        if name == "FLUX.1":
+            prediction, z = (pipeline._unpack_latents(x, 16, 16, 2) for x in (prediction, z))
+        return prediction, time, z, given
+
+    return of
+
+
+@pytest.mark.parametrize("name", families("prompt embeddings"))
+def test_the_text_is_the_pipelines(name: str, teachers: dict[str, Any], first_steps: Callable[[str], Any]) -> None:
+    """All that the network is given of the prompt and of the empty one; FLUX.1 has no use for the second."""
+    teacher, given = teachers[name], first_steps(name)[3]
+    texts = teacher.text_embeddings(["A red Mug"] if name == "FLUX.1" else ["", "A red Mug"])
+    conditions = teacher.conditions(texts)
+    pairs = [(key, value, given[key]) for key, value in conditions.items() if isinstance(value, torch.Tensor)]
+    for key, values in conditions.items():
+        if isinstance(values, dict):
+            pairs += [(name, value, given[key][name]) for name, value in values.items() if value is not None]
+    keys = [key for key, _, _ in pairs]
+    assert "encoder_hidden_states" in keys
+    for key, actual, expected in pairs:
+        if key in ("timestep", "guidance"):
+            continue
+        torch.testing.assert_close(
+            actual, expected.to(actual.dtype), rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )
+    text = conditions["encoder_hidden_states"]
+    assert len(text) == 1 or (text[0] - text[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", families("prediction"))
 def test_the_first_step_is_the_pipelines(
-    name: str, folders: dict[str, Path], teachers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str, teachers: dict[str, Any], first_steps: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline, teacher = load_pipeline(folders[name]), teachers[name]
+    teacher = teachers[name]
     assert isinstance(teacher, Teacher)
     assert teacher.shortened("a mug", [", left view"]) == "a mug"
-    captions = name.startswith(("PixArt", "SANA", "Deep"))
-    more: dict[str, Any] = {"clean_caption": False} if captions else {}
-    if captions and "Deep" not in name:
-        more["use_resolution_binning"] = False
-    expected, time, z = first_step(pipeline, teacher.image_size, prompt="A red Mug", guidance_scale=4.0, **more)
+    expected, time, z, _ = first_steps(name)
     if name == "FLUX.1":
-        expected, z = (pipeline._unpack_latents(x, 16, 16, 2) for x in (expected, z))
-        teacher.distilled_guidance = 4.0
+        monkeypatch.setattr(teacher, "distilled_guidance", 4.0)
     times = teacher.schedule.times
     t = torch.tensor([int(time) if times is None else int((times - time).abs().argmin())])
     if times is not None:  # a solver for diffusion rounds it
@@ -115,16 +158,16 @@ def sds_by_hand(teacher: Any, rgb: torch.Tensor, text: Any, null: Any, draws: Dr
     return total
 
 
-# PixArt-alpha's tiny model has large images, and is otherwise PixArt-sigma's
-@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "PixArt-alpha"])
+@pytest.mark.parametrize("name", families("SDS gradient"))
 def test_the_gradient_of_score_distillation_is_that_by_hand(name: str, teachers: dict[str, Any]) -> None:
     teacher = teachers[name]
     g = torch.Generator().manual_seed(0)
-    rgb = torch.rand(2, teacher.image_size, teacher.image_size, 3, generator=g).requires_grad_()
+    R, K = (1, 1) if name == "PixArt-alpha" else (2, 2)  # whose small model has large images
+    rgb = torch.rand(R, teacher.image_size, teacher.image_size, 3, generator=g).requires_grad_()
     shape = (teacher.latent_channels, teacher.latent_size, teacher.latent_size)
-    draws = Draws(torch.randint(20, 980, (2, 2), generator=g), torch.randn(2, 2, *shape, generator=g))
-    text, null = teacher.text_embeddings(PROMPTS), teacher.text_embeddings([""])
-    options = GuidanceOptions(guidance_scale=5.0, num_draws=2, max_batch=3, vae_sample="mode")
+    draws = Draws(torch.randint(20, 980, (R, K), generator=g), torch.randn(R, K, *shape, generator=g))
+    text, null = teacher.text_embeddings(PROMPTS[:R]), teacher.text_embeddings([""])
+    options = GuidanceOptions(guidance_scale=5.0, num_draws=K, max_batch=3, vae_sample="mode")
     out = SDSGuidance(teacher, options)(rgb, text, null, step=0, draws=draws)
     gradient = torch.autograd.grad(out.loss_sds, rgb)[0]
     assert gradient.abs().max() > 1e-4
@@ -132,18 +175,23 @@ def test_the_gradient_of_score_distillation_is_that_by_hand(name: str, teachers:
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["Stable Diffusion 3", "FLUX.1", "PixArt-sigma"])
+QUICK = ("Stable Diffusion 1, 2", "Stable Diffusion XL", "PixArt-sigma")  # the others take 1 to 10 s
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in families("K = 8 unbiased")]
+)
 def test_eight_draws_have_the_mean_of_one(name: str, teachers: dict[str, Any]) -> None:
     """Within 4 standard errors, over a fixed direction; the proposal follows the weight, in strata."""
     teacher, g = teachers[name], torch.Generator().manual_seed(3)
-    z, direction = (torch.randn(1, 4, 8, 8, generator=g) for _ in range(2))
+    n, channels = teacher.latent_size, teacher.latent_channels
+    z, direction = (torch.randn(1, channels, n, n, generator=g) for _ in range(2))
     text, null = teacher.text_embeddings(["a cup"]), teacher.text_embeddings([""])
     means, errors = [], []
     for K, repeats, more in ((1, 384, {"proposal": "uniform"}), (8, 96, {"proposal": "weight", "stratify": "render"})):
         options = GuidanceOptions(guidance_scale=2.0, num_draws=K, seed=K, **more)
         guidance = SDSGuidance(teacher, options)
-        rgb = z.permute(0, 2, 3, 1).expand(48, 8, 8, 4).clone().requires_grad_()
+        rgb = z.permute(0, 2, 3, 1).expand(48, -1, -1, -1).clone().requires_grad_()
         values = []
         for _ in range(repeats // 48):
             loss = guidance(rgb, text, null, step=0, rgb_as_latents=True).loss_sds
