@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
@@ -22,3 +24,16 @@ class Average:
                 self.state[k].lerp_(v, 1 - decay)
             else:
                 self.state[k].copy_(v)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back a copy of `state`, on the devices and in the types of the module's own.
+
+        Raises:
+            ValueError: it has other names or shapes than the module.
+        """
+        if state.keys() != self.state.keys():
+            raise ValueError(f"the average's {min(state.keys() ^ self.state.keys())} is in one of the two alone")
+        for name, own in self.state.items():
+            if state[name].shape != own.shape:
+                raise ValueError(f"the average's {name} is {tuple(state[name].shape)}, and {tuple(own.shape)} is due")
+        self.state = {name: state[name].to(own, copy=True) for name, own in self.state.items()}

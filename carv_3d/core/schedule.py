@@ -387,10 +387,11 @@ class NoiseSchedule:
 
 
 def check_agree(t: Tensor, **given: Tensor) -> None:
-    """CarvError unless these are samples (N, ...) of one shape, and t has N timesteps, or one for all."""
+    """CarvError unless these are samples (N, ...) of one shape and place, and t has N timesteps, or one for all."""
     z, *others = given.values()
     floats = all(isinstance(x, Tensor) and x.is_floating_point() and x.dim() for x in given.values())
-    if not floats or any(x.shape != z.shape for x in others) or getattr(t, "numel", int)() not in (1, len(z)):
+    alike = floats and all(x.shape == z.shape and x.device == z.device for x in others)
+    if not alike or getattr(t, "numel", int)() not in (1, len(z)):
         check_samples(t, **given)
 
 

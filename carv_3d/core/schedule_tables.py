@@ -129,7 +129,7 @@ def timesteps_problem(t: Any, T: int, device: torch.device) -> str:
 
 
 def check_samples(t: Any, **given: Any) -> None:
-    """CarvError unless these are tensors (N, ...) of one shape, and t has N timesteps, or one for all.
+    """CarvError unless these are tensors (N, ...) of one shape and place, and t has N timesteps, or one for all.
 
     Args:
         t: looked at for its number alone.
@@ -143,6 +143,8 @@ def check_samples(t: Any, **given: Any) -> None:
     for name, value in others:
         if value.shape != z.shape:
             raise CarvError(f"{name} has shape {tuple(value.shape)} and {first} {tuple(z.shape)}; they must be equal.")
+        if value.device != z.device:
+            raise CarvError(f"{name} is on {value.device} and {first} on {z.device}: {name}.to({first}.device), say.")
     if isinstance(t, Tensor) and t.numel() != len(z) and 1 not in (t.numel(), len(z)):
         raise CarvError(f"t has shape {tuple(t.shape)} for {first} of {tuple(z.shape)}; it must be ({len(z)},).")
 

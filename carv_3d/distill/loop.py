@@ -269,5 +269,5 @@ class Distillation:
         with state_fits("these options", state, {}):
             self.generator.load_state_dict(state["generator"])
             self.fake.load_state_dict(state["fake"])
-            self.average.state = {k: v.to(self.average.state[k], copy=True) for k, v in state["average"].items()}
+            self.average.load_state_dict(state["average"])
             self.step = int(state["step"])

@@ -346,8 +346,15 @@ class TextTo3D:
                 generator.set_state(state["generators"][name].cpu())
             self.globals.load_state_dict(state["rng"])
             self.step, self.non_finite.count = state["step"], state["bad_steps"]
-            self.progress = state.get("progress")  # older checkpoints have none
+            self.progress = _share(state.get("progress"))  # older checkpoints have none
             self.meter.counts.update(nfe=state["nfe"], renders=state["renders"])
+
+
+def _share(progress: float | None) -> float | None:
+    """Itself; ValueError where it is no share of a run."""
+    if progress is not None and not 0 <= progress <= 1:
+        raise ValueError(f"its progress is {progress}, and a number from 0 to 1 is due")
+    return progress
 
 
 def _without_field(state: dict[str, Any]) -> dict[str, Any]:

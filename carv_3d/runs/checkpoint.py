@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -124,15 +125,20 @@ def _check_state(state: dict[str, Any]) -> None:
     step = state.get("step", 0)
     if not state or type(step) is not int or not 0 <= step < 2**53:
         raise CarvError(f"its step is {shown(step)}" if state else "it holds nothing")
-    check_finite(dict(_tensors(state, "state")), "it", RESTORE)
+    leaves = dict(_leaves(state, "state"))
+    check_finite({name: value for name, value in leaves.items() if isinstance(value, Tensor)}, "it", RESTORE)
+    for name, value in leaves.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CarvError(f"its {name} is {value}")
 
 
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What is no dict and no list, by its path."""
+    if isinstance(value, (dict, list, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{name}.{key}")
+    else:
         yield name, value
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for key, inner in items:
-        yield from _tensors(inner, f"{name}.{key}")
 
 
 @contextmanager

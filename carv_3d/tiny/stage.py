@@ -17,7 +17,7 @@ from carv_3d.core.ema import Average
 from carv_3d.core.seeds import step_seed
 from carv_3d.errors import CarvError
 from carv_3d.io.files import os_errors_explained
-from carv_3d.runs.checkpoint import check_made_with, has_checkpoint
+from carv_3d.runs.checkpoint import check_made_with, has_checkpoint, state_fits
 from carv_3d.runs.progress import Display
 from carv_3d.runs.run import Pace, Run
 
@@ -27,12 +27,14 @@ FUSED = True if Version(torch.__version__) >= Version("2.4") else None
 
 
 def run_command(parser: argparse.ArgumentParser, work: Callable[[], None]) -> None:
-    """Do a command's work; what the user can mend ends it with one sentence and status 2."""
+    """Do a command's work; what the user can mend ends it with one sentence and status 2, a signal with 130."""
     try:
         with os_errors_explained():
             work()
     except CarvError as error:
         parser.exit(2, f"{error}\n")
+    except KeyboardInterrupt:  # the stage has said what it kept
+        parser.exit(130)
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,13 @@ class StageTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; CarvError where it was made with other values."""
         check_made_with(self.path, state, self.made_with, "give those, another --work, or delete it")
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = FUSED  # not that of the machine that the checkpoint comes from
-        self.average.state, self.step = state["average"], state["step"]
+        with state_fits("this stage", state, self.state_dict()):
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["fused"] = FUSED  # not that of the machine that the checkpoint comes from
+            self.average.load_state_dict(state["average"])
+            self.step = state["step"]
 
 
 class Stage(Run):

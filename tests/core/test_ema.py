@@ -1,4 +1,4 @@
-"""The average of a network's weights, by hand."""
+"""The average of a network's weights, by hand, and what it takes back."""
 
 from __future__ import annotations
 
@@ -23,3 +23,18 @@ def test_the_decay_warms_up_and_whole_numbers_are_copied() -> None:
     module.weight.data.zero_()
     assert float(average.state["weight"]) == pytest.approx(expected)  # it is a copy
     assert torch.equal(average.state["bias"], torch.zeros(1))
+
+
+def test_a_state_is_taken_back_as_a_copy_and_a_part_of_one_is_not() -> None:
+    average, kept = Average(nn.Linear(2, 1), 0.3), {"weight": torch.ones(1, 2).double(), "bias": torch.ones(1)}
+    average.load_state_dict(kept)
+    kept["bias"].zero_()
+    assert average.state["weight"].dtype == torch.float32
+    assert float(average.state["bias"]) == 1
+    for given, sentence in (
+        ({"weight": torch.ones(1, 2)}, "the average's bias is in one of the two alone"),
+        ({**kept, "more": torch.ones(1)}, "the average's more is in one of the two alone"),
+        ({**kept, "weight": torch.ones(2)}, r"the average's weight is \(2,\), and \(1, 2\) is due"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            average.load_state_dict(given)

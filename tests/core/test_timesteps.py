@@ -67,6 +67,7 @@ def test_each_takes_timesteps_of_both_types(name: str) -> None:
         (lambda: VP.network_input(Z, T[:2]), r"t has shape \(2,\) for z_t"),
         (lambda: VP.z_from("epsilon", Z, EPS, T[:2]), r"t has shape \(2,\) for z_t"),
         (lambda: VP.eps_from("epsilon", Z, EPS, T[:2]), r"t has shape \(2,\) for z_t"),
+        (lambda: VP.add_noise(Z, EPS.to("meta"), T), r"eps is on meta and z on cpu: eps\.to\(z\.device\), say\."),
         (lambda: VP.add_noise(Z, EPS[:1], T), r"eps has shape \(1, 2, 4\) and z \(3, 2, 4\); they must be equal"),
         (lambda: VP.z_from("epsilon", Z, EPS[:, :1], T), r"prediction has shape \(3, 1, 4\) and z_t \(3, 2, 4\)"),
         (lambda: VP.add_noise(Z.long(), EPS, T), r"z is \(3, 2, 4\) of torch.int64; .* of floating-point numbers"),

@@ -14,7 +14,6 @@ from tiny_host import tiny_config
 from torch import Tensor
 
 from carv_3d.config.reader import to_mapping
-from carv_3d.core.auto_draws import MAX_RENDERS
 from carv_3d.core.seeds import OwnGlobals
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import load_config
@@ -202,19 +201,6 @@ def test_num_draws_auto_measures_the_run_and_is_logged(sd_folder: Path, sd_teach
     assert plain.guidance.estimator.meter is None
 
 
-def test_a_time_per_step_is_filled_with_renders(sd_folder: Path, sd_teacher: Any) -> None:
-    given = ["system.guidance.num_draws=auto", "trainer.step_seconds=1000", "data.batch_size=2"]
-    host = TextTo3D(tiny_config(sd_folder, *given), sd_teacher)
-    metrics = [host.train_step() for _ in range(11)]
-    assert [m["renders"] for m in metrics[:10]] == [2 * n for n in range(1, 11)]
-    assert metrics[9]["R_auto"] == MAX_RENDERS  # seconds enough for all of them
-    assert metrics[10]["renders"] - metrics[9]["renders"] == MAX_RENDERS
-    fixed = TextTo3D(tiny_config(sd_folder, given[0], given[2]), sd_teacher)  # resumed without a time
-    fixed.load_state_dict(host.state_dict())
-    assert fixed.train_step()["renders"] - metrics[10]["renders"] == 2
-    assert "R_auto" not in TextTo3D(tiny_config(sd_folder, given[0]), sd_teacher).train_step()
-
-
 def test_the_schedules_of_a_run_by_the_clock_stand_where_its_checkpoint_says(sd_folder: Path, sd_teacher: Any) -> None:
     host = TextTo3D(tiny_config(sd_folder, "trainer.max_steps=80"), sd_teacher)
     host.train_step()
@@ -225,6 +211,8 @@ def test_the_schedules_of_a_run_by_the_clock_stand_where_its_checkpoint_says(sd_
     assert again.now == host.now == 60
     assert again.step == 1
     assert again.train_step()["lr"] == pytest.approx(host.learning_rate(60))
+    with pytest.raises(CarvError, match=r"its progress is 1\.5, and a number from 0 to 1 is due"):
+        again.load_state_dict({**host.state_dict(), "progress": 1.5})
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(sd_folder: Path, sd_teacher: Any) -> None:

@@ -77,6 +77,7 @@ def test_what_fails_in_the_block_does_not_fit(error: Exception) -> None:
         {"step": True},
         {"step": 2**60},
         {"step": 1, "a": [{"b": torch.tensor([math.nan])}]},
+        {"step": 1, "a": {"b": [-math.inf]}},
     ],
 )
 def test_a_state_that_no_run_has_is_damaged(state: dict[str, Any], tmp_path: Path) -> None:

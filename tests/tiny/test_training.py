@@ -149,6 +149,17 @@ def test_bad_options_end_in_one_sentence(arguments, capsys) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_stopped_training_ends_without_a_traceback(monkeypatch, capsys) -> None:
+    def stopped(_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", stopped)
+    with pytest.raises(SystemExit) as stop:
+        train.main([])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_training_further_keeps_the_tokenizer_that_the_model_came_with(tmp_path, words) -> None:
     init, numbers = tmp_path / "init", json.loads((words[1] / "vocab.json").read_text())
     (init / "vae").mkdir(parents=True)
