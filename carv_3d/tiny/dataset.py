@@ -93,7 +93,12 @@ class Images:
 
 
 def build(
-    folder: Path, count: int, seed: int, training_only: bool = True, log: Callable[[str], None] = print
+    folder: Path,
+    count: int,
+    seed: int,
+    training_only: bool = True,
+    log: Callable[[str], None] = print,
+    size: int = 64,
 ) -> Images:
     """Render images into a folder, or open those that a call with the same arguments has left there.
 
@@ -103,11 +108,14 @@ def build(
         seed: of the views, colors and materials.
         training_only: without the held-out combinations.
         log: is given the progress.
+        size: rows and columns of an image.
 
     Raises:
         CarvError: what is in the folder is damaged.
     """
-    expected = {"count": count, "seed": seed, "training_only": training_only, "objects": source_hash()}
+    expected: dict[str, Any] = {"count": count, "seed": seed, "training_only": training_only, "objects": source_hash()}
+    if size != 64:  # folders of the first version do not name it
+        expected["size"] = size
     done = folder / "shots.json"
     if done.exists():
         stored = read_json(done, f"delete {folder}, and its images are made again")
@@ -121,15 +129,15 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     shots = draw_shots(count, seed, training_only)
-    rgb = np.lib.format.open_memmap(folder / "rgb.npy", "w+", np.uint8, (count, 64, 64, 3))
-    alpha = np.lib.format.open_memmap(folder / "alpha.npy", "w+", np.uint8, (count, 64, 64))
+    rgb = np.lib.format.open_memmap(folder / "rgb.npy", "w+", np.uint8, (count, size, size, 3))
+    alpha = np.lib.format.open_memmap(folder / "alpha.npy", "w+", np.uint8, (count, size, size))
     for i in range(0, count, 900):
-        rgb[i : i + 900], alpha[i : i + 900] = render(shots[i : i + 900])
+        rgb[i : i + 900], alpha[i : i + 900] = render(shots[i : i + 900], size)
         log(f"rendered {min(i + 900, count)} of {count} images")
     rgb.flush()
     alpha.flush()
     write_atomic(done, json.dumps({"made_with": expected, "shots": [asdict(s) for s in shots]}))
-    return build(folder, count, seed, training_only, log)
+    return build(folder, count, seed, training_only, log, size)
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class TrainOptions(OutOptions, SeedOptions, defaults={"out": Path(__file__).pare
     work: Path
     """Folder of images and checkpoints."""
     images: int = option(30_000, "How many are rendered.", least=1, most=10**7)
+    image_size: int = option(64, "Their rows and columns; latents are 16 x 16 for 64 and for 128.", least=64, most=128)
     vae_steps: int = option(1_800, "Steps of the autoencoder.", least=1, most=10**9)
     vae_batch: int = option(24, "Images of each of its steps.", least=1, most=2**16)
     vae_lr: float = option(3e-3, "Its learning rate.", above=0, below=1)
@@ -50,8 +51,8 @@ class TrainOptions(OutOptions, SeedOptions, defaults={"out": Path(__file__).pare
     unet_precision: str = option("auto", "Of its products; auto: bf16 where the processor has it.", choices=PRECISIONS)
     init: Path | None = option(
         None,
-        "A model folder to start from. Its autoencoder is kept as it is; its text encoder and UNet, where it has them, "
-        "are trained further.",
+        "A model folder to start from. Its autoencoder is kept as it is, or, for images of another size, a new one "
+        "learns its latents; its text encoder and UNet, where it has them, are trained further.",
     )
     threads: int = option(2, "Of torch.", least=1, most=1024)
     compile: bool = option(True, "Compile the UNet, where that works.")
@@ -60,6 +61,8 @@ class TrainOptions(OutOptions, SeedOptions, defaults={"out": Path(__file__).pare
         super().__post_init__()
         if self.seed >= 2**31:
             raise CarvError(f"seed is {self.seed}; it must be below 2^31.")
+        if self.image_size not in autoencoder.WIDTHS:
+            raise CarvError(f"image_size is {self.image_size}; it must be 64 or 128.")
         if self.init is not None and not (self.init / "vae" / "config.json").exists():
             raise CarvError(f"init {self.init} is no model folder: it has no vae/config.json.")
         self._set("unet_precision", choose_precision(self.unet_precision))
@@ -75,21 +78,28 @@ def made_with(o: TrainOptions, part: str) -> dict[str, Any]:
     own = {k: v for k, v in vars(o).items() if k.startswith(part) and not k.endswith("steps")}
     words = hashlib.sha256(" ".join(all_words()).encode()).hexdigest()[:12]
     init = str(o.init) if o.init is not None else ""
-    return {**own, "images": o.images, "seed": o.seed, "init": init, "objects": source_hash(), "words": words}
+    size = {"image_size": o.image_size} if o.image_size != 64 else {}  # older checkpoints do not name it
+    return {**own, **size, "images": o.images, "seed": o.seed, "init": init, "objects": source_hash(), "words": words}
 
 
-def train_autoencoder(o: TrainOptions, images: Images) -> Any:
-    """The trained autoencoder, frozen; that of ``init`` as it is."""
+def train_autoencoder(o: TrainOptions, images: Images) -> tuple[Any, float | None]:
+    """The trained autoencoder, frozen, and its scaling factor; that of ``init``, if it is for images of this size.
+
+    A new one has no factor yet: that follows from the latents.
+    """
     from diffusers import AutoencoderKL
 
-    if o.init is not None:  # a trained autoencoder stays as it is: the denoiser knows its latents
-        return AutoencoderKL.from_pretrained(o.init / "vae").float().eval().requires_grad_(False)
+    older = None
+    if o.init is not None:
+        older = AutoencoderKL.from_pretrained(o.init / "vae").float().eval().requires_grad_(False)
+        if older.config.sample_size == o.image_size:  # it stays as it is: the denoiser knows its latents
+            return older, float(older.config.scaling_factor)
     torch.manual_seed(o.seed)
-    vae = AutoencoderKL(**autoencoder.CONFIG).to(memory_format=torch.channels_last)
+    vae = AutoencoderKL(**autoencoder.config(o.image_size)).to(memory_format=torch.channels_last)
 
     def step_loss(step: int, generator: torch.Generator) -> torch.Tensor:
         x = autoencoder.batch(images, o.vae_batch, generator).contiguous(memory_format=torch.channels_last)
-        return autoencoder.loss(vae, x, generator)
+        return autoencoder.loss(vae, x, generator, older)
 
     options = StagePlan(o.vae_steps, o.vae_lr, o.seed + 3, ema=0.98)
     weights = run_stage("autoencoder", vae, step_loss, options, o.work, made_with(o, "vae"), log=log)
@@ -101,7 +111,7 @@ def train_autoencoder(o: TrainOptions, images: Images) -> Any:
             continue
         x = torch.from_numpy(images.on(index, np.ones((len(index), 3)))).permute(0, 3, 1, 2).contiguous()
         log(f"autoencoder: {autoencoder.psnr(vae, x):.1f} dB on {color}")
-    return vae
+    return vae, None
 
 
 def cached_latents(o: TrainOptions, vae: Any, images: Images) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -163,10 +173,11 @@ def train(o: TrainOptions) -> None:
         CarvError: a checkpoint there was made with other values.
     """
     torch.set_num_threads(o.threads)
-    images = build(o.work / "train", o.images, seed=o.seed + 1, log=log)
-    vae = train_autoencoder(o, images)
+    images = build(o.work / "train", o.images, seed=o.seed + 1, log=log, size=o.image_size)
+    vae, scaling = train_autoencoder(o, images)
     posteriors = cached_latents(o, vae, images)
-    scaling = float(1 / posteriors[0][0].float().std()) if o.init is None else float(vae.config.scaling_factor)
+    if scaling is None:
+        scaling = float(1 / posteriors[0][0].float().std())
     tokenizer = load_tokenizer(o)
     torch.manual_seed(o.seed)
     start, end = tokenizer.convert_tokens_to_ids([START, END])

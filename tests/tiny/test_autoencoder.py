@@ -129,3 +129,28 @@ def test_every_image_is_encoded_once_on_its_background(background: str) -> None:
     assert said[0] == f"encoded 260 images on {background}"
     assert float(vae.encoded[0].max()) <= 1
     assert float(vae.encoded[0].min()) < 0.9  # in [-1, 1], not [0, 1]
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_images_of_both_sizes_have_latents_of_sixteen_rows(size: int) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**autoencoder.config(size))
+    x = torch.rand(1, 3, size, size)
+    z = vae.encode(x).latent_dist.mean
+    assert z.shape == (1, 4, 16, 16)
+    assert vae.decode(z).sample.shape == x.shape
+
+
+def test_a_new_autoencoder_is_drawn_to_the_latents_of_an_older_one_for_smaller_images() -> None:
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    vae = Vae(torch.full((1, 4, 2, 2), 0.5), 0.1, 2 * x - 1)
+    older = Vae(torch.full((1, 4, 2, 2), 0.2), 0.1, x)
+    older.config = SimpleNamespace(sample_size=4, scaling_factor=2.0)  # type: ignore[attr-defined]
+    alone, near = (
+        autoencoder.loss(vae, x, torch.Generator().manual_seed(1), *more)  # the same noise
+        for more in ((), (older,))
+    )
+    assert float(near - alone) == pytest.approx(autoencoder.LATENT_WEIGHT * 0.3**2 * 2.0**2, rel=1e-4)
+    torch.testing.assert_close(older.encoded[0], 2 * F.avg_pool2d(x, 2) - 1)

@@ -40,6 +40,16 @@ def test_a_background_put_in_later_equals_one_rendered(tmp_path) -> None:
     np.testing.assert_allclose(composed, rendered, atol=1.2 / 255)
 
 
+def test_larger_images_show_the_same_shots_and_are_another_folder(tmp_path) -> None:
+    small, large = (build(tmp_path / str(size), 6, seed=7, log=silent, size=size) for size in (64, 128))
+    assert small.shots == large.shots
+    assert large.rgb.shape == (6, 128, 128, 3)
+    assert large.alpha.shape == (6, 128, 128)
+    halved = large.rgb.reshape(6, 64, 2, 64, 2, 3).mean((2, 4))
+    assert np.abs(halved - small.rgb).mean() < 1.5  # of 255: the finer rays see the same scene
+    assert build(tmp_path / "64", 6, seed=7, log=silent, size=128).rgb.shape == large.rgb.shape
+
+
 def test_views_come_from_all_around_and_a_quarter_from_above() -> None:
     rng = random.Random(0)
     views = [draw_view(rng, object_colors()) for _ in range(2000)]

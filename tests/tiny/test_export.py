@@ -17,7 +17,7 @@ def test_exported_folder_loads_as_any_other_and_gives_the_same_noise(tmp_path) -
     folder = tmp_path / "words"
     tokenizer = build_tokenizer(folder)
     torch.manual_seed(1)
-    vae = AutoencoderKL(**autoencoder.CONFIG)
+    vae = AutoencoderKL(**autoencoder.config())
     model = denoiser.Denoiser(len(tokenizer), *tokenizer.convert_tokens_to_ids([START, END])).eval()
     out = tmp_path / "weights"
     averaged = {name: value.clone() for name, value in model.state_dict().items()}

@@ -61,8 +61,8 @@ class Recorder:
         settings.get("on_begin", lambda: None)()
         return module.state_dict()
 
-    def build(self, folder: Path, count: int, seed: int, log: Any) -> Any:
-        self.asked["images"] = {"folder": folder, "count": count, "seed": seed}
+    def build(self, folder: Path, count: int, seed: int, log: Any, size: int) -> Any:
+        self.asked["images"] = {"folder": folder, "count": count, "seed": seed, "size": size}
         return self
 
     def on(self, index: Any, background: Any) -> Any:
@@ -95,7 +95,7 @@ def test_each_stage_has_its_own_steps_rates_batches_and_seeds(tmp_path: Path, mo
     train.train(options)
     asked = record.asked
     assert asked["threads"] == {"n": 1}
-    assert asked["images"] == {"folder": tmp_path / "train", "count": 4, "seed": 21}
+    assert asked["images"] == {"folder": tmp_path / "train", "count": 4, "seed": 21, "size": 64}
     assert asked["latents white"] == asked["latents light"] == {"seed": 22}
     plan = {"autoencoder": (2, 0.01, 23, 0.98), "text": (4, 0.02, 29, 0.995), "denoiser": (6, 0.03, 25, 0.9985)}
     for name, expected in plan.items():
@@ -115,6 +115,24 @@ def test_each_stage_has_its_own_steps_rates_batches_and_seeds(tmp_path: Path, mo
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_new_autoencoder_is_trained_where_the_older_one_is_for_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    from diffusers import AutoencoderKL
+
+    record, given = Recorder(monkeypatch), list[Any]()
+    monkeypatch.setattr(train.autoencoder, "loss", lambda vae, x, g, older: given.append((vae, older)) or vae)
+    older = AutoencoderKL(**train.autoencoder.config(64), scaling_factor=0.25)
+    older.save_pretrained(tmp_path / "init" / "vae")
+    options = train.TrainOptions(work=tmp_path, out=tmp_path, images=4, image_size=size, init=tmp_path / "init")
+    vae, scaling = train.train_autoencoder(options, record)  # type: ignore[arg-type]
+    assert vae.config.sample_size == size
+    assert scaling == (0.25 if size == 64 else None)
+    assert [(new.config.sample_size, old.config.sample_size) for new, old in given] == [(128, 64)] * (size == 128)
+    assert record.asked.get("autoencoder", {}).get("made_with", {}).get("image_size") == (128 if size == 128 else None)
+
+
 COUNTS = ("images", "vae_steps", "vae_batch", "text_steps", "text_batch", "unet_steps", "unet_batch", "threads")
 
 
@@ -124,6 +142,7 @@ def test_options_of_the_command_are_those_of_the_class(tmp_path: Path, monkeypat
     train.main(["--work", "w", "--out", "o"])
     assert given[-1] == train.TrainOptions(work=Path("w"), out=Path("o"))
     values = {
+        "image_size": 128,
         "images": 3, "vae_steps": 4, "vae_batch": 5, "vae_lr": 0.1, "text_steps": 6, "text_batch": 7, "text_lr": 0.2,
         "unet_steps": 8, "unet_batch": 9, "unet_lr": 0.3, "unet_precision": "fp32", "seed": 10, "threads": 11,
     }  # fmt: skip
@@ -138,7 +157,7 @@ def test_options_of_the_command_are_those_of_the_class(tmp_path: Path, monkeypat
     ("option", "value"),
     [(name, 0) for name in COUNTS]
     + [(name, value) for name in ("vae_lr", "text_lr", "unet_lr") for value in (0.0, 1.0)]
-    + [("seed", -1), ("seed", 2**31), ("init", Path("nowhere")), ("unet_precision", "fp8")],
+    + [("image_size", 96), ("seed", -1), ("seed", 2**31), ("init", Path("nowhere")), ("unet_precision", "fp8")],
 )
 def test_options_out_of_range_are_named(option: str, value: Any) -> None:
     with pytest.raises(CarvError, match=f"^{option} "):
@@ -153,3 +172,5 @@ def test_what_a_checkpoint_depends_on() -> None:
     }  # fmt: skip
     longer = train.made_with(train.TrainOptions(work=Path("w"), out=Path("o"), unet_steps=9, vae_lr=0.5), "unet")
     assert longer == first  # a run may be longer, and other parts' options are not its own
+    larger = train.made_with(train.TrainOptions(work=Path("w"), out=Path("o"), image_size=128), "unet")
+    assert larger == {**first, "image_size": 128}
