@@ -45,6 +45,7 @@ from carv_3d.attribution.store import RowStore
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.core.memory import check_memory
+from carv_3d.guidance.self_test import warn_if_poor
 from carv_3d.io.files import (
     check_cache,
     claimed,
@@ -62,7 +63,7 @@ from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, duration
 from carv_3d.runs.ray_tasks import check_engine
 from carv_3d.runs.request import new_folder
-from carv_3d.teachers.families import DEFAULT_MODEL
+from carv_3d.teachers.families import BUILT_IN, DEFAULT_MODEL
 from carv_3d.tiny.knowledge import model_knowledge
 
 TOP = 20  # images whose probability of leading is given
@@ -230,9 +231,13 @@ def _load(options: AttributeOptions, model_name: str) -> tuple[Any, GradientMode
     from carv_3d.teachers import load
 
     if options.lora:
-        return lora.load_with_lora(model_name, options.lora, options.fresh_rank, options.seed)
-    teacher = load.load_teacher(model_name)
-    return teacher, GradientModel.from_teacher(teacher)
+        teacher, model = lora.load_with_lora(model_name, options.lora, options.fresh_rank, options.seed)
+    else:
+        teacher = load.load_teacher(model_name)
+        model = GradientModel.from_teacher(teacher)
+    if model_name not in BUILT_IN:
+        warn_if_poor(teacher)
+    return teacher, model
 
 
 def _check_memory(options: AttributeOptions) -> None:

@@ -25,13 +25,14 @@ from carv_3d.distill.request import (
 )
 from carv_3d.errors import CarvError, printable
 from carv_3d.evaluation.scoring import PromptClassifier
+from carv_3d.guidance.self_test import warn_if_poor
 from carv_3d.io.files import check_writable, claimed, make_folder
 from carv_3d.runs.dry_run import print_costs
 from carv_3d.runs.loggers import Logger, check_logger, make_logger
 from carv_3d.runs.progress import Display
 from carv_3d.runs.ranks import Ranks, join
 from carv_3d.runs.run import Pace, Run
-from carv_3d.teachers.families import STABLE_DIFFUSION
+from carv_3d.teachers.families import BUILT_IN, STABLE_DIFFUSION
 
 USE = "carv distill, which trains a UNet on one text encoder and exports it as a StableDiffusionPipeline,"
 
@@ -146,13 +147,16 @@ def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:
     options = settings.options
     chosen = choose_device(options.device)
     own = None if ranks is None else ranks.device
-    return load.load_teacher(
+    teacher = load.load_teacher(
         settings.model,
         only=STABLE_DIFFUSION,
         use=USE,
         device=own or chosen,
         half_precision=False if options.precision == "float32" else None,
     )
+    if settings.model not in BUILT_IN and (ranks is None or ranks.first):
+        warn_if_poor(teacher)
+    return teacher
 
 
 class DistillRun(Run):

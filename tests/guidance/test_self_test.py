@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from small_families import build_family
 
+from carv_3d.attribution.command import _load
+from carv_3d.attribution.request import AttributeOptions
+from carv_3d.distill.command import load_teacher as load_settings
 from carv_3d.errors import CarvError
 from carv_3d.guidance.self_test import LEVELS, noise_errors, warn_if_poor
 from carv_3d.teachers.load import load_teacher
@@ -74,3 +78,18 @@ def test_memory_that_runs_out_is_left_to_the_run(tiny: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(tiny, "predict", full, raising=False)
     warn_if_poor(tiny)
+
+
+@pytest.mark.parametrize("command", ["attribute", "distill"])
+def test_every_run_tries_a_model_that_is_not_built_in(
+    command: str, sd_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of random weights; `carv generate` and those that train with it are in tests/generate."""
+    for name in (str(sd_folder), "carv-tiny"):
+        caplog.clear()
+        if command == "attribute":
+            _load(AttributeOptions(query="mug"), name)
+        else:
+            options: Any = SimpleNamespace(device="cpu", precision="float32")
+            load_settings(SimpleNamespace(model=name, options=options))  # type: ignore[arg-type]
+        assert ("predicts noise no better than zero would" in caplog.text) == (name != "carv-tiny")
