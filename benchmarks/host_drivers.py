@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 GRAPHICS = ["dearpygui", "kiui", "mcubes", "nvdiffrast", "open3d", "pymeshlab", "rembg", "torchvision", "xatlas"]
 PROMPT = "a red mug"
+TEACHER = "carv-tiny"
 SCALE = 7.5  # of uncond + s (text - uncond): 100, as the repositories have it, is too much for carv-tiny
 
 
@@ -45,6 +46,8 @@ class Loop:
         lr: for Adam.
         vae: the name of the guidance's autoencoder.
         draw_seed: of what the guidance draws, once it has a teacher of `take_teacher`; the render's continues if None.
+        uniform: a context in which the patch draws uniformly; None where that is an option of the module's `sds_loss`.
+        reload: has the guidance load TEACHER itself, given a loaded one; None where it is put in its place.
     """
 
     module: Any
@@ -56,6 +59,8 @@ class Loop:
     lr: float
     vae: str = "vae"
     draw_seed: int | None = None
+    uniform: Callable[[], contextlib.AbstractContextManager[None]] | None = None
+    reload: Callable[[Any], None] | None = None
 
 
 def seed_all(seed: int) -> None:
@@ -66,7 +71,7 @@ def seed_all(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def _inside(folder: Path, *arguments: str) -> Iterator[None]:
+def inside(folder: Path, *arguments: str) -> Iterator[None]:
     """As if started in the folder, with these arguments."""
     before, argv = Path.cwd(), sys.argv
     sys.path.insert(0, str(folder))
@@ -83,7 +88,7 @@ def stable_dreamfusion(folder: Path, model: Path) -> Loop:
     kept: dict[str, Any] = {}
     flags = f"--backbone vanilla --hf_key {model} --w 24 --h 24 --num_steps 24 --upsample_steps 8 --optim adam"
     flags += f" --latent_iter_ratio 0 --albedo_iter_ratio 1 --guidance_scale {SCALE} --workspace {folder / 'runs'}"
-    with _inside(folder, "--text", PROMPT, *flags.split()):
+    with inside(folder, "--text", PROMPT, *flags.split()):
         utils, module = (importlib.import_module(name) for name in ("nerf.utils", "guidance.sd_utils"))
         utils.Trainer.train = lambda trainer, loader, *_: kept.update(trainer=trainer, data=loader._data)
         runpy.run_path("main.py", run_name="__main__")
@@ -108,7 +113,7 @@ def dreamgaussian(folder: Path, model: Path, anneal: bool = False) -> Loop:
     stand_in(folder, [*GRAPHICS, "plyfile"])
     splatting()
     on_cpu()
-    with _inside(folder):
+    with inside(folder):
         main, module = (importlib.import_module(name) for name in ("main", "guidance.sd_utils"))
     _load_from(module, model)
     camera = main.MiniCam
@@ -136,7 +141,7 @@ def dreamgaussian(folder: Path, model: Path, anneal: bool = False) -> Loop:
 def generfacto(folder: Path, model: Path) -> Loop:
     """Its GenerfactoModel in PyTorch: 24 x 24 rays of 16, 12 and 8 samples, a camera on an orbit."""
     stand_in(folder, [*GRAPHICS, "viser", "gsplat", "wandb", "comet_ml", "splines", "pyngrok"])
-    with _inside(folder):
+    with inside(folder):
         models, module, cameras, boxes = (
             importlib.import_module(f"nerfstudio.{name}")
             for name in ("models.generfacto", "generative.stable_diffusion", "cameras.cameras", "data.scene_box")
@@ -183,7 +188,7 @@ def _load_from(module: Any, model: Path) -> None:
 
 
 class EpsUNet(nn.Module):
-    """A teacher's eps_hat, called as a UNet of diffusers is."""
+    """A teacher's eps_hat, called as a UNet of diffusers is: carv-tiny predicts v, which not every loop knows."""
 
     dtype = torch.float32
 
@@ -193,14 +198,25 @@ class EpsUNet(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> SimpleNamespace:
         """The noise as `sample`; z_t is (N, C, h, w), t (N,) or (1,)."""
-        return SimpleNamespace(sample=self.teacher.eps_hat(z_t, t.expand(len(z_t)), encoder_hidden_states))
+        return SimpleNamespace(sample=self.teacher.eps_hat(z_t, t.long().expand(len(z_t)), encoder_hidden_states))
 
 
 def take_teacher(loop: Loop, teacher: Any) -> None:
-    """Puts a teacher in the place of the guidance's model: its autoencoder, denoiser, sizes and texts."""
-    g, functional = loop.guidance, types.ModuleType("functional")
-    setattr(g, loop.vae, teacher.vae)
-    g.unet = EpsUNet(teacher)
+    """Puts TEACHER, loaded, in the place of the guidance's model: its autoencoder, denoiser, sizes and texts."""
+    _take_sizes(loop, teacher)
+    if loop.reload is not None:
+        loop.reload(teacher)
+        return
+    setattr(loop.guidance, loop.vae, teacher.vae)
+    loop.guidance.unet = EpsUNet(teacher)
+    loop.module.CONST_SCALE, loop.module.IMG_DIM = teacher.vae.config.scaling_factor, teacher.image_size
+    _take_texts(loop.module.StableDiffusion, teacher)
+    loop.texts()
+
+
+def _take_sizes(loop: Loop, teacher: Any) -> None:
+    """Has the module of a guidance resize to the teacher's images and latents, and begin what it draws there."""
+    functional = types.ModuleType("functional")
     sizes = {(512, 512): (teacher.image_size,) * 2, (64, 64): (teacher.latent_size,) * 2}
     vars(functional).update(vars(nn.functional))
 
@@ -210,10 +226,7 @@ def take_teacher(loop: Loop, teacher: Any) -> None:
         return nn.functional.interpolate(x, sizes.get(tuple(size), size), **more)
 
     functional.interpolate = interpolate  # type: ignore[attr-defined]
-    loop.module.F, loop.module.CONST_SCALE = functional, teacher.vae.config.scaling_factor
-    loop.module.IMG_DIM = teacher.image_size
-    _take_texts(loop.module.StableDiffusion, teacher)
-    loop.texts()
+    loop.module.F = functional
 
 
 def _take_texts(kind: Any, teacher: Any) -> None:

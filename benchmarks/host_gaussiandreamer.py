@@ -10,7 +10,6 @@ seconds nor the gradients are those of a GPU's run.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import runpy
@@ -19,58 +18,23 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import host_gaussians as gaussians  # noqa: E402
 from bench import run_script, script_parser  # noqa: E402
-from host_drivers import GRAPHICS  # noqa: E402
-from host_stand_ins import on_cpu, splatting, stand_in  # noqa: E402
 from hosts import patched  # noqa: E402
 from small_models import build_sd_folder  # noqa: E402
 
 from carv_3d.hosts.launch import explained  # noqa: E402
 
-ABSENT = [*GRAPHICS, "shap_e", "tinycudann", "igl", "envlight", "wandb", "xformers", "bitsandbytes"]
-POINTS = 64
 SMALL = [
-    'system.prompt_processor.prompt="a red mug"', "system.prompt_processor.negative_prompt=bad",
-    "system.prompt_processor.spawn=false", "system.guidance.half_precision_weights=false", "trainer.precision=32",
-    "data.height=32", "data.width=32", "data.eval_height=32", "data.eval_width=32", "data.n_val_views=1",
-    "data.n_test_views=2", "data.batch_size=2", "use_timestamp=false", "tag=trial",
-    "system.load_type=1",  # with 0 it keeps Shap-E's own images too
+    *gaussians.SMALL, "system.prompt_processor.negative_prompt=bad", "data.height=32", "data.width=32",
+    "data.eval_height=32", "data.eval_width=32", "data.n_val_views=1", "data.n_test_views=2", "data.batch_size=2",
 ]  # fmt: skip
-OURS = ["system.guidance_type=carv-stable-diffusion-guidance", "system.guidance.num_draws=auto"]
-
-
-def on_the_cpu(folder: Path) -> None:
-    """What GaussianDreamer needs of CUDA and of Shap-E, in this process."""
-    stand_in(folder, ABSENT)
-    splatting()
-    rasterizer: Any = sys.modules["diff_gaussian_rasterization"]
-    whole = rasterizer.GaussianRasterizer
-
-    class WithoutAlpha(whole):  # type: ignore[misc, valid-type]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return super().forward(*args, **kwargs)[:3]  # image, radii and depth, as its version of the rasterizer
-
-    rasterizer.GaussianRasterizer = WithoutAlpha
-    _train_on_the_cpu()
-    on_cpu()
-    sys.path.insert(0, str(folder))
-    importlib.import_module("threestudio.utils.misc").tcnn.free_temporary_memory = lambda: None
-    module: Any = importlib.import_module("threestudio.systems.GaussianDreamer")
-    module.GaussianDreamer.pcb = lambda self: random_points(module.BasicPointCloud)
-    module.load_ply = lambda *_: None  # a colored copy of the result, by open3d
-
-
-def random_points(kind: Any) -> Any:
-    """POINTS points around the origin, with colors."""
-    source = np.random.default_rng(0)
-    points, colors = source.normal(size=(POINTS, 3)) * 0.3, source.random((POINTS, 3))
-    return kind(points=points, colors=colors, normals=np.zeros((POINTS, 3)))
+OURS = [f"system.guidance_type={gaussians.OURS}", "system.guidance.num_draws=auto"]
 
 
 def _train_on_the_cpu() -> None:
@@ -105,14 +69,14 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = patched("gaussiandreamer", o.checkout.resolve(), Path(temporary).resolve())
-        (folder / "custom").mkdir()
-        (folder / "custom" / "threestudio-carv").symlink_to(ROOT / "custom" / "threestudio-carv")
+        gaussians.link_extension(folder)
         model = Path(temporary) / "model"
         build_sd_folder(model, latent=64, context=77, levels=4)
         named = [f"system.{name}.pretrained_model_name_or_path={model}" for name in ("prompt_processor", "guidance")]
         os.chdir(folder)
-        on_the_cpu(folder)
-        given = ["--config", "configs/gaussiandreamer-sd.yaml", "--train", "--gpu", "0", *SMALL, *named]
+        _train_on_the_cpu()
+        gaussians.on_the_cpu(folder, points=64)
+        given = ["--config", gaussians.CONFIG, "--train", "--gpu", "0", *SMALL, *named]
         sys.argv = ["launch.py", *given, f"trainer.max_steps={o.steps}", *([] if o.stock else OURS), *words]
         status = explained(lambda: runpy.run_path("launch.py", run_name="__main__"))
         print(json.dumps({"files": sorted({path.suffix for path in Path("outputs").rglob("*") if path.is_file()})}))

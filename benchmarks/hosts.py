@@ -2,16 +2,17 @@
 
     python benchmarks/hosts.py NAME CHECKOUT [--steps 40] [--repeats 16] [--draws 1,2,4,8] [--anneal]
 
-NAME is stable-dreamfusion, dreamgaussian or nerfstudio, CHECKOUT a clone of it, which is only read. Needs the packages
-that its guidance imports without CUDA (opencv-python-headless, jaxtyping, tyro, pandas, torch-ema); what needs CUDA is
-stood in for, see `host_stand_ins` and `host_drivers`.
+NAME is stable-dreamfusion, dreamgaussian, nerfstudio or gaussiandreamer, CHECKOUT a clone of it, which is only read.
+Needs the packages that its guidance imports without CUDA (opencv-python-headless, jaxtyping, tyro, pandas, torch-ema;
+for GaussianDreamer threestudio's and plyfile); what needs CUDA is stood in for, see `host_stand_ins`.
 
 First a random Stable Diffusion of 512 x 512 images: the gradient of one uniform draw against the loop's own for the
-same noise, and the calls of a step of 8 draws. Then carv-tiny, at its own sizes: the scene is trained for --steps
-steps of 4 draws and frozen. In every repeat each layout takes two steps on one and the same fresh camera: their
-difference gives V_in, and the covariance of the two over cameras, of all layouts together, s_out^2, which no K changes.
-Seconds are of the process, on one thread. ECM = ((s_out^2 + V_in) seconds of the loop's own step) / ((s_out^2 + V_in)
-seconds), with its 95 % bootstrap interval over cameras. The rows of NAME go to docs/results/hosts.csv.
+same noise, and the calls of a step of 8 draws. Then carv-tiny, at its own sizes: the same error, and the scene is
+trained for --steps steps of 4 draws and frozen. In every repeat each layout takes two steps on one and the same fresh
+camera: their difference gives V_in, and the covariance of the two over cameras, of all layouts together, s_out^2, which
+no K changes. Seconds are of the process, on one thread. ECM = ((s_out^2 + V_in) seconds of the loop's own step) /
+((s_out^2 + V_in) seconds), with its 95 % bootstrap interval over cameras. The rows of NAME go to
+docs/results/hosts.csv.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from bench import run_script, script_parser, whole_numbers  # noqa: E402
-from host_drivers import DRIVERS, Loop, seed_all, take_teacher  # noqa: E402
+from host_drivers import DRIVERS, TEACHER, Loop, seed_all, take_teacher  # noqa: E402
+from host_gaussians import gaussiandreamer  # noqa: E402
 from small_models import build_sd_folder  # noqa: E402
 
 from carv_3d import CarvEstimator, Draws, StableDiffusionTeacher, sds_loss  # noqa: E402
@@ -45,6 +47,7 @@ from carv_3d.stats.bootstrap import SEED, counts  # noqa: E402
 
 COLUMNS = ["host", "step", "seconds", "inner", "outer", "ecm", "ecm_low", "ecm_high"]
 OUT = ROOT / "docs" / "results" / "hosts.csv"
+LOOPS: dict[str, Callable[..., Loop]] = {**DRIVERS, "gaussiandreamer": gaussiandreamer}
 
 
 def patched(name: str, checkout: Path, folder: Path) -> Path:
@@ -85,11 +88,11 @@ def parity(loop: Loop) -> float:
         kept.append(draw(*args, **kwargs))
         return kept[-1]
 
-    uniform = partial(sds_loss, proposal="uniform", stratify="none")
+    by_patch = replaced(loop.module, sds_loss=partial(sds_loss, proposal="uniform", stratify="none"))
     fixed = {"randint": lambda *_, **__: torch.tensor([500])}  # a loop that draws t before it encodes; it is not used
     with (
         replaced(CarvEstimator, draw=recorded),
-        replaced(loop.module, sds_loss=uniform),
+        by_patch if loop.uniform is None else loop.uniform(),
         replaced(loop.module.torch, **fixed),
     ):
         ours = gradient(loop, images, 1)
@@ -102,7 +105,7 @@ def parity(loop: Loop) -> float:
 
 def calls(loop: Loop) -> str:
     """What a step of 8 draws calls."""
-    counts = {"encodings": 0, "samples": 0, "backwards": 0}
+    counts, loop.guidance.num_draws = {"encodings": 0, "samples": 0, "backwards": 0}, 8
     vae, images = getattr(loop.guidance, loop.vae), torch.rand(1, 3, 64, 64).requires_grad_()
     encode, forward = vae.encode, loop.guidance.unet.forward
 
@@ -191,7 +194,7 @@ def write(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = script_parser(__doc__, steps=40, repeats=16)
-    parser.add_argument("name", choices=sorted(DRIVERS))
+    parser.add_argument("name", choices=sorted(LOOPS))
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--draws", type=whole_numbers, default="1,2,4,8")
     parser.add_argument("--anneal", action="store_true", help="dreamgaussian: its timestep falls with the steps")
@@ -206,10 +209,10 @@ def main() -> None:
         folder = Path(scratch)
         model = build_sd_folder(folder / "model", latent=64, levels=4)
         more = {"anneal": True} if o.anneal else {}
-        loop = DRIVERS[o.name](patched(o.name, o.checkout.resolve(), folder), model, **more)
+        loop = LOOPS[o.name](patched(o.name, o.checkout.resolve(), folder), model, **more)
         print(f"\n{o.name}: K = 1, uniform, differs by {parity(loop):.1e} of the gradient; 8 draws: {calls(loop)}\n")
-        teacher = StableDiffusionTeacher.load("carv-tiny", device="cpu")
-        take_teacher(loop, teacher)
+        take_teacher(loop, StableDiffusionTeacher.load(TEACHER, device="cpu"))
+        print(f"with {TEACHER} by {parity(loop):.1e}\n")
         rows = measure(loop, o.name + (" annealed" if o.anneal else ""), o.draws, o.steps, o.repeats)
     for row in rows:
         print("| " + " | ".join(str(value) for value in row.values()) + " |")
