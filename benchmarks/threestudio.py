@@ -8,7 +8,8 @@ repeat each guidance gets the render of one fresh camera; its seconds are those 
 guidance" is all but the render and its backward), its gradient that of the distillation loss with respect to the scene.
 ECM = (variance · seconds of threestudio's guidance) / (variance · seconds), with its 95 % bootstrap interval. A model
 whose images are not 512² makes threestudio's guidance resize to that model's sizes, as ours does by itself, so that
-both do the same work.
+both do the same work. threestudio's guidance takes what a UNet predicts for the noise, so for a model that predicts v,
+as carv-tiny does, it is given that model's eps_hat: the objective is the same on both sides.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real_host")]
 import cpu_host  # noqa: E402
 from bench import run_script, script_parser  # noqa: E402
+from host_drivers import EpsUNet  # noqa: E402
 
 from carv_3d.core.variance import total_variance  # noqa: E402
 from carv_3d.errors import CarvError  # noqa: E402
 from carv_3d.stats.bootstrap import ecm_interval  # noqa: E402
 from carv_3d.teachers.availability import resolve_model  # noqa: E402
+from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher  # noqa: E402
 
 STOCK, OURS = "stable-diffusion-guidance", "carv-stable-diffusion-guidance"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -105,7 +108,10 @@ def build(o: argparse.Namespace, checkout: str) -> Bench:
         name: host.find(OURS if options else STOCK)({**shared, **options}) for name, options in VARIANTS.items()
     }
     system.guidance = guidances["carv, K = 4"]
-    cpu_host.resize_like(system.guidance._carv.teacher)
+    teacher = StableDiffusionTeacher.load(folder, device="cpu", with_text=False)
+    cpu_host.resize_like(teacher)
+    if teacher.prediction_type != "epsilon":
+        guidances["threestudio's own"].unet = EpsUNet(teacher)
     return Bench(system, prompts, guidances, cameras(host, cfg), parse_optimizer(cfg.system.optimizer, system))
 
 

@@ -278,6 +278,10 @@ def _train_on_the_cpu() -> None:
     class Recorder(pl.Callback):
         calls: list[str] = []  # noqa: RUF012, one recorder a process
 
+        def setup(self, trainer: Any, system: Any, stage: str) -> None:
+            if devices > 1:
+                ranks_test.share_no_booleans(system)
+
         def on_train_batch_start(self, trainer: Any, system: Any, *_: Any) -> None:
             self.start = time.perf_counter()
             for name in ("guidance", "guidance_3d"):

@@ -16,6 +16,20 @@ from torch import Tensor
 TIMESTEPS: list[Tensor] = []
 
 
+def share_no_booleans(system: Any) -> None:
+    """Called before the processes meet: torch 2.0's gloo cannot send booleans, which later gloo and NCCL can.
+
+    They are nerfacc's occupancy grid, which the dense rendering of a CPU does not read.
+    """
+    if not torch.__version__.startswith("2.0."):
+        return
+    for module in system.modules():
+        booleans = {name: x for name, x in module._buffers.items() if x is not None and x.dtype == torch.bool}
+        for name, x in booleans.items():
+            delattr(module, name)
+            setattr(module, name, x)  # an attribute, no longer a buffer
+
+
 def prepare(trainer: Any, system: Any) -> None:
     """Called before each step."""
     carv = system.guidance._carv

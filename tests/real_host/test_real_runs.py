@@ -138,15 +138,7 @@ TWO = {"CARV_TEST_DEVICES": "2"}
 GLOBAL = ("system.guidance.stratify=global", "system.guidance.proposal=uniform")
 
 
-def needs_gloo_for_booleans() -> None:
-    import torch
-
-    if torch.__version__.startswith("2.0."):
-        pytest.skip("torch 2.0's gloo cannot send the boolean grid of threestudio's renderer; NCCL can")
-
-
 def test_two_ranks_share_the_strata_and_agree(checkout: Path, tmp_path: Path) -> None:
-    needs_gloo_for_booleans()
     steps = train(checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", *GLOBAL, **TWO)
     by_rank = [[record for record in steps if record["rank"] == rank] for rank in (0, 1)]
     for first, second in zip(*by_rank, strict=True):
@@ -162,7 +154,6 @@ def test_two_ranks_share_the_strata_and_agree(checkout: Path, tmp_path: Path) ->
 def test_a_rank_without_a_draw_or_short_of_memory_does_not_stop_the_other(
     mishap: str, nonfinite: float, checkout: Path, tmp_path: Path
 ) -> None:
-    needs_gloo_for_booleans()
     steps = train(
         checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", *GLOBAL, CARV_TEST_MISHAP=f"{mishap}:2", **TWO
     )
@@ -176,7 +167,6 @@ def test_a_rank_without_a_draw_or_short_of_memory_does_not_stop_the_other(
 
 @pytest.mark.parametrize("mishap", ["kill", "no-memory"])
 def test_a_lost_rank_ends_the_run_with_a_sentence(mishap: str, checkout: Path, tmp_path: Path) -> None:
-    needs_gloo_for_booleans()
     done = launch(
         checkout, "carv-dreamfusion-tiny", 3, tmp_path / "run", *GLOBAL, CARV_TEST_MISHAP=f"{mishap}:2", **TWO
     )
