@@ -1,0 +1,44 @@
+"""Adapters as `peft` saves them, added to the weights as it merges them (`recorded/`, by `record_lora.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from carv_3d.teachers.load import load_teacher
+from carv_3d.teachers.lora_files import add_loras
+
+FOLDER = Path(__file__).with_name("recorded")
+CASES = ("peft", "rank-stabilized", "kohya")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_the_weights_are_those_that_peft_merges(case: str, scale: float, sd_folder: Path) -> None:
+    teacher = load_teacher(str(sd_folder), device="cpu")
+    parts = {"unet": teacher.unet, "text_encoder": teacher.text_encoder}
+    modules = {f"{part} {name}": m for part, whole in parts.items() for name, m in whole.named_modules()}
+    recorded = load_file(FOLDER / "merged.safetensors")
+    before, after = (
+        {key.removeprefix(f"{kind} "): value for key, value in recorded.items() if key.startswith(f"{kind} ")}
+        for kind in ("before", case)
+    )
+    assert len(before) > 6
+    with torch.no_grad():
+        for name, value in before.items():
+            modules[name].weight.copy_(value)
+    others = {f"{part} {k}": v.clone() for part, whole in parts.items() for k, v in whole.state_dict().items()}
+    add_loras(parts, [f"{FOLDER / case}.safetensors:{scale}"], "StableDiffusionPipeline")
+    for part, whole in parts.items():
+        for key, value in whole.state_dict().items():
+            name = f"{part} {key}"
+            layer = name.removesuffix(".weight")
+            if layer in after:
+                due = before[layer] + scale * (after[layer] - before[layer])
+                assert (after[layer] - before[layer]).abs().max() > 0.05
+                torch.testing.assert_close(value, due, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            else:
+                assert torch.equal(value, others[name]), name
