@@ -60,7 +60,7 @@ class AttributeOptions(
         "auto",
         "Draws per image of the query; auto: until they make less than a quarter of the scores' error variance.",
         least=1,
-        most=2**20,
+        most=2**14,
     )
     views: int = option(4, "Images that stand for a prompt or an asset.", least=1, most=10_000)
     method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 520, 250
+WIDTH, HEIGHT = 400, 230  # so narrow that 12 units of text can still be read on a telephone
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 38
+ROW = 18  # of the legend
 # distinct for the color-blind too
 COLORS = ("#2f6f9f", "#c8553d", "#5a8f4e", "#8a6bb1", "#b08a2e", "#4d8f8b")
 
@@ -75,10 +76,10 @@ class _Frame:
     x1: float
     y0: float
     y1: float
-    top: int
+    top: float
 
     @classmethod
-    def around(cls, drawn: Sequence[Series], robust: bool) -> _Frame:
+    def around(cls, drawn: Sequence[Series], robust: bool, top: float) -> _Frame:
         xs = [p[0] for s in drawn for p in s.points]
         ys = [p[1] for s in drawn for p in s.points] + [end for s in drawn for row in s.band for end in row[1:]]
         x0, x1 = min(xs), max(xs)
@@ -88,8 +89,7 @@ class _Frame:
         if y0 >= 0 and y0 < 0.5 * y1:
             y0 = 0.0
         pad = (y1 - y0) * 0.06 or abs(y1) * 0.1 or 1.0
-        legend = 18 if len(drawn) > 1 else 0
-        return cls(x0, x1 if x1 > x0 else x0 + 1.0, y0 - pad if y0 != 0 else y0, y1 + pad, TOP + legend)
+        return cls(x0, x1 if x1 > x0 else x0 + 1.0, y0 - pad if y0 != 0 else y0, y1 + pad, top)
 
     def x(self, value: float) -> float:
         return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
@@ -119,14 +119,15 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, window: int
     drawn = [(s, COLORS[index % len(COLORS)]) for index, s in enumerate(series) if s.points]
     if not drawn:
         return ""
-    frame = _Frame.around([s for s, _ in drawn], robust)
+    places, rows = _legend_places([s.name for s, _ in drawn])
+    frame = _Frame.around([s for s, _ in drawn], robust, TOP + ROW * rows)
     label = escape(f"{y_label} over {x_label}", quote=True)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" class="chart">']
     parts += _axes(frame, x_label)
     for line, color in drawn:
         parts += _line(frame, line, color, window, robust)
     if len(drawn) > 1:
-        parts += _legend(drawn)
+        parts += _legend(drawn, places)
     return "".join([*parts, "</svg>"])
 
 
@@ -163,10 +164,21 @@ def _line(frame: _Frame, line: Series, color: str, window: int, robust: bool) ->
     return parts
 
 
-def _legend(drawn: Sequence[tuple[Series, str]]) -> list[str]:
-    parts, x = [], float(LEFT + 8)
-    for line, color in drawn:
-        parts.append(f'<rect x="{x:.0f}" y="{TOP}" width="12" height="3" fill="{color}"/>')
-        parts.append(f'<text class="tick" x="{x + 17:.0f}" y="{TOP + 6}">{escape(line.name)}</text>')
-        x += 30 + 6.6 * len(line.name)
+def _legend_places(names: Sequence[str]) -> tuple[list[tuple[float, int]], int]:
+    """Where each name of the legend begins, and how many rows they take; one name alone needs no legend."""
+    places, x, row = [], float(LEFT + 8), 0
+    for name in names:
+        width = 30 + 6.6 * len(name)
+        if x + width > WIDTH and x > LEFT + 8:
+            x, row = float(LEFT + 8), row + 1
+        places.append((x, TOP + ROW * row))
+        x += width
+    return places, row + 1 if len(names) > 1 else 0
+
+
+def _legend(drawn: Sequence[tuple[Series, str]], places: Sequence[tuple[float, int]]) -> list[str]:
+    parts = []
+    for (line, color), (x, y) in zip(drawn, places):
+        parts.append(f'<rect x="{x:.0f}" y="{y}" width="12" height="3" fill="{color}"/>')
+        parts.append(f'<text class="tick" x="{x + 17:.0f}" y="{y + 6}">{escape(line.name)}</text>')
     return parts

@@ -171,7 +171,7 @@ def _model(asset: str) -> str:
         return '<div class="card"><p class="note">No mesh was made: the run had not ended.</p></div>'
     return (
         f'<div class="card">{model_viewer(asset)}'
-        '<p class="caption"><span>Drag to turn, scroll to zoom.</span>'
+        '<p class="caption"><span>Drag or use the arrow keys to turn, scroll to zoom.</span>'
         f'<a download="asset.glb" href="{asset}">asset.glb</a></p></div>'
     )
 
@@ -186,7 +186,8 @@ def _views(image: str) -> str:
 def _turntable(folder: Path) -> str:
     video = data_uri(folder / "turntable.mp4", "video/mp4")
     if video:
-        media = f'<video src="{video}" autoplay loop muted playsinline controls></video>'
+        words = 'aria-label="The object turning" autoplay loop muted playsinline controls'
+        media = f'<video src="{video}" {words}></video>'
     else:
         image = data_uri(folder / "turntable.gif", "image/gif")
         if not image:

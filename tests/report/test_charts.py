@@ -85,6 +85,17 @@ def test_ticks_stand_at_their_values_with_zero_where_the_line_comes_near_it() ->
     assert points(far["path"][0]["d"])[0][1] < HEIGHT - 38  # a little room below the lowest
 
 
+def test_a_long_legend_has_rows_within_the_image_and_the_frame_makes_room() -> None:
+    lines = [Series("a name of a length", range(3), [0, 1, 2]) for _ in range(5)]
+    drawn = marks(line_chart(lines, "x", "y"))
+    legend = [(float(text["x"]), float(text["y"])) for text in drawn["text"] if "text-anchor" not in text]
+    assert len(legend) == 5
+    assert len({y for _, y in legend}) == 3  # two in a row
+    assert all(x + 6.6 * 18 <= WIDTH for x, _ in legend)
+    highest = min(y for path in drawn["path"] for _, y in points(path["d"]))
+    assert highest > max(y for _, y in legend)
+
+
 def test_a_legend_names_the_lines_that_are_drawn_in_their_colors() -> None:
     lines = [Series("a", [0, 1], [0.0, 1.0]), Series("gone", [0], [math.nan]), Series("c", [0, 1], [1.0, 0.0])]
     drawn = marks(line_chart(lines, "x", "y"))
@@ -130,4 +141,4 @@ def test_what_lies_above_a_robust_axis_is_drawn_at_its_end() -> None:
     y = [1.0] * 50 + [2.0] * 49 + [100.0]
     path = marks(line_chart([Series("a", range(100), y)], "x", "y", robust=True))["path"][0]
     assert points(path["d"])[-1][1] == 14  # the top of the frame
-    assert points(path["d"])[60][1] == pytest.approx(14 + (250 - 38 - 14) * (1 - 2 / (2.5 * 1.06)), abs=0.1)
+    assert points(path["d"])[60][1] == pytest.approx(14 + (HEIGHT - 38 - 14) * (1 - 2 / (2.5 * 1.06)), abs=0.1)

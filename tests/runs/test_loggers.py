@@ -108,9 +108,7 @@ def test_wandb_is_given_each_step_and_a_resumed_run_has_its_id(
         make_logger("wandb", Path("run"), 0, {})
 
 
-def test_the_real_wandb_keeps_an_offline_run_in_the_folder(
-    words: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_real_wandb_keeps_an_offline_run_in_the_folder(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert cli.main([*words, "logger=wandb"]) == 0
