@@ -108,7 +108,7 @@ def _curves(c: Comparison) -> str:
         checked = " checked" if axis == axes[0] else ""
         buttons.append(
             f'<input type="radio" name="axis" id="by-{axis}"{checked}>'
-            f'<label for="by-{axis}"> against {AXIS_LABELS[axis]}</label> '
+            f'<label for="by-{axis}">&nbsp;against&nbsp;{AXIS_LABELS[axis]}</label> '
         )
         cards = []
         for name in c.metrics:
