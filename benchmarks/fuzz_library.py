@@ -103,6 +103,8 @@ def _schedules() -> dict[str, Callable[[], Call]]:
         "NoiseSchedule.from_diffusers": lambda: good(made.from_diffusers, scheduler=SimpleNamespace(config=betas)),
         "NoiseSchedule.add_noise": lambda: good(SCHEDULE().add_noise, z=z, eps=z, t=t),
         "NoiseSchedule.w": lambda: good(SCHEDULE().w, t=t, strategy="sds"),
+        "ContinuousSchedule.from_schedule": lambda: good(lib.ContinuousSchedule.from_schedule, schedule=SCHEDULE()),
+        "ContinuousSchedule.alpha": lambda: good(lib.ContinuousSchedule.flow().alpha, t=t + 0.5),
         "NoiseSchedule.weights": lambda: good(SCHEDULE().weights, strategy="sds"),
     }
 

@@ -22,7 +22,16 @@ from carv_3d.lazy import lazily
 from carv_3d.version import __version__
 
 if TYPE_CHECKING:
-    from carv_3d.core import CarvEstimator, CostMeter, Draws, Estimate, EstimatorOptions, NoiseSchedule, sds_loss
+    from carv_3d.core import (
+        CarvEstimator,
+        ContinuousSchedule,
+        CostMeter,
+        Draws,
+        Estimate,
+        EstimatorOptions,
+        NoiseSchedule,
+        sds_loss,
+    )
     from carv_3d.errors import CarvError
     from carv_3d.generate.config import load_config
     from carv_3d.guidance import GuidanceOptions, GuidanceOutput, SDSGuidance
@@ -37,7 +46,7 @@ if TYPE_CHECKING:
 _attribute = lazily(
     __name__,
     {
-        "core": "CarvEstimator CostMeter Draws Estimate EstimatorOptions NoiseSchedule sds_loss",
+        "core": "CarvEstimator ContinuousSchedule CostMeter Draws Estimate EstimatorOptions NoiseSchedule sds_loss",
         "errors": "CarvError",
         "generate.config": "load_config",
         "guidance": "GuidanceOptions GuidanceOutput SDSGuidance",
@@ -54,6 +63,7 @@ _attribute = lazily(
 __all__ = [
     "CarvError",
     "CarvEstimator",
+    "ContinuousSchedule",
     "CostMeter",
     "Draws",
     "Estimate",

@@ -8,6 +8,7 @@ from carv_3d.lazy import lazily
 
 if TYPE_CHECKING:
     from carv_3d.core.allocation import Measurement, best_measured, best_within
+    from carv_3d.core.continuous import ContinuousSchedule
     from carv_3d.core.costs import CostMeter
     from carv_3d.core.designs import Design
     from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CarvEstimator",
+    "ContinuousSchedule",
     "CostMeter",
     "Design",
     "Draws",
@@ -41,6 +43,7 @@ __getattr__ = lazily(
     __name__,
     {
         "allocation": "Measurement best_measured best_within",
+        "continuous": "ContinuousSchedule",
         "costs": "CostMeter",
         "designs": "Design",
         "estimator": "CarvEstimator Draws Estimate EstimatorOptions",

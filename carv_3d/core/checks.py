@@ -45,6 +45,11 @@ def check_setup(schedule: Any, options: Any, kind: type[Options], meter: Any = N
     if not isinstance(options, kind):
         how = "**your_dict" if isinstance(options, Mapping) else "num_draws=8"
         raise CarvError(f"options is {described(options)}; it must be {kind.__name__}: {kind.__name__}({how}).")
+    if schedule.continuous and getattr(options, "control_variate", False):
+        raise CarvError(
+            "control_variate learns at whole timesteps, and the schedule is a ContinuousSchedule: set it to false, or "
+            "take a NoiseSchedule."
+        )
 
 
 def check_call(function: Any, latents: Any, generator: Any) -> None:
@@ -136,7 +141,7 @@ def check_extra(value: Any, z_t: Tensor) -> None:
         raise CarvError(f"the residual's extra is {given}; it must be a tensor that begins with {len(z_t)} samples.")
 
 
-def check_draws_fit(draws: Any, latents: Tensor, num_train_timesteps: int) -> None:
+def check_draws_fit(draws: Any, latents: Tensor, schedule: NoiseSchedule) -> None:
     """CarvError unless explicit draws go with the latents and the schedule."""
     if not isinstance(draws, Draws):
         raise CarvError(f"draws are {described(draws)}; they must be Draws(t, eps, weights), or None.")
@@ -144,10 +149,10 @@ def check_draws_fit(draws: Any, latents: Tensor, num_train_timesteps: int) -> No
     for name, value in given.items():
         if not fits(value, Tensor) and not (name == "weights" and value is None):
             raise CarvError(f"the draws' {name} is {described(value)}; it must be a torch tensor.")
-    if draws.t.dtype not in (torch.int64, torch.int32) or draws.t.dim() != 2:
-        raise CarvError(
-            f"the draws' t has type {draws.t.dtype} and shape {tuple(draws.t.shape)}; it must be (R, K) of torch.int64."
-        )
+    real = schedule.continuous and draws.t.is_floating_point() and bool(draws.t.isfinite().all())
+    if not (real or draws.t.dtype in (torch.int64, torch.int32)) or draws.t.dim() != 2:
+        due = "(R, K) of finite numbers" if schedule.continuous else "(R, K) of torch.int64"
+        raise CarvError(f"the draws' t has type {draws.t.dtype} and shape {tuple(draws.t.shape)}; it must be {due}.")
     if isinstance(draws.group_size, bool) or not isinstance(draws.group_size, int) or draws.group_size < 1:
         raise CarvError(f"the draws' group_size is {shown(draws.group_size)}; it must be a whole number from 1 on.")
     R = latents.shape[0]
@@ -161,7 +166,7 @@ def check_draws_fit(draws: Any, latents: Tensor, num_train_timesteps: int) -> No
         )
     if draws.t.numel() == 0 or draws.t.shape[1] % draws.group_size:
         raise CarvError(f"{expected[1]} draws cannot be laid out in groups of {draws.group_size}.")
-    check_range(int(draws.t.min()), int(draws.t.max()), num_train_timesteps)
+    check_range(math.floor(draws.t.min()), math.ceil(draws.t.max()), schedule.num_train_timesteps)
 
 
 def draws_fit_memory(noise: int, device: torch.device) -> bool:

@@ -12,7 +12,7 @@ class Draws:
     """K draws for each of R renders.
 
     Attributes:
-        t: (R, K) integers.
+        t: (R, K) integers, or real numbers of a `ContinuousSchedule`.
         eps: (R, K, ...), noise of the latents' shape.
         weights: (R, K), p/q of each draw; None for 1.
         group_size: how many neighbors along K share a timestep (2 for antithetic pairs).

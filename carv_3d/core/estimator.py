@@ -278,7 +278,7 @@ class CarvEstimator:
         if draws is None:
             draws = self.draw(latents, generator, num_draws)
         else:
-            check_draws_fit(draws, latents, self.schedule.num_train_timesteps)
+            check_draws_fit(draws, latents, self.schedule)
         R, K = draws.t.shape
         dtype = torch.promote_types(latents.dtype, torch.float32)
         with torch.no_grad():

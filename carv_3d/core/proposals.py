@@ -1,7 +1,8 @@
 """Timestep proposals q(t): where timesteps are drawn, and the p/q that keeps the objective the same.
 
-p is uniform on the integers [min_step, max_step] (arXiv 2605.21489, "importance sampling"). A proposal
-turns uniform numbers into timesteps by its inverse CDF, so that it goes with every design of the u.
+p is uniform on the integers [min_step, max_step] (arXiv 2605.21489, "importance sampling"); with a
+`ContinuousSchedule` on the real numbers between, where q is constant from one integer to the next. A proposal turns
+uniform numbers into timesteps by its inverse CDF, so that it goes with every design of the u.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ LEARNING = ("bins", "floor", "decay", "prior")  # what the adaptive proposal tak
 class Measure(NamedTuple):
     """A density over timesteps with its running sum, and where in it a range of timesteps lies.
 
-    density: (n,), of the timesteps from `offset` on. cumulative: (n + 1,), the sum of density[:i].
+    density: (n,), of the timesteps from `offset` on, or of the intervals that begin there.
+    cumulative: (n + 1,), the sum of density[:i].
     first, last: `cumulative` at both ends of the range. total: the sum of the density over the range.
     """
 
@@ -57,7 +59,7 @@ class TimestepProposal:
         **own: Any,
     ) -> None:
         """Arguments as of `make_proposal`; `own` is what the kind of proposal takes besides."""
-        self.num_train_timesteps = schedule.num_train_timesteps
+        self.num_train_timesteps, self.continuous = schedule.num_train_timesteps, schedule.continuous
         self.weights = schedule.weights(weighting).to(real_dtype(schedule.device))
         self.min_step, self.max_step = -1, -1
         self.set_range(min_step, self.num_train_timesteps - 1 if max_step is None else max_step)
@@ -79,34 +81,51 @@ class TimestepProposal:
         if (min_step, max_step) == (self.min_step, self.max_step):
             return
         check_range(min_step, max_step, self.num_train_timesteps)
+        if self.continuous and min_step == max_step:
+            raise CarvError(f"min_step and max_step are {min_step}; real timesteps need max_step above min_step.")
         self.min_step, self.max_step = int(min_step), int(max_step)
         self._measured: Measure | None = None
 
     def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps by the inverse CDF: the one t with CDF(t - 1) <= u < CDF(t).
 
-        That is exact for this discrete distribution, also where a stratum of u straddles two timesteps.
+        That is exact for this discrete distribution, also where a stratum of u straddles two timesteps; for real
+        timesteps CDF(t) = u.
 
         Args:
             u: in [0, 1), of any shape.
 
         Returns:
-            t, integers, and p/q in the tables' dtype, both of u's shape.
+            t, integers (float32 for real timesteps), and p/q in the tables' dtype, both of u's shape.
         """
         m = self._in_range()
         mass = m.first + u.to(m.cumulative.dtype) * (m.last - m.first)
         mass = mass.clamp(m.first, m.last * (1.0 - torch.finfo(mass.dtype).eps))
+        t, ratio = self._timesteps(m, mass)
+        return (self._within(m, mass, t) if self.continuous else t), ratio
+
+    def _timesteps(self, m: Measure, mass: Tensor) -> tuple[Tensor, Tensor]:
         index = torch.searchsorted(m.cumulative, mass.contiguous(), right=True) - 1
         return index + m.offset, m.total / (self._length * m.density[index])  # exactly 1 for a flat density
+
+    @staticmethod
+    def _within(m: Measure, mass: Tensor, t: Tensor) -> Tensor:
+        """Real timesteps from the integers below them."""
+        low, high = m.cumulative[t - m.offset], m.cumulative[t - m.offset + 1]
+        return (t + ((mass - low) / (high - low)).clamp(0, 1)).float()
+
+    def _cells(self, table: Tensor) -> Tensor:
+        """A table over timesteps, for real ones as means over the intervals between."""
+        return (table[:-1] + table[1:]) / 2 if self.continuous else table
 
     def update(self, t: Tensor, value: Tensor) -> None:
         """Learn from what was drawn; nothing to learn here."""
 
     @property
     def q(self) -> Tensor:
-        """(max_step - min_step + 1,) the probability of each timestep of the range."""
+        """(max_step - min_step + 1,) the probability of each timestep of the range, or of each interval, one less."""
         m = self._in_range()
-        cdf = m.density[self.min_step - m.offset : self.max_step + 1 - m.offset].cumsum(0)
+        cdf = m.density[self.min_step - m.offset : self.min_step + self._length - m.offset].cumsum(0)
         return torch.diff(cdf / cdf[-1], prepend=cdf.new_zeros(1))
 
     def to(self, device: torch.device | str) -> TimestepProposal:
@@ -138,7 +157,7 @@ class TimestepProposal:
 
     @property
     def _length(self) -> int:
-        return self.max_step - self.min_step + 1
+        return self.max_step - self.min_step + (0 if self.continuous else 1)
 
 
 class WeightProposal(TimestepProposal):
@@ -156,10 +175,10 @@ class WeightProposal(TimestepProposal):
         self._cumulative = self._sums.to(self._density)
 
     def _unnormalized(self) -> Tensor:
-        return self.weights
+        return self._cells(self.weights)
 
     def _measure(self) -> Measure:
-        low, high = self.min_step, self.max_step + 1
+        low, high = self.min_step, self.min_step + self._length
         here = self._host[low:high]
         total = here.sum()  # of no axes, so that it goes with tensors of any device
         if not (bool((here >= 0).all()) and 0 < float(total) < math.inf):
@@ -186,7 +205,7 @@ class UniformProposal(WeightProposal):
     name = "uniform"
 
     def _unnormalized(self) -> Tensor:
-        return torch.ones_like(self.weights)
+        return self._cells(torch.ones_like(self.weights))
 
 
 class AdaptiveProposal(TimestepProposal):
@@ -216,11 +235,12 @@ class AdaptiveProposal(TimestepProposal):
         """Learn from what was drawn; values that are not finite are left out.
 
         Args:
-            t: integers of any shape.
+            t: of any shape, as drawn.
             value: of the same shape, |f|^2 of what was drawn at t. f has w in it and p/q not; where draws come in
                 pairs, it is the pair's mean, since the pair is what is drawn.
         """
         t, value = t.reshape(-1).to(self._sum.device), value.detach().reshape(-1).to(self._sum)
+        t = t.long()  # of a real timestep the interval that it lies in
         w2 = self.weights[t].square()
         value = value / w2
         valid = torch.isfinite(value)
@@ -241,8 +261,10 @@ class AdaptiveProposal(TimestepProposal):
         mean = self._sum.sum() / self._count.sum()
         mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # NaN (nothing learnt) goes to 1 as well
         rms = ((self._sum + self.prior * mean) / (self._count + self.prior)).sqrt()
-        t = torch.arange(self.min_step, self.max_step + 1, device=rms.device)
-        expected = self.weights[t] * rms[torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")]
+        t = torch.arange(self.min_step, self.min_step + self._length, device=rms.device)
+        expected = (
+            self._cells(self.weights)[t] * rms[torch.div(t * len(rms), self.num_train_timesteps, rounding_mode="floor")]
+        )
         flat = torch.full_like(expected, 1.0 / len(expected))
         total = expected.sum()
         expected = torch.where(total > 0, expected / total, flat)

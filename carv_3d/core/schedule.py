@@ -12,8 +12,8 @@ from carv_3d.core.arguments import checked
 from carv_3d.core.options import Weighting
 from carv_3d.core.schedule_config import read_config, scheduler_parts
 from carv_3d.core.schedule_tables import (
+    check_agree,
     check_falls,
-    check_samples,
     check_size,
     checked_table,
     edm_sigmas,
@@ -47,7 +47,10 @@ class NoiseSchedule:
         prediction_type: what a model with this scheduler predicts, where a scheduler or its config said it.
         alphas_cumprod: (T,) abar_t; outside of "vp" SNR / (1 + SNR), the abar_t of the same signal-to-noise ratio.
         times: (T,) what the network is given for t; None where it is t itself.
+        continuous: whether t is a real number, as of `ContinuousSchedule`.
     """
+
+    continuous = False
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float] | Any) -> None:
         """A variance-preserving schedule from its table.
@@ -198,7 +201,7 @@ class NoiseSchedule:
     def __repr__(self) -> str:
         first, last = float(self.alphas_cumprod[0]), float(self.alphas_cumprod[-1])
         count = f"{'' if self.family == 'vp' else self.family + ', '}{self.num_train_timesteps} timesteps"
-        return f"NoiseSchedule({count}, abar {first:.4g} to {last:.4g}, {self.device})"
+        return f"{type(self).__name__}({count}, abar {first:.4g} to {last:.4g}, {self.device})"
 
     @property
     def num_train_timesteps(self) -> int:
@@ -231,13 +234,13 @@ class NoiseSchedule:
 
     def snr(self, t: Tensor) -> Tensor:
         """alpha_t^2 / sigma_t^2 for integer timesteps of any shape; the same shape back."""
-        return entries_at(self._alpha, t) ** 2 / entries_at(self._sigma, t) ** 2
+        return self.alpha(t) ** 2 / self.sigma(t) ** 2
 
     def norm(self, t: Tensor) -> Tensor:
         """sqrt(alpha_t^2 + sigma_t^2), of t's shape: z_t divided by it is variance preserving, at the same SNR."""
         if self.family == "vp":
-            return entries_at(torch.ones_like(self._alpha), t)
-        return (entries_at(self._alpha, t) ** 2 + entries_at(self._sigma, t) ** 2).sqrt()
+            return torch.ones_like(self.alpha(t))
+        return (self.alpha(t) ** 2 + self.sigma(t) ** 2).sqrt()
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The noisy latents z_t, differentiable in z and eps.
@@ -265,11 +268,15 @@ class NoiseSchedule:
             (N, ...) in z_t's dtype, and (N,) times: t itself, or its entry of `times`.
         """
         check_agree(t, z_t=z_t)
-        times = entries_at(self._alpha if self.times is None else self.times, t)
+        times = self.alpha(t) if self.times is None else self._times(t)
         if self.family == "edm":
             _, sigma = self._per_sample(t, z_t)
             z_t = z_t / (sigma**2 + self.sigma_data**2).sqrt()
         return z_t, t if self.times is None else times
+
+    def _times(self, t: Tensor) -> Tensor:
+        assert self.times is not None
+        return entries_at(self.times, t)
 
     def target(self, kind: str, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What a network of a prediction type is trained towards.
@@ -353,7 +360,7 @@ class NoiseSchedule:
     def _per_sample(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t, sigma_t (N, 1, ...) in the type and place of like (N, ...)."""
         shape = (-1, *[1] * (like.dim() - 1))
-        return entries_at(self._alpha, t).to(like).view(shape), entries_at(self._sigma, t).to(like).view(shape)
+        return self.alpha(t).to(like).view(shape), self.sigma(t).to(like).view(shape)
 
     def w(self, t: Tensor, strategy: str | Tensor = "sds") -> Tensor:
         """The weight that multiplies the residual at t, of t's shape.
@@ -384,15 +391,6 @@ class NoiseSchedule:
         if strategy in ("inverse_snr", "sigma_over_alpha") and float(self.alphas_cumprod[-1]) == 0:
             raise CarvError(f"the weighting {strategy} is infinite at this schedule's last timestep; take min_snr.")
         return self._weights[strategy]
-
-
-def check_agree(t: Tensor, **given: Tensor) -> None:
-    """CarvError unless these are samples (N, ...) of one shape and place, and t has N timesteps, or one for all."""
-    z, *others = given.values()
-    floats = all(isinstance(x, Tensor) and x.is_floating_point() and x.dim() for x in given.values())
-    alike = floats and all(x.shape == z.shape and x.device == z.device for x in others)
-    if not alike or getattr(t, "numel", int)() not in (1, len(z)):
-        check_samples(t, **given)
 
 
 MAKERS = {"vp": "from_betas", "flow": "flow", "edm": "edm"}  # constructors, by family

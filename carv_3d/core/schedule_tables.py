@@ -149,6 +149,15 @@ def check_samples(t: Any, **given: Any) -> None:
         raise CarvError(f"t has shape {tuple(t.shape)} for {first} of {tuple(z.shape)}; it must be ({len(z)},).")
 
 
+def check_agree(t: Tensor, **given: Tensor) -> None:
+    """CarvError unless these are samples (N, ...) of one shape and place, and t has N timesteps, or one for all."""
+    z, *others = given.values()
+    floats = all(isinstance(x, Tensor) and x.is_floating_point() and x.dim() for x in given.values())
+    alike = floats and all(x.shape == z.shape and x.device == z.device for x in others)
+    if not alike or getattr(t, "numel", int)() not in (1, len(z)):
+        check_samples(t, **given)
+
+
 def check_size(name: str, value: float) -> float:
     """The number, which is above 0, and whose square float32 holds; else raises CarvError."""
     if not 1 / LARGEST <= value <= LARGEST:

@@ -214,7 +214,12 @@ class GuidanceOptions(
         return OBJECTIVES[self.objective]
 
     def weights(self, schedule: NoiseSchedule) -> Tensor:
-        """w(t) as it multiplies the residual, over all timesteps (T,)."""
+        """w(t) as it multiplies the residual, over all timesteps (T,); CarvError for a `ContinuousSchedule`."""
+        if schedule.continuous:
+            raise CarvError(
+                "guidance draws whole timesteps alone, and the teacher's schedule is a ContinuousSchedule: use "
+                "sds_loss or a CarvEstimator with it."
+            )
         return self.distilled.weights(schedule, self.weighting_strategy)
 
     def at(self, num_train_timesteps: int, step: int, epoch: int = 0) -> Annealing:

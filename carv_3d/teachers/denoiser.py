@@ -107,6 +107,11 @@ class Denoiser(Prediction):
             *more: (N, ...) each, of teachers whose `conditions` take more than text.
         """
         own = self.schedule.times is None
+        if own and self.schedule.continuous:
+            raise CarvError(
+                f"{self.name or 'this model'} was trained at whole timesteps alone, and its schedule is a "
+                "ContinuousSchedule: give it a NoiseSchedule."
+            )
         given, time = (z_t, t) if own else self.schedule.network_input(z_t, t)
         try:
             with torch.autocast(self.device.type, enabled=False):
