@@ -5,7 +5,7 @@
 CHECKOUT is threestudio, EXTENSION threestudio-3dgs, both only read; PYTHON has threestudio's packages and plyfile. 64
 Gaussians at 32 x 32, two views a step, splatted in PyTorch (`host_stand_ins`), a tiny random model. Gaussians are added
 and pruned every --every steps after step --from; the configuration's own are 300 and 500. A line of JSON for every step
-that changes their number, and at the end what `num_draws: auto` chose, and the files that there are.
+that changes their number, and at the end what `num_draws: auto` chose, what is logged, and the files that there are.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SMALL = [
     "system.guidance.half_precision_weights=false", 'system.prompt_processor.prompt="a red mug"',
     "use_timestamp=false", "tag=trial",
 ]  # fmt: skip
+SHOWN = ("K", "gauss_num", "nonfinite", "upstream_share")
 MESHES = ("mcubes", "pymeshlab", "open3d")  # for exporting a mesh, which is not done
 
 
@@ -80,7 +81,7 @@ def main() -> None:
         for change in changes(lines):
             print(json.dumps(change))
         files = sorted({path.suffix for path in Path("outputs").rglob("*") if path.is_file()})
-        last = {name: value for name, value in lines[-1]["logged"].items() if name in ("K", "gauss_num", "nonfinite")}
+        last = {name: value for name, value in lines[-1]["logged"].items() if name in SHOWN}
         print(json.dumps({"steps": len(lines), "seconds": round(sum(line["seconds"] for line in lines), 1), **last}))
         print(json.dumps({"logged": sorted(lines[-1]["logged"]), "files": files}))
         os.chdir(ROOT)

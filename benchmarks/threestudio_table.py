@@ -18,9 +18,11 @@ SHORT = ("type", "error at K = 1", *ENDS)
 
 
 def cells() -> Iterator[dict[str, str]]:
-    """Of each type, what the columns of WHOLE say."""
+    """Of each type, what the columns of WHOLE say; a state is "yes" where it was had with all packages."""
+    states: dict[str, list[dict[str, str]]] = {}
     with (RESULTS / "threestudio-states.csv").open(newline="") as handle:
-        states = {row["type"]: row for row in csv.DictReader(handle)}
+        for row in csv.DictReader(handle):
+            states.setdefault(row["type"], []).append(row)
     measured: dict[str, dict[str, dict[str, str]]] = {}
     with (RESULTS / "threestudio-types.csv").open(newline="") as handle:
         for row in csv.DictReader(handle):
@@ -33,7 +35,8 @@ def cells() -> Iterator[dict[str, str]]:
             out[f"ECM at K = {K}"] = f"{ecm:.1f} [{low:.1f}, {high:.1f}]"
         out[ENDS[0]] = f"{float(by_draws['8']['k8_over_8']):.2f}"
         for column, name in (("resumed", "resume"), ("two ranks", "two ranks")):
-            out[column] = "yes" if states[kind][name].startswith("steps ") else states[kind][name]
+            failed = [row for row in states[kind] if not row[name].startswith("steps ")]
+            out[column] = f"{failed[0][name]} ({failed[0]['packages']})" if failed else "yes"
         yield out
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import host_gaussian_splatting as splatting
 import hosts
 import pytest
 import torch
 from host_gaussians import OURS, STOCK, Sides
+from omegaconf import OmegaConf
 from torch import Tensor
 
 
@@ -115,3 +117,19 @@ def test_rows_of_a_host_take_the_place_of_its_older_ones(tmp_path: Any, monkeypa
     hosts.write([row("b", "stock", "4")])
     lines = [line.split(",")[:3] for line in (tmp_path / "hosts.csv").read_text().splitlines()[1:]]
     assert lines == [["a", "stock", "3"], ["b", "stock", "4"]]
+
+
+def test_the_steps_that_change_the_number_of_gaussians() -> None:
+    counts = [64, 64, 128, 128, 125]
+    lines = [{"logged": {"gauss_num": float(count)}} for count in counts]
+    assert splatting.changes(lines) == [{"step": 2, "from": 64, "to": 128}, {"step": 4, "from": 128, "to": 125}]
+
+
+def test_gaussians_are_added_and_pruned_at_the_pace_that_is_given(tmp_path: Any) -> None:
+    config = OmegaConf.load(splatting.cpu_host.EXTENSION / "configs" / "carv-gaussian-splatting.yaml")
+    given = OmegaConf.from_dotlist(splatting.words(tmp_path, begin=20, every=10))
+    for name, value in given.system.geometry.items():
+        assert name in config.system.geometry, name
+        assert value == {"init_num_pts": 64}.get(str(name), 20 if "from" in str(name) else 10)
+    assert len(given.system.geometry) == 5
+    assert given.system.guidance.pretrained_model_name_or_path == str(tmp_path)

@@ -13,6 +13,7 @@ from carv_3d.hosts.checkout import VARIABLE, find_checkout, how_to_link, link_pr
 from carv_3d.hosts.models import withdrawn_sentence
 from carv_3d.hosts.stock import SHORT, CarvConfig, open_values, with_counterparts
 from carv_3d.io.files import expanded
+from carv_3d.io.structured import look_up
 
 ACTIONS = {
     "train": "Train, then render the test views",
@@ -104,11 +105,21 @@ def _check_ready(root: Path, made: CarvConfig, withdrawn: str) -> None:
         raise CarvError(f"the configuration leaves {', '.join(left)} open; add {left[0]}=VALUE")
     if withdrawn:
         raise CarvError(withdrawn)
+    image = look_up(made.config, "data.image_path")
+    if made.config["data_type"] == "single-image-datamodule" and isinstance(image, str) and "${" not in image:
+        _check_image(root, image)
     problem = link_problem(root)
     if problem:
         raise CarvError(f"the extension is not in this checkout ({problem}); {how_to_link(root)}")
     if importlib.util.find_spec("pytorch_lightning") is None:
         raise CarvError(f"{sys.prefix} lacks threestudio's packages; activate the environment where it is installed")
+
+
+def _check_image(root: Path, image: str) -> None:
+    """Refuses what threestudio's data module ends with a traceback for."""
+    from carv_3d.teachers.view_condition import read_rgba
+
+    read_rgba(str(root / expanded(image)) if image else "", name="data.image_path")
 
 
 def _say(lines: list[str] | tuple[str, ...]) -> None:

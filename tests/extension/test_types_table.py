@@ -36,10 +36,11 @@ def test_a_cell_that_was_not_had_shows_its_reason(tmp_path: Path, monkeypatch: p
     rows = [row.format(K=K, eight=0.254 * (K == 8), error="1.5e-06" * (K == 1)) for K in (0, 1, 4, 8)]
     header = "type,K,seconds,over_stock,k8_over_8,variance,ecm,ecm_low,ecm_high,parity\n"
     (tmp_path / "threestudio-types.csv").write_text(header + "".join(rows))
-    states = "type,config,packages,resume,two ranks\na-guidance,c,p,steps 4 to 6,no: CUDA only\n"
+    states = "type,config,packages,resume,two ranks\na-guidance,c,old,steps 4 to 6,no: CUDA only\n"
+    states += "a-guidance,c,new,steps 4 to 6,steps 1 to 3\n"
     (tmp_path / "threestudio-states.csv").write_text(states)
     monkeypatch.setattr(threestudio_table, "RESULTS", tmp_path)
     last = threestudio_table.table(threestudio_table.SHORT).splitlines()[-1]
-    assert last == "| a | 1.5e-6 | 0.25 | 2.0 [1.5, 2.6] | yes | no: CUDA only |"
+    assert last == "| a | 1.5e-6 | 0.25 | 2.0 [1.5, 2.6] | yes | no: CUDA only (old) |"
     last = threestudio_table.table(threestudio_table.WHOLE).splitlines()[-1]
     assert last.startswith("| a | 1.5e-6 | 10.0 | 10.0 | 10.0 | 10.0 | 0.25 | 2.0 [1.5, 2.6] |")

@@ -17,7 +17,7 @@ TIMESTEPS: list[Tensor] = []
 
 
 def share_no_booleans(system: Any) -> None:
-    """Called before the processes meet: torch 2.0's gloo cannot send booleans, which later gloo and NCCL can.
+    """Called before the processes meet: torch 2.0's gloo cannot send booleans, which later ones can.
 
     They are nerfacc's occupancy grid, which the dense rendering of a CPU does not read.
     """

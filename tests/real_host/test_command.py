@@ -18,6 +18,7 @@ import pytest
 from cpu_host import EXTENSION
 from host_models import built, fitted
 from omegaconf import OmegaConf
+from PIL import Image
 from small_config import small
 
 LAUNCHER = """
@@ -123,6 +124,10 @@ MISTAKES = {
         "control4d-static", "system.guidance.controlnet_name_or_path=./nowhere", "there is no folder",
     ),
     "no image": ("magic123-coarse-sd", "system.guidance_3d.cond_image_path=nowhere.png", "nowhere.png"),
+    "no image for Zero123": ("zero123", "system.guidance.cond_image_path=nowhere.png", "there is no such file"),
+    "no image in the data": ("stable-zero123", "data.image_path=nowhere.png", "nowhere.png, which is not there"),
+    "an opaque image": ("stable-zero123", "system.guidance.cond_image_path={models}/opaque.png", "no transparency"),
+    "an opaque image in the data": ("zero123", "data.image_path={models}/opaque.png", "no transparency"),
 }  # fmt: skip
 """(stock configuration, what is wrong, part of the sentence)."""
 
@@ -131,9 +136,10 @@ MISTAKES = {
 def test_a_mistake_ends_the_command_with_a_sentence(mistake: str, root: Path, checkout: Path, tmp_path: Path) -> None:
     config, wrong, due = MISTAKES[mistake]
     models = tmp_path / "models"
-    if "{models}" in wrong:
+    if "deep-floyd" in wrong:
         built(models, "deep-floyd")
     words = words_for(checkout, f"configs/{config}.yaml", models)
+    Image.new("RGB", (8, 8)).save(models / "opaque.png")
     done = start(root, f"configs/{config}.yaml", "--train", *words, wrong.format(models=models))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
