@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.arguments import described, fits
+from carv_3d.core.arguments import described, fits, raised_by_the_call
 from carv_3d.core.estimate import Draws
 from carv_3d.core.memory import amount, free_memory
 from carv_3d.core.options import Options, unknown_option
-from carv_3d.core.proposals import check_range
+from carv_3d.core.proposals import check_range, is_weighting
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, shown
 
 Cond = Tensor | Sequence[Tensor] | None
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MOST_AXES = 32  # of latents; torch has 64, and K needs one
 COPIES = 3  # of the noise's size: itself, the residuals, and the residuals with their weights
 
 
@@ -65,7 +67,7 @@ def check_call(function: Any, latents: Any, generator: Any) -> None:
     if latents.layout != torch.strided or latents.is_nested or latents.is_meta:
         kind = "nested" if latents.is_nested else "without data" if latents.is_meta else str(latents.layout)
         raise CarvError(f"latents are {kind}; they must be a dense tensor (R, ...): latents.to_dense(), say.")
-    if latents.dim() < 2 or latents.numel() == 0:
+    if not 2 <= latents.dim() <= MOST_AXES or latents.numel() == 0:
         raise CarvError(f"latents have shape {tuple(latents.shape)}; they must be (R, ...), with one render at least.")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise CarvError(
@@ -102,9 +104,19 @@ def conditions(cond: Any, R: int) -> tuple[Tensor, ...]:
     given = (cond,) if isinstance(cond, Tensor) else () if cond is None else cond
     if not isinstance(given, (tuple, list)) or not all(isinstance(c, Tensor) for c in given):
         raise CarvError(f"cond is {described(cond)}; it must be a tensor, or a tuple of tensors, of {R} embeddings.")
+    if any(c.is_nested or c.layout != torch.strided for c in given):
+        raise CarvError("cond has a sparse or nested tensor; each must be a dense one: its .to_dense(), say.")
     if any(c.shape[:1] != (R,) for c in given):
         raise CarvError(f"cond has shapes {[tuple(c.shape) for c in given]}; each must begin with {R}, the renders.")
     return tuple(given)
+
+
+def is_like(value: Any, z_t: Tensor) -> bool:
+    """Whether `check_prediction` would let it pass: a quick look."""
+    return (
+        isinstance(value, Tensor) and value.shape == z_t.shape and value.dtype in FLOATS
+        and value.layout == torch.strided and value.device == z_t.device
+    )  # fmt: skip
 
 
 def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
@@ -134,11 +146,26 @@ def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
         )
 
 
-def check_extra(value: Any, z_t: Tensor) -> None:
-    """CarvError unless a residual's second part is a tensor (N, ...) for z_t (N, ...)."""
-    if not isinstance(value, Tensor) or value.shape[:1] != z_t.shape[:1]:
-        given = tuple(value.shape) if isinstance(value, Tensor) else described(value)
-        raise CarvError(f"the residual's extra is {given}; it must be a tensor that begins with {len(z_t)} samples.")
+def called(what: str, function: Callable[..., Any], names: str, *arguments: Tensor) -> Any:
+    """What a function of the caller's returns.
+
+    Args:
+        what: the function, for the message.
+        function: it.
+        names: of the first arguments, joined by commas; the rest are the tensors of cond.
+        *arguments: all of them.
+
+    Raises:
+        CarvError: it does not take them.
+    """
+    try:
+        return function(*arguments)
+    except TypeError as error:
+        if not raised_by_the_call(error):
+            raise
+        samples = len(arguments) - len(names.split(", "))
+        given = f"{names} and {samples} tensors of cond" if samples else " and ".join(names.rsplit(", ", 1))
+        raise CarvError(f"{what} is called with {given}, which it does not take: {error}.") from error
 
 
 def check_draws_fit(draws: Any, latents: Tensor, schedule: NoiseSchedule) -> None:
@@ -153,6 +180,10 @@ def check_draws_fit(draws: Any, latents: Tensor, schedule: NoiseSchedule) -> Non
     if not (real or draws.t.dtype in (torch.int64, torch.int32)) or draws.t.dim() != 2:
         due = "(R, K) of finite numbers" if schedule.continuous else "(R, K) of torch.int64"
         raise CarvError(f"the draws' t has type {draws.t.dtype} and shape {tuple(draws.t.shape)}; it must be {due}.")
+    if not draws.eps.is_floating_point():
+        raise CarvError(f"the draws' eps are of type {draws.eps.dtype}; they must be floating-point numbers.")
+    if draws.weights is not None and not is_weighting(draws.weights):
+        raise CarvError("the draws' weights are p/q: they must be finite real numbers, none below 0.")
     if isinstance(draws.group_size, bool) or not isinstance(draws.group_size, int) or draws.group_size < 1:
         raise CarvError(f"the draws' group_size is {shown(draws.group_size)}; it must be a whole number from 1 on.")
     R = latents.shape[0]

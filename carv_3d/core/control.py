@@ -69,7 +69,10 @@ class EpsControl:
                 f"the saved control variate has {len(state['products'])} bins and this one {len(self._products)}: "
                 "start from a state without it."
             )
-        self._products, self._squares = state["products"].to(self.weights), state["squares"].to(self.weights)
+        products, squares = state["products"].to(self.weights), state["squares"].to(self.weights)
+        if not bool(products.isfinite().all() & squares.isfinite().all() & (squares >= 0).all()):
+            raise CarvError("the saved control variate has numbers that are not finite: start from a state without it.")
+        self._products, self._squares = products, squares
 
     def _bins(self, t: Tensor) -> Tensor:
         return torch.div(t * len(self._products), len(self.weights), rounding_mode="floor")

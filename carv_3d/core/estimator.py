@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.arguments import checked, raised_by_the_call
+from carv_3d.core.arguments import checked
 from carv_3d.core.batching import is_out_of_memory, run_in_batches
 from carv_3d.core.checks import (
     Cond,
+    called,
     check_call,
     check_draws_fit,
-    check_extra,
     check_prediction,
     check_scale,
     check_setup,
     conditions,
     draws_fit_memory,
+    is_like,
     too_many_draws,
     whole_state,
 )
@@ -34,7 +35,8 @@ from carv_3d.core.control import EpsControl
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.designs import Design
 from carv_3d.core.estimate import Draws, Estimate
-from carv_3d.core.non_finite import NonFiniteSteps
+from carv_3d.core.extras import Extras
+from carv_3d.core.non_finite import NonFiniteSteps, counted
 from carv_3d.core.options import ResidualOptions, SamplingOptions, StepOptions, WeightingOptions, option
 from carv_3d.core.proposals import make_proposal
 from carv_3d.core.reduction import draw_groups, draw_statistics, finite_draws, per_draw, surrogate_loss
@@ -127,7 +129,7 @@ class CarvEstimator:
         low, high = o.timestep_range(schedule.num_train_timesteps)
         self.proposal = make_proposal(o.proposal, schedule, weighting, low, high, **adaptive)
         self.control = EpsControl(self.proposal.weights) if o.control_variate else None
-        self.num_draws, self.max_batch = o.K, o.max_batch
+        self._num_draws, self._max_batch = o.K, o.max_batch
         self.non_finite: NonFiniteSteps | None = NonFiniteSteps(
             "eps_hat gave no finite draw", "look for NaN in the latents, lower the learning rate, or use float32"
         )
@@ -140,6 +142,26 @@ class CarvEstimator:
             f"CarvEstimator(K={self.num_draws}, {p.name} proposal on {p.min_step} .. {p.max_step}, "
             f"stratify {o.stratify}{pairs}, {self.schedule!r})"
         )
+
+    @property
+    def num_draws(self) -> int:
+        """K, which may be set; CarvError for one that does not fit the layout."""
+        return self._num_draws
+
+    @num_draws.setter
+    def num_draws(self, K: int) -> None:
+        K = self.options.declared()["num_draws"].check(K)
+        self.design.check(K)
+        self._num_draws = K
+
+    @property
+    def max_batch(self) -> int:
+        """The most samples at once; it falls where memory runs out, and may be set."""
+        return self._max_batch
+
+    @max_batch.setter
+    def max_batch(self, samples: int) -> None:
+        self._max_batch = self.options.declared()["max_batch"].check(samples)
 
     @checked
     def set_range(self, min_step: int, max_step: int) -> None:
@@ -168,8 +190,7 @@ class CarvEstimator:
         Raises:
             CarvError: a K that does not fit the layout, or more noise than memory holds.
         """
-        if not isinstance(latents, Tensor) or not isinstance(generator, torch.Generator | None):
-            check_call(self.draw, latents, generator)
+        check_call(self.draw, latents, generator)
         R, device, o = latents.shape[0], latents.device, self.options
         K = self.num_draws if num_draws is None else num_draws
         if num_draws is not None:
@@ -227,13 +248,7 @@ class CarvEstimator:
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *samples: Tensor) -> Tensor:
             w = self.schedule.w(t, self.options.weighting).to(eps.dtype)  # first: eps_hat may write to its t
-            try:
-                predicted = eps_hat(z_t, t, *samples)
-            except TypeError as error:
-                if not raised_by_the_call(error):
-                    raise
-                what = f"z_t, t and {len(samples)} tensors of cond" if samples else "z_t and t"
-                raise CarvError(f"eps_hat is called with {what}, which it does not take: {error}.") from error
+            predicted = called("eps_hat", eps_hat, "z_t, t", z_t, t, *samples)
             check_prediction("eps_hat", predicted, z_t)
             return w.view(-1, *[1] * (eps.dim() - 1)) * (predicted - eps)
 
@@ -310,14 +325,22 @@ class CarvEstimator:
         return {"proposal": self.proposal.state_dict(), "shared_generator": shared, **control, **counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises CarvError for the state of another proposal, and for what is no state."""
-        with whole_state("CarvEstimator"):
-            self.proposal.load_state_dict(state["proposal"])
-            if self.control is not None and "control" in state:
-                self.control.load_state_dict(state["control"])
-            if self.non_finite is not None:
-                self.non_finite.count = state.get("non_finite", 0)
-            self._shared.set_state(state["shared_generator"].cpu())
+        """Raises CarvError for the state of another proposal, and for what is no state; its own is then kept."""
+        own = self.state_dict()
+        try:
+            with whole_state("CarvEstimator"):
+                self._take(state)
+        except CarvError:
+            self._take(own)
+            raise
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.proposal.load_state_dict(state["proposal"])
+        if self.control is not None and "control" in state:
+            self.control.load_state_dict(state["control"])
+        if self.non_finite is not None:
+            self.non_finite.count = counted(state.get("non_finite", 0))
+        self._shared.set_state(state["shared_generator"].cpu())
 
     def _move(self, device: torch.device) -> None:
         if self.schedule.alphas_cumprod.device != device:
@@ -332,10 +355,9 @@ class CarvEstimator:
         K = draws.t.shape[1]
         t = draws.t.flatten().to(latents.device)
         eps = draws.eps.flatten(0, 1).to(latents)
-        extra: Tensor | None = None
+        extras = Extras(len(t))
 
         def batch(begin: int, end: int) -> Tensor:
-            nonlocal extra
             if K == 1:  # the latents keep their memory format, and so the model's kernels their last bits
                 z, samples = latents[begin:end], [c[begin:end].clone() for c in cond]
             else:
@@ -343,23 +365,20 @@ class CarvEstimator:
                 z, samples = latents[render], [c[render.to(c.device)] for c in cond]
             z_t = self.schedule.add_noise(z, eps[begin:end], t[begin:end])
             # copies: a model may write to its arguments, and the draws and the caller's embeddings are used again
-            f = residual(z_t, t[begin:end].clone(), eps[begin:end].clone(), *samples)
-            if isinstance(f, tuple) and len(f) == 2:
-                f, second = f
-                check_extra(second, z_t)
-                if extra is None:
-                    extra = second.new_empty(len(t), *second.shape[1:])
-                extra[begin:end] = second
-            if not isinstance(f, Tensor) or f.shape != z_t.shape:
+            copies = (t[begin:end].clone(), eps[begin:end].clone(), *samples)
+            f = called("the residual", residual, "z_t, t, eps", z_t, *copies)
+            f, second = f if isinstance(f, tuple) and len(f) == 2 else (f, None)
+            if not is_like(f, z_t):
                 check_prediction("the residual", f, z_t)
+            extras.take(begin, second, z_t)
             return f
 
         out = torch.empty(eps.shape, device=latents.device, dtype=dtype)
         with contextlib.nullcontext() if self.meter is None else self.meter.phase("denoise"):
-            self.max_batch = run_in_batches(batch, out, self.max_batch)
+            self._max_batch = run_in_batches(batch, out, self.max_batch)
         if self.meter is not None:
             self.meter.count(draws=len(t))
-        return out, extra
+        return out, extras.tensor
 
     @staticmethod
     def _controlled(control: EpsControl, f: Tensor, finite: Tensor, draws: Draws, own: bool) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 
 LIMIT = 20  # in a row
 
@@ -36,3 +36,12 @@ class NonFiniteSteps:
         if not finite and not self.warned:
             self.warned = True
             log.warning("%s for a %s, which moves nothing; if it stays so: %s.", self.what, self.unit, self.fix)
+
+
+def counted(count: object) -> int:
+    """The `count` of a saved state; CarvError where it is none."""
+    if type(count) is not int or not 0 <= count < LIMIT:
+        raise CarvError(
+            f"the saved count of steps without anything finite is {shown(count)}; it is from 0 to {LIMIT - 1}."
+        )
+    return count

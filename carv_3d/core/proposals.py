@@ -60,7 +60,10 @@ class TimestepProposal:
     ) -> None:
         """Arguments as of `make_proposal`; `own` is what the kind of proposal takes besides."""
         self.num_train_timesteps, self.continuous = schedule.num_train_timesteps, schedule.continuous
+        if isinstance(weighting, Tensor) and (weighting.is_complex() or weighting.layout != torch.strided):
+            raise CarvError("weights are w(t) of each timestep: they must be a dense tensor of real numbers.")
         self.weights = schedule.weights(weighting).to(real_dtype(schedule.device))
+        self._table = self.weights.cpu()  # so that a range that moves waits for no device
         self.min_step, self.max_step = -1, -1
         self.set_range(min_step, self.num_train_timesteps - 1 if max_step is None else max_step)
         self._build(**own)
@@ -150,6 +153,12 @@ class TimestepProposal:
     def _measure(self) -> Measure:
         raise NotImplementedError
 
+    def _check_weights(self) -> None:
+        """CarvError where w(t) cannot be an objective's weight in the range; outside of it any number may stand."""
+        if not is_weighting(self._table[self.min_step : self.max_step + 1]):
+            where = f"on the timesteps {self.min_step} .. {self.max_step}"
+            raise CarvError(f"w(t) is negative or not finite {where}: give weights that are finite and not below 0.")
+
     def _in_range(self) -> Measure:
         if self._measured is None:
             self._measured = self._measure()
@@ -170,7 +179,7 @@ class WeightProposal(TimestepProposal):
 
     def _build(self) -> None:
         self._density = self._unnormalized()
-        self._host = self._density.double().cpu()  # so that a range that moves waits for no device
+        self._host = self._density.double().cpu()  # for the same reason
         self._sums = running_sum(torch.where((self._host > 0) & self._host.isfinite(), self._host, 0.0))
         self._cumulative = self._sums.to(self._density)
 
@@ -206,6 +215,10 @@ class UniformProposal(WeightProposal):
 
     def _unnormalized(self) -> Tensor:
         return self._cells(torch.ones_like(self.weights))
+
+    def _measure(self) -> Measure:
+        self._check_weights()
+        return super()._measure()
 
 
 class AdaptiveProposal(TimestepProposal):
@@ -252,6 +265,7 @@ class AdaptiveProposal(TimestepProposal):
         self._measured = None
 
     def _measure(self) -> Measure:
+        self._check_weights()
         density = self._density()
         cumulative = running_sum(density)
         return Measure(density, cumulative / cumulative[-1], self.min_step, 0.0, 1.0, density.sum())
@@ -288,8 +302,20 @@ class AdaptiveProposal(TimestepProposal):
                 f"the saved adaptive proposal has {len(state['sum'])} bins and this one {len(self._sum)}: "
                 "set the number of bins back."
             )
-        self._sum, self._count = state["sum"].to(self._sum), state["count"].to(self._count)
+        learnt = [state[name].to(self._sum) for name in ("sum", "count")]
+        if not all(bool((x.isfinite() & (x >= 0)).all()) and x.shape == self._sum.shape for x in learnt):
+            raise CarvError(
+                "the saved adaptive proposal has numbers that are negative or not finite: "
+                "start from a state without it."
+            )
+        self._sum, self._count = learnt
         self._measured = None
+
+
+def is_weighting(weights: Tensor) -> bool:
+    """Whether these are finite real numbers, none below 0. It waits for the device."""
+    real = not weights.is_complex() and weights.layout == torch.strided and not weights.is_meta
+    return real and bool((weights.isfinite() & (weights >= 0)).all())
 
 
 def make_proposal(
