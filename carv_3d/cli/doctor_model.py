@@ -104,7 +104,7 @@ def _activations(network: dict[str, Any], vae: dict[str, Any], num_draws: int) -
     if "block_out_channels" in network:
         width = network["block_out_channels"][0]
     else:
-        width = network["num_attention_heads"] * network["attention_head_dim"]
+        width = network.get("num_attention_heads", 16) * network.get("attention_head_dim", 64)
     return int(2 * num_draws * size**2 * width * TENSORS)
 
 
@@ -119,7 +119,8 @@ def _self_test(model: str, size: int, family: Any, folder: Path, files: dict[str
     try:
         errors = noise_errors(teacher_class(family).load(model, folder=folder, **files))
     except (CarvError, RuntimeError, MemoryError) as error:
-        return Finding("self-test", False, f"the model does not run: {first_line(error)}", "", True)
+        why = str(error) if isinstance(error, CarvError) else first_line(error)  # the fix stands at its end
+        return Finding("self-test", False, f"the model does not run: {why}", "", True)
     good = all(error < 1 for error in errors)
     state = f"its error in the noise is {percentages(errors)} of that of predicting zero"
     return Finding("self-test", good, state, "its files may be misread or untrained: try it in its own pipeline")

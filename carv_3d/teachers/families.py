@@ -24,6 +24,7 @@ class Family:
     more: folders of small files that are read as well.
         half: the half precision that it is run in, a name in torch.
     task: a word in the name of its pipeline, of models that need more than a prompt.
+    text_widths: keys of the network's configuration, each with the sum of keys of text encoders that it must be.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Family:
     half: str = "float16"
     more: tuple[str, ...] = ()
     task: str | None = None
+    text_widths: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
     @property
     def network(self) -> str:
@@ -79,6 +81,10 @@ STABLE_DIFFUSION_3 = Family(
     tokenizers={"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer", "tokenizer_3": "T5TokenizerFast"},
     use="load_teacher or StableDiffusion3Teacher",
     optional=("text_encoder_3", "tokenizer_3"),
+    text_widths=(
+        ("joint_attention_dim", (("text_encoder_3", "d_model"),)),
+        ("pooled_projection_dim", (("text_encoder", "projection_dim"), ("text_encoder_2", "projection_dim"))),
+    ),
     half="bfloat16",
 )
 FLUX = Family(
@@ -92,6 +98,10 @@ FLUX = Family(
     tokenizers={"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5TokenizerFast"},
     use="load_teacher or FluxTeacher",
     packed=4,
+    text_widths=(
+        ("joint_attention_dim", (("text_encoder_2", "d_model"),)),
+        ("pooled_projection_dim", (("text_encoder", "hidden_size"),)),
+    ),
     half="bfloat16",
 )
 PIXART = Family(
@@ -99,6 +109,7 @@ PIXART = Family(
     classes={"transformer": "PixArtTransformer2DModel", "vae": "AutoencoderKL", "text_encoder": "T5EncoderModel"},
     tokenizers={"tokenizer": "T5TokenizerFast"},
     use="load_teacher or PixArtTeacher",
+    text_widths=(("caption_channels", (("text_encoder", "d_model"),)),),
     half="bfloat16",
 )
 SANA = Family(
@@ -106,6 +117,7 @@ SANA = Family(
     classes={"transformer": "SanaTransformer2DModel", "vae": "AutoencoderDC", "text_encoder": "Gemma2Model"},
     tokenizers={"tokenizer": "GemmaTokenizerFast"},
     use="load_teacher or SanaTeacher",
+    text_widths=(("caption_channels", (("text_encoder", "hidden_size"),)),),
     half="bfloat16",
 )
 DEEPFLOYD_IF = Family(
@@ -115,6 +127,7 @@ DEEPFLOYD_IF = Family(
     use="load_teacher or DeepFloydTeacher, in threestudio carv-deep-floyd-guidance with "
     "carv-deep-floyd-prompt-processor",
     addition_embed_types=("text",),
+    text_widths=(("encoder_hid_dim", (("text_encoder", "d_model"),)),),
 )
 INSTRUCT_PIX2PIX = Family(
     name="InstructPix2Pix",

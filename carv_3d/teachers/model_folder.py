@@ -81,6 +81,7 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION, with_weights: 
             raise CarvError(_bad(index_file, why))
     _check_scheduler(folder, class_name(index, "scheduler"))
     _check_network(folder, family)
+    _check_text_widths(folder, family, present)
     for part in present:
         for file in weight_files(folder, part) if with_weights else ():
             check_weight_file(file)
@@ -227,6 +228,10 @@ def check_weight_file(file: Path) -> None:
 def _check_network(folder: Path, family: Family) -> None:
     part, kind = (family.network, UNetConfig if family.network == "unet" else TransformerConfig)
     file, unet = folder / part / "config.json", read_config(folder, part, kind)
+    if unet.get("block_out_channels") == []:
+        raise CarvError(_bad(file, "its block_out_channels are none"))
+    if "vae" not in family.classes and unet.get("sample_size") is None:
+        raise CarvError(_bad(file, "it names no sample_size, the side of its images"))
     channels, latent = unet.get("in_channels", 4), 3
     if "vae" in family.classes:
         latent = read_config(folder, "vae", VAEConfig).get("latent_channels", 4)
@@ -250,6 +255,20 @@ def _check_network(folder: Path, family: Family) -> None:
         if unet.get(key) not in values:
             these = " or ".join(map(repr, values))
             why = f"the UNet has {key} = {unet.get(key)!r}, where {family.name} has {these}"
+            raise CarvError(_bad(file, why))
+
+
+def _check_text_widths(folder: Path, family: Family, present: list[str]) -> None:
+    """CarvError where text encoders give another width than the network takes, as their configurations say it."""
+    file = folder / family.network / "config.json"
+    network = read_json(file)
+    for key, sources in family.text_widths:
+        if any(part not in present for part, _ in sources):
+            continue
+        widths: list[Any] = [read_config(folder, part, TextConfig).get(name) for part, name in sources]
+        if all(type(width) is int for width in (network.get(key), *widths)) and network[key] != sum(widths):
+            parts = " and ".join(part for part, _ in sources)
+            why = f"{key} is {network[key]}, and the text of {parts} is {sum(widths)} wide: they do not fit"
             raise CarvError(_bad(file, why))
 
 

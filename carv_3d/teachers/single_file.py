@@ -78,6 +78,12 @@ def find_folder(
 def _check_marks(file: Path, folder: Path) -> None:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     schedule, names = NoiseSchedule.from_config(read_json(scheduler)), read_header(file, MEND)
+    packed = sorted({head.dtype for head in names.values()} & {"I8", "U8"})
+    if packed:
+        raise CarvError(
+            f"{file} holds weights of type {packed[0]}, so they were quantised, and no such file is read: take one in "
+            "whole or half precision."
+        )
     for name, (said, holds) in MARKS.items():
         if name in names and not holds(schedule):
             raise CarvError(f"{file} holds {name}, so it {said}, and {scheduler} says otherwise: {FIX}.")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from single_files import write_single_file
 from small_families import build_family
 
 from carv_3d.cli import doctor_model
@@ -67,3 +72,49 @@ def test_what_is_refused_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_doctor_takes_no_option() -> None:
     with pytest.raises(CarvError, match="a=b is of a model, and none is named"):
         cli._dispatch(["doctor", "a=b"])
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "values", "said"),
+    [
+        ("Stable Diffusion 1, 2", "unet", {"block_out_channels": []}, "its block_out_channels are none"),
+        ("DeepFloyd IF", "unet", {"sample_size": None}, "it must be a whole number from 1 to 4096"),
+        ("DeepFloyd IF", "unet", {"sample_size": ...}, "it names no sample_size, the side of its images"),
+        (
+            "Stable Diffusion 3", "text_encoder_3", {"d_model": 48},
+            "joint_attention_dim is 40, and the text of text_encoder_3 is 48 wide: they do not fit",
+        ),
+        (
+            "Stable Diffusion 3", "text_encoder_2", {"projection_dim": 8},
+            "pooled_projection_dim is 24, and the text of text_encoder and text_encoder_2 is 20 wide",
+        ),
+        ("FLUX.1", "text_encoder", {"hidden_size": 24}, "pooled_projection_dim is 16, and the text of text_encoder"),
+        ("PixArt-sigma", "text_encoder", {"d_model": 8}, "caption_channels is 40, and the text of text_encoder is"),
+        ("SANA", "text_encoder", {"hidden_size": 8}, "caption_channels is 40, and the text of text_encoder is 8 wide"),
+        ("DeepFloyd IF", "text_encoder", {"d_model": 8}, "encoder_hid_dim is 40, and the text of text_encoder is"),
+        ("Stable Diffusion 1, 2", "unet", {"sample_size": [8, 16]}, "is not square (sample_size [8, 16])."),
+        ("Stable Diffusion 3", "transformer", {"num_attention_heads": ..., "attention_head_dim": ...}, "cannot be loa"),
+    ],
+)  # fmt: skip
+def test_an_odd_folder_is_one_sentence(
+    family: str, file: str, values: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    folder = build_family(family, tmp_path / "model")
+    config = folder / file / "config.json"
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if values.get(key) is not ...}
+    config.write_text(json.dumps({**kept, **{key: value for key, value in values.items() if value is not ...}}))
+    finding = examine(str(folder))[-1]
+    assert finding.needed
+    assert not finding.found
+    assert said in finding.detail
+    assert "\n" not in finding.detail
+
+
+def test_one_file_of_integers_is_refused(sd_folder: Path, tmp_path: Path) -> None:
+    file = write_single_file(sd_folder, tmp_path / "model.safetensors")
+    save_file({key: value.to(torch.int8) for key, value in load_file(file).items()}, file)
+    (finding,) = examine(str(file), model_config=str(sd_folder))
+    assert (
+        "holds weights of type I8, so they were quantised, and no such file is read: take one in whole"
+        in finding.detail
+    )
