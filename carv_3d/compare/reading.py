@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,10 +33,13 @@ NOT_METRICS = {"step", "seconds", "nfe", "renders"}
 def read_runs(words: Sequence[str]) -> list[RunRecord]:
     """The runs of `[NAME=]FOLDER` words, each with its method's name; a comparison's folder gives all of its runs.
 
+    A run that is named twice counts once, and has a note: intervals from copies of a run would be too narrow.
+
     Raises:
-        CarvError: a folder is missing, is no run, or its metrics cannot be read; in one sentence.
+        CarvError: a folder is missing, is no run, or its metrics cannot be read; one run is named as two methods; in
+            one sentence.
     """
-    runs = []
+    runs: dict[Path, RunRecord] = {}
     for word in words:
         name, equals, rest = word.partition("=")
         if not equals or Path(word).exists():
@@ -45,8 +49,19 @@ def read_runs(words: Sequence[str]) -> list[RunRecord]:
         if not rest:
             raise CarvError(f"{word!r} names no folder; write FOLDER or NAME=FOLDER")
         for folder in _folders(Path(rest)):
-            runs.append(read_run(folder, name))
-    return name_methods(runs)
+            run = read_run(folder, name)
+            first = runs.setdefault(folder.resolve(), run)
+            if first is not run:
+                _count_once(first, run)
+    return name_methods(list(runs.values()))
+
+
+def _count_once(first: RunRecord, again: RunRecord) -> None:
+    """A note for a run that was named before; CarvError where it was another method then."""
+    if first.method != again.method:
+        names = " and ".join(repr(run.method) if run.method else "without a name" for run in (first, again))
+        raise CarvError(f"{again.folder} is one run and is named twice, {names}; name it once")
+    first.notes.append(f"{again.folder} is named twice and counts once")
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -96,7 +111,8 @@ def checked_rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     """The rows of a run's CSV, and a note where some were damaged.
 
     Raises:
-        CarvError: not one whole row, or no column of steps or seconds.
+        CarvError: not one whole row, no column of steps or seconds, or steps that do not rise: a resumed run cuts the
+            file at its checkpoint, so each step is there once.
     """
     rows, damaged = read_table(path, "restore it or leave the run out")
     if not rows:
@@ -109,6 +125,12 @@ def checked_rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     notes = [f"{path}: {damaged} damaged line(s) left out"] if damaged else []
     if not whole:
         raise CarvError(f"{path} has no row with a step of at least 0; leave the run out, or run it again")
+    for before, after in itertools.pairwise(row["step"] for row in whole):
+        if after <= before:
+            raise CarvError(
+                f"{path} has step {after:.0f} after step {before:.0f}, and a run's steps rise; restore it or leave the "
+                "run out"
+            )
     return whole, notes
 
 

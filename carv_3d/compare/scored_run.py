@@ -83,6 +83,10 @@ class ScoredRun(SceneRun):
             self.save()
         self.clock = seconds_in_all(rows)
 
+    def misfit(self, sentence: str) -> None:
+        """CarvError: the rows say how much of its budget the run has had."""
+        raise CarvError(f"{sentence.partition('; ')[0]}; {self.damaged_fix}")
+
     def advance(self, slice_seconds: float) -> None:
         """Steps until the slice is used up, a point is reached (then it is scored and saved), or the run is done."""
         until = self.clock + slice_seconds

@@ -38,7 +38,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, f
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """A CSV; floats with six digits, NaN and None as empty cells."""
+    """A CSV; floats with six digits and whole ones with all of theirs, NaN and None as empty cells."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerow(header)
@@ -52,7 +52,8 @@ def _values(row: Mapping[str, float], columns: Sequence[str]) -> list[float]:
 
 def _cell(value: object) -> object:
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
+        whole = value.is_integer() and abs(value) < 2**53  # steps beyond a million must stay apart
+        return "" if math.isnan(value) else f"{value:.0f}" if whole else f"{value:.6g}"
     return "" if value is None else value
 
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.io.files import clear_half_written, os_errors_explained, write_atomic
-from carv_3d.io.tables import append_row, read_metrics, write_rows
+from carv_3d.io.tables import append_row, write_rows
 from carv_3d.runs.checkpoint import BEGIN_AGAIN, resumed_state, save_checkpoint
+from carv_3d.runs.kept_figures import kept_rows
 from carv_3d.runs.loggers import Logger
 from carv_3d.runs.names import CHECKPOINT, CONFIG, METRICS
 from carv_3d.runs.progress import Display, StopSignals
@@ -103,6 +104,10 @@ class Run:
         """Where figures go besides metrics.csv, once the run is open; CarvError where that cannot begin."""
         return Logger()
 
+    def misfit(self, sentence: str) -> None:
+        """Called where metrics.csv is not what the run left, before it is written anew; says so."""
+        self.display.say(f"Note: {sentence}.")
+
     def saved(self) -> None:
         """Called after each checkpoint."""
 
@@ -157,11 +162,12 @@ class Run:
         self.ranks.gather(None)  # all have read before one writes
         if not self.ranks.first:
             return
+        rows = kept_rows(self.metrics, self.columns, self.trainer.step, self.misfit) if self.columns else []
         config = self.config_text()
         if config is not None:
             write_atomic(self.folder / CONFIG, config)
         if self.columns:
-            write_rows(self.metrics, self.columns, read_metrics(self.metrics, self.trainer.step))
+            write_rows(self.metrics, self.columns, rows)
 
     def _check_length(self) -> None:
         done = self.trainer.step

@@ -17,6 +17,7 @@ from tiny_host import PARSED
 
 from carv_3d.cli import main as cli
 from carv_3d.compare.reading import read_run, read_runs
+from carv_3d.errors import CarvError
 from carv_3d.generate.config import config_to_yaml, load_config
 from carv_3d.io.files import locked
 from carv_3d.report.page import page
@@ -229,6 +230,8 @@ def test_the_page_is_offline_and_whatever_a_user_wrote_is_text() -> None:
 def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     good = str(carv_run("good"))
     Path("empty").mkdir()
+    carv_run("other")
+    Path("link").symlink_to(good)
     carv_run("tree", prompt="a green tree")
     (carv_run("headless") / "metrics.csv").write_text("snr,ess\n1,2\n")
     (carv_run("hollow") / "metrics.csv").write_text("")
@@ -253,8 +256,10 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         (["torn"], "not readable YAML"),
         (["lost"], "empty or truncated"),
         ([f"a={good}", "b=tree"], "a comparison is of the same prompts"),
-        ([f"a={good}", f"a={good}", "b=tree"], "a has no run of 'a green tree'"),
-        ([f"a={good}", "a=tree", f"b={good}"], "b has no run of 'a green tree'"),
+        ([f"a={good}", "a=other", "b=tree"], "a has no run of 'a green tree'"),
+        ([f"a={good}", "a=tree", "b=other"], "b has no run of 'a green tree'"),
+        ([f"a={good}", "b=./link"], "link is one run and is named twice, 'a' and 'b'; name it once"),
+        ([good, f"b={good}"], "good is one run and is named twice, without a name and 'b'; name it once"),
         ([good, "--baseline", "x"], "the methods are: runs"),
         ([good, "--score", "beauty"], "no run has logged"),
         ([good, "--budget", "3"], "--seconds is for new runs"),
@@ -272,6 +277,33 @@ def test_a_torn_last_line_is_left_out_and_reported(capsys: pytest.CaptureFixture
     path.write_bytes(whole[:-12])
     assert cli.main(["compare", "x", "--out", "out"]) == 0
     assert "1 damaged line(s) left out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_that_is_named_twice_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    carv_run("sweep/runs/one/0")
+    carv_run("other", seed=1)
+    Path("link").symlink_to("other")
+    runs = read_runs(["other", "sweep", "link", "sweep/runs/one/0", "./sweep/../other"])
+    assert [str(run.folder) for run in runs] == ["other", "sweep/runs/one/0"]
+    assert runs[0].notes == ["link is named twice and counts once", "sweep/../other is named twice and counts once"]
+    assert cli.main(["compare", "other", "link", "--out", "out"]) == 0
+    assert "Note: link is named twice and counts once." in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[::-1], "step 19 after step 20"),
+        (lambda rows: [*rows, *rows], "step 1 after step 20"),
+        (lambda rows: [row for row in rows for _ in range(2)], "step 1 after step 1"),
+    ],
+)
+def test_steps_that_do_not_rise_are_refused(change: Any, said: str) -> None:
+    path = carv_run("x") / "metrics.csv"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *change(rows)]) + "\n")
+    with pytest.raises(CarvError, match=f"x/metrics.csv has {said}, and a run's steps rise; restore it or leave"):
+        read_run(Path("x"))
 
 
 def test_a_name_that_no_image_could_show_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,3 +94,14 @@ def test_checkpoints_that_cannot_be_read_are_one_sentence_for_a_comparison(tmp_p
         CarvError, match=r"can be read: .*; delete that folder, and the same command makes the run again"
     ):
         begun(tmp_path, Length(3.0, None, 3))
+
+
+@pytest.mark.parametrize("text", [None, "step,loss\n1,1\n2,1\n"])
+def test_without_its_figures_a_run_of_a_comparison_is_made_again(tmp_path: Path, text: str | None) -> None:
+    length = Length(3.0, None, 3)
+    begun(tmp_path, length).advance(1.0)
+    path = tmp_path / "metrics.csv"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(CarvError, match=r"metrics.csv is [^;]*; delete that folder, and the same command makes"):
+        begun(tmp_path, length)
+    assert sorted(p.name for p in tmp_path.glob("metrics*")) == ([] if text is None else ["metrics.csv"])

@@ -35,6 +35,8 @@ def test_the_seconds_of_rows_that_have_them() -> None:
 
 def test_text_of_cells() -> None:
     assert csv_text(["a", "b"], [[1, 1.0], [NAN, None], ["x,y", 1e-9]]) == 'a,b\r\n1,1\r\n,\r\n"x,y",1e-09\r\n'
+    large = csv_text(["step"], [[1234567.0], [-2.0], [1.5e300], [math.inf]])
+    assert large == "step\r\n1234567\r\n-2\r\n1.5e+300\r\ninf\r\n"
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:

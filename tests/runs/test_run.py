@@ -176,6 +176,18 @@ def test_killed_between_two_checkpoints_each_step_is_there_once(
     assert saved_place(tmp_path / "cut") == saved_place(tmp_path / "whole")
 
 
+def test_a_metrics_csv_that_is_not_its_own_is_kept_and_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    WalkRun(tmp_path / "w", Pace(4), []).complete(resume=False)
+    (tmp_path / "w" / "metrics.csv").write_text("step,loss\n9,1\n")
+    assert WalkRun(tmp_path / "w", Pace(6), said).complete(resume=True) == 0
+    assert said[:1] == ["Resumed after step 4."]
+    assert said[1].startswith("Note: ")
+    assert said[1].endswith("it has a column 'loss'; it is kept as metrics.csv.damaged.")
+    assert (tmp_path / "w" / "metrics.csv.damaged").read_text() == "step,loss\n9,1\n"
+    assert saved_steps(tmp_path / "w") == [5, 6]
+
+
 def test_fewer_steps_than_are_done_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     WalkRun(tmp_path / "w", Pace(4), []).complete(resume=False)
     before = {p: p.read_bytes() for p in (tmp_path / "w").iterdir()}

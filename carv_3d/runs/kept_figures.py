@@ -1,0 +1,51 @@
+"""The figures that a resumed run finds in its metrics.csv."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from carv_3d.io.files import unused, write_via
+from carv_3d.io.tables import read_metrics
+
+
+def kept_rows(
+    path: Path, columns: Sequence[str], last_step: int, misfit: Callable[[str], None]
+) -> list[dict[str, float]]:
+    """The rows up to the checkpoint, for the file that the resumed run will write.
+
+    A run has one row for each step, by rising step. A file that is otherwise is not what it left there: another's, or
+    changed by hand. It is kept under another name, and what can be meant of it stays.
+
+    Args:
+        path: of the metrics.csv, which may be missing.
+        columns: that the run writes.
+        last_step: of the checkpoint.
+        misfit: is called with a sentence, without its end, before anything is written; it may raise.
+
+    Raises:
+        CarvError: the file cannot be read, or its copy not be written.
+    """
+    if not path.exists():
+        if last_step:
+            misfit(f"{path} is missing: the figures up to step {last_step} are lost")
+        return []
+    rows = read_metrics(path)
+    foreign = sorted({name for row in rows[:1] for name in row} - set(columns))
+    rows = [row for row in rows if row.get("step", math.inf) <= last_step]
+    steps = [row["step"] for row in rows]
+    rising = all(before < after for before, after in itertools.pairwise(steps))
+    whole = rising and [step for step in steps if step > 0] == list(range(1, last_step + 1))
+    if whole and not foreign:
+        return rows
+    reason = (
+        f"it has a column {foreign[0][:40]!r}" if foreign else "its steps do not rise" if not rising
+        else f"it lacks some of the steps up to {last_step}"
+    )  # fmt: skip
+    copy = unused(path.with_name(f"{path.name}.damaged"))
+    misfit(f"{path} is not as the run left it, {reason}; it is kept as {copy.name}")
+    write_via(copy, lambda temporary: shutil.copyfile(path, temporary))
+    return rows if whole or (rising and not foreign) else []
