@@ -11,6 +11,7 @@ from carv_3d.teachers.families import Family
 from carv_3d.teachers.model_folder import read_json
 
 KEY = "quantization_config"
+UNKNOWN = "an unknown method"
 
 
 def quantized_parts(folder: Path, family: Family) -> dict[str, str]:
@@ -20,7 +21,7 @@ def quantized_parts(folder: Path, family: Family) -> dict[str, str]:
         file = folder / part / "config.json"
         said = read_json(file).get(KEY) if file.is_file() else None
         if said:
-            methods[part] = str(said.get("quant_method", "unknown")) if isinstance(said, dict) else "unknown"
+            methods[part] = str(said.get("quant_method", UNKNOWN)) if isinstance(said, dict) else UNKNOWN
     return methods
 
 

@@ -140,7 +140,7 @@ def test_quantised_weights_on_cuda_stay_where_the_libraries_put_them(sd_folder: 
     assert check_quantized(sd_folder, STABLE_DIFFUSION, torch.device("cpu"), altered=True) == {}
     with pytest.raises(CarvError, match="no adapter is added and which cannot wait in the CPU's memory: leave loras"):
         check_quantized(folder, STABLE_DIFFUSION, cuda, altered=True)
-    assert check_quantized(quantized(folder, "unet", [1]), STABLE_DIFFUSION, cuda) == {"unet": "unknown"}
+    assert check_quantized(quantized(folder, "unet", [1]), STABLE_DIFFUSION, cuda) == {"unet": "an unknown method"}
 
 
 def test_a_teacher_computes_in_the_type_of_what_is_not_quantised() -> None:

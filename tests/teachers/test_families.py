@@ -275,6 +275,11 @@ def edited(source: Path, target: Path, file: str, **values: Any) -> Path:
             "the UNet takes 6 channels and images have 3 (an inpainting, depth or upscaling",
         ),
         ("DeepFloyd IF", "model_index.json", {"_class_name": "IFSuperResolutionPipeline"}, "no text-to-image teacher"),
+        (
+            "Stable Diffusion 1, 2", "model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"},
+            "holds a StableDiffusionInpaintPipeline, and such a model is no text-to-image teacher",
+        ),
+        ("Stable Diffusion 1, 2", "unet/config.json", {"in_channels": 9}, "takes 9 channels and the VAE gives 4 (an"),
         ("SANA", "scheduler/scheduler_config.json", {"_class_name": "SCMScheduler"}, "is 'SCMScheduler', a scheduler"),
         ("FLUX.1", "model_index.json", {"_class_name": "FluxFillPipeline"}, "holds a FluxFillPipeline, and such a"),
         ("FLUX.1", "transformer/config.json", {"in_channels": 96}, "takes 96 channels and the VAE gives 4, 4 of which"),
