@@ -199,9 +199,10 @@ class NoiseSchedule:
         return made
 
     def __repr__(self) -> str:
-        first, last = float(self.alphas_cumprod[0]), float(self.alphas_cumprod[-1])
+        at = self.alphas_cumprod
+        abar = "without data" if at.is_meta else f"abar {float(at[0]):.4g} to {float(at[-1]):.4g}"
         count = f"{'' if self.family == 'vp' else self.family + ', '}{self.num_train_timesteps} timesteps"
-        return f"{type(self).__name__}({count}, abar {first:.4g} to {last:.4g}, {self.device})"
+        return f"{type(self).__name__}({count}, {abar}, {self.device})"
 
     @property
     def num_train_timesteps(self) -> int:

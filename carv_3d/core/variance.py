@@ -20,6 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from carv_3d.core.arguments import checked
 from carv_3d.errors import CarvError
 
 Number = TypeVar("Number", float, Tensor)
@@ -63,6 +64,7 @@ def half_square(difference: Tensor | Iterable[Tensor]) -> Tensor:
     return torch.stack([part.double().square().sum() for part in parts]).sum() / 2
 
 
+@checked
 def cross_covariance(a: Tensor, b: Tensor) -> float:
     """The trace of Cov(a, b), unbiased.
 
@@ -75,15 +77,20 @@ def cross_covariance(a: Tensor, b: Tensor) -> float:
     Raises:
         CarvError: fewer than two pairs, or other shapes.
     """
-    if a.shape != b.shape or len(a) < 2:
+    return _covariance(a, b)
+
+
+@checked
+def total_variance(samples: Tensor) -> float:
+    """The trace of Cov, unbiased, of N >= 2 independent vectors (N, ...)."""
+    return _covariance(samples, samples)
+
+
+def _covariance(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape or a.dim() < 1 or len(a) < 2:
         raise CarvError(f"a covariance needs two pairs of one shape at least, not {tuple(a.shape)}, {tuple(b.shape)}.")
     a, b = a.detach().double(), b.detach().double()
     return float(((a - a.mean(0)) * (b - b.mean(0))).sum()) / (len(a) - 1)
-
-
-def total_variance(samples: Tensor) -> float:
-    """The trace of Cov, unbiased, of N >= 2 independent vectors (N, ...)."""
-    return cross_covariance(samples, samples)
 
 
 def ecm(variance_base: Number, cost_base: Number, variance: Number, cost: Number) -> Number:
@@ -94,8 +101,11 @@ def ecm(variance_base: Number, cost_base: Number, variance: Number, cost: Number
         cost_base: its seconds, or any other cost.
         variance: of a step of the other.
         cost: in the same unit.
+
+    Raises:
+        CarvError: of numbers, the other's variance or cost is 0; of tensors such a ratio is infinite or NaN.
     """
-    return (variance_base * cost_base) / (variance * cost)
+    return _ratio("ECM", variance_base * cost_base, variance * cost)
 
 
 def re(variance_uniform: Number, variance: Number) -> Number:
@@ -104,5 +114,15 @@ def re(variance_uniform: Number, variance: Number) -> Number:
     Args:
         variance_uniform: of a step with uniform independent draws.
         variance: of the other's.
+
+    Raises:
+        CarvError: of numbers, the other's variance is 0; of tensors such a ratio is infinite or NaN.
     """
-    return variance_uniform / variance
+    return _ratio("RE", variance_uniform, variance)
+
+
+def _ratio(name: str, above: Number, below: Number) -> Number:
+    if not isinstance(below, Tensor) and not below:
+        parts = "variance times cost" if name == "ECM" else "variance"
+        raise CarvError(f"{name} divides by the method's {parts}, which is 0; give a number above 0.")
+    return above / below

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from carv_3d.core.estimator import Draws
 from carv_3d.guidance.cfg import Conditioning
+from carv_3d.guidance.checks import checked_size
 from carv_3d.guidance.images import resized
 from carv_3d.guidance.sds import SDSGuidance
 from carv_3d.teachers.parts import DDIM
@@ -35,7 +36,7 @@ def edit_images(
     """
     teacher, o, generator = guidance.teacher, guidance.options, guidance.generator
     now = o.at(ddim.schedule.num_train_timesteps, step, epoch)
-    images = resized(rgb.permute(0, 3, 1, 2), size or teacher.image_size)
+    images = resized(rgb.permute(0, 3, 1, 2), checked_size(size) or teacher.image_size)
     cond = cond.per_render(len(images))
     z = teacher.encode(images, generator=generator, sample=o.vae_sample != "mode")
     if draws is None:

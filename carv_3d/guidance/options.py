@@ -25,6 +25,7 @@ from carv_3d.core.options import (
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import CfgConvention
+from carv_3d.guidance.checks import whole_step
 from carv_3d.objectives.table import OBJECTIVES, Objective, PlainObjective
 
 AUTO = "auto"
@@ -79,8 +80,9 @@ class ScoreOptions(SamplingOptions):
             epoch: the same, for schedules that count epochs.
 
         Raises:
-            CarvError: if the schedules have crossed.
+            CarvError: if the schedules have crossed, or where step or epoch is no whole number of at least 0.
         """
+        step, epoch = whole_step("step", step), whole_step("epoch", epoch)
         low, high = self._shares(step, epoch)
         if low > high:
             raise CarvError(f"min_step_percent ({low:g}) is above max_step_percent ({high:g}) at step {step}.")
@@ -231,7 +233,7 @@ class GuidanceOptions(
             epoch: the same, for schedules that count epochs.
 
         Raises:
-            CarvError: if the schedules of the timesteps have crossed.
+            CarvError: as `timestep_range`.
         """
         low, high = self.timestep_range(num_train_timesteps, step, epoch)
         clip = None if self.grad_clip is None else annealed(self.grad_clip, step, epoch)

@@ -23,13 +23,14 @@ from torch import Tensor
 from carv_3d.core.arguments import checked
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.brief import Brief
-from carv_3d.core.checks import check_gradient, check_keywords, described, whole_state
+from carv_3d.core.checks import check_gradient, check_keywords, whole_state
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
 from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import Conditioning, predict
+from carv_3d.guidance.checks import check_renders, check_switch, checked_size
 from carv_3d.guidance.images import resized
 from carv_3d.guidance.options import AUTO, Annealing, GuidanceOptions, with_keywords
 from carv_3d.objectives.residuals import EpsHat
@@ -189,6 +190,7 @@ class SDSGuidance(Brief):
         perp_neg = (None, None) if negatives is None else negatives
         return self.guide(rgb, Conditioning(prompts_cond, prompts_uncond, prompts_negative, *perp_neg), step, **more)
 
+    @checked
     def guide(
         self, rgb: Tensor, cond: Conditioning, step: int, *, epoch: int = 0, generator: torch.Generator | None = None,
         rgb_as_latents: bool = False, with_recon: bool | None = None, draws: Draws | None = None,
@@ -209,11 +211,14 @@ class SDSGuidance(Brief):
             size: (height, width) that is encoded (or of the latents that are given); the teacher's own unless given.
 
         Raises:
-            CarvError: shapes that do not fit the teacher, or something that the objective needs and was not given.
+            CarvError: something that does not fit the teacher or cannot be meant (a step that is no whole number,
+                renders far outside of [0, 1]), or that the objective needs and was not given.
         """
         o, generator = self.options, generator or self.generator
+        for name, switch in (("with_recon", with_recon), ("rgb_as_latents", rgb_as_latents)):
+            check_switch(name, switch)
         with_recon = o.use_recon_loss if with_recon is None else with_recon
-        images = self._images(rgb, rgb_as_latents, with_recon, size)
+        images = self._images(rgb, rgb_as_latents, with_recon, checked_size(size))
         self._check(cond, trained)
         now = self._at(step, epoch)
         cond = cond.per_render(len(images))._replace(images=images.detach() if self.objective.image else None)
@@ -309,15 +314,8 @@ class SDSGuidance(Brief):
 
     def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool, size: tuple[int, int] | None) -> Tensor:
         """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at `size` or the teacher's."""
-        if not isinstance(rgb, Tensor):
-            raise CarvError(f"rgb is {described(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
         channels = self.teacher.latent_channels if rgb_as_latents else self._image_channels
-        if rgb.dim() != 4 or rgb.shape[-1] != channels or 0 in rgb.shape:
-            kind = "latents" if rgb_as_latents else "images"
-            raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
-        # at every call, by one number from the device, which the estimator's own check waits for as well
-        if not rgb_as_latents and (top := float(rgb.detach().max())) > 2:
-            raise CarvError(f"rgb reaches {top:g}; images are in [0, 1], so divide by 255.")
+        check_renders(rgb, channels, rgb_as_latents)
         if rgb_as_latents and self.objective.image is not None:
             raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
         if rgb_as_latents and with_recon:

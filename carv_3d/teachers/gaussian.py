@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv_3d.core.arguments import checked
+from carv_3d.core.arguments import checked, described, fits, refuse_text
 from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, shown
@@ -52,10 +52,14 @@ class GaussianTeacher(Brief):
             image_size: a multiple of n; n by default.
 
         Raises:
-            CarvError: shapes that do not fit.
+            CarvError: shapes that do not fit, means that are not finite or of another type.
         """
         if means.dim() != 4 or means.shape[-1] != means.shape[-2] or 0 in means.shape:
             raise CarvError(f"means have shape {tuple(means.shape)}; they need (M, C, n, n).")
+        if means.dtype not in (torch.float32, torch.float64):
+            raise CarvError(f"means are of type {means.dtype}; they must be float32 or float64: means.float(), say.")
+        if not means.is_meta and not bool(means.isfinite().all()):
+            raise CarvError("means hold NaN or infinity; they must be finite numbers.")
         if not 0 <= std < math.inf:
             raise CarvError(f"std is {shown(std)}; it must be a number of at least 0.")
         self.means = means.detach()
@@ -63,6 +67,9 @@ class GaussianTeacher(Brief):
         self.device, self.dtype = means.device, means.dtype
         self.schedule = (schedule or NoiseSchedule.scaled_linear()).to(self.device)
         self.latent_channels, self.latent_size = means.shape[1], means.shape[-1]
+        if not fits(image_size, int | None):
+            raise CarvError(f"image_size is {described(image_size)}; it must be a whole number, or None.")
+        refuse_text("names", names)
         self.image_size = image_size or self.latent_size
         if image_size == 0 or self.image_size < 0 or self.image_size % self.latent_size:
             raise CarvError(f"image_size {image_size} is no multiple of the latents' {self.latent_size}.")
@@ -106,7 +113,10 @@ class GaussianTeacher(Brief):
 
     @checked
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> (B, 1, M), log pi. Raises CarvError for a prompt that names no component."""
+        """B prompts -> (B, 1, M), log pi. Raises CarvError for no prompt, or one that names no component."""
+        refuse_text("prompts", prompts)
+        if len(prompts) == 0:
+            raise CarvError('prompts is an empty list; it must hold one text at least: [""] for none in particular.')
         M = len(self.means)
         rows = []
         for prompt in prompts:

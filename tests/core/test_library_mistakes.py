@@ -254,6 +254,7 @@ def test_what_a_session_shows_is_short() -> None:
     )
     assert repr(out).startswith("Estimate(R=3, K=4, latents (4, 3, 3), loss=")
     assert "snr=" in repr(out)
+    assert repr(NoiseSchedule.scaled_linear().to("meta")) == "NoiseSchedule(1000 timesteps, without data, meta)"
     assert repr(draws) == f"Draws(R=3, K=4, latents (4, 3, 3), t from {out.t.min()} to {out.t.max()}, in pairs)"
     assert max(map(len, map(repr, (estimator, out, draws)))) < 200
 

@@ -23,6 +23,19 @@ def test_total_variance_by_hand() -> None:
         total_variance(torch.ones(1, 3))
 
 
+def test_ratios_and_variances_of_nothing_are_one_sentence() -> None:
+    with pytest.raises(CarvError, match="ECM divides by the method's variance times cost, which is 0"):
+        ecm(1, 0, 1, 0)
+    with pytest.raises(CarvError, match="RE divides by the method's variance, which is 0"):
+        re(1.0, 0.0)
+    assert ecm(torch.ones(1), torch.ones(1), torch.zeros(1), torch.ones(1)).isinf().all()
+    for wrong, said in (([], "samples is a list; it must be a torch tensor"), (torch.tensor(1.0), "two pairs")):
+        with pytest.raises(CarvError, match=said):
+            total_variance(wrong)  # type: ignore[arg-type]
+    with pytest.raises(CarvError, match="b is None; it must be a torch tensor"):
+        cross_covariance(torch.ones(2, 1), None)  # type: ignore[arg-type]
+
+
 def test_half_square_is_a_sample_of_the_variance_whole_or_in_parts() -> None:
     a, b = normal(20_000, 3), normal(20_000, 3, seed=1)
     assert float(half_square(a - b)) / 20_000 == pytest.approx(3.0, rel=0.03)

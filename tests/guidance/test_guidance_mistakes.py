@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -81,6 +82,61 @@ def test_images_in_0_to_255_are_refused_at_every_call() -> None:
         guidance(rgb, text, text, 0)
         with pytest.raises(CarvError, match=r"rgb reaches 2\d\d.*divide by 255"):
             guidance((rgb * 0 + 1) * 255, text, text, 0)
+
+
+WHOLE, SIDES = "it must be a whole number from 0 to 2", r"it must be \(height, width\), whole numbers from 1 to 8192"
+MISUSED: list[tuple[dict[str, Any], str]] = [
+    *(({"step": value}, f"step is .*; {WHOLE}") for value in (float("nan"), -(10**6), 0.5, True, 1e300, "3", None)),
+    *(({"epoch": value}, f"epoch is .*; {WHOLE}") for value in (float("nan"), None, "1", [1], -1, torch.ones(2))),
+    *(({name: "no"}, f"{name} is 'no'; it must be True or False") for name in ("with_recon", "rgb_as_latents")),
+    *(({"size": value}, f"size is .*; {SIDES}") for value in ((0, 8), (8,), "a", (10**6, 10**6), 8, (8, 8.5))),
+    *(({"generator": value}, "generator is .*; it must be a torch.Generator") for value in ("x", 3)),
+]
+
+
+@pytest.mark.parametrize("schedule", [0.98, [0.98, 0.4, 200], [0.98, 0.4, 200.0]])
+@pytest.mark.parametrize(("given", "said"), MISUSED)
+def test_what_a_step_cannot_be_given_is_named_whatever_the_schedule(
+    given: dict[str, Any], said: str, schedule: Any
+) -> None:
+    exact, rgb, camera = teacher(), torch.rand(1, 8, 8, 3).requires_grad_(), torch.eye(4)[None]
+    text, score = exact.text_embeddings([""]), SimpleNamespace(schedule=exact.schedule)
+    words: dict[str, Any] = {"step": 0, **given}
+    with pytest.raises(CarvError, match=said):
+        SDSGuidance(exact, max_step_percent=schedule)(rgb, text, text, **words)
+    with pytest.raises(CarvError, match=said):
+        SDSGuidance(exact, max_step_percent=schedule).guide(rgb, Conditioning(text, text), **words)
+    vsd = VSDGuidance(exact, score, max_step_percent=schedule)  # type: ignore[arg-type]
+    with pytest.raises(CarvError, match=said):
+        vsd(rgb, text, text, text, camera, **words)
+
+
+def test_steps_of_other_kinds_of_whole_numbers_stand_for_theirs() -> None:
+    guidance = SDSGuidance(teacher(), max_step_percent=[0.98, 0.4, 200])
+    rgb, text = torch.rand(1, 4, 4, 3).requires_grad_(), teacher().text_embeddings([""])
+    for step in (100, np.int64(100), torch.tensor(100), 100.0):
+        assert guidance(rgb, text, text, step).scalars["max_step"] == 690  # type: ignore[arg-type]
+    assert guidance(rgb, text, text, 100, size=[6, 4]).latents.shape == (1, 4, 4, 4)
+
+
+def test_renders_that_are_no_images_are_named_and_overshoot_is_none() -> None:
+    exact = teacher()
+    guidance, text, rgb = SDSGuidance(exact), exact.text_embeddings([""]), torch.rand(1, 4, 4, 3).requires_grad_()
+    refused = (
+        (rgb - 200, r"rgb goes down to -\d+\.?\d*; images are in \[0, 1\]: for some in \[-1, 1\] give rgb / 2 \+ 0.5"),
+        (rgb * 2 - 1 - 0 * rgb[:, :1, :1], "rgb goes down to"),
+        (rgb.to(torch.complex64), "rgb is of type torch.complex64; it must be floating-point numbers"),
+        (rgb.to_sparse(), "rgb is torch.sparse_coo; it must be a dense tensor"),
+        (rgb.to("meta"), "rgb is without data; it must be a dense tensor"),
+    )
+    for renders, said in refused:
+        with pytest.raises(CarvError, match=said):
+            guidance(renders, text, text, 0)
+    with pytest.raises(CarvError, match=r"rgb is of type torch\.uint8"):
+        guidance.guide((rgb * 255).to(torch.uint8), Conditioning(text, text), 0)
+    guidance(rgb * 1.2 - 0.1, text, text, 0)
+    guidance(rgb.new_full((1, 4, 4, 4), -7.0).requires_grad_(), text, text, 0, rgb_as_latents=True)
+    assert guidance(rgb * float("nan"), text, text, 0).scalars["nonfinite"] > 0  # skipped and counted, as before
 
 
 def test_images_of_no_pixels_and_what_is_no_state_are_named() -> None:

@@ -79,6 +79,21 @@ def test_mistakes_are_named(teacher: GaussianTeacher) -> None:
         GaussianTeacher(torch.ones(2, 3))
     with pytest.raises(CarvError, match="no multiple"):
         GaussianTeacher(MEANS, image_size=7)
+    for size in (8.0, True, "8"):
+        with pytest.raises(CarvError, match=r"image_size is .*; it must be a whole number, or None"):
+            GaussianTeacher(MEANS, image_size=size)  # type: ignore[arg-type]
+    for means in (MEANS.long(), MEANS.half(), MEANS.to(torch.complex64)):
+        with pytest.raises(CarvError, match=r"means are of type torch\..*; they must be float32 or float64"):
+            GaussianTeacher(means)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(CarvError, match="means hold NaN or infinity"):
+            GaussianTeacher(MEANS.index_fill(0, torch.tensor([1]), value))
+    with pytest.raises(CarvError, match="prompts is an empty list; it must hold one text at least"):
+        teacher.text_embeddings([])
+    with pytest.raises(CarvError, match=r"prompts is 'mug'; it must be a list of texts: \['mug'\]"):
+        teacher.text_embeddings("mug")
+    with pytest.raises(CarvError, match="names is 'abc'; it must be a list of texts"):
+        GaussianTeacher(MEANS, names="abc")
     with pytest.raises(CarvError, match="span 4"):
         GaussianTeacher(torch.randn(5, 3, 2, 2, dtype=torch.float64)).expected_eps_hat(
             Z[:1], torch.tensor([5]), torch.zeros(1, 1, 5)
