@@ -67,7 +67,7 @@ def explained(run: Callable[[], object]) -> int:
     try:
         run()
     except CarvError as error:
-        print(f"carv: {error}", file=sys.stderr)
+        print(f"\ncarv: {error}", file=sys.stderr)  # on a line of its own, after a bar of progress
     except RuntimeError as error:
         if re.search(LOST_RANK, str(error)) is None:
             raise

@@ -180,6 +180,13 @@ def run_launcher(checkout: Path, *words: str, **variables: str) -> subprocess.Co
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_a_sentence_has_a_line_of_its_own(checkout: Path) -> None:
+    code = "import sys\nfrom carv_3d.errors import CarvError\nsys.stderr.write('50 %')\nraise CarvError('no image')\n"
+    (checkout / "launch.py").write_text(code)
+    done = run_launcher(checkout)
+    assert (done.returncode, done.stderr.splitlines()) == (2, ["50 %", "carv: no image"])
+
+
 def test_the_launcher_runs_in_the_checkout_with_its_words_as_they_are(checkout: Path) -> None:
     prompt = 'system.prompt_processor.prompt="$(touch x); `ls` \'a"'
     done = run_launcher(checkout, "--train", prompt)
@@ -192,7 +199,7 @@ def test_the_launcher_runs_in_the_checkout_with_its_words_as_they_are(checkout: 
 @pytest.mark.parametrize(
     ("raised", "sentence"),
     [
-        ("CarvError('a sentence')", "carv: a sentence\n"),
+        ("CarvError('a sentence')", "\ncarv: a sentence\n"),
         (
             "RuntimeError('[gloo/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1')",
             "\ncarv: another process of this run ended ([gloo/tcp/pair.cc:534] Connection closed by peer "
