@@ -29,6 +29,7 @@ from carv_3d.io.tensor_files import mapped_array
 FORMAT = 1
 UNIT = 16  # neighbours that a share has together, where there are many times as many
 UNITS = 8  # in a share, from where on it has whole ones
+PER_ITEM = ("items", "rows")  # what of the metadata says which items there are
 RELEASE_EVERY = 512  # rows that are looked at
 
 
@@ -207,10 +208,16 @@ class RowStore:
     def _check(self, expected: dict[str, Any]) -> None:
         path = self.folder / "meta.json"
         stored = read_json(path, f"delete {self.folder}, and it is made again")
-        for key in differing_keys(stored, expected):
+        differing = differing_keys(stored, expected)
+        for key in (key for key in differing if key not in PER_ITEM):
             raise CarvError(
                 f"the store in {self.folder} was made with {key} = {look_up(stored, key)!r}, and now it is "
                 f"{look_up(expected, key)!r}: set it back, or name another folder."
+            )
+        if differing:
+            raise CarvError(
+                f"the store in {self.folder} is of other training images or captions: put those back, name another "
+                "folder, or leave --store out: the cache keeps the rows of images that stay."
             )
 
     def _verify(self) -> None:
@@ -224,7 +231,7 @@ class RowStore:
 
 
 def _without_items(meta: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in meta.items() if key not in ("items", "rows")}
+    return {key: value for key, value in meta.items() if key not in PER_ITEM}
 
 
 def release_pages(rows: NDArray[np.float32]) -> None:

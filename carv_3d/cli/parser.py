@@ -2,7 +2,8 @@
 
 Flags are a command's own arguments, key=value sets an option of the configuration. Several values are joined by commas
 (`--methods uniform,is`), or the flag is repeated where a value may hold commas (`--prompt`). What follows `--` is taken
-as it stands. Of a flag or an option that is given twice the later counts; a flag and an option of the same are refused.
+as it stands. A flag that takes a value is given once; of an option that is given twice the later counts. A flag and an
+option of the same are refused.
 
 This is argparse with messages of one sentence. Typer, cyclopts and tyro were weighed: each would declare the flags more
 briefly, but none reads key=value words between positional ones, and this file would be needed on top of them.
@@ -26,6 +27,9 @@ from carv_3d.core.kinds import members
 from carv_3d.core.options import Option, Options, RunOptions
 from carv_3d.errors import CarvError, printable
 from carv_3d.io.files import expanded
+
+# a list's flag for each of its texts, and flags without a value, whose repetition changes nothing
+REPEATABLE = (argparse._AppendAction, argparse._StoreTrueAction, argparse._HelpAction)
 
 
 class OldForm(NamedTuple):
@@ -101,6 +105,7 @@ class Parser(argparse.ArgumentParser):
         before, literal = list(words[:end]), list(words[end + 1 :])
         for form in self.old_forms:
             before = _renewed(before, form)
+        self.refuse_repeated(before)
         self.add_argument("words", nargs="*", help=argparse.SUPPRESS)
         try:
             args, rest = self.parse_known_intermixed_args(before)
@@ -121,6 +126,16 @@ class Parser(argparse.ArgumentParser):
         if not self.takes_names:
             self.refuse_two_forms(args)
         return args
+
+    def refuse_repeated(self, words: Sequence[str]) -> None:
+        """CarvError for a flag that takes one value and is given twice: the first would be lost without a word."""
+        given = [word.partition("=")[0] for word in words]
+        lists = {flag for flag, declared in self.options.items() if _items(declared.kind) is not None}
+        for action in self._actions:
+            flag = next(iter(action.option_strings), "")
+            if flag and given.count(flag) > 1 and not isinstance(action, REPEATABLE):
+                fix = f"give it once{', with its values joined by commas' if flag in lists else ''}"
+                raise CarvError(f"{flag} is given {given.count(flag)} times; {fix}")
 
     def refuse_two_forms(self, args: argparse.Namespace) -> None:
         """CarvError where key=value sets what a flag sets too: neither of them is the later one."""

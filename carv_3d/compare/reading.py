@@ -25,6 +25,7 @@ from carv_3d.io.files import explain_os_error
 from carv_3d.io.structured import read_json, value_at
 from carv_3d.io.tables import read_table
 from carv_3d.report.page import flatten
+from carv_3d.runs.request import refuse_file
 
 LABEL = "method.json"  # in a run's folder: which method of a comparison it is of
 NOT_METRICS = {"step", "seconds", "nfe", "renders"}
@@ -79,8 +80,7 @@ def read_run(folder: Path, method: str = "") -> RunRecord:
     try:
         if not folder.exists():
             raise CarvError(f"there is no folder {folder}; name the folder of a run")
-        if not folder.is_dir():
-            raise CarvError(f"{folder} is a file; name the folder of a run that it belongs to")
+        refuse_file(folder)
         if (folder / "metrics.csv").exists():
             return read_carv(folder, method)
         if threestudio.is_trial(folder):

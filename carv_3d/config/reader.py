@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -121,9 +122,25 @@ def resolved(what: str, *parts: Any) -> dict[str, Any]:
     try:
         merged = OmegaConf.to_container(OmegaConf.merge({}, *parts), resolve=True)
     except (OmegaConfBaseException, ValueError, TypeError) as error:  # TypeError: a list where a group is
+        plain = [OmegaConf.to_container(p, resolve=False) if OmegaConf.is_config(p) else p for p in parts]
+        for earlier, later in itertools.combinations(plain, 2):
+            if clash := _clash(earlier, later):
+                raise CarvError(clash) from error
         raise CarvError(f"{what} cannot be resolved: {first_line(error)}") from error
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
+
+
+def _clash(earlier: Any, later: Any, path: str = "") -> str:
+    """What is wrong where a list stands for a group of options, or a group for a list; "" where neither does."""
+    if isinstance(earlier, Mapping) and isinstance(later, Mapping):
+        inner = (_clash(earlier[key], later[key], f"{path}.{key}" if path else key) for key in later if key in earlier)
+        return next(filter(None, inner), "")
+    groups = isinstance(earlier, Mapping), isinstance(later, Mapping)
+    if groups[0] == groups[1] or not all(isinstance(value, (Mapping, list)) for value in (earlier, later)):
+        return ""
+    due = f"a group of options: write {path}.NAME=VALUE, or NAME: VALUE below it in a file" if groups[0] else "a list"
+    return f"{path or 'the configuration'} is {shown(later)}; it must be {due}"
 
 
 def to_mapping(options: Any) -> dict[str, Any]:

@@ -112,6 +112,8 @@ def words_for(kind: Any, limits: Limits) -> str:
     if origin is Literal:
         return f"one of {', '.join(arguments)}" if len(arguments) > 1 else str(arguments[0])
     if origin in (list, tuple, collections.abc.Sequence):
+        if literals(arguments[0]):
+            return f"a list of words among {', '.join(literals(arguments[0]))}"
         items = {str: "texts", Path: "files"}.get(arguments[0], "numbers")
         count = f"{len(arguments)} " if origin is tuple and Ellipsis not in arguments else ""
         return f"a list of {count}{items}{limits}"

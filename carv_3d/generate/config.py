@@ -19,6 +19,7 @@ from carv_3d.guidance.options import AUTO, GuidanceOptions, ViewPromptOptions
 from carv_3d.io.files import MissingFileError
 from carv_3d.io.structured import read_yaml
 from carv_3d.runs.names import CONFIG
+from carv_3d.runs.request import refuse_file
 from carv_3d.scenes.cameras import CameraOptions
 from carv_3d.scenes.fields import FIELDS, FieldOptions
 from carv_3d.scenes.mesh import MeshOptions
@@ -304,8 +305,10 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of the run in a folder. A run writes all options, so what is absent was lost.
 
     Raises:
-        CarvError: no config.yaml, one that is empty or lacks a group, or one that cannot be read.
+        CarvError: a file in place of the folder; no config.yaml, one that is empty or lacks a group, or one that cannot
+            be read.
     """
+    refuse_file(folder)
     path = folder / CONFIG
     values = read_yaml(path, "restore it, which says what the run is, or name another run")
     lacks = next((group for group in GROUPS if not values.get(group)), None)

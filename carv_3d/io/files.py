@@ -32,6 +32,9 @@ def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvEr
     """One sentence for what the operating system refused; `doing` is the verb ("write", "read")."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return CarvError(f"the disk is full: {path} could not be written; free some space and try again")
+    if error.errno == errno.ENAMETOOLONG:
+        name = shown(max(path.parts, key=len, default=""), 40)
+        return CarvError(f"the name {name} is too long for this file system; give a shorter one")
     reason = error.strerror or str(error)
     return CarvError(f"cannot {doing} {path}: {reason}; choose another place or change its permissions")
 
@@ -220,14 +223,21 @@ def check_unused(path: Path, fix: str = "choose another --out") -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises CarvError where `path`, or the folder that it would be made in, cannot be written; makes nothing."""
+    """Raises CarvError where `path`, or the folder that it would be made in, cannot be written; leaves nothing."""
     try:
         here = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
+            reason = errno.EACCES if here.is_dir() else errno.ENOTDIR
+            raise OSError(reason, os.strerror(reason))
+        _probe(here)  # there are systems, such as /proc, that allow it and take no file
     except OSError as error:
         raise explain_os_error(error, path) from error
-    if not here.is_dir() or not os.access(here, os.W_OK | os.X_OK):
-        reason = errno.EACCES if here.is_dir() else errno.ENOTDIR
-        raise explain_os_error(OSError(reason, os.strerror(reason)), path)
+
+
+def _probe(folder: Path) -> None:
+    probe = folder / f".{os.getpid()}.probe"
+    probe.touch()
+    probe.unlink()
 
 
 def user_cache(environment: Mapping[str, str] = os.environ) -> str:
@@ -256,9 +266,7 @@ def make_folder(path: Path) -> None:
             taken = [e.name for e in entries if e.is_dir(follow_symlinks=False) and Path(e.name).suffix in WRITTEN]
         if taken:
             raise CarvError(f"{path / min(taken)} is a folder, and its name is a file's; move it away")
-        probe = path / f".{os.getpid()}.probe"
-        probe.touch()
-        probe.unlink()
+        _probe(path)
     except OSError as error:
         raise explain_os_error(error, path) from error
 

@@ -49,6 +49,12 @@ def newest_folder(default: Path, is_the_run: Callable[[Path], bool]) -> Path:
     return folder
 
 
+def refuse_file(folder: Path) -> None:
+    """CarvError where a file, of a run perhaps, is named in place of the run's folder."""
+    if folder.is_file():
+        raise CarvError(f"{folder} is a file; name the folder of a run that it belongs to")
+
+
 def check_resumable(folder: Path) -> None:
     """CarvError where there is no run in `folder`, or one that has lost its config.yaml."""
     if not (folder / CONFIG).exists():

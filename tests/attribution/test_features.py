@@ -187,7 +187,7 @@ def test_a_store_of_anything_else_is_refused_and_kept(model, items, tmp_path, sc
         FeatureMaker(other, options()).open_store(tmp_path / "s", items)
     with pytest.raises(CarvError, match=r"made with options\.draws\.num_draws = 4, and now it is 8"):
         FeatureMaker(model, options(K=8)).open_store(tmp_path / "s", items)
-    with pytest.raises(CarvError, match="items"):
+    with pytest.raises(CarvError, match="is of other training images or captions"):
         maker.open_store(tmp_path / "s", TensorItems(items.z + 1))
     assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from carv_3d.attribution.store import RowStore
+from carv_3d.errors import CarvError
 
 STATUS = Path("/proc/self/status")
 SHAPE = (2, 2048)  # 16 KiB a row, as two groups of a projected gradient are
@@ -66,6 +67,11 @@ def test_a_store_of_other_items_takes_over_the_rows_that_have_the_same_keys(tmp_
     assert second.rows[:, 0].tolist() == [0, 2, 1, 0]
     assert store("second", "cbad").finished.tolist() == [False, True, True, False]
     assert store("third", "ab", model=2).taken_over == 0
+    images = "is of other training images or captions: put those back, name another folder, or leave --store out"
+    with pytest.raises(CarvError, match=images):
+        RowStore(tmp_path / "first", {"model": 1, "items": "adc3"}, 4, (2,), list("abcd"))
+    with pytest.raises(CarvError, match="was made with model = 1, and now it is 2: set it back"):
+        RowStore(tmp_path / "first", {"model": 2, "items": "adc3"}, 4, (2,), list("abcd"))
     first.rows[0] = 7  # torn: it does not match its checksum
     (tmp_path / "second" / "keys.json").write_text("{")
     assert store("fourth", "ab").finished.tolist() == [False, True]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from commands import refusal
 
-from carv_3d.cli import attribute, compare, distill, generate, variance
+from carv_3d.cli import attribute, compare, distill, doctor, generate, variance
 from carv_3d.cli.options import PARSERS
 from carv_3d.cli.parser import OldForm, Parser, flags, one_word
 from carv_3d.config.reader import read_words
@@ -224,8 +224,30 @@ def test_what_is_given_in_two_forms_is_refused(words: list[str], said: str, caps
     assert said in refusal(capsys, *words)
 
 
-def test_of_what_is_repeated_the_later_counts_and_two_options_are_two() -> None:
-    args = generate.parser().read(["a", "--seed", "1", "--seed=3", "system.guidance.seed=2", "lr=1", "lr=2"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "a", "--out=a"], "--out is given 2 times; give it once"),
+        (["--methods=u", "x", "--methods", "v"], "--methods is given 2 times; give it once, with its values joined by"),
+        (["--share=.1", "--share=.2", "--share=.3"], "--share is given 3 times"),
+    ],
+)
+def test_a_flag_that_takes_one_value_is_given_once(words: list[str], said: str) -> None:
+    with pytest.raises(CarvError, match=said):
+        parser().read(words)
+
+
+def test_flags_that_may_be_repeated() -> None:
+    args = parser(repeated=True).read(["--methods=u", "--methods", "v,w", "--fast", "--fast", "--", "--out", "--out"])
+    assert args is not None
+    assert flags(args) == {"methods": ("u", "v,w"), "fast": True}
+    for made, flag in ((generate.parser(), "--config"), (doctor.parser(), "--threestudio")):
+        with pytest.raises(CarvError, match=f"{flag} is given 2 times; give it once"):
+            made.read(["x", flag, "a", f"{flag}=b"])
+
+
+def test_of_options_that_are_repeated_the_later_counts_and_two_options_are_two() -> None:
+    args = generate.parser().read(["a", "--seed=3", "system.guidance.seed=2", "lr=1", "lr=2"])
     assert args is not None
     assert (args.seed, args.options) == (3, ["system.guidance.seed=2", "lr=1", "lr=2"])
     assert read_words(args.options, Config())["system"]["optimizer"]["args"]["lr"] == 2

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from omegaconf import OmegaConf
 
-from carv_3d.config.reader import escaped, full_key, read_options, read_words, resolved
+from carv_3d.config.reader import escaped, full_key, read_options, read_override, read_words, resolved
 from carv_3d.core.options import Options, option
 from carv_3d.errors import CarvError
 
@@ -113,6 +114,13 @@ def test_a_broken_word_is_refused_in_a_sentence(word: str) -> None:
     with pytest.raises(CarvError) as caught:
         read(word)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_for_a_group_and_a_group_for_a_list_are_named() -> None:
+    with pytest.raises(CarvError, match=r"^inner is \[\]; it must be a group of options: write inner\.NAME=VALUE"):
+        resolved("the options", {"inner": {"a": 1}, "x": [1]}, read_override("inner=[]", Outer()))
+    with pytest.raises(CarvError, match=r"^x\.y is {'a': 1}; it must be a list$"):
+        resolved("the options", {"x": {"y": [1]}}, {"x": {}}, OmegaConf.create({"x": {"y": {"a": 1}}}))
 
 
 def test_what_is_escaped_is_resolved_to_itself() -> None:

@@ -152,12 +152,15 @@ def test_a_run_that_is_watched_is_the_run_alone(
         (["generate", "--prompts", "x.txt", "--view"], "--view shows one run while it trains"),
         (["view"], "the run is missing; name its folder"),
         (["view", "nowhere"], "nowhere"),
+        (["view", "run/asset.glb"], "run/asset.glb is a file; name the folder of a run that it belongs to"),
     ],
 )
 def test_mistakes_are_one_sentence(
     given: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/asset.glb").write_bytes(b"glTF")
     assert sentence in refusal(capsys, *given)
 
 

@@ -141,7 +141,7 @@ def test_a_running_run_and_a_link_are_not_removed(make: Make) -> None:
         (["nowhere"], "there is no folder nowhere; name one with runs in it"),
         (["a", "b"], "2 folders were given; name one"),
         (["--yes"], "--yes is of carv runs clean"),
-        (["clean", ".", "--state", "gone"], "state"),
+        (["clean", ".", "--state", "gone"], "['gone']; it must be a list of words among stopped, done, damaged"),
     ],
 )
 def test_mistakes_are_one_sentence(
