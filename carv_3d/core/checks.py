@@ -111,14 +111,6 @@ def conditions(cond: Any, R: int) -> tuple[Tensor, ...]:
     return tuple(given)
 
 
-def is_like(value: Any, z_t: Tensor) -> bool:
-    """Whether `check_prediction` would let it pass: a quick look."""
-    return (
-        isinstance(value, Tensor) and value.shape == z_t.shape and value.dtype in FLOATS
-        and value.layout == torch.strided and value.device == z_t.device
-    )  # fmt: skip
-
-
 def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
     """CarvError unless `what` returned a tensor of z_t's shape."""
     kind = type(value).__name__
@@ -146,24 +138,16 @@ def check_prediction(what: str, value: Any, z_t: Tensor) -> None:
         )
 
 
-def called(what: str, function: Callable[..., Any], names: str, *arguments: Tensor) -> Any:
-    """What a function of the caller's returns.
+def check_taken(what: str, names: str, samples: int, error: TypeError) -> None:
+    """CarvError where a call of the caller's function failed since it does not take its arguments.
 
     Args:
-        what: the function, for the message.
-        function: it.
-        names: of the first arguments, joined by commas; the rest are the tensors of cond.
-        *arguments: all of them.
-
-    Raises:
-        CarvError: it does not take them.
+        what: the function.
+        names: of its first arguments, joined by commas.
+        samples: how many tensors of cond follow.
+        error: of the call.
     """
-    try:
-        return function(*arguments)
-    except TypeError as error:
-        if not raised_by_the_call(error):
-            raise
-        samples = len(arguments) - len(names.split(", "))
+    if raised_by_the_call(error):
         given = f"{names} and {samples} tensors of cond" if samples else " and ".join(names.rsplit(", ", 1))
         raise CarvError(f"{what} is called with {given}, which it does not take: {error}.") from error
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from carv_3d.core.arguments import described
 from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.core.schedule_tables import check_agree
 from carv_3d.errors import CarvError
 
 
@@ -52,6 +55,10 @@ class ContinuousSchedule(NoiseSchedule):
         if self.family == "vp":
             return (1 - between(self.alphas_cumprod, t)).sqrt()
         return between(self._sigma, t)
+
+    def _both(self, t: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        check_agree(t, **given)
+        return self.alpha(t), self.sigma(t)
 
     def _times(self, t: Tensor) -> Tensor:
         assert self.times is not None

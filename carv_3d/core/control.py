@@ -39,6 +39,21 @@ class EpsControl:
         beta = self._products / (self._squares + self.prior * eps[0, 0].numel())
         return per_draw((self.weights[t] * beta[self._bins(t)]).to(eps), eps) * eps
 
+    def subtract(self, f: Tensor, t: Tensor, eps: Tensor, finite: Tensor | None) -> Tensor:
+        """F without what it takes from its own noise; what it shows of that is for later steps.
+
+        Args:
+            f: (R, K, ...).
+            t: (R, K).
+            eps: (R, K, ...).
+            finite: (R, K), of which draws something is learnt; None for none.
+        """
+        t, eps = t.to(f.device), eps.to(f)
+        without = f - self.noise(t, eps)
+        if finite is not None:
+            self.update(t, f, eps, finite)
+        return without
+
     def update(self, t: Tensor, f: Tensor, eps: Tensor, finite: Tensor) -> None:
         """Learn from a step's draws, those that are not finite left out.
 

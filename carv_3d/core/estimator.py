@@ -18,16 +18,16 @@ from torch import Tensor
 from carv_3d.core.arguments import checked
 from carv_3d.core.batching import is_out_of_memory, run_in_batches
 from carv_3d.core.checks import (
+    FLOATS,
     Cond,
-    called,
     check_call,
     check_draws_fit,
     check_prediction,
     check_scale,
     check_setup,
+    check_taken,
     conditions,
     draws_fit_memory,
-    is_like,
     too_many_draws,
     whole_state,
 )
@@ -69,12 +69,7 @@ class EstimatorOptions(
     adaptive_bins: int = option(50, "Bins over the timesteps, of the adaptive proposal.", least=1, most=10**6)
     adaptive_floor: float = option(0.1, "Share of the adaptive proposal that stays uniform.", above=0, most=1)
     adaptive_decay: float = option(0.99, "Decay of the adaptive proposal's running means.", above=0, most=1)
-    rank: int = option(
-        0,
-        "This process among those that stratify together; its generator must differ from theirs.",
-        least=0,
-        most=2**20,
-    )
+    rank: int = option(0, "This process among those that stratify, each with its own generator.", least=0, most=2**20)
     world_size: int = option(1, "How many processes stratify together.", least=1, most=2**20)
     shared_seed: int = option(0, "Deals strata out to the ranks; the same on all.", least=0, below=2**63)
 
@@ -156,7 +151,7 @@ class CarvEstimator:
 
     @property
     def max_batch(self) -> int:
-        """The most samples at once; it falls where memory runs out, and may be set."""
+        """The most samples at once; it may be set."""
         return self._max_batch
 
     @max_batch.setter
@@ -190,7 +185,9 @@ class CarvEstimator:
         Raises:
             CarvError: a K that does not fit the layout, or more noise than memory holds.
         """
-        check_call(self.draw, latents, generator)
+        usual = isinstance(latents, Tensor) and latents.dtype in FLOATS and 2 <= latents.dim() <= 8 and latents.numel()
+        if not usual or not isinstance(generator, torch.Generator | None):
+            check_call(self.draw, latents, generator)
         R, device, o = latents.shape[0], latents.device, self.options
         K = self.num_draws if num_draws is None else num_draws
         if num_draws is not None:
@@ -248,7 +245,11 @@ class CarvEstimator:
 
         def residual(z_t: Tensor, t: Tensor, eps: Tensor, *samples: Tensor) -> Tensor:
             w = self.schedule.w(t, self.options.weighting).to(eps.dtype)  # first: eps_hat may write to its t
-            predicted = called("eps_hat", eps_hat, "z_t, t", z_t, t, *samples)
+            try:
+                predicted = eps_hat(z_t, t, *samples)
+            except TypeError as error:
+                check_taken("eps_hat", "z_t, t", len(samples), error)
+                raise
             check_prediction("eps_hat", predicted, z_t)
             return w.view(-1, *[1] * (eps.dim() - 1)) * (predicted - eps)
 
@@ -303,11 +304,11 @@ class CarvEstimator:
             weights = weights.to(device=f.device, dtype=dtype)
             f, finite = finite_draws(f, clip)
             if self.control is not None:
-                f = self._controlled(self.control, f, finite, draws, own)
+                f = self.control.subtract(f, draws.t, draws.eps, finite if own else None)
             weighted = per_draw(weights, f) * f
             grad = weighted.mean(1)
         loss = surrogate_loss(latents, grad)
-        scalars = {"K": float(K), "samples": float(R * K), "max_batch": float(self.max_batch)}
+        scalars = {"K": float(K), "samples": float(R * K), "max_batch": float(self._max_batch)}
         scalars |= draw_statistics(weighted, weights, finite, grad, draws.group_size)
         if own and self.proposal.adapts:
             self._teach(f, finite, draws)
@@ -355,9 +356,10 @@ class CarvEstimator:
         K = draws.t.shape[1]
         t = draws.t.flatten().to(latents.device)
         eps = draws.eps.flatten(0, 1).to(latents)
-        extras = Extras(len(t))
+        extras: Extras | None = None
 
         def batch(begin: int, end: int) -> Tensor:
+            nonlocal extras
             if K == 1:  # the latents keep their memory format, and so the model's kernels their last bits
                 z, samples = latents[begin:end], [c[begin:end].clone() for c in cond]
             else:
@@ -365,29 +367,26 @@ class CarvEstimator:
                 z, samples = latents[render], [c[render.to(c.device)] for c in cond]
             z_t = self.schedule.add_noise(z, eps[begin:end], t[begin:end])
             # copies: a model may write to its arguments, and the draws and the caller's embeddings are used again
-            copies = (t[begin:end].clone(), eps[begin:end].clone(), *samples)
-            f = called("the residual", residual, "z_t, t, eps", z_t, *copies)
+            try:
+                f = residual(z_t, t[begin:end].clone(), eps[begin:end].clone(), *samples)
+            except TypeError as error:
+                check_taken("the residual", "z_t, t, eps", len(samples), error)
+                raise
             f, second = f if isinstance(f, tuple) and len(f) == 2 else (f, None)
-            if not is_like(f, z_t):
+            like = isinstance(f, Tensor) and f.shape == z_t.shape and f.layout == z_t.layout
+            if not like or f.device != z_t.device or f.dtype not in FLOATS:
                 check_prediction("the residual", f, z_t)
-            extras.take(begin, second, z_t)
+            if second is not None or extras is not None:
+                extras = Extras(len(t)) if extras is None else extras
+                extras.take(begin, second, z_t)
             return f
 
         out = torch.empty(eps.shape, device=latents.device, dtype=dtype)
         with contextlib.nullcontext() if self.meter is None else self.meter.phase("denoise"):
-            self._max_batch = run_in_batches(batch, out, self.max_batch)
+            self._max_batch = run_in_batches(batch, out, self._max_batch)
         if self.meter is not None:
             self.meter.count(draws=len(t))
-        return out, extras.tensor
-
-    @staticmethod
-    def _controlled(control: EpsControl, f: Tensor, finite: Tensor, draws: Draws, own: bool) -> Tensor:
-        """Subtract from f what it takes from its own noise; what it shows of that is for later steps."""
-        t, eps = draws.t.to(f.device), draws.eps.to(f)
-        without = f - control.noise(t, eps)
-        if own:
-            control.update(t, f, eps, finite)
-        return without
+        return out, None if extras is None else extras.tensor
 
     def _teach(self, f: Tensor, finite: Tensor, draws: Draws) -> None:
         """Show an adaptive proposal |f|^2 of each group as it was drawn: of the pair's mean for pairs."""

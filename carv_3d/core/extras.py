@@ -22,7 +22,6 @@ class Extras:
         """count: samples of all batches."""
         self.count = count
         self.tensor: Tensor | None = None
-        self._alone = False
 
     def take(self, begin: int, second: Any, z_t: Tensor) -> None:
         """Keep a batch's.
@@ -35,13 +34,10 @@ class Extras:
         Raises:
             CarvError: another kind of thing, another shape than before, or one in some batches alone.
         """
-        self._alone = self._alone or second is None
         if second is not None:
             check_extra(second, z_t, self.tensor)
-        if self._alone and (self.tensor is not None or second is not None):
+        if second is None or (self.tensor is None and begin > 0):
             raise CarvError("the residual returned an extra for some batches and none for others; return it for all.")
-        if second is None:
-            return
         if self.tensor is None:
             self.tensor = second.new_empty(self.count, *second.shape[1:])
         self.tensor[begin : begin + len(second)] = second

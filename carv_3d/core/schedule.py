@@ -254,8 +254,7 @@ class NoiseSchedule:
         Returns:
             (N, ...) in z's dtype.
         """
-        check_agree(t, z=z, eps=eps)
-        alpha, sigma = self._per_sample(t, z)
+        alpha, sigma = self._per_sample(t, z=z, eps=eps)
         return alpha * z + sigma * eps
 
     def network_input(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,12 +267,11 @@ class NoiseSchedule:
         Returns:
             (N, ...) in z_t's dtype, and (N,) times: t itself, or its entry of `times`.
         """
-        check_agree(t, z_t=z_t)
-        times = self.alpha(t) if self.times is None else self._times(t)
+        _, sigma = self._per_sample(t, z_t=z_t)
+        times = None if self.times is None else self._times(t)
         if self.family == "edm":
-            _, sigma = self._per_sample(t, z_t)
             z_t = z_t / (sigma**2 + self.sigma_data**2).sqrt()
-        return z_t, t if self.times is None else times
+        return z_t, t if times is None else times
 
     def _times(self, t: Tensor) -> Tensor:
         assert self.times is not None
@@ -301,10 +299,9 @@ class NoiseSchedule:
         Raises:
             CarvError: a kind that is not known, or is not of this schedule's family.
         """
-        check_agree(t, z=z, eps=eps)
+        z_factor, eps_factor, _, _, _ = self._parts(kind, t, z=z, eps=eps)
         if kind == "epsilon":
             return eps
-        z_factor, eps_factor, _, _, _ = self._parts(kind, z, t)
         return eps_factor * eps + z_factor * z
 
     def eps_from(self, kind: str, z_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
@@ -316,11 +313,9 @@ class NoiseSchedule:
             prediction: (N, ...), differentiable.
             t: (N,) integers.
         """
-        check_agree(t, z_t=z_t, prediction=prediction)
+        z_factor, _, alpha, _, whole = self._parts(kind, t, z_t=z_t, prediction=prediction)
         if kind == "epsilon":
-            self.alpha(t)  # refuses what is no timestep, as of the other kinds
             return prediction
-        z_factor, _, alpha, _, whole = self._parts(kind, z_t, t)
         eps = alpha * prediction - z_factor * z_t
         return eps if whole is None else eps / whole
 
@@ -333,14 +328,13 @@ class NoiseSchedule:
             prediction: (N, ...), differentiable.
             t: (N,) integers.
         """
-        check_agree(t, z_t=z_t, prediction=prediction)
-        _, eps_factor, _, sigma, whole = self._parts(kind, z_t, t)
+        _, eps_factor, _, sigma, whole = self._parts(kind, t, z_t=z_t, prediction=prediction)
         z = eps_factor * z_t - sigma * prediction
         return z if whole is None else z / whole
 
-    def _parts(self, kind: str, like: Tensor, t: Tensor) -> tuple[Any, Any, Tensor, Tensor, Tensor | None]:
+    def _parts(self, kind: str, t: Tensor, **given: Tensor) -> tuple[Any, Any, Tensor, Tensor, Tensor | None]:
         """z_factor and eps_factor of a prediction, alpha, sigma, eps_factor alpha - z_factor sigma (None: 1)."""
-        alpha, sigma = self._per_sample(t, like)
+        alpha, sigma = self._per_sample(t, **given)
         if kind == "epsilon":
             return 0.0, 1.0, alpha, sigma, alpha
         if kind == "sample":
@@ -358,10 +352,16 @@ class NoiseSchedule:
             raise CarvError(f"prediction_type is {shown(kind)}, which a schedule of family {self.family!r} lacks.")
         raise CarvError(f"prediction_type is {shown(kind)}; it must be one of {', '.join(PREDICTION_TYPES)}.")
 
-    def _per_sample(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t, sigma_t (N, 1, ...) in the type and place of like (N, ...)."""
+    def _per_sample(self, t: Tensor, **given: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t, sigma_t (N, 1, ...) in the type and place of the first of the samples (N, ...), which must agree."""
+        alpha, sigma = self._both(t, given)
+        like = next(iter(given.values()))
         shape = (-1, *[1] * (like.dim() - 1))
-        return self.alpha(t).to(like).view(shape), self.sigma(t).to(like).view(shape)
+        return alpha.to(like).view(shape), sigma.to(like).view(shape)
+
+    def _both(self, t: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        check_agree(t, **given)
+        return entries_at(self._alpha, t), entries_at(self._sigma, t)
 
     def w(self, t: Tensor, strategy: str | Tensor = "sds") -> Tensor:
         """The weight that multiplies the residual at t, of t's shape.

@@ -75,6 +75,9 @@ class Conditioning(NamedTuple):
                 raise CarvError(f"{name} is {shown(x)}; give {fix}.")
             if x.dim() != dims or x.shape[0] not in (1, R):
                 raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and a batch of {R} (or 1).")
+            if name.startswith("prompts") and x.shape[1:] != self.text.shape[1:]:
+                first = f"prompts_cond {tuple(self.text.shape)}"
+                raise CarvError(f"{name} has shape {tuple(x.shape)} and {first}; they differ in the batch alone.")
             changed[field] = x if x.shape[0] == R else x.expand(R, *x.shape[1:])
         if self.perp_neg is not None and self.perp_neg_weights is not None:
             M, weights = self.perp_neg.shape[1], self.perp_neg_weights.shape[1]

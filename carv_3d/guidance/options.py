@@ -82,7 +82,8 @@ class ScoreOptions(SamplingOptions):
         Raises:
             CarvError: if the schedules have crossed, or where step or epoch is no whole number of at least 0.
         """
-        step, epoch = whole_step("step", step), whole_step("epoch", epoch)
+        if type(step) is not int or type(epoch) is not int or min(step, epoch) < 0:
+            step, epoch = whole_step("step", step), whole_step("epoch", epoch)
         low, high = self._shares(step, epoch)
         if low > high:
             raise CarvError(f"min_step_percent ({low:g}) is above max_step_percent ({high:g}) at step {step}.")

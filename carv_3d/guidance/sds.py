@@ -23,14 +23,14 @@ from torch import Tensor
 from carv_3d.core.arguments import checked
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.brief import Brief
-from carv_3d.core.checks import check_gradient, check_keywords, whole_state
+from carv_3d.core.checks import FLOATS, check_gradient, check_keywords, whole_state
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
 from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import Conditioning, predict
-from carv_3d.guidance.checks import check_renders, check_switch, checked_size
+from carv_3d.guidance.checks import HIGHEST, LOWEST, check_renders, check_switch, checked_size
 from carv_3d.guidance.images import resized
 from carv_3d.guidance.options import AUTO, Annealing, GuidanceOptions, with_keywords
 from carv_3d.objectives.residuals import EpsHat
@@ -41,6 +41,8 @@ __all__ = ["Conditioning", "GuidanceOptions", "GuidanceOutput", "SDSGuidance"]
 log = logging.getLogger(__name__)
 
 TrainedEpsHat = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (z_t (N, ...), t (N,), of N samples) -> (N, ...)
+
+MIDDLE, REACH = (HIGHEST + LOWEST) / 2, (HIGHEST - LOWEST) / 2  # of the values of a render
 
 
 @dataclass(repr=False)
@@ -190,7 +192,6 @@ class SDSGuidance(Brief):
         perp_neg = (None, None) if negatives is None else negatives
         return self.guide(rgb, Conditioning(prompts_cond, prompts_uncond, prompts_negative, *perp_neg), step, **more)
 
-    @checked
     def guide(
         self, rgb: Tensor, cond: Conditioning, step: int, *, epoch: int = 0, generator: torch.Generator | None = None,
         rgb_as_latents: bool = False, with_recon: bool | None = None, draws: Draws | None = None,
@@ -216,9 +217,10 @@ class SDSGuidance(Brief):
         """
         o, generator = self.options, generator or self.generator
         for name, switch in (("with_recon", with_recon), ("rgb_as_latents", rgb_as_latents)):
-            check_switch(name, switch)
+            if switch is not None and switch is not True and switch is not False:
+                check_switch(name, switch)
         with_recon = o.use_recon_loss if with_recon is None else with_recon
-        images = self._images(rgb, rgb_as_latents, with_recon, checked_size(size))
+        images = self._images(rgb, rgb_as_latents, with_recon, size if size is None else checked_size(size))
         self._check(cond, trained)
         now = self._at(step, epoch)
         cond = cond.per_render(len(images))._replace(images=images.detach() if self.objective.image else None)
@@ -315,7 +317,10 @@ class SDSGuidance(Brief):
     def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool, size: tuple[int, int] | None) -> Tensor:
         """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at `size` or the teacher's."""
         channels = self.teacher.latent_channels if rgb_as_latents else self._image_channels
-        check_renders(rgb, channels, rgb_as_latents)
+        usual = isinstance(rgb, Tensor) and rgb.dtype in FLOATS and rgb.dim() == 4 and rgb.shape[-1] == channels
+        usual = usual and not rgb.is_meta and rgb.layout == torch.strided and rgb.numel() > 0
+        if not usual or not (rgb_as_latents or float((rgb.detach() - MIDDLE).abs().max()) <= REACH):
+            check_renders(rgb, channels, rgb_as_latents)
         if rgb_as_latents and self.objective.image is not None:
             raise CarvError("use_img_loss needs images, and this render is latents: set it to false.")
         if rgb_as_latents and with_recon:

@@ -42,7 +42,8 @@ def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:
 def test_all_batches_have_like_extras_or_none_has(given: list[Tensor | None], sentence: str) -> None:
     extras = Extras(2)
     for begin, second in enumerate(given[:-1]):
-        extras.take(begin, second, Z[:1])
+        if second is not None:  # the estimator begins to gather with the first one
+            extras.take(begin, second, Z[:1])
     with pytest.raises(CarvError, match=sentence):
         extras.take(len(given) - 1, given[-1], Z[:1])
 

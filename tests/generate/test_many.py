@@ -122,7 +122,7 @@ def test_on_ray_each_prompt_is_a_task(words: list[str], monkeypatch: pytest.Monk
         (["--dry-run"], "--dry-run shows one run"),
         (["--resume"], "--prompts continues what is in its folder by itself"),
         (["--workers", "2"], "--workers is for --engine ray without an --address"),
-        (["--prompts", "none.txt"], "none.txt"),
+        (["--prompts", "other.txt"], "--prompts is given 2 times; give it once"),
         (["num_drawz=2"], "list.txt, 'a red mug': "),
     ],
 )
@@ -130,6 +130,10 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(
     more: list[str], sentence: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sentence in refusal(capsys, *words, *more)
+
+
+def test_a_list_that_is_not_there_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.txt" in refusal(capsys, *(word.replace("list.txt", "none.txt") for word in words))
 
 
 @pytest.mark.parametrize(

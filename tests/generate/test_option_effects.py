@@ -161,7 +161,7 @@ ELSEWHERE = {  # option -> where it is tried
     "device": "generate/test_config.py",
     "logger": "runs/test_loggers.py",
     "trainer.val_check_interval": "generate/test_run.py",
-    "trainer.step_seconds": "generate/test_trainer.py",
+    "trainer.step_seconds": "generate/test_trainer_auto.py",
     "checkpoint.every_n_train_steps": "generate/test_run.py",
     "system.renderer.grid_resolution": "scenes/test_rendering.py",
     "system.renderer.prune_density_threshold": "scenes/test_rendering.py",

@@ -139,6 +139,13 @@ def test_renders_that_are_no_images_are_named_and_overshoot_is_none() -> None:
     assert guidance(rgb * float("nan"), text, text, 0).scalars["nonfinite"] > 0  # skipped and counted, as before
 
 
+def test_texts_of_other_shapes_than_the_prompts_are_named() -> None:
+    exact = teacher()
+    guidance, text, rgb = SDSGuidance(exact), exact.text_embeddings([""]), torch.rand(1, 4, 4, 3).requires_grad_()
+    with pytest.raises(CarvError, match=r"prompts_uncond has shape .* and prompts_cond .*; they differ in the batch"):
+        guidance(rgb, text, text.repeat(1, 3, 1), 0)
+
+
 def test_images_of_no_pixels_and_what_is_no_state_are_named() -> None:
     guidance, text = SDSGuidance(teacher()), teacher().text_embeddings([""])
     for shape in ((0, 4, 4, 3), (2, 0, 4, 3)):
