@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SMALL = ["num_draws=4", "query_draws=16", "dim=64", "--method", "cosine"]
+SMALL = ["num_draws=4", "query_draws=16", "dim=64"]
 
 
 def save(path: Path, seed: int) -> None:
@@ -18,5 +18,7 @@ def save(path: Path, seed: int) -> None:
 
 
 def words(query: Path | str, images: Path | str, model: Path, *more: str) -> list[str]:
-    """Of a small attribution of a query to the images of a folder."""
-    return ["attribute", str(query), "--model", str(model), "--training-images", str(images), *SMALL, *more]
+    """Of a small attribution of a query to the images of a folder, by cosines unless another method is among `more`."""
+    method = [] if "--method" in more else ["--method", "cosine"]
+    named = ["--model", str(model), "--training-images", str(images)]
+    return ["attribute", str(query), *named, *SMALL, *method, *more]
