@@ -132,6 +132,7 @@ MISTAKES = {
 """(stock configuration, what is wrong, part of the sentence)."""
 
 
+@pytest.mark.usefixtures("threestudio")  # whose own classes make Zero123's model
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_ends_the_command_with_a_sentence(mistake: str, root: Path, checkout: Path, tmp_path: Path) -> None:
     config, wrong, due = MISTAKES[mistake]
