@@ -63,7 +63,7 @@ from carv_3d.io.tables import csv_text
 from carv_3d.runs.progress import Display, duration
 from carv_3d.runs.ray_tasks import check_engine
 from carv_3d.runs.request import new_folder
-from carv_3d.teachers.families import BUILT_IN, DEFAULT_MODEL
+from carv_3d.teachers.families import DEFAULT_MODEL
 from carv_3d.tiny.knowledge import model_knowledge
 
 TOP = 20  # images whose probability of leading is given
@@ -235,8 +235,7 @@ def _load(options: AttributeOptions, model_name: str) -> tuple[Any, GradientMode
     else:
         teacher = load.load_teacher(model_name)
         model = GradientModel.from_teacher(teacher)
-    if model_name not in BUILT_IN:
-        warn_if_poor(teacher)
+    warn_if_poor(teacher, model_name)
     return teacher, model
 
 

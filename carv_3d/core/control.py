@@ -40,7 +40,7 @@ class EpsControl:
         return per_draw((self.weights[t] * beta[self._bins(t)]).to(eps), eps) * eps
 
     def subtract(self, f: Tensor, t: Tensor, eps: Tensor, finite: Tensor | None) -> Tensor:
-        """F without what it takes from its own noise; what it shows of that is for later steps.
+        """What is left of f without its own noise; what f shows of that is for later steps.
 
         Args:
             f: (R, K, ...).

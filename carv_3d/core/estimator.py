@@ -35,8 +35,8 @@ from carv_3d.core.control import EpsControl
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.designs import Design
 from carv_3d.core.estimate import Draws, Estimate
-from carv_3d.core.extras import Extras
-from carv_3d.core.non_finite import NonFiniteSteps, counted
+from carv_3d.core.extras import gathered
+from carv_3d.core.non_finite import NonFiniteSteps, checked_count
 from carv_3d.core.options import ResidualOptions, SamplingOptions, StepOptions, WeightingOptions, option
 from carv_3d.core.proposals import make_proposal
 from carv_3d.core.reduction import draw_groups, draw_statistics, finite_draws, per_draw, surrogate_loss
@@ -340,7 +340,7 @@ class CarvEstimator:
         if self.control is not None and "control" in state:
             self.control.load_state_dict(state["control"])
         if self.non_finite is not None:
-            self.non_finite.count = counted(state.get("non_finite", 0))
+            self.non_finite.count = checked_count(state.get("non_finite", 0))
         self._shared.set_state(state["shared_generator"].cpu())
 
     def _move(self, device: torch.device) -> None:
@@ -356,10 +356,10 @@ class CarvEstimator:
         K = draws.t.shape[1]
         t = draws.t.flatten().to(latents.device)
         eps = draws.eps.flatten(0, 1).to(latents)
-        extras: Extras | None = None
+        extra: Tensor | None = None
 
         def batch(begin: int, end: int) -> Tensor:
-            nonlocal extras
+            nonlocal extra
             if K == 1:  # the latents keep their memory format, and so the model's kernels their last bits
                 z, samples = latents[begin:end], [c[begin:end].clone() for c in cond]
             else:
@@ -376,9 +376,8 @@ class CarvEstimator:
             like = isinstance(f, Tensor) and f.shape == z_t.shape and f.layout == z_t.layout
             if not like or f.device != z_t.device or f.dtype not in FLOATS:
                 check_prediction("the residual", f, z_t)
-            if second is not None or extras is not None:
-                extras = Extras(len(t)) if extras is None else extras
-                extras.take(begin, second, z_t)
+            if second is not None or extra is not None:
+                extra = gathered(extra, len(t), begin, second, z_t)
             return f
 
         out = torch.empty(eps.shape, device=latents.device, dtype=dtype)
@@ -386,7 +385,7 @@ class CarvEstimator:
             self._max_batch = run_in_batches(batch, out, self._max_batch)
         if self.meter is not None:
             self.meter.count(draws=len(t))
-        return out, None if extras is None else extras.tensor
+        return out, extra
 
     def _teach(self, f: Tensor, finite: Tensor, draws: Draws) -> None:
         """Show an adaptive proposal |f|^2 of each group as it was drawn: of the pair's mean for pairs."""

@@ -11,36 +11,30 @@ from carv_3d.core.arguments import described
 from carv_3d.errors import CarvError
 
 
-class Extras:
-    """The second tensors of all batches: either every batch has one, or none has.
+def gathered(extra: Tensor | None, count: int, begin: int, second: Any, z_t: Tensor) -> Tensor:
+    """The second tensors of the batches so far, with one batch's more: every batch has one, or none has.
 
-    Attributes:
-        tensor: (count, ...), None where the residual returned f alone.
+    Args:
+        extra: (count, ...), those before; None for the first.
+        count: samples of all batches.
+        begin: the first sample of this one.
+        second: what came next to f, (N, ...), or None.
+        z_t: (N, ...), the batch.
+
+    Returns:
+        (count, ...), `extra` itself where there was one.
+
+    Raises:
+        CarvError: another kind of thing, another shape than before, or one in some batches alone.
     """
-
-    def __init__(self, count: int) -> None:
-        """count: samples of all batches."""
-        self.count = count
-        self.tensor: Tensor | None = None
-
-    def take(self, begin: int, second: Any, z_t: Tensor) -> None:
-        """Keep a batch's.
-
-        Args:
-            begin: its first sample.
-            second: what came next to f, (N, ...), or None.
-            z_t: (N, ...), the batch.
-
-        Raises:
-            CarvError: another kind of thing, another shape than before, or one in some batches alone.
-        """
-        if second is not None:
-            check_extra(second, z_t, self.tensor)
-        if second is None or (self.tensor is None and begin > 0):
-            raise CarvError("the residual returned an extra for some batches and none for others; return it for all.")
-        if self.tensor is None:
-            self.tensor = second.new_empty(self.count, *second.shape[1:])
-        self.tensor[begin : begin + len(second)] = second
+    if second is not None:
+        check_extra(second, z_t, extra)
+    if second is None or (extra is None and begin > 0):
+        raise CarvError("the residual returned an extra for some batches and none for others; return it for all.")
+    if extra is None:
+        extra = second.new_empty(count, *second.shape[1:])
+    extra[begin : begin + len(second)] = second
+    return extra
 
 
 def check_extra(value: Any, z_t: Tensor, before: Tensor | None = None) -> None:

@@ -38,7 +38,7 @@ class NonFiniteSteps:
             log.warning("%s for a %s, which moves nothing; if it stays so: %s.", self.what, self.unit, self.fix)
 
 
-def counted(count: object) -> int:
+def checked_count(count: object) -> int:
     """The `count` of a saved state; CarvError where it is none."""
     if type(count) is not int or not 0 <= count < LIMIT:
         raise CarvError(

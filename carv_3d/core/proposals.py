@@ -179,7 +179,7 @@ class WeightProposal(TimestepProposal):
 
     def _build(self) -> None:
         self._density = self._unnormalized()
-        self._host = self._density.double().cpu()  # for the same reason
+        self._host = self._density.double().cpu()  # so that a range that moves waits for no device
         self._sums = running_sum(torch.where((self._host > 0) & self._host.isfinite(), self._host, 0.0))
         self._cumulative = self._sums.to(self._density)
 

@@ -32,7 +32,7 @@ from carv_3d.runs.loggers import Logger, check_logger, make_logger
 from carv_3d.runs.progress import Display
 from carv_3d.runs.ranks import Ranks, join
 from carv_3d.runs.run import Pace, Run
-from carv_3d.teachers.families import BUILT_IN, STABLE_DIFFUSION
+from carv_3d.teachers.families import STABLE_DIFFUSION
 
 USE = "carv distill, which trains a UNet on one text encoder and exports it as a StableDiffusionPipeline,"
 
@@ -154,8 +154,8 @@ def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:
         device=own or chosen,
         half_precision=False if options.precision == "float32" else None,
     )
-    if settings.model not in BUILT_IN and (ranks is None or ranks.first):
-        warn_if_poor(teacher)
+    if ranks is None or ranks.first:
+        warn_if_poor(teacher, settings.model)
     return teacher
 
 

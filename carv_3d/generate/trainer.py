@@ -41,7 +41,6 @@ from carv_3d.scenes.regularizers import REGULARIZERS
 from carv_3d.scenes.rendering import RenderOutput, VolumeRenderer
 from carv_3d.scenes.view_phrases import COARSE_PHRASES, FINE_PHRASES
 from carv_3d.teachers.base import Teacher
-from carv_3d.teachers.families import BUILT_IN
 from carv_3d.teachers.timed import TimedTeacher
 from carv_3d.tiny.knowledge import model_knowledge
 
@@ -61,8 +60,7 @@ def load_teacher(config: Config, local_files_only: bool = False) -> Teacher:
         local_files_only=local_files_only,
         **options.model_files,
     )
-    if options.pretrained_model_name_or_path not in BUILT_IN:  # which is tried before it is shipped
-        warn_if_poor(teacher)
+    warn_if_poor(teacher, options.pretrained_model_name_or_path)
     return teacher
 
 

@@ -34,12 +34,6 @@ def whole_step(name: str, value: Any) -> int:
     return int(number)
 
 
-def check_switch(name: str, value: Any) -> None:
-    """CarvError for anything but True, False and None: a text such as 'no' would count as True."""
-    if not isinstance(value, (bool, type(None))):
-        raise CarvError(f"{name} is {described(value)}; it must be True or False.")
-
-
 def checked_size(size: Any) -> tuple[int, int] | None:
     """The (height, width) that is encoded, or None.
 
@@ -57,8 +51,6 @@ def checked_size(size: Any) -> tuple[int, int] | None:
 
 def check_renders(rgb: Any, channels: int, rgb_as_latents: bool) -> None:
     """CarvError unless these are renders (B, H, W, channels), images in about [0, 1] or latents.
-
-    It waits for the device, once a step, as the estimator's own check does.
 
     Args:
         rgb: as given.

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv_3d.core.arguments import checked
+from carv_3d.core.arguments import checked, described
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.brief import Brief
 from carv_3d.core.checks import FLOATS, check_gradient, check_keywords, whole_state
@@ -30,7 +30,7 @@ from carv_3d.core.reduction import reduce_draws, surrogate_loss
 from carv_3d.core.seeds import rank_seed
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import Conditioning, predict
-from carv_3d.guidance.checks import HIGHEST, LOWEST, check_renders, check_switch, checked_size
+from carv_3d.guidance.checks import HIGHEST, LOWEST, check_renders, checked_size
 from carv_3d.guidance.images import resized
 from carv_3d.guidance.options import AUTO, Annealing, GuidanceOptions, with_keywords
 from carv_3d.objectives.residuals import EpsHat
@@ -217,8 +217,8 @@ class SDSGuidance(Brief):
         """
         o, generator = self.options, generator or self.generator
         for name, switch in (("with_recon", with_recon), ("rgb_as_latents", rgb_as_latents)):
-            if switch is not None and switch is not True and switch is not False:
-                check_switch(name, switch)
+            if not isinstance(switch, bool | None):  # a text such as 'no' would count as True
+                raise CarvError(f"{name} is {described(switch)}; it must be True or False.")
         with_recon = o.use_recon_loss if with_recon is None else with_recon
         images = self._images(rgb, rgb_as_latents, with_recon, size if size is None else checked_size(size))
         self._check(cond, trained)
@@ -317,6 +317,7 @@ class SDSGuidance(Brief):
     def _images(self, rgb: Tensor, rgb_as_latents: bool, with_recon: bool, size: tuple[int, int] | None) -> Tensor:
         """The images (R, 3, H, W) or latents (R, C, h, w) that were given, at `size` or the teacher's."""
         channels = self.teacher.latent_channels if rgb_as_latents else self._image_channels
+        # a quick look; what is odd is looked at again, for its sentence
         usual = isinstance(rgb, Tensor) and rgb.dtype in FLOATS and rgb.dim() == 4 and rgb.shape[-1] == channels
         usual = usual and not rgb.is_meta and rgb.layout == torch.strided and rgb.numel() > 0
         if not usual or not (rgb_as_latents or float((rgb.detach() - MIDDLE).abs().max()) <= REACH):

@@ -10,6 +10,7 @@ import torch
 from carv_3d.core.batching import is_out_of_memory
 from carv_3d.errors import CarvError, first_line
 from carv_3d.guidance.sampling import sample_images
+from carv_3d.teachers.families import BUILT_IN
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,18 @@ def noise_errors(teacher: Any, seed: int = 0) -> list[float]:
     return errors
 
 
-def warn_if_poor(teacher: Any) -> None:
+def warn_if_poor(teacher: Any, model: str = "") -> None:
     """A line in the log if the teacher predicts noise no better than zero does at some level.
+
+    Args:
+        teacher: any.
+        model: its name as the user gave it; one that comes with the package was tried before.
 
     Raises:
         CarvError: it cannot be run at all.
     """
+    if model in BUILT_IN:
+        return
     try:
         errors = noise_errors(teacher)
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:

@@ -63,7 +63,12 @@ def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, flo
     With `last_step`, only rows whose `step` is at most that.
     """
     rows = read_table(path)[0] if path.exists() else []
-    return [row for row in rows if last_step is None or row.get("step", math.inf) <= last_step]
+    return rows if last_step is None else rows_up_to(rows, last_step)
+
+
+def rows_up_to(rows: Iterable[dict[str, float]], last_step: int) -> list[dict[str, float]]:
+    """Those whose `step` is at most that."""
+    return [row for row in rows if row.get("step", math.inf) <= last_step]
 
 
 def seconds_in_all(rows: Iterable[Mapping[str, float]]) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from carv_3d.io.files import unused, write_via
-from carv_3d.io.tables import read_metrics
+from carv_3d.io.tables import read_metrics, rows_up_to
 
 
 def kept_rows(
@@ -35,7 +34,7 @@ def kept_rows(
         return []
     rows = read_metrics(path)
     foreign = sorted({name for row in rows[:1] for name in row} - set(columns))
-    rows = [row for row in rows if row.get("step", math.inf) <= last_step]
+    rows = rows_up_to(rows, last_step)
     steps = [row["step"] for row in rows]
     rising = all(before < after for before, after in itertools.pairwise(steps))
     whole = rising and [step for step in steps if step > 0] == list(range(1, last_step + 1))

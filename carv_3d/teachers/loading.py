@@ -275,15 +275,18 @@ def load_vae_without_attention(folder: Path, dtype: torch.dtype) -> Any:
     none: Any = [None]  # as diffusers itself says that there is none
     for half in (vae.encoder, vae.decoder):
         half.mid_block.attentions = torch.nn.ModuleList(none * len(half.mid_block.attentions))
-    files = weight_files(folder.parent, folder.name)
-    vae.load_state_dict({key: value for file in files for key, value in load_tensors(file, MEND).items()})
+    vae.load_state_dict(_tensors(weight_files(folder.parent, folder.name)))
     return vae.to(dtype)
+
+
+def _tensors(files: Sequence[Path]) -> dict[str, Any]:
+    """Of all shards of a part."""
+    return {key: value for file in files for key, value in load_tensors(file, MEND).items()}
 
 
 def _load_renamed(model: Any, files: Sequence[Path]) -> list[str]:
     """CLIP as transformers 5 saves it, without the prefix `text_model.` that 4 wants. Returns what is missing."""
-    named = {key: value for file in files for key, value in load_tensors(file, MEND).items()}
-    saved = {key.removeprefix("text_model."): value for key, value in named.items()}
+    saved = {key.removeprefix("text_model."): value for key, value in _tensors(files).items()}
     expected = model.state_dict()
     weights = {
         key: saved[key.removeprefix("text_model.")] for key in expected if key.removeprefix("text_model.") in saved

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from carv_3d import CarvEstimator, Draws, NoiseSchedule
 from carv_3d.core.estimator import EstimatorOptions
-from carv_3d.core.extras import Extras
+from carv_3d.core.extras import gathered
 from carv_3d.errors import CarvError
 
 SCHEDULE = NoiseSchedule.scaled_linear()
@@ -40,12 +40,12 @@ def eps_hat(z_t: Tensor, t: Tensor) -> Tensor:
     ],
 )
 def test_all_batches_have_like_extras_or_none_has(given: list[Tensor | None], sentence: str) -> None:
-    extras = Extras(2)
+    extra = None
     for begin, second in enumerate(given[:-1]):
         if second is not None:  # the estimator begins to gather with the first one
-            extras.take(begin, second, Z[:1])
+            extra = gathered(extra, 2, begin, second, Z[:1])
     with pytest.raises(CarvError, match=sentence):
-        extras.take(len(given) - 1, given[-1], Z[:1])
+        gathered(extra, 2, len(given) - 1, given[-1], Z[:1])
 
 
 def test_a_residual_with_an_extra_in_every_second_batch_is_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import socket
 import subprocess
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM
 from commands import loaded_by, refusal
 from fake_ray import closed_port
 from scipy.spatial.transform import Rotation
@@ -30,8 +30,6 @@ from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.images import to_uint8
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.scenes.cameras import Cameras
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture
