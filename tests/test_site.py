@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import site_hooks as hooks
+from browser import CHROMIUM, browser
 
 from carv_3d.cli.main import COMMANDS
 
@@ -94,3 +97,21 @@ def test_a_page_that_opens_from_disk_has_no_complaint(tmp_path: Path) -> None:
     assert built(tmp_path, '<link rel="stylesheet" href="style.css">', good) == []
     (tmp_path / "style.css").write_text('@import "https://fonts.example/css";')
     assert hooks.complaints(tmp_path) == ["style.css loads https://fonts.example/css"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_equations_fit_a_telephone(tmp_path: Path) -> None:
+    source = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    equations = re.findall(r"\$\$(.*?)\$\$", source, flags=re.S)
+    text = hooks.with_mathml("".join(f'<div class="arithmatex">{html.escape(latex)}</div>' for latex in equations))
+    style = (ROOT / "docs" / "site" / "style.css").read_text(encoding="utf-8")
+    width = 390 - 2 * 16  # of a column of the theme, whose text has 16 pixels
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{style}</style>'
+    page = f'{head}<div class="md-typeset" style="font-size: 16px; width: {width}px">'
+    (tmp_path / "page.html").write_text(page + text, encoding="utf-8")
+    blocks = "[...document.querySelectorAll('math[display=block]')].map((m) => m.scrollWidth)"
+    with browser(tmp_path / "profile") as tab:
+        tab.open(tmp_path / "page.html", 390, 844)
+        widths = tab.ask(blocks)
+    assert len(widths) == len(equations) == 9
+    assert max(widths) <= width

@@ -1,0 +1,158 @@
+"""README and docs have the figures of the CSVs that the benchmarks wrote: none is left from an older run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import assets
+import attribution_retraining
+import pytest
+import variance_table
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+Row = dict[str, str]
+
+
+def rows(name: str) -> list[Row]:
+    """The lines of a CSV of docs/results."""
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def percent(share: str) -> str:
+    return f"{100 * float(share):.0f} %"
+
+
+def variance() -> list[str]:
+    """The default scene's table, a line for each point, method and (R, K)."""
+    tables: dict[str, list[Row]] = {}
+    for row in rows("variance-default.csv"):
+        tables.setdefault(row["prompt"], []).append(row)
+    return variance_table.table(list(tables.values())).splitlines()[2:]
+
+
+def default_gain() -> list[str]:
+    """The ECM of the default estimator, one pair of one render, at the three points."""
+    cells = [line.split(" | ") for line in variance()]
+    ecm = [line[6].split(" ")[0] for line in cells if line[1:3] == ["is+strat+antithetic", "(1, 2)"]]
+    return [f"{', '.join(f'{float(x):.1f}' for x in ecm)} |"]
+
+
+def loops() -> list[str]:
+    """The variance of each patched loop."""
+    lines = []
+    for row in rows("hosts.csv"):
+        ecm = "1" if row["step"] == "stock" else f"{row['ecm']} [{row['ecm_low']}, {row['ecm_high']}]"
+        variances = f"{float(row['inner']):.3g} | {float(row['outer']):.3g}"
+        lines.append(f"| {row['host']} | {row['step']} | {1000 * float(row['seconds']):.0f} | {variances} | {ecm} |")
+    return lines
+
+
+def dreamgaussian() -> list[str]:
+    (row,) = (row for row in rows("hosts.csv") if (row["host"], row["step"]) == ("dreamgaussian", "K = 4"))
+    return ["| {:.1f} [{:.1f}, {:.1f}] |".format(*(float(row[name]) for name in ("ecm", "ecm_low", "ecm_high")))]
+
+
+def asset_row() -> list[str]:
+    """Runs, nearest shape, PSNR, objects that gain 4 dB, IoU, classifier."""
+    figures: list[dict[str, Any]] = [
+        {name: value if name in ("object", "color", "nearest") else float(value) for name, value in row.items()}
+        for row in rows("assets-default.csv")
+    ]
+    return ["|".join(["", *assets.table("", figures).split("|")[2:8], ""])]
+
+
+def asset_limits() -> list[str]:
+    _, _, nearest, psnr, _, iou, *_ = asset_row()[0].split("|")
+    mean, least = iou.strip(" )").split(" (")
+    share = percent(str(float(nearest.strip(" %")) / 100))
+    return [f"asked for in {share}, mean PSNR {psnr.strip()}, mean IoU {mean}, least {least}."]
+
+
+def sense(name: str) -> Callable[[], list[str]]:
+    """The share of the top 20 that shows the object and the color, of each method."""
+
+    def lines() -> list[str]:
+        return [
+            f"| {percent(row['same object'])} | 2.5 % "
+            f"| {percent(row['same color'])} | {100 * float(row['color by chance']):.1f} % "
+            f"| {row['queries']} of {row['queries']} | {percent(row['probability of the top 20'])} |"
+            for row in rows(name)
+        ]
+
+    return lines
+
+
+def sense_of_the_default() -> list[str]:
+    row = rows("attribution-sense.csv")[0]
+    return [f"| {percent(row['same object'])} (chance 2.5 %), {percent(row['same color'])} (chance 8.3 %) |"]
+
+
+def speed() -> list[str]:
+    """Milliseconds of a draw and the quotient. The CSV's names are those of the parameters."""
+    return [
+        f"| {row['milliseconds a draw']} | {row['times as fast as all']} |" for row in rows("attribution-speed.csv")
+    ]
+
+
+def retraining() -> list[str]:
+    return attribution_retraining.markdown(RESULTS / "attribution-retraining.csv").splitlines()
+
+
+def compiled() -> list[str]:
+    """Processor milliseconds of each path at both sizes."""
+    times: dict[str, list[str]] = {}
+    for row in rows("hash-grid.csv"):
+        times.setdefault(row["path"], []).append(f"{float(row['cpu_ms']):,.0f}")
+    return [f"| {' | '.join(pair)} |" for pair in times.values()]
+
+
+def odd_inputs() -> list[str]:
+    """Of the last whole run."""
+    *areas, total = rows("fuzz.csv")
+    assert total["area"] == "all"
+    assert {row["inputs"] for row in areas} == {areas[0]["inputs"]}
+    assert {total[name] for name in ("tracebacks", "hangs", "wrongly accepted")} == {"0"}
+    inputs, refused = (f"{int(total[name]):,}" for name in ("inputs", "refused"))
+    return [f"{inputs} inputs, {areas[0]['inputs']} in each of {len(areas)} areas, of which {refused} were refused"]
+
+
+def faults() -> list[str]:
+    """Kills and full disks of the four subjects that were tried 50 times."""
+    tried = dict.fromkeys(("kill", "full"), 0)
+    for row in rows("faults.csv"):
+        assert row["losses"] == "0"
+        tried[row["fault"]] = tried.get(row["fault"], 0) + int(row["tried"]) * (row["subject"] != "compare")
+    most = max(int(row["most steps done again"]) for row in rows("faults.csv"))
+    return [f"{tried['kill']} kills and {tried['full']} full disks", f"at most {most} steps done again"]
+
+
+@pytest.mark.parametrize(
+    ("page", "figures"),
+    [
+        ("docs/results/variance.md", variance),
+        ("README.md", default_gain),
+        ("docs/HOSTS.md", loops),
+        ("README.md", dreamgaussian),
+        ("docs/results/training.md", asset_row),
+        ("README.md", asset_limits),
+        ("docs/results/attribution.md", sense("attribution-sense.csv")),
+        ("docs/results/attribution.md", sense("attribution-sense-images.csv")),
+        ("README.md", sense_of_the_default),
+        ("docs/results/attribution.md", speed),
+        ("docs/results/attribution.md", retraining),
+        ("docs/results/README.md", compiled),
+        ("docs/results/README.md", odd_inputs),
+        ("docs/results/README.md", faults),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_page_has_the_figures_of_the_table(page: str, figures: Callable[[], list[str]]) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    lines = [" ".join(line.split()) for line in figures()]
+    assert lines
+    assert [line for line in lines if line not in text] == []
