@@ -4,8 +4,8 @@
 
 Every fault is an entry of `benchmarks/mutants/AREA.yaml`: a file, a text that stands in it once, what replaces it,
 and the tests that should notice. A fault is killed when one of these tests fails. One whose text is gone is stale.
-The figures go to docs/results/mutants.csv, and the survivors to the terminal. Tests start in a process that has the
-large libraries loaded, so that a fault takes seconds.
+The figures of all lists go to docs/results/mutants.csv, those of some faults to --out alone, and the survivors to the
+terminal. Tests start in a process that has the large libraries loaded, so that a fault takes seconds.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import yaml
 from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "docs" / "results" / "mutants.csv"
 COPIED = (
     "carv_3d",
     "custom",
@@ -173,13 +174,24 @@ def table(rows: Sequence[tuple[str, Mutant, str]]) -> list[tuple[str, int, int]]
     return out
 
 
+def write(path: Path, rows: Sequence[tuple[str, Mutant, str]]) -> None:
+    """The CSV, a line for each fault."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(("area", "file", "old", "new", "outcome", "reason"))
+        writer.writerows((area, m.file, m.old, m.new, result, m.reason) for area, m, result in rows)
+
+
 def main() -> int:
     """Apply the faults, write the table, and name the survivors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--area", default="", help="lists, joined by commas (default: all)")
     parser.add_argument("--only", default="", help="faults whose file or text holds this")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "mutants.csv")
+    parser.add_argument(
+        "--out", type=Path, help="a CSV (default: the table of docs/results, where all faults are tried)"
+    )
     options = parser.parse_args()
     lists = areas()
     names = [name for name in options.area.split(",") if name] or list(lists)
@@ -189,11 +201,9 @@ def main() -> int:
     PROCESSES.set_forkserver_preload(list(LOADED))
     chosen = [(name, m) for name in names for m in lists[name] if options.only in f"{m.file} {m.old}"]
     rows = list(run_all(chosen, options.workers))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(("area", "file", "old", "new", "outcome", "reason"))
-        writer.writerows((area, m.file, m.old, m.new, result, m.reason) for area, m, result in rows)
+    out = options.out or (None if options.area or options.only else TABLE)  # some faults are not the table of all
+    if out is not None:
+        write(out, rows)
     for area, m, result in rows:
         if result != "killed":
             print(f"{result}: {area}: {m.file}: {m.old!r} -> {m.new!r} {m.reason}")

@@ -131,6 +131,36 @@ def faults() -> list[str]:
     return [f"{tried['kill']} kills and {tried['full']} full disks", f"at most {most} steps done again"]
 
 
+def planted_faults() -> list[str]:
+    """All, and those that a test notices."""
+    outcomes = [row["outcome"] for row in rows("mutants.csv")]
+    killed = outcomes.count("killed")
+    return [f"{len(outcomes)} planted faults: {killed} are killed, and the {len(outcomes) - killed} others"]
+
+
+def stock_configurations(name: str) -> list[int]:
+    """Of the 55 with these packages: three steps, no configuration, CUDA, data, wrong in itself, not run."""
+    results = [row["result"] for row in rows("threestudio-configs.csv") if row["packages"].startswith(name)]
+    kinds = ("3 steps", "no system_type", "CUDA only", "needs a ", "names data.")
+    counts = [sum(result.startswith(kind) for result in results) for kind in kinds]
+    assert len(results) == 55
+    return [*counts, len(results) - sum(counts)]
+
+
+def stock_table() -> list[str]:
+    names = {"torch 2.13.": "torch 2.13, diffusers 0.42", "torch 2.0.": "threestudio's pins: torch 2.0, diffusers 0.19"}
+    counts = {shown: " | ".join(map(str, stock_configurations(name))) for name, shown in names.items()}
+    return [f"| {shown} | {cells} |" for shown, cells in counts.items()]
+
+
+def stock_sentence() -> list[str]:
+    done, *left = stock_configurations("torch 2.13.")
+    sentence = "{}, {} name no system, {} need CUDA, {} needs CO3D's data, and {} names an option".format(
+        *[sum(left), *left[:4]]
+    )
+    return [f"{done} ran three steps", f"Of the other {sentence}"]
+
+
 @pytest.mark.parametrize(
     ("page", "figures"),
     [
@@ -148,6 +178,9 @@ def faults() -> list[str]:
         ("docs/results/README.md", compiled),
         ("docs/results/README.md", odd_inputs),
         ("docs/results/README.md", faults),
+        ("docs/results/README.md", planted_faults),
+        ("docs/results/README.md", stock_table),
+        ("docs/THREESTUDIO.md", stock_sentence),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
