@@ -26,9 +26,9 @@ from bench import joined, script_parser
 from torch import Tensor
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
-from carv_3d.attribution.command import cache_folder
 from carv_3d.attribution.encoded import EncodedImages
 from carv_3d.attribution.images import TinyImages
+from carv_3d.attribution.training_rows import cache_folder
 from carv_3d.core.proposals import TimestepProposal, make_proposal
 from carv_3d.core.variance import total_variance
 from carv_3d.stats.bootstrap import ratio_of_means

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -98,7 +98,11 @@ class FeatureMaker:
     @property
     def batch(self) -> int:
         """Items whose features are made at once."""
-        return max(1, BATCH // self.options.draws.K) if self._layers else 1
+        return self._at_once(self.options.draws.K)
+
+    def _at_once(self, K: int) -> int:
+        """Items of K draws that make a batch."""
+        return max(1, BATCH // K) if self._layers else 1
 
     def feature(self, key: str, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """The gradients (groups, dim) of one item, see `features`."""
@@ -119,10 +123,33 @@ class FeatureMaker:
             CarvError: a gradient that is not finite.
         """
         o = self.options
-        self._balance(latents[0], conditions[0])
         drawn = [
             item_draws(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed) for key, z in zip(keys, latents)
         ]
+        return self.from_draws(keys, latents, conditions, drawn)
+
+    def from_draws(
+        self,
+        keys: Sequence[str],
+        latents: Sequence[Tensor],
+        conditions: Sequence[Tensor | None],
+        drawn: Sequence[list[Draws]],
+    ) -> Tensor:
+        """As `features`, of draws as of `item_draws`: of each item equally many groups of equally many draws.
+
+        Args:
+            keys: name the items.
+            latents: (C, h, w) each.
+            conditions: (L, D) each, or None each.
+            drawn: each item's groups.
+
+        Returns:
+            (N, groups, dim) float32 on the model's device.
+
+        Raises:
+            CarvError: a gradient that is not finite.
+        """
+        self._balance(latents[0], conditions[0])
         if self._layers is None:
             rows = torch.cat([self._autograd(*item) for item in zip(latents, conditions, drawn)])
         else:
@@ -130,14 +157,14 @@ class FeatureMaker:
                 sums = self._by_layers(self._layers, latents, conditions, drawn)
             with self.meter.phase("project"):
                 rows = torch.stack([self.projection([row], self._sizes) for row in sums])
-        rows = rows.view(len(keys), o.draws.groups, -1)
+        rows = rows.view(len(keys), len(drawn[0]), -1)
         for key, row, draws in zip(keys, rows, drawn):
             if not bool(torch.isfinite(row).all()):
                 raise CarvError(
                     f"the gradient of {key!r} is not finite (timesteps {[d.t.flatten().tolist() for d in draws]}): "
                     "leave this item out, or load the model in full precision; what is finished is kept."
                 )
-        self.meter.count(items=len(keys), nfe=len(keys) * o.draws.K)
+        self.meter.count(items=len(keys), nfe=sum(draws.t.numel() for item in drawn for draws in item))
         return rows
 
     def _autograd(self, z: Tensor, condition: Tensor | None, drawn: list[Draws]) -> Tensor:
@@ -237,6 +264,16 @@ class FeatureMaker:
         shape = (self.options.draws.groups, self.projection.dim)
         return RowStore(folder, self.metadata(items), len(items), shape, keys, earlier)
 
+    def batches(self, pending: list[int]) -> Iterator[list[int]]:
+        """The items `pending`, in those whose features are made at once."""
+        for begin in range(0, len(pending), self.batch):
+            yield pending[begin : begin + self.batch]
+
+    def item_rows(self, items: LatentItems, batch: list[int]) -> Tensor:
+        """(N, groups, dim) of the items of a batch, as `features`."""
+        keys, latents = [items.key(i) for i in batch], [items.latents(i) for i in batch]
+        return self.features(keys, latents, [items.condition(i) for i in batch])
+
     def fill(
         self,
         store: RowStore,
@@ -259,16 +296,13 @@ class FeatureMaker:
             CarvError: as `feature`.
         """
         pending = store.pending(shard, shards)
-        total = len(store.share(shard, shards))
+        total, done = len(store.share(shard, shards)), 0
         try:
-            for begin in range(0, len(pending), self.batch):
-                batch = pending[begin : begin + self.batch].tolist()
-                done, before = begin + len(batch), begin // FLUSH_EVERY
-                keys, latents = [items.key(i) for i in batch], [items.latents(i) for i in batch]
-                rows = self.features(keys, latents, [items.condition(i) for i in batch])
-                for index, row in zip(batch, rows.cpu().numpy()):
+            for batch in self.batches(pending.tolist()):
+                before, done = done, done + len(batch)
+                for index, row in zip(batch, self.item_rows(items, batch).cpu().numpy()):
                     store.write(index, row.astype(np.float32))
-                if done // FLUSH_EVERY > before:
+                if done // FLUSH_EVERY > before // FLUSH_EVERY:
                     store.flush()
                 if show is not None and show(total - len(pending) + done, total) and done < len(pending):
                     return False

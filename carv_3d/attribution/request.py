@@ -25,6 +25,7 @@ METHODS = {  # name -> the output of its features, what the page says
 }
 MAX_KERNEL = 2**14  # 2 GiB in float64
 GROUPS, QUERY_GROUPS = 2, 8  # independent groups of the draws of a training image, and of a query's
+PILOT_DRAWS = 4  # of each training image, by which allocation=noise measures its noise
 ROUND_DRAWS, ROUND_GROUPS = 16, 2  # of a query's image, where rounds continue until the ranking is stable
 
 
@@ -38,11 +39,12 @@ class AttributeOptions(
     EngineOptions,
     LayerOptions,
     defaults={"num_draws": 8, "antithetic": True, "parameters": "text", "balance": True},
-    kinds={"num_draws": int, "dim": int, "stratify": Literal["none", "render"]},
+    kinds={"dim": int, "stratify": Literal["none", "render"]},
     helps={
         "model": "A folder or a hub id; else the run's, or carv-tiny.",
         "out": "The folder; unless given, outputs/attribution-QUERY.",
         "prompt": "The text that an image was made from.",
+        "num_draws": "K, draws of (t, eps) per training image; auto: chosen by the noise and seconds of a few.",
     },
     renamed={"draws": "num_draws", "data": "training_images"},
 ):
@@ -55,6 +57,9 @@ class AttributeOptions(
         "How many of them; else tiny's with gradients, all of others.",
         least=1,
         most=10**8,
+    )
+    allocation: Literal["equal", "noise"] = option(
+        "equal", "equal: K draws of each training image; noise: K on average, more where its own noise is larger."
     )
     query_draws: int | Literal["auto"] = option(
         "auto",
@@ -93,6 +98,17 @@ class AttributeOptions(
 
     def _check_layout(self) -> None:
         check_draws(self.K, self.antithetic, GROUPS)
+        if self.allocation == "noise" and self.least_draws > self.K:
+            raise CarvError(
+                f"num_draws is {self.num_draws}; with allocation=noise it must be at least {self.least_draws}: "
+                f"{PILOT_DRAWS} draws measure an image's noise, and the others are shared out."
+            )
+
+    @property
+    def least_draws(self) -> int:
+        """The smallest K: with allocation=noise the pilot's, an image's least besides, and as many more."""
+        unit = GROUPS * (2 if self.antithetic else 1)
+        return PILOT_DRAWS + 2 * unit if self.allocation == "noise" else unit
 
     @property
     def share(self) -> tuple[int, int]:

@@ -58,7 +58,7 @@ class RowStore:
         self._reads = 0
         self._meta = expected = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
         make_folder(folder)
-        with _locked(folder):
+        with waiting_for(folder):
             if not (folder / "meta.json").exists():
                 self._create(expected, list(keys), earlier)
             self._check(expected)
@@ -262,8 +262,8 @@ def _free_bytes(folder: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Waits for other processes that are making the same store; no lock where the platform has none."""
+def waiting_for(folder: Path) -> Iterator[None]:
+    """Waits for other processes that are making the same in `folder`; no lock where the platform has none."""
     try:
         import fcntl
     except ImportError:

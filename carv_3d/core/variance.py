@@ -86,6 +86,31 @@ def total_variance(samples: Tensor) -> float:
     return _covariance(samples, samples)
 
 
+@checked
+def strata_variance(contributions: Tensor, strata: int) -> float:
+    """The variance of a mean over `strata` strata with one contribution from each, unbiased.
+
+    It is measured on contributions from finer strata. One from a coarse stratum is one from any of the fine strata in
+    it. So E|g|^2 is the mean over these, and |E g|^2 the product of two independent means over them.
+
+    Args:
+        contributions: (2, S, ...), twice independently one from each of S strata.
+        strata: how many, which divides S; 1 for a single contribution from anywhere.
+
+    Raises:
+        CarvError: shapes or numbers that do not fit.
+    """
+    if contributions.dim() < 2 or len(contributions) != 2 or strata < 1 or contributions.shape[1] % strata:
+        raise CarvError(
+            f"contributions of shape {tuple(contributions.shape)} do not divide into {strata} strata: they need "
+            "(2, S, ...) with S a multiple of that."
+        )
+    x = contributions.detach().double().flatten(2) if contributions.dim() > 2 else contributions.double()[..., None]
+    x = x.unflatten(1, (strata, -1))  # (2, strata, fine, P)
+    squares, means = x.square().sum((1, 3)).mean(), x.mean(2)
+    return float(squares - (means[0] * means[1]).sum()) / strata**2
+
+
 def _covariance(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape or a.dim() < 1 or len(a) < 2:
         raise CarvError(f"a covariance needs two pairs of one shape at least, not {tuple(a.shape)}, {tuple(b.shape)}.")

@@ -17,12 +17,13 @@ from PIL import Image
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions, cosine, kernel
 from carv_3d.attribution.asking import Asked
-from carv_3d.attribution.command import AttributeOptions, attribute, kept_kernel
+from carv_3d.attribution.command import AttributeOptions, attribute
 from carv_3d.attribution.encoded import EncodedImages, encode_images
 from carv_3d.attribution.folder_images import FolderImages
 from carv_3d.attribution.images import TinyImages
 from carv_3d.attribution.queries import query_kind
 from carv_3d.attribution.store import RowStore
+from carv_3d.attribution.training_rows import kept_kernel
 from carv_3d.cli import main as cli
 from carv_3d.errors import CarvError
 from carv_3d.io.files import locked
@@ -290,9 +291,9 @@ def test_a_kernel_is_kept_until_the_rows_change(tmp_path, monkeypatch) -> None:
         store.write(i, rows[i])
     first = kept_kernel(store)
     assert torch.allclose(first, kernel(rows))
-    monkeypatch.setattr("carv_3d.attribution.command.kernel", lambda rows: pytest.fail("made again"))
+    monkeypatch.setattr("carv_3d.attribution.training_rows.kernel", lambda rows: pytest.fail("made again"))
     assert torch.equal(kept_kernel(store), first)
-    monkeypatch.setattr("carv_3d.attribution.command.kernel", kernel)
+    monkeypatch.setattr("carv_3d.attribution.training_rows.kernel", kernel)
     store.write(1, 2 * rows[1])
     assert torch.allclose(kept_kernel(store), kernel(store.rows))
     (tmp_path / "kernel.npz").write_bytes(b"damaged")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carv_3d.core.allocation import Measurement, best_measured, best_within
+from carv_3d.core.allocation import Measurement, best_measured, best_within, neyman
 from carv_3d.errors import CarvError
 
 
@@ -33,3 +33,36 @@ def test_measured() -> None:
 def test_mistakes_are_named(call: object, said: str) -> None:
     with pytest.raises(CarvError, match=said):
         call()  # type: ignore[operator]
+
+
+def variance(deviations: list[float], counts: list[int]) -> float:
+    return sum(s**2 / n for s, n in zip(deviations, counts))
+
+
+def test_draws_go_by_deviations_and_no_other_way_has_less_variance() -> None:
+    assert neyman([1, 2, 3], 60) == [10, 20, 30]
+    assert neyman([1, 2, 3], 60, unit=20) == [20, 20, 20]
+    assert neyman([0, 0, 0], 12, unit=2) == [4, 4, 4]
+    assert neyman([1, 1e6], 10, unit=2) == [2, 8]  # a unit at least
+    assert neyman([0.0, 1.0, 1.0], 6) == [1, 3, 2]
+    deviations, total = [0.3, 1.1, 2.7, 0.9], 21
+    counts = neyman(deviations, total)
+    assert sum(counts) == total
+    every = [(a, b, c, total - a - b - c) for a in range(1, 19) for b in range(1, 20 - a) for c in range(1, 21 - a - b)]
+    assert variance(deviations, counts) <= 1.01 * min(variance(deviations, list(n)) for n in every)
+    assert variance(deviations, counts) == pytest.approx(sum(deviations) ** 2 / total, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("deviations", "total", "said"),
+    [
+        ([1.0, -1.0], 4, "below 0 or not finite"),
+        ([1.0, float("nan")], 4, "below 0 or not finite"),
+        ([1.0, 1.0], 7, "7 draws do not divide among 2 items, in units of 2"),
+        ([1.0, 1.0, 1.0], 4, "each needs one unit"),
+        ([], 4, "among 0 items"),
+    ],
+)
+def test_draws_that_cannot_be_shared_out_are_named(deviations: list[float], total: int, said: str) -> None:
+    with pytest.raises(CarvError, match=said):
+        neyman(deviations, total, unit=2)

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from carv_3d.core.estimator import CarvEstimator, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.core.variance import cross_covariance, ecm, flat_gradient, gradients, half_square, re, total_variance
+from carv_3d.core.variance import (
+    cross_covariance,
+    ecm,
+    flat_gradient,
+    gradients,
+    half_square,
+    re,
+    strata_variance,
+    total_variance,
+)
 from carv_3d.errors import CarvError
 
 
@@ -106,3 +115,24 @@ def test_the_gradients_of_the_draws_average_to_that_of_the_loss() -> None:
 def test_ecm_and_re_by_hand() -> None:
     assert ecm(12.0, 2.0, 3.0, 4.0) == 2.0
     assert re(6.0, 3.0) == 2.0
+
+
+@pytest.mark.parametrize("strata", [1, 2, 4])
+def test_fine_strata_show_the_variance_of_coarse_ones(strata: int) -> None:
+    S, repeats = 8, 3000
+    u = (torch.arange(S) + torch.rand(repeats, 2, S, generator=torch.Generator().manual_seed(3)).double()) / S
+    x = torch.stack([3 * u, 1 + u.square()], -1) + 0.1 * normal(repeats, 2, S, 2, seed=4)
+    samples = torch.tensor([strata_variance(row, strata) for row in x])
+    low = torch.arange(strata).double() / strata
+    high = low + 1 / strata
+    moment = {n: (high ** (n + 1) - low ** (n + 1)) / (n + 1) * strata for n in (1, 2, 4)}  # E u^n in each stratum
+    spread = 9 * (moment[2] - moment[1] ** 2) + moment[4] - moment[2] ** 2 + 2 * 0.1**2
+    error = float(samples.std()) / repeats**0.5
+    assert abs(float(samples.mean()) - float(spread.mean()) / strata) < 4 * error
+    assert strata_variance(x[0, :, :, 0], strata) == pytest.approx(strata_variance(x[0, :, :, :1], strata))
+
+
+def test_strata_that_do_not_divide_are_named() -> None:
+    for shape, strata in (((2, 8, 3), 3), ((2, 8), 0), ((3, 8), 2), ((2,), 1)):
+        with pytest.raises(CarvError, match="do not divide into"):
+            strata_variance(torch.ones(*shape), strata)

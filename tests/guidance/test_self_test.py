@@ -11,8 +11,8 @@ import pytest
 import torch
 from small_families import build_family
 
-from carv_3d.attribution.command import _load
 from carv_3d.attribution.request import AttributeOptions
+from carv_3d.attribution.training_rows import load_model
 from carv_3d.distill.command import load_teacher as load_settings
 from carv_3d.errors import CarvError
 from carv_3d.guidance.self_test import LEVELS, noise_errors, warn_if_poor
@@ -88,7 +88,7 @@ def test_every_run_tries_a_model_that_is_not_built_in(
     for name in (str(sd_folder), "carv-tiny"):
         caplog.clear()
         if command == "attribute":
-            _load(AttributeOptions(query="mug"), name)
+            load_model(AttributeOptions(query="mug"), name)
         else:
             options: Any = SimpleNamespace(device="cpu", precision="float32")
             load_settings(SimpleNamespace(model=name, options=options))  # type: ignore[arg-type]
