@@ -1,7 +1,8 @@
 """The README followed word by word in a fresh clone: each block is run as it stands, and the first that fails ends it.
 
 The clone has an environment of HOME, PATH and the package index alone. What the README promises of a run must be there.
-Commands with a placeholder (PATH/TO/threestudio) are run where --threestudio gives the checkout, and listed else.
+Commands with a placeholder (PATH/TO/threestudio), and those in threestudio's folder, are run where --threestudio gives
+the checkout, and listed else.
 
     python benchmarks/newcomer.py [--threestudio CHECKOUT] [--out docs/results/newcomer.csv]
 """
@@ -61,7 +62,7 @@ def blocks(readme: str) -> list[Block]:
         elif language == "python":
             parts.append(Block("python", code))
         elif language in ("sh", "bash"):
-            parts += [Block("sh", part.strip()) for part in code.splitlines() if part.strip()]
+            parts += [Block("sh", part.strip()) for part in code.replace("\\\n", "").splitlines() if part.strip()]
     return parts
 
 
@@ -77,7 +78,7 @@ def run_blocks(clone: Path, readme: str, checkout: Path | None) -> list[Outcome]
     environment = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
     outcomes, python = [], STAND_INS
     for block in blocks(readme):
-        words = block.text
+        words, folder = block.text, clone
         if block.kind == "python":
             python += block.text
             command = ["./install.sh", "python", "-c", python]
@@ -85,10 +86,12 @@ def run_blocks(clone: Path, readme: str, checkout: Path | None) -> list[Outcome]
             if (PLACEHOLDER in words or words.startswith("carv threestudio")) and checkout is None:
                 outcomes.append(Outcome(block, "not run: no threestudio checkout was given", None))
                 continue
+            if words.startswith("carv threestudio"):
+                folder = checkout or clone
             command = ["bash", "-c", words.replace(PLACEHOLDER, str(checkout))]
         print(f"$ {words if block.kind == 'sh' else 'python: ' + words.splitlines()[0]}", flush=True)
         begin = time.perf_counter()
-        status = subprocess.run(command, cwd=clone, env=environment, check=False).returncode
+        status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
         outcomes.append(Outcome(block, "passed" if status == 0 else f"status {status}", time.perf_counter() - begin))
         if status:
             break

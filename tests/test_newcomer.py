@@ -16,6 +16,9 @@ def test_the_blocks_of_the_readme_are_found_and_its_promises_read() -> None:
     parts = newcomer.blocks(README)
     commands = [block.text for block in parts if block.kind == "sh"]
     assert commands[:2] == ['./install.sh carv generate "a red mug"', "./install.sh pytest"]
+    (threestudio,) = (command for command in commands if command.startswith("carv threestudio"))
+    assert "\\" not in threestudio
+    assert threestudio.endswith("stable-diffusion-2-1-base")  # a command of two lines is one block
     assert sum(block.kind == "python" for block in parts) == README.count("```python")
     assert {path.name for path in newcomer.promised(README)} == {"report.html", "asset.glb", "turntable.mp4"}
 
@@ -37,7 +40,7 @@ def test_the_first_block_that_fails_ends_it(broken: str, tmp_path: Path, monkeyp
     expected = {"nothing": count, "sh": 2, "python": 3}[broken]
     assert len(outcomes) == expected
     assert outcomes[-1].state.startswith("status 3") is (broken != "nothing")
-    assert sum(x.state.startswith("not run") for x in outcomes) == (2 if broken == "nothing" else 0)
+    assert sum(x.state.startswith("not run") for x in outcomes) == (3 if broken == "nothing" else 0)
     newcomer.write(tmp_path / "x.csv", outcomes, 12.0, "abc")
     rows = (tmp_path / "x.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == expected + 2

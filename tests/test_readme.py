@@ -14,6 +14,10 @@ def examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
+def test_a_newcomer_finishes_it() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+
+
 def test_the_library_example_runs_and_trains_what_is_rendered() -> None:
     code, _ = examples()
     theta = torch.full((2, 4, 8, 8), 3.0, requires_grad=True)

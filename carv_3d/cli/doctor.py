@@ -7,7 +7,8 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from carv_3d.cli.doctor_model import BYTES, model_files
@@ -20,13 +21,25 @@ from carv_3d.core.options import check_draws
 from carv_3d.errors import CarvError, checkout, first_line, install_command, printable, shown
 from carv_3d.version import __version__
 
-# the usage is left to argparse
-HELP = """
+HELP = """carv doctor
+       carv doctor MODEL [--num-draws K] [--precision half] [key=value ...]
+       carv doctor --threestudio PATH
 
 Check what is installed, what is missing, and how to fix it. Status 0: carv can run.
 
-  carv doctor MODEL    what a model's folder holds, how it is read and what it needs, or why it is refused;
-                       model_config=FOLDER, vae=FOLDER|FILE and loras=[FILE:SCALE] may follow"""
+MODEL, a folder or a hub id: what it holds, how it is read and what it needs, or why it is refused.
+key=value is model_config=FOLDER, vae=FOLDER or vae=FILE, loras=[FILE:SCALE].
+
+examples:
+  carv doctor
+  carv doctor /models/stable-diffusion-v1-5 --num-draws 8 --precision half"""
+#: What further commands need: an extra of the package, its modules, and what it is for.
+EXTRAS = (
+    ("compare", ("ray", "tensorboard", "torchmetrics"), "carv compare --engine ray, TensorBoard's files, CLIP score"),
+    ("distill", ("accelerate",), "carv distill in several processes"),
+    ("loggers", ("tensorboard", "wandb"), "logger=tensorboard, logger=wandb"),
+    ("view", ("viser",), "carv generate --view, carv view"),
+)
 
 
 def set_up() -> str:
@@ -38,9 +51,13 @@ def set_up() -> str:
 def parser() -> Parser:
     """Of `carv doctor`'s arguments."""
     made = Parser("carv doctor", HELP)
-    made.add_argument("--threestudio", metavar="PATH", help="check a threestudio checkout and this Python instead")
-    made.add_argument("--num-draws", type=int, default=1, metavar="K", help="of MODEL's memory (default: 1)")
-    made.add_argument("--precision", choices=list(BYTES), default="float32", help="the same (default: float32)")
+    made.add_argument("--threestudio", metavar="PATH", help="Check a threestudio checkout and this Python instead")
+    made.add_argument("--num-draws", type=int, default=1, metavar="K", help="K of MODEL's memory (default: 1)")
+    kinds = "|".join(BYTES)
+    made.add_argument(
+        "--precision", choices=list(BYTES), default="float32", metavar=kinds,
+        help="Precision of MODEL's memory (default: float32)",
+    )  # fmt: skip
     return made
 
 
@@ -70,7 +87,8 @@ def examine() -> list[Finding]:
     plain = (("omegaconf", "configs"), ("trimesh", "meshes"), ("xatlas", "textures"))
     checks += [_package(n, why, n) for n, why in plain]
     checks += [_package("skimage", "marching cubes", "scikit-image")]
-    checks += [_ffmpeg, _tiny, _classifier, _hub, _tcnn, _threestudio, _disk]
+    checks += [_ffmpeg, _tiny, _classifier, _hub, *(partial(_extra, *extra) for extra in EXTRAS)]
+    checks += [_tcnn, _threestudio, _disk]
     return [check() for check in checks]
 
 
@@ -196,6 +214,13 @@ def _hub() -> Finding:
         "(a hub id is downloaded once, about 5 GB)"
     )
     return Finding("model cache", False, f"no Stable Diffusion model in {cache}{offline}", fix)
+
+
+def _extra(name: str, modules: Sequence[str], purpose: str) -> Finding:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        return Finding(name, False, f"not installed: {', '.join(missing)} ({purpose})", install_command(name))
+    return Finding(name, True, f"{', '.join(f'{module} {installed(module)}' for module in modules)} ({purpose})")
 
 
 def _tcnn() -> Finding:

@@ -39,6 +39,7 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32", **files:
         precision: "float32" or "half", of the same.
         **files: as `model_files` gives them.
     """
+    from carv_3d.core.memory import short_amount
     from carv_3d.teachers.load import find_model
     from carv_3d.teachers.loading import load_schedule
     from carv_3d.teachers.model_folder import read_json, weight_files
@@ -65,7 +66,7 @@ def examine(model: str, num_draws: int = 1, precision: str = "float32", **files:
         Finding("prediction", True, str(schedule.prediction_type)),
         Finding("VAE", True, _scaling(vae) if vae else "none: the latents are pixels in [-1, 1]"),
         Finding("on disk", True, f"{numbers:,} parameters ({kinds})"),
-        Finding("memory", True, f"about {needed / 2**30:.1f} GiB at K = {num_draws} in {precision}, a rough estimate"),
+        Finding("memory", True, f"about {short_amount(needed)} at K = {num_draws} in {precision}, a rough estimate"),
     ]
     return [*findings, _self_test(model, numbers * 4, family, folder, files)]
 
@@ -76,7 +77,7 @@ def _scaling(vae: dict[str, Any]) -> str:
     from carv_3d.teachers.model_config import SCALING
 
     scaling, shift = vae.get("scaling_factor") or SCALING, vae.get("shift_factor") or 0.0
-    return f"{vae.get('latent_channels', 4)} channels, scaling_factor {scaling}, shift_factor {shift}"
+    return f"{vae.get('latent_channels', 4)} channels, scaling_factor {scaling:.5g}, shift_factor {shift:.5g}"
 
 
 def _on_disk(files: list[Path]) -> tuple[int, str]:
@@ -110,7 +111,7 @@ def _activations(network: dict[str, Any], vae: dict[str, Any], num_draws: int) -
 
 def _self_test(model: str, size: int, family: Any, folder: Path, files: dict[str, Any]) -> Finding:
     from carv_3d.core.memory import amount, free_memory
-    from carv_3d.guidance.self_test import noise_errors, percentages
+    from carv_3d.guidance.self_test import LEVELS, noise_errors, percentages
     from carv_3d.teachers.load import teacher_class
 
     free = free_memory()
@@ -122,5 +123,6 @@ def _self_test(model: str, size: int, family: Any, folder: Path, files: dict[str
         why = str(error) if isinstance(error, CarvError) else first_line(error)  # the fix stands at its end
         return Finding("self-test", False, f"the model does not run: {why}", "", True)
     good = all(error < 1 for error in errors)
-    state = f"its error in the noise is {percentages(errors)} of that of predicting zero"
+    levels = ", ".join(map(str, LEVELS))
+    state = f"its error in the noise is {percentages(errors)} of that of predicting zero, at t/T = {levels}"
     return Finding("self-test", good, state, "its files may be misread or untrained: try it in its own pipeline")

@@ -27,11 +27,13 @@ PARSERS = (
     generate.parser, variance.parser, compare.parser, attribute.parser, distill.parser, distill.variance_parser,
     view.parser, runs.parser,
 )  # fmt: skip
+SAME = {"variance": "generate", "compare": "generate"}  # commands that read another's options
 HELP = f"""carv options [COMMAND [WORD]]
 
 List options: their names, defaults and meaning.
 
-COMMAND is {", ".join(TABLES)}. WORD selects the options that contain it.
+COMMAND is {", ".join(TABLES)}. variance and compare have those of generate.
+WORD selects the options that contain it.
 
 examples:
   carv options generate draws
@@ -64,6 +66,7 @@ def main(args: argparse.Namespace) -> int:
     if args.options:
         raise CarvError(f"carv options lists options and sets none; leave {args.options[0]} out")
     name, word = [*args.words, *("generate", "")[len(args.words) :]][:2]
+    name = SAME.get(name, name)
     if name not in TABLES:
         raise CarvError(f"there are no options of {name!r}; there are: {', '.join(TABLES)}")
     lines = [f"{key} = {default}  ({due})\n    {text}" for key, default, due, text in _rows(name) if word in key]

@@ -18,7 +18,8 @@ HELP = """carv runs [FOLDER]
 
 List the runs below FOLDER (default: outputs): prompt or model, step, state, score, size.
 
-`carv runs clean` shows the runs of a state and asks before it removes their files. What a run did not write stays.
+`carv runs clean` shows the runs of a state and asks before it removes their files.
+What a run did not write stays.
 
 examples:
   carv runs

@@ -23,15 +23,16 @@ ACTIONS = {
 }
 HELP = f"""carv threestudio --config STOCK.yaml --train [--flag VALUE ...] [key=value ...]
 
-Run threestudio's own launcher, in the active environment, on any of its configurations, with each guidance
-replaced by CARV's of the same objective. Every option is kept, nothing is edited.
+Run threestudio's own launcher, in the active environment, on any of its configurations, with each
+guidance replaced by CARV's of the same objective. Every option is kept, nothing is edited.
 
-key=value sets an option, as threestudio's launch.py takes it. These go to each guidance by their last name:
-  {", ".join(SHORT)}
+key=value sets an option, as threestudio's launch.py takes it. These go to each guidance by their last
+name: {", ".join(SHORT)}.
 prompt=TEXT is system.prompt_processor.prompt.
 
 examples:
-  carv threestudio --config configs/dreamfusion-sd.yaml --train prompt="a delicious hamburger" num_draws=8
+  carv threestudio --config configs/dreamfusion-sd.yaml --train prompt="a hamburger" num_draws=8 \\
+      system.{{prompt_processor,guidance}}.pretrained_model_name_or_path=/models/stable-diffusion-2-1
   carv threestudio --config configs/magic123-coarse-sd.yaml --dry-run
   carv threestudio --config outputs/RUN/configs/parsed.yaml --train resume=outputs/RUN/ckpts/last.ckpt"""
 

@@ -64,8 +64,13 @@ def check_memory(parts: Mapping[str, int], fix: str, device: torch.device | None
 
 def amount(size: int) -> str:
     """Bytes in a unit to read, and as they are: "2.0 GiB (2,147,483,648 bytes)"."""
+    return f"{short_amount(size)} ({size:,} bytes)"
+
+
+def short_amount(size: int) -> str:
+    """Bytes in a unit to read: "2.0 GiB"."""
     unit, words = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
-    return f"{size / unit:,.1f} {words} ({size:,} bytes)"
+    return f"{size / unit:,.1f} {words}"
 
 
 def _meminfo(proc: Path) -> int | None:

@@ -100,7 +100,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
     with claimed(folder):
         if (folder / "blocks.json").exists():
             raise CarvError(
-                f"{folder} was measured by version 0.1.0, whose figures cannot be resumed; choose another --out."
+                f"{folder} was measured by an older carv_3d, whose figures cannot be resumed; choose another --out."
             )
         kept = KeptBatches(folder / "batches.json", depends_on, settings)
         with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):

@@ -13,6 +13,7 @@ from commands import loaded_by, refusal
 
 from carv_3d.cli import doctor
 from carv_3d.cli import main as cli
+from carv_3d.errors import install_command
 
 
 @pytest.fixture(autouse=True)
@@ -272,6 +273,23 @@ def test_doctor_names_the_fix_for_a_missing_package(monkeypatch: pytest.MonkeyPa
     nerfacc = finding("nerfacc")
     assert (nerfacc.found, nerfacc.needed) == (False, True)
     assert "pip install 'nerfacc" in nerfacc.fix
+
+
+def test_doctor_names_what_further_commands_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "viser" else real(name, *rest))
+    view, compare = finding("view"), finding("compare")
+    assert (view.found, view.needed, view.fix) == (False, False, install_command("view"))
+    assert "viser" in view.detail
+    assert compare.found
+    assert all(f"{name} {importlib.metadata.version(name)}" in compare.detail for name in ("ray", "torchmetrics"))
+    declared = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    for name, modules, _ in doctor.EXTRAS:
+        listed = declared.split(f"\n{name} = [")[1].split("]\n")[0]
+        assert all(f'"{module}>=' in listed for module in modules)
 
 
 def test_doctor_lists_the_models_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

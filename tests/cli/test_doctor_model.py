@@ -26,6 +26,7 @@ def test_carv_tiny_is_read_and_tried(capsys: pytest.CaptureFixture[str]) -> None
     for words in ("Stable Diffusion 1.x or 2.x in", "vp, 1000 timesteps", "unet F16", "self-test", "Ready. Try: carv"):
         assert words in shown
     assert re.search(r"ok +self-test +its error in the noise is \d+ %, \d+ %, \d+ % of that", shown)
+    assert re.search(r"ok +memory +about [1-9]\d* ?\.\d MiB at K = 1", shown)
 
 
 def test_a_flux_folder_is_read_and_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

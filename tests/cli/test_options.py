@@ -25,7 +25,7 @@ def test_options_are_listed_and_selected(capsys: pytest.CaptureFixture[str]) -> 
     assert cli(["options", "distill", "fake"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " = " in line]
     assert sorted(names) == ["fake_draws", "fake_lr", "fake_updates"]
-    for name in TABLES:
+    for name in (*TABLES, "variance", "compare"):
         assert cli(["options", name]) == 0
         assert "stratify = render  (one of none, render" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from commands import refusal
 
-from carv_3d.cli import attribute, compare, distill, doctor, generate, variance
+from carv_3d.cli import attribute, compare, doctor, generate, options, threestudio, variance
 from carv_3d.cli.options import PARSERS
 from carv_3d.cli.parser import OldForm, Parser, flags, one_word
 from carv_3d.config.reader import read_words
@@ -131,14 +131,13 @@ def test_a_grid_of_other_letters_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "made", [generate.parser(), variance.parser(), compare.parser(), attribute.parser(), distill.parser(),
-             distill.variance_parser()],
-    ids=lambda p: p.prog,
-)  # fmt: skip
+    "made", [parser() for parser in (*PARSERS, doctor.parser, options.parser, threestudio.parser)], ids=lambda p: p.prog
+)
 def test_a_help_fits_a_screen_and_has_an_example(made: Parser) -> None:
     lines = made.format_help().splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 102
+    assert lines[0].startswith(f"usage: {made.prog}")
     assert any(line.startswith("example") for line in lines)
 
 

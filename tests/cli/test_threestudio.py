@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from carv_3d.cli import main as cli
 from carv_3d.cli import threestudio
 from carv_3d.hosts import launch
 
-EXTENSION = Path(__file__).parents[2] / "custom" / "threestudio-carv"
+ROOT = Path(__file__).parents[2]
+EXTENSION = ROOT / "custom" / "threestudio-carv"
 STOCK = """
 name: stock
 data_type: some-data
@@ -99,6 +101,30 @@ def test_the_launcher_gets_the_stock_file_and_what_was_replaced(checkout: Path, 
         'system.prompt_processor.prompt="a: mug"', "system.guidance_type=carv-stable-diffusion-guidance",
         "system.guidance.num_draws=8", "system_type=some-system:carv-checkpoint",
     ]  # fmt: skip
+
+
+def shown_commands(name: str) -> list[str]:
+    """Every `carv threestudio` that trains a stock configuration, of a page or of the help."""
+    text = threestudio.HELP if name == "--help" else (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(r"^ *(carv threestudio --config configs/.* --train .*)$", text.replace("\\\n", ""), re.M)
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "custom/threestudio-carv/README.md", "docs/guides/threestudio.md", "--help"]
+)
+def test_a_command_of_the_pages_names_no_model_that_was_withdrawn(
+    name: str, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = "stabilityai/stable-diffusion-2-1-base"
+    stock = STOCK.replace("some/model", gone).replace("{prompt:", f"{{pretrained_model_name_or_path: {gone}, prompt:")
+    (checkout / "configs" / "dreamfusion-sd.yaml").write_text(stock)
+    commands = shown_commands(name)
+    assert commands
+    for command in commands:
+        split = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+        _, _, *words = split.stdout.split("\0")[:-1]  # as a shell gives them
+        assert cli.main(["threestudio", "--threestudio", str(checkout), *words, "--dry-run"]) == 0
+        assert "withdrawn" not in capsys.readouterr().err, command
 
 
 @pytest.mark.parametrize("action", ["test", "validate", "export"])

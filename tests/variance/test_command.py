@@ -80,7 +80,7 @@ def test_the_command_measures_resumes_and_refuses(tmp_path: Path, capsys: Any) -
     assert run(VarianceRequest(**{**given, "resume": True}), teacher()) == 0
     assert json.loads((out / "batches.json").read_text())["batches"] == first["batches"]  # nothing is measured twice
     (out / "blocks.json").touch()
-    with pytest.raises(CarvError, match=r"^\S+ holds figures of version 0.1.0|was measured by version 0.1.0"):
+    with pytest.raises(CarvError, match="was measured by an older carv_3d"):
         run(VarianceRequest(**{**given, "resume": True}), teacher())
     with pytest.raises(CarvError, match="is no run of carv generate"):
         run(VarianceRequest(**{**given, "source": tmp_path}), teacher())
