@@ -97,6 +97,16 @@ def sense_of_the_default() -> list[str]:
     return [f"| {percent(row['same object'])} (chance 2.5 %), {percent(row['same color'])} (chance 8.3 %) |"]
 
 
+def attribution_gain() -> list[str]:
+    """The ECM of strata with pairs at 64 evaluations: of all layers, of the default gradients."""
+    shown = []
+    for name in ("attribution-designs-layers.csv", "attribution-designs.csv"):
+        key = ("stratified + antithetic pairs", "64")
+        (row,) = (row for row in rows(name) if (row["design"], row["evaluations"]) == key)
+        shown.append("{:.1f} [{:.1f}, {:.1f}]".format(*(float(row[column]) for column in ("ECM", "low", "high"))))
+    return [f"| {', '.join(shown)} |"]
+
+
 def speed() -> list[str]:
     """Milliseconds of a draw and the quotient. The CSV's names are those of the parameters."""
     return [
@@ -178,6 +188,7 @@ def stock_sentence() -> list[str]:
         ("docs/results/attribution.md", sense("attribution-sense.csv")),
         ("docs/results/attribution.md", sense("attribution-sense-images.csv")),
         ("README.md", sense_of_the_default),
+        ("README.md", attribution_gain),
         ("docs/results/attribution.md", speed),
         ("docs/results/attribution.md", retraining),
         ("docs/results/README.md", compiled),
