@@ -21,8 +21,9 @@ def settle_environment(environment: MutableMapping[str, str] = os.environ) -> No
     has no cache, that of compiled loops lies under TMPDIR.
 
     Raises:
-        CarvError: NUMBA_CACHE_DIR names a folder that cannot be written, or no folder can be.
+        CarvError: the working folder is gone, or NUMBA_CACHE_DIR, or any folder, cannot be written.
     """
+    _check_working_folder()
     settle_threads(environment)
     environment["MPLBACKEND"] = "agg"
     if environment.get("NUMBA_CACHE_DIR"):
@@ -34,6 +35,16 @@ def settle_environment(environment: MutableMapping[str, str] = os.environ) -> No
         folder = _private_folder()
         environment["NUMBA_CACHE_DIR"] = folder
         environment.setdefault("MPLCONFIGDIR", folder)
+
+
+def _check_working_folder() -> None:
+    """CarvError without one: what torch's libraries would then say is of themselves."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise CarvError(
+            f"the working folder was removed or cannot be read ({error.strerror}); change to one that is there: cd ~"
+        ) from error
 
 
 def _private_folder() -> str:

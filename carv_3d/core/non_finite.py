@@ -30,7 +30,7 @@ class NonFiniteSteps:
         Raises:
             CarvError: it was the last of `LIMIT` in a row without anything finite.
         """
-        self.count = 0 if finite else self.count + 1
+        self.count = 0 if finite else min(self.count + 1, LIMIT)
         if self.count >= LIMIT:
             raise CarvError(f"{self.what} for {LIMIT} {self.unit}s: {self.fix}.")
         if not finite and not self.warned:
@@ -40,8 +40,8 @@ class NonFiniteSteps:
 
 def checked_count(count: object) -> int:
     """The `count` of a saved state; CarvError where it is none."""
-    if type(count) is not int or not 0 <= count < LIMIT:
+    if type(count) is not int or not 0 <= count <= LIMIT:
         raise CarvError(
-            f"the saved count of steps without anything finite is {shown(count)}; it is from 0 to {LIMIT - 1}."
+            f"the saved count of steps without anything finite is {shown(count)}; it is from 0 to {LIMIT}."
         )
     return count

@@ -160,9 +160,10 @@ class TimestepProposal:
             raise CarvError(f"w(t) is negative or not finite {where}: give weights that are finite and not below 0.")
 
     def _in_range(self) -> Measure:
-        if self._measured is None:
-            self._measured = self._measure()
-        return self._measured
+        measured = self._measured  # once: another thread may teach this proposal meanwhile
+        if measured is None:
+            measured = self._measured = self._measure()
+        return measured
 
     @property
     def _length(self) -> int:

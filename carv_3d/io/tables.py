@@ -24,10 +24,13 @@ MOST_SECONDS = 1e9  # of one step
 
 
 def append_row(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
-    """Add a row; CarvError where it cannot be written."""
+    """Add a row, and the header where the file was removed; CarvError where it cannot be written."""
     try:
         with path.open("a", newline="", encoding="utf-8") as handle:
-            csv.writer(handle).writerow(map(_cell, _values(row, columns)))
+            writer = csv.writer(handle)
+            if not handle.tell():
+                writer.writerow(columns)
+            writer.writerow(map(_cell, _values(row, columns)))
     except OSError as error:
         raise explain_os_error(error, path) from error
 

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from carv_3d.errors import CarvError
 from carv_3d.io.files import unused, write_via
-from carv_3d.io.tables import read_metrics, rows_up_to
+from carv_3d.io.tables import read_table, rows_up_to
 
 
 def kept_rows(
@@ -26,13 +27,21 @@ def kept_rows(
         misfit: is called with a sentence, without its end, before anything is written; it may raise.
 
     Raises:
-        CarvError: the file cannot be read, or its copy not be written.
+        CarvError: the file cannot be read at all, or its copy not be written.
     """
     if not path.exists():
         if last_step:
             misfit(f"{path} is missing: the figures up to step {last_step} are lost")
         return []
-    rows = read_metrics(path)
+    copy = unused(path.with_name(f"{path.name}.damaged"))
+    kept = f"it is kept as {copy.name}"
+    try:
+        rows = read_table(path, kept)[0]
+    except CarvError as error:  # no table of the run's; what can be read at all can be kept
+        if not path.is_file():
+            raise
+        _keep(path, copy, str(error), misfit)
+        return []
     foreign = sorted({name for row in rows[:1] for name in row} - set(columns))
     rows = rows_up_to(rows, last_step)
     steps = [row["step"] for row in rows]
@@ -44,7 +53,10 @@ def kept_rows(
         f"it has a column {foreign[0][:40]!r}" if foreign else "its steps do not rise" if not rising
         else f"it lacks some of the steps up to {last_step}"
     )  # fmt: skip
-    copy = unused(path.with_name(f"{path.name}.damaged"))
-    misfit(f"{path} is not as the run left it, {reason}; it is kept as {copy.name}")
-    write_via(copy, lambda temporary: shutil.copyfile(path, temporary))
+    _keep(path, copy, f"{path} is not as the run left it, {reason}; {kept}", misfit)
     return rows if whole or (rising and not foreign) else []
+
+
+def _keep(path: Path, copy: Path, sentence: str, misfit: Callable[[str], None]) -> None:
+    misfit(sentence)
+    write_via(copy, lambda temporary: shutil.copyfile(path, temporary))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.errors import require
+from carv_3d.errors import CarvError, first_line, require
 
 
 class Ranks:
@@ -40,8 +40,15 @@ class AccelerateRanks(Ranks):
     """The processes that `accelerate launch` or torchrun started: NCCL on CUDA, gloo on CPUs."""
 
     def __init__(self, cpu: bool = False) -> None:
-        """cpu: on the CPU, also where there are GPUs. Raises CarvError without accelerate."""
-        self._accelerator: Any = require("accelerate", "distill", "a run in several processes").Accelerator(cpu=cpu)
+        """cpu: on the CPU, also where there are GPUs. Raises CarvError without accelerate, or where none can join."""
+        accelerate = require("accelerate", "distill", "a run in several processes")
+        try:
+            self._accelerator: Any = accelerate.Accelerator(cpu=cpu)
+        except (ValueError, RuntimeError) as error:  # no address, or nobody there
+            raise CarvError(
+                f"WORLD_SIZE asks for {launched()} processes, which cannot join ({first_line(error)}); start them by "
+                "accelerate launch, or unset WORLD_SIZE for one"
+            ) from error
         self.rank = int(self._accelerator.process_index)
         self.world_size = int(self._accelerator.num_processes)
         self.device = torch.device(self._accelerator.device)

@@ -15,7 +15,7 @@ from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
 from carv_3d.io.files import clear_half_written, os_errors_explained, write_atomic
 from carv_3d.io.tables import append_row, write_rows
-from carv_3d.runs.checkpoint import BEGIN_AGAIN, resumed_state, save_checkpoint
+from carv_3d.runs.checkpoint import BEGIN_AGAIN, has_checkpoint, resumed_state, save_checkpoint
 from carv_3d.runs.kept_figures import kept_rows
 from carv_3d.runs.loggers import Logger
 from carv_3d.runs.names import CHECKPOINT, CONFIG, METRICS
@@ -241,6 +241,9 @@ class Run:
         """What is safe after a failure, and how to resume, for the end of a sentence."""
         if self.saved_step is None:
             return f"no checkpoint was written yet in {self.folder}"
+        if not has_checkpoint(self.checkpoint):
+            absent = f"the checkpoint of step {self.saved_step} is no longer in {self.folder}"
+            return f"{absent}; if the folder was moved, name its new place: {self.command} --resume --out FOLDER"
         return f"the checkpoint of step {self.saved_step} is intact, resume with: {self.resume_command}"
 
     @contextmanager

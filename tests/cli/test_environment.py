@@ -113,3 +113,12 @@ def test_what_attribute_cannot_write_is_refused_before_the_model(
     assert "loading" not in unwritable
     monkeypatch.setenv("CARV_CACHE", "file/x")
     assert "set CARV_CACHE" in refusal(capsys, "attribute", "a red mug")
+
+
+def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(CarvError, match=r"the working folder was removed .*; change to one that is there: cd ~"):
+        settle_environment({})

@@ -66,3 +66,19 @@ def test_sds_loss_counts_from_call_to_call() -> None:
         sds_loss(some_latents(), nothing, SCHEDULE, grad_clip=1.0 + step, num_draws=3)
     with pytest.raises(CarvError, match="no finite draw for 20 steps"):
         sds_loss(some_latents(), nothing, SCHEDULE, min_step=30)
+
+
+def test_the_state_of_an_estimator_that_has_ended_is_taken_back() -> None:
+    ended, resumed = make(num_draws=2), make(num_draws=2)
+    for _ in range(LIMIT - 1):
+        ended.estimate(some_latents(), nothing, generator=seeded())
+    for _ in range(3):  # whoever catches the error and continues is ended again
+        with pytest.raises(CarvError, match="no finite draw for 20 steps"):
+            ended.estimate(some_latents(), nothing, generator=seeded())
+    resumed.load_state_dict(ended.state_dict())
+    with pytest.raises(CarvError, match="no finite draw for 20 steps"):
+        resumed.estimate(some_latents(), nothing, generator=seeded())
+    resumed.estimate(some_latents(), model, generator=seeded())
+    assert "non_finite" not in resumed.state_dict()
+    with pytest.raises(CarvError, match="is 21; it is from 0 to 20"):
+        resumed.load_state_dict({**ended.state_dict(), "non_finite": LIMIT + 1})

@@ -222,3 +222,20 @@ def test_state_comes_back(name: str) -> None:
 def test_mistakes_are_named(make: object, said: str) -> None:
     with pytest.raises(CarvError, match=said):
         make()  # type: ignore[operator]
+
+
+def test_a_proposal_that_another_thread_teaches_is_sampled_with_one_table() -> None:
+    class Taught(AdaptiveProposal):
+        @property
+        def _measured(self) -> Any:
+            return None
+
+        @_measured.setter
+        def _measured(self, value: Any) -> None:
+            """As where an update follows at once."""
+
+    u = midpoints(64)
+    for taught_at_once, plain in zip(
+        Taught(SCHEDULE, "sds", 20, 980).sample(u), AdaptiveProposal(SCHEDULE, "sds", 20, 980).sample(u)
+    ):
+        assert torch.equal(taught_at_once, plain)

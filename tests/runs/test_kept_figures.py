@@ -8,6 +8,7 @@ from typing import NoReturn
 import pytest
 
 from carv_3d.errors import CarvError
+from carv_3d.io.tables import append_row
 from carv_3d.runs.kept_figures import kept_rows
 
 COLUMNS = ("step", "seconds", "place")
@@ -34,6 +35,34 @@ def test_what_is_not_the_runs_own_is_kept_as_a_copy(tmp_path: Path, text: str, r
         assert [row["step"] for row in kept_rows(path, COLUMNS, 4, said.append)] == kept
         assert said.pop() == f"{path} is not as the run left it, {reason}; it is kept as {name}"
         assert (tmp_path / name).read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"8,0.2,0.5,0.5\n9,0.2,0.5,0.5\n", "has two columns of the name '0.5'"),
+        (b"step,seconds\n1,\xff\n", "is not text in UTF-8"),
+    ],
+)
+def test_what_is_no_table_is_kept_and_the_run_continues(tmp_path: Path, text: bytes, reason: str) -> None:
+    path, said = tmp_path / "metrics.csv", list[str]()
+    path.write_bytes(text)
+    assert kept_rows(path, COLUMNS, 9, said.append) == []
+    assert said == [f"{path} {reason}; it is kept as metrics.csv.damaged"]
+    assert (tmp_path / "metrics.csv.damaged").read_bytes() == text
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CarvError, match="is a folder"):
+        kept_rows(path, COLUMNS, 9, said.append)
+
+
+def test_a_file_that_is_removed_while_the_run_writes_has_its_header_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    for step in (8, 9):
+        append_row(path, COLUMNS, {"step": step, "seconds": 0.5})
+    assert path.read_text().splitlines() == [HEAD, "8,0.5,", "9,0.5,"]
+    append_row(path, COLUMNS, {"step": 10})
+    assert [row["step"] for row in kept_rows(path, COLUMNS, 9, [].append)] == [8, 9]
 
 
 def test_where_that_is_refused_nothing_is_written(tmp_path: Path) -> None:

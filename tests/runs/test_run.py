@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from carv_3d.errors import CarvError
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
-from carv_3d.runs.ranks import Ranks
+from carv_3d.runs.ranks import Ranks, join
 from carv_3d.runs.run import Pace, Run
 
 
@@ -319,6 +320,37 @@ def test_a_run_that_fails_after_it_was_resumed_names_its_checkpoint(tmp_path: Pa
     kept = f"the checkpoint of step 2 is intact, resume with: carv walk --resume --out '{folder}'"
     with pytest.raises(CarvError, match=f"a mistake; {re.escape(kept)}$"):
         run.complete(resume=True)
+
+
+def test_a_checkpoint_that_was_taken_away_is_not_called_intact(tmp_path: Path) -> None:
+    run = WalkRun(tmp_path / "w", Pace(9, save_steps=2), [])
+    step = run.trainer.train_step
+
+    def removed() -> dict[str, float]:
+        if run.trainer.step == 3:
+            os.rename(run.folder, tmp_path / "moved")
+        return step()
+
+    run.trainer.train_step = removed  # type: ignore[method-assign]
+    gone = f"the checkpoint of step 2 is no longer in {run.folder}; if the folder was moved, name its new place"
+    with pytest.raises(CarvError, match=f"{re.escape(gone)}: carv walk --resume --out FOLDER$"):
+        run.complete(resume=False)
+    assert WalkRun(tmp_path / "moved", Pace(9), []).complete(resume=True) == 0
+    assert saved_steps(tmp_path / "moved") == list(range(1, 10))
+
+
+def test_processes_that_cannot_join_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(cpu: bool) -> None:
+        raise ValueError("environment variable MASTER_ADDR expected, but not set")
+
+    monkeypatch.setattr("carv_3d.runs.ranks.require", lambda *names: SimpleNamespace(Accelerator=absent))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        CarvError, match=r"asks for 2 processes, .* \(environment variable MASTER_ADDR .*unset WORLD_SIZE"
+    ):
+        join(cpu=True)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert join(cpu=True).world_size == 1
 
 
 def test_a_signal_in_the_last_step_leaves_the_outputs_to_a_resumed_run(tmp_path: Path) -> None:
