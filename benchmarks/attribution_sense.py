@@ -6,7 +6,9 @@ do not come with the package, each with its caption. For each query, the share o
 the same object and with the same color, against the share among all; whether the ranking differs from chance; the mean
 probability of the 20 to be in the true top 20; and the CPU seconds.
 
-    ./install.sh python benchmarks/attribution_sense.py [--queries 40] [--part report] [--kind prompts|images]
+--kind assets asks about the assets of runs of `carv generate`, in --runs FOLDER; those that are missing are made.
+
+    ./install.sh python benchmarks/attribution_sense.py [--queries 40] [--part report] [--kind prompts|images|assets]
         [--methods relatif,trak,cosine] [--ridges 0.3,1,3] [--threads 2] [--out docs/results/attribution-sense.csv]
 
 The combinations are dealt out once: `--part validation` has 24 of them, on which the defaults were chosen, and
@@ -17,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,11 +34,12 @@ from carv_3d.attribution import FeatureMaker, GradientModel
 from carv_3d.attribution.asking import Asked
 from carv_3d.attribution.command import METHODS, TOP, AttributeOptions, shipped_scorer
 from carv_3d.attribution.encoded import encoder_fingerprints
-from carv_3d.attribution.queries import Query, prompt_query
+from carv_3d.attribution.queries import Query, prompt_query, run_query
 from carv_3d.attribution.ranking import rank_query
 from carv_3d.attribution.scoring import Scorer
 from carv_3d.attribution.shipped import DrawnImages, ShippedRows, key, load
 from carv_3d.errors import CarvError
+from carv_3d.io.files import slug
 from carv_3d.io.tables import csv_text
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.dataset import object_colors
@@ -71,6 +76,18 @@ def left_out_images(index: Any, count: int) -> list[tuple[Query, str, str]]:
     labels = [images.labels(i) for i in chosen]
     queries = [Query(images.caption(i), images.caption(i), [images.image(i)], [images.caption(i)]) for i in chosen]
     return [(query, x["object"], x["color"]) for query, x in zip(queries, labels)]
+
+
+def assets(teacher: StableDiffusionTeacher, part: str, count: int, runs: Path) -> list[tuple[Query, str, str]]:
+    """The same of four views each of the assets of a part's prompts."""
+    queries = []
+    for obj, color in combinations(part, count):
+        prompt = f"a {color} {OBJECTS[obj][0]}"
+        folder = runs / slug(prompt)
+        if not (folder / "checkpoint").exists():
+            subprocess.run([sys.executable, "-m", "carv_3d", "generate", prompt, "--out", str(folder)], check=True)
+        queries.append((run_query(folder, teacher, 4), obj, color))
+    return queries
 
 
 def ask(
@@ -111,7 +128,12 @@ def measure(o: argparse.Namespace) -> list[list[Any]]:
     images = DrawnImages(shipped.index)
     shown = [images.labels(i) for i in range(len(images))]
     labels = [x["object"] for x in shown], [x["color"] for x in shown]
-    queries = left_out_images(shipped.index, o.queries) if o.kind == "images" else prompts(teacher, o.part, o.queries)
+    if o.kind == "images":
+        queries = left_out_images(shipped.index, o.queries)
+    elif o.kind == "assets":
+        queries = assets(teacher, o.part, o.queries, o.runs)
+    else:
+        queries = prompts(teacher, o.part, o.queries)
     features, rounds, seconds = ask(queries, teacher, maker, shipped)
     table = []
     for method in o.methods:
@@ -128,7 +150,8 @@ def main() -> None:
     """The table of all methods."""
     parser = script_parser(__doc__, queries=40, threads=2)
     parser.add_argument("--part", choices=["validation", "report"], default="report")
-    parser.add_argument("--kind", choices=["prompts", "images"], default="prompts")
+    parser.add_argument("--kind", choices=["prompts", "images", "assets"], default="prompts")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/attributed"), help="of --kind assets")
     parser.add_argument("--methods", type=joined(METHODS), default=["relatif", "trak", "cosine"])
     parser.add_argument("--ridges", type=joined(), default=["0.3", "1", "3"])
     parser.add_argument("--rows", type=Path, help="a file as attribution_store.py makes it, in place of the package's")

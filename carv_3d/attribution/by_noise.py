@@ -1,7 +1,10 @@
 """Draws shared out among the training images by their noise, at the same number of draws in all: `allocation=noise`.
 
-Each image has PILOT draws first, in two independent groups p_1, p_2. Its noise is |p_1 - p_2|, and the other N (K -
-PILOT) draws are in proportion to it (`core.allocation.neyman`). With r_g the mean of an image's other draws in group g,
+Each image has PILOT draws first, in two independent groups p_1, p_2. Half of |p_1 - p_2|^2 estimates the variance of
+one, roughly: draws have heavy tails, and an image that showed little by luck would have few draws for much noise. So
+estimates are drawn towards their mean where the pilot does not show that images differ, see `deviations`. The other
+N (K - PILOT) draws are in proportion to the roots (`core.allocation.neyman`). With r_g the mean of an image's other
+draws in group g,
 
     f_g = w p_g + (1 - w) r_g,        w = PILOT / K for every image.
 
@@ -12,7 +15,7 @@ image's single draw, and independent draws,
 
     sum_i Var = w^2 sum s_i^2 / PILOT + (1 - w)^2 (sum s_i)^2 / (N (K - PILOT)),
 
-where equal draws have sum s_i^2 / K.
+where equal draws have sum s_i^2 / K: the least, where every s_i is known.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ class NoiseMaker(FeatureMaker):
         self._pilot, first, draws = pilot, pilot_maker.options.draws.K, options.draws
         self._share = first / draws.K  # w
         unit = draws.groups * draws.design.group_size
-        self.rest = neyman([noise(row) for row in pilot], len(pilot) * (draws.K - first), unit)
+        self.rest = neyman(deviations(pilot).tolist(), len(pilot) * (draws.K - first), unit)
 
     def batches(self, pending: list[int]) -> Iterator[list[int]]:
         """Those of equally many draws together."""
@@ -77,6 +80,23 @@ class NoiseMaker(FeatureMaker):
         return {**super().own_metadata(), "allocation": "noise", "pilot": round(self._share * self.options.draws.K)}
 
 
-def noise(row: Any) -> float:
-    """|p_1 - p_2| / sqrt(2) of an item's pilot (2, dim): the root of the trace of the covariance between its groups."""
-    return float(torch.as_tensor(row).double().var(0).sum().sqrt())
+def deviations(pilot: Any) -> Tensor:
+    """(N,) what of each item's standard deviation is shown, float64, from a pilot (N, 2, dim) as of `NoiseMaker`.
+
+    Estimates v_i = |p_1 - p_2|^2 / 2 are drawn towards their mean: m + B (v_i - m), B = Cov(|p_1|^2, |p_2|^2) / Var(v),
+    the part of their variance that both groups of an item agree on. (The best linear prediction, as far as |p|^2 is
+    noise.) One standard error is taken off the covariance; so B is 0, and draws are equal, where the items are too
+    few or too alike for more.
+    """
+    squares, half = [], []
+    for row in pilot:
+        p = torch.as_tensor(row).double()
+        squares.append(p.square().sum(-1))
+        half.append((p[0] - p[1]).square().sum() / 2)
+    a, v = torch.stack(squares), torch.stack(half)
+    n, spread = len(v), float(v.var()) if len(v) > 1 else 0.0
+    if n < 2 or spread == 0:
+        return v.mean().sqrt().expand(n)
+    products = (a[:, 0] - a[:, 0].mean()) * (a[:, 1] - a[:, 1].mean())
+    shown = float(products.sum() / (n - 1) - products.std() / n**0.5) / spread
+    return (v.mean() + min(max(shown, 0.0), 1.0) * (v - v.mean())).clamp_min(0.0).sqrt()

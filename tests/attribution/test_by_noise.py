@@ -16,7 +16,7 @@ from scaling_double import Scaling, TensorItems
 from torch import nn
 
 from carv_3d.attribution import FeatureMaker, FeatureOptions, GradientModel, GroupedDrawOptions
-from carv_3d.attribution.by_noise import NoiseMaker, noise
+from carv_3d.attribution.by_noise import NoiseMaker, deviations
 from carv_3d.cli import main as cli
 from carv_3d.core.allocation import neyman
 
@@ -69,38 +69,57 @@ def test_the_mean_is_exact_where_noise_and_gradient_go_together(schedule, monkey
     exact_model, module = Scaling((1, 1, 1)), nn.Sequential(nn.Conv2d(1, 1, 1, bias=False))
     module[0].weight.data.copy_(exact_model.a)
     model = GradientModel.from_module(Untimed(module), schedule)
-    items = TensorItems(torch.full((1500, 1, 1, 1), 0.7))
+    items = TensorItems(torch.tensor([0.3, 3.0]).repeat(1000).view(-1, 1, 1, 1))
     maker = makers(model, items, 12, antithetic=False, stratify="none", parameters="layers")
-    assert len(set(maker.rest)) > 4
-    estimates = rows(maker, items).mean(1)[:, 0]
-    exact = float(exact_model.expected_gradient(items.z[0], schedule))
-    error = float(estimates.std()) / len(items) ** 0.5
-    assert abs(float(estimates.mean()) - exact) < 4 * error
-    by_count = torch.tensor([PILOT / (PILOT + n) for n in maker.rest]).double()
-    halves = rows(maker, items)
-    apart = (halves[:, 0] - halves[:, 1])[:, 0]
-    assert float(apart.square().mean()) / 4 == pytest.approx(float(estimates.var()), rel=0.15)  # uncorrelated groups
-    assert float(by_count.std()) > 0.05
+    counts = torch.tensor(maker.rest).double()
+    assert float(counts.std()) > 3
+    halves = rows(maker, items)[..., 0]
+    exact = torch.stack([exact_model.expected_gradient(z, schedule) for z in items.z[:2]])[:, 0].repeat(1000)
+    errors = halves.mean(1) - exact
+    for kind in range(2):
+        error = errors[kind::2]
+        assert abs(float(error.mean())) < 4 * float(error.std()) / len(error) ** 0.5
+    apart = (halves[:, 0] - halves[:, 1]).square().mean() / 4
+    assert float(apart) == pytest.approx(float(errors.square().mean()), rel=0.15)  # the groups are uncorrelated
 
 
 def test_the_variance_falls_as_theory_says(schedule) -> None:
     model = GradientModel.from_module(Scaling((1, 12, 12)), schedule)
-    K, copies, plain = 16, 30, {"antithetic": False, "stratify": "none"}
-    squares = {"noise": 0.0, "equal": 0.0}
-    exact = torch.stack([model.module.expected_gradient(z, schedule) for z in scaled(9, (1, 12, 12)).z])
+    K, N, copies, plain = 16, 60, 15, {"antithetic": False, "stratify": "none"}
+    z = scaled(N, (1, 12, 12)).z
+    exact = torch.stack([model.module.expected_gradient(each, schedule) for each in z])
+    s2, w = single_variances(model, scaled(N, (1, 12, 12))), PILOT / K
+    squares, theory = {"noise": 0.0, "equal": 0.0}, 0.0
     for copy in range(copies):
-        items = scaled(9, (1, 12, 12), f"copy {copy}")
+        items = scaled(N, (1, 12, 12), f"copy {copy}")
         maker = makers(model, items, K, **plain)
-        assert sum(maker.rest) == 9 * (K - PILOT)
+        assert sum(maker.rest) == N * (K - PILOT)
+        theory += float((w**2 * s2 / PILOT + (1 - w) ** 2 * s2 / torch.tensor(maker.rest)).sum()) / copies
         squares["noise"] += float((rows(maker, items).mean(1) - exact).square().sum()) / copies
         equal = FeatureMaker(model, options(K, **plain))
         squares["equal"] += float((rows(equal, items).mean(1) - exact).square().sum()) / copies
-    s2 = single_variances(model, scaled(9, (1, 12, 12)))
-    w, counts = PILOT / K, torch.tensor(neyman(s2.sqrt().tolist(), 9 * (K - PILOT), 2))
-    theory = float((w**2 * s2 / PILOT + (1 - w) ** 2 * s2 / counts).sum())
+    counts = torch.tensor(neyman(s2.sqrt().tolist(), N * (K - PILOT), 2))
+    known = float((w**2 * s2 / PILOT + (1 - w) ** 2 * s2 / counts).sum())
     assert squares["equal"] == pytest.approx(float(s2.sum()) / K, rel=0.08)
     assert squares["noise"] == pytest.approx(theory, rel=0.08)
-    assert squares["noise"] < 0.75 * squares["equal"]
+    assert known < theory < 1.15 * known  # what an estimate of the noise costs
+    assert theory < 0.9 * float(s2.sum()) / K
+
+
+def test_deviations_are_those_of_items_in_as_far_as_they_show() -> None:
+    g, N = torch.Generator().manual_seed(0), 4000
+    normal = torch.randn(N, 2, 3, generator=g, dtype=torch.float64)
+    alike = deviations(normal)
+    assert float(alike.std() / alike.mean()) < 0.05  # where raw estimates differ by half
+    assert float(alike.square().mean()) == pytest.approx(3, rel=0.05)
+    true = torch.tensor([1.0, 4.0], dtype=torch.float64).repeat(N // 2)
+    apart = deviations(normal * true[:, None, None]).square()
+    by_kind = apart.view(-1, 2).mean(0)
+    v = (normal * true[:, None, None]).diff(dim=1).square().sum((1, 2)) / 2
+    expected = float((3 * true**2).var() / v.var())  # the best linear prediction's slope
+    assert float(by_kind[1] - by_kind[0]) == pytest.approx(expected * 45, rel=0.1)
+    assert torch.equal(deviations(normal[:1]), normal[:1].diff(dim=1).square().sum((1, 2)).div(2).sqrt())
+    assert float(deviations(torch.ones(5, 2, 3)).sum()) == 0
 
 
 def test_an_items_row_is_its_pilot_and_its_own_draws(model, items) -> None:
@@ -110,7 +129,6 @@ def test_an_items_row_is_its_pilot_and_its_own_draws(model, items) -> None:
     first = FeatureMaker(model, options(PILOT)).feature(items.key(i), items.latents(i))
     row = rows(maker, items)[i].float()
     assert torch.allclose(row, 0.25 * first + 0.75 * own, atol=1e-6)
-    assert noise(first) == pytest.approx(float((first[0] - first[1]).norm()) / 2**0.5)
     assert {maker.rest[j] for batch in maker.batches([0, 2, 4]) for j in batch} == {maker.rest[j] for j in (0, 2, 4)}
 
 
