@@ -2,6 +2,8 @@
 
 Density on a lattice -> level -> solid pieces without cavities -> marching cubes -> light smoothing -> fewer triangles
 -> a texture with the colors that a camera in front of each point would see (`texture`) -> GLB or OBJ.
+
+trimesh, scipy and scikit-image take seconds to import. Whoever reads a run's options needs none of them.
 """
 
 from __future__ import annotations
@@ -9,19 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import trimesh
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.measure import marching_cubes
 
 from carv_3d.core.options import option
 from carv_3d.errors import CarvError
 from carv_3d.io.files import write_atomic
 from carv_3d.scenes.fields import Field, LatticeOptions
+
+if TYPE_CHECKING:
+    import trimesh
 
 __all__ = ["MeshOptions", "choose_level", "extract_mesh", "mesh_from_volume", "save_asset", "to_gltf_axes"]
 
@@ -102,6 +104,8 @@ def choose_level(volume: Volume, radius: float, level: float | str = "auto") -> 
 
 def _solid(volume: Volume, level: float, min_component: float) -> Volume:
     """`volume` with small pieces emptied and enclosed cavities filled; its border must be empty."""
+    from scipy import ndimage
+
     labels, n = ndimage.label(volume > level)
     sizes = np.bincount(labels.ravel(), minlength=n + 1)
     sizes[0] = 0
@@ -128,6 +132,9 @@ def mesh_from_volume(
         min_component: pieces of a smaller share of the whole are left out.
         smoothing: steps of Taubin's filter.
     """
+    import trimesh
+    from skimage.measure import marching_cubes
+
     pitch = 2 * radius / (volume.shape[0] - 1)
     mesh = trimesh.Trimesh()
     for nudge in (1.0, 1.003, 0.997, 1.01, 0.99):  # a lattice value right at the level pinches the surface
@@ -197,6 +204,8 @@ def save_asset(
         longest_side: in meters.
         extras: plain JSON values for `asset.extras` of asset.glb.
     """
+    import trimesh
+
     normals = to_gltf_axes(np.asarray(asset.vertex_normals))
     vertices = to_gltf_axes(np.asarray(asset.vertices, dtype=np.float64))
     low, high = vertices.min(axis=0), vertices.max(axis=0)
@@ -208,6 +217,8 @@ def save_asset(
 
 
 def _glb(mesh: trimesh.Trimesh, extras: Mapping[str, Any] | None) -> dict[str, bytes]:
+    import trimesh
+
     def name_asset(tree: dict[str, Any]) -> None:
         tree["asset"] = {"version": "2.0", "generator": "carv_3d", **({"extras": dict(extras)} if extras else {})}
 
@@ -217,6 +228,8 @@ def _glb(mesh: trimesh.Trimesh, extras: Mapping[str, Any] | None) -> dict[str, b
 
 
 def _obj(mesh: trimesh.Trimesh) -> dict[str, bytes]:
+    import trimesh
+
     white, black = [255] * 4, [0, 0, 0, 255]
     image = mesh.visual.material.baseColorTexture
     plain = trimesh.visual.material.SimpleMaterial(image, diffuse=white, ambient=white, specular=black, name="asset")
