@@ -83,13 +83,32 @@ def sense(name: str) -> Callable[[], list[str]]:
 
     def lines() -> list[str]:
         return [
-            f"| {percent(row['same object'])} | 2.5 % "
+            f"| {percent(row['same object'])} | {100 * float(row['by chance']):.1f} % "
             f"| {percent(row['same color'])} | {100 * float(row['color by chance']):.1f} % "
             f"| {row['queries']} of {row['queries']} | {percent(row['probability of the top 20'])} |"
             for row in rows(name)
         ]
 
     return lines
+
+
+def designs(name: str) -> Callable[[], list[str]]:
+    """The ECM of strata with pairs, of every number of evaluations from 4 on."""
+
+    def lines() -> list[str]:
+        made = [
+            row for row in rows(name) if row["design"] == "stratified + antithetic pairs" and row["evaluations"] != "2"
+        ]
+        cells = [f"{float(x['ECM']):.2f} ({float(x['low']):.2f}–{float(x['high']):.2f})" for x in made]
+        return [f"| stratified + antithetic pairs | {' | '.join(cells)} |"]
+
+    return lines
+
+
+def allocation() -> list[str]:
+    row = rows("attribution-allocation.csv")[0]
+    ends = f"({float(row['low']):.2f} to {float(row['high']):.2f})"
+    return [f"At {row['draws']} draws an image the ECM is **{float(row['ECM']):.2f}** {ends}"]
 
 
 def sense_of_the_default() -> list[str]:
@@ -187,6 +206,10 @@ def stock_sentence() -> list[str]:
         ("README.md", asset_limits),
         ("docs/results/attribution.md", sense("attribution-sense.csv")),
         ("docs/results/attribution.md", sense("attribution-sense-images.csv")),
+        ("docs/results/attribution.md", sense("attribution-sense-assets.csv")),
+        ("docs/results/attribution.md", designs("attribution-designs.csv")),
+        ("docs/results/attribution.md", designs("attribution-designs-layers.csv")),
+        ("docs/results/attribution.md", allocation),
         ("README.md", sense_of_the_default),
         ("README.md", attribution_gain),
         ("docs/results/attribution.md", speed),
