@@ -4,7 +4,7 @@
 make_environment() {
   local folder=$1 resolution=$2 extras='' name
   shift 2
-  for name in generate compare attribute distill; do extras="$extras --extra $name"; done
+  for name in generate compare attribute distill loggers view; do extras="$extras --extra $name"; done
   "${PYTHON:-python3}" -m venv "$folder"
   "$folder/bin/python" -m pip --disable-pip-version-check install -q uv
   printf '%s\n' "$@" >"$folder/constraints.txt"

@@ -33,7 +33,9 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
-MODULES = {"scikit-image": "skimage", "imageio-ffmpeg": "imageio_ffmpeg", "pillow": "PIL", "carv-3d": ""}
+MODULES = {"scikit-image": "skimage", "imageio-ffmpeg": "imageio_ffmpeg", "pillow": "PIL"} | dict.fromkeys(
+    ("carv-3d", "torch"), ""
+)  # these are always there
 
 
 def extras() -> dict[str, list[str]]:

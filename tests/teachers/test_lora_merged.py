@@ -20,7 +20,11 @@ CASES = ("peft", "rank-stabilized", "kohya")
 def test_the_weights_are_those_that_peft_merges(case: str, scale: float, sd_folder: Path) -> None:
     teacher = load_teacher(str(sd_folder), device="cpu")
     parts = {"unet": teacher.unet, "text_encoder": teacher.text_encoder}
-    modules = {f"{part} {name}": m for part, whole in parts.items() for name, m in whole.named_modules()}
+    modules = {
+        f"{part} {name.removeprefix('text_model.')}": m
+        for part, whole in parts.items()
+        for name, m in whole.named_modules()
+    }  # transformers 5 gave up the prefix
     recorded = load_file(FOLDER / "merged.safetensors")
     before, after = (
         {key.removeprefix(f"{kind} "): value for key, value in recorded.items() if key.startswith(f"{kind} ")}
@@ -30,11 +34,15 @@ def test_the_weights_are_those_that_peft_merges(case: str, scale: float, sd_fold
     with torch.no_grad():
         for name, value in before.items():
             modules[name].weight.copy_(value)
-    others = {f"{part} {k}": v.clone() for part, whole in parts.items() for k, v in whole.state_dict().items()}
+    others = {
+        f"{part} {k.removeprefix('text_model.')}": v.clone()
+        for part, whole in parts.items()
+        for k, v in whole.state_dict().items()
+    }
     add_loras(parts, [f"{FOLDER / case}.safetensors:{scale}"], "StableDiffusionPipeline")
     for part, whole in parts.items():
         for key, value in whole.state_dict().items():
-            name = f"{part} {key}"
+            name = f"{part} {key.removeprefix('text_model.')}"
             layer = name.removesuffix(".weight")
             if layer in after:
                 due = before[layer] + scale * (after[layer] - before[layer])
