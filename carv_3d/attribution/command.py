@@ -37,6 +37,7 @@ from carv_3d.attribution.shipped import load as load_shipped
 from carv_3d.attribution.training_rows import (
     TINY_ITEMS,
     cache_folder,
+    check_store,
     kept_kernel,
     load_model,
     make_gradients,
@@ -82,6 +83,8 @@ def attribute(options: AttributeOptions) -> int:
     out = new_folder(options.out, default, "choose another --out")
     if options.store is None or options.training_images == "tiny":  # whose images are kept there too
         cache_folder()
+    if options.store is not None:
+        check_store(options.store)
     # shares of one query have the same folder, and leave it alone
     store = contextlib.nullcontext() if options.store is None else folder_for(options.store)
     with store, contextlib.nullcontext() if options.shard else claimed(out), out_of_memory_as(TOO_LARGE):

@@ -93,6 +93,9 @@ class AttributeOptions(
             raise CarvError(f"shard is {self.shard!r}; it must be I/N, such as 0/2 for the first of two.")
         if not 0 <= self.share[0] < self.share[1]:
             raise CarvError(f"shard is {self.shard!r}; shares count from 0, so the last is {self.share[1] - 1}.")
+        for place in self.merge:
+            if self.store is not None and expanded(place).resolve() == expanded(self.store).resolve():
+                raise CarvError(f"--merge names {place}, which is --store itself; name the stores of other machines.")
         if self.model is not None:
             check_data(self.training_images, self.model)
 

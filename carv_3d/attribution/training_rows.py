@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import zipfile
 from dataclasses import replace
 from functools import cache, partial
@@ -28,10 +29,13 @@ from carv_3d.attribution.request import PILOT_DRAWS, AttributeOptions
 from carv_3d.attribution.scores import kernel
 from carv_3d.attribution.shares import Opened, make_rows, with_whole_paths
 from carv_3d.attribution.store import RowStore
+from carv_3d.errors import CarvError, shown
 from carv_3d.guidance.self_test import warn_if_poor
-from carv_3d.io.files import check_cache, expanded, make_folder, open_file, user_cache, write_via
+from carv_3d.io.files import check_cache, expanded, explain_os_error, make_folder, open_file, user_cache, write_via
 from carv_3d.runs.progress import Display
 
+LATENTS = "latents"  # a store has them first
+BEFORE_ROWS = r"[0-9a-f]{16}\.npy|draws-[0-9a-f]{8}\.json"  # what may be in one before there are any
 TINY_ITEMS = 2000  # of carv-tiny's, where gradients are made and no number is named
 
 
@@ -91,6 +95,21 @@ def store_folder(options: AttributeOptions, model: GradientModel, images: Traini
         return options.store
     key = f"{model.fingerprint()} {images.fingerprint()}"
     return cache_folder() / "attribution" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def check_store(folder: Path) -> None:
+    """CarvError where a folder that is named as the store holds something else, such as a run."""
+    try:
+        there = (
+            sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
+        )
+    except OSError as error:
+        raise explain_os_error(error, folder, "read") from error
+    others = [name for name in there if not re.fullmatch(BEFORE_ROWS, name)]
+    if others and LATENTS not in there:
+        raise CarvError(
+            f"{folder} is no store of gradients, it holds {shown(others[0])}; name a new folder for --store."
+        )
 
 
 def _earlier_stores(options: AttributeOptions, base: Path, name: str) -> list[Path]:
@@ -154,8 +173,8 @@ def _make(
     if rows.taken_over:
         display.say(f"{rows.taken_over} of {len(items)} gradients are those of an earlier query.")
     for place in map(expanded, options.merge):
-        items.store.merge(place / "latents")
-        count = rows.merge(place / _features_name(replace(options, store=place), pilot))
+        items.store.merge(place / LATENTS)
+        count = rows.merge(place / _features_name(replace(options, store=place, merge=()), pilot))
         display.say(f"{count} gradients are those of {place}.")
     own_cache = options.store is not None and options.training_images != "tiny"
     cached = base if own_cache else cache_folder().resolve()
@@ -186,7 +205,7 @@ def open_stores(
         base: the folder of the stores.
         pilot: of allocation=noise; else it must be complete.
     """
-    items = EncodedImages(images, teacher, base / "latents", _earlier_stores(options, base, "latents"))
+    items = EncodedImages(images, teacher, base / LATENTS, _earlier_stores(options, base, LATENTS))
     maker = FeatureMaker(shared.model, _features(options, pilot), projection=shared.projection)
     maker.share_layers(shared)
     name = _features_name(options, pilot)

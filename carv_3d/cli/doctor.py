@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -10,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from carv_3d.cli.doctor_model import BYTES, model_files
 from carv_3d.cli.doctor_model import examine as examine_model
@@ -33,6 +35,7 @@ key=value is model_config=FOLDER, vae=FOLDER or vae=FILE, loras=[FILE:SCALE].
 examples:
   carv doctor
   carv doctor /models/stable-diffusion-v1-5 --num-draws 8 --precision half"""
+OF_MODELS: dict[str, Any] = {"num_draws": 1, "precision": "float32"}  # flags, with their defaults
 #: What further commands need: an extra of the package, its modules, and what it is for.
 EXTRAS = (
     ("compare", ("ray", "tensorboard", "torchmetrics"), "carv compare --engine ray, TensorBoard's files, CLIP score"),
@@ -52,10 +55,12 @@ def parser() -> Parser:
     """Of `carv doctor`'s arguments."""
     made = Parser("carv doctor", HELP)
     made.add_argument("--threestudio", metavar="PATH", help="Check a threestudio checkout and this Python instead")
-    made.add_argument("--num-draws", type=int, default=1, metavar="K", help="K of MODEL's memory (default: 1)")
+    made.add_argument(
+        "--num-draws", type=int, default=argparse.SUPPRESS, metavar="K", help="K of MODEL's memory (default: 1)"
+    )
     kinds = "|".join(BYTES)
     made.add_argument(
-        "--precision", choices=list(BYTES), default="float32", metavar=kinds,
+        "--precision", choices=list(BYTES), default=argparse.SUPPRESS, metavar=kinds,
         help="Precision of MODEL's memory (default: float32)",
     )  # fmt: skip
     return made
@@ -69,13 +74,15 @@ def main(words: list[str]) -> int:
     if len(args.words) > 1 or (args.words and args.threestudio is not None):
         raise CarvError(f"carv doctor takes one model or one checkout, and not {shown(args.given[-1])} too")
     if not args.words:
-        if args.options:
-            raise CarvError(f"{args.options[0]} is of a model, and none is named; see carv doctor --help")
+        asked = [*args.options, *(f"--{name.replace('_', '-')}" for name in OF_MODELS if name in args)]
+        if asked:
+            raise CarvError(f"{asked[0]} is of a model, and none is named; see carv doctor --help")
         return report(threestudio=args.threestudio)
     model, files = args.words[0], model_files(args.options)
-    check_draws(args.num_draws, antithetic=False)
+    num_draws, precision = (getattr(args, name, default) for name, default in OF_MODELS.items())
+    check_draws(num_draws, antithetic=False)
     command = f'carv generate "a red mug" system.guidance.pretrained_model_name_or_path={model}'
-    return show(examine_model(model, args.num_draws, args.precision, **files), " ".join([command, *args.options]))
+    return show(examine_model(model, num_draws, precision, **files), " ".join([command, *args.options]))
 
 
 def examine() -> list[Finding]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from carv_3d.cli import completion
 from carv_3d.cli.environment import settle_environment
 from carv_3d.cli.streams import GONE, one_interrupt, steady_streams
-from carv_3d.errors import CarvError, packages
+from carv_3d.errors import CarvError, packages, shown
 from carv_3d.io.files import os_errors_explained
 from carv_3d.version import __version__
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "options": "list options, their defaults and meaning",
     "doctor": "check what is installed, what is missing, and how to fix it",
 }
+HELP, VERSION = ("-h", "--help", "help"), ("-V", "--version")
 RUNS = ("generate", "variance", "compare", "attribute", "distill")  # their product is files
 # of commands whose extra has another name
 EXTRAS = {
@@ -81,11 +82,11 @@ def _of_memory(error: RuntimeError) -> bool:
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
-    if words[0] in ("-V", "--version"):
-        print(f"carv_3d {__version__}")
+    if not words or words[0] in (*HELP, *VERSION):
+        if words[1:]:
+            instead = f", or write carv {words[1]} --help" if words[0] in HELP and words[1] in COMMANDS else ""
+            raise CarvError(f"carv {words[0]} takes nothing more; leave {shown(words[1])} out{instead}")
+        print(f"carv_3d {__version__}" if words and words[0] in VERSION else _usage())
         return 0
     name = words[0]
     if name not in COMMANDS:

@@ -12,7 +12,7 @@ from typing import Any
 from carv_3d.cli import attribute, compare, distill, generate, runs, variance, view
 from carv_3d.cli.parser import Parser, command
 from carv_3d.core.options import Option
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 
 # name -> (module, class, who reads it)
 TABLES = {
@@ -60,6 +60,10 @@ def parser() -> Parser:
 @command(parser)
 def main(args: argparse.Namespace) -> int:
     """`carv options`: see its --help."""
+    most = 0 if args.markdown else 2
+    if len(args.given) > most:
+        takes = "--markdown lists all options" if args.markdown else "carv options takes a command and a word"
+        raise CarvError(f"{takes}; leave {shown(args.given[most])} out")
     if args.markdown:
         print(markdown(), end="")
         return 0

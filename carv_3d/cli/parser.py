@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from carv_3d.core.kinds import members
 from carv_3d.core.options import Option, Options, RunOptions
-from carv_3d.errors import CarvError, printable
+from carv_3d.errors import CarvError, printable, shown
 from carv_3d.io.files import expanded
 
 # a list's flag for each of its texts, and flags without a value, whose repetition changes nothing
@@ -120,6 +120,8 @@ class Parser(argparse.ArgumentParser):
                     raise CarvError(f"{flag} is empty; give a value, or leave it out")
                 value = _read(word, declared.kind)
                 setattr(args, declared.name, declared.check(value, flag))
+                if _items(declared.kind) is not None and not isinstance(word, list):
+                    refuse_twice(flag, getattr(args, declared.name))
         args.command, args.given = shlex.join([*self.prog.split(), *words]), [*args.words, *literal]
         args.options = [w for w in args.words if re.match(r"[A-Za-z_][\w.]*=", w)]
         args.words = [w for w in args.words if w not in args.options] + literal
@@ -172,6 +174,13 @@ def command(parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Namesp
 def flags(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given with their values, without what `Parser.read` adds."""
     return {name: value for name, value in vars(args).items() if name not in ("words", "options", "given", "command")}
+
+
+def refuse_twice(flag: str, values: Sequence[Any]) -> None:
+    """CarvError for a list that names something twice: which of the two was meant to be another?"""
+    again = next((value for i, value in enumerate(values) if value in values[:i]), None)
+    if again is not None:
+        raise CarvError(f"{flag} names {shown(again)} twice; name it once")
 
 
 def the_word(words: Sequence[str], what: str, example: str, missing: str) -> str:

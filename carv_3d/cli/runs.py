@@ -43,6 +43,8 @@ def main(args: argparse.Namespace) -> int:
     words = words[cleaning:]
     if len(words) > 1:
         raise CarvError(f"{len(words)} folders were given; name one, such as carv runs outputs")
+    if words == [""]:
+        raise CarvError("the folder is empty text; name one, such as carv runs outputs")
     if given and not cleaning:
         raise CarvError(f"--{min(given)} is of carv runs clean; write carv runs clean, or leave it out")
     folder = expanded(words[0] if words else "outputs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,35 +35,47 @@ NOT_METRICS = {"step", "seconds", "nfe", "renders"}
 def read_runs(words: Sequence[str]) -> list[RunRecord]:
     """The runs of `[NAME=]FOLDER` words, each with its method's name; a comparison's folder gives all of its runs.
 
-    A run that is named twice counts once, and has a note: intervals from copies of a run would be too narrow.
+    A run that is named twice, or with a copy of its folder, counts once, and has a note: intervals from copies of a run
+    would be too narrow.
 
     Raises:
         CarvError: a folder is missing, is no run, or its metrics cannot be read; one run is named as two methods; in
             one sentence.
     """
-    runs: dict[Path, RunRecord] = {}
+    runs: dict[Any, RunRecord] = {}
     for word in words:
         name, equals, rest = word.partition("=")
         if not equals or Path(word).exists():
             name, rest = "", word
-        if name:
+        if equals and rest != word:
             check_label(name, f"{shown(word)} is to be NAME=FOLDER", MAX_READ_LABEL)
         if not rest:
             raise CarvError(f"{word!r} names no folder; write FOLDER or NAME=FOLDER")
         for folder in _folders(Path(rest)):
             run = read_run(folder, name)
-            first = runs.setdefault(folder.resolve(), run)
+            first = runs.setdefault(_measured(run), run)
             if first is not run:
                 _count_once(first, run)
     return name_methods(list(runs.values()))
 
 
 def _count_once(first: RunRecord, again: RunRecord) -> None:
-    """A note for a run that was named before; CarvError where it was another method then."""
+    """A note for a run that was named before, or a copy of it; CarvError where it was another method then."""
+    same = first.folder.resolve() == again.folder.resolve()
     if first.method != again.method:
         names = " and ".join(repr(run.method) if run.method else "without a name" for run in (first, again))
-        raise CarvError(f"{again.folder} is one run and is named twice, {names}; name it once")
-    first.notes.append(f"{again.folder} is named twice and counts once")
+        what = "is one run and is named twice" if same else f"is a copy of {first.folder}, and they are named"
+        raise CarvError(f"{again.folder} {what}, {names}; name it once")
+    twice = "is named twice" if same else f"is a copy of {first.folder}"
+    first.notes.append(f"{again.folder} {twice} and counts once")
+
+
+def _measured(run: RunRecord) -> Any:
+    """What no two runs share: the times of their steps; without a clock's, which differ by step, the folder."""
+    seconds = run.metrics.get("seconds_per_step", np.empty(0))
+    if len(np.unique(seconds[np.isfinite(seconds)])) < 2:
+        return run.folder.resolve()
+    return run.prompt, run.seed, tuple(run.settings.items()), seconds.tobytes()
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from carv_3d.config.annealing import Annealed, counts_steps
 from carv_3d.config.reader import escaped, read_options, read_override, resolved, to_mapping
 from carv_3d.config.request import TextOptions
-from carv_3d.core.arguments import checked, refuse_text
+from carv_3d.core.arguments import checked, described, refuse_text
 from carv_3d.core.options import AdamOptions, Options, RunOptions, option
 from carv_3d.errors import CarvError
 from carv_3d.guidance.options import AUTO, GuidanceOptions, ViewPromptOptions
@@ -286,7 +286,11 @@ def load_config(
         CarvError: in one sentence, for a file that cannot be read and for every unknown or bad option.
     """
     refuse_text("overrides", overrides)
-    config = _merged(_read_yaml(find_config(Path(path))) if path else {}, overrides, seed)
+    if not isinstance(prompt, str):
+        raise CarvError(f"prompt is {described(prompt)}; it must be text, '' for the configuration's.")
+    if path is not None and not str(path).strip():
+        raise CarvError(f"path is {described(path)}, which names no file; give a YAML file, or None for the defaults.")
+    config = _merged({} if path is None else _read_yaml(find_config(Path(path))), overrides, seed)
     if prompt:
         config = read_options(config, {"system": {"prompt_processor": {"prompt": prompt}}})
     return config

@@ -27,6 +27,8 @@ def whole_step(name: str, value: Any) -> int:
     Raises:
         CarvError: it is no whole number from 0 to 2^53.
     """
+    if type(value) is int and 0 <= value <= MOST_STEPS:
+        return value
     single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta
     is_whole, number = convert(value.item() if single else value, int)
     if not is_whole or not 0 <= number <= MOST_STEPS:

@@ -80,10 +80,9 @@ class ScoreOptions(SamplingOptions):
             epoch: the same, for schedules that count epochs.
 
         Raises:
-            CarvError: if the schedules have crossed, or where step or epoch is no whole number of at least 0.
+            CarvError: if the schedules have crossed, or where step or epoch is no whole number from 0 to 2^53.
         """
-        if type(step) is not int or type(epoch) is not int or min(step, epoch) < 0:
-            step, epoch = whole_step("step", step), whole_step("epoch", epoch)
+        step, epoch = whole_step("step", step), whole_step("epoch", epoch)
         low, high = self._shares(step, epoch)
         if low > high:
             raise CarvError(f"min_step_percent ({low:g}) is above max_step_percent ({high:g}) at step {step}.")

@@ -50,9 +50,11 @@ def newest_folder(default: Path, is_the_run: Callable[[Path], bool]) -> Path:
 
 
 def refuse_file(folder: Path) -> None:
-    """CarvError where a file, of a run perhaps, is named in place of the run's folder."""
+    """CarvError where a file, of a run perhaps, or a device is named in place of the run's folder."""
     if folder.is_file():
         raise CarvError(f"{folder} is a file; name the folder of a run that it belongs to")
+    if folder.exists() and not folder.is_dir():
+        raise CarvError(f"{folder} is no folder of a run; name one, such as outputs/a-red-mug-0")
 
 
 def check_resumable(folder: Path) -> None:

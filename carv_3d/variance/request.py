@@ -44,6 +44,14 @@ class VarianceRequest(
         if len(set(self.at)) > MOST_STEPS:
             raise CarvError(f"--at names {len(set(self.at))} steps; name {MOST_STEPS} at most, as each has a panel.")
 
+    def _refuse_same(self) -> None:
+        """CarvError for two names of one estimator, such as is+strat and strat+is: it would be measured twice."""
+        by_options: dict[str, str] = {}
+        for m in map(method, dict.fromkeys(self.methods)):
+            first, name = by_options.setdefault(repr([sorted(m.guidance.items()), m.data]), m.name), m.name
+            if first != name:
+                raise CarvError(f"--methods names one estimator twice, {first} and {name}; name it once.")
+
     def settings(self) -> list[Setting]:
         """The baseline first.
 
@@ -53,6 +61,7 @@ class VarianceRequest(
         Raises:
             CarvError: a method is left with no (R, K).
         """
+        self._refuse_same()
         out = [BASELINE]
         for m in map(method, dict.fromkeys(self.methods)):
             places = [(R, K) for R in self.R for K in self.K if m.takes(R, K)]

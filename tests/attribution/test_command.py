@@ -23,7 +23,7 @@ from carv_3d.attribution.folder_images import FolderImages
 from carv_3d.attribution.images import TinyImages
 from carv_3d.attribution.queries import query_kind
 from carv_3d.attribution.store import RowStore
-from carv_3d.attribution.training_rows import kept_kernel
+from carv_3d.attribution.training_rows import check_store, kept_kernel
 from carv_3d.cli import main as cli
 from carv_3d.errors import CarvError
 from carv_3d.io.files import locked
@@ -225,6 +225,22 @@ def test_a_store_of_another_model_is_refused(data, sd_folder, place, capsys, tmp
     assert cli.main(arguments(data / "0.png", data, changed, "--store", store, "--out", str(tmp_path / "c"))) == 0
     assert (tmp_path / "c/scores.csv").read_text() == (tmp_path / "a/scores.csv").read_text()
     assert {p.name: p.read_bytes() for p in (tmp_path / "store" / "loss").iterdir()} == before
+
+
+def test_a_folder_of_another_kind_is_no_store(data, sd_folder, place, capsys) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("seed: 0")
+    asked = [*arguments(data / "0.png", data, sd_folder, "--out", "a"), "--store"]
+    words = refusal(capsys, *asked, "run")
+    assert "run is no store of gradients, it holds 'config.yaml'; name a new folder for --store" in words
+    assert "it holds '0.png'" in refusal(capsys, *asked, str(data))
+    assert [path.name for path in Path("run").iterdir()] == ["config.yaml"]
+    assert "--merge names ./st, which is --store itself" in refusal(capsys, *asked, "st", "--merge", "./st")
+    Path("begun").mkdir()
+    Path("begun/0123456789abcdef.npy").touch()  # as a kill leaves it, before the first gradient
+    Path("begun/.claims").touch()
+    check_store(Path("begun"))
+    check_store(Path("nowhere"))
 
 
 def test_folders_of_images_with_captions_of_either_kind(tmp_path) -> None:

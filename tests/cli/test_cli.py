@@ -174,6 +174,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(name in out for name in cli.COMMANDS)
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("carv_3d 0.")
+    assert refusal(capsys, "--version", "x") == "carv: carv --version takes nothing more; leave 'x' out"
+    assert "leave 'view' out, or write carv view --help" in refusal(capsys, "help", "view")
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
         assert f"carv {name}" in capsys.readouterr().out

@@ -73,6 +73,11 @@ def test_what_is_refused_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_doctor_takes_no_option() -> None:
     with pytest.raises(CarvError, match="a=b is of a model, and none is named"):
         cli._dispatch(["doctor", "a=b"])
+    for words in (["--num-draws", "0"], ["--num-draws", "4", "--threestudio", "x"]):
+        with pytest.raises(CarvError, match="--num-draws is of a model, and none is named"):
+            cli._dispatch(["doctor", *words])
+    with pytest.raises(CarvError, match="--precision is of a model"):
+        cli._dispatch(["doctor", "--precision", "half"])
 
 
 @pytest.mark.parametrize(

@@ -35,3 +35,7 @@ def test_what_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -
     assert "there are no options of 'zzz'; there are: generate, distill" in capsys.readouterr().err
     assert cli(["options", "distill", "zzz"]) == 2
     assert "no option of distill contains 'zzz'" in capsys.readouterr().err
+    assert cli(["options", "--markdown", "x"]) == 2
+    assert "--markdown lists all options; leave 'x' out" in capsys.readouterr().err
+    assert cli(["options", "distill", "lr", "x"]) == 2
+    assert "carv options takes a command and a word; leave 'x' out" in capsys.readouterr().err

@@ -41,10 +41,10 @@ def parser(repeated: bool = False) -> Parser:
 
 
 def test_words_flags_and_options_stand_in_any_order() -> None:
-    args = parser().read(["a.b=1", "x", "--draws", "4,1,4", "c=d=e", "--methods=u,v", "y"])
+    args = parser().read(["a.b=1", "x", "--draws", "4,1,2", "c=d=e", "--methods=u,v", "y"])
     assert args is not None
     assert (args.words, args.options, args.given) == (["x", "y"], ["a.b=1", "c=d=e"], ["a.b=1", "x", "c=d=e", "y"])
-    assert flags(args) == {"K": (4, 1, 4), "methods": ("u", "v")}
+    assert flags(args) == {"K": (4, 1, 2), "methods": ("u", "v")}
 
 
 def test_a_value_may_be_two_dashes() -> None:
@@ -215,6 +215,8 @@ def test_a_prompt_may_be_given_empty() -> None:
         (["generate", "a red mug", "--seed", "1", "seed=2"], "--seed and seed set the same; give one of them"),
         (["generate", "a red mug", "prompt=a blue cup"], "the prompt is given twice, as a word and as an option"),
         (["variance", "carv-tiny", "--prompt", "a", "system.prompt_processor.prompt=b"], "--prompt and system.prompt"),
+        (["variance", "carv-tiny", "--methods", "is,strat,is"], "--methods names 'is' twice; name it once"),
+        (["variance", "carv-tiny", "--draws", "1,2,1"], "--draws names 1 twice; name it once"),
         (["attribute", "a", "--seed", "5", "seed=3"], "--seed and seed set the same"),
         (["doctor", "carv-tiny", "--threestudio", "x"], "takes one model or one checkout, and not"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -259,6 +260,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         ([f"a={good}", "a=other", "b=tree"], "a has no run of 'a green tree'"),
         ([f"a={good}", "a=tree", "b=other"], "b has no run of 'a green tree'"),
         ([f"a={good}", "b=./link"], "link is one run and is named twice, 'a' and 'b'; name it once"),
+        (["=good"], "'=good' is to be NAME=FOLDER: '' is no usable name of a method"),
         ([good, f"b={good}"], "good is one run and is named twice, without a name and 'b'; name it once"),
         ([good, "--baseline", "x"], "the methods are: runs"),
         ([good, "--score", "beauty"], "no run has logged"),
@@ -288,6 +290,17 @@ def test_a_run_that_is_named_twice_counts_once(capsys: pytest.CaptureFixture[str
     assert runs[0].notes == ["link is named twice and counts once", "sweep/../other is named twice and counts once"]
     assert cli.main(["compare", "other", "link", "--out", "out"]) == 0
     assert "Note: link is named twice and counts once." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_copy_of_a_run_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    table = carv_run("run") / "metrics.csv"
+    table.write_text(table.read_text().replace("\n7,0.5,", "\n7,0.625,"))
+    shutil.copytree("run", "copy")
+    (run,) = read_runs(["run", "copy"])
+    assert run.notes == ["copy is a copy of run and counts once"]
+    assert "copy is a copy of run, and they are named, 'a' and 'b'" in refusal(capsys, "compare", "a=run", "b=copy")
+    Path("copy/metrics.csv").write_text(table.read_text().replace("\n7,0.625,", "\n7,0.75,"))
+    assert len(read_runs(["run", "copy"])) == 2  # other times: another run
 
 
 @pytest.mark.parametrize(

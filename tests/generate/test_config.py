@@ -62,6 +62,14 @@ def test_a_path_may_be_text() -> None:
     assert load_config("carv-tiny-voxel") == load_config(Path("carv-tiny-voxel"))
     with pytest.raises(CarvError, match="there is no config file x"):
         load_config("x")
+    for path in ("", " ", "\n"):
+        with pytest.raises(CarvError, match=r"path is .*, which names no file; give a YAML file, or None for the def"):
+            load_config(path)
+    for value in (0, [], False, b""):
+        with pytest.raises(CarvError, match=r"path is .*; it must be a path, or text, or None"):
+            load_config(value)  # type: ignore[arg-type]
+        with pytest.raises(CarvError, match=r"prompt is .*; it must be text, '' for the configuration's"):
+            load_config(prompt=value)  # type: ignore[arg-type]
 
 
 def test_a_configuration_of_the_package_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,7 @@ def test_a_run_that_is_watched_is_the_run_alone(
         (["generate", "--prompts", "x.txt", "--view"], "--view shows one run while it trains"),
         (["view"], "the run is missing; name its folder"),
         (["view", "nowhere"], "nowhere"),
+        (["view", "/dev/null"], "/dev/null is no folder of a run; name one, such as outputs/a-red-mug-0"),
         (["view", "run/asset.glb"], "run/asset.glb is a file; name the folder of a run that it belongs to"),
     ],
 )

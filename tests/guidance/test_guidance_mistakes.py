@@ -87,6 +87,7 @@ def test_images_in_0_to_255_are_refused_at_every_call() -> None:
 WHOLE, SIDES = "it must be a whole number from 0 to 2", r"it must be \(height, width\), whole numbers from 1 to 8192"
 MISUSED: list[tuple[dict[str, Any], str]] = [
     *(({"step": value}, f"step is .*; {WHOLE}") for value in (float("nan"), -(10**6), 0.5, True, 1e300, "3", None)),
+    *(({name: value}, f"{name} is .*; {WHOLE}") for name in ("step", "epoch") for value in (10**30, 2**53 + 1)),
     *(({"epoch": value}, f"epoch is .*; {WHOLE}") for value in (float("nan"), None, "1", [1], -1, torch.ones(2))),
     *(({name: "no"}, f"{name} is 'no'; it must be True or False") for name in ("with_recon", "rgb_as_latents")),
     *(({"size": value}, f"size is .*; {SIDES}") for value in ((0, 8), (8,), "a", (10**6, 10**6), 8, (8, 8.5))),

@@ -138,6 +138,8 @@ def test_a_running_run_and_a_link_are_not_removed(make: Make) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        ([""], "the folder is empty text; name one, such as carv runs outputs"),
+        (["clean", ""], "the folder is empty text"),
         (["nowhere"], "there is no folder nowhere; name one with runs in it"),
         (["a", "b"], "2 folders were given; name one"),
         (["--yes"], "--yes is of carv runs clean"),

@@ -18,6 +18,8 @@ def test_methods_and_grids_are_read() -> None:
     assert method("cameras").data == {"camera_sampling": "low_discrepancy"}
     asked = VarianceRequest(source=Path("x"), R=(1,), K=(1, 2), methods=("uniform", "antithetic"))
     assert [s.key for s in asked.settings()] == ["2,1,uniform", "1,1,uniform", "1,2,uniform", "1,2,antithetic"]
+    with pytest.raises(CarvError, match=r"--methods names one estimator twice, is\+strat and strat\+is; name it once"):
+        replace(asked, methods=("is+strat", "is", "strat+is")).settings()
     assert set(WORDS) >= {"uniform", "is", "strat", "antithetic", "control", "vae", "cameras", "antipodal"}
 
 
