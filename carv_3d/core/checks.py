@@ -54,19 +54,31 @@ def check_setup(schedule: Any, options: Any, kind: type[Options], meter: Any = N
         )
 
 
+def check_numbers(name: str, value: Any, due: str) -> None:
+    """CarvError unless this is a dense tensor of floating-point numbers of 16 bits or more, with data.
+
+    Args:
+        name: of the argument; one that ends in s is several.
+        value: as given.
+        due: the shape, behind "a torch tensor", where it is none at all.
+    """
+    are, they = ("are", "they") if name.endswith("s") else ("is", "it")
+    if not isinstance(value, Tensor):
+        raise CarvError(f"{name} {are} {described(value)}; {they} must be a torch tensor {due}.")
+    if not value.is_floating_point():
+        raise CarvError(f"{name} {are} of type {value.dtype}; {they} must be floating-point numbers.")
+    if value.element_size() < 2:  # torch computes nothing in them
+        raise CarvError(f"{name} {are} of type {value.dtype}; {they} must have 16 bits or more: {name}.float(), say.")
+    if value.layout != torch.strided or value.is_nested or value.is_meta:
+        kind = "nested" if value.is_nested else "without data" if value.is_meta else str(value.layout)
+        raise CarvError(f"{name} {are} {kind}; {they} must be a dense tensor: {name}.to_dense(), say.")
+
+
 def check_call(function: Any, latents: Any, generator: Any) -> None:
     """CarvError unless these are a function, a batch of floating-point numbers, and a generator or None."""
     if not callable(function):
         raise CarvError(f"eps_hat is {described(function)}; it must be a function (z_t, t, ...) -> noise prediction.")
-    if not isinstance(latents, Tensor):
-        raise CarvError(f"latents are {described(latents)}; they must be a torch tensor (R, ...), with autograd.")
-    if not latents.is_floating_point():
-        raise CarvError(f"latents are of type {latents.dtype}; they must be floating-point numbers.")
-    if latents.element_size() < 2:  # torch computes nothing in them
-        raise CarvError(f"latents are of type {latents.dtype}; they must have 16 bits or more: latents.float(), say.")
-    if latents.layout != torch.strided or latents.is_nested or latents.is_meta:
-        kind = "nested" if latents.is_nested else "without data" if latents.is_meta else str(latents.layout)
-        raise CarvError(f"latents are {kind}; they must be a dense tensor (R, ...): latents.to_dense(), say.")
+    check_numbers("latents", latents, "(R, ...), with autograd")
     if not 2 <= latents.dim() <= MOST_AXES or latents.numel() == 0:
         raise CarvError(f"latents have shape {tuple(latents.shape)}; they must be (R, ...), with one render at least.")
     if generator is not None and not isinstance(generator, torch.Generator):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.core.arguments import described
+from carv_3d.core.checks import check_numbers
 from carv_3d.core.kinds import convert
 from carv_3d.errors import CarvError, shown
 
@@ -59,15 +60,10 @@ def check_renders(rgb: Any, channels: int, rgb_as_latents: bool) -> None:
         channels: of the teacher's images, or of its latents.
         rgb_as_latents: whether they are latents, which may have any value.
     """
-    if not isinstance(rgb, Tensor):
-        raise CarvError(f"rgb is {described(rgb)}; it must be a torch tensor (B, H, W, 3), with autograd.")
+    check_numbers("rgb", rgb, "(B, H, W, 3), with autograd")
     if rgb.dim() != 4 or rgb.shape[-1] != channels or 0 in rgb.shape:
         kind = "latents" if rgb_as_latents else "images"
         raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
-    if not rgb.is_floating_point() or rgb.element_size() < 2:
-        raise CarvError(f"rgb is of type {rgb.dtype}; it must be floating-point numbers of 16 bits or more.")
-    if rgb.layout != torch.strided or rgb.is_meta:
-        raise CarvError(f"rgb is {'without data' if rgb.is_meta else rgb.layout}; it must be a dense tensor.")
     if rgb_as_latents:
         return
     low, high = torch.stack(torch.aminmax(rgb.detach())).tolist()

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv_3d.core.checks import check_numbers
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line
 from carv_3d.teachers.denoiser import Denoiser
+from carv_3d.teachers.inputs import check_images
 
 
 class CompVisTeacher(Denoiser):
@@ -53,6 +55,7 @@ class CompVisTeacher(Denoiser):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, C, h, w) of scaled latents, both differentiable in images (B, 3, H, W)."""
+        check_images(images)
         mean, std = self._posterior(images)
         return (mean * self._scaling).to(images.dtype), (std * self._scaling).to(images.dtype)
 
@@ -89,6 +92,7 @@ class CompVisTeacher(Denoiser):
         """
         if not hasattr(self.network.first_stage_model, "decoder"):
             raise CarvError(f"{self.name or 'this model'} was loaded without its decoder: set vram_O to false.")
+        check_numbers("latents", latents, "(B, C, h, w)")
         with torch.autocast(self.device.type, enabled=False):
             images = self.network.decode_first_stage(latents.to(self.dtype))
         images = (images * 0.5 + 0.5).to(latents.dtype)

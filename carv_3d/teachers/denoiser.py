@@ -12,6 +12,7 @@ from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
+from carv_3d.teachers.inputs import check_samples
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, offload_to_cpu
 from carv_3d.teachers.model_config import check_prediction_type
 
@@ -118,9 +119,7 @@ class Denoiser(Prediction):
                 prediction = self.run_network(given.to(self.dtype), time, self.conditions(text_emb, *more))
         except FAILURES as error:
             refuse_arguments(Denoiser.predict, {"z_t": z_t, "t": t, "text_emb": text_emb}, error)
-            if z_t.dim() != 4 or t.numel() not in (1, len(z_t)) or len(text_emb) != len(z_t):
-                shapes = f"z_t {tuple(z_t.shape)}, t {tuple(t.shape)} and text_emb {tuple(text_emb.shape)}"
-                raise CarvError(f"{shapes} do not fit; they must be (N, C, h, w), (N,) and (N, L, D).") from error
+            check_samples(z_t, t, text_emb)
             raise
         return prediction.to(z_t.dtype)
 

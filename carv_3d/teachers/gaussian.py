@@ -18,8 +18,10 @@ from torch import Tensor
 
 from carv_3d.core.arguments import checked, described, fits, refuse_text
 from carv_3d.core.brief import Brief
+from carv_3d.core.checks import check_numbers
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, shown
+from carv_3d.teachers.inputs import check_images, check_latents, check_samples
 
 NAMED = 0.98  # how much of the mixture a prompt's own component gets
 
@@ -58,7 +60,8 @@ class GaussianTeacher(Brief):
             raise CarvError(f"means have shape {tuple(means.shape)}; they need (M, C, n, n).")
         if means.dtype not in (torch.float32, torch.float64):
             raise CarvError(f"means are of type {means.dtype}; they must be float32 or float64: means.float(), say.")
-        if not means.is_meta and not bool(means.isfinite().all()):
+        check_numbers("means", means, "(M, C, n, n)")
+        if not bool(means.isfinite().all()):
             raise CarvError("means hold NaN or infinity; they must be finite numbers.")
         if not 0 <= std < math.inf:
             raise CarvError(f"std is {shown(std)}; it must be a number of at least 0.")
@@ -76,6 +79,9 @@ class GaussianTeacher(Brief):
         self.names = [str(m) for m in range(len(means))] if names is None else list(names)
         if len(self.names) != len(means):
             raise CarvError(f"{len(self.names)} names were given for {len(means)} components.")
+        again = next((name for m, name in enumerate(self.names) if name in self.names[:m]), None)
+        if again is not None:
+            raise CarvError(f"names has {shown(again)} twice; each component has a name of its own.")
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None, sample: bool = True) -> Tensor:
         """The image's patches are averaged, and its three channels repeated to C.
@@ -87,7 +93,11 @@ class GaussianTeacher(Brief):
 
         Returns:
             (B, C, n, n) in about [-1, 1].
+
+        Raises:
+            CarvError: no images (B, 3, H, W).
         """
+        check_images(images)
         small = F.adaptive_avg_pool2d(images, self.latent_size) * 2 - 1
         return small[:, torch.arange(self.latent_channels, device=small.device) % 3]
 
@@ -105,7 +115,11 @@ class GaussianTeacher(Brief):
 
         Returns:
             (B, 3, H, W).
+
+        Raises:
+            CarvError: no latents of C channels.
         """
+        check_latents(latents, self.latent_channels)
         channels = torch.arange(3, device=latents.device) % self.latent_channels
         small = latents[:, channels] / 2 + 0.5
         large = F.interpolate(small, scale_factor=self.image_size // self.latent_size, mode="nearest")
@@ -154,7 +168,11 @@ class GaussianTeacher(Brief):
 
         Returns:
             (N, C, n, n).
+
+        Raises:
+            CarvError: tensors that do not go together, or with the means.
         """
+        self._check(z_t, t, text_emb)
         alpha, sigma, v = (x.to(z_t.dtype) for x in self._at(t))
         means = self.means.to(z_t).flatten(1)
         flat = z_t.flatten(1)
@@ -178,8 +196,9 @@ class GaussianTeacher(Brief):
             (N, C, n, n).
 
         Raises:
-            CarvError: the means span more than 3 dimensions.
+            CarvError: as `eps_hat`, or the means span more than 3 dimensions.
         """
+        self._check(z, t, text_emb)
         alpha, sigma, v = (x.to(z.dtype) for x in self._at(t))
         means = self.means.to(z).flatten(1)
         centre = means.mean(0)
@@ -196,6 +215,13 @@ class GaussianTeacher(Brief):
         r = torch.softmax(text_emb[:, 0].to(z)[:, None] + logits / v[:, None, None], dim=-1)
         mean = (mass[:, None] * r).sum(1) @ means
         return (sigma * alpha / v)[:, None, None, None] * (z - mean.view_as(z))
+
+    def _check(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> None:
+        check_samples(z_t, t, text_emb)
+        C, n, M = self.latent_channels, self.latent_size, len(self.means)
+        if z_t.shape[1:] != (C, n, n) or text_emb.shape[1:] != (1, M):
+            shapes = f"z_t {tuple(z_t.shape)} and text_emb {tuple(text_emb.shape)}"
+            raise CarvError(f"{shapes} are not this teacher's; they must be (N, {C}, {n}, {n}) and (N, 1, {M}).")
 
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)

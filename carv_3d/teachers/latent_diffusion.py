@@ -14,6 +14,7 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, packages, shown
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
+from carv_3d.teachers.inputs import check_images, check_latents
 from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu
 from carv_3d.teachers.lora_files import add_loras
 from carv_3d.teachers.model_config import latent_scale, vae_factor
@@ -230,11 +231,7 @@ class LatentDiffusionTeacher(Denoiser):
         return mean, (posterior.std * self._scaling).to(images.dtype)
 
     def _posterior(self, images: Tensor) -> Any:
-        if images.dim() != 4 or images.shape[1] != 3 or _ragged(images, self.vae_factor):
-            raise CarvError(
-                f"encode takes images (B, 3, H, W) with sides that are multiples of {self.vae_factor}, "
-                f"not {tuple(images.shape)}."
-            )
+        check_images(images, self.vae_factor)
         with torch.autocast(self.device.type, enabled=False):
             encoded = self.vae.encode(images.to(self.vae_dtype) * 2 - 1)
         return encoded.latent_dist if hasattr(encoded, "latent_dist") else Point(encoded.latent)
@@ -250,9 +247,7 @@ class LatentDiffusionTeacher(Denoiser):
             (B, 3, H, W), in latents' dtype.
         """
         try:
-            if latents.dim() != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
-                due = f"(B, {self.latent_channels}, h, w)"
-                raise CarvError(f"decode takes latents {due}, not {tuple(latents.shape)}.")
+            check_latents(latents, self.latent_channels)
             with torch.autocast(self.device.type, enabled=False):
                 z = latents.to(self.vae_dtype) / self._scaling + self._shift
                 images = self.vae.decode(z.to(self.vae_dtype)).sample
@@ -316,7 +311,3 @@ class LatentDiffusionTeacher(Denoiser):
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         raise NotImplementedError
-
-
-def _ragged(images: Tensor, factor: int) -> bool:
-    return 0 in images.shape or any(side % factor for side in images.shape[2:])

@@ -125,6 +125,8 @@ def test_arguments_of_a_loaded_model_are_named(sd_teacher: Any) -> None:
         (lambda: sd_teacher.encode(image, generator="x"), "generator is 'x'; it must be a torch.Generator, or None"),
         (lambda: sd_teacher.decode(0.5), "latents is 0.5; it must be a torch tensor"),
         (lambda: sd_teacher.decode(torch.ones(1, 4, 8, 8, device="meta")), "latents is a tensor without data"),
+        (lambda: sd_teacher.encode(image.to(torch.complex64)), "images are of type torch.complex64"),
+        (lambda: sd_teacher.decode(z.long()), "latents are of type torch.int64"),
         (lambda: sd_teacher.encode(image[:0]), r"sides that are multiples of 2, not \(0, 3, 16, 16\)"),
         (lambda: sd_teacher.decode(torch.ones(1, 3, 8, 8)), r"decode takes latents \(B, 4, h, w\), not \(1, 3, 8, 8\)"),
         (lambda: sd_teacher.decode(torch.ones(4, 8, 8)), r"decode takes latents .*, not \(4, 8, 8\)"),

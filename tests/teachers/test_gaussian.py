@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from exact import sds_gradient
@@ -94,10 +96,50 @@ def test_mistakes_are_named(teacher: GaussianTeacher) -> None:
         teacher.text_embeddings("mug")
     with pytest.raises(CarvError, match="names is 'abc'; it must be a list of texts"):
         GaussianTeacher(MEANS, names="abc")
+    with pytest.raises(CarvError, match="names has 'a' twice; each component has a name of its own"):
+        GaussianTeacher(MEANS, names=["a", "b", "a"])
+    with pytest.raises(CarvError, match="means are without data; they must be a dense tensor"):
+        GaussianTeacher(MEANS.to("meta"))
     with pytest.raises(CarvError, match="span 4"):
         GaussianTeacher(torch.randn(5, 3, 2, 2, dtype=torch.float64)).expected_eps_hat(
             Z[:1], torch.tensor([5]), torch.zeros(1, 1, 5)
         )
+
+
+IMAGES = torch.rand(2, 3, 8, 8, generator=G)
+NO_NUMBERS: list[tuple[Any, str]] = [
+    ("a", "'a'; .* must be a torch tensor"),
+    (None, "None; .* must be a torch tensor"),
+    (Z.to(torch.complex64), "of type torch.complex64; .* must be floating-point numbers"),
+    (Z.long(), "of type torch.int64"),
+    (Z.to("meta"), "without data; .* must be a dense tensor"),
+    (Z.to_sparse(), "torch.sparse_coo; .* must be a dense tensor"),
+]
+SHAPES = "do not fit; they must be .N, C, h, w., .N,. and .N, L, D."
+T, TEXT = torch.tensor([5, 6]), torch.zeros(2, 1, 3)
+CALLS: list[tuple[str, tuple[Any, ...], str]] = [
+    *(("encode", (value,), f"images are {said}") for value, said in NO_NUMBERS),
+    *(("decode", (value,), f"latents are {said}") for value, said in NO_NUMBERS),
+    *(("eps_hat", (value, T, TEXT), f"z_t is {said}") for value, said in NO_NUMBERS),
+    *(("eps_hat", (Z, T, value), f"text_emb is {said}") for value, said in NO_NUMBERS),
+    *(("encode", (x,), r"encode takes images \(B, 3, H, W\), not") for x in (IMAGES[:, :2], IMAGES[:0], IMAGES[0])),
+    *(("decode", (z,), r"decode takes latents \(B, 3, h, w\), not") for z in (Z[:, :2], Z[:0], Z[0])),
+    *(("eps_hat", (Z, t, TEXT), SHAPES) for t in (torch.tensor(5), torch.tensor([5, 6, 7]), T[None])),
+    *(("eps_hat", (z, T, TEXT), SHAPES) for z in (Z[0], Z[:0], Z[:1])),
+    ("eps_hat", (Z, T, TEXT[:1]), SHAPES),
+    ("eps_hat", (Z, [5, 6], TEXT), r"t is a list; it must be a torch tensor \(N,\)"),
+    ("eps_hat", (Z.reshape(2, 12, 1, 1), T, TEXT), r"z_t .* not this teacher's; .* \(N, 3, 2, 2\) and \(N, 1, 3\)"),
+    ("eps_hat", (Z, T, TEXT[..., :2]), r"text_emb \(2, 1, 2\) are not this teacher's"),
+    ("expected_eps_hat", (Z, torch.tensor(5), TEXT), SHAPES),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "said"), CALLS)
+def test_tensors_of_other_kinds_and_shapes_are_named(
+    teacher: GaussianTeacher, method: str, given: tuple[Any, ...], said: str
+) -> None:
+    with pytest.raises(CarvError, match=said):
+        getattr(teacher, method)(*given)
 
 
 def test_samples_have_the_mixtures_moments() -> None:
