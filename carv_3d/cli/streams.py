@@ -63,7 +63,8 @@ def steady_streams() -> Iterator[SteadyStream | None]:
     """
     before = sys.stdout, sys.stderr
     steady = [None if s is None else SteadyStream(s, complain) for s, complain in zip(before, (True, False))]
-    if hasattr(before[0], "reconfigure") and before[0].errors == "strict":
+    errors = ("strict", "surrogateescape")  # the second in the locale C
+    if hasattr(before[0], "reconfigure") and before[0].errors in errors:
         before[0].reconfigure(errors="replace")
     sys.stdout, sys.stderr = steady  # type: ignore[assignment]
     try:

@@ -91,7 +91,9 @@ def read_summary(folder: Path) -> RunSummary:
         config = read_yaml(folder / CONFIG, "")
         rows = read_metrics(folder / METRICS)
     except CarvError as error:
-        return RunSummary(folder, "", 0, None, "damaged", "", size, first_line(error))
+        at_work = _is_at_work(folder)
+        note = "" if at_work else first_line(error).rstrip("; ")
+        return RunSummary(folder, "", 0, None, "running" if at_work else "damaged", "", size, note)
     subject, steps = _first(config, PROMPTS, str), _first(config, STEPS, int)
     step = int(max((row["step"] for row in rows if math.isfinite(row.get("step", math.nan))), default=0))
     if subject is None:
@@ -106,14 +108,19 @@ def _first(config: Any, names: tuple[str, ...], kind: type) -> Any:
 
 
 def _state(folder: Path, step: int, steps: int | None) -> State:
-    try:
-        with locked(folder):
-            pass
-    except (CarvError, OSError):
+    if _is_at_work(folder):
         return "running"
     made = {name for name in OUTPUTS if (folder / name).exists()}
     whole = step >= (steps or 0) or RESULT in made  # a comparison's run has its own length
     return "done" if made and whole else "stopped"
+
+
+def _is_at_work(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except (CarvError, OSError):
+        return True
 
 
 def _score(rows: list[dict[str, float]]) -> str:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from carv_3d.errors import CarvError, first_line, require
+
+QUIET = 5.0  # seconds of waiting before it is said
+JOINING = 300.0  # seconds that the first process may need until it listens: it imports as much as the others
 
 
 class Ranks:
@@ -42,8 +50,13 @@ class AccelerateRanks(Ranks):
     def __init__(self, cpu: bool = False) -> None:
         """cpu: on the CPU, also where there are GPUs. Raises CarvError without accelerate, or where none can join."""
         accelerate = require("accelerate", "distill", "a run in several processes")
+        address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        if os.environ.get("RANK", "0") != "0":
+            with _said(f"waiting for the first process at {address}, for {JOINING:g} s at most"):
+                wait_for_listener(address, JOINING)
         try:
-            self._accelerator: Any = accelerate.Accelerator(cpu=cpu)
+            with _said(f"waiting for all {launched()} processes to join at {address}, for 30 minutes at most"):
+                self._accelerator: Any = accelerate.Accelerator(cpu=cpu)
         except (ValueError, RuntimeError) as error:  # no address, or nobody there
             raise CarvError(
                 f"WORLD_SIZE asks for {launched()} processes, which cannot join ({first_line(error)}); start them by "
@@ -69,6 +82,39 @@ class AccelerateRanks(Ranks):
         """Leave the process group."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def wait_for_listener(address: str, seconds: float) -> None:
+    """Return once somebody listens at HOST:PORT, or where it is no such address, which torch has words for.
+
+    Raises:
+        CarvError: nobody did for so long.
+    """
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + seconds
+    while host and port.isdecimal() and int(port) < 2**16:
+        try:
+            socket.create_connection((host, int(port)), timeout=QUIET).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise CarvError(
+                    f"nobody has listened at {address} for {seconds:g} s ({first_line(error)}), where WORLD_SIZE's "
+                    "first process must; start all of them by accelerate launch, or unset WORLD_SIZE for one"
+                ) from error
+        time.sleep(0.2)
+
+
+@contextmanager
+def _said(sentence: str) -> Iterator[None]:
+    """Say what is waited for, if the block takes long."""
+    timer = threading.Timer(QUIET, lambda: print(f"carv: {sentence}", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def launched() -> int:

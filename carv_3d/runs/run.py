@@ -163,11 +163,14 @@ class Run:
         if not self.ranks.first:
             return
         rows = kept_rows(self.metrics, self.columns, self.trainer.step, self.misfit) if self.columns else []
+        self._write_config()
+        if self.columns:
+            write_rows(self.metrics, self.columns, rows)
+
+    def _write_config(self) -> None:
         config = self.config_text()
         if config is not None:
             write_atomic(self.folder / CONFIG, config)
-        if self.columns:
-            write_rows(self.metrics, self.columns, rows)
 
     def _check_length(self) -> None:
         done = self.trainer.step
@@ -229,6 +232,9 @@ class Run:
         state = self.trainer.state_dict()  # of all processes
         if self.ranks.first:
             save_checkpoint(self.checkpoint, state)
+            if self.config_text() is not None and not (self.folder / CONFIG).exists():
+                self.display.say(f"Note: {self.folder / CONFIG} was gone, and is written anew.")
+                self._write_config()
         self.saved_step = self.trainer.step
         self.saved()
 

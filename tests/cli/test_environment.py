@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,31 @@ def test_what_attribute_cannot_write_is_refused_before_the_model(
     assert "loading" not in unwritable
     monkeypatch.setenv("CARV_CACHE", "file/x")
     assert "set CARV_CACHE" in refusal(capsys, "attribute", "a red mug")
+
+
+@pytest.mark.parametrize(
+    "words", [["generate", "a red mug"], ["variance", "carv-tiny", "--prompt", "a red mug"], ["distill", "carv-tiny"]]
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("carv_3d.teachers.load.load_teacher", lambda *_, **__: pytest.fail("work was done"))
+    refused = refusal(capsys, *words, "--out", "/proc/x")  # where root may write, and cannot
+    assert re.search("cannot write /proc/x: .*; choose another place or change its permissions", refused)
+
+
+def test_names_and_prompts_of_other_letters_in_the_locale_c(tmp_path: Path) -> None:
+    run = tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    run.mkdir()
+    text = "system:\n  prompt_processor:\n    prompt: a r\N{LATIN SMALL LETTER E WITH CIRCUMFLEX}d mug\n"
+    (run / "config.yaml").write_text(text, encoding="utf-8")
+    (run / "metrics.csv").write_text("step,psnr\n3,1\n", encoding="utf-8")
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "carv_3d", "runs", "."]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **plain}, capture_output=True, check=True)
+    assert b"a r?d mug  3" in done.stdout
+    assert done.stderr == b""
 
 
 def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 
 import carv_3d
 from carv_3d.errors import CarvError
+from carv_3d.runs import ranks
 from carv_3d.runs.ranks import Ranks, join
 
 HERE = Path(__file__).parent
@@ -38,14 +39,14 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    ranks = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in range(2)]
-    assert [(report["rank"], report["world_size"]) for report in ranks] == [(0, 2), (1, 2)]
-    assert ranks[0]["gathered"] == [{"rank": 0}, {"rank": 1}] == ranks[1]["gathered"]
+    reports = [torch.load(tmp_path / f"rank-{r}.pt", weights_only=True) for r in range(2)]
+    assert [(report["rank"], report["world_size"]) for report in reports] == [(0, 2), (1, 2)]
+    assert reports[0]["gathered"] == [{"rank": 0}, {"rank": 1}] == reports[1]["gathered"]
     for name in ("generator", "fake"):
-        assert all(torch.equal(v, ranks[1][name][k]) for k, v in ranks[0][name].items())
-    for report in ranks:  # each resumed from the checkpoint as if it had not stopped
+        assert all(torch.equal(v, reports[1][name][k]) for k, v in reports[0][name].items())
+    for report in reports:  # each resumed from the checkpoint as if it had not stopped
         assert all(torch.equal(v, report["again"][k]) for k, v in report["generator"].items())
-    for (first, mean), (second, same) in zip(*(report["averaged"] for report in ranks)):
+    for (first, mean), (second, same) in zip(*(report["averaged"] for report in reports)):
         assert any(not torch.equal(a, b) for a, b in zip(first, second))  # samples and draws of their own
         for a, b, c, d in zip(first, second, mean, same):
             torch.testing.assert_close(c, (a + b) / 2)
@@ -95,3 +96,22 @@ def test_one_process_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(CarvError, match=r"several processes needs accelerate, .*: pip install .*\[distill\]"):
         join()
+
+
+def test_what_is_waited_for_is_said_and_the_wait_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "QUIET", 0.05)
+    monkeypatch.setattr(ranks, "JOINING", 0.4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        address = f"127.0.0.1:{place['MASTER_PORT']}"
+        with pytest.raises(CarvError, match=f"nobody has listened at {address} for 0.4 s .*; start all of them by acc"):
+            join(cpu=True)
+        assert f"carv: waiting for the first process at {address}, for 0.4 s at most\n" in capsys.readouterr().err
+        free.listen()
+        ranks.wait_for_listener(address, 0.4)
+    ranks.wait_for_listener("host:port", 0.4)  # torch has words for it

@@ -65,6 +65,9 @@ def test_a_run_that_is_extended_or_at_work_is_not_done(make: Make) -> None:
     assert [run.state for run in find_runs(Path())] == ["stopped"]
     with locked(folder):
         assert [run.state for run in find_runs(Path())] == ["running"]
+        (folder / "config.yaml").unlink()  # not a damaged one, which carv runs clean would take
+        assert [(run.state, run.note) for run in find_runs(Path())] == [("running", "")]
+    assert [(run.state, run.note) for run in find_runs(Path())] == [("damaged", "extended/config.yaml is missing")]
 
 
 def test_links_are_not_followed(make: Make) -> None:

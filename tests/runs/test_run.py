@@ -385,3 +385,12 @@ def test_what_is_not_saved_for_long_is_saved_before_a_preview(tmp_path: Path, mo
     assert run.train() == 0
     assert seen == [(4, 3), (8, 7), (9, 7)]  # step 8 is 20 s after 7: a kill costs no more
     assert run.saves == [3, 7, 9]
+
+
+def test_a_configuration_that_is_taken_away_is_written_anew(tmp_path: Path) -> None:
+    said: list[str] = []
+    run = WalkRun(tmp_path / "run", Pace(4, save_steps=2), said)
+    run.watchers.append(lambda row, stopped: (run.folder / "config.yaml").unlink() if row["step"] == 1 else None)
+    assert run.complete(resume=False) == 0
+    assert (run.folder / "config.yaml").read_text() == "most: 4\n"
+    assert said.count(f"Note: {run.folder / 'config.yaml'} was gone, and is written anew.") == 1
