@@ -180,7 +180,7 @@ def refuse_twice(flag: str, values: Sequence[Any]) -> None:
     """CarvError for a list that names something twice: which of the two was meant to be another?"""
     again = next((value for i, value in enumerate(values) if value in values[:i]), None)
     if again is not None:
-        raise CarvError(f"{flag} names {shown(again)} twice; name it once")
+        raise CarvError(f"in {flag} {shown(again)} is named twice; name it once")
 
 
 def the_word(words: Sequence[str], what: str, example: str, missing: str) -> str:
