@@ -25,7 +25,7 @@ from carv_3d.core.options import (
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.guidance.cfg import CfgConvention
-from carv_3d.guidance.checks import whole_step
+from carv_3d.guidance.checks import MOST_STEPS, whole_step
 from carv_3d.objectives.table import OBJECTIVES, Objective, PlainObjective
 
 AUTO = "auto"
@@ -82,7 +82,8 @@ class ScoreOptions(SamplingOptions):
         Raises:
             CarvError: if the schedules have crossed, or where step or epoch is no whole number from 0 to 2^53.
         """
-        step, epoch = whole_step("step", step), whole_step("epoch", epoch)
+        if type(step) is not int or type(epoch) is not int or min(step, epoch) < 0 or max(step, epoch) > MOST_STEPS:
+            step, epoch = whole_step("step", step), whole_step("epoch", epoch)
         low, high = self._shares(step, epoch)
         if low > high:
             raise CarvError(f"min_step_percent ({low:g}) is above max_step_percent ({high:g}) at step {step}.")

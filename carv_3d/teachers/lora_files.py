@@ -168,8 +168,9 @@ def _setting(path: Path, settings: dict[str, Any], name: str, kind: type, defaul
 
 @torch.no_grad()
 def _add(layers: Mapping[str, nn.Module], layer: str, adapter: Adapter, scale: float, name: str) -> None:
-    # transformers 5 has CLIP's layers without the prefix of 4
-    target: Any = layers.get(layer) or layers.get(layer.removeprefix("text_model."))
+    # CLIP's layers have the prefix or not, by the version of transformers; files were written by either
+    names = (layer, layer.removeprefix("text_model."), f"text_model.{layer}")
+    target: Any = next((layers[name] for name in names if name in layers), None)
     down, up = (x.to(torch.float32) for x in adapter[:2])
     product = (up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
     weight = getattr(target, "weight", None)

@@ -50,3 +50,22 @@ def test_the_weights_are_those_that_peft_merges(case: str, scale: float, sd_fold
                 torch.testing.assert_close(value, due, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
             else:
                 assert torch.equal(value, others[name]), name
+
+
+class Prefixed(torch.nn.Module):
+    """CLIP with the names that transformers 4 gives its layers."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.text_model, self.config = model, model.config
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layers_are_known_with_the_prefix_of_older_versions_too(case: str, sd_folder: Path) -> None:
+    plain, older = (load_teacher(str(sd_folder), device="cpu") for _ in range(2))
+    bare = getattr(older.text_encoder, "text_model", older.text_encoder)
+    file = str(FOLDER / f"{case}.safetensors")
+    add_loras({"unet": plain.unet, "text_encoder": plain.text_encoder}, [file], "StableDiffusionPipeline")
+    add_loras({"unet": older.unet, "text_encoder": Prefixed(bare)}, [file], "StableDiffusionPipeline")
+    for (name, value), other in zip(plain.text_encoder.state_dict().items(), older.text_encoder.state_dict().values()):
+        assert torch.equal(value, other), name
