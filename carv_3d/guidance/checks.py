@@ -60,7 +60,14 @@ def check_renders(rgb: Any, channels: int, rgb_as_latents: bool) -> None:
         channels: of the teacher's images, or of its latents.
         rgb_as_latents: whether they are latents, which may have any value.
     """
-    check_numbers("rgb", rgb, "(B, H, W, 3), with autograd")
+    if (
+        type(rgb) is not Tensor
+        or rgb.dtype != torch.float32
+        or rgb.layout != torch.strided
+        or rgb.is_meta
+        or rgb.is_nested
+    ):
+        check_numbers("rgb", rgb, "(B, H, W, 3), with autograd")
     if rgb.dim() != 4 or rgb.shape[-1] != channels or 0 in rgb.shape:
         kind = "latents" if rgb_as_latents else "images"
         raise CarvError(f"guidance takes {kind} (B, H, W, {channels}), not {tuple(rgb.shape)}.")
