@@ -64,9 +64,21 @@ def parse_json(text: str, name: str, fix: str = RESTORE, kind: type = dict) -> A
         raise CarvError(f"{name} is not readable JSON (nested too deeply); {fix}") from None
     except ValueError as error:
         raise CarvError(f"{name} is not readable JSON ({first_line(error)}); {fix}") from error
+    _check_letters(text, value, name, fix)
     if not isinstance(value, kind):
         raise CarvError(f"{name} does not hold a JSON {'object' if kind is dict else kind.__name__}; {fix}")
     return value
+
+
+def _check_letters(text: str, value: Any, name: str, fix: str) -> None:
+    r"""CarvError for an escape such as \ud800 that is half of a letter: no file and no page can be written with it."""
+    if "\\ud" not in text.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise CarvError(f"{name} has {half}, half of a letter (a surrogate without its other half); {fix}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

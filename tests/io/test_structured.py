@@ -68,6 +68,7 @@ REFUSED = {
         "": "is not readable JSON",
         '{"a": 1': "is not readable JSON",
         '{"a": {"b": 1, "b": 2}}': "the key 'b' is there twice",
+        '{"a": ["\\ud83d\\ude00", "\\uD800"]}': r"has \ud800, half of a letter",
         "[" * 100_000: "nested too deeply",
         '{"a": ' + "7" * 301 + "}": "an integer of 301 digits",
         "[1]": "does not hold a JSON object",
