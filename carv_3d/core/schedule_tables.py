@@ -43,7 +43,7 @@ def zero_snr(betas: Tensor) -> Tensor:
 
 
 def checked_table(name: str, value: Any) -> Tensor:
-    """(T,) numbers in [0, 1] as a tensor of float32 or float64; CarvError for anything else."""
+    """(T,) numbers in [0, 1] as a tensor of float32 or float64 of its own; CarvError for anything else."""
     if hasattr(value, "alphas_cumprod") or hasattr(value, "scheduler"):
         raise CarvError(
             f"{name} is a {type(value).__name__}; for a scheduler use NoiseSchedule.from_diffusers(scheduler)."
@@ -52,11 +52,14 @@ def checked_table(name: str, value: Any) -> Tensor:
         raise CarvError(f"{name} is a mapping; for a scheduler's config use NoiseSchedule.from_config(config).")
     try:
         if not isinstance(value, Tensor):
+            value = value.copy() if hasattr(value, "strides") else value  # torch takes no array that runs backwards
             value = torch.as_tensor(value, dtype=None if hasattr(value, "dtype") else torch.float64)
-        dense = value.layout == torch.strided and not value.is_meta
+        dense = value.layout == torch.strided
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(value).__name__
         raise CarvError(f"{name} is a {kind}; it must be a tensor, an array or a list of (T,) numbers.") from error
+    if value.is_meta:
+        raise CarvError(f"{name} is without data, as all that is made on the device meta; make it on the CPU.")
     if value.dim() != 1 or len(value) < 1 or not value.is_floating_point() or not dense:
         raise CarvError(
             f"{name} has shape {tuple(value.shape)} and type {value.dtype}{'' if dense else ', not a dense table'}; "
@@ -67,7 +70,8 @@ def checked_table(name: str, value: Any) -> Tensor:
         raise CarvError(f"{name} leaves [0, 1]: it holds NaN.")
     if not bool(((value >= 0) & (value <= 1)).all()):
         raise CarvError(f"{name} leaves [0, 1]: it goes from {float(value.min()):.4g} to {float(value.max()):.4g}.")
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+    # a copy: what the caller writes to the table later changes no schedule
+    return value.clone() if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
 def check_falls(abar: Tensor) -> None:

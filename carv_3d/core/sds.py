@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from carv_3d.core.estimator import CarvEstimator, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
-MOST_KEPT = 8  # estimators of a schedule: one for each weighting, proposal and design in use
+MOST_KEPT = 8  # estimators of a schedule: one for each weighting, proposal and design in use, in each thread
 
 
 @checked
@@ -62,12 +63,16 @@ def sds_loss(
 
 
 def _kept(schedule: NoiseSchedule, o: EstimatorOptions) -> CarvEstimator:
-    """The schedule's own estimator for these options, those apart that are given at every call."""
+    """The schedule's own estimator for these options, those apart that are given at every call.
+
+    Each thread has its own: between the range that one sets and its draws another may set another range.
+    """
     given: dict[str, Any] = {"num_draws": 2, "grad_clip": None, "min_step": None, "max_step": None}
-    key = replace(o, **given)
-    kept = schedule.estimators
-    if key not in kept:
+    options, kept = replace(o, **given), schedule.estimators
+    key = (threading.get_ident(), options)
+    estimator = kept.get(key)
+    if estimator is None:
         while len(kept) >= MOST_KEPT:  # options that change at every call must not pile up
-            kept.pop(next(iter(kept)))
-        kept[key] = CarvEstimator(schedule, key)
-    return kept[key]
+            kept.pop(next(iter(list(kept))), None)
+        kept[key] = estimator = CarvEstimator(schedule, options)
+    return estimator

@@ -65,7 +65,7 @@ class GaussianTeacher(Brief):
             raise CarvError("means hold NaN or infinity; they must be finite numbers.")
         if not 0 <= std < math.inf:
             raise CarvError(f"std is {shown(std)}; it must be a number of at least 0.")
-        self.means = means.detach()
+        self.means = means.detach().clone()
         self.std = float(std)
         self.device, self.dtype = means.device, means.dtype
         self.schedule = (schedule or NoiseSchedule.scaled_linear()).to(self.device)

@@ -7,7 +7,10 @@ modules and parameters what they are: one UNet is the frozen teacher and, within
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any
 
@@ -47,16 +50,16 @@ class CameraLora(nn.Module):
         Raises CarvError for no UNet, one without attention, or a rank that is no whole number from 1 to MOST_RANK.
         """
         super().__init__()
+        self._cameras: dict[int, Tensor] = {}  # by the thread that it is active in
         if isinstance(rank, bool) or not isinstance(rank, (int, Integral)) or not 1 <= rank <= MOST_RANK:
             raise CarvError(f"lora_rank is {shown(rank)}; it must be a whole number from 1 to {MOST_RANK}.")
-        self._camera: Tensor | None = None
         self.camera_width = camera_width
-        self.layers = nn.ModuleDict()
+        self.layers, handles = nn.ModuleDict(), []
         for name, module in unet.named_modules():
             if isinstance(module, nn.Linear) and name.endswith(ATTENTION_LAYERS):
-                low_rank = LowRank(module.in_features, module.out_features, rank)
-                self.layers[name.replace(".", "_")] = low_rank
-                module.register_forward_hook(self._adding(low_rank))
+                key = name.replace(".", "_")
+                self.layers[key] = LowRank(module.in_features, module.out_features, rank)
+                handles.append(module.register_forward_hook(Hook(self, key)))
         if not self.layers:
             raise CarvError("the UNet has no attention layers (to_q, to_k, to_v, to_out): name another model.")
         if not hasattr(unet, "time_embedding"):
@@ -64,16 +67,19 @@ class CameraLora(nn.Module):
         width = int(unet.time_embedding.linear_2.out_features)
         if camera_width:
             self.camera_embedding = nn.Sequential(nn.Linear(camera_width, width), nn.SiLU(), nn.Linear(width, width))
-            unet.time_embedding.register_forward_hook(self._with_camera)
+            handles.append(unet.time_embedding.register_forward_hook(Hook(self)))
+        for handle in handles:  # a UNet keeps no hook of a LoRA that is gone
+            weakref.finalize(self, handle.remove).atexit = False
 
     @contextlib.contextmanager
     def active(self, camera: Tensor) -> Iterator[None]:
-        """Within, the UNet is the variant, for samples seen from camera (N, camera_width)."""
-        self._camera = camera
+        """Within, and in this thread, the UNet is the variant, for samples seen from camera (N, camera_width)."""
+        thread = threading.get_ident()
+        self._cameras[thread] = camera
         try:
             yield
         finally:
-            self._camera = None
+            self._cameras.pop(thread, None)
 
     @property
     def untouched(self) -> bool:
@@ -81,15 +87,39 @@ class CameraLora(nn.Module):
         ups = (value for name, value in self.layers.named_parameters() if name.endswith("up.weight"))
         return not any(bool(value.any()) for value in ups)
 
-    def _adding(self, low_rank: LowRank) -> Any:
-        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output if self._camera is None else output + low_rank(inputs[0]).to(output.dtype)
+    def changed(self, key: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A layer's output with its update, or, of the key "", the embedding of time with that of the camera.
 
-        return hook
-
-    def _with_camera(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if self._camera is None:
+        Args:
+            key: of the layer.
+            inputs: what it was given.
+            output: what it made of that, which is returned as it is outside of `active`.
+        """
+        camera = self._cameras.get(threading.get_ident())
+        if camera is None:
             return output
-        dtype = next(self.camera_embedding.parameters()).dtype
-        embedded: Tensor = self.camera_embedding(self._camera.to(device=output.device, dtype=dtype))
-        return output + embedded.to(output.dtype)
+        if key:
+            added: Tensor = self.layers[key](inputs[0])
+        else:
+            dtype = next(self.camera_embedding.parameters()).dtype
+            added = self.camera_embedding(camera.to(device=output.device, dtype=dtype))
+        return output + added.to(output.dtype)
+
+
+class Hook:
+    """A forward hook that asks a CameraLora, and does not keep it alive. Copied with it, it asks the copy."""
+
+    def __init__(self, lora: CameraLora | None, key: str = "") -> None:
+        self._lora: Callable[[], CameraLora | None] = type(None) if lora is None else weakref.ref(lora)
+        self.key = key
+
+    def __call__(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """As torch calls it."""
+        lora = self._lora()
+        return output if lora is None else lora.changed(self.key, inputs, output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
+        return Hook(copy.deepcopy(self._lora(), memo), self.key)
+
+    def __reduce__(self) -> Any:
+        return Hook, (self._lora(), self.key)

@@ -204,7 +204,7 @@ def test_a_dynamic_shift_is_diffusers_own(how: str) -> None:
         (NoiseSchedule.edm, {"sigma_data": 0}, "sigma_data is 0; it must be above 0"),
         (NoiseSchedule.edm, {"sigma_max": 1e300}, "sigma_max = 1e.300"),
         (NoiseSchedule.edm, {"rho": 1e-9}, "rho = 1e-09"),
-        (NoiseSchedule, {"alphas_cumprod": torch.empty(5, device="meta")}, "not a dense table"),
+        (NoiseSchedule, {"alphas_cumprod": torch.empty(5, device="meta")}, "alphas_cumprod is without data"),
         (NoiseSchedule, {"alphas_cumprod": torch.linspace(0.9, 0.1, 5).to_sparse()}, "not a dense table"),
         (NoiseSchedule, {"alphas_cumprod": [0.9, float("nan")]}, "holds NaN"),
         (NoiseSchedule.flow(4).to, {"device": "cdua"}, "device is 'cdua'; it must be a device such as cpu"),

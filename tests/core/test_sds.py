@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -63,3 +64,29 @@ def test_a_thousand_steps_keep_nothing() -> None:
 def test_what_learns_needs_an_estimator(option: dict[str, object]) -> None:
     with pytest.raises(CarvError, match="make a CarvEstimator, and keep that"):
         sds_loss(some_latents(), model, SCHEDULE, **option)
+
+
+def test_two_threads_with_one_schedule_keep_to_their_own_ranges() -> None:
+    schedule, meet = NoiseSchedule.scaled_linear(), threading.Barrier(2, timeout=10)
+    inside: list[bool] = []
+
+    class Latents(Tensor):
+        """Both threads have set their range before either draws: `numel` is asked for between the two."""
+
+        def numel(self) -> int:
+            meet.wait()
+            return super().numel()
+
+    def work(low: int, high: int) -> None:
+        def spy(z_t: Tensor, t: Tensor) -> Tensor:
+            inside.append(bool(((t >= low) & (t <= high)).all()))
+            return z_t
+
+        sds_loss(torch.zeros(1, 2).as_subclass(Latents).requires_grad_(), spy, schedule, min_step=low, max_step=high)
+
+    threads = [threading.Thread(target=work, args=ends) for ends in ((10, 20), (900, 950))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert inside == [True, True]

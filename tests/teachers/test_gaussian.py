@@ -142,6 +142,13 @@ def test_tensors_of_other_kinds_and_shapes_are_named(
         getattr(teacher, method)(*given)
 
 
+def test_what_is_written_to_the_means_later_changes_no_teacher() -> None:
+    means = torch.zeros(1, 4, 4, 4)
+    teacher = GaussianTeacher(means)
+    means.fill_(1.0)
+    assert not teacher.means.any()
+
+
 def test_samples_have_the_mixtures_moments() -> None:
     means = torch.tensor([[1.0, 0.0], [-3.0, 2.0]]).view(2, 2, 1, 1)
     teacher = GaussianTeacher(means, std=0.5, names=["a", "b"])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +164,40 @@ def test_a_unet_without_attention_and_a_rank_of_none_are_refused(teacher: Any) -
     with pytest.raises(CarvError, match="lora_rank is 0"):
         CameraLora(teacher.unet, rank=0)
     assert CameraLora(teacher.unet, rank=np.int64(2)).layers  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_is_the_variant_by_its_own_layers(copied: Callable[[Any], Any], teacher: Any) -> None:
+    first = LoraScore(teacher)
+    second = copied(first)
+    trained(second.lora)
+    z, t, text, camera = samples(1)
+    with torch.no_grad():
+        assert torch.equal(second.denoiser.eps_hat(z, t, text), teacher.eps_hat(z, t, text))
+        assert not torch.allclose(second.eps_hat(z, t, text, camera), first.eps_hat(z, t, text, camera), atol=1e-2)
+        trained(first.lora)
+        assert torch.equal(second.eps_hat(z, t, text, camera), first.eps_hat(z, t, text, camera))
+
+
+def test_a_unet_keeps_nothing_of_a_lora_that_is_gone(teacher: Any) -> None:
+    lora = CameraLora(teacher.unet)
+    hooked = copy.deepcopy(teacher.unet)  # its copy of the LoRA is gone at once
+    del lora
+    gc.collect()
+    assert not any(module._forward_hooks for module in teacher.unet.modules())
+    z, t, text, _ = samples(1)
+    with torch.no_grad():
+        assert torch.equal(hooked(z, t, text).sample, teacher.unet(z, t, text).sample)
+
+
+def test_it_is_active_in_the_thread_that_asks_for_it(teacher: Any) -> None:
+    z, t, text, camera = samples(1)
+    lora = trained(CameraLora(teacher.unet))
+    got: list[Any] = []
+    with torch.no_grad(), lora.active(camera):
+        thread = threading.Thread(target=lambda: got.append(teacher.unet(z, t, text).sample))
+        thread.start()
+        thread.join()
+        assert not torch.equal(got[0], teacher.unet(z, t, text).sample)
+    with torch.no_grad():
+        torch.testing.assert_close(got[0], teacher.unet(z, t, text).sample)
