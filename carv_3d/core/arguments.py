@@ -72,7 +72,7 @@ def refuse_arguments(function: Callable[..., Any], given: Mapping[str, Any], err
         kind = hints.get(name, Any)
         variable = inspect.signature(function).parameters[name].kind in (2, 4)  # *args, **kwargs
         if not variable and not fits(value, kind):
-            raise CarvError(f"{name} is {described(value)}; it must be {due(kind)}.") from error
+            raise CarvError(f"{name} is {described(value)}{_holding(value, kind)}; it must be {due(kind)}.") from error
         if torch.device in (kind, *typing.get_args(kind)) and isinstance(value, (str, torch.device)):
             try:
                 torch.empty(1, device=value)
@@ -148,6 +148,15 @@ def described(value: Any) -> str:
 def with_article(name: str) -> str:
     """The name behind a or an."""
     return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def _holding(value: Any, kind: Any) -> str:
+    """What makes a list of the right kind a wrong one: its first item that does not fit."""
+    for member in (kind, *typing.get_args(kind)):
+        if typing.get_origin(member) in (list, tuple, collections.abc.Sequence) and isinstance(value, (list, tuple)):
+            item = typing.get_args(member)[0]
+            return next((f" that holds {described(x)}" for x in value[:LISTED] if not fits(x, item)), "")
+    return ""
 
 
 def _is_device(name: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,6 +19,9 @@ if TYPE_CHECKING:  # a header is read without torch
     from torch import Tensor
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+SCALES = re.compile(r"(^|[._])(scale_weight|weight_scale(_inv)?|scaled_fp8|SCB)$")
+ZEROS = 0.25  # of the matrices of a model; layers that begin at zero are far fewer
 
 
 class TensorHead(NamedTuple):
@@ -66,6 +71,22 @@ def read_header(path: Path, fix: str) -> dict[str, TensorHead]:
     if size < whole:
         raise CarvError(f"{path} is cut off: {size} bytes of {whole}; {fix}")
     return tensors
+
+
+def check_plain(heads: Mapping[str, TensorHead], name: str, fix: str) -> None:
+    """CarvError, ending in `fix`, for weights that are numbers only once a scale has been applied, or are none at all.
+
+    Args:
+        heads: as of `read_header`.
+        name: of the file.
+        fix: what to do.
+    """
+    for key, head in heads.items():
+        if SCALES.search(key) or (key.endswith((".weight", ".bias")) and head.dtype not in FLOATS):
+            raise CarvError(
+                f"{name} holds {key} of type {head.dtype}, so its weights were quantised, and no such file is read: "
+                f"take one in whole or half precision; {fix}"
+            )
 
 
 def _tensor_head(entry: Any, name: str, fix: str) -> TensorHead:
@@ -165,6 +186,15 @@ def _stand_ins(path: Path, fix: str) -> list[Any]:
             return []
     split = [name.rpartition(".") for name in names]
     return [type(name, (_Inert,), {"__module__": module}) for module, _, name in split]
+
+
+def check_filled(tensors: Mapping[str, Tensor], name: str, fix: str) -> None:
+    """CarvError, ending in `fix`, where many matrices of a model hold zeros alone, as of half a download."""
+    matrices = [value for value in tensors.values() if value.dim() > 1 and value.numel() and not value.is_meta]
+    # most are known by their first numbers
+    empty = sum(not value.reshape(-1)[:64].any() and not value.any() for value in matrices)
+    if empty > ZEROS * len(matrices):
+        raise CarvError(f"{name}: {empty} of its {len(matrices)} matrices hold zeros alone; {fix}")
 
 
 def check_finite(tensors: dict[str, Tensor], name: str, fix: str) -> None:

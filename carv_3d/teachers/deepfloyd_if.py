@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from carv_3d.teachers.families import DEEPFLOYD_IF
-from carv_3d.teachers.loading import choose_dtype, load_text_parts
+from carv_3d.teachers.loading import choose_device, choose_dtype, load_text_parts
 from carv_3d.teachers.packed_text import PackedTextTeacher, text_states
 from carv_3d.teachers.pixels import Pixels
 
@@ -73,7 +73,7 @@ def embed_prompts(folder: Path, prompts: Sequence[str], device: str | torch.devi
     Raises:
         CarvError: as `load_parts`.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(device)
     parts = load_text_parts(folder, choose_dtype(device, None, DEEPFLOYD_IF.half), DEEPFLOYD_IF)
     encoder = parts["text_encoder"].to(device).eval()
     text: Tensor = text_states(encoder, parts["tokenizer"], _prepared(prompts), TOKENS, device, masked=True)[0][0]

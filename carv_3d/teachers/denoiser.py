@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv_3d.core.arguments import FAILURES, refuse_arguments
+from carv_3d.core.arguments import FAILURES, described, refuse_arguments
 from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
-from carv_3d.teachers.inputs import check_samples
-from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, offload_to_cpu
+from carv_3d.teachers.inputs import check_as_made, check_samples
+from carv_3d.teachers.loading import can_offload, choose_device, choose_dtype, load_parts, offload_to_cpu
 from carv_3d.teachers.model_config import check_prediction_type
 
 
@@ -120,7 +120,13 @@ class Denoiser(Prediction):
         except FAILURES as error:
             refuse_arguments(Denoiser.predict, {"z_t": z_t, "t": t, "text_emb": text_emb}, error)
             check_samples(z_t, t, text_emb)
+            check_as_made(self.network, self.device, self.dtype, f"the network of {self.name or 'this teacher'}")
             raise
+        if not isinstance(prediction, Tensor):
+            raise CarvError(
+                f"the network of {self.name or 'this teacher'} returned {described(prediction)} in place of a "
+                "prediction; a hook on it must return what it is given."
+            )
         return prediction.to(z_t.dtype)
 
     def run_network(self, given: Tensor, time: Tensor, conditions: dict[str, Any]) -> Tensor:
@@ -154,6 +160,7 @@ class Denoiser(Prediction):
 
 
 @packages("teachers")
+@torch.inference_mode(False)
 def load_denoiser(
     name_or_path: str,
     device: str | torch.device | None = None,
@@ -164,7 +171,7 @@ def load_denoiser(
 ) -> Denoiser:
     """A Stable Diffusion model's UNet alone; arguments and what is raised as of `LatentDiffusionTeacher.load`."""
     folder = resolve_model(name_or_path)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(device)
     parts = load_parts(folder, choose_dtype(device, half_precision), with_text=False, with_vae=False)
     offload = cpu_offload and can_offload(device)
     unet, schedule = parts["unet"] if offload else parts["unet"].to(device), parts["scheduler"]

@@ -14,8 +14,8 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, packages, shown
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
-from carv_3d.teachers.inputs import check_images, check_latents
-from carv_3d.teachers.loading import can_offload, choose_dtype, load_parts, merge_tokens, offload_to_cpu
+from carv_3d.teachers.inputs import check_as_made, check_images, check_latents
+from carv_3d.teachers.loading import can_offload, choose_device, choose_dtype, load_parts, merge_tokens, offload_to_cpu
 from carv_3d.teachers.lora_files import add_loras
 from carv_3d.teachers.model_config import latent_scale, vae_factor
 from carv_3d.teachers.model_folder import MEND, read_json
@@ -92,6 +92,7 @@ class LatentDiffusionTeacher(Denoiser):
     @classmethod
     @packages("teachers")
     @checked
+    @torch.inference_mode(False)  # else nothing could be differentiated through its weights, ever
     def load(
         cls: type[SomeTeacher],
         name_or_path: str | None = None,
@@ -139,7 +140,7 @@ class LatentDiffusionTeacher(Denoiser):
         name_or_path = name_or_path or cls.default_model
         folder = folder or find_folder(name_or_path, local_files_only, cache_dir, cls.family, model_config)
         at = find_vae(vae, folder, cls.family)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = choose_device(device)
         quantized = check_quantized(folder, cls.family, device, altered=bool(loras) or cpu_offload)
         if cls.family.network != "unet" and (attention_slicing or token_merging is not None):
             raise CarvError(f"attention_slicing and token_merging are for a UNet, and {cls.family.name} has none.")
@@ -178,7 +179,9 @@ class LatentDiffusionTeacher(Denoiser):
         """A small image to latents and back: a config.json that fits the weights' shapes may still be of no network."""
         side = 4 * self.vae_factor
         try:
-            self.decode(self.encode(torch.zeros(1, 3, side, side, device=self.device), sample=False))
+            images = self.decode(self.encode(torch.zeros(1, 3, side, side, device=self.device), sample=False))
+            if images.shape != (1, 3, side, side):
+                raise ValueError(f"it makes images {tuple(images.shape)} of (1, 3, {side}, {side})")
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:
@@ -235,8 +238,12 @@ class LatentDiffusionTeacher(Denoiser):
     def _posterior(self, images: Tensor) -> Any:
         if not _usual(images, 3) or any(side % self.vae_factor for side in images.shape[2:]):
             check_images(images, self.vae_factor)
-        with torch.autocast(self.device.type, enabled=False):
-            encoded = self.vae.encode(images.to(self.vae_dtype) * 2 - 1)
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                encoded = self.vae.encode(images.to(self.vae_dtype) * 2 - 1)
+        except FAILURES:
+            self._check_vae_as_made()
+            raise
         return encoded.latent_dist if hasattr(encoded, "latent_dist") else Point(encoded.latent)
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
@@ -259,7 +266,11 @@ class LatentDiffusionTeacher(Denoiser):
             return images.clamp(0, 1) if clamp else images
         except FAILURES as error:
             refuse_arguments(LatentDiffusionTeacher.decode, {"latents": latents, "clamp": clamp}, error)
+            self._check_vae_as_made()
             raise
+
+    def _check_vae_as_made(self) -> None:
+        check_as_made(self.vae, self.device, self.vae_dtype, f"the VAE of {self.name or 'this teacher'}")
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:

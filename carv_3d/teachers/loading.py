@@ -13,7 +13,7 @@ import torch
 
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, require, shown
-from carv_3d.io.tensor_files import check_finite, load_tensors
+from carv_3d.io.tensor_files import check_filled, check_finite, load_tensors
 from carv_3d.teachers.families import STABLE_DIFFUSION, Family
 from carv_3d.teachers.model_folder import (
     FIX,
@@ -28,6 +28,14 @@ from carv_3d.teachers.single_file import load_single_file
 from carv_3d.teachers.tokens import shortened
 
 log = logging.getLogger(__name__)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Where a model goes: CUDA if there is one, unless named. CarvError for the device that holds no numbers."""
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "meta":
+        raise CarvError("device is meta, where a model has no weights; give cpu, or cuda where there is one.")
+    return chosen
 
 
 def choose_dtype(device: torch.device, half_precision: bool | None, half: str = "float16") -> torch.dtype:
@@ -255,7 +263,9 @@ def load_weights(library: Any, kind: str, folder: Path, part: str, dtype: torch.
             f"the diffusion model cannot be used: {file} lacks {len(missing)} of the tensors that its "
             f"config.json asks for, such as {min(missing)}; {FIX}."
         )
-    check_finite(model.state_dict(), f"the diffusion model cannot be used: {file}", MEND)
+    weights = model.state_dict()
+    check_finite(weights, f"the diffusion model cannot be used: {file}", MEND)
+    check_filled(weights, f"the diffusion model cannot be used: {file}", MEND)
     return model
 
 

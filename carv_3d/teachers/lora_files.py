@@ -66,6 +66,9 @@ def add_loras(parts: dict[str, Any], loras: Sequence[str], pipeline: str) -> Non
     for text in loras:
         path, scale = read_lora(text)
         adapters = read_adapters(path, pipeline, parts)
+        unknown = sorted({part for part, _ in adapters if part not in parts})
+        if unknown:
+            raise CarvError(f"{path} is for {', '.join(unknown[:3])}, and the model has {', '.join(layers)}; {FIX}")
         absent = sorted({part for part, _ in adapters if parts.get(part) is None})
         if absent:
             log.warning("the layers of %s for %s are left out: these were not loaded.", path, ", ".join(absent))

@@ -16,7 +16,7 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, shown
 from carv_3d.io import structured
 from carv_3d.io.files import open_file
-from carv_3d.io.tensor_files import read_header
+from carv_3d.io.tensor_files import check_plain, read_header
 from carv_3d.teachers.families import FAMILIES, INSTRUCT_PIX2PIX, OLD_NAMES, STABLE_DIFFUSION, ZERO123, Family
 from carv_3d.teachers.model_config import (
     TextConfig,
@@ -28,6 +28,7 @@ from carv_3d.teachers.model_config import (
     check_prediction_type,
 )
 
+QUANTISED = "quantization_config"  # in a config.json
 HALF = ".fp16"  # in the names of weights that were saved in half precision next to others
 FIX = (
     "name a local diffusers folder (the one that holds model_index.json) as the model (in a configuration: "
@@ -84,7 +85,7 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION, with_weights: 
     _check_text_widths(folder, family, present)
     for part in present:
         for file in weight_files(folder, part) if with_weights else ():
-            check_weight_file(file)
+            check_weight_file(file, packed=bool(read_json(folder / part / "config.json").get(QUANTISED)))
     for part, (tokenizer, kind) in zip(family.text_encoders, family.tokenizers.items()):
         if part in present:
             size = read_config(folder, part, TextConfig).get("vocab_size", TextConfig.vocab_size)
@@ -214,15 +215,21 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and Path(value).name == value
 
 
-def check_weight_file(file: Path) -> None:
-    """CarvError if the file is missing, no regular file, a git-lfs pointer, or shorter than its own header says."""
+def check_weight_file(file: Path, packed: bool = False) -> None:
+    """CarvError if the file is missing, no regular file, a git-lfs pointer, or shorter than its own header says.
+
+    Args:
+        file: of weights.
+        packed: whether its config.json says how they were quantised; without that they must be plain numbers.
+    """
     if not os.path.lexists(file):
         raise CarvError(_bad(file, "it is missing"))
     with open_file(file, MEND) as stream:
         if stream.read(64).startswith(b"version https://git-lfs"):
             raise CarvError(_bad(file, "it is a git-lfs pointer, not the weights (run `git lfs pull`)"))
-    if file.suffix == ".safetensors":
-        read_header(file, MEND)
+    heads = read_header(file, MEND) if file.suffix == ".safetensors" else {}
+    if not packed:
+        check_plain(heads, str(file), MEND)
 
 
 def _check_network(folder: Path, family: Family) -> None:
@@ -248,6 +255,11 @@ def _check_network(folder: Path, family: Family) -> None:
         )
     if part != "unet":
         return
+    made = unet.get("out_channels", 4)
+    if "vae" in family.classes and made != latent:
+        raise CarvError(
+            _bad(file, f"the UNet gives {made} channels, a learned variance say, and latents have {latent}")
+        )
     expected = {
         "class_embed_type": (None,), "num_class_embeds": (None,), "addition_embed_type": family.addition_embed_types,
     }  # fmt: skip

@@ -8,9 +8,8 @@ import torch
 
 from carv_3d.errors import CarvError
 from carv_3d.teachers.families import Family
-from carv_3d.teachers.model_folder import read_json
+from carv_3d.teachers.model_folder import QUANTISED, read_json
 
-KEY = "quantization_config"
 UNKNOWN = "an unknown method"
 
 
@@ -19,7 +18,7 @@ def quantized_parts(folder: Path, family: Family) -> dict[str, str]:
     methods = {}
     for part in family.classes:
         file = folder / part / "config.json"
-        said = read_json(file).get(KEY) if file.is_file() else None
+        said = read_json(file).get(QUANTISED) if file.is_file() else None
         if said:
             methods[part] = str(said.get("quant_method", UNKNOWN)) if isinstance(said, dict) else UNKNOWN
     return methods

@@ -12,7 +12,7 @@ import torch
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line
 from carv_3d.io.files import expanded
-from carv_3d.io.tensor_files import check_finite, read_header
+from carv_3d.io.tensor_files import check_filled, check_finite, check_plain, read_header
 from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Family
 from carv_3d.teachers.model_folder import MEND, check_folder, read_json
@@ -78,12 +78,7 @@ def find_folder(
 def _check_marks(file: Path, folder: Path) -> None:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     schedule, names = NoiseSchedule.from_config(read_json(scheduler)), read_header(file, MEND)
-    packed = sorted({head.dtype for head in names.values()} & {"I8", "U8"})
-    if packed:
-        raise CarvError(
-            f"{file} holds weights of type {packed[0]}, so they were quantised, and no such file is read: take one in "
-            "whole or half precision."
-        )
+    check_plain(names, str(file), MEND)
     for name, (said, holds) in MARKS.items():
         if name in names and not holds(schedule):
             raise CarvError(f"{file} holds {name}, so it {said}, and {scheduler} says otherwise: {FIX}.")
@@ -151,4 +146,5 @@ def load_single_file(
         if lacking:
             raise CarvError(f"{file} lacks {len(lacking)} tensors of its {part}, such as {lacking[0]}: {FIX}.")
         check_finite(state, f"the diffusion model cannot be used: {file}", MEND)
+        check_filled(state, f"the {part} in {file}", MEND)
     return parts

@@ -120,7 +120,4 @@ def test_one_file_of_integers_is_refused(sd_folder: Path, tmp_path: Path) -> Non
     file = write_single_file(sd_folder, tmp_path / "model.safetensors")
     save_file({key: value.to(torch.int8) for key, value in load_file(file).items()}, file)
     (finding,) = examine(str(file), model_config=str(sd_folder))
-    assert (
-        "holds weights of type I8, so they were quantised, and no such file is read: take one in whole"
-        in finding.detail
-    )
+    assert "of type I8, so its weights were quantised, and no such file is read: take one in whole" in finding.detail

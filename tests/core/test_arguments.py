@@ -90,6 +90,7 @@ CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: TEACHER.text_embeddings(3), "prompts is 3; it must be a list of texts"),  # type: ignore[arg-type]
     (lambda: CostMeter("moon"), "device is 'moon'; it must be a device such as cpu, or text"),
     (lambda: CostMeter(np.ones(2)), "device is a ndarray"),  # type: ignore[arg-type]
+    (lambda: TEACHER.text_embeddings(["", 3]), "prompts is a list that holds 3; it must be a list of texts"),  # type: ignore
     (lambda: SDSGuidance(WRONG), "teacher is 'x'; it must be a Teacher"),
     (lambda: SDSGuidance(TEACHER, WRONG), "options is 'x'; it must be a GuidanceOptions, or None"),
     (lambda: SDSGuidance(TEACHER)(WRONG, WRONG, WRONG, 0), "is 'x'; it must be"),
