@@ -21,6 +21,7 @@ from carv_3d.cli.finding import Finding, installed, python
 from carv_3d.cli.parser import Parser
 from carv_3d.core.options import check_draws
 from carv_3d.errors import CarvError, checkout, first_line, install_command, printable, shown
+from carv_3d.io.files import folder_bytes
 from carv_3d.version import __version__
 
 HELP = """carv doctor
@@ -187,8 +188,7 @@ def _tiny() -> Finding:
         folder = resolve_model("carv-tiny", local_files_only=True)
     except (CarvError, ImportError) as error:
         return Finding("carv-tiny", False, str(error), fix, True)
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    return Finding("carv-tiny", True, f"{size / 2**20:.0f} MiB, built in (objects, colors, materials)")
+    return Finding("carv-tiny", True, f"{folder_bytes(folder) / 2**20:.0f} MiB, built in (objects, colors, materials)")
 
 
 def _classifier() -> Finding:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from carv_3d.cli import completion
 from carv_3d.cli.environment import settle_environment
-from carv_3d.cli.streams import GONE, one_interrupt, steady_streams
+from carv_3d.cli.streams import GONE, one_interrupt, open_closed_streams, steady_streams
 from carv_3d.errors import CarvError, packages, shown
 from carv_3d.io.files import os_errors_explained
 from carv_3d.version import __version__
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if completion.VARIABLE in os.environ and arguments is None:
         completion.complete(COMMANDS)
+    open_closed_streams()
     with one_interrupt(), steady_streams() as shown:
         status = _explained(words)
     lost = None if shown is None else shown.lost

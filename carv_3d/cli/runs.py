@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from carv_3d.cli.parser import Parser, command, flags
+from carv_3d.cli.streams import answer
 from carv_3d.config.request import CleanOptions
 from carv_3d.errors import CarvError, printable
 from carv_3d.io.files import expanded
@@ -89,13 +90,20 @@ def _clean(runs: Sequence[RunSummary], folder: Path, options: CleanOptions) -> i
     if not options.yes:
         if not sys.stdin.isatty():
             raise CarvError("carv runs clean asks before it removes anything, and there is nobody to ask; add --yes")
-        if input(f"Remove {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if answer(f"Remove {what}? [y/N] ").lower() not in ("y", "yes"):
             print("Nothing was removed.")
             return 0
+    kept: list[CarvError] = []
     for run in runs:
-        left = remove_run(run.folder)
+        try:
+            left = remove_run(run)
+        except CarvError as error:
+            kept.append(error)
+            continue
         if left:
             names = ", ".join(path.name for path in left[:3])
             print(printable(f"Left in {run.folder}: {names}{' and more' * (len(left) > 3)}"))
+    if kept:
+        raise CarvError(f"{len(runs) - len(kept)} of {len(runs)} runs were removed, the others not: {kept[0]}")
     print(f"Removed {what}.")
     return 0

@@ -2,6 +2,7 @@
 
 A pipe whose reader has left (`carv generate ... | head -3`), a log on a full disk and a closed terminal raise an error
 in the middle of a step, and rich turns some of them into an exit. `steady_streams` takes such errors off both streams.
+`open_closed_streams` is for those that were never there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,30 @@ from typing import Any, TextIO
 
 GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe, or the terminal: nobody misses what is not shown
 IMPATIENCE = 5.0  # seconds in which a further Ctrl-C is the same one
+
+
+def open_closed_streams() -> None:
+    """Give the null device to each of the three streams that the process was started without (`carv runs <&-`).
+
+    Their numbers would go to the next files that are opened, and what libraries and children write on a stream would
+    end in those.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
+def answer(question: str) -> str:
+    """What is typed in reply, without blanks around it; "" where the terminal's input ends, or is not text."""
+    try:
+        return input(question).strip()
+    except (EOFError, UnicodeDecodeError):
+        print()
+        return ""
 
 
 class SteadyStream:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +22,12 @@ IRREGULAR = {
     stat.S_IFBLK: "a device",
 }  # fmt: skip
 WRITTEN = {".csv", ".gif", ".glb", ".html", ".json", ".mp4", ".mtl", ".obj", ".png", ".yaml"}  # no folder that is made
+FULL = {
+    errno.ENOSPC: ("the disk is full", "free some space"),
+    errno.EDQUOT: ("your quota of the disk is full", "free some space of yours"),
+    errno.EFBIG: ("a file may not be so large here", "raise the limit (ulimit -f unlimited), or take another disk,"),
+}
+PATIENCE = 0.1  # seconds
 LONGEST_PATH = 2000  # bytes; what is written below it must fit too, into Linux's 4,096
 
 
@@ -30,8 +37,9 @@ class MissingFileError(CarvError):
 
 def explain_os_error(error: OSError, path: Path, doing: str = "write") -> CarvError:
     """One sentence for what the operating system refused; `doing` is the verb ("write", "read")."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return CarvError(f"the disk is full: {path} could not be written; free some space and try again")
+    if error.errno in FULL:
+        what, fix = FULL[error.errno]
+        return CarvError(f"{what}: {path} could not be written; {fix} and try again")
     if error.errno == errno.ENAMETOOLONG:
         name = shown(max(path.parts, key=len, default=""), 40)
         return CarvError(f"the name {name} is too long for this file system; give a shorter one")
@@ -92,6 +100,17 @@ def open_file(path: Path, fix: str, limit: int | None = None) -> BinaryIO:
         if isinstance(error, CarvError):
             raise
         raise CarvError(f"{str(path)!r} is no name that a file can have; {fix}") from None
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder and below, without links; what vanishes meanwhile does not count."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                state = os.lstat(os.path.join(place, name))
+                total += state.st_size if stat.S_ISREG(state.st_mode) else 0
+    return total
 
 
 def shown_path(path: Path | str) -> str:
@@ -194,7 +213,7 @@ def unused(path: Path) -> Path:
 
 def _abandoned(folder: Path) -> bool:
     try:
-        with locked(folder):
+        with locked(folder, 0):
             return not any(folder.iterdir())
     except (CarvError, OSError):  # at work, or no folder
         return False
@@ -214,9 +233,13 @@ def newest_run(path: Path, accepted: Callable[[Path], bool] = lambda folder: Tru
 
 
 def check_unused(path: Path, fix: str = "choose another --out") -> None:
-    """Raises CarvError, ending in `fix`, where `path` is a file, a folder with something in it, or unreadable."""
+    """Raises CarvError, ending in `fix`, where `path` is a file, a link to nothing, a full folder, or unreadable."""
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.is_symlink() and not path.exists():
+            raise CarvError(f"{path} is a link to {os.readlink(path)}, which is not there; make that folder, or {fix}")
+        if path.exists() and not path.is_dir():
+            raise CarvError(f"{path} is there and is no folder; {fix.partition(', or ')[0]}")  # nothing to resume
+        if path.exists() and any(path.iterdir()):
             raise CarvError(f"{path} is not an empty folder; {fix}")
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
@@ -309,8 +332,11 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it."""
+def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it.
+
+    patience: seconds to try again, since a list of runs holds each folder for an instant.
+    """
     try:
         import fcntl
     except ImportError:  # a platform without flock goes without the check
@@ -318,13 +344,19 @@ def locked(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"another run is at work in {folder}; wait for it, or choose another --out"
-            raise CarvError(message) from None
-        except OSError:  # a file system without locks goes without the check too
-            pass
+        begin = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < begin + patience:
+                    time.sleep(0.01)
+                    continue
+                message = f"another run is at work in {folder}; wait for it, or choose another --out"
+                raise CarvError(message) from None
+            except OSError:  # a file system without locks goes without the check too
+                pass
+            break
         yield
     finally:
         os.close(handle)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from carv_3d.errors import CarvError, first_line
-from carv_3d.io.files import explain_os_error, locked
+from carv_3d.io.files import explain_os_error, folder_bytes, locked
 from carv_3d.io.structured import look_up, read_yaml
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.names import CHECKPOINT, CONFIG, METRICS, WANDB_ID, previous_path
@@ -68,7 +68,8 @@ def find_runs(folder: Path) -> list[RunSummary]:
     if not folder.is_dir():
         raise CarvError(f"there is no folder {folder}; name one with runs in it, such as outputs")
     try:
-        return [read_summary(path) for path in sorted(_run_folders(folder, DEPTH))]
+        runs = [read_summary(path) for path in sorted(_run_folders(folder, DEPTH))]
+        return [run for run in runs if run.folder.exists()]
     except OSError as error:
         raise explain_os_error(error, folder, "read") from error
 
@@ -80,18 +81,21 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     for entry in inside:
         if depth and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-            with suppress(PermissionError):  # another's
+            with suppress(PermissionError, FileNotFoundError):  # another's, or removed meanwhile
                 yield from _run_folders(Path(entry.path), depth - 1)
 
 
-def read_summary(folder: Path) -> RunSummary:
-    """The run in `folder`; one that cannot be read is `damaged`, with the reason as its note."""
-    size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+def read_summary(folder: Path, held: bool = False) -> RunSummary:
+    """The run in `folder`; one that cannot be read is `damaged`, with the reason as its note.
+
+    held: this process holds the folder, so no run is at work there.
+    """
+    size = folder_bytes(folder)
     try:
         config = read_yaml(folder / CONFIG, "")
         rows = read_metrics(folder / METRICS)
     except CarvError as error:
-        at_work = _is_at_work(folder)
+        at_work = not held and _is_at_work(folder)
         note = "" if at_work else first_line(error).rstrip("; ")
         return RunSummary(folder, "", 0, None, "running" if at_work else "damaged", "", size, note)
     subject, steps = _first(config, PROMPTS, str), _first(config, STEPS, int)
@@ -99,7 +103,7 @@ def read_summary(folder: Path) -> RunSummary:
     if subject is None:
         note = f"{folder / CONFIG} names no prompt and no model"
         return RunSummary(folder, "", step, steps, "damaged", "", size, note)
-    return RunSummary(folder, subject, step, steps, _state(folder, step, steps), _score(rows), size)
+    return RunSummary(folder, subject, step, steps, _state(folder, step, steps, held), _score(rows), size)
 
 
 def _first(config: Any, names: tuple[str, ...], kind: type) -> Any:
@@ -107,8 +111,8 @@ def _first(config: Any, names: tuple[str, ...], kind: type) -> Any:
     return next((value for name in names if type(value := look_up(config, name)) is kind), None)
 
 
-def _state(folder: Path, step: int, steps: int | None) -> State:
-    if _is_at_work(folder):
+def _state(folder: Path, step: int, steps: int | None, held: bool) -> State:
+    if not held and _is_at_work(folder):
         return "running"
     made = {name for name in OUTPUTS if (folder / name).exists()}
     whole = step >= (steps or 0) or RESULT in made  # a comparison's run has its own length
@@ -117,7 +121,7 @@ def _state(folder: Path, step: int, steps: int | None) -> State:
 
 def _is_at_work(folder: Path) -> bool:
     try:
-        with locked(folder):
+        with locked(folder, 0):
             return False
     except (CarvError, OSError):
         return True
@@ -128,19 +132,30 @@ def _score(rows: list[dict[str, float]]) -> str:
     return next((words.format(last[name]) for name, words in SCORES.items() if name in last), "")
 
 
-def remove_run(folder: Path) -> list[Path]:
+def remove_run(run: RunSummary) -> list[Path]:
     """Remove the files that a run writes, and its folder where nothing else is in it.
+
+    Args:
+        run: as it was listed. One that has been resumed since is another one than the user agreed to lose.
 
     Returns:
         What is left in the folder: files of others, and folders such as an exported model.
 
     Raises:
-        CarvError: a run is at work there, the folder is a link, or something cannot be removed.
+        CarvError: a run is at work there or was since it was listed, the folder is a link, or something cannot be
+            removed.
     """
+    folder = run.folder
     if folder.is_symlink():
         raise CarvError(f"{folder} is a link; remove what it leads to by hand")
     try:
         with locked(folder):
+            now = read_summary(folder, held=True)
+            if (now.state, now.step) != (run.state, run.step):
+                raise CarvError(
+                    f"the run in {folder} is now {now.state} at step {now.step}, and was {run.state} at step "
+                    f"{run.step} when it was listed; look at it with carv runs, and clean again"
+                )
             for name in FILES:
                 path = folder / name
                 if path.is_symlink() or path.is_file():

@@ -99,3 +99,16 @@ def test_five_interrupts_are_one_line(in_steps: bool, tmp_path: Path) -> None:
 def heed() -> None:
     """A shell's background job ignores Ctrl-C, and its children do too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_streams_that_were_never_there_are_the_null_device(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from carv_3d.cli.streams import open_closed_streams; open_closed_streams()\n"
+        "numbers = [s.fileno() for s in (sys.stdin, sys.stdout, sys.stderr)]\n"
+        "print('nobody sees this', file=sys.stderr, flush=True)\n"
+        "with open('file', 'w') as file: file.write(repr((numbers, sys.stdin.read(), file.fileno())))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-S", "-c", script]
+    assert subprocess.run(shell, cwd=tmp_path, env=environment, check=False).returncode == 0
+    assert (tmp_path / "file").read_text() == "([0, 1, 2], '', 3)"

@@ -21,7 +21,7 @@ from carv_3d.generate.run import COLUMNS
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.checkpoint import load_checkpoint
-from carv_3d.runs.listing import find_runs, remove_run
+from carv_3d.runs.listing import find_runs, read_summary, remove_run
 
 FILES = {
     "asset.glb",
@@ -89,7 +89,7 @@ def test_a_run_leaves_everything_that_is_promised(words: list[str], capsys: pyte
     assert "A red mug!" in report
     assert "<b>yes</b><span>closed</span>" in report
     assert [(run.subject, run.state) for run in find_runs(Path())] == [("A red mug!", "done")]
-    assert remove_run(folder) == []
+    assert remove_run(read_summary(folder)) == []
     assert not folder.exists()
 
 
@@ -107,7 +107,7 @@ def test_an_explicit_folder_in_use_is_refused(words: list[str], capsys: pytest.C
     assert "mine is not an empty folder" in message
     assert "--resume" in message
     assert os.listdir("mine") == ["letter.txt"]
-    assert "is not an empty folder" in carv(
+    assert "letter.txt is there and is no folder; choose another --out" in carv(
         capsys, "generate", "a red mug", "--out", "mine/letter.txt", *words, expect=2
     )
     Path("empty").mkdir()
@@ -258,7 +258,7 @@ def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_one_before(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no file size limits to set")
-def test_a_file_size_limit_is_reported_like_a_full_disk(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_size_limit_is_reported_with_its_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -267,7 +267,8 @@ def test_a_file_size_limit_is_reported_like_a_full_disk(words: list[str], capsys
         message = carv(capsys, "generate", "a red mug", "--out", "run", *words, expect=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "the disk is full" in message
+    assert "a file may not be so large here: run/" in message
+    assert "ulimit -f" in message
     assert not Path("run/checkpoint").exists()
 
 

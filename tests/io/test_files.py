@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from carv_3d.io.files import (
     claimed,
     expanded,
     folder_for,
+    locked,
     make_folder,
     newest_run,
     replaced_folder,
@@ -63,8 +65,17 @@ def test_a_file_is_put_in_its_place_and_never_written_into(tmp_path: Path) -> No
     assert ((tmp_path / "a.txt").read_text(), (tmp_path / "old.txt").read_text()) == ("new", "old")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_keeps_the_old_file(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, r"the disk is full: \S*/a.txt could not be written; free some space and try again$"),
+        (errno.EDQUOT, r"your quota of the disk is full: \S*/a.txt "),
+        (errno.EFBIG, r"a file may not be so large here: \S*/a.txt could not be written; raise the limit \(ulimit -f"),
+    ],
+)
+def test_a_full_disk_keeps_the_old_file(
+    number: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "a.txt"
     write_atomic(file, "old")
 
@@ -72,9 +83,8 @@ def test_a_full_disk_keeps_the_old_file(number: int, tmp_path: Path, monkeypatch
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CarvError, match="the disk is full") as caught:
+    with pytest.raises(CarvError, match=sentence):
         write_atomic(file, "new")
-    assert str(file) in str(caught.value)
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -179,9 +189,25 @@ def test_a_folder_in_use_or_a_file_is_refused_and_an_empty_folder_is_not(tmp_pat
     check_unused(tmp_path)
     check_unused(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path, tmp_path / "file"):
-        with pytest.raises(CarvError, match=f"{re.escape(str(path))} is not an empty folder; choose another --out$"):
-            check_unused(path)
+    (tmp_path / "link").symlink_to("gone")
+    for path, sentence in (
+        (tmp_path, "is not an empty folder; choose another --out, or resume$"),
+        (tmp_path / "file", "is there and is no folder; choose another --out$"),
+        (tmp_path / "link", "is a link to gone, which is not there; make that folder, or choose another --out, or"),
+    ):
+        with pytest.raises(CarvError, match=f"{re.escape(str(path))} {sentence}"):
+            check_unused(path, "choose another --out, or resume")
+
+
+def test_a_folder_that_is_held_for_an_instant_is_waited_for(tmp_path: Path) -> None:
+    listed = locked(tmp_path, 0)
+    listed.__enter__()
+    timer = threading.Timer(0.03, listed.__exit__, (None, None, None))
+    timer.start()
+    with pytest.raises(CarvError, match="another run is at work"), locked(tmp_path, 0):
+        raise AssertionError("two have it")
+    with locked(tmp_path):
+        timer.join()
 
 
 def fill(folder: Path, text: str, stop: type[BaseException] | None = None) -> None:

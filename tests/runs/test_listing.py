@@ -12,9 +12,17 @@ from commands import loaded_by, refusal
 
 from carv_3d.cli import main as cli
 from carv_3d.io.files import locked
-from carv_3d.runs.listing import FILES, find_runs, remove_run
+from carv_3d.runs.listing import FILES, find_runs, read_summary, remove_run
 
 Make = Callable[..., Path]
+
+
+class Terminal(io.StringIO):
+    """What somebody types."""
+
+    def isatty(self) -> bool:
+        """It is one."""
+        return True
 
 
 @pytest.fixture
@@ -105,12 +113,8 @@ def test_clean_asks_and_removes_what_a_run_wrote_alone(
     (other / "notes.txt").write_text("mine", encoding="utf-8")
     (other / "model").mkdir()
 
-    class Answer(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     for answer, gone in (("n\n", False), ("\n", False), ("yes\n", True)):
-        monkeypatch.setattr("sys.stdin", Answer(answer))
+        monkeypatch.setattr("sys.stdin", Terminal(answer))
         assert cli.main(["runs", "clean"]) == 0
         said = capsys.readouterr().out
         assert "Remove 2 runs, " in said
@@ -129,13 +133,71 @@ def test_a_running_run_and_a_link_are_not_removed(make: Make) -> None:
     Path("link").symlink_to(folder)
     before = sorted(os.listdir(folder))
     with locked(folder), pytest.raises(Exception, match="another run is at work in"):
-        remove_run(folder)
+        remove_run(read_summary(folder, held=True))
     with pytest.raises(Exception, match="link is a link; remove what it leads to by hand"):
-        remove_run(Path("link"))
+        remove_run(read_summary(Path("link")))
     assert sorted(os.listdir(folder)) == before
     (folder / "preview.png").symlink_to("/etc/hostname")
-    assert remove_run(folder) == []
+    assert remove_run(read_summary(folder)) == []
     assert Path("/etc/hostname").exists()
+
+
+def test_a_run_that_was_resumed_while_the_question_stood_is_kept(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = make("outputs/a"), make("outputs/b")
+    monkeypatch.setattr("sys.stdin", Terminal())
+
+    def resume_then_agree(question: str) -> str:
+        (folder / "metrics.csv").write_text("step,iou\n4,0.5\n5,0.6\n", encoding="utf-8")
+        (folder / "report.html").touch()
+        return "y"
+
+    monkeypatch.setattr("builtins.input", resume_then_agree)
+    assert cli.main(["runs", "clean"]) == 2
+    assert "1 of 2 runs were removed" in (said := capsys.readouterr().err)
+    assert "outputs/a is now done at step 5, and was stopped at step 3 when it was listed" in said
+    assert (folder / "checkpoint").exists()
+    assert not other.exists()
+
+
+@pytest.mark.parametrize("error", [EOFError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")])
+def test_an_answer_that_is_none_removes_nothing(
+    error: Exception, make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make("outputs/stopped")
+    monkeypatch.setattr("sys.stdin", Terminal())
+
+    def no_answer(question: str) -> str:
+        raise error
+
+    monkeypatch.setattr("builtins.input", no_answer)
+    assert cli.main(["runs", "clean"]) == 0
+    assert capsys.readouterr().out.endswith("\nNothing was removed.\n")
+    assert folder.exists()
+
+
+def test_what_vanishes_while_runs_are_listed_ends_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, gone = make("kept"), make("gone")
+    Path("empty").mkdir()
+    scan, state = os.scandir, os.lstat
+
+    def vanishing(path: str | Path) -> object:
+        if str(path) == "empty":
+            raise FileNotFoundError(2, "No such file or directory")
+        return scan(path)
+
+    def removed_meanwhile(path: str | Path) -> os.stat_result:
+        if str(path).startswith("gone/") and gone.exists():
+            gone.rename(".gone")
+        if str(path) == "kept/checkpoint":
+            raise FileNotFoundError(2, "No such file or directory")
+        return state(path)
+
+    monkeypatch.setattr("carv_3d.runs.listing.os.scandir", vanishing)
+    size = sum(state(kept / name).st_size for name in ("config.yaml", "metrics.csv"))
+    monkeypatch.setattr("carv_3d.io.files.os.lstat", removed_meanwhile)
+    assert [(str(run.folder), run.size) for run in find_runs(Path())] == [("kept", size)]
 
 
 @pytest.mark.parametrize(
