@@ -45,8 +45,8 @@ def resolve(request: GenerateRequest) -> tuple[Config, Path]:
 
     def asked(*overrides: str) -> Config:
         base = request.config or folder / CONFIG
-        seed = stored.seed if request.seed is None else request.seed
-        return load_config(base, [*request.overrides, *overrides], request.prompt or stored.prompt, seed)
+        own = [f"seed={stored.seed}", f"system.prompt_processor.prompt={stored.prompt}"]  # not the file's
+        return load_config(base, [*own, *request.overrides, *overrides], request.prompt, request.seed)
 
     # Compared with all that may change as the run has it: an option that follows from such a one is not changed.
     new = settled(asked(*_changeable(values)), stored.system.geometry_type)

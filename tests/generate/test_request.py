@@ -91,6 +91,8 @@ def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest() -> None:
         ("data.width=24", "data.width = 16"),
         ("system.guidance.max_step_percent=[0.98,0.4,5]", "system.guidance.max_step_percent = "),
         ("system.loss.lambda_tv=1", "system.loss.lambda_tv = 0"),
+        ("seed=9", "seed = 0"),
+        ("system.prompt_processor.prompt=a green tree", "system.prompt_processor.prompt = 'a red mug'"),
     ):
         with pytest.raises(CarvError, match="--resume cannot change it") as caught:
             resolve(GenerateRequest(out=folder, resume=True, overrides=[word]))
