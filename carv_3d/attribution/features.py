@@ -27,11 +27,12 @@ import torch
 from torch import Tensor
 
 from carv_3d.attribution.layers import LayerGradients, hooked_layers
-from carv_3d.attribution.losses import sample_losses
+from carv_3d.attribution.losses import sample_losses, with_gradient
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import FeatureOptions, GroupedDrawOptions
 from carv_3d.attribution.projection import Projection
 from carv_3d.attribution.store import RowStore
+from carv_3d.core.arguments import described, fits
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import Draws
 from carv_3d.core.proposals import TimestepProposal, make_proposal
@@ -120,9 +121,10 @@ class FeatureMaker:
             (N, groups, dim) float32 on the model's device.
 
         Raises:
-            CarvError: a gradient that is not finite.
+            CarvError: lists that do not go together, or a gradient that is not finite.
         """
         o = self.options
+        check_items(keys, latents, conditions)
         drawn = [
             item_draws(key, self.role, o.draws, self.proposal, tuple(z.shape), o.seed) for key, z in zip(keys, latents)
         ]
@@ -149,14 +151,8 @@ class FeatureMaker:
         Raises:
             CarvError: a gradient that is not finite.
         """
-        self._balance(latents[0], conditions[0])
-        if self._layers is None:
-            rows = torch.cat([self._autograd(*item) for item in zip(latents, conditions, drawn)])
-        else:
-            with self.meter.phase("gradient"):
-                sums = self._by_layers(self._layers, latents, conditions, drawn)
-            with self.meter.phase("project"):
-                rows = torch.stack([self.projection([row], self._sizes) for row in sums])
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+            rows = self._rows(latents, conditions, drawn)
         rows = rows.view(len(keys), len(drawn[0]), -1)
         for key, row, draws in zip(keys, rows, drawn):
             if not bool(torch.isfinite(row).all()):
@@ -167,13 +163,27 @@ class FeatureMaker:
         self.meter.count(items=len(keys), nfe=sum(draws.t.numel() for item in drawn for draws in item))
         return rows
 
+    def _rows(
+        self, latents: Sequence[Tensor], conditions: Sequence[Tensor | None], drawn: Sequence[list[Draws]]
+    ) -> Tensor:
+        """(items * groups, dim), projected."""
+        self._balance(latents[0], conditions[0])
+        if self._layers is None:
+            return torch.cat([self._autograd(*item) for item in zip(latents, conditions, drawn)])
+        with self.meter.phase("gradient"):
+            sums = self._by_layers(self._layers, latents, conditions, drawn)
+        with self.meter.phase("project"):
+            return torch.stack([self.projection([row], self._sizes) for row in sums])
+
     def _autograd(self, z: Tensor, condition: Tensor | None, drawn: list[Draws]) -> Tensor:
         """(groups, dim) of all parameters of one item, one backward a group."""
         rows = []
         with self.model.trainable() as parameters:
             for draws in drawn:
                 with self.meter.phase("gradient"):
-                    gradients = torch.autograd.grad(self.loss(z, condition, draws), parameters, allow_unused=True)
+                    gradients = torch.autograd.grad(
+                        with_gradient(self.loss(z, condition, draws)), parameters, allow_unused=True
+                    )
                 with self.meter.phase("project"):
                     rows.append(self.projection(gradients, self._sizes))
         return torch.stack(rows)
@@ -309,6 +319,20 @@ class FeatureMaker:
         finally:
             store.flush()
         return True
+
+
+def check_items(keys: Any, latents: Any, conditions: Any) -> None:
+    """CarvError unless these are equally many texts, tensors, and conditions: a tensor for each, or None for each."""
+    for name, value, kind, what in (
+        ("keys", keys, str, "texts"),
+        ("latents", latents, Tensor, "torch tensors"),
+        ("conditions", conditions, Tensor | None, "torch tensors, or of None for each"),
+    ):
+        listed = isinstance(value, Sequence) and not isinstance(value, str) and 0 < len(value) == len(keys)
+        mixed = listed and kind not in (str, Tensor) and len({item is None for item in value}) > 1
+        if not listed or mixed or not all(fits(item, kind) for item in value):
+            given = f"{described(value)} of {len(value)}" if isinstance(value, (list, tuple)) else described(value)
+            raise CarvError(f"{name} is {given}; it must be a list of {what}, one item at least and as many as keys.")
 
 
 def item_draws(

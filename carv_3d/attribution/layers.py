@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carv_3d.attribution.losses import with_gradient
 from carv_3d.attribution.parameter_names import PARAMETERS
 from carv_3d.core.seeds import keyed_generator
 from carv_3d.errors import CarvError
@@ -98,7 +99,7 @@ class LayerGradients:
         with self._hooked(), torch.enable_grad():
             values = loss()
             if self._leaves:
-                torch.autograd.grad(values.sum(), self._leaves, allow_unused=True)
+                torch.autograd.grad(with_gradient(values.sum()), self._leaves, allow_unused=True)
             n, device = len(values), values.device
             return torch.cat([self._row(name, n, device) for name in self._layers], 1)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from carv_3d.core.arguments import described
 from carv_3d.errors import CarvError
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of samples (N, D) of prediction and target
@@ -29,4 +30,14 @@ def sample_losses(name: str, prediction: Tensor, target: Tensor) -> Tensor:
     """
     if name not in LOSSES:
         raise CarvError(f"loss is {name!r}; it must be one of {', '.join(LOSSES)}.")
+    if not isinstance(prediction, Tensor) or prediction.shape != target.shape:
+        given = tuple(prediction.shape) if isinstance(prediction, Tensor) else described(prediction)
+        raise CarvError(f"the model predicted {given}; it must be a tensor {tuple(target.shape)}, as z_t is.")
     return LOSSES[name](prediction.flatten(1), target.flatten(1))
+
+
+def with_gradient(loss: Tensor) -> Tensor:
+    """The loss, which can be differentiated; CarvError where the model has cut that off."""
+    if not loss.requires_grad:
+        raise CarvError("the loss has no gradient: the model runs under no_grad, or detaches what it predicts.")
+    return loss

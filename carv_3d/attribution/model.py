@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from carv_3d.core.schedule import NoiseSchedule
+from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import module_fingerprint
 from carv_3d.teachers.denoiser import Denoiser
 
@@ -39,7 +40,14 @@ class GradientModel:
 
     @classmethod
     def from_module(cls, module: nn.Module, schedule: NoiseSchedule, name: str = "") -> GradientModel:
-        """A module that predicts the noise: module(z_t, t), or module(z_t, t, cond) where items have a condition."""
+        """A module that predicts the noise: module(z_t, t), or module(z_t, t, cond) where items have a condition.
+
+        Raises:
+            CarvError: what is no module, or one without parameters.
+        """
+        if not isinstance(module, nn.Module) or not any(True for _ in module.parameters()):
+            given = f"a {type(module).__name__}, which has no parameters"
+            raise CarvError(f"module is {given}; gradients are taken of those of a torch module.")
 
         def predict(z_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
             prediction: Tensor = module(z_t, t) if cond is None else module(z_t, t, cond)

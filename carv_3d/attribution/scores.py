@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from carv_3d.attribution.store import release_pages
-from carv_3d.errors import CarvError
+from carv_3d.core.arguments import checked, described, fits
+from carv_3d.errors import CarvError, shown
 
 CHUNK = 512  # items at a time
 RELEASE_EVERY = 16  # chunks, after which the memory of mapped rows is given back
@@ -40,8 +41,23 @@ class Scores:
     values: Tensor
     errors: Tensor
 
+    @checked
     def top(self, query: int, count: int, least: bool = False) -> list[int]:
-        """The items with the highest scores for a query (`least`: the lowest), best first."""
+        """The items with the highest scores for a query (`least`: the lowest), best first.
+
+        Args:
+            query: from 0 on.
+            count: how many items.
+            least: whether the lowest are asked for.
+
+        Raises:
+            CarvError: a query that there is not, or a count below 0.
+        """
+        if not 0 <= query < len(self.values) or count < 0:
+            raise CarvError(
+                f"query is {query} and count {count}; there are {len(self.values)} queries from 0 on, and a count is "
+                "at least 0."
+            )
         order = torch.argsort(self.values[query], descending=not least, stable=True)
         return order[:count].tolist()
 
@@ -59,6 +75,7 @@ class Scores:
         return ((degrees * self.errors.square() + prior * mean) / (degrees + prior)).sqrt()
 
 
+@checked
 def bilinear(queries: Tensor, items: Rows) -> Scores:
     """`q A f`, the mean over groups, and its error.
 
@@ -78,6 +95,7 @@ def bilinear(queries: Tensor, items: Rows) -> Scores:
     return scores
 
 
+@checked
 def cosine(queries: Tensor, items: Rows, white: Callable[[Tensor], Tensor] | None = None) -> Scores:
     """The cosine between the mean gradients (the paper's score).
 
@@ -124,6 +142,7 @@ def kernel(items: Rows) -> Tensor:
     return total / (items.shape[1] ** 2 * len(items))
 
 
+@checked
 def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
     """TRAK (arXiv 2303.14186) with one model: `q (K + ridge tr(K)/d I)^-1 f`, K the kernel of the items.
 
@@ -139,15 +158,16 @@ def trak(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None)
     Raises:
         CarvError: a ridge that is not above 0, or a kernel that is not positive even so.
     """
-    _check(queries, items)
+    _check(queries, items, gram)
     gram = kernel(items) if gram is None else gram
     left = solve(gram, queries.double().reshape(-1, queries.shape[-1]), ridge).view(queries.shape)
     return bilinear(left, items)
 
 
+@checked
 def relatif(queries: Tensor, items: Rows, ridge: float, gram: Tensor | None = None) -> Scores:
     """l-RelatIF (arXiv 2003.11630): `trak` over the roots of the item's score for itself and of the query's."""
-    _check(queries, items)  # it is the cosine in the metric of the regularized inverse kernel
+    _check(queries, items, gram)  # it is the cosine in the metric of the regularized inverse kernel
     factor = factorized(kernel(items) if gram is None else gram, ridge)
     return cosine(queries, items, lambda x: torch.linalg.solve_triangular(factor, x.T.to(factor), upper=False).T)
 
@@ -160,16 +180,23 @@ def solve(gram: Tensor, rows: Tensor, ridge: float) -> Tensor:
 
 def factorized(gram: Tensor, ridge: float) -> Tensor:
     """L (d, d), lower, of `K + ridge tr(K)/d I = L L^T`. Raises CarvError as `trak`."""
-    if not ridge > 0:
-        raise CarvError(f"ridge is {ridge}; it must be above 0 (without it, noise in the draws is amplified at will).")
+    if not 0 < ridge < math.inf:
+        raise CarvError(
+            f"ridge is {ridge}; it must be above 0 and finite (without it, noise in the draws is amplified at will)."
+        )
+    if not bool(gram.isfinite().all()):
+        raise CarvError("the kernel is not finite: items have features that are NaN, infinite or beyond 1e150.")
     d = len(gram)
     scale = float(gram.diagonal().mean())
+    if scale == 0:
+        raise CarvError("the kernel holds zeros alone, as all features of the items are zero: make them again.")
     factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(d, dtype=gram.dtype))
     if not scale > 0 or int(failed):
         raise CarvError(f"the kernel is not positive at ridge {ridge}: take a larger one, or the plain kernel.")
     return factor
 
 
+@checked
 def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int = 2, limit: int = 2048) -> float:
     """The ridge under which the kernel of some items describes the others best.
 
@@ -187,11 +214,17 @@ def choose_ridge(items: Rows, ridges: Sequence[float] | None = None, folds: int 
         CarvError: fewer than two items in a fold.
     """
     ridges = list(ridges) if ridges is not None else [10.0**e for e in np.arange(-4, 2.01, 0.5)]
+    if not ridges or not all(fits(ridge, float) and 0 < ridge < math.inf for ridge in ridges):
+        raise CarvError(f"ridges are {shown(ridges)}; they must be finite numbers above 0, one at least.")
+    if folds < 2 or limit < 2 * folds:
+        raise CarvError(f"folds is {folds} and limit {limit}; they must be 2 at least, and twice as many as the folds.")
     n = len(items)
     if n < 2 * folds:
         raise CarvError(f"choosing the ridge needs {2 * folds} items at least, and there are {n}: name a ridge.")
     picked = np.unique(np.linspace(0, n - 1, min(n, limit)).astype(int))
     f = torch.cat([c.mean(1) for c in _chunks(items, picked)])
+    if not bool(f.isfinite().all()) or not bool(f.any()):
+        raise CarvError("the features of the items are not finite, or all of them are zero: make them again.")
     totals = torch.zeros(len(ridges), dtype=torch.float64)
     for fold in range(folds):
         held = torch.arange(len(f)) % folds == fold
@@ -221,7 +254,10 @@ def tracin(steps: Iterable[tuple[Tensor, Rows, float]]) -> Scores:
     Draws of different checkpoints are taken for independent: give their features different seeds.
     """
     total: Scores | None = None
-    for queries, items, rate in steps:
+    for step in steps:
+        if not isinstance(step, Sequence) or len(step) != 3 or not fits(step[2], float) or not math.isfinite(step[2]):
+            raise CarvError("each step of TracIn must be (queries, items, learning rate), the last a finite number.")
+        queries, items, rate = step
         scores = bilinear(queries, items)
         if total is None:
             total = Scores(rate * scores.values, abs(rate) * scores.errors)
@@ -267,6 +303,11 @@ def _empty_scores(queries: Tensor, items: Rows) -> Scores:
 def _put(scores: Scores, begin: int, values: Tensor, errors: Tensor) -> int:
     """The scores of a chunk into their place; returns where the next one begins."""
     end = begin + values.shape[1]
+    if not bool(values.isfinite().all()):
+        item = begin + int((~values.isfinite()).any(0).nonzero()[0])
+        raise CarvError(
+            f"the scores of item {item} are not finite, so its features or a query's are not: make them again."
+        )
     scores.values[:, begin:end], scores.errors[:, begin:end] = values, errors
     return end
 
@@ -280,9 +321,18 @@ def _chunks(items: Rows, picked: Any = None) -> Iterator[Tensor]:
             release_pages(items)
 
 
-def _check(queries: Tensor, items: Rows) -> None:
+def _check(queries: Tensor, items: Rows, gram: Tensor | None = None) -> None:
+    mapped = isinstance(items, np.ndarray) and items.dtype.kind in "fiu"
+    for name, value, due in (("queries", queries, ""), ("items", items, " or an array")):
+        real = fits(value, Tensor) and not value.is_complex()
+        if not real and not (mapped and name == "items"):
+            raise CarvError(f"{name} are {described(value)}; they must be a torch tensor{due} of real numbers.")
     if queries.dim() != 3 or len(items.shape) != 3 or queries.shape[-1] != items.shape[-1]:
         raise CarvError(
             f"queries have shape {tuple(queries.shape)} and items {tuple(items.shape)}; they need (Q, H, d) and "
             "(N, G, d) with the same d, from the same projection."
         )
+    if 0 in queries.shape or 0 in items.shape:
+        raise CarvError(f"queries {tuple(queries.shape)} and items {tuple(items.shape)} hold no feature: give some.")
+    if gram is not None and (not fits(gram, Tensor) or gram.shape != (queries.shape[-1],) * 2):
+        raise CarvError(f"gram must be a kernel of the items, a tensor ({queries.shape[-1]}, {queries.shape[-1]}).")

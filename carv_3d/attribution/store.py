@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carv_3d.errors import CarvError
+from carv_3d.core.arguments import described, fits
+from carv_3d.errors import CarvError, first_line, shown
 from carv_3d.io.files import explain_os_error, make_folder, write_atomic, write_via
 from carv_3d.io.structured import differing_keys, look_up, read_json
 from carv_3d.io.tensor_files import mapped_array
@@ -53,10 +54,11 @@ class RowStore:
         Raises CarvError for a store made with anything else, naming what differs, for one that is damaged, and where
         the disk refuses; nothing is written over.
         """
-        self.folder, self.count, self.shape = folder, count, tuple(shape)
+        _check_made(meta, count, shape, keys)
+        self.folder, self.count, self.shape = Path(folder), int(count), tuple(shape)
         self.taken_over = 0
         self._reads = 0
-        self._meta = expected = json.loads(json.dumps({"format": FORMAT, "rows": [count, *shape], **meta}))
+        self._meta = expected = _plain({"format": FORMAT, "rows": [self.count, *shape], **meta})
         make_folder(folder)
         with waiting_for(folder):
             if not (folder / "meta.json").exists():
@@ -145,19 +147,32 @@ class RowStore:
 
     def read(self, index: int) -> NDArray[np.float32]:
         """A copy of one row; going over all of them takes the memory of a few."""
-        row = np.array(self._rows[index])
+        row = np.array(self._rows[self._place(index)])
         self._reads += 1
         if self._reads % RELEASE_EVERY == 0:
             release_pages(self._rows)
         return row
 
     def write(self, index: int, row: NDArray[np.float32]) -> None:
-        """Puts a row in its place, then its checksum."""
-        if row.shape != self.shape:
-            raise CarvError(f"a row of shape {row.shape} came to a store of rows {self.shape}.")
-        row = np.ascontiguousarray(row, dtype=np.float32)
+        """Puts a row in its place, then its checksum. CarvError unless it is of finite numbers, for a row that is."""
+        index = self._place(index)
+        if getattr(row, "shape", None) != self.shape:
+            given = f"of shape {tuple(row.shape)}" if hasattr(row, "shape") else f"that is {described(row)}"
+            raise CarvError(f"a row {given} came to a store of rows {self.shape}.")
+        if np.asarray(row).dtype.kind not in "fiu":
+            raise CarvError(f"row {index} is of type {row.dtype}; it must be of real numbers.")
+        with np.errstate(over="ignore"):
+            row = np.ascontiguousarray(row, dtype=np.float32)
+        if not np.isfinite(row).all():
+            raise CarvError(f"row {index} holds NaN, infinity or more than float32 can; it is not stored.")
         self._rows[index] = row
         self._done[index] = _checksum(row)
+
+    def _place(self, index: int) -> int:
+        """The index of a row; CarvError for anything else, as numpy would take a mask, None or a negative one."""
+        if not fits(index, int) or not 0 <= index < self.count:
+            raise CarvError(f"row {shown(index)} is none of this store; its rows are 0 to {self.count - 1}.")
+        return int(index)
 
     def flush(self) -> None:
         """Hands everything to the disk, rows before checksums; the process keeps none of it in memory."""
@@ -228,6 +243,25 @@ class RowStore:
             if n % RELEASE_EVERY == 0:
                 release_pages(self._rows)
         release_pages(self._rows)
+
+
+def _check_made(meta: Any, count: Any, shape: Any, keys: Any) -> None:
+    """CarvError unless a store can be made of these."""
+    sides: list[Any] = list(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else [None]
+    if not fits(count, int) or count < 0 or not all(fits(side, int) and side > 0 for side in sides):
+        raise CarvError(f"count is {shown(count)} and shape {shown(shape)}; they must be whole numbers, sides above 0.")
+    if not isinstance(meta, Mapping):
+        raise CarvError(f"meta is {described(meta)}; it must be a dict of what the rows depend on.")
+    if len(keys) not in (0, count) or not fits(list(keys), Sequence[str]):
+        raise CarvError(f"keys are {len(keys)} for {count} rows; they must be one text for each row, or none.")
+
+
+def _plain(meta: dict[str, Any]) -> Any:
+    """The metadata as a file gives it back. CarvError for what JSON does not have."""
+    try:
+        return json.loads(json.dumps(meta, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CarvError(f"meta must be plain data, its numbers finite ({first_line(error)}).") from error
 
 
 def _without_items(meta: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,43 @@ def whole_state(owner: str) -> Iterator[None]:
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         lacks = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise CarvError(f"this is no state of a {owner} ({lacks}); give what its state_dict() returned.") from error
+
+
+def takes_whole_state(owner: str) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, Any], None]]:
+    """For `load_state_dict`: something that is no saved state of the owner is one sentence, and changes nothing."""
+
+    def decorate(load: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        @functools.wraps(load)
+        def whole(self: Any, state: Any) -> None:
+            own = self.state_dict()
+            try:
+                with whole_state(owner):
+                    load(self, state)
+                    check_state(state)
+            except CarvError:
+                load(self, own)
+                raise
+
+        return whole
+
+    return decorate
+
+
+def check_state(state: Any, name: str = "the saved state") -> None:
+    """CarvError where a number or tensor in it, however deep, is not finite, or a tensor holds no plain numbers."""
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            check_state(value, f"{name}'s {key}" if name == "the saved state" else f"{name}.{key}")
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            check_state(value, name)
+    elif isinstance(state, float) and not math.isfinite(state):
+        raise CarvError(f"{name} holds {state}: start from a state without it.")
+    elif isinstance(state, Tensor) and (state.is_complex() or state.is_meta or state.layout != torch.strided):
+        kind = "without data" if state.is_meta else f"{state.dtype}, {state.layout}"
+        raise CarvError(f"{name} has a tensor {kind}: start from a state without it.")
+    elif isinstance(state, Tensor) and state.is_floating_point() and not bool(state.isfinite().all()):
+        raise CarvError(f"{name} has numbers that are not finite: start from a state without it.")
 
 
 def check_setup(schedule: Any, options: Any, kind: type[Options], meter: Any = None) -> None:

@@ -28,8 +28,8 @@ from carv_3d.core.checks import (
     check_taken,
     conditions,
     draws_fit_memory,
+    takes_whole_state,
     too_many_draws,
-    whole_state,
 )
 from carv_3d.core.control import EpsControl
 from carv_3d.core.costs import CostMeter
@@ -325,17 +325,9 @@ class CarvEstimator:
         shared = self._shared.get_state()
         return {"proposal": self.proposal.state_dict(), "shared_generator": shared, **control, **counted}
 
+    @takes_whole_state("CarvEstimator")
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CarvError for the state of another proposal, and for what is no state; its own is then kept."""
-        own = self.state_dict()
-        try:
-            with whole_state("CarvEstimator"):
-                self._take(state)
-        except CarvError:
-            self._take(own)
-            raise
-
-    def _take(self, state: dict[str, Any]) -> None:
         self.proposal.load_state_dict(state["proposal"])
         if self.control is not None and "control" in state:
             self.control.load_state_dict(state["control"])

@@ -10,15 +10,17 @@ objective.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from carv_3d.core.arguments import described, fits
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 from carv_3d.guidance.cfg import classifier_free
 from carv_3d.objectives.residuals import EpsHat, dmd
 from carv_3d.objectives.table import OBJECTIVES, MatchingObjective
@@ -45,6 +47,10 @@ class DistributionMatching:
         """guidance_scale: of the real score. meter: counts the seconds "denoise", the draws and the fake's NFE."""
         if objective not in CHOICES:
             raise CarvError(f"objective is {objective!r}; it must be one of {', '.join(CHOICES)}.")
+        if not callable(eps_hat_fake):
+            raise CarvError(f"eps_hat_fake is {described(eps_hat_fake)}; it must be a function (z_t, t, text).")
+        if not fits(guidance_scale, float) or not math.isfinite(guidance_scale):
+            raise CarvError(f"guidance_scale is {shown(guidance_scale)}; it must be a finite number.")
         self.teacher, self.eps_hat_fake = teacher, eps_hat_fake
         self.guidance_scale, self.objective, self.meter = guidance_scale, OBJECTIVES[objective], meter
         self.weights = self.objective.weights(teacher.schedule)
@@ -62,8 +68,12 @@ class DistributionMatching:
         """One step's estimate; `Estimate.loss` has the gradient grad / R in z and is differentiable in nothing else.
 
         z: (R, C, h, w), from the generator, with autograd. text_emb, uncond: (R, L, D) and (1, L, D) or (R, L, D).
-        The rest as of `CarvEstimator.estimate`.
+        The rest as of `CarvEstimator.estimate`. Raises CarvError as that, and for text that does not go with z.
         """
+        given = [tuple(x.shape) if isinstance(x, Tensor) else described(x) for x in (text_emb, uncond)]
+        fitting = isinstance(text_emb, Tensor) and isinstance(uncond, Tensor) and text_emb.dim() == 3
+        if not fitting or uncond.shape not in (text_emb.shape, (1, *text_emb.shape[1:])):
+            raise CarvError(f"text_emb is {given[0]} and uncond {given[1]}; they must be (R, L, D), uncond of 1 or R.")
         return self.estimator.estimate_residual(
             z, self.residual, (z.detach(), text_emb, uncond.expand_as(text_emb)), generator, draws=draws,
             num_draws=num_draws,

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from carv_3d.core.arguments import FAILURES, described, fits
 from carv_3d.core.schedule import NoiseSchedule
-from carv_3d.errors import CarvError
+from carv_3d.errors import CarvError, shown
 from carv_3d.teachers.denoiser import Denoiser, Prediction
+from carv_3d.teachers.inputs import check_samples
 from carv_3d.teachers.model_config import check_prediction_type
 
 SomeNetwork = TypeVar("SomeNetwork", bound="Network")
@@ -30,15 +32,31 @@ class Network(Prediction, nn.Module):
 
     @classmethod
     def from_teacher(cls: type[SomeNetwork], teacher: Denoiser, **more: Any) -> SomeNetwork:
-        """A copy of the teacher's UNet in float32, on its device; the teacher stays as it is."""
+        """A copy of the teacher's UNet in float32, on its device; the teacher stays as it is.
+
+        Raises CarvError for a teacher without one.
+        """
+        if not isinstance(getattr(teacher, "unet", None), nn.Module):
+            raise CarvError(
+                f"the teacher is {described(teacher)}, which has no UNet to copy: take a Stable Diffusion one."
+            )
         unet = copy.deepcopy(teacher.unet).float().requires_grad_(True)
         return cls(unet, teacher.schedule, teacher.prediction_type, **more)
 
     def predict(self, z_t: Tensor, t: Tensor, text_emb: Tensor) -> Tensor:
         """The UNet's own prediction: (N, C, h, w), t (N,) integers, (N, L, D) -> (N, C, h, w), differentiable."""
         given, time = self.schedule.network_input(z_t, t)
-        text_emb = text_emb.to(next(self.unet.parameters()).dtype)  # a half-precision teacher's text
-        prediction: Tensor = self.unet(given, time, encoder_hidden_states=text_emb, return_dict=False)[0]
+        dtype = next(self.unet.parameters()).dtype  # whatever the text's is, and the UNet's
+        try:
+            prediction: Tensor = self.unet(
+                given.to(dtype), time, encoder_hidden_states=text_emb.to(dtype), return_dict=False
+            )[0]
+        except FAILURES:
+            check_samples(z_t, t, text_emb)
+            width = getattr(getattr(self.unet, "config", None), "cross_attention_dim", None)
+            if isinstance(width, int) and text_emb.shape[-1] != width:
+                raise CarvError(f"the text is {text_emb.shape[-1]} wide and the UNet needs {width}.") from None
+            raise
         return prediction.to(torch.promote_types(z_t.dtype, torch.float32))
 
 
@@ -54,8 +72,8 @@ class OneStepGenerator(Network):
         """t: the timestep that the UNet is given, T - 1 unless given. Raises CarvError for one outside the schedule."""
         super().__init__(unet, schedule, prediction_type)
         self.t = schedule.num_train_timesteps - 1 if t is None else t
-        if not 0 <= self.t < schedule.num_train_timesteps:
-            raise CarvError(f"t is {t}; the teacher's timesteps are 0 .. {schedule.num_train_timesteps - 1}.")
+        if not fits(self.t, int) or not 0 <= self.t < schedule.num_train_timesteps:
+            raise CarvError(f"t is {shown(t)}; the teacher's timesteps are 0 .. {schedule.num_train_timesteps - 1}.")
 
     def forward(self, eps: Tensor, text_emb: Tensor) -> Tensor:
         """Clean latents z (N, C, h, w) from eps alike and text (N, L, D), differentiable in the parameters."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from carv_3d.core.arguments import checked, described
 from carv_3d.core.auto_draws import FIRST_K, AutoDraws
 from carv_3d.core.brief import Brief
-from carv_3d.core.checks import FLOATS, check_gradient, check_keywords, whole_state
+from carv_3d.core.checks import FLOATS, check_gradient, check_keywords, takes_whole_state
 from carv_3d.core.estimator import CarvEstimator, Draws, Estimate, EstimatorOptions
 from carv_3d.core.non_finite import NonFiniteSteps
 from carv_3d.core.reduction import reduce_draws, surrogate_loss
@@ -359,7 +359,7 @@ class SDSGuidance(Brief):
             **auto,
         }
 
-    @whole_state("SDSGuidance")
+    @takes_whole_state("SDSGuidance")
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back `state_dict`; a generator of another kind of device starts afresh, which is logged.
 

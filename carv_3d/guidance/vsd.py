@@ -20,7 +20,7 @@ from torch import Tensor
 from carv_3d.config.annealing import annealed
 from carv_3d.core.arguments import checked
 from carv_3d.core.brief import Brief
-from carv_3d.core.checks import check_keywords, whole_state
+from carv_3d.core.checks import check_keywords, takes_whole_state
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.estimator import Draws
 from carv_3d.errors import CarvError
@@ -236,7 +236,7 @@ class VSDGuidance(Brief):
         """As `SDSGuidance.state_dict`: tensors and primitives, without the LoRA score's parameters."""
         return {**self.sds.state_dict(), "training": self.training.estimator.state_dict()}
 
-    @whole_state("VSDGuidance")
+    @takes_whole_state("VSDGuidance")
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back `state_dict`, see `SDSGuidance.load_state_dict`."""
         self.sds.load_state_dict(state)

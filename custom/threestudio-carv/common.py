@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from threestudio.utils.base import BaseObject
 
+from carv_3d.core.arguments import described
 from carv_3d.core.costs import CostMeter
 from carv_3d.core.options import Options
 from carv_3d.errors import CarvError
@@ -82,6 +83,7 @@ class CarvCalls:
 
     def configure(self) -> None:
         """Called by threestudio before anything else."""
+        read_options(HostOptions, self.cfg)  # else 'no' would count as true
         self._meter = CostMeter(self.device)
         self._when = (0, 0)  # step, epoch
 
@@ -111,10 +113,17 @@ class CarvCalls:
     def _texts(self, prompt_utils: Any, *views: torch.Tensor) -> Texts:
         """What threestudio's prompts give for elevation, azimuth and camera_distances (B,)."""
         n, by_view = len(views[0]), self.cfg.view_dependent_prompting
+        if not hasattr(prompt_utils, "use_perp_neg"):
+            raise CarvError(f"prompt_utils is {described(prompt_utils)}; give what a prompt processor returns.")
         if not prompt_utils.use_perp_neg:
-            text, uncond = prompt_utils.get_text_embeddings(*views, by_view).chunk(2)  # threestudio gives text first
+            given = check_texts(prompt_utils.get_text_embeddings(*views, by_view), 2 * n)
+            text, uncond = given.chunk(2)  # threestudio gives text first
             return Texts(text, uncond, None)
         given, weights = prompt_utils.get_text_embeddings_perp_neg(*views, by_view)
+        if not isinstance(weights, torch.Tensor) or weights.dim() != 2 or len(weights) != n:
+            shape = tuple(weights.shape) if isinstance(weights, torch.Tensor) else described(weights)
+            raise CarvError(f"Perp-Neg's weights are {shape}; for {n} renders they must be ({n}, M).")
+        check_texts(given, (2 + weights.shape[1]) * n)
         negatives = given[2 * n :].unflatten(0, (n, weights.shape[1]))  # interleaved by item
         return Texts(given[:n], given[n : 2 * n], (negatives, weights))
 
@@ -172,6 +181,14 @@ class CarvGuidance(CarvCalls, BaseObject):
         return {"eval": {**shown, "texts": texts}}
 
 
+def check_texts(given: Any, count: int) -> torch.Tensor:
+    """The embeddings of a prompt processor; CarvError unless they are a tensor (count, L, D)."""
+    if not isinstance(given, torch.Tensor) or given.dim() != 3 or len(given) != count:
+        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else described(given)
+        raise CarvError(f"the prompt processor gave {shape} as embeddings; these views need a tensor ({count}, L, D).")
+    return given
+
+
 def check_names(config: Any, cfg: Any) -> None:
     """Refuses an option that `config`, a dataclass, does not have; threestudio's error is a bare TypeError.
 
@@ -214,6 +231,8 @@ def camera_condition(kind: str, views: Sequence[torch.Tensor], mvp_mtx: torch.Te
 
 def with_gradient(rgb: torch.Tensor) -> torch.Tensor:
     """The renders, with autograd: a host may ask for previews alone, or for a loss that it does not go back through."""
+    if not isinstance(rgb, torch.Tensor):
+        raise CarvError(f"rgb is {described(rgb)}; it must be a torch tensor of renders.")
     return rgb if rgb.requires_grad else rgb.detach().requires_grad_()
 
 

@@ -111,3 +111,16 @@ def test_the_nfe_that_is_counted() -> None:
 def test_an_objective_that_does_not_exist_is_refused() -> None:
     with pytest.raises(CarvError, match="objective is 'x'; it must be one of dmd, kl"):
         matching("x")
+
+
+def test_what_does_not_go_with_the_samples_is_named() -> None:
+    wrong: Any = "7"
+    for scale in (wrong, float("nan"), [1, 2]):
+        with pytest.raises(CarvError, match=r"guidance_scale is .*; it must be a finite number"):
+            DistributionMatching(REAL, fake_eps_hat, EstimatorOptions(), scale)
+    with pytest.raises(CarvError, match="eps_hat_fake is None; it must be a function"):
+        DistributionMatching(REAL, None, EstimatorOptions())  # type: ignore[arg-type]
+    z, three = Z.repeat(2, 1, 1, 1), UNCOND.repeat(3, 1, 1)
+    for text, uncond in ((TEXT.repeat(2, 1, 1), three), (None, UNCOND), (TEXT.repeat(2, 1, 1), UNCOND[..., :1])):
+        with pytest.raises(CarvError, match=r"text_emb is .* and uncond .*; they must be \(R, L, D\), uncond of"):
+            matching("dmd").estimate(z, text, uncond)  # type: ignore[arg-type]

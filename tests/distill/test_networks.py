@@ -11,6 +11,7 @@ from small import SCHEDULE, SHAPE, LinearUNet
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.distill.network import FakeScore, OneStepGenerator
 from carv_3d.errors import CarvError
+from carv_3d.teachers.gaussian import GaussianTeacher
 
 
 def samples(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,3 +88,28 @@ def test_bad_arguments() -> None:
     with pytest.raises(CarvError, match=r"t is 1000; the teacher's timesteps are 0 \.\. 999"):
         OneStepGenerator(LinearUNet(), SCHEDULE, t=1000)
     assert OneStepGenerator(LinearUNet(), NoiseSchedule.scaled_linear(10)).t == 9
+
+
+def test_a_generator_names_what_does_not_fit() -> None:
+    with pytest.raises(CarvError, match="the teacher is a GaussianTeacher, which has no UNet to copy"):
+        OneStepGenerator.from_teacher(GaussianTeacher(torch.zeros(1, 4, 4, 4)))  # type: ignore[arg-type]
+    wrong: Any = "a"
+    with pytest.raises(CarvError, match=r"t is 'a'; the teacher's timesteps are 0 \.\. 999"):
+        OneStepGenerator(LinearUNet(), SCHEDULE, "epsilon", wrong)
+
+
+def test_a_stable_diffusion_generator_takes_samples_that_go_together_in_any_precision(sd_teacher: Any) -> None:
+    generator = OneStepGenerator.from_teacher(sd_teacher)
+    eps, text = torch.randn(2, 4, 8, 8), sd_teacher.text_embeddings(["a", "b"])
+    for others, said in (
+        ((eps, text[:1]), r"z_t \(2, 4, 8, 8\), t \(2,\) and text_emb \(1, 20, 16\) do not fit"),
+        ((eps, text[..., :3]), "the text is 3 wide and the UNet needs 16"),
+        ((eps[:0], text[:0]), r"z_t \(0, 4, 8, 8\), .* do not fit"),
+    ):
+        with pytest.raises(CarvError, match=said):
+            generator(*others)
+    with torch.no_grad():
+        expected = generator(eps, text)
+        z = generator.bfloat16()(eps, text)
+    assert z.dtype == torch.float32
+    assert float((z - expected).norm() / expected.norm()) < 0.1

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +195,28 @@ def test_a_model_of_another_prediction_type_is_one_sentence(
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "dog"}))
     with pytest.raises(CarvError, match="prediction_type is 'dog'; it must be one of epsilon, sample, v_prediction"):
         make(pretrained_model_name_or_path=str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    "name", ["view_dependent_prompting", "enable_sequential_cpu_offload", "enable_attention_slicing"]
+)
+def test_a_text_is_no_switch_of_the_host(make: Callable[..., Any], name: str) -> None:
+    with pytest.raises(CarvError, match=f"{name} is 'no'; it must be true or false"):
+        make(**{name: "no"})
+
+
+def test_what_a_prompt_processor_must_not_give_is_named(
+    make: Callable[..., Any], rgb: Tensor, utils: Any, perp_neg: Any
+) -> None:
+    guidance = make(num_draws=1)
+    views = {**double.VIEWS, "rgb": rgb}
+    for changed, said in (
+        ({"prompt_utils": 3}, "prompt_utils is 3; give what a prompt processor returns"),
+        ({"prompt_utils": replace(utils, uncond=utils.uncond[:1])}, r"gave \(3, 20, 16\) .* need a tensor \(4, L, D\)"),
+        ({"prompt_utils": replace(utils, text=utils.text[..., 0], uncond=utils.uncond[..., 0])}, r"gave \(4, 20\) as"),
+        ({"prompt_utils": replace(perp_neg, weights=perp_neg.weights[0])}, r"weights are \(2,\); .* be \(2, M\)"),
+        ({"prompt_utils": replace(perp_neg, negatives=perp_neg.negatives[:, :1])}, r"gave \(6, 20, 16\) as embed"),
+        ({"rgb": [[0.5]] * 2}, "rgb is a list; it must be a torch tensor of renders"),
+    ):
+        with pytest.raises(CarvError, match=said):
+            guidance(**{**views, "prompt_utils": utils, **changed})

@@ -171,3 +171,28 @@ def test_objects_are_shown_by_what_they_are() -> None:
     meter = CostMeter()
     meter.count(nfe=3)
     assert repr(meter) == "CostMeter(seconds={}, counts={'nfe': 3, 'renders': 0})"
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("generator", torch.zeros(3), "no state of a SDSGuidance"),
+        ("estimator", {}, "it has no 'proposal'"),
+        ("auto", {"variances": {"out2": float("nan")}}, "the saved state's auto.variances.out2 holds nan: start from"),
+        ("auto", {"calls": None, "left": "a", "next_burst": []}, "no state of a SDSGuidance|'variances'"),
+    ],
+)
+def test_a_state_that_is_refused_changes_nothing(part: str, value: Any, said: str) -> None:
+    options = GuidanceOptions(num_draws="auto", proposal="adaptive", seed=0)
+    source, guidance = SDSGuidance(teacher(), options), SDSGuidance(teacher(), options)
+    for each in (source, guidance, guidance):
+        each(torch.rand(2, 4, 4, 3).requires_grad_(), *[each.teacher.text_embeddings([""])] * 2, 0)
+    state = source.state_dict()
+    if part == "auto" and "variances" in value:
+        value = {**state["auto"], "variances": {**state["auto"]["variances"], **value["variances"]}}
+    before = guidance.state_dict()
+    with pytest.raises(CarvError, match=said):
+        guidance.load_state_dict({**state, part: value})
+    assert repr(guidance.state_dict()) == repr(before)
+    guidance.load_state_dict(state)
+    assert repr(guidance.state_dict()) == repr(state)
