@@ -128,6 +128,11 @@ def check_call(function: Any, latents: Any, generator: Any) -> None:
 def check_gradient(what: str, value: Any, advice: str) -> None:
     """CarvError for a tensor without gradient; `advice` says what to do."""
     if isinstance(value, Tensor) and not value.requires_grad:
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+            raise CarvError(
+                f"{what} no gradient of their own within vmap or jvp, which no loss is made for; give all renders at "
+                "once, (R, ...), outside of it."
+            )
         raise CarvError(f"{what} no gradient (requires_grad is False), so the loss would move nothing; {advice}.")
 
 

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from carv_3d.core.arguments import checked
+from carv_3d.core.arguments import checked, described
 from carv_3d.core.brief import Brief
+from carv_3d.errors import CarvError
 
 T = TypeVar("T")
 
@@ -122,7 +123,11 @@ class CostMeter(Brief):
         return {"seconds": dict(self.seconds), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back `state_dict`."""
+        """Take back `state_dict`. Raises CarvError for anything else."""
+        if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in ("seconds", "counts")):
+            raise CarvError(
+                f"this is no state of a CostMeter ({described(state)}); give what its state_dict() returned."
+            )
         self.seconds, self.counts = dict(state["seconds"]), dict(state["counts"])
 
     def now(self) -> float:

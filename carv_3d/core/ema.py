@@ -7,11 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from carv_3d.core.arguments import fits
+from carv_3d.errors import CarvError, shown
+
 
 class Average:
     """Exponential moving average of a module's parameters and buffers, with a warm-up of the decay."""
 
     def __init__(self, module: nn.Module, decay: float):
+        if not fits(decay, float) or not 0 <= decay < 1:
+            raise CarvError(f"the average's decay is {shown(decay)}; it must be a number of at least 0 and below 1.")
         self.decay = decay
         self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
 

@@ -253,6 +253,8 @@ class AdaptiveProposal(TimestepProposal):
             value: of the same shape, |f|^2 of what was drawn at t. f has w in it and p/q not; where draws come in
                 pairs, it is the pair's mean, since the pair is what is drawn.
         """
+        if t.shape != value.shape:
+            raise CarvError(f"t has shape {tuple(t.shape)} and value {tuple(value.shape)}; they must be equal.")
         t, value = t.reshape(-1).to(self._sum.device), value.detach().reshape(-1).to(self._sum)
         t = t.long()  # of a real timestep the interval that it lies in
         w2 = self.weights[t].square()

@@ -149,6 +149,10 @@ class CarvCalls:
 
     def load_carv_state(self, state: dict[str, Any]) -> None:
         """Takes back `carv_state`; what the options no longer go with is dropped, with a sentence."""
+        if not isinstance(state, dict) or "costs" not in state:
+            raise CarvError(
+                f"this is no state of a carv guidance ({described(state)}): resume from another checkpoint."
+            )
         self._carv.join_ranks(**ranks())  # first: each rank resumes with noise of its own
         fitting, sentences = fit_state(state, self._carv.state_dict(), state.get("design", {}), self._design())
         for sentence in sentences:

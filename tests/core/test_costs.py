@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
 from carv_3d.core.costs import CostMeter
+from carv_3d.errors import CarvError
 
 
 def test_cost_meter_splits_the_seconds_and_counts() -> None:
@@ -87,3 +89,12 @@ def test_a_timed_function_that_raises_is_timed_and_not_counted() -> None:
     with meter.phase("next"):  # nothing of it is left behind
         meter.time += 1.0
     assert meter.seconds["next"] == 1.0
+
+
+@pytest.mark.parametrize("state", [None, {}, {"seconds": {}}, {"seconds": [], "counts": {}}])
+def test_what_is_no_state_leaves_a_meter_as_it_was(state: Any) -> None:
+    meter = CostMeter()
+    meter.count(nfe=3)
+    with pytest.raises(CarvError, match="this is no state of a CostMeter"):
+        meter.load_state_dict(state)
+    assert meter.nfe == 3

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from carv_3d.core.ema import Average
+from carv_3d.errors import CarvError
 
 
 def test_the_decay_warms_up_and_whole_numbers_are_copied() -> None:
@@ -38,3 +41,9 @@ def test_a_state_is_taken_back_as_a_copy_and_a_part_of_one_is_not() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             average.load_state_dict(given)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1, 2, float("nan"), "a", None])
+def test_a_decay_that_averages_nothing_is_refused(decay: Any) -> None:
+    with pytest.raises(CarvError, match=r"the average's decay is .*; it must be a number of at least 0 and below 1"):
+        Average(nn.Linear(2, 1), decay)

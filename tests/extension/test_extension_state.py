@@ -115,3 +115,9 @@ def test_a_rank_resumes_with_noise_of_its_own(
 
 def test_a_process_by_itself_is_rank_0_of_1(host: Any) -> None:
     assert sys.modules["threestudio-carv.common"].ranks() == {"rank": 0, "world_size": 1}
+
+
+@pytest.mark.parametrize("state", [None, [], {"generator": torch.zeros(3)}])
+def test_what_is_no_state_of_a_guidance_is_named(make: Callable[..., Any], state: Any) -> None:
+    with pytest.raises(CarvError, match="this is no state of a carv guidance"):
+        make().load_carv_state(state)
