@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from carv_3d.core.options import Options
 from carv_3d.errors import CarvError, first_line, shown
+from carv_3d.io.structured import check_numbers
 
 T = TypeVar("T", bound=Options)
 
@@ -90,6 +91,7 @@ def read_override(override: str, options: Options) -> Any:
             node = {part: node}
         return OmegaConf.create(node)
     try:
+        check_numbers(value)
         return OmegaConf.from_dotlist([f"{full}={value}"])
     except (YAMLError, OmegaConfBaseException, ValueError) as error:  # ValueError: Python's, for endless digits
         raise CarvError(f"the value of {shown(override)} cannot be read: {first_line(error)}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import typing
 from collections.abc import Mapping
@@ -95,6 +96,22 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+ODD_NUMBER = re.compile(r"[-+]?(0[0-7_]*[0-7]|[1-9][0-9_]*(:[0-5]?[0-9])+)")  # YAML 1.1: octal, and in sixties
+
+
+def check_numbers(text: str) -> None:
+    """ValueError for 010, which YAML takes for 8, and for 1:30, for 90: neither is what somebody means."""
+    import yaml
+
+    if not ODD_NUMBER.search(text):
+        return
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and ODD_NUMBER.fullmatch(event.value):
+            number, plain = yaml.safe_load(event.value), event.value.replace("_", "")
+            if ":" in plain or int(plain) != number:
+                raise ValueError(f"{event.value} is {number} in YAML: write that, or {event.value!r} for a text")
+
+
 def read_yaml(path: Path, fix: str = RESTORE) -> dict[Any, Any]:
     """The mapping in a YAML file, {} for an empty one, with its `${...}` unresolved; CarvError for anything else.
 
@@ -106,6 +123,7 @@ def read_yaml(path: Path, fix: str = RESTORE) -> dict[Any, Any]:
 
     text = read_text(path, fix, MAX_YAML_BYTES)
     try:
+        check_numbers(text)
         value = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except RecursionError:
         raise CarvError(f"{path} is not readable YAML (nested too deeply); {fix}") from None

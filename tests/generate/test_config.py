@@ -194,7 +194,10 @@ def test_a_value_of_the_wrong_kind_or_range_is_named(override: str, words: str) 
     assert words in refusal(override)
 
 
-@pytest.mark.parametrize("override", ["x", "=3", "a..b=1", "trainer.max_steps=[1", "seed=${nothing}"])
+@pytest.mark.parametrize(
+    "override",
+    ["x", "=3", "a..b=1", "trainer.max_steps=[1", "seed=${nothing}", "seed=010", "data.elevation_range=[-5,010]"],
+)
 def test_a_broken_override_is_refused(override: str) -> None:
     refusal(override)
 

@@ -83,6 +83,8 @@ REFUSED = {
         "a: ${": "is not readable YAML",
         "a: !!python/name:os.system": "is not readable YAML",
         "a: 1\n---\nb: 2": "is not readable YAML",
+        "a: [1, {b: 010}]": "is not readable YAML (010 is 8 in YAML: write that, or '010' for a text)",
+        "a: 1:30": "is not readable YAML (1:30 is 90 in YAML: write that, or '1:30' for a text)",
         "- 1": "must hold groups of options (key: value), and it holds a list",
         "3": "must hold groups of options (key: value), and it holds no group",
         "'1'": "must hold groups of options (key: value), and it holds no group",
@@ -118,6 +120,8 @@ def test_yaml_that_is_taken(tmp_path: Path) -> None:
     path.write_text("a: &x {lr: 1e-3, day: 2020-01-01}\nb: *x\nc: ${a.lr}\n")
     inner = {"lr": 0.001, "day": "2020-01-01"}
     assert read_yaml(path) == {"a": inner, "b": inner, "c": "${a.lr}"}
+    path.write_text("a: '010'\nb: 007\nc: at 1:30 and 010\nd: 0x10\ne: 0\n")
+    assert read_yaml(path) == {"a": "010", "b": 7, "c": "at 1:30 and 010", "d": 16, "e": 0}
     path.write_text("")
     assert read_yaml(path) == {}
 
