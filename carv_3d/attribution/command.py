@@ -16,6 +16,7 @@ from carv_3d.attribution.asking import MAX_ROUNDS, Asked
 from carv_3d.attribution.choosing import choose_draws, kept_choice
 from carv_3d.attribution.encoded import encoder_fingerprints
 from carv_3d.attribution.features import FeatureMaker
+from carv_3d.attribution.image_files import find_tars
 from carv_3d.attribution.images import TrainingImages
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.queries import (
@@ -78,6 +79,8 @@ def attribute(options: AttributeOptions) -> int:
     kind = query_kind(options.query)
     model_name = options.model or (run_model(expanded(options.query)) if kind == "run" else DEFAULT_MODEL)
     check_data(options.training_images, model_name)
+    if options.training_images != "tiny":
+        find_tars(expanded(options.training_images))
     check_words(options.query if kind == "prompt" else options.prompt, model_name)
     default = Path("outputs") / f"attribution-{slug(Path(options.query).name or options.query)}"
     out = new_folder(options.out, default, "choose another --out")

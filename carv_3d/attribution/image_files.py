@@ -75,6 +75,28 @@ class ImageList:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
+def find_tars(place: Path) -> list[Path] | None:
+    """The tars that a place of training images names; None where it is a folder.
+
+    Raises:
+        CarvError: there is nothing at the place, or something else.
+    """
+    fix = "name a folder of images, or tars (FILE.tar, 'FOLDER/*.tar'), with --training-images."
+    if place.is_dir():
+        return None
+    tars = [place] if os.path.lexists(place) else [Path(p) for p in sorted(glob.glob(str(place)))]
+    other = next((path for path in tars if path.suffix.lower() != ".tar"), None)
+    if other is not None:
+        raise CarvError(f"{other} is neither a folder of training images nor a .tar; {fix}")
+    if not tars and re.match(r"[a-z][a-z0-9]+:", str(place)):
+        raise CarvError(f"{place} is an address or a command, and training images are read from files; {fix}")
+    if not tars and "{" in str(place):
+        raise CarvError(f"there is nothing at {place}, and braces name no row of files here, as * does; {fix}")
+    if not tars:
+        raise CarvError(f"there are no training images at {place}; {fix}")
+    return tars
+
+
 def list_images(place: Path) -> ImageList:
     """The images of a folder and below, of a tar, or of all tars that a pattern such as `data/*.tar` names.
 
@@ -83,16 +105,11 @@ def list_images(place: Path) -> ImageList:
     Raises:
         CarvError: there is nothing at the place, or something else.
     """
-    if place.is_dir():
+    tars = find_tars(place)
+    if tars is None:
         listed = ImageList(place)
         paths = _files_below(place, listed)
     else:
-        tars = [place] if os.path.lexists(place) else [Path(p) for p in sorted(glob.glob(str(place)))]
-        if not tars or any(path.suffix.lower() != ".tar" for path in tars):
-            raise CarvError(
-                f"there is no folder {place} of training images; name one, or tars (FILE.tar, 'FOLDER/*.tar'), with "
-                "--training-images."
-            )
         listed = ImageList(Path(os.path.commonpath([path.parent for path in tars])))
         paths = tars
     for path in paths:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
+import warnings
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +17,11 @@ from carv_3d.io.files import check_cache, user_cache
 
 
 def settle_environment(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Threads, the backend of charts, and the caches of libraries.
+    """Threads, the backend of charts, switches for debugging, and the caches of libraries.
 
-    Charts are files, so a backend that was inherited from a notebook and may not be here is set aside. Where the user
-    has no cache, that of compiled loops lies under TMPDIR.
+    Charts are files, so a backend that was inherited from a notebook and may not be here is set aside. So are a switch
+    of numba's that makes a step take hours, and warnings as errors, which end in a library's. Where the user has no
+    cache, that of compiled loops lies under TMPDIR.
 
     Raises:
         CarvError: the working folder is gone, or NUMBA_CACHE_DIR, or any folder, cannot be written.
@@ -26,6 +29,10 @@ def settle_environment(environment: MutableMapping[str, str] = os.environ) -> No
     _check_working_folder()
     settle_threads(environment)
     environment["MPLBACKEND"] = "agg"
+    if "NUMBA_DISABLE_JIT" in environment:
+        environment["NUMBA_DISABLE_JIT"] = "0"
+    if any(option.startswith("error") for option in sys.warnoptions):  # of -W and PYTHONWARNINGS
+        warnings.simplefilter("default")
     if environment.get("NUMBA_CACHE_DIR"):
         check_cache(environment["NUMBA_CACHE_DIR"], "set NUMBA_CACHE_DIR to a folder that can be, or unset it")
         return

@@ -182,7 +182,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, sd_folder, place
         (["attribute", "a red mug", "--shard", "1"], "shard is '1'; it must be I/N"),
         (["attribute", "a red mug", "--shard", "2/2"], "the last is 1"),
         (arguments("a red mug", tmp_path / "empty", sd_folder), "holds no images"),
-        (arguments("a red mug", tmp_path / "none", sd_folder), "there is no folder"),
+        (arguments("a red mug", tmp_path / "none", sd_folder), "there are no training images at"),
         (arguments(tmp_path / "large.png", data, sd_folder), "is 40×40 pixels and the model's images are 16×16"),
         (arguments(tmp_path / "text.png", data, sd_folder), "is no image that can be read"),
         (arguments("a red mug", data, tmp_path / "none"), "no diffusion model at"),

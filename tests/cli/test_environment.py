@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,22 @@ def test_a_backend_of_a_notebook_is_set_aside(tmp_path: Path) -> None:
     own = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.of_no_such_name"}
     done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
     assert done.stdout.lower() == "agg\n"
+
+
+def test_switches_for_debugging_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"NUMBA_DISABLE_JIT": "1"}
+    monkeypatch.setattr(sys, "warnoptions", ["error::SyntaxWarning"])
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("error")
+        settle_environment(environment)
+        warnings.warn("of a library", SyntaxWarning, stacklevel=1)
+        monkeypatch.setattr(sys, "warnoptions", [])
+        warnings.simplefilter("error")
+        settle_environment({})
+        with pytest.raises(SyntaxWarning):
+            warnings.warn("of one's own tests", SyntaxWarning, stacklevel=1)
+    assert environment["NUMBA_DISABLE_JIT"] == "0"
+    assert [str(warning.message) for warning in shown] == ["of a library"]
 
 
 def test_where_a_cache_can_be_kept_nothing_is_moved(tmp_path: Path) -> None:
@@ -112,6 +129,14 @@ def test_what_attribute_cannot_write_is_refused_before_the_model(
     unwritable = refusal(capsys, "attribute", "a red mug", "--store", "/proc/x")  # where root may write, and cannot
     assert "cannot write /proc/x" in unwritable
     assert "loading" not in unwritable
+    for place, sentence in (
+        ("file", "file is neither a folder of training images nor a .tar; name a folder"),
+        ("none", "there are no training images at none; name a folder of images, or tars"),
+        ("a-{000..003}.tar", "there is nothing at a-{000..003}.tar, and braces name no row of files here, as * does"),
+        ("http://a/b.tar", "is an address or a command, and training images are read from files"),
+        ("pipe:cat b.tar", "is an address or a command"),
+    ):
+        assert sentence in refusal(capsys, "attribute", "a red mug", "--training-images", place)
     monkeypatch.setenv("CARV_CACHE", "file/x")
     assert "set CARV_CACHE" in refusal(capsys, "attribute", "a red mug")
 
