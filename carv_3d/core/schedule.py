@@ -72,7 +72,7 @@ class NoiseSchedule:
         self.family, self.alphas_cumprod, self._alpha, self._sigma = family, abar, alpha, sigma
         self.times, self.sigma_data = times, sigma_data
         self.prediction_type: str | None = None
-        self.estimators: dict[Any, Any] = {}  # of `sds_loss`, by thread and options
+        self.estimators: dict[int, dict[Any, Any]] = {}  # of `sds_loss`, by thread and options
         snr = abar / (1 - abar)
         self._weights = {
             "sds": 1 - abar,

@@ -16,7 +16,7 @@ from carv_3d.core.estimator import CarvEstimator, EstimatorOptions
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 
-MOST_KEPT = 8  # estimators of a schedule: one for each weighting, proposal and design in use, in each thread
+MOST_KEPT = 8  # estimators of a schedule in a thread: one for each weighting, proposal and design in use
 
 
 @checked
@@ -68,11 +68,12 @@ def _kept(schedule: NoiseSchedule, o: EstimatorOptions) -> CarvEstimator:
     Each thread has its own: between the range that one sets and its draws another may set another range.
     """
     given: dict[str, Any] = {"num_draws": 2, "grad_clip": None, "min_step": None, "max_step": None}
-    options, kept = replace(o, **given), schedule.estimators
-    key = (threading.get_ident(), options)
-    estimator = kept.get(key)
-    if estimator is None:
+    options, threads = replace(o, **given), schedule.estimators
+    kept = threads.setdefault(threading.get_ident(), {})
+    if options not in kept:
+        for ended in set(threads) - {t.ident for t in threading.enumerate()} - {threading.get_ident()}:
+            threads.pop(ended, None)
         while len(kept) >= MOST_KEPT:  # options that change at every call must not pile up
-            kept.pop(next(iter(list(kept))), None)
-        kept[key] = estimator = CarvEstimator(schedule, options)
-    return estimator
+            kept.pop(next(iter(kept)))
+        kept[options] = CarvEstimator(schedule, options)
+    return kept[options]

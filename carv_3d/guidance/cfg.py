@@ -75,8 +75,12 @@ class Conditioning(NamedTuple):
                 raise CarvError(f"{name} is {shown(x)}; give {fix}.")
             if x.dim() != dims or x.shape[0] not in (1, R):
                 raise CarvError(f"{name} has shape {tuple(x.shape)}; it needs {dims} axes and a batch of {R} (or 1).")
-            if not x.is_floating_point() or (name.startswith("prompts") and 0 in x.shape):
-                raise CarvError(f"{name} is {tuple(x.shape)} of {x.dtype}; it must be of floating-point numbers.")
+            if not x.is_floating_point():
+                raise CarvError(f"{name} is a tensor of {x.dtype}; it must be of floating-point numbers.")
+            if name.startswith("prompts") and 0 in x.shape:
+                raise CarvError(
+                    f"{name} has shape {tuple(x.shape)}, so it holds no tokens; each text needs one at least."
+                )
             if name.startswith("prompts") and x.shape[1:] != self.text.shape[1:]:
                 first = f"prompts_cond {tuple(self.text.shape)}"
                 raise CarvError(f"{name} has shape {tuple(x.shape)} and {first}; they differ in the batch alone.")

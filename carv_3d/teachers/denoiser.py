@@ -12,7 +12,7 @@ from carv_3d.core.brief import Brief
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, packages
 from carv_3d.teachers.availability import resolve_model
-from carv_3d.teachers.inputs import check_as_made, check_samples
+from carv_3d.teachers.inputs import check_as_made, check_samples, placement
 from carv_3d.teachers.loading import can_offload, choose_device, choose_dtype, load_parts, offload_to_cpu
 from carv_3d.teachers.model_config import check_prediction_type
 
@@ -89,6 +89,7 @@ class Denoiser(Prediction):
         self.name = name
         parameters = list(network.parameters())
         numbers = [parameter for parameter in parameters if parameter.is_floating_point()]  # quantised ones are not
+        self._placement = placement(network)
         self.device: torch.device = parameters[0].device
         self.dtype: torch.dtype = (numbers or parameters)[0].dtype
         self.schedule = schedule.to(self.device)
@@ -120,7 +121,7 @@ class Denoiser(Prediction):
         except FAILURES as error:
             refuse_arguments(Denoiser.predict, {"z_t": z_t, "t": t, "text_emb": text_emb}, error)
             check_samples(z_t, t, text_emb)
-            check_as_made(self.network, self.device, self.dtype, f"the network of {self.name or 'this teacher'}")
+            check_as_made(self.network, self._placement, f"the network of {self.name or 'this teacher'}")
             raise
         if not isinstance(prediction, Tensor):
             raise CarvError(

@@ -26,23 +26,26 @@ def check_latents(latents: Any, channels: int) -> None:
         raise CarvError(f"decode takes latents (B, {channels}, h, w), not {tuple(latents.shape)}.")
 
 
-def check_as_made(module: Any, device: Any, dtype: Any, name: str) -> None:
+def placement(module: Any) -> frozenset[str]:
+    """The types and places of a network's or a VAE's weights, several where some layers are kept in float32."""
+    weights = module.parameters() if hasattr(module, "parameters") else ()
+    return frozenset(f"{weight.dtype} on {weight.device}" for weight in weights)
+
+
+def check_as_made(module: Any, made: frozenset[str], name: str) -> None:
     """CarvError where a module is no longer what a teacher has taken: its weights have another type or place.
 
     Args:
         module: network or VAE; one that accelerate moves about is left out.
-        device: where it was.
-        dtype: what its weights were.
+        made: its `placement` then.
         name: for the message.
     """
-    if hasattr(module, "_hf_hook") or not hasattr(module, "parameters"):
-        return
-    for weight in module.parameters():
-        if weight.device != device or (weight.is_floating_point() and weight.dtype != dtype):
-            raise CarvError(
-                f"{name} has weights of {weight.dtype} on {weight.device}, and {dtype} on {device} when the teacher "
-                "was made: put them back, or make the teacher of the module as it is now."
-            )
+    changed = placement(module) - made
+    if changed and not hasattr(module, "_hf_hook"):
+        raise CarvError(
+            f"{name} has weights of {min(changed)}, and {' and '.join(sorted(made))} when the teacher was made: put "
+            "them back, or make the teacher of the module as it is now."
+        )
 
 
 def check_samples(z_t: Any, t: Any, text_emb: Any) -> None:

@@ -14,7 +14,7 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, first_line, packages, shown
 from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.families import Family
-from carv_3d.teachers.inputs import check_as_made, check_images, check_latents
+from carv_3d.teachers.inputs import check_as_made, check_images, check_latents, placement
 from carv_3d.teachers.loading import can_offload, choose_device, choose_dtype, load_parts, merge_tokens, offload_to_cpu
 from carv_3d.teachers.lora_files import add_loras
 from carv_3d.teachers.model_config import latent_scale, vae_factor
@@ -65,6 +65,7 @@ class LatentDiffusionTeacher(Denoiser):
         super().__init__(network, schedule, prediction_type, name)
         self.vae: Any = vae.eval().requires_grad_(False)
         self.vae_dtype: torch.dtype = next(vae.parameters(), torch.empty(0)).dtype
+        self._vae_placement = placement(vae)
         self.vae_factor = vae_factor(vae.config)
         self.latent_channels = int(vae.config.latent_channels)
         self.latent_size = self._find_latent_size()
@@ -270,7 +271,7 @@ class LatentDiffusionTeacher(Denoiser):
             raise
 
     def _check_vae_as_made(self) -> None:
-        check_as_made(self.vae, self.device, self.vae_dtype, f"the VAE of {self.name or 'this teacher'}")
+        check_as_made(self.vae, self._vae_placement, f"the VAE of {self.name or 'this teacher'}")
 
     @torch.no_grad()
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:

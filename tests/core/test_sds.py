@@ -90,3 +90,19 @@ def test_two_threads_with_one_schedule_keep_to_their_own_ranges() -> None:
     for thread in threads:
         thread.join()
     assert inside == [True, True]
+
+
+def test_threads_that_have_ended_leave_nothing_and_those_at_work_keep_their_own() -> None:
+    schedule = NoiseSchedule.scaled_linear()
+
+    def work() -> None:
+        sds_loss(some_latents(), model, schedule)
+
+    work()
+    kept = dict(schedule.estimators[threading.get_ident()])
+    for _ in range(MOST_KEPT + 2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(schedule.estimators) == 2
+    assert schedule.estimators[threading.get_ident()] == kept

@@ -201,6 +201,9 @@ def test_a_state_that_is_refused_changes_nothing(part: str, value: Any, said: st
 def test_embeddings_of_no_numbers_or_of_no_words_are_named() -> None:
     guidance, rgb = SDSGuidance(teacher(), num_draws=1), torch.rand(2, 4, 4, 3).requires_grad_()
     text = guidance.teacher.text_embeddings([""])
-    for changed, said in ((text.long(), r"\(1, 1, 2\) of torch.int64"), (text[:, :0], r"\(1, 0, 2\) of torch.float32")):
-        with pytest.raises(CarvError, match=rf"prompts_cond is {said}; it must be of floating-point numbers"):
+    for changed, said in (
+        (text.long(), "is a tensor of torch.int64; it must be of floating-point numbers"),
+        (text[:, :0], r"has shape \(1, 0, 2\), so it holds no tokens; each text needs one"),
+    ):
+        with pytest.raises(CarvError, match=rf"prompts_cond {said}"):
             guidance(rgb, changed, changed, 0)
