@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,9 +26,13 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(Options):
-    """A prompt."""
+    """A prompt, in Unicode's form NFC: accents that are typed as letters of their own name the same run."""
 
     prompt: str = option("", "The text that an image or an asset is of.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("prompt", unicodedata.normalize("NFC", self.prompt))
 
 
 @dataclass(frozen=True, kw_only=True)

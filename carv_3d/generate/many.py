@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from carv_3d.config.request import GenerateRequest, ManyOptions
+from carv_3d.config.request import GenerateRequest, ManyOptions, TextOptions
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.errors import CarvError
-from carv_3d.generate.config import Config, find_config
+from carv_3d.generate.config import Config, find_config, load_config
 from carv_3d.generate.request import resolve
 from carv_3d.generate.run import ALL_TOO_LARGE, SceneRun
 from carv_3d.generate.teachers import Teachers, process_teachers
@@ -90,7 +91,7 @@ def generate_many(request: GenerateRequest, many: ManyOptions) -> int:
 
 def plan(request: GenerateRequest, path: Path, out: Path) -> list[Planned]:
     """The runs of a file's prompts, each once; CarvError for the first that no run could have, with its prompt."""
-    prompts = list(dict.fromkeys(read_prompts(path)))
+    prompts = list(dict.fromkeys(TextOptions(prompt=line).prompt for line in read_prompts(path)))
     if len(prompts) > MOST_PROMPTS:
         raise CarvError(f"{path} holds {len(prompts):,} prompts; one command makes {MOST_PROMPTS:,} at most")
     plans = []
@@ -103,12 +104,21 @@ def plan(request: GenerateRequest, path: Path, out: Path) -> list[Planned]:
 
 
 def _planned(request: GenerateRequest, prompt: str, out: Path) -> Planned:
-    folder = out / run_name(prompt, request.seed)
+    folder = _folder(request, prompt, out)
     own = replace(request, prompt=prompt, out=folder, resume=(folder / CONFIG).exists())
     config, _ = resolve(own)
     check_prompt(config)
     check_logger(config.logger)
     return Planned(own, config, folder)
+
+
+def _folder(request: GenerateRequest, prompt: str, out: Path) -> Path:
+    """Of a prompt's run of the seed that is asked for, whether as --seed or as seed=N."""
+    seed = request.seed
+    if seed is None:
+        seed = load_config(overrides=[word for word in request.overrides if word.partition("=")[0] == "seed"]).seed
+    names = [run_name(form, seed) for form in (prompt, unicodedata.normalize("NFD", prompt))]  # the second: of old runs
+    return next((out / name for name in names if (out / name / CONFIG).exists()), out / names[0])
 
 
 def run_name(prompt: str, seed: int | None) -> str:

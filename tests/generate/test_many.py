@@ -14,8 +14,10 @@ from fake_ray import FakeRay
 from tiny_host import TINY
 
 from carv_3d.cli import main as cli
+from carv_3d.config.request import GenerateRequest
 from carv_3d.errors import CarvError
 from carv_3d.generate import many
+from carv_3d.generate.config import config_to_yaml, load_config, settled
 from carv_3d.generate.many import run_name
 from carv_3d.io.tables import read_metrics
 from carv_3d.runs.listing import find_runs
@@ -149,6 +151,41 @@ def test_a_list_of_none_or_too_many_is_refused(
 
 def test_engine_flags_need_a_list(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert "are for many prompts" in refusal(capsys, "generate", "a red mug", "--engine", "ray")
+
+
+def planned(text: str, **more: Any) -> list[tuple[str, Path, bool]]:
+    Path("list.txt").write_text(text, encoding="utf-8")
+    model = "system.guidance.pretrained_model_name_or_path=some/model"
+    request = GenerateRequest(overrides=(*TINY, model, *more.pop("overrides", ())), **more)
+    plans = many.plan(request, Path("list.txt"), Path("out"))
+    return [(p.config.prompt, p.folder, p.done) for p in plans]
+
+
+def begun(folder: Path, prompt: str) -> Path:
+    """A run that is done, as far as a plan looks at it."""
+    folder.mkdir(parents=True)
+    words = [*TINY, "system.guidance.pretrained_model_name_or_path=some/model"]
+    text = config_to_yaml(settled(load_config(None, words, prompt), "voxel"))
+    (folder / "config.yaml").write_text(text.replace("caf\u00e9", "cafe\u0301"))  # as the last version wrote it
+    (folder / "metrics.csv").write_text("step,loss\n4,1\n")
+    (folder / "report.html").touch()
+    return folder
+
+
+def test_runs_of_another_seed_are_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = begun(Path("out") / run_name("a mug", 0), "a mug")
+    assert planned("a mug") == [("a mug", folder, True)]
+    other = Path("out") / run_name("a mug", 9)
+    assert planned("a mug", overrides=("seed=9",)) == planned("a mug", seed=9) == [("a mug", other, False)]
+
+
+def test_a_prompt_in_both_forms_of_unicode_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert planned(f"{apart}\n{composed}\n") == [(composed, Path("out") / run_name(composed, 0), False)]
+    folder = begun(Path("out") / run_name(apart, None), apart)
+    assert planned(composed) == [(composed, folder, True)]
 
 
 def test_a_prompt_never_becomes_a_path_and_alike_ones_have_folders_of_their_own() -> None:

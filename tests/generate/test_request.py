@@ -52,6 +52,16 @@ def test_prompts_whose_folders_are_named_alike_find_their_own(newest: int) -> No
         resolve(GenerateRequest(prompt="黄色的船", resume=True))
 
 
+def test_a_prompt_is_the_same_in_both_forms_of_unicode() -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    file = begun(apart) / "config.yaml"
+    text = file.read_text()
+    assert composed in text
+    file.write_text(text.replace(composed, apart))  # as a run of the last version has it
+    config, folder = resolve(GenerateRequest(prompt=composed, resume=True))
+    assert (config.prompt, folder) == (composed, file.parent)
+
+
 def test_more_steps_go_with_the_configuration_that_the_run_was_begun_with() -> None:
     """The default ends of the schedules follow from trainer.max_steps: they stay where the run has them."""
     file = Path("c.yaml")
