@@ -332,10 +332,10 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 @contextmanager
-def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+def locked(folder: Path, patience: float = PATIENCE, fix: str = "choose another --out") -> Iterator[None]:
     """Hold `folder` for this process (a kill frees it); CarvError where another run is at work in it.
 
-    patience: seconds to try again, since a list of runs holds each folder for an instant.
+    patience: seconds to try again, since a list of runs holds each folder for an instant. fix: instead of waiting.
     """
     try:
         import fcntl
@@ -352,8 +352,7 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
                 if time.monotonic() < begin + patience:
                     time.sleep(0.01)
                     continue
-                message = f"another run is at work in {folder}; wait for it, or choose another --out"
-                raise CarvError(message) from None
+                raise CarvError(f"another run is at work in {folder}; wait for it, or {fix}") from None
             except OSError:  # a file system without locks goes without the check too
                 pass
             break

@@ -109,7 +109,10 @@ def check_numbers(text: str) -> None:
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and ODD_NUMBER.fullmatch(event.value):
             number, plain = yaml.safe_load(event.value), event.value.replace("_", "")
             if ":" in plain or int(plain) != number:
-                raise ValueError(f"{event.value} is {number} in YAML: write that, or {event.value!r} for a text")
+                meant = "" if ":" in plain else f"or {int(plain)}, "
+                raise ValueError(
+                    f"{event.value} is {number} in YAML: write {number}, {meant}or {event.value!r} for a text"
+                )
 
 
 def read_yaml(path: Path, fix: str = RESTORE) -> dict[Any, Any]:

@@ -125,6 +125,18 @@ def load_tensors(path: Path, fix: str) -> dict[str, Tensor]:
     return tensors
 
 
+def same_tensor(key: str, *files: Path) -> bool:
+    """Whether a tensor has the same type and values in two whole .safetensors files; only this tensor is read."""
+    import torch
+    from safetensors import safe_open
+
+    values = []
+    for file in files:
+        with safe_open(str(file), framework="pt") as handle:
+            values.append(handle.get_tensor(key))
+    return values[0].dtype == values[1].dtype and torch.equal(*values)
+
+
 def load_plain(path: Path, fix: str) -> Any:
     """What `torch.save` wrote, on the CPU: tensors, containers, numbers and text alone, so that no code is run.
 

@@ -149,7 +149,7 @@ def remove_run(run: RunSummary) -> list[Path]:
     if folder.is_symlink():
         raise CarvError(f"{folder} is a link; remove what it leads to by hand")
     try:
-        with locked(folder):
+        with locked(folder, fix="stop it with Ctrl-C, and clean again"):
             now = read_summary(folder, held=True)
             if (now.state, now.step) != (run.state, run.step):
                 raise CarvError(

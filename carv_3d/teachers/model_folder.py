@@ -16,7 +16,7 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError, shown
 from carv_3d.io import structured
 from carv_3d.io.files import open_file
-from carv_3d.io.tensor_files import check_plain, read_header
+from carv_3d.io.tensor_files import check_plain, read_header, same_tensor
 from carv_3d.teachers.families import FAMILIES, INSTRUCT_PIX2PIX, OLD_NAMES, STABLE_DIFFUSION, ZERO123, Family
 from carv_3d.teachers.model_config import (
     TextConfig,
@@ -84,8 +84,8 @@ def check_folder(folder: Path, family: Family = STABLE_DIFFUSION, with_weights: 
     _check_network(folder, family)
     _check_text_widths(folder, family, present)
     for part in present:
-        for file in weight_files(folder, part) if with_weights else ():
-            check_weight_file(file, packed=bool(read_json(folder / part / "config.json").get(QUANTISED)))
+        if with_weights:
+            check_weights(folder, part)
     for part, (tokenizer, kind) in zip(family.text_encoders, family.tokenizers.items()):
         if part in present:
             size = read_config(folder, part, TextConfig).get("vocab_size", TextConfig.vocab_size)
@@ -213,6 +213,24 @@ def _shards(index: Path) -> list[Path]:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and Path(value).name == value
+
+
+def check_weights(folder: Path, part: str) -> None:
+    """CarvError for a weight file that `check_weight_file` refuses, and for shards of which two hold a tensor.
+
+    Args:
+        folder: of the model.
+        part: "unet", "vae", ...
+    """
+    files = weight_files(folder, part)
+    for file in files:
+        check_weight_file(file, packed=bool(read_json(folder / part / "config.json").get(QUANTISED)))
+    holders: dict[str, Path] = {}
+    for file in files if len(files) > 1 else ():
+        for key in read_header(file, MEND) if file.suffix == ".safetensors" else ():
+            first = holders.setdefault(key, file)
+            if first != file and not same_tensor(key, first, file):
+                raise CarvError(_bad(file, f"it holds {key} with other values than {first.name} does"))
 
 
 def check_weight_file(file: Path, packed: bool = False) -> None:

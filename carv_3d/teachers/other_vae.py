@@ -12,7 +12,7 @@ from carv_3d.io.files import expanded
 from carv_3d.io.tensor_files import check_finite
 from carv_3d.teachers.families import Family
 from carv_3d.teachers.model_config import VAEConfig, vae_factor
-from carv_3d.teachers.model_folder import MEND, check_weight_file, read_config, weight_files
+from carv_3d.teachers.model_folder import MEND, check_weight_file, check_weights, read_config
 
 FIX = (
     "name the folder of a VAE in diffusers' format (it holds config.json), a model that has one, or a .safetensors "
@@ -58,8 +58,7 @@ def find_vae(vae: str | None, folder: Path, family: Family) -> Path | None:
             f"{path} gives latents of {channels} channels, {factor} times smaller than images, and the model takes "
             f"{due} channels, {size} times smaller: {FIX}."
         )
-    for file in weight_files(path.parent, path.name):
-        check_weight_file(file)
+    check_weights(path.parent, path.name)
     return path
 
 

@@ -10,7 +10,7 @@ from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.io.files import expanded
 from carv_3d.teachers.availability import HUB_TIMEOUT_S, hub_reason, looks_like_path, offline_mode
-from carv_3d.teachers.model_folder import check_weight_file, read_json, weight_files
+from carv_3d.teachers.model_folder import check_weights, read_json
 
 CONTROLNET = "ControlNetModel"
 STABLE_DIFFUSION_DDIM = {
@@ -81,8 +81,7 @@ def find_controlnet(name: str, option: str, cache_dir: str | None = None) -> Pat
     kind = read_json(folder / "config.json").get("_class_name")
     if kind != CONTROLNET:
         raise CarvError(f"{option} is {name}, and {folder} holds a {kind}, no {CONTROLNET}: name {what}.")
-    for file in weight_files(folder.parent, folder.name):
-        check_weight_file(file)
+    check_weights(folder.parent, folder.name)
     return folder
 
 

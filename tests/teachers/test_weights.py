@@ -16,6 +16,7 @@ from torch import Tensor
 from carv_3d.errors import CarvError
 from carv_3d.io.tensor_files import TensorHead, check_filled, check_plain
 from carv_3d.teachers.availability import resolve_model
+from carv_3d.teachers.denoiser import Denoiser
 from carv_3d.teachers.load import load_teacher
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 
@@ -72,6 +73,22 @@ def test_a_file_of_zeros_is_half_a_download(copy: Path) -> None:
     check_filled(some, "a file", "mend it")
 
 
+def test_a_tensor_in_two_shards_has_one_value(copy: Path) -> None:
+    file = copy / WEIGHTS
+    tensors, shards = load_file(file), [file.with_name(f"{n}.safetensors") for n in range(2)]
+    file.unlink()
+    names = {key: shards[n % 2].name for n, key in enumerate(tensors)}
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    for shard in shards:
+        own = {key: value for key, value in tensors.items() if names[key] == shard.name}
+        save_file({**own, "conv_in.weight": tensors["conv_in.weight"]}, shard, metadata={"format": "pt"})
+    assert resolve_model(str(copy)) == copy  # twice the same
+    for other in (tensors["conv_in.weight"] + 1, tensors["conv_in.weight"].half()):
+        rewrite(shards[1], lambda held: held.update({"conv_in.weight": other}))  # noqa: B023
+        with pytest.raises(CarvError, match=r"1.safetensors: it holds conv_in.weight with other values than 0.saf"):
+            resolve_model(str(copy))
+
+
 def test_a_unet_that_predicts_a_variance_too_is_named(copy: Path) -> None:
     config = copy / "unet/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "out_channels": 8}))
@@ -101,6 +118,15 @@ def test_weights_that_were_moved_or_converted_later_are_named(teacher: Any) -> N
         for call in (lambda: teacher.encode(image), lambda: teacher.decode(z), lambda: teacher.posterior(image)):
             with pytest.raises(CarvError, match=r"the VAE of .* when the teacher was made: put them back, or make"):
                 call()
+
+
+def test_a_failure_of_a_model_with_layers_in_another_type_is_not_blamed_on_that(teacher: Any) -> None:
+    network = teacher.unet
+    network.conv_out.half()  # as diffusers keeps some layers of some models in float32
+    mixed = Denoiser(network, teacher.schedule)
+    with pytest.raises(RuntimeError, match="type") as failure:
+        mixed.eps_hat(torch.ones(1, 4, 8, 8), torch.tensor([5]), teacher.text_embeddings(["a"]))
+    assert not isinstance(failure.value, CarvError)
 
 
 def test_a_model_that_is_loaded_in_inference_mode_can_be_differentiated_through(sd_folder: Path) -> None:
