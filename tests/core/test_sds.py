@@ -42,7 +42,7 @@ def test_what_changes_from_call_to_call_is_used() -> None:
     assert clipped == [False, True, False]
 
 
-def test_a_thousand_steps_keep_nothing() -> None:
+def test_hundreds_of_steps_keep_nothing() -> None:
     schedule, latents = NoiseSchedule.scaled_linear(), torch.zeros(1, 2, requires_grad=True)
 
     def steps(n: int) -> int:
@@ -53,11 +53,11 @@ def test_a_thousand_steps_keep_nothing() -> None:
         return len(gc.get_objects())
 
     before = steps(50)
-    assert steps(1000) < before + 200
-    assert len(schedule.estimators) == MOST_KEPT
+    assert steps(400) < before + 200
+    assert [len(kept) for kept in schedule.estimators.values()] == [MOST_KEPT]
     for i in range(50):
         sds_loss(latents, lambda z_t, t: z_t, schedule, grad_clip=2 + i / 1000, num_draws=1 + i % 3, min_step=i)
-    assert len(schedule.estimators) == MOST_KEPT
+    assert [len(kept) for kept in schedule.estimators.values()] == [MOST_KEPT]
 
 
 @pytest.mark.parametrize("option", [{"proposal": "adaptive"}, {"control_variate": True}])
