@@ -39,5 +39,8 @@ def sample_losses(name: str, prediction: Tensor, target: Tensor) -> Tensor:
 def with_gradient(loss: Tensor) -> Tensor:
     """The loss, which can be differentiated; CarvError where the model has cut that off."""
     if not loss.requires_grad:
-        raise CarvError("the loss has no gradient: the model runs under no_grad, or detaches what it predicts.")
+        raise CarvError(
+            "the loss has no gradient, since the model runs under no_grad or detaches what it predicts: let it predict "
+            "with gradients."
+        )
     return loss

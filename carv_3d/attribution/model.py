@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from carv_3d.core.arguments import described
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.errors import CarvError
 from carv_3d.runs.checkpoint import module_fingerprint
@@ -46,8 +47,10 @@ class GradientModel:
             CarvError: what is no module, or one without parameters.
         """
         if not isinstance(module, nn.Module) or not any(True for _ in module.parameters()):
-            given = f"a {type(module).__name__}, which has no parameters"
-            raise CarvError(f"module is {given}; gradients are taken of those of a torch module.")
+            raise CarvError(
+                f"module is {described(module)}, which has no parameters; give a torch module that has some, since "
+                "gradients are taken of these."
+            )
 
         def predict(z_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
             prediction: Tensor = module(z_t, t) if cond is None else module(z_t, t, cond)

@@ -19,9 +19,9 @@ from carv_3d.io.files import check_cache, user_cache
 def settle_environment(environment: MutableMapping[str, str] = os.environ) -> None:
     """Threads, the backend of charts, switches for debugging, and the caches of libraries.
 
-    Charts are files, so a backend that was inherited from a notebook and may not be here is set aside. So are a switch
-    of numba's that makes a step take hours, and warnings as errors, which end in a library's. Where the user has no
-    cache, that of compiled loops lies under TMPDIR.
+    Charts are files, so a backend that was inherited from a notebook and may not be here is set aside. So are
+    numba's switch for debugging, with which a step takes hours, and warnings as errors, since libraries warn. Where the
+    user has no cache, that of compiled loops lies under TMPDIR.
 
     Raises:
         CarvError: the working folder is gone, or NUMBA_CACHE_DIR, or any folder, cannot be written.

@@ -98,12 +98,14 @@ def _integer(digits: str) -> int:
 
 ODD_NUMBER = re.compile(r"[-+]?(0[0-7_]*[0-7]|[1-9][0-9_]*(:[0-5]?[0-9])+)")  # YAML 1.1: octal, and in sixties
 
+ODD_WORD = re.compile(rf"(?<![\w.+-]){ODD_NUMBER.pattern}(?![\w.:])")  # where one may stand
+
 
 def check_numbers(text: str) -> None:
     """ValueError for 010, which YAML takes for 8, and for 1:30, for 90: neither is what somebody means."""
     import yaml
 
-    if not ODD_NUMBER.search(text):
+    if not ODD_WORD.search(text):  # as of nearly all files, which are then not parsed twice
         return
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and ODD_NUMBER.fullmatch(event.value):

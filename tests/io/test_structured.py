@@ -84,6 +84,7 @@ REFUSED = {
         "a: !!python/name:os.system": "is not readable YAML",
         "a: 1\n---\nb: 2": "is not readable YAML",
         "a: [1, {b: 010}]": "is not readable YAML (010 is 8 in YAML: write 8, or 10, or '010' for a text)",
+        '{"a":010}': "010 is 8 in YAML: write 8, or 10, or '010' for a text",
         "a: 1:30": "is not readable YAML (1:30 is 90 in YAML: write 90, or '1:30' for a text)",
         "- 1": "must hold groups of options (key: value), and it holds a list",
         "3": "must hold groups of options (key: value), and it holds no group",
