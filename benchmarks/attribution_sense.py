@@ -22,6 +22,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from attribution_metrics import shares_among
 from bench import joined, run_script, script_parser, show_table
 
 from carv_3d.attribution import FeatureMaker, GradientModel
+from carv_3d.attribution.ahead import shipped_scorer
 from carv_3d.attribution.asking import Asked
-from carv_3d.attribution.command import METHODS, TOP, AttributeOptions, shipped_scorer
+from carv_3d.attribution.command import METHODS, TOP, AttributeOptions
 from carv_3d.attribution.encoded import encoder_fingerprints
 from carv_3d.attribution.queries import Query, prompt_query, run_query
 from carv_3d.attribution.ranking import rank_query
@@ -138,7 +140,7 @@ def measure(o: argparse.Namespace) -> list[list[Any]]:
     table = []
     for method in o.methods:
         for ridge in o.ridges if method != "cosine" else [shipped.ridge]:
-            scorer = shipped_scorer(method, ShippedRows(shipped.rows, shipped.index, float(ridge)))
+            scorer = shipped_scorer(method, replace(shipped, ridge=float(ridge)))
             figures = row(scorer, features, queries, labels)
             named = "" if method == "cosine" else ridge
             table.append([method, named, len(queries), len(images), *figures, f"{rounds:.2f}", f"{seconds:.1f}"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from carv_3d.attribution.ahead import ShippedAhead
 from carv_3d.attribution.asking import MAX_ROUNDS, Asked
 from carv_3d.attribution.choosing import choose_draws, kept_choice
 from carv_3d.attribution.encoded import encoder_fingerprints
@@ -31,10 +32,9 @@ from carv_3d.attribution.queries import (
 from carv_3d.attribution.ranking import Ranking, rank_query
 from carv_3d.attribution.request import METHODS, QUERY_GROUPS, ROUND_GROUPS, AttributeOptions, check_data
 from carv_3d.attribution.scores import Scores
-from carv_3d.attribution.scoring import Scorer, WhiteScorer
-from carv_3d.attribution.shipped import PATH, DrawnImages, ShippedRows
+from carv_3d.attribution.scoring import Scorer
+from carv_3d.attribution.shipped import PATH, DrawnImages
 from carv_3d.attribution.shipped import key as shipped_key
-from carv_3d.attribution.shipped import load as load_shipped
 from carv_3d.attribution.training_rows import (
     TINY_ITEMS,
     cache_folder,
@@ -96,6 +96,7 @@ def attribute(options: AttributeOptions) -> int:
 
 def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path, display: Display, begin: float) -> int:
     _check_memory(options)
+    ahead = None if options.num_draws == "auto" else _ahead(options, display)
     with display.status("loading the model"):
         teacher, model = load_model(options, model_name)
     query = None
@@ -104,25 +105,28 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     images = None if options.training_images == "tiny" else training_images(options, teacher.image_size, display)
     if options.num_draws == "auto":
         options = _with_draws(options, images, teacher, model, display)
+        ahead = _ahead(options, display)
     maker = FeatureMaker(model, options.features)
-    shipped = _shipped(options, maker, teacher, display)
-    if shipped is not None:
-        images = DrawnImages(shipped.index)
-    elif images is None:
+    shipped = "" if ahead is None else ahead.get(shipped_key(maker, encoder_fingerprints(teacher)))
+    if isinstance(shipped, tuple):
+        images = DrawnImages(shipped[0].index)
+    elif shipped:
+        display.say(shipped)
+    if images is None:
         images = training_images(options, teacher.image_size, display)
     captions = sum(bool(images.caption(i)) for i in range(len(images)))
     if captions < len(images):
         display.say(f"{captions} of {len(images)} training images have a caption; the others are taken without text.")
     query = query or _query(kind, options, teacher, display)
     scorer: Scorer
-    if shipped is None:
+    if isinstance(shipped, str):
         base = store_folder(options, model, images)
         rows = make_gradients(options, (images, teacher, model_name), maker, base, display)
         if isinstance(rows, int):
             return rows
         scorer = Scorer(options.method, rows.rows, None if options.method == "cosine" else kept_kernel(rows))
     else:
-        base, scorer = PATH, shipped_scorer(options.method, shipped)
+        base, scorer = PATH, shipped[1]
     asked = Asked(query, teacher, model, options, maker)
     whole = _query_features(asked, options, scorer, display).mean(0, keepdim=True)
     with display.status("scores"):
@@ -164,25 +168,14 @@ def _with_draws(
     return replace(options, num_draws=choice.num_draws)
 
 
-def _shipped(options: AttributeOptions, maker: FeatureMaker, teacher: Any, display: Display) -> ShippedRows | None:
-    """The gradients that came with the package, where they are those that are asked for; else it is said why not."""
+def _ahead(options: AttributeOptions, display: Display) -> ShippedAhead | None:
+    """The gradients that came with the package, if they may be those that are asked for; else it is said why not."""
     if options.training_images != "tiny" or options.store is not None or options.shard or options.lora:
         return None
     if options.allocation == "noise":
         display.say("The gradients that come with carv-tiny have equally many draws, so they are made anew.")
         return None
-    rows = load_shipped(shipped_key(maker, encoder_fingerprints(teacher)), options.items)
-    if isinstance(rows, str):
-        display.say(rows)
-        return None
-    return rows
-
-
-def shipped_scorer(method: str, shipped: ShippedRows) -> Scorer:
-    """Of the rows that came with the package."""
-    if method == "relatif":
-        return WhiteScorer(shipped.rows, shipped.ridge)
-    return Scorer(method, shipped.rows, ridge=None if method == "cosine" else shipped.ridge)
+    return ShippedAhead(options)
 
 
 def _check_memory(options: AttributeOptions) -> None:

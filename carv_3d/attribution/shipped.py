@@ -72,11 +72,19 @@ class ShippedRows:
         rows: (N, G, d) float32.
         index: (N,) which of the training images they are of.
         ridge: of the metric that they are compared in.
+        key: what they depend on.
     """
 
     rows: Tensor
     index: NDArray[np.int64]
     ridge: float
+    key: Mapping[str, Any]
+
+    def unfit(self, expected: Mapping[str, Any]) -> str:
+        """Why the rows are not those of another key, in a sentence; "" where they are."""
+        for name in differing_keys(self.key, dict(expected)):
+            return f"The gradients that come with carv-tiny were made with another {name}, so they are made anew."
+        return ""
 
 
 def key(maker: FeatureMaker, models: list[str]) -> dict[str, Any]:
@@ -110,13 +118,18 @@ def load(expected: Mapping[str, Any], count: int | None = None, path: Path = PAT
     Raises:
         CarvError: the file is damaged.
     """
+    shipped = read(count, path)
+    return shipped if isinstance(shipped, str) else shipped.unfit(expected) or shipped
+
+
+def read(count: int | None = None, path: Path = PATH) -> ShippedRows | str:
+    """As `load`, whatever the rows were made of."""
     if not path.exists():
         return "No gradients came with this copy of the package."
     try:
         with np.load(path) as stored:
             about = json.loads(stored["about"].tobytes())
-            for name in differing_keys(about["key"], dict(expected)):
-                return f"The gradients that come with carv-tiny were made with another {name}, so they are made anew."
+            key, ridge = dict(about["key"]), float(about["ridge"])
             codes, scales, index = stored["codes"], stored["scales"], stored["index"].astype(np.int64)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CarvError(f"{path} is damaged; install the package again, or delete the file") from error
@@ -124,4 +137,4 @@ def load(expected: Mapping[str, Any], count: int | None = None, path: Path = PAT
         return f"Gradients of the first {count:,} images do not come with carv-tiny, so they are made now."
     part = slice(0, count)
     rows = torch.from_numpy(codes[part] * scales[part][..., None].astype(np.float32))
-    return ShippedRows(rows, index[part], about["ridge"])
+    return ShippedRows(rows, index[part], ridge, key)

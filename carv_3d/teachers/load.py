@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from carv_3d.core.arguments import checked
+from carv_3d.core.memory import collection_paused
 from carv_3d.errors import CarvError, packages
 from carv_3d.io.files import open_file
 from carv_3d.io.structured import RESTORE
@@ -82,6 +83,7 @@ def check_is_teacher(folder: Path) -> None:
 
 
 @packages("teachers")
+@collection_paused()
 def load_teacher(name_or_path: str, *, only: Family | None = None, use: str = "", **options: Any) -> Any:
     """The frozen teacher of a model of any family: a `LatentDiffusionTeacher`.
 

@@ -22,8 +22,10 @@ from carv_3d.attribution.encoded import EncodedImages, encode_images
 from carv_3d.attribution.folder_images import FolderImages
 from carv_3d.attribution.images import TinyImages
 from carv_3d.attribution.queries import query_kind
+from carv_3d.attribution.scoring import Scorer
+from carv_3d.attribution.shipped import PATH, ShippedRows
 from carv_3d.attribution.store import RowStore
-from carv_3d.attribution.training_rows import check_store, kept_kernel
+from carv_3d.attribution.training_rows import check_store, kept_kernel, load_model
 from carv_3d.cli import main as cli
 from carv_3d.errors import CarvError
 from carv_3d.io.files import locked
@@ -55,6 +57,36 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(query: Path | str, data: Path, model: Path, *more: str) -> list[str]:
     return noise_images.words(query, data, model, *more)
+
+
+def test_rows_that_come_with_the_package_are_scored_and_begun_before_the_model(
+    sd_folder, place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    rows = torch.randn(30, 2, 16, generator=torch.Generator().manual_seed(0))
+
+    class Ahead:
+        def __init__(self, options: AttributeOptions) -> None:
+            order.append("begun")
+
+        def get(self, key: dict) -> tuple[ShippedRows, Scorer]:
+            order.append(f"dim {key['options']['dim']}")
+            return ShippedRows(rows, np.arange(30), 1.0, key), Scorer("cosine", rows)
+
+    def load(*a: object) -> object:
+        order.append("loaded")
+        return load_model(*a)
+
+    monkeypatch.setattr("carv_3d.attribution.command.ShippedAhead", Ahead)
+    monkeypatch.setattr("carv_3d.attribution.command.load_model", load)
+    monkeypatch.setattr("carv_3d.attribution.page.render_page", lambda *a: "")  # the images take seconds
+    save(place / "query.png", 3)
+    options = {"query_draws": 16, "dim": 16, "parameters": "all", "out": Path("out")}
+    assert attribute(AttributeOptions(query="query.png", model=str(sd_folder), **options)) == 0
+    assert order == ["begun", "loaded", "dim 16"]
+    assert json.loads(Path("out/settings.json").read_text())["store"] == str(PATH)
+    with open("out/scores.csv", encoding="utf-8") as file:
+        assert sorted(row["image"] for row in csv.DictReader(file)) == sorted(f"tiny-{i}" for i in range(30))
 
 
 def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, place, capsys) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from carv_3d.attribution import ahead as ahead_module
+from carv_3d.attribution.ahead import ShippedAhead
 from carv_3d.attribution.asking import MAX_ROUNDS, Asked, query_share
 from carv_3d.attribution.images import TinyImages
+from carv_3d.attribution.request import AttributeOptions
 from carv_3d.attribution.scores import bilinear, kernel, relatif
 from carv_3d.attribution.scoring import Scorer, WhiteScorer
-from carv_3d.attribution.shipped import DrawnImages, load, save
+from carv_3d.attribution.shipped import DrawnImages, load, read, save
 from carv_3d.errors import CarvError
 
 KEY = {"model": "abc", "options": {"dim": 64}}
@@ -49,6 +54,41 @@ def test_rows_of_anything_else_are_not_used(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(CarvError, match="is damaged; install the package again"):
             load(KEY, path=path)
+
+
+def test_rows_are_put_through_their_metric_ahead_where_the_options_are_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, options = tmp_path / "a.npz", AttributeOptions(query="a red mug")
+    monkeypatch.setattr(ahead_module, "read", lambda count: read(count, path))
+    made: list[str] = []
+
+    def scorer(method: str, shipped: object) -> object:
+        made.append(method)
+        return object()
+
+    monkeypatch.setattr(ahead_module, "shipped_scorer", scorer)
+    stored = json.loads(json.dumps(options.features.stored()))
+    key = {"model": "abc", "options": stored}
+    save(path, rows(), np.arange(40), key, 3.0)
+    right = ShippedAhead(options)
+    right._made.result()
+    assert made == ["relatif"]  # before anything was asked for
+    fitting = right.get(key)
+    assert not isinstance(fitting, str)
+    assert len(fitting[0].rows) == 40
+    assert "made with another model" in str(right.get({**key, "model": "abd"}))
+    few = ShippedAhead(replace(options, items=7)).get(key)
+    assert not isinstance(few, str)
+    assert len(few[0].rows) == 7
+    made.clear()
+    other = replace(options, num_draws=16)
+    own = {"model": "abc", "options": json.loads(json.dumps(other.features.stored()))}
+    assert "made with another options" in str(ShippedAhead(other).get(own))
+    assert made == []  # nothing was made in vain
+    path.write_bytes(b"")
+    with pytest.raises(CarvError, match="is damaged"):
+        ShippedAhead(options).get(key)
 
 
 def test_images_drawn_one_by_one_are_those_of_the_training_set(tmp_path: Path) -> None:

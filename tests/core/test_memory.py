@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from pathlib import Path
 
@@ -86,3 +87,12 @@ def test_a_distillation_is_refused_before_its_networks_are_copied(monkeypatch: p
     teacher, prompts = GaussianTeacher(torch.zeros(1, 4, 64, 64)), object()
     with pytest.raises(CarvError, match=r"batch_size x draws = 64 x 512 takes at least 6.0 GiB .*: lower batch_size"):
         Distillation(teacher, DistillOptions(batch_size=64, num_draws=512), prompts)  # type: ignore[arg-type]
+
+
+def test_the_collector_pauses_and_runs_again_as_it_did() -> None:
+    with memory.collection_paused():
+        assert not gc.isenabled()
+        with memory.collection_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

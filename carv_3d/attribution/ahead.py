@@ -1,0 +1,56 @@
+"""The rows that come with the package, read and put through their metric while the model is still being loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from carv_3d.attribution.request import AttributeOptions
+from carv_3d.attribution.scoring import Scorer, WhiteScorer
+from carv_3d.attribution.shipped import ShippedRows, read
+
+
+class ShippedAhead:
+    """A thread that reads the rows and makes their scorer.
+
+    Both are nearly all done outside Python's lock, and loading a model is nearly all imports within it.
+    """
+
+    def __init__(self, options: AttributeOptions) -> None:
+        self._options = options
+        pool = ThreadPoolExecutor(1, "shipped rows")
+        self._made = pool.submit(self._make)
+        pool.shutdown(wait=False)
+
+    def _make(self) -> tuple[ShippedRows | str, Scorer | None]:
+        shipped = read(self._options.items)
+        if isinstance(shipped, str) or shipped.key["options"] != _plain(self._options.features.stored()):
+            return shipped, None  # no scorer for rows that are not going to be used
+        return shipped, shipped_scorer(self._options.method, shipped)
+
+    def get(self, key: Mapping[str, Any]) -> tuple[ShippedRows, Scorer] | str:
+        """The rows and their scorer, or why there are none, in a sentence.
+
+        Args:
+            key: what they must depend on.
+
+        Raises:
+            CarvError: the file is damaged.
+        """
+        shipped, scorer = self._made.result()
+        if isinstance(shipped, str):
+            return shipped
+        return shipped.unfit(key) or (shipped, scorer or shipped_scorer(self._options.method, shipped))
+
+
+def shipped_scorer(method: str, shipped: ShippedRows) -> Scorer:
+    """Of the rows that came with the package."""
+    if method == "relatif":
+        return WhiteScorer(shipped.rows, shipped.ridge)
+    return Scorer(method, shipped.rows, ridge=None if method == "cosine" else shipped.ridge)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
