@@ -71,8 +71,10 @@ def measure(o: argparse.Namespace) -> list[list[Any]]:
     items, begin, table = Items(o.items, teacher), time.perf_counter(), []
     model = GradientModel.from_teacher(teacher)
     for K in o.draws:
-        first = FeatureMaker(model, AttributeOptions(query="a red mug", num_draws=PILOT_DRAWS).features)
-        options = AttributeOptions(query="a red mug", num_draws=K).features
+        pilot, options = (
+            AttributeOptions(query="a red mug", method="relatif", num_draws=n).features for n in (PILOT_DRAWS, K)
+        )
+        first = FeatureMaker(model, pilot)
         equal = FeatureMaker(model, options, projection=first.projection)
         equal.share_layers(first)
         made: dict[str, list[Tensor]] = {"equal": [], "noise": []}

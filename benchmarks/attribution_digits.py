@@ -44,6 +44,7 @@ from carv_3d.errors import first_line
 from carv_3d.stats.bootstrap import mean_interval
 
 RIDGES = [10.0**e for e in np.arange(-4, 4.01, 0.5)]  # of the mean eigenvalue
+FIXED = (1.0, 10.0, 100.0)  # as a default could be
 PORT_RIDGES = [10.0**e for e in range(-3, 5)]
 BATCH = 100  # of the ports, by whose slots their noise is shared
 DIM = 1024
@@ -276,6 +277,9 @@ def report_draws(evaluation: Evaluation, title: str, loss: str, words: str, f: T
     evaluation.report(f"{title}, {words}, ridge {likely:.2g} by likelihood", lambda: trak(q, f, likely).values)
     relative = f"RelatIF of {loss}, {words}, ridge {likely:.2g} by likelihood"
     evaluation.report(relative, lambda: relatif(q, f, likely).values)
+    for fixed in FIXED:
+        name = f"RelatIF of {loss}, {words}, ridge {fixed:g}"
+        evaluation.report(name, lambda ridge=fixed: relatif(q, f, ridge).values)
     ridge, scores = evaluation.best(lambda r: trak(q, f, r).values, RIDGES)
     evaluation.report(f"{title}, {words}, ridge {ridge:.2g} on validation queries", lambda: scores)
     evaluation.report(f"cosine of {loss}, {words}", lambda: cosine(q, f).values)

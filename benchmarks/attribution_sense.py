@@ -9,7 +9,8 @@ probability of the 20 to be in the true top 20; and the CPU seconds.
 --kind assets asks about the assets of runs of `carv generate`, in --runs FOLDER; those that are missing are made.
 
     ./install.sh python benchmarks/attribution_sense.py [--queries 40] [--part report] [--kind prompts|images|assets]
-        [--methods relatif,trak,cosine] [--ridges 0.3,1,3] [--threads 2] [--out docs/results/attribution-sense.csv]
+        [--methods d-trak-relatif,d-trak,cosine] [--ridges 0.3,1,3] [--threads 2]
+        [--out docs/results/attribution-sense.csv]
 
 The combinations are dealt out once: `--part validation` has 24 of them, on which the defaults were chosen, and
 `--part report` has others.
@@ -97,7 +98,7 @@ def ask(
 ) -> tuple[list[torch.Tensor], float, float]:
     """The gradients (1, H, d) of each query, the mean rounds, and the mean CPU seconds."""
     options = AttributeOptions(query="a red mug")
-    scorer, rounds, features, begin = shipped_scorer("relatif", shipped), 0, [], time.process_time()
+    scorer, rounds, features, begin = shipped_scorer(options.method, shipped), 0, [], time.process_time()
     for n, (query, _, _) in enumerate(queries):
         asked = Asked(query, teacher, maker.model, options, maker)
         features.append(asked.until_stable(scorer).mean(0, keepdim=True))
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["validation", "report"], default="report")
     parser.add_argument("--kind", choices=["prompts", "images", "assets"], default="prompts")
     parser.add_argument("--runs", type=Path, default=Path("outputs/attributed"), help="of --kind assets")
-    parser.add_argument("--methods", type=joined(METHODS), default=["relatif", "trak", "cosine"])
+    parser.add_argument("--methods", type=joined(METHODS), default=["d-trak-relatif", "d-trak", "cosine"])
     parser.add_argument("--ridges", type=joined(), default=["0.3", "1", "3"])
     parser.add_argument("--rows", type=Path, help="a file as attribution_store.py makes it, in place of the package's")
     parser.add_argument("--out", type=Path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from carv_3d.attribution.request import AttributeOptions
+from carv_3d.attribution.request import METHODS, AttributeOptions
 from carv_3d.attribution.scoring import Scorer, WhiteScorer
 from carv_3d.attribution.shipped import ShippedRows, read
 
@@ -47,9 +47,9 @@ class ShippedAhead:
 
 def shipped_scorer(method: str, shipped: ShippedRows) -> Scorer:
     """Of the rows that came with the package."""
-    if method == "relatif":
-        return WhiteScorer(shipped.rows, shipped.ridge)
-    return Scorer(method, shipped.rows, ridge=None if method == "cosine" else shipped.ridge)
+    if METHODS[method].relative:
+        return WhiteScorer(method, shipped.rows, shipped.ridge)
+    return Scorer(method, shipped.rows, ridge=shipped.ridge)
 
 
 def _plain(value: Any) -> Any:

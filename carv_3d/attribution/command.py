@@ -124,7 +124,7 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
         rows = make_gradients(options, (images, teacher, model_name), maker, base, display)
         if isinstance(rows, int):
             return rows
-        scorer = Scorer(options.method, rows.rows, None if options.method == "cosine" else kept_kernel(rows))
+        scorer = Scorer(options.method, rows.rows, kept_kernel(rows) if METHODS[options.method].kernel else None)
     else:
         base, scorer = PATH, shipped[1]
     asked = Asked(query, teacher, model, options, maker)
@@ -136,7 +136,7 @@ def _attribute(options: AttributeOptions, kind: str, model_name: str, out: Path,
     from carv_3d.attribution.page import render_page
 
     groups = (scorer.items.shape[1], whole.shape[1])
-    page = render_page(query, images, scores, METHODS[options.method][1], facts, groups, ranking)
+    page = render_page(query, images, scores, METHODS[options.method].words, facts, groups, ranking)
     settings = {**to_mapping(options), "model": model_name, "store": str(base), "out": str(out), "ridge": scorer.ridge}
     with replaced_folder(out) as new:  # all of it or nothing: the same command may follow a disk that was full
         write_atomic(new / "scores.csv", scores_csv(scores, images, ranking))
@@ -181,7 +181,7 @@ def _ahead(options: AttributeOptions, display: Display) -> ShippedAhead | None:
 def _check_memory(options: AttributeOptions) -> None:
     """CarvError where the kernel and what inverts it, or the query's rows in both precisions, are more than is free."""
     d, parts = options.dim or 0, {}
-    if options.method != "cosine":
+    if METHODS[options.method].kernel:
         parts[f"the kernel of dim = {d}"] = 3 * 8 * d**2
     groups = MAX_ROUNDS * ROUND_GROUPS if options.query_draws == "auto" else QUERY_GROUPS
     parts[f"a query of views = {options.views} and dim = {d}"] = 12 * options.views * groups * d

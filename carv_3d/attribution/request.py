@@ -17,11 +17,39 @@ from carv_3d.tiny.knowledge import model_knowledge
 if TYPE_CHECKING:
     from carv_3d.attribution.options import FeatureOptions
 
-METHODS = {  # name -> the output of its features, what the page says
-    "cosine": ("loss", "the cosine between gradients of the loss"),
-    "relatif": ("loss", "RelatIF: the cosine between gradients of the loss, in the metric of TRAK's inverse kernel"),
-    "trak": ("loss", "TRAK: gradients of the loss under the inverse of their regularized kernel"),
-    "d-trak": ("mean-squared-l2-norm", "D-TRAK: as TRAK, with gradients of the output's squared norm"),
+
+@dataclass(frozen=True)
+class ScoreMethod:
+    """How gradients are compared.
+
+    Attributes:
+        output: of the model, that the gradients are of; see `losses.LOSSES`.
+        words: what the page says.
+        kernel: whether gradients are compared under TRAK's inverse kernel.
+        relative: whether scores are divided by the roots of those for themselves (l-RelatIF, arXiv 2003.11630).
+        ridge: of the kernel, relative to its mean eigenvalue; by likelihood if None.
+    """
+
+    output: str
+    words: str
+    kernel: bool = True
+    relative: bool = False
+    ridge: float | None = None
+
+
+NORM = "mean-squared-l2-norm"  # of D-TRAK, arXiv 2311.00500
+METHODS = {
+    "cosine": ScoreMethod("loss", "the cosine between gradients of the loss", kernel=False),
+    "relatif": ScoreMethod(
+        "loss",
+        "RelatIF: the cosine between gradients of the loss, in the metric of TRAK's inverse kernel",
+        relative=True,
+    ),
+    "trak": ScoreMethod("loss", "TRAK: gradients of the loss under the inverse of their regularized kernel"),
+    "d-trak": ScoreMethod(NORM, "D-TRAK: as TRAK, with gradients of the output's squared norm"),
+    "d-trak-relatif": ScoreMethod(
+        NORM, "D-TRAK over the roots of the scores for themselves, as in RelatIF", relative=True, ridge=10.0
+    ),
 }
 MAX_KERNEL = 2**14  # 2 GiB in float64
 GROUPS, QUERY_GROUPS = 2, 8  # independent groups of the draws of a training image, and of a query's
@@ -68,7 +96,7 @@ class AttributeOptions(
         most=2**14,
     )
     views: int = option(4, "Images that stand for a prompt or an asset.", least=1, most=10_000)
-    method: str = option("relatif", "How gradients are compared, see docs/results.", choices=METHODS)
+    method: str = option("d-trak-relatif", "How gradients are compared, see docs/results.", choices=METHODS)
     resize: bool = option(False, "Cut and scale images of another size.")
     lora: tuple[str, ...] = option((), "Gradients of adapters alone: fresh, or FILE:SCALE.")
     fresh_rank: int = option(16, "Rank of fresh adapters.", least=1, most=1024)
@@ -81,7 +109,7 @@ class AttributeOptions(
         super().__post_init__()
         if self.shard and self.engine == "ray":
             raise CarvError("--shard is for processes that are started by hand; leave it out with --engine ray.")
-        if self.method != "cosine" and (self.dim or 0) > MAX_KERNEL:
+        if METHODS[self.method].kernel and (self.dim or 0) > MAX_KERNEL:
             raise CarvError(
                 f"dim is {self.dim}; with {self.method} it must be at most {MAX_KERNEL}: its kernel has dim² numbers."
             )
@@ -137,7 +165,7 @@ class AttributeOptions(
         draws = GroupedDrawOptions(
             num_draws=num_draws, groups=groups, stratify=self.stratify, antithetic=self.antithetic
         )
-        output = METHODS[self.method][0]
+        output = METHODS[self.method].output
         which = {"parameters": self.parameters, "balance": self.balance}
         return FeatureOptions(draws=draws, output=output, dim=self.dim, seed=self.seed, **which)  # type: ignore[arg-type]
 

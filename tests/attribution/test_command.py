@@ -130,15 +130,16 @@ def test_the_table_holds_the_cosines_of_gradients(data, sd_folder, sd_teacher, p
     assert Path("c/scores.csv").read_text() == Path("a/scores.csv").read_text()
 
 
-def test_the_method_is_relatif_unless_another_is_named(data, sd_folder, place) -> None:
+def test_the_method_is_d_trak_relatif_unless_another_is_named(data, sd_folder, place) -> None:
     words = [w for w in arguments(data / "0.png", data, sd_folder) if w not in ("--method", "cosine")]
     assert cli.main([*words, "--out", "unnamed"]) == 0
-    assert cli.main([*words, "--out", "named", "--method", "relatif"]) == 0
+    assert cli.main([*words, "--out", "named", "--method", "d-trak-relatif"]) == 0
     assert Path("unnamed/scores.csv").read_text() == Path("named/scores.csv").read_text()
     assert cli.main([*words, "--out", "other", "--method", "cosine"]) == 0
     assert Path("unnamed/scores.csv").read_text() != Path("other/scores.csv").read_text()
     page = Path("unnamed/report.html").read_text()
-    assert "RelatIF" in page
+    assert "D-TRAK" in page
+    assert json.loads(Path("unnamed/settings.json").read_text())["ridge"] == 10
     assert "ridge" in page
 
 

@@ -14,7 +14,7 @@ from carv_3d.attribution import ahead as ahead_module
 from carv_3d.attribution.ahead import ShippedAhead
 from carv_3d.attribution.asking import MAX_ROUNDS, Asked, query_share
 from carv_3d.attribution.images import TinyImages
-from carv_3d.attribution.request import AttributeOptions
+from carv_3d.attribution.request import METHODS, AttributeOptions
 from carv_3d.attribution.scores import bilinear, kernel, relatif
 from carv_3d.attribution.scoring import Scorer, WhiteScorer
 from carv_3d.attribution.shipped import DrawnImages, load, read, save
@@ -73,7 +73,7 @@ def test_rows_are_put_through_their_metric_ahead_where_the_options_are_theirs(
     save(path, rows(), np.arange(40), key, 3.0)
     right = ShippedAhead(options)
     right._made.result()
-    assert made == ["relatif"]  # before anything was asked for
+    assert made == ["d-trak-relatif"]  # before anything was asked for
     fitting = right.get(key)
     assert not isinstance(fitting, str)
     assert len(fitting[0].rows) == 40
@@ -105,13 +105,15 @@ def test_rows_put_through_once_score_as_relatif() -> None:
     generator = torch.Generator().manual_seed(0)
     q, f = torch.randn(1, 4, 9, generator=generator), torch.randn(30, 2, 9, generator=generator)
     f[..., 0] *= 5
-    white, plain = WhiteScorer(f, 0.5), relatif(q, f, 0.5)
+    white, plain = WhiteScorer("relatif", f, 0.5), relatif(q, f, 0.5)
     assert torch.allclose(white(q).values, plain.values, atol=1e-5)
     assert torch.allclose(white(q).errors, plain.errors, atol=1e-5)
     scorer = Scorer("relatif", f, kernel(f), 0.5)
     assert torch.allclose(scorer(q).values, plain.values)
     assert scorer.ridge == 0.5
     assert Scorer("cosine", f).ridge is None
+    assert torch.allclose(Scorer("d-trak-relatif", f)(q).values, relatif(q, f, 10.0).values)
+    assert METHODS["d-trak-relatif"].output == METHODS["d-trak"].output == "mean-squared-l2-norm"
 
 
 class Rounds(Asked):
