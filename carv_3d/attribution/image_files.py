@@ -24,6 +24,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 OTHER_IMAGES = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".ico", ".tga")
 PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz|zip|7z|rar)$", re.IGNORECASE)
 CAPTION_KEYS = ("text", "caption")  # of metadata and of a sample's .json
+RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")  # of shards, as webdataset writes them
+MAX_TARS = 10_000  # of a pattern
 MAX_CAPTION = 2**20  # bytes of a text that goes with one image
 MAX_HEADER = 2**20  # bytes of a tar's header, with its extensions
 UNREAD = "is no PNG, JPEG, WebP or BMP; convert it"
@@ -75,30 +77,55 @@ class ImageList:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
+def _named(pattern: str) -> list[Path]:
+    """What is there of a pattern, by name. Raises CarvError for a range that is too long or there in part."""
+    names = [pattern]
+    while any(map(RANGE.search, names)):
+        names = [name for each in names for name in _range(each, pattern)]
+        if len(names) > MAX_TARS:
+            raise CarvError(f"{pattern} names more than {MAX_TARS:,} tars; name fewer with --training-images.")
+    matches = {name: glob.glob(name) for name in names}
+    absent = [name for name, there in matches.items() if not there]
+    if absent and len(absent) < len(names):
+        raise CarvError(f"there is no {absent[0]}, which {pattern} names; name those that are there.")
+    return sorted({Path(path) for there in matches.values() for path in there})
+
+
+def _range(name: str, pattern: str) -> list[str]:
+    """A name with its first {A..B} replaced by each number; as it is without one. Digits as many as A has."""
+    match = RANGE.search(name)
+    if match is None:
+        return [name]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < MAX_TARS:
+        raise CarvError(f"{pattern} has the range {match[0]}; it must rise, and hold at most {MAX_TARS:,} numbers.")
+    return [f"{name[: match.start()]}{n:0{len(match[1])}}{name[match.end() :]}" for n in range(first, last + 1)]
+
+
 def find_tars(place: Path) -> list[Path] | None:
     """The tars that a place of training images names; None where it is a folder.
 
     Raises:
         CarvError: there is nothing at the place, or something else.
     """
-    fix = "name a folder of images, or tars (FILE.tar, 'FOLDER/*.tar'), with --training-images."
+    fix = "name a folder of images, or tars (FILE.tar, 'DIR/*.tar', 'DIR/{000..009}.tar'), with --training-images."
     if place.is_dir():
         return None
-    tars = [place] if os.path.lexists(place) else [Path(p) for p in sorted(glob.glob(str(place)))]
+    tars = [place] if os.path.lexists(place) else _named(str(place))
     other = next((path for path in tars if path.suffix.lower() != ".tar"), None)
     if other is not None:
         raise CarvError(f"{other} is neither a folder of training images nor a .tar; {fix}")
     if not tars and re.match(r"[a-z][a-z0-9]+:", str(place)):
         raise CarvError(f"{place} is an address or a command, and training images are read from files; {fix}")
-    if not tars and "{" in str(place):
-        raise CarvError(f"there is nothing at {place}, and braces name no row of files here, as * does; {fix}")
     if not tars:
         raise CarvError(f"there are no training images at {place}; {fix}")
     return tars
 
 
 def list_images(place: Path) -> ImageList:
-    """The images of a folder and below, of a tar, or of all tars that a pattern such as `data/*.tar` names.
+    """The images of a folder and below, of a tar, or of all tars that a pattern names.
+
+    A pattern is such as `data/*.tar` or, as webdataset writes it, `data/{000..009}.tar`.
 
     Names that begin with a dot are another program's copies (`._a.png`, `.ipynb_checkpoints`) and are not looked at.
 

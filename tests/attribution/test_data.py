@@ -239,6 +239,25 @@ def test_a_tar_of_samples_with_captions_of_either_kind(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_range_of_tars_is_all_of_them_or_an_error_that_names_what_is_absent(tmp_path: Path) -> None:
+    for n in (8, 9, 10):
+        write_tar(tmp_path / f"a-{n:03}.tar", [("x.png", encoded(n))])
+    write_tar(tmp_path / "a-{1..2}.tar", [("y.png", encoded(1))])
+    both = content(FolderImages(tmp_path / "a-{009..010}.tar", SIZE))
+    assert list(both) == ["a-009.tar/x.png", "a-010.tar/x.png"]
+    assert list(content(FolderImages(tmp_path / "a-{1..2}.tar", SIZE))) == ["a-{1..2}.tar/y.png"]  # a name as it stands
+    assert list(content(FolderImages(tmp_path / "a-0{0..0}{8..8}*.tar", SIZE))) == ["a-008.tar/x.png"]
+    for pattern, words in {
+        "a-{008..011}.tar": "there is no .*a-011.tar, which .* names; name those that are there",
+        "a-{011..012}.tar": "there are no training images at",
+        "a-{010..008}.tar": "it must rise",
+        "a-{0..999999999}.tar": "at most 10,000 numbers",
+        "{0..999}/{0..999}.tar": "more than 10,000 tars",
+    }.items():
+        with pytest.raises(CarvError, match=words):
+            FolderImages(tmp_path / pattern, SIZE)
+
+
 def test_no_member_of_a_tar_becomes_a_path(tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     write(secret, 5)

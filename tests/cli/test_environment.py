@@ -132,7 +132,7 @@ def test_what_attribute_cannot_write_is_refused_before_the_model(
     for place, sentence in (
         ("file", "file is neither a folder of training images nor a .tar; name a folder"),
         ("none", "there are no training images at none; name a folder of images, or tars"),
-        ("a-{000..003}.tar", "there is nothing at a-{000..003}.tar, and braces name no row of files here, as * does"),
+        ("a-{000..003}.tar", "there are no training images at a-{000..003}.tar; name a folder of images, or tars"),
         ("http://a/b.tar", "is an address or a command, and training images are read from files"),
         ("pipe:cat b.tar", "is an address or a command"),
     ):
