@@ -1,7 +1,7 @@
 """Does attribution find images with the prompt's object and color? carv-tiny, and the gradients that come with it.
 
 Queries are prompts of training combinations, asked as `carv attribute` asks them: four images each, and draws until
-they make less than a quarter of the scores' error variance. --kind images asks about training images whose gradients
+they make less than a tenth of the scores' error variance. --kind images asks about training images whose gradients
 do not come with the package, each with its caption. For each query, the share of the 20 most influential images with
 the same object and with the same color, against the share among all; whether the ranking differs from chance; the mean
 probability of the 20 to be in the true top 20; and the CPU seconds.

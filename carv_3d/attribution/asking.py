@@ -17,7 +17,7 @@ from carv_3d.attribution.request import AttributeOptions
 from carv_3d.attribution.scoring import Scorer
 
 MAX_ROUNDS = 8
-SHARE = 0.25  # of the scores' error variance may be the query's draws' in the end
+SHARE = 0.1  # of the scores' error variance may be the query's draws' in the end
 LOOKED_AT = 4096  # items, for that share
 
 

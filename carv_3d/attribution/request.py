@@ -91,7 +91,7 @@ class AttributeOptions(
     )
     query_draws: int | Literal["auto"] = option(
         "auto",
-        "Draws per image of the query; auto: until they make less than a quarter of the scores' error variance.",
+        "Draws per image of the query; auto: until they make less than a tenth of the scores' error variance.",
         least=1,
         most=2**14,
     )
