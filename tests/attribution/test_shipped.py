@@ -132,7 +132,7 @@ def test_rounds_end_when_the_querys_draws_make_a_tenth_of_the_error() -> None:
     generator = torch.Generator().manual_seed(0)
     items = torch.randn(200, 1, 8, generator=generator) + torch.randn(200, 2, 8, generator=generator)
     scorer = Scorer("cosine", items)
-    quiet, loud, endless = Rounds(0.1), Rounds(1.2), Rounds(50.0)
+    quiet, loud, endless = Rounds(0.1), Rounds(0.7), Rounds(50.0)
     shown: list[int] = []
     assert quiet.until_stable(scorer).shape == (3, 2, 8)
     features = loud.until_stable(scorer, shown.append)
