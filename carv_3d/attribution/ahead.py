@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from carv_3d.attribution.request import METHODS, AttributeOptions
 from carv_3d.attribution.scoring import Scorer, WhiteScorer
 from carv_3d.attribution.shipped import ShippedRows, read
+from carv_3d.attribution.store import as_stored
 
 
 class ShippedAhead:
@@ -24,11 +24,13 @@ class ShippedAhead:
         self._made = pool.submit(self._make)
         pool.shutdown(wait=False)
 
-    def _make(self) -> tuple[ShippedRows | str, Scorer | None]:
+    def _make(self) -> tuple[ShippedRows, Scorer] | str:
+        """As `get`, of a key of which the options alone are known yet: rows of others are not kept."""
         shipped = read(self._options.items)
-        if isinstance(shipped, str) or shipped.key["options"] != _plain(self._options.features.stored()):
-            return shipped, None  # no scorer for rows that are not going to be used
-        return shipped, shipped_scorer(self._options.method, shipped)
+        if isinstance(shipped, str):
+            return shipped
+        known = {**shipped.key, "options": as_stored(self._options.features.stored())}
+        return shipped.unfit(known) or (shipped, shipped_scorer(self._options.method, shipped))
 
     def get(self, key: Mapping[str, Any]) -> tuple[ShippedRows, Scorer] | str:
         """The rows and their scorer, or why there are none, in a sentence.
@@ -39,10 +41,8 @@ class ShippedAhead:
         Raises:
             CarvError: the file is damaged.
         """
-        shipped, scorer = self._made.result()
-        if isinstance(shipped, str):
-            return shipped
-        return shipped.unfit(key) or (shipped, scorer or shipped_scorer(self._options.method, shipped))
+        made = self._made.result()
+        return made if isinstance(made, str) else made[0].unfit(key) or made
 
 
 def shipped_scorer(method: str, shipped: ShippedRows) -> Scorer:
@@ -50,7 +50,3 @@ def shipped_scorer(method: str, shipped: ShippedRows) -> Scorer:
     if METHODS[method].relative:
         return WhiteScorer(method, shipped.rows, shipped.ridge)
     return Scorer(method, shipped.rows, ridge=shipped.ridge)
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))

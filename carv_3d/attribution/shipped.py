@@ -23,6 +23,7 @@ from torch import Tensor
 
 from carv_3d.attribution.features import FeatureMaker
 from carv_3d.attribution.images import TINY_COUNT, TINY_SEED, Image, TinyImages
+from carv_3d.attribution.store import as_stored
 from carv_3d.errors import CarvError
 from carv_3d.io.files import write_via
 from carv_3d.io.structured import differing_keys
@@ -91,9 +92,7 @@ def key(maker: FeatureMaker, models: list[str]) -> dict[str, Any]:
     """What a row depends on besides its image. models: fingerprints of the image and text encoders."""
     from carv_3d.tiny.dataset import source_hash
 
-    own = {"format": FORMAT, "images": source_hash(), "encoders": models, **maker.own_metadata()}
-    read: dict[str, Any] = json.loads(json.dumps(own))
-    return read
+    return as_stored({"format": FORMAT, "images": source_hash(), "encoders": models, **maker.own_metadata()})
 
 
 def save(path: Path, rows: Any, index: Any, key: Mapping[str, Any], ridge: float) -> None:

@@ -58,7 +58,7 @@ class RowStore:
         self.folder, self.count, self.shape = Path(folder), int(count), tuple(shape)
         self.taken_over = 0
         self._reads = 0
-        self._meta = expected = _plain({"format": FORMAT, "rows": [self.count, *shape], **meta})
+        self._meta = expected = as_stored({"format": FORMAT, "rows": [self.count, *shape], **meta})
         make_folder(folder)
         with waiting_for(folder):
             if not (folder / "meta.json").exists():
@@ -256,12 +256,13 @@ def _check_made(meta: Any, count: Any, shape: Any, keys: Any) -> None:
         raise CarvError(f"keys are {len(keys)} for {count} rows; they must be one text for each row, or none.")
 
 
-def _plain(meta: dict[str, Any]) -> Any:
+def as_stored(meta: dict[str, Any]) -> dict[str, Any]:
     """The metadata as a file gives it back. CarvError for what JSON does not have."""
     try:
-        return json.loads(json.dumps(meta, allow_nan=False))
+        read: dict[str, Any] = json.loads(json.dumps(meta, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise CarvError(f"meta must be plain data, its numbers finite ({first_line(error)}).") from error
+    return read
 
 
 def _without_items(meta: dict[str, Any]) -> dict[str, Any]:
