@@ -24,7 +24,8 @@ fi
 set +o posix
 set -euo pipefail
 
-SCRIPT=${BASH_SOURCE[0]}
+SCRIPT=${BASH_SOURCE[0]:-}
+[ -n "$SCRIPT" ] || { echo "install.sh: it sets up the folder that it is in, so it is called there: ./install.sh" >&2; exit 1; }
 while [ -L "$SCRIPT" ]; do # called through links
   link=$(readlink "$SCRIPT")
   case "$link" in /*) SCRIPT=$link ;; *) SCRIPT=$(dirname "$SCRIPT")/$link ;; esac
@@ -54,13 +55,19 @@ ready() {
 }
 
 # version PROGRAM: prints "3.11", fails where that is too old or no Python
-version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+version() {
+  local said status=0
+  said=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 10))' 2>/dev/null) || status=1
+  [[ $said =~ ^[0-9]+\.[0-9]+$ ]] || return 1 # such as PYTHON=echo
+  printf '%s\n' "$said"
+  return "$status"
+}
 
 find_python() {
   local name here
   if [ -n "${PYTHON:-}" ]; then
     [ ! -d "$PYTHON" ] || die "PYTHON is $PYTHON, a folder; name the program in it, such as PYTHON=$PYTHON/bin/python3"
-    command -v "$PYTHON" >/dev/null || die "PYTHON is $PYTHON, and there is no such program; name another, or unset it"
+    command -v -- "$PYTHON" >/dev/null || die "PYTHON is $PYTHON, and there is no such program; name another, or unset it"
     here=$(version "$PYTHON") && { printf '%s' "$PYTHON"; return; }
     [ -n "$here" ] || die "PYTHON is $PYTHON, which does not run as a Python; name another, or unset it"
     die "PYTHON is $PYTHON, Python $here, and carv_3d needs 3.10 or newer; name another, or unset it"
@@ -114,10 +121,6 @@ failed() {
 # install_torch REQUIREMENT VERSION: an empty version is any
 install_torch() {
   local build=${CARV_TORCH:-}
-  case "$build" in
-    '' | cpu | cuda) ;;
-    *) die "CARV_TORCH is '$build', but it must be cpu or cuda" ;;
-  esac
   if [ -z "$build" ]; then
     if nvidia-smi -L >/dev/null 2>&1 || [ "$(uname -s)" != Linux ]; then build=cuda; else build=cpu; fi
   fi
@@ -150,6 +153,10 @@ clear_venv() {
 setup() {
   local python started=$SECONDS torch=''
   python=$(find_python) || exit 1
+  case "${CARV_TORCH:-}" in
+    '' | cpu | cuda) ;;
+    *) die "CARV_TORCH is '$CARV_TORCH', but it must be cpu or cuda" ;;
+  esac
   if [ -n "$LOCKED" ]; then
     [ -f "$LOCK" ] || die "there is no $LOCK; run without --locked"
     torch=$(sed -n 's/^torch==//p' "$LOCK")

@@ -144,12 +144,6 @@ def test_with_a_gpu_the_default_build_comes_with_the_package(checkout: Checkout)
     assert other.returncode == 0  # already set up
 
 
-def test_what_cannot_be_is_one_sentence(checkout: Checkout) -> None:
-    wrong = checkout.call(CARV_TORCH="gpu")
-    assert wrong.returncode == 1
-    assert "it must be cpu or cuda" in wrong.stderr
-
-
 def test_the_extension_is_linked_and_the_package_alone_is_installed(host: Host) -> None:
     done = host.install()
     assert done.returncode == 0, done.stderr

@@ -48,6 +48,8 @@ def test_each_wrong_python_has_its_own_sentence(checkout: Checkout) -> None:
         (str(folder), {}, "a folder; name the program in it"),
         ("python3", {"FAKE_OLD": "1", "FAKE_VERSION": "3.8"}, "Python 3.8, and carv_3d needs 3.10 or newer"),
         ("python3", {"FAKE_OLD": "1", "FAKE_VERSION": ""}, "does not run as a Python"),
+        ("echo", {}, "does not run as a Python"),
+        ("-x", {}, "there is no such program"),
     ):
         said = refused(checkout.call(PYTHON=python, **variables))
         assert said.startswith(f"install.sh: PYTHON is {python}, ")
@@ -60,6 +62,15 @@ def test_each_wrong_python_has_its_own_sentence(checkout: Checkout) -> None:
     spaced.mkdir()
     shutil.copy(checkout.bin / "python3", spaced / "python 3")
     assert checkout.call("true", PYTHON=str(spaced / "python 3")).returncode == 0
+
+
+def test_what_cannot_be_is_said_before_anything_is_made(checkout: Checkout) -> None:
+    assert refused(checkout.call(CARV_TORCH="rocm")).endswith("CARV_TORCH is 'rocm', but it must be cpu or cuda")
+    script = (checkout.folder / "install.sh").read_text()
+    piped = checkout.run("bash", "-c", 'bash <<<"$1"', "bash", script)
+    assert refused(piped) == "install.sh: it sets up the folder that it is in, so it is called there: ./install.sh"
+    assert len(piped.stderr.splitlines()) == 1
+    assert not (checkout.folder / ".venv").exists()
 
 
 def blocked(checkout: Checkout) -> dict[str, str]:

@@ -192,8 +192,13 @@ def _members(handle: BinaryIO) -> Iterator[tarfile.TarInfo]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
         kept: Any = archive
         while (member := archive.next()) is not None:
+            if member.size < 0:  # -512 would lead to the same member for ever
+                raise tarfile.ReadError(f"{shown_path(member.name)} has {member.size} bytes")
             yield member
             kept.members = []  # else it keeps all of them
+        handle.seek(kept.offset)
+        if any(handle.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+            raise tarfile.ReadError(f"no header at byte {kept.offset:,}")
 
 
 class _Bounded:

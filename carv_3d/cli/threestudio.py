@@ -56,7 +56,9 @@ def main(args: argparse.Namespace) -> int:
     if args.words:
         raise CarvError(f"{args.words[0]!r} is no option; a prompt is given as prompt='a red mug'")
     chosen = [name for name in ACTIONS if getattr(args, name)]
-    if args.config is None or (len(chosen) != 1 and not args.dry_run):
+    if len(chosen) > 1:
+        raise CarvError(f"--{' and --'.join(chosen)} exclude each other; give one of them")
+    if args.config is None or (not chosen and not args.dry_run):
         missing = "--config PATH" if args.config is None else f"one of --{', --'.join(ACTIONS)}"
         raise CarvError(f"{missing} is missing, such as carv threestudio --config configs/dreamfusion-sd.yaml --train")
     try:

@@ -12,7 +12,7 @@ from carv_3d.config.reader import to_mapping
 from carv_3d.core.batching import out_of_memory_as
 from carv_3d.core.devices import choose_device
 from carv_3d.core.seeds import seed_for
-from carv_3d.distill.loop import PHASES, Distillation
+from carv_3d.distill.loop import PHASES, Distillation, check_precision
 from carv_3d.distill.prompts import Prompts, read_prompts
 from carv_3d.distill.request import (
     DistillRequest,
@@ -146,12 +146,13 @@ def load_teacher(settings: Settings, ranks: Ranks | None = None) -> Any:
 
     options = settings.options
     chosen = choose_device(options.device)
-    own = None if ranks is None else ranks.device
+    device = (None if ranks is None else ranks.device) or chosen
+    check_precision(options, device)
     teacher = load.load_teacher(
         settings.model,
         only=STABLE_DIFFUSION,
         use=USE,
-        device=own or chosen,
+        device=device,
         half_precision=False if options.precision == "float32" else None,
     )
     if ranks is None or ranks.first:

@@ -42,6 +42,12 @@ STREAMS = ("noise", "prompts", "draws", "fake_draws")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def check_precision(options: DistillOptions, device: torch.device) -> None:
+    """CarvError for fp16 without CUDA."""
+    if options.precision == "fp16" and device.type != "cuda":
+        raise CarvError("precision is fp16, which needs CUDA; take bf16 or float32 on this device")
+
+
 def check_noise(teacher: Any, samples: int, draws: int, fix: str) -> None:
     """CarvError unless memory holds the noise of that many draws of each sample; ends in `fix`."""
     noise = 4 * samples * draws * teacher.latent_channels * teacher.latent_size**2  # bytes
@@ -72,8 +78,7 @@ class Distillation:
         """
         self.options, self.prompts, self.ranks = options, prompts, ranks or Ranks()
         self.device: torch.device = teacher.device
-        if options.precision == "fp16" and self.device.type != "cuda":
-            raise CarvError("precision is fp16, which needs CUDA; take bf16 or float32 on this device")
+        check_precision(options, self.device)
         draws = max(options.K, options.fake_draws)
         check_noise(teacher, options.batch_size, draws, "lower batch_size, num_draws or fake_draws")
         self.meter = CostMeter(self.device)

@@ -318,7 +318,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
     lacks = next((group for group in GROUPS if not values.get(group)), None)
     if lacks is not None:
         state = f"has nothing under {lacks}" if values else "is empty"
-        raise CarvError(f"{path} {state}, so it is no longer what the run wrote; restore it, or name another run")
+        raise CarvError(f"{path} {state}, so it is not what carv generate wrote; restore it, or name another run")
     return _merged(values, overrides)
 
 

@@ -147,8 +147,8 @@ def view_run(folder: Path, options: ViewOptions) -> int:
         live.begin(host)
         live.after_step(host, {})
         display.say(f"Look: {live.address} (Ctrl-C ends it)")
-        with StopSignals() as stop:
-            while not stop.number:
+        with contextlib.suppress(KeyboardInterrupt), StopSignals(at_once=True):
+            while True:
                 live.show(host)
                 time.sleep(0.05)
     finally:

@@ -25,12 +25,14 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not on Windows
 class StopSignals:
     """Within the block, Ctrl-C, SIGTERM and SIGHUP set `number` instead of ending the process; a second one ends it.
 
+    With `at_once` the first one ends it. It ends by KeyboardInterrupt, whichever the signal is.
+
     A signal that is ignored (by nohup, say) stays so. Outside of the main thread, where signals cannot be caught, it
     does nothing.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, at_once: bool = False) -> None:
+        self.number, self._at_once = 0, at_once
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -47,8 +49,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            signal.signal(number, signal.SIG_IGN)  # a third must not break into the unwinding
+        if self.number or self._at_once:
+            self.number = self.number or number
+            signal.signal(number, signal.SIG_IGN)  # another must not break into the unwinding
             if callable(self._old[number]):
                 self._old[number](number, frame)
             raise KeyboardInterrupt

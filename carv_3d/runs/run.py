@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -127,17 +128,18 @@ class Run:
         self.open(resume)
         if self.ranks.first:
             self.logger = self.make_logger()
+        stop = StopSignals(at_once=True)
         try:
             with self._explained():
                 number = self.train()
             if number:
                 self.display.say(f"Stopped after step {self.trainer.step}. Resume with: {self.resume_command}")
                 return 128 + number
-            with self._explained():
+            with self._explained(), stop:
                 sentence = self.export() if self.ranks.first else ""
         except KeyboardInterrupt:
             self.display.say(f"Interrupted; {self.kept()}.")
-            return 130
+            return 128 + (stop.number or signal.SIGINT)
         finally:
             self.logger.close()
         self.ranks.gather(None)  # nobody leaves before it is written

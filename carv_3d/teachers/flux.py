@@ -11,6 +11,7 @@ from torch import Tensor
 from carv_3d.core.schedule import NoiseSchedule
 from carv_3d.teachers.families import FLUX
 from carv_3d.teachers.packed_text import PackedTextTeacher
+from carv_3d.teachers.tokens import context_length
 from carv_3d.teachers.xl_text import pack
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ class FluxTeacher(PackedTextTeacher):
         return patches.reshape(n, c, h, w)
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
-        length = int(self._tokenizer("text_encoder").model_max_length) if self.encoders else 0
-        pooled = self.states("text_encoder", prompts, length)[0].pooler_output
+        part = "text_encoder"
+        length = context_length(self.encoders[part], self._tokenizer(part)) if part in self.encoders else 0
+        pooled = self.states(part, prompts, length)[0].pooler_output
         text = self.states("text_encoder_2", prompts, T5_TOKENS)[0][0]
         return pack(text, pooled).to(self.dtype)

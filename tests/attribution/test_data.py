@@ -303,6 +303,28 @@ def test_of_a_tar_that_is_cut_off_the_whole_members_are_read(tmp_path: Path) -> 
     assert reasons["words.tar"].startswith("is no whole tar")
 
 
+def test_a_tar_that_is_damaged_in_the_middle_says_so(tmp_path: Path) -> None:
+    def damaged(name: str, field: slice, value: bytes) -> None:
+        data = bytearray((tmp_path / "whole").read_bytes())
+        header = memoryview(data)[512 + 1024 :][:512]  # of the second member
+        header[field] = value
+        if field.start == 124:
+            header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+        (tmp_path / name).write_bytes(data)
+
+    write_tar(tmp_path / "whole", [(f"{i}.png", encoded(i)) for i in range(3)])
+    damaged("a.tar", slice(150, 152), b"77")
+    damaged("b.tar", slice(124, 136), (2**96 - 1).to_bytes(12, "big"))
+    (tmp_path / "c.tar").write_bytes((tmp_path / "whole").read_bytes()[:1700])
+    images = FolderImages(tmp_path, SIZE)
+    assert list(content(images)) == ["a.tar/0.png", "b.tar/0.png", "c.tar/0.png"]
+    assert dict(images.report.left_out) == {
+        "a.tar": "is no whole tar (no header at byte 1,536); what stands before is read",
+        "b.tar": "is no whole tar (1.png has -1 bytes); what stands before is read",
+        "c.tar": "is no whole tar (no header at byte 1,536); what stands before is read",
+    }
+
+
 def test_a_header_that_claims_much_memory_is_not_read(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.png", encoded(0))])
     good = (tmp_path / "a.tar").read_bytes()[: 512 + 1024]

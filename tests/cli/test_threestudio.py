@@ -151,7 +151,7 @@ def test_a_checkout_is_this_folder_or_that_of_the_variable(
     [
         (["--train"], "--config PATH is missing"),
         (["--config", "configs/stock.yaml"], "one of --train, --test, --validate, --export is missing"),
-        (["--config", "configs/stock.yaml", "--train", "--test"], "one of --train"),
+        (["--config", "configs/stock.yaml", "--train", "--test"], "--train and --test exclude each other"),
         (["--config", "configs/no.yaml", "--train"], "configs/no.yaml is missing; name a configuration"),
         (["--config", "configs/stock.yaml", "--train"], "leaves system.prompt_processor.prompt open"),
         (["--config", "configs/stock.yaml", "--train", "a red mug"], "prompt='a red mug'"),

@@ -252,7 +252,7 @@ def test_every_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
         (["cut"], "empty or truncated"),
         (["binary"], "is not text in UTF-8"),
         (["unknown"], "unknown/config.yaml is missing; restore it, which says what the run is, or name another run"),
-        (["emptied"], "emptied/config.yaml is empty, so it is no longer what the run wrote; restore it, or name"),
+        (["emptied"], "emptied/config.yaml is empty, so it is not what carv generate wrote; restore it, or name"),
         (["bitten"], "name the method yourself: NAME=bitten"),
         (["torn"], "not readable YAML"),
         (["lost"], "empty or truncated"),

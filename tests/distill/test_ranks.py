@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,3 +116,17 @@ def test_what_is_waited_for_is_said_and_the_wait_ends(
         free.listen()
         ranks.wait_for_listener(address, 0.4)
     ranks.wait_for_listener("host:port", 0.4)  # torch has words for it
+
+
+def test_processes_that_cannot_join_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(cpu: bool) -> None:
+        raise ValueError("environment variable MASTER_ADDR expected, but not set")
+
+    monkeypatch.setattr("carv_3d.runs.ranks.require", lambda *names: SimpleNamespace(Accelerator=absent))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        CarvError, match=r"asks for 2 processes, .* \(environment variable MASTER_ADDR .*unset WORLD_SIZE"
+    ):
+        join(cpu=True)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert join(cpu=True).world_size == 1

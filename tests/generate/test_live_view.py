@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -137,9 +139,12 @@ def test_a_run_that_is_watched_is_the_run_alone(
     assert torch.equal(watched["field"]["grid"], alone["field"]["grid"])
     assert watched["rng"].keys() == alone["rng"].keys()
 
-    monkeypatch.setattr("carv_3d.runs.progress.StopSignals.__enter__", lambda stop: setattr(stop, "number", 2) or stop)
+    monkeypatch.setattr(live_view.LiveView, "show", lambda live, host: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(live_view.LiveView, "after_step", lambda live, host, row: None)
     assert view_run(Path("alone"), ViewOptions(view_port=closed_port())) == 0
-    assert "(Ctrl-C ends it)" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "(Ctrl-C ends it)" in out
+    assert "Stopping after this step" not in err
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,9 @@ def test_a_resumed_run_takes_what_may_change_and_refuses_the_rest() -> None:
 @pytest.mark.parametrize(
     ("kept", "sentence"),
     [
-        (0, "run/config.yaml is empty, so it is no longer what the run wrote; restore it, or name another run"),
-        (0.1, "run/config.yaml has nothing under system, so it is no longer"),
-        (0.9, "run/config.yaml has nothing under trainer, so it is no longer"),
+        (0, "run/config.yaml is empty, so it is not what carv generate wrote; restore it, or name another run"),
+        (0.1, "run/config.yaml has nothing under system, so it is not what carv generate wrote"),
+        (0.9, "run/config.yaml has nothing under trainer, so it is not what carv generate wrote"),
     ],
 )
 def test_a_configuration_that_has_lost_its_end_is_never_read_as_the_defaults(kept: float, sentence: str) -> None:

@@ -106,6 +106,14 @@ def test_the_text_is_the_pipelines(name: str, teachers: dict[str, Any], first_st
     assert len(text) == 1 or (text[0] - text[1]).abs().max() > 1e-3
 
 
+def test_a_prompt_is_cut_where_the_encoder_ends(folders: dict[str, Path], teachers: dict[str, Any]) -> None:
+    """A tokenizer may allow more than CLIP has positions for, and without a limit of its own it says 1e30."""
+    other = load_teacher(str(folders["FLUX.1"]), device="cpu")
+    other.tokenizers["tokenizer"].model_max_length = 10**30
+    expected = teachers["FLUX.1"].text_embeddings(["a mug"])
+    assert torch.equal(other.text_embeddings(["a mug"]), expected)
+
+
 @pytest.mark.parametrize("name", families("prediction"))
 def test_the_first_step_is_the_pipelines(
     name: str, teachers: dict[str, Any], first_steps: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
