@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from carv_3d.tiny.classifier import Classifier
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS, held_out_combinations
 
 COLUMNS = 10  # of the sheet
+KEPT = "runs.jsonl"  # a line for each run that is done
 
 
 def jobs(combinations: str, seeds: int) -> list[tuple[str, str, int]]:
@@ -61,15 +63,23 @@ def true_shapes(color: str, config: Config, folder: Path) -> tuple[np.ndarray, n
     return stored["rgb"], stored["alpha"]
 
 
-def measure(obj: str, color: str, seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """One run and its figures."""
+def all_steps(host: TextTo3D, after: Callable[[], None] = lambda: None) -> None:
+    """All steps of a run; `after` is called behind each."""
+    while host.step < host.config.trainer.max_steps:
+        host.train_step()
+        after()
+
+
+def measure(
+    obj: str, color: str, seed: int, overrides: list[str], folder: Path, train: Callable[[TextTo3D], None] = all_steps
+) -> dict[str, Any]:
+    """One run, done by `train`, and its figures."""
     config = load_config(overrides=[*overrides, f"seed={seed}"], prompt=f"a {color} {OBJECTS[obj][0]}")
     truth, silhouettes = true_shapes(color, config, folder)
     host = TextTo3D(config, teacher(config.system.guidance.pretrained_model_name_or_path))
     before = scoring_views(host)[0].numpy()
     begin = time.perf_counter()
-    while host.step < config.trainer.max_steps:
-        host.train_step()
+    train(host)
     seconds = time.perf_counter() - begin
     images, opacity = scoring_views(host)
     own = list(OBJECTS).index(obj)
@@ -102,8 +112,12 @@ def work(job: tuple[str, str, int, list[str], Path]) -> dict[str, Any]:
     torch.set_num_threads(1)
     *what, overrides, folder = job
     obj, color, seed = what
-    row = measure(obj, color, seed, overrides, folder)
-    with (folder / "runs.jsonl").open("a") as handle:
+    return keep(measure(obj, color, seed, overrides, folder), folder)
+
+
+def keep(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Append a run's figures to those that are done."""
+    with (folder / KEPT).open("a") as handle:
         handle.write(json.dumps(row) + "\n")
     return row
 
@@ -144,7 +158,7 @@ def main() -> None:
     key = hashlib.sha256(repr(sorted(options.overrides)).encode()).hexdigest()[:8]
     folder = options.work / (key if options.overrides else "defaults")
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "runs.jsonl"
+    kept = folder / KEPT
     lines = read_text(kept).splitlines() if kept.exists() else []
     done = [parse_json(line, f"line {number} of {kept}") for number, line in enumerate(lines, 1)]
     last = options.first_seed + options.seeds

@@ -6,13 +6,16 @@
 Both sides are tuned with the same effort first: six variants each (two allocations at three learning rates), on two
 prompts that are not among the ten, for the same seconds. Of each side the variant with the best final IoU is taken.
 Then both run on the ten prompts, interleaved, and the table shows the seconds and steps to the baseline's final score.
-It takes hours. It can be stopped at any time, and the same command resumes it. --engine ray spreads it.
+It takes hours. It can be stopped at any time, and the same command resumes it. --engine ray spreads it. The table's
+figures go to convergence-SCENE.csv in --work.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench import run_script, script_parser
@@ -25,7 +28,9 @@ from carv_3d.compare.time_to_target import TimeToTarget
 from carv_3d.core.options import EngineOptions
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import CONFIGS
+from carv_3d.io.files import write_atomic
 from carv_3d.io.structured import read_csv
+from carv_3d.io.tables import csv_text
 from carv_3d.stats.bootstrap import Interval
 
 PROMPTS = (
@@ -33,6 +38,8 @@ PROMPTS = (
     "an orange mushroom", "a purple vase", "a gray rocket", "a pink donut",
 )  # fmt: skip
 TUNING = ("a turquoise teapot", "a black hat")
+SIDES, AXES = ("baseline", "carv"), ("seconds", "steps", "nfe")
+MEAN, RATIO = ("runs", "mean", "low", "high"), ("ratio", "low", "high", "tried")  # columns of both files
 OPTIONS = {
     "baseline": ("proposal=uniform", "stratify=none", "antithetic=false"),  # the usual estimator, one draw a render
     "carv": ("proposal=weight", "stratify=render", "antithetic=true"),
@@ -94,38 +101,47 @@ def best(folder: Path, side: str, candidates: list[Method]) -> Method:
     return chosen
 
 
-def ratio_text(row: dict[str, str]) -> str:
-    """A row of time_to_target.csv as text."""
-    values = {f.name: row[f.name] if f.type == "str" else float(row[f.name] or "nan") for f in fields(TimeToTarget)}
-    return TimeToTarget(**values).text()  # type: ignore[arg-type]
+def figures(folder: Path, sides: list[Method]) -> list[dict[str, str]]:
+    """Of each score: the final means of both sides, and on each axis the ratio, as in time_to_target.csv."""
+    ratios, means = read_csv(folder / "time_to_target.csv")[0], read_csv(folder / "final.csv")[0]
+    rows = []
+    for score in ("classifier_object", "psnr", "iou"):
+        row = {"score": score}
+        for side, chosen in zip(SIDES, sides, strict=True):
+            mean = next(r for r in means if (r["metric"], r["method"]) == (score, chosen.name))
+            row[side] = chosen.name
+            row |= {f"{side}_{name}": mean[name] for name in MEAN}
+        for axis in AXES:
+            reached = [r for r in ratios if (r["metric"], r["axis"], r["prompt"]) == (score, axis, "")]
+            row |= {f"{axis}_{name}": reached[0][name] if reached else "" for name in RATIO}
+        rows.append(row)
+    return rows
 
 
-def mean_text(row: dict[str, str]) -> str:
-    """A row of final.csv as text, with its interval where there is one."""
-    return Interval(*(float(row[name] or "nan") for name in ("mean", "low", "high"))).text(".3f")
+def ratio_text(row: dict[str, str], axis: str) -> str:
+    """The ratio on an axis as text; "—" where the score has none."""
+    if not row[f"{axis}_ratio"]:
+        return "—"
+    values: dict[str, Any] = dict.fromkeys((f.name for f in fields(TimeToTarget)), math.nan)
+    values |= {name: float(row[f"{axis}_{name}"]) for name in RATIO}
+    return TimeToTarget(**values).text()
 
 
-def table(folder: Path, scene: str, budget: float, threads: str, sides: list[Method]) -> str:
-    """The table in Markdown."""
-    times = [r for r in read_csv(folder / "time_to_target.csv")[0] if not r["prompt"]]
-    finals = {(r["metric"], r["method"]): r for r in read_csv(folder / "final.csv")[0]}
+def mean_text(row: dict[str, str], side: str) -> str:
+    """A side's final mean as text, with its interval where there is one."""
+    return Interval(*(float(row[f"{side}_{name}"] or "nan") for name in MEAN[1:])).text(".3f")
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The table in Markdown, of what `figures` gives."""
     lines = [
-        f"\n{scene} scene, {budget:g} s of training time a run, {threads}, torch {torch.__version__}. Ratios: what "
-        f"{sides[1].name} needs until its mean reaches the final mean of {sides[0].name}, over what that needed, with "
-        "the 95 % bootstrap interval over prompts and seeds.\n",
-        f"| score | runs | {sides[0].name}, final | {sides[1].name}, final | seconds, ratio | steps, ratio "
-        "| NFE, ratio |",
+        "| score | runs | baseline, final | ours, final | seconds, ratio | steps, ratio | NFE, ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for score in ("iou", "classifier_object", "psnr"):
-        ratios = {r["axis"]: ratio_text(r) for r in times if r["metric"] == score}
-        ends = [finals[score, m.name] for m in sides]
-        shown = " | ".join(mean_text(e) for e in ends)
-        lines.append(
-            f"| {score} | {ends[0]['runs']} + {ends[1]['runs']} | {shown} | "
-            + " | ".join(ratios.get(axis, "—") for axis in ("seconds", "steps", "nfe"))
-            + " |"
-        )
+    for row in rows:
+        runs = " + ".join(row[f"{side}_runs"] for side in SIDES)
+        cells = [*(mean_text(row, side) for side in SIDES), *(ratio_text(row, axis) for axis in AXES)]
+        lines.append(f"| {row['score']} | {runs} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -157,8 +173,15 @@ def main() -> int:
     final = Sweep(list(PROMPTS[: o.prompts]), sides, seeds=o.seeds, **settings)
     status = run_sweep(final, CompareOptions(out=work / "runs"), where)
     if status == 0:
+        rows = figures(work / "runs", sides)
+        write_atomic(o.work / f"convergence-{o.scene}.csv", csv_text(list(rows[0]), (row.values() for row in rows)))
         threads = "a thread for each of Ray's workers" if o.engine == "ray" else f"{torch.get_num_threads()} threads"
-        print(table(work / "runs", o.scene, budget, threads, sides))
+        print(
+            f"\n{o.scene} scene, {budget:g} s of training time a run, {threads}, torch {torch.__version__}; baseline "
+            f"{sides[0].name}, ours {sides[1].name}. Ratios: what ours needs until its mean reaches the baseline's "
+            "final mean, over what that needed, with the 95 % bootstrap interval over prompts and seeds.\n"
+        )
+        print(table(rows))
     return status
 
 

@@ -53,6 +53,24 @@ def test_the_best_of_a_side_by_its_final_iou(script: dict[str, Any], tmp_path: P
     assert "at the end of the rates that were tried" in capsys.readouterr().out
 
 
+def test_the_table_has_the_means_and_ratios_of_the_sweep(script: dict[str, Any], tmp_path: Path) -> None:
+    sides = [script["method"]("baseline", (2, 1), 0.04), script["method"]("carv", (1, 2), 0.04)]
+    finals, ratios = ["metric,method,runs,mean,low,high"], ["metric,axis,prompt,ratio,low,high,tried"]
+    for score in ("iou", "psnr", "classifier_object"):
+        finals += [
+            f"{score},{side.name},{3 + i},0.{i + 1},0.05,{'' if score == 'iou' else 0.9}"
+            for i, side in enumerate(sides)
+        ]
+    ratios += ["psnr,seconds,,0.5,0.4,0.8,1", "psnr,steps,,inf,0.7,inf,1.5", "psnr,nfe,a red mug,9,9,9,9"]
+    (tmp_path / "final.csv").write_text("\n".join(finals) + "\n")
+    (tmp_path / "time_to_target.csv").write_text("\n".join(ratios) + "\n")
+    lines = script["table"](script["figures"](tmp_path, sides)).splitlines()
+    assert lines[2].startswith("| classifier_object | 3 + 4 | 0.100 [0.050, 0.900] | 0.200 [0.050, 0.900] | — |")
+    ratios_of_psnr = "| 0.50 [0.40, 0.80] | not reached (above 1.50) [from 0.70] | — |"
+    assert lines[3] == f"| psnr | 3 + 4 | 0.100 [0.050, 0.900] | 0.200 [0.050, 0.900] {ratios_of_psnr}"
+    assert lines[4].startswith("| iou | 3 + 4 | ")
+
+
 @pytest.mark.parametrize("words", [["--budget", "0"], ["--prompts", "11"], ["--seeds", "0"], ["--points", "0"]])
 def test_what_cannot_be_meant(script: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["convergence.py", *words])
