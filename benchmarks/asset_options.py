@@ -1,0 +1,154 @@
+"""What makes an asset look right? Each change alone, on the same prompts and seed, against the default.
+
+    ./install.sh python benchmarks/asset_options.py [--variants NAME,...] [--workers 2] [--work DIR] [--out FILE]
+
+Twelve objects, four of them among the worst of `assets.py`, in colors and with a seed that it does not use. The table
+has the mean over objects, and the mean difference from the default with its standard error. Done runs are kept in
+--work and not repeated. --out: a CSV of all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import assets
+import numpy as np
+import torch
+from bench import joined, run_script, script_parser
+from rich.progress import track
+
+from carv_3d.generate.trainer import TextTo3D
+from carv_3d.io.files import write_atomic
+from carv_3d.io.structured import parse_json, read_text
+from carv_3d.io.tables import csv_text
+
+OBJECTS = (
+    "table", "mushroom", "house", "hat", "lamp", "crown", "robot", "mug", "bear", "lighthouse", "guitar", "duck",
+)  # fmt: skip
+SEED = 3
+COLUMNS = ("variant", "object", "color", "seconds", "psnr", "gain", "iou", "classifier", "nearest")
+
+
+def averaged(host: TextTo3D, decay: float) -> None:
+    """All steps; the field becomes the exponential moving average of its parameters."""
+    parameters = list(host.field.parameters())
+    average = [p.detach().clone() for p in parameters]
+
+    def follow() -> None:
+        for a, p in zip(average, parameters, strict=True):
+            a.lerp_(p.detach(), 1 - decay)
+
+    assets.all_steps(host, after=follow)
+    with torch.no_grad():
+        for a, p in zip(average, parameters, strict=True):
+            p.copy_(a)
+
+
+def coarse_to_fine(host: TextTo3D, first: int, until: int) -> None:
+    """All steps; the hash grid has its first levels, and all of them from step `until` on."""
+    levels: int = host.field.active_levels
+
+    def follow() -> None:
+        host.field.active_levels = min(levels, int(first + (levels - first + 0.999) * host.step / until))
+
+    follow()
+    assets.all_steps(host, after=follow)
+
+
+def larger(host: TextTo3D, size: int, begin: int) -> None:
+    """All steps; from step `begin` on, renders have `size` x `size` pixels."""
+
+    def follow() -> None:
+        if host.step == begin:
+            host.config = replace(host.config, data=replace(host.config.data, width=size, height=size))
+
+    assets.all_steps(host, after=follow)
+
+
+class Variant(NamedTuple):
+    """A change of the default: of the configuration, or of the loop over steps."""
+
+    overrides: tuple[str, ...] = ()
+    train: Callable[[TextTo3D], None] = assets.all_steps
+
+
+VARIANTS = {
+    "default": Variant(),
+    "ema-0.95": Variant(train=partial(averaged, decay=0.95)),
+    "ema-0.98": Variant(train=partial(averaged, decay=0.98)),
+    "coarse-to-fine": Variant(train=partial(coarse_to_fine, first=2, until=100)),
+    "128-from-150": Variant(train=partial(larger, size=128, begin=150)),
+    "no-entropy": Variant(("system.loss.lambda_opaque=0",)),
+    "no-reconstruction": Variant(("system.loss.lambda_recon=0",)),
+    "reconstruction-9000": Variant(("system.loss.lambda_recon=9000",)),
+    "orientation": Variant(("system.loss.lambda_orient=1",)),
+    "lower-noise": Variant(("system.guidance.max_step_percent=[0.98,0.25,200]",)),
+    "lower-last-rate": Variant(("system.scheduler.final_factor=0.05",)),
+    "scale-3": Variant(("system.guidance.guidance_scale=3",)),
+    "two-renders": Variant(("data.batch_size=2", "trainer.max_steps=130")),
+}
+
+
+def measure(name: str, job: tuple[str, str, int], work: Path) -> dict[str, Any]:
+    """One run; it is kept."""
+    torch.set_num_threads(1)
+    variant, folder = VARIANTS[name], work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return assets.keep(assets.measure(*job, list(variant.overrides), folder, variant.train), folder)
+
+
+def kept(name: str, work: Path) -> dict[str, dict[str, Any]]:
+    """The runs that are done, by object."""
+    path = work / name / assets.KEPT
+    lines = read_text(path).splitlines() if path.exists() else []
+    rows = [parse_json(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
+    return {row["object"]: row for row in rows}
+
+
+def table(rows: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """A row of Markdown for each variant: means over objects, and its difference from the default."""
+    lines = []
+    for name, runs in rows.items():
+        pairs = [(run, rows["default"][obj]) for obj, run in runs.items()]
+        cells = []
+        for score, digits in (("psnr", 2), ("iou", 3), ("classifier", 3)):
+            change = [float(run[score]) - float(usual[score]) for run, usual in pairs]
+            mean = np.mean([float(run[score]) for run, _ in pairs])
+            error = np.std(change, ddof=1) / math.sqrt(len(change))
+            more = "" if name == "default" else f" ({np.mean(change):+.{digits}f} ± {error:.{digits}f})"
+            cells.append(f"{mean:.{digits}f}{more}")
+        seconds = np.mean([float(run["seconds"]) / float(usual["seconds"]) for run, usual in pairs])
+        lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.2f} |")
+    return lines
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    parser.add_argument("--variants", type=joined(VARIANTS), default=list(VARIANTS), help="the default is added")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--work", type=Path, default=Path("outputs/asset_options"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    names = list(dict.fromkeys(("default", *options.variants)))
+    jobs = [j for j in assets.jobs("training", SEED + 1) if j[0] in OBJECTS and j[2] == SEED]
+    left = [(name, job, options.work) for name in names for job in jobs if job[0] not in kept(name, options.work)]
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        runs = [pool.apply_async(measure, one) for one in left]
+        for run in track(runs, description="runs"):
+            run.get()
+    rows = {name: kept(name, options.work) for name in names}
+    if options.out:
+        figures = [{"variant": name, **run} for name, runs in rows.items() for run in runs.values()]
+        write_atomic(options.out, csv_text(COLUMNS, ([row[c] for c in COLUMNS] for row in figures)))
+    print("\n| variant | PSNR | IoU | classifier: object and color | seconds, ratio |\n|---|---|---|---|---|")
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    run_script(main)
