@@ -32,7 +32,7 @@ OBJECTS = (
     "table", "mushroom", "house", "hat", "lamp", "crown", "robot", "mug", "bear", "lighthouse", "guitar", "duck",
 )  # fmt: skip
 SEED = 3
-COLUMNS = ("variant", "object", "color", "seconds", "psnr", "gain", "iou", "classifier", "nearest")
+COLUMNS = ("variant", "object", "color", "seconds", "psnr", "iou", "classifier", "nearest")
 
 
 def averaged(host: TextTo3D, decay: float) -> None:
