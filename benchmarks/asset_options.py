@@ -86,12 +86,10 @@ VARIANTS = {
     "128-from-150": Variant(train=partial(larger, size=128, begin=150)),
     "no-entropy": Variant(("system.loss.lambda_opaque=0",)),
     "no-reconstruction": Variant(("system.loss.lambda_recon=0",)),
-    "reconstruction-9000": Variant(("system.loss.lambda_recon=9000",)),
     "orientation": Variant(("system.loss.lambda_orient=1",)),
     "lower-noise": Variant(("system.guidance.max_step_percent=[0.98,0.25,200]",)),
-    "lower-last-rate": Variant(("system.scheduler.final_factor=0.05",)),
+    "higher-noise": Variant(("system.guidance.max_step_percent=[0.98,0.55,200]",)),
     "scale-3": Variant(("system.guidance.guidance_scale=3",)),
-    "two-renders": Variant(("data.batch_size=2", "trainer.max_steps=130")),
 }
 
 
