@@ -38,6 +38,7 @@ PROMPTS = (
     "an orange mushroom", "a purple vase", "a gray rocket", "a pink donut",
 )  # fmt: skip
 TUNING = ("a turquoise teapot", "a black hat")
+SCORES = {"classifier_object": "classifier: object", "psnr": "PSNR", "iou": "IoU"}
 SIDES, AXES = ("baseline", "carv"), ("seconds", "steps", "nfe")
 MEAN, RATIO = ("runs", "mean", "low", "high"), ("ratio", "low", "high", "tried")  # columns of both files
 OPTIONS = {
@@ -105,7 +106,7 @@ def figures(folder: Path, sides: list[Method]) -> list[dict[str, str]]:
     """Of each score: the final means of both sides, and on each axis the ratio, as in time_to_target.csv."""
     ratios, means = read_csv(folder / "time_to_target.csv")[0], read_csv(folder / "final.csv")[0]
     rows = []
-    for score in ("classifier_object", "psnr", "iou"):
+    for score in SCORES:
         row = {"score": score}
         for side, chosen in zip(SIDES, sides, strict=True):
             mean = next(r for r in means if (r["metric"], r["method"]) == (score, chosen.name))
@@ -141,7 +142,7 @@ def table(rows: list[dict[str, str]]) -> str:
     for row in rows:
         runs = " + ".join(row[f"{side}_runs"] for side in SIDES)
         cells = [*(mean_text(row, side) for side in SIDES), *(ratio_text(row, axis) for axis in AXES)]
-        lines.append(f"| {row['score']} | {runs} | {' | '.join(cells)} |")
+        lines.append(f"| {SCORES[row['score']]} | {runs} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

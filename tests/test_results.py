@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import asset_options
 import assets
 import attribution_retraining
+import convergence
 import pytest
 import variance_table
 
@@ -69,6 +71,26 @@ def asset_row() -> list[str]:
         for row in rows("assets-default.csv")
     ]
     return ["|".join(["", *assets.table("", figures).split("|")[2:8], ""])]
+
+
+def asset_changes() -> list[str]:
+    """Each change of the default alone; the last column, of seconds, is a time like any other."""
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows("asset-options.csv"):
+        runs.setdefault(row["variant"], {})[row["object"]] = row
+    return asset_options.table(runs)
+
+
+def convergence_table() -> list[str]:
+    """Of the default scene: final means, and ratios to reach the baseline's."""
+    return convergence.table(rows("convergence-default.csv")).splitlines()[2:]
+
+
+def convergence_gain() -> list[str]:
+    """The PSNR's ratio of seconds."""
+    psnr = next(row for row in rows("convergence-default.csv") if row["score"] == "psnr")
+    mean, _, interval = convergence.ratio_text(psnr, "seconds").partition(" ")
+    return [f"| {mean}x {interval} |"]
 
 
 def asset_limits() -> list[str]:
@@ -204,6 +226,9 @@ def stock_sentence() -> list[str]:
         ("README.md", dreamgaussian),
         ("docs/results/training.md", asset_row),
         ("README.md", asset_limits),
+        ("docs/results/training.md", asset_changes),
+        ("docs/results/convergence.md", convergence_table),
+        ("README.md", convergence_gain),
         ("docs/results/attribution.md", sense("attribution-sense.csv")),
         ("docs/results/attribution.md", sense("attribution-sense-images.csv")),
         ("docs/results/attribution.md", sense("attribution-sense-assets.csv")),

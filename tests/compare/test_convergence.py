@@ -65,10 +65,10 @@ def test_the_table_has_the_means_and_ratios_of_the_sweep(script: dict[str, Any],
     (tmp_path / "final.csv").write_text("\n".join(finals) + "\n")
     (tmp_path / "time_to_target.csv").write_text("\n".join(ratios) + "\n")
     lines = script["table"](script["figures"](tmp_path, sides)).splitlines()
-    assert lines[2].startswith("| classifier_object | 3 + 4 | 0.100 [0.050, 0.900] | 0.200 [0.050, 0.900] | — |")
+    assert lines[2].startswith("| classifier: object | 3 + 4 | 0.100 [0.050, 0.900] | 0.200 [0.050, 0.900] | — |")
     ratios_of_psnr = "| 0.50 [0.40, 0.80] | not reached (above 1.50) [from 0.70] | — |"
-    assert lines[3] == f"| psnr | 3 + 4 | 0.100 [0.050, 0.900] | 0.200 [0.050, 0.900] {ratios_of_psnr}"
-    assert lines[4].startswith("| iou | 3 + 4 | ")
+    assert lines[3] == f"| PSNR | 3 + 4 | 0.100 [0.050, 0.900] | 0.200 [0.050, 0.900] {ratios_of_psnr}"
+    assert lines[4].startswith("| IoU | 3 + 4 | ")
 
 
 @pytest.mark.parametrize("words", [["--budget", "0"], ["--prompts", "11"], ["--seeds", "0"], ["--points", "0"]])
