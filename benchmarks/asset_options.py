@@ -137,7 +137,7 @@ def main() -> None:
     jobs = [j for j in assets.jobs("training", SEED + 1) if j[0] in OBJECTS and j[2] == SEED]
     left = [(name, job, options.work) for name in names for job in jobs if job[0] not in kept(name, options.work)]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        runs = [pool.apply_async(measure, one) for one in left]
+        runs = [pool.apply_async(measure, run) for run in left]
         for run in track(runs, description="runs"):
             run.get()
     rows = {name: kept(name, options.work) for name in names}
