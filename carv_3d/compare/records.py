@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -81,7 +81,13 @@ def method_settings(flat: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def name_methods(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Runs with no method's name get one: of the settings in which they differ, or of their folder."""
+    """Runs with no method's name get one: of the settings in which they differ, or of their folder.
+
+    Runs of the same settings have the same name, runs of others never have.
+
+    Raises:
+        CarvError: two folders whose paths end alike are of different settings.
+    """
     unnamed = [run for run in runs if not run.method]
     keys = sorted({key for run in unnamed for key in run.settings})
     differing = [key for key in keys if len({run.settings.get(key) for run in unnamed}) > 1]
@@ -93,7 +99,24 @@ def name_methods(runs: Sequence[RunRecord]) -> list[RunRecord]:
         text = ", ".join(parts)
         return text if parts and len(text) <= MAX_LABEL else run.folder.name[:MAX_LABEL] if parts else "runs"
 
-    return [run if run.method else replace(run, method=label(run)) for run in runs]
+    def same(run: RunRecord) -> tuple[str | None, ...]:
+        return tuple(run.settings.get(key) for key in differing)
+
+    first: dict[tuple[str | None, ...], RunRecord] = {}
+    for run in unnamed:
+        first.setdefault(same(run), run)
+    given = {run.method for run in runs if run.method}
+    ways: tuple[Callable[[RunRecord], str], ...] = (
+        label,
+        lambda run: run.folder.name[:MAX_LABEL],
+        lambda run: str(run.folder)[-MAX_LABEL:],
+    )
+    for name in ways:
+        names = {key: name(run) for key, run in first.items()}
+        if len({*names.values(), *given}) == len(names) + len(given):
+            return [run if run.method else replace(run, method=names[same(run)]) for run in runs]
+    folder = unnamed[0].folder
+    raise CarvError(f"the methods of these runs cannot be named by their folders; name each: NAME={folder}")
 
 
 def check_comparable(runs: Sequence[RunRecord], baseline: str | None = None) -> list[str]:

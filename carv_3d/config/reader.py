@@ -134,12 +134,14 @@ def resolved(what: str, *parts: Any) -> dict[str, Any]:
 
 
 def _clash(earlier: Any, later: Any, path: str = "") -> str:
-    """What is wrong where a list stands for a group of options, or a group for a list; "" where neither does."""
+    """What is wrong where a list or a value stands for a group of options, or a group for a list; "" otherwise."""
     if isinstance(earlier, Mapping) and isinstance(later, Mapping):
         inner = (_clash(earlier[key], later[key], f"{path}.{key}" if path else key) for key in later if key in earlier)
         return next(filter(None, inner), "")
     groups = isinstance(earlier, Mapping), isinstance(later, Mapping)
-    if groups[0] == groups[1] or not all(isinstance(value, (Mapping, list)) for value in (earlier, later)):
+    single = groups[0] and not isinstance(later, (Mapping, list)) and "${" not in str(later)
+    both = all(isinstance(value, (Mapping, list)) for value in (earlier, later))
+    if not single and (groups[0] == groups[1] or not both):
         return ""
     due = f"a group of options: write {path}.NAME=VALUE, or NAME: VALUE below it in a file" if groups[0] else "a list"
     return f"{path or 'the configuration'} is {shown(later)}; it must be {due}"

@@ -70,7 +70,8 @@ def _distill(request: DistillRequest, ranks: Ranks) -> int:
     settings, folder = ranks.gather(asked)[0][0]
     display = Display(quiet=not ranks.first)
     prompts = check_prompts(settings)
-    check_logger(settings.options.logger)
+    if ranks.first:
+        check_logger(settings.options.logger)
     display.say(f"{settings.model} -> {folder}")
     with claimed(folder) if ranks.first else nullcontext():
         with display.status("loading the model"), out_of_memory_as(too_large(settings)):

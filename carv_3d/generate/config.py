@@ -319,7 +319,19 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
     if lacks is not None:
         state = f"has nothing under {lacks}" if values else "is empty"
         raise CarvError(f"{path} {state}, so it is not what carv generate wrote; restore it, or name another run")
-    return _merged(values, overrides)
+    try:
+        return _merged(values, overrides)
+    except CarvError:
+        _check_alone(path, values)
+        raise
+
+
+def _check_alone(path: Path, values: Any) -> None:
+    """CarvError that names the file where its own values are wrong, and no override is."""
+    try:
+        _merged(values, ())
+    except CarvError as error:
+        raise CarvError(f"{path}: {str(error).rstrip('.')}; restore it, or name another run") from error
 
 
 def settled(config: Config, field: str) -> Config:

@@ -67,6 +67,7 @@ def with_counterparts(file: Path, words: Sequence[str], folder: Path | None = No
     config = _merged(stock, own)
     if not isinstance(config.get("system"), dict):
         raise CarvError("the options cannot be set: system is a group of options; name one of them: system.KEY=VALUE")
+    _check_groups(config)
     types, lines = _replacements(config)
     keys = [key.removesuffix("_type") for key, kind in _guidances(_merged(config, types)) if kind.startswith("carv-")]
     sampling = [f"system.{key}.{name}={value}" for key in keys for name, value in short.items()]
@@ -85,6 +86,18 @@ def _guidances(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield str(key), value
 
 
+def _check_groups(config: Mapping[str, Any]) -> None:
+    """CarvError for a value in place of a group of options, which threestudio would end with a traceback for."""
+    kinds = [str(key) for key, kind in config["system"].items() if str(key).endswith("_type") and isinstance(kind, str)]
+    groups = [(f"system.{key.removesuffix('_type')}", config["system"]) for key in kinds]
+    for name, within in [*groups, *((name, config) for name in ("data", "trainer", "checkpoint"))]:
+        key = name.rpartition(".")[2]
+        value = within.get(key, {})
+        if not isinstance(value, Mapping) and not (isinstance(value, str) and "${" in value):
+            state = "nothing" if value is None else repr(value)
+            raise CarvError(f"{name} is a group of options, and {state} is set; name one of them: {name}.KEY=VALUE")
+
+
 def _sorted_out(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Words for the launcher, texts in quotes; and CARV's options by name."""
     own, short = [], {}
@@ -98,6 +111,9 @@ def _sorted_out(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             near = difflib.get_close_matches(name, [*SHORT, *TOP_LEVEL, "prompt"], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join([*SHORT, 'prompt', *TOP_LEVEL])}"
             raise CarvError(f"unknown option {name!r}; {hint}")
+        whole = ".".join(filter(None, name.split(".")))
+        if whole != name:
+            raise CarvError(f"{shown(word)} is no option: a name is missing at a dot; write {whole}=VALUE")
         own.append(f"{name}={_quoted(name, value)}" if _is_text(name) else f"{name}={value}")
     for name, value in short.items():
         read = _read(f"{name}={value}")[name]

@@ -155,7 +155,9 @@ def state_fits(what: str, state: Any, own: Any) -> Iterator[None]:
     except CarvError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CarvError(f"the checkpoint does not fit {what} ({first_line(error)})") from error
+        raise CarvError(
+            f"the checkpoint does not fit {what} ({first_line(error).rstrip(':')}); restore its own, or begin a new run"
+        ) from error
 
 
 def _check_like(state: Any, own: Any, name: str) -> None:

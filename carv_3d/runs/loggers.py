@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -99,9 +100,7 @@ class WandbLogger(Logger):
                 project=PROJECT, name=folder.name, id=name, dir=str(folder), resume="allow", config=dict(config)
             )
         except Exception as error:  # of many kinds: no login, no network
-            raise CarvError(
-                f"Weights & Biases cannot begin ({first_line(error)}); run wandb login, or set WANDB_MODE=offline"
-            ) from error
+            raise CarvError(_cannot_begin(error)) from error
         self._run.define_metric("*", step_metric="step")
         self._wandb = wandb
 
@@ -121,6 +120,10 @@ class WandbLogger(Logger):
         """As of `Logger`."""
         with suppress(Exception):  # the run itself is whole, whatever the network does
             self._run.finish()
+
+
+def _cannot_begin(error: Exception) -> str:
+    return f"Weights & Biases cannot begin ({first_line(error)}); run wandb login, or set WANDB_MODE=offline"
 
 
 def _finite(row: Mapping[str, float]) -> dict[str, float]:
@@ -145,6 +148,22 @@ def make_logger(kind: str, folder: Path, step: int, config: Mapping[str, Any]) -
 
 
 def check_logger(kind: str) -> None:
-    """CarvError, before any work, where the package of a logger is missing."""
+    """CarvError, before any work, where the package of a logger is missing, or Weights & Biases has no key.
+
+    On a terminal, Weights & Biases asks for a key.
+    """
     if kind != "csv" and importlib.util.find_spec(kind) is None:
         require(kind, "loggers", f"logger={kind}")
+    if kind == "wandb" and os.environ.get("WANDB_MODE", "online") == "online":
+        _log_in()
+
+
+@functools.cache
+def _log_in() -> None:
+    """Once a process: it asks the server who this is."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when it is imported
+    wandb = require("wandb", "loggers", "logger=wandb")
+    try:
+        wandb.login(verify=False)  # whether a key is valid is known when the run begins
+    except Exception as error:
+        raise CarvError(_cannot_begin(error)) from error

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tiny_host import PARSED
 
 from carv_3d.cli import main as cli
 from carv_3d.compare.reading import read_run, read_runs
+from carv_3d.compare.records import MAX_LABEL, RunRecord, name_methods
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import config_to_yaml, load_config
 from carv_3d.io.files import locked
@@ -187,6 +189,23 @@ def test_methods_are_named_by_what_differs() -> None:
     assert [run.method for run in runs] == ["num_draws=1", "num_draws=1", "num_draws=8"]
     named = read_runs(["mine=a", "b", "c"])
     assert [run.method for run in named] == ["mine", "num_draws=1", "num_draws=8"]
+
+
+def test_folders_of_one_name_and_other_settings_are_two_methods() -> None:
+    given = [record("x/run", a="1"), record("y/run", a="2"), record("x/again", seed=1, a="1")]
+    long = "v" * MAX_LABEL
+    runs = [replace(run, settings={key: long + value for key, value in run.settings.items()}) for run in given]
+    assert [run.method for run in name_methods(runs)] == ["x/run", "y/run", "x/run"]
+    assert [run.method for run in name_methods(runs[::2])] == ["runs", "runs"]
+    assert [run.method for run in name_methods([replace(runs[0], method="runs"), runs[1]])] == ["runs", "run"]
+    alike = [replace(run, folder=Path(top) / long) for top, run in zip("ab", runs)]
+    with pytest.raises(CarvError, match=f"cannot be named by their folders; name each: NAME=a/{long}"):
+        name_methods(alike)
+
+
+def record(folder: str, seed: int = 0, **settings: str) -> RunRecord:
+    """A run without a name."""
+    return RunRecord("", "a", seed, Path(folder), {}, {}, {f"system.{key}": value for key, value in settings.items()})
 
 
 def test_a_comparison_of_folders_leaves_tables_images_and_a_page(capsys: pytest.CaptureFixture[str]) -> None:

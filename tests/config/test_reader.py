@@ -119,6 +119,10 @@ def test_a_broken_word_is_refused_in_a_sentence(word: str) -> None:
 def test_a_list_for_a_group_and_a_group_for_a_list_are_named() -> None:
     with pytest.raises(CarvError, match=r"^inner is \[\]; it must be a group of options: write inner\.NAME=VALUE"):
         resolved("the options", {"inner": {"a": 1}, "x": [1]}, read_override("inner=[]", Outer()))
+    with pytest.raises(CarvError, match=r"^inner is 3; it must be a group of options: write inner\.NAME=VALUE"):
+        resolved("the options", {"inner": {"a": 1}, "x": "${inner.a}"}, {"inner": 3})
+    with pytest.raises(CarvError, match="cannot be resolved"):
+        resolved("the options", {"inner": {"a": 1}, "x": "${inner.b}"}, {"inner": "${y}"})
     with pytest.raises(CarvError, match=r"^x\.y is {'a': 1}; it must be a list$"):
         resolved("the options", {"x": {"y": [1]}}, {"x": {}}, OmegaConf.create({"x": {"y": {"a": 1}}}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tiny_host import TINY
 from carv_3d.attribution.queries import run_model
 from carv_3d.config.request import GenerateRequest
 from carv_3d.errors import CarvError
-from carv_3d.generate.config import config_to_yaml, load_config, settled
+from carv_3d.generate.config import config_to_yaml, load_config, load_run, settled
 from carv_3d.generate.request import resolve
 from carv_3d.scenes.fields import VoxelGridField
 from carv_3d.variance.command import read_source
@@ -134,6 +135,19 @@ def test_a_configuration_that_has_lost_its_end_is_never_read_as_the_defaults(kep
         read_source(VarianceRequest(source=folder))
     with pytest.raises(CarvError, match=f"no run of carv generate .of its config.yaml: {sentence}"):
         run_model(folder)
+
+
+def test_a_value_that_cannot_be_is_named_with_the_file_it_is_in() -> None:
+    path = begun("a red mug", "run") / "config.yaml"
+    whole = path.read_text()
+    path.write_text(re.sub("n_test_views: .*", "n_test_views: many", whole))
+    for words in ([], [LONG]):
+        with pytest.raises(CarvError, match=r"^run/config.yaml: data.n_test_views is 'many'.*; restore it, or name an"):
+            load_run(path.parent, words)
+    assert load_run(path.parent, ["data.n_test_views=4"]).data.n_test_views == 4
+    path.write_text(whole)
+    with pytest.raises(CarvError, match=r"^data.n_test_views is 'few'"):
+        load_run(path.parent, ["data.n_test_views=few"])
 
 
 def test_a_run_that_is_resumed_by_its_prompt_and_has_lost_its_configuration_is_named() -> None:

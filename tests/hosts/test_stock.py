@@ -147,6 +147,12 @@ def test_a_prompt_never_becomes_a_path(prompt: str, tag: str | None, stock: Path
         ("data.image_path=no.png", "data.image_path names no.png, which is not there"),
         ("system.guidance=[1, 2]", "cannot be set"),
         ("system=3", "system is a group of options; name one of them: system.KEY=VALUE"),
+        ("system.guidance=3", "system.guidance is a group of options, and 3 is set; name one of them: system."),
+        ("system.guidance_3d=null", "system.guidance_3d is a group of options, and nothing is set"),
+        ("system.prompt_processor=a", "system.prompt_processor is a group of options, and 'a' is set"),
+        ("trainer=3", "trainer is a group of options, and 3 is set; name one of them: trainer.KEY=VALUE"),
+        ("system..guidance=1", "'system..guidance=1' is no option: a name is missing at a dot; write system.guidance="),
+        ("system.guidance.=1", "is no option"),
     ],
 )
 def test_a_wrong_word_is_one_sentence(word: str, said: str, stock: Path) -> None:
@@ -165,6 +171,14 @@ def test_another_file_is_one_sentence(text: str, stock: Path) -> None:
     stock.write_text(text)
     with pytest.raises(CarvError, match="name a configuration of threestudio"):
         with_counterparts(stock, [])
+
+
+def test_a_group_without_anything_in_a_file_is_one_sentence_and_a_reference_is_left_to_the_host(stock: Path) -> None:
+    stock.write_text(STOCK.replace("trainer: {max_steps: 7}", "trainer: null"))
+    with pytest.raises(CarvError, match="trainer is a group of options, and nothing is set"):
+        with_counterparts(stock, [])
+    stock.write_text(f"{STOCK}\ncheckpoint: ${{data}}\n")
+    assert with_counterparts(stock, []).config["checkpoint"] == "${data}"
 
 
 def test_a_path_of_the_command_line_is_one_from_here(

@@ -16,6 +16,7 @@ from tiny_host import TINY
 from carv_3d.cli import main as cli
 from carv_3d.errors import CarvError
 from carv_3d.io.tables import read_metrics
+from carv_3d.runs import loggers
 from carv_3d.runs.loggers import make_logger
 
 
@@ -85,6 +86,7 @@ def test_wandb_is_given_each_step_and_a_resumed_run_has_its_id(
         return runs[-1]
 
     fake.init, fake.Image, fake.Object3D = init, (lambda path: path), (lambda path: path)  # type: ignore[attr-defined]
+    fake.login = lambda **given: True  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     assert cli.main([*words, "logger=wandb"]) == 0
     steps = [entry["step"] for entry in runs[0].logged if "grad_norm" in entry]
@@ -106,6 +108,28 @@ def test_wandb_is_given_each_step_and_a_resumed_run_has_its_id(
     Path("run/wandb-id").unlink()
     with pytest.raises(CarvError, match=r"cannot begin \(api_key not configured\); run wandb login, or set WANDB_MODE"):
         make_logger("wandb", Path("run"), 0, {})
+
+
+@pytest.mark.parametrize("command", ["generate", "distill"])
+def test_without_a_key_nothing_is_loaded(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_key(verify: bool) -> bool:
+        raise RuntimeError("No API key configured")
+
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = importlib.util.spec_from_loader("wandb", None)
+    fake.login = no_key  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    loggers._log_in.cache_clear()
+    subject = {"generate": "a red mug", "distill": "carv-tiny"}[command]
+    said = refusal(capsys, *[command, subject, "--out", "run", "logger=wandb"])
+    assert "cannot begin (No API key configured); run wandb login, or set WANDB_MODE=offline" in said
+    assert not Path("run").exists()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers.check_logger("wandb")  # which needs none
 
 
 def test_the_real_wandb_keeps_an_offline_run_in_the_folder(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
