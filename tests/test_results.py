@@ -29,12 +29,16 @@ def percent(share: str) -> str:
     return f"{100 * float(share):.0f} %"
 
 
-def variance() -> list[str]:
-    """The default scene's table, a line for each point, method and (R, K)."""
+def variance(name: str = "variance-default.csv") -> list[str]:
+    """A table of the default scene, a line for each point, method and (R, K)."""
     tables: dict[str, list[Row]] = {}
-    for row in rows("variance-default.csv"):
+    for row in rows(name):
         tables.setdefault(row["prompt"], []).append(row)
     return variance_table.table(list(tables.values())).splitlines()[2:]
+
+
+def cameras() -> list[str]:
+    return variance("variance-cameras.csv")
 
 
 def default_gain() -> list[str]:
@@ -221,6 +225,7 @@ def stock_sentence() -> list[str]:
     ("page", "figures"),
     [
         ("docs/results/variance.md", variance),
+        ("docs/results/variance.md", cameras),
         ("README.md", default_gain),
         ("docs/HOSTS.md", loops),
         ("README.md", dreamgaussian),
