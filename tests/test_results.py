@@ -30,7 +30,7 @@ def percent(share: str) -> str:
 
 
 def variance(name: str = "variance-default.csv") -> list[str]:
-    """A table of the default scene, a line for each point, method and (R, K)."""
+    """A table of a scene, a line for each point, method and (R, K)."""
     tables: dict[str, list[Row]] = {}
     for row in rows(name):
         tables.setdefault(row["prompt"], []).append(row)
@@ -41,11 +41,19 @@ def cameras() -> list[str]:
     return variance("variance-cameras.csv")
 
 
-def default_gain() -> list[str]:
+def voxel() -> list[str]:
+    return variance("variance-voxel.csv")
+
+
+def voxel_gain() -> list[str]:
+    return default_gain("variance-voxel.csv", digits=2)
+
+
+def default_gain(name: str = "variance-default.csv", digits: int = 1) -> list[str]:
     """The ECM of the default estimator, one pair of one render, at the three points."""
-    cells = [line.split(" | ") for line in variance()]
+    cells = [line.split(" | ") for line in variance(name)]
     ecm = [line[6].split(" ")[0] for line in cells if line[1:3] == ["is+strat+antithetic", "(1, 2)"]]
-    return [f"{', '.join(f'{float(x):.1f}' for x in ecm)} |"]
+    return [f"{', '.join(f'{float(x):.{digits}f}' for x in ecm)} |"]
 
 
 def loops() -> list[str]:
@@ -226,7 +234,9 @@ def stock_sentence() -> list[str]:
     [
         ("docs/results/variance.md", variance),
         ("docs/results/variance.md", cameras),
+        ("docs/results/variance.md", voxel),
         ("README.md", default_gain),
+        ("README.md", voxel_gain),
         ("docs/HOSTS.md", loops),
         ("README.md", dreamgaussian),
         ("docs/results/training.md", asset_row),
