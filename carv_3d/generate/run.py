@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -23,7 +24,7 @@ from carv_3d.io.images import contact_sheet, to_uint8, write_gif, write_mp4, wri
 from carv_3d.io.tables import read_metrics, seconds_in_all
 from carv_3d.report.page import write_report
 from carv_3d.runs.loggers import Logger, check_logger, make_logger
-from carv_3d.runs.progress import Display, duration
+from carv_3d.runs.progress import Display, StopSignals, duration
 from carv_3d.runs.run import Pace, Run
 from carv_3d.tiny.knowledge import model_knowledge
 
@@ -87,8 +88,13 @@ def generate(request: GenerateRequest, view: ViewOptions | None = None) -> int:
     check_logger(config.logger)
     display.say(f'"{config.prompt}" -> {folder}')
     with claimed(folder), _served(view, config.prompt, display) as live:  # before the model, maybe a long download
-        with display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
-            host = TextTo3D(config, log=display.say)
+        stop = StopSignals(at_once=True)
+        try:
+            with stop, display.status("loading the model"), out_of_memory_as(ALL_TOO_LARGE):
+                host = TextTo3D(config, log=display.say)
+        except KeyboardInterrupt:
+            display.say("Interrupted while the model was loaded; nothing was computed: give the same command again.")
+            return 128 + (stop.number or signal.SIGINT)
         run = SceneRun(host, folder, display)
         if live is not None:
             live.begin(host)
