@@ -82,9 +82,7 @@ def carv_attribute(query: str, images: str, options: dict[str, int], *more: str)
     """`carv attribute QUERY` in the words of the version."""
     flags = {"num_draws": "--draws", "query_draws": "--query-draws", "dim": "--dim"}
     given = [(flags[k], str(v)) if IS_OLD else (f"{k}={v}",) for k, v in options.items()]
-    given += (
-        [] if IS_OLD else [("parameters=all",)]
-    )  # the only ones of version 0.1.0
+    given += [] if IS_OLD else [("parameters=all",)]  # the only ones of version 0.1.0
     carv("attribute", query, "--data" if IS_OLD else "--training-images", images, *more, *(w for g in given for w in g))
 
 

@@ -1,7 +1,7 @@
 """The measured tables of the guidance types, from docs/results/threestudio-types.csv and threestudio-states.csv.
 
-    python benchmarks/threestudio_table.py           the whole table, as in docs/THREESTUDIO.md
-    python benchmarks/threestudio_table.py --short   as in the extension's README
+python benchmarks/threestudio_table.py           the whole table, as in docs/THREESTUDIO.md
+python benchmarks/threestudio_table.py --short   as in the extension's README
 """
 
 from __future__ import annotations

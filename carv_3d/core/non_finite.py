@@ -41,7 +41,5 @@ class NonFiniteSteps:
 def checked_count(count: object) -> int:
     """The `count` of a saved state; CarvError where it is none."""
     if type(count) is not int or not 0 <= count <= LIMIT:
-        raise CarvError(
-            f"the saved count of steps without anything finite is {shown(count)}; it is from 0 to {LIMIT}."
-        )
+        raise CarvError(f"the saved count of steps without anything finite is {shown(count)}; it is from 0 to {LIMIT}.")
     return count
