@@ -140,14 +140,15 @@ class SDSGuidance(Brief):
             world_size: how many there are.
 
         Raises:
-            CarvError: several processes with num_draws "auto".
+            CarvError: they are no ranks, or there are several processes with num_draws "auto".
         """
         now = self.estimator.options
-        if (rank, world_size) == (now.rank, now.world_size):
+        joined = replace(now, rank=rank, world_size=world_size)  # refuses what are no ranks
+        if (joined.rank, joined.world_size) == (now.rank, now.world_size):
             return
         if self.auto is not None:
             self._refuse_ranks(world_size)
-        self.estimator.options = replace(now, rank=rank, world_size=world_size)
+        self.estimator.options = joined
         if rank != now.rank:
             self.generator.manual_seed(rank_seed(self._seed, rank))
 

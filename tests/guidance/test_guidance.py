@@ -344,6 +344,13 @@ def test_each_rank_resumes_with_noise_of_its_own(sd_teacher: Any, joined: str) -
     assert torch.equal(noise[2], resumed(2))  # and it is reproducible
 
 
+@pytest.mark.parametrize("world_size", [torch.ones(2), 0, 1.5])
+def test_what_are_no_ranks_is_refused(sd_teacher: Any, world_size: Any) -> None:
+    guidance = SDSGuidance(sd_teacher, GuidanceOptions(num_draws=1, seed=0))
+    with pytest.raises(CarvError, match="world_size"):
+        guidance.join_ranks(0, world_size)
+
+
 def test_a_state_of_another_kind_of_device_is_said_to_begin_afresh(sd_teacher: Any, caplog: Any) -> None:
     state = SDSGuidance(sd_teacher, GuidanceOptions(seed=0)).state_dict()
     other = SDSGuidance(sd_teacher, GuidanceOptions(seed=1))
