@@ -25,7 +25,6 @@ from rich.progress import track
 
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import write_atomic
-from carv_3d.io.structured import parse_json, read_text
 from carv_3d.io.tables import csv_text
 
 OBJECTS = (
@@ -93,22 +92,6 @@ VARIANTS = {
 }
 
 
-def measure(name: str, job: tuple[str, str, int], work: Path) -> dict[str, Any]:
-    """One run; it is kept."""
-    torch.set_num_threads(1)
-    variant, folder = VARIANTS[name], work / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return assets.keep(assets.measure(*job, list(variant.overrides), folder, variant.train), folder)
-
-
-def kept(name: str, work: Path) -> dict[str, dict[str, Any]]:
-    """The runs that are done, by object."""
-    path = work / name / assets.KEPT
-    lines = read_text(path).splitlines() if path.exists() else []
-    rows = [parse_json(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
-    return {row["object"]: row for row in rows}
-
-
 def table(rows: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """A row of Markdown for each variant: means over objects, and its difference from the default."""
     lines = []
@@ -135,12 +118,17 @@ def main() -> None:
     options = parser.parse_args()
     names = list(dict.fromkeys(("default", *options.variants)))
     jobs = [j for j in assets.jobs("training", SEED + 1) if j[0] in OBJECTS and j[2] == SEED]
-    left = [(name, job, options.work) for name in names for job in jobs if job[0] not in kept(name, options.work)]
+    rows, left = dict[str, dict[str, dict[str, Any]]](), []
+    for name in names:
+        variant, folder = VARIANTS[name], options.work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows[name] = {row["object"]: row for row in assets.kept(folder)}
+        left += [(*job, list(variant.overrides), folder, variant.train) for job in jobs if job[0] not in rows[name]]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        runs = [pool.apply_async(measure, run) for run in left]
-        for run in track(runs, description="runs"):
-            run.get()
-    rows = {name: kept(name, options.work) for name in names}
+        for row, job in zip(
+            track(pool.imap(assets.work, left), total=len(left), description="runs"), left, strict=True
+        ):
+            rows[job[4].name][row["object"]] = row
     if options.out:
         figures = [{"variant": name, **run} for name, runs in rows.items() for run in runs.values()]
         write_atomic(options.out, csv_text(COLUMNS, ([row[c] for c in COLUMNS] for row in figures)))

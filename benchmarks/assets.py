@@ -108,18 +108,21 @@ def teacher(name: str) -> StableDiffusionTeacher:
     return _teachers[name]
 
 
-def work(job: tuple[str, str, int, list[str], Path]) -> dict[str, Any]:
+def work(job: tuple[Any, ...]) -> dict[str, Any]:
+    """One run in a process of its own, whose figures are kept; `job` has the arguments of `measure`."""
     torch.set_num_threads(1)
-    *what, overrides, folder = job
-    obj, color, seed = what
-    return keep(measure(obj, color, seed, overrides, folder), folder)
-
-
-def keep(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Append a run's figures to those that are done."""
+    obj, color, seed, overrides, folder, *train = job
+    row = measure(obj, color, seed, overrides, folder, *train)
     with (folder / KEPT).open("a") as handle:
         handle.write(json.dumps(row) + "\n")
     return row
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The figures of the runs that are done."""
+    path = folder / KEPT
+    lines = read_text(path).splitlines() if path.exists() else []
+    return [parse_json(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
 
 
 def front(tiles: np.ndarray) -> np.ndarray:
@@ -158,12 +161,9 @@ def main() -> None:
     key = hashlib.sha256(repr(sorted(options.overrides)).encode()).hexdigest()[:8]
     folder = options.work / (key if options.overrides else "defaults")
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / KEPT
-    lines = read_text(kept).splitlines() if kept.exists() else []
-    done = [parse_json(line, f"line {number} of {kept}") for number, line in enumerate(lines, 1)]
     last = options.first_seed + options.seeds
     targets = [j for j in jobs(options.combinations, last) if j[0] in options.objects and j[2] >= options.first_seed]
-    finished = {(r["object"], r["color"], r["seed"]): r for r in done}
+    finished = {(r["object"], r["color"], r["seed"]): r for r in kept(folder)}
     left = [(*j, options.overrides, folder) for j in targets if j not in finished]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for r in track(pool.imap_unordered(work, left), total=len(left), description="assets"):

@@ -12,10 +12,8 @@ figures go to convergence-SCENE.csv in --work.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from bench import run_script, script_parser
@@ -24,7 +22,7 @@ from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.request import CompareOptions
 from carv_3d.compare.sweep import Sweep
-from carv_3d.compare.time_to_target import TimeToTarget
+from carv_3d.compare.time_to_target import ratio_text
 from carv_3d.core.options import EngineOptions
 from carv_3d.errors import CarvError
 from carv_3d.generate.config import CONFIGS
@@ -119,13 +117,9 @@ def figures(folder: Path, sides: list[Method]) -> list[dict[str, str]]:
     return rows
 
 
-def ratio_text(row: dict[str, str], axis: str) -> str:
+def shown_ratio(row: dict[str, str], axis: str) -> str:
     """The ratio on an axis as text; "—" where the score has none."""
-    if not row[f"{axis}_ratio"]:
-        return "—"
-    values: dict[str, Any] = dict.fromkeys((f.name for f in fields(TimeToTarget)), math.nan)
-    values |= {name: float(row[f"{axis}_{name}"]) for name in RATIO}
-    return TimeToTarget(**values).text()
+    return ratio_text(*(float(row[f"{axis}_{name}"] or "nan") for name in RATIO))
 
 
 def mean_text(row: dict[str, str], side: str) -> str:
@@ -141,7 +135,7 @@ def table(rows: list[dict[str, str]]) -> str:
     ]
     for row in rows:
         runs = " + ".join(row[f"{side}_runs"] for side in SIDES)
-        cells = [*(mean_text(row, side) for side in SIDES), *(ratio_text(row, axis) for axis in AXES)]
+        cells = [*(mean_text(row, side) for side in SIDES), *(shown_ratio(row, axis) for axis in AXES)]
         lines.append(f"| {SCORES[row['score']]} | {runs} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -101,7 +101,7 @@ def convergence_table() -> list[str]:
 def convergence_gain() -> list[str]:
     """The PSNR's ratio of seconds."""
     psnr = next(row for row in rows("convergence-default.csv") if row["score"] == "psnr")
-    mean, _, interval = convergence.ratio_text(psnr, "seconds").partition(" ")
+    mean, _, interval = convergence.shown_ratio(psnr, "seconds").partition(" ")
     return [f"| {mean}x {interval} |"]
 
 

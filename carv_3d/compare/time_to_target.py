@@ -56,16 +56,24 @@ class TimeToTarget:
     independent: int
 
     def text(self) -> str:
-        """The ratio in words: "0.62 [0.50, 0.80]", "not reached (above 1.00)"."""
-        if math.isnan(self.ratio):
-            return "—"
-        if math.isinf(self.ratio):
-            text = f"not reached (above {self.tried:.2f})"
-            return text if math.isnan(self.low) or math.isinf(self.low) else f"{text} [from {self.low:.2f}]"
-        if math.isnan(self.low):
-            return f"{self.ratio:.2f}"
-        high = "not reached" if math.isinf(self.high) else f"{self.high:.2f}"
-        return f"{self.ratio:.2f} [{self.low:.2f}, {high}]"
+        """As `ratio_text`."""
+        return ratio_text(self.ratio, self.low, self.high, self.tried)
+
+
+def ratio_text(ratio: float, low: float, high: float, tried: float) -> str:
+    """The ratio in words: "0.62 [0.50, 0.80]", "not reached (above 1.00)", "—" where it is NaN.
+
+    Arguments as of `TimeToTarget`.
+    """
+    if math.isnan(ratio):
+        return "—"
+    if math.isinf(ratio):
+        text = f"not reached (above {tried:.2f})"
+        return text if math.isnan(low) or math.isinf(low) else f"{text} [from {low:.2f}]"
+    if math.isnan(low):
+        return f"{ratio:.2f}"
+    end = "not reached" if math.isinf(high) else f"{high:.2f}"
+    return f"{ratio:.2f} [{low:.2f}, {end}]"
 
 
 def first_crossing(x: Array, y: Array, target: Array) -> Array:

@@ -138,12 +138,10 @@ def _clash(earlier: Any, later: Any, path: str = "") -> str:
     if isinstance(earlier, Mapping) and isinstance(later, Mapping):
         inner = (_clash(earlier[key], later[key], f"{path}.{key}" if path else key) for key in later if key in earlier)
         return next(filter(None, inner), "")
-    groups = isinstance(earlier, Mapping), isinstance(later, Mapping)
-    single = groups[0] and not isinstance(later, (Mapping, list)) and "${" not in str(later)
-    both = all(isinstance(value, (Mapping, list)) for value in (earlier, later))
-    if not single and (groups[0] == groups[1] or not both):
+    group, reference = isinstance(earlier, Mapping), isinstance(later, str) and "${" in later
+    if group == isinstance(later, Mapping) or reference or not (group or isinstance(earlier, list)):
         return ""
-    due = f"a group of options: write {path}.NAME=VALUE, or NAME: VALUE below it in a file" if groups[0] else "a list"
+    due = f"a group of options: write {path}.NAME=VALUE, or NAME: VALUE below it in a file" if group else "a list"
     return f"{path or 'the configuration'} is {shown(later)}; it must be {due}"
 
 

@@ -68,7 +68,7 @@ def _measure(
     if stop.number:
         kept = f"what was measured is in {folder}" if rows else "too little was measured for a figure"
         display.say(f"Stopped; {kept}.")
-        return 128 + stop.number
+        return stop.status
     display.say(f"Done: {folder / 'variance.csv'}")
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -94,7 +93,7 @@ def generate(request: GenerateRequest, view: ViewOptions | None = None) -> int:
                 host = TextTo3D(config, log=display.say)
         except KeyboardInterrupt:
             display.say("Interrupted while the model was loaded; nothing was computed: give the same command again.")
-            return 128 + (stop.number or signal.SIGINT)
+            return stop.status
         run = SceneRun(host, folder, display)
         if live is not None:
             live.begin(host)

@@ -88,11 +88,12 @@ def _guidances(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _check_groups(config: Mapping[str, Any]) -> None:
     """CarvError for a value in place of a group of options, which threestudio would end with a traceback for."""
-    kinds = [str(key) for key, kind in config["system"].items() if str(key).endswith("_type") and isinstance(kind, str)]
-    groups = [(f"system.{key.removesuffix('_type')}", config["system"]) for key in kinds]
-    for name, within in [*groups, *((name, config) for name in ("data", "trainer", "checkpoint"))]:
-        key = name.rpartition(".")[2]
-        value = within.get(key, {})
+    system = config["system"]
+    types = [str(key) for key, kind in system.items() if str(key).endswith("_type") and isinstance(kind, str)]
+    parts = [key.removesuffix("_type") for key in types]
+    groups = {f"system.{part}": system.get(part, {}) for part in parts}
+    groups |= {name: config.get(name, {}) for name in ("data", "trainer", "checkpoint")}
+    for name, value in groups.items():
         if not isinstance(value, Mapping) and not (isinstance(value, str) and "${" in value):
             state = "nothing" if value is None else repr(value)
             raise CarvError(f"{name} is a group of options, and {state} is set; name one of them: {name}.KEY=VALUE")

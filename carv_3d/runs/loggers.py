@@ -87,8 +87,7 @@ class WandbLogger(Logger):
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         """folder: of the run; its id is kept there. config: what the run was asked for."""
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when it is imported
-        wandb = require("wandb", "loggers", "logger=wandb")
+        wandb = _wandb()
         path = folder / WANDB_ID
         if not path.exists():
             write_atomic(path, secrets.token_hex(4))
@@ -120,6 +119,11 @@ class WandbLogger(Logger):
         """As of `Logger`."""
         with suppress(Exception):  # the run itself is whole, whatever the network does
             self._run.finish()
+
+
+def _wandb() -> Any:
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when it is imported
+    return require("wandb", "loggers", "logger=wandb")
 
 
 def _cannot_begin(error: Exception) -> str:
@@ -161,8 +165,7 @@ def check_logger(kind: str) -> None:
 @functools.cache
 def _log_in() -> None:
     """Once a process: it asks the server who this is."""
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when it is imported
-    wandb = require("wandb", "loggers", "logger=wandb")
+    wandb = _wandb()
     try:
         wandb.login(verify=False)  # whether a key is valid is known when the run begins
     except Exception as error:

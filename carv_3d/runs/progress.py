@@ -35,6 +35,11 @@ class StopSignals:
         self.number, self._at_once = 0, at_once
         self._old: dict[int, Any] = {}
 
+    @property
+    def status(self) -> int:
+        """The exit status, 128 + the signal's number; that of Ctrl-C where the signal came outside of the block."""
+        return 128 + (self.number or signal.SIGINT)
+
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name, None) for name in SIGNALS):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,7 +138,7 @@ class Run:
                 sentence = self.export() if self.ranks.first else ""
         except KeyboardInterrupt:
             self.display.say(f"Interrupted; {self.kept()}.")
-            return 128 + (stop.number or signal.SIGINT)
+            return stop.status
         finally:
             self.logger.close()
         self.ranks.gather(None)  # nobody leaves before it is written

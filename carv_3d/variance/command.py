@@ -109,7 +109,7 @@ def run(request: VarianceRequest, teacher: Any = None, display: Display | None =
             measure_steps(request, trainer, state, steps, kept, display, lambda: bool(stop.number))
     if stop.number:
         display.say(f"Stopped. Resume with the same command and --resume; what was measured is in {folder}")
-        return 128 + stop.number
+        return stop.status
     display.say(f"Done: variance.csv and the images are in {folder}")
     return 0
 
