@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from carv_3d.evaluation.scoring import at_classifier_size
 from carv_3d.scenes.view_phrases import FINE_PHRASES, OVERHEAD
 from carv_3d.tiny.classifier import VIEWS, Classifier
 from carv_3d.tiny.vocabulary import COLORS, OBJECTS, held_out_combinations
@@ -50,14 +51,14 @@ def predict(classifier: Classifier, images: Tensor, batch: int = 256) -> dict[st
     """The classifier's most probable classes.
 
     Args:
-        classifier: on the device of the images.
-        images: (N, 3, 64, 64) in [0, 1].
+        classifier: on the CPU.
+        images: (N, 3, H, W) in [0, 1], of any size.
         batch: images at a time.
 
     Returns:
         "object", "color" and "view", each (N,) indices into OBJECTS, COLORS and VIEWS.
     """
-    parts = [classifier(part) for part in images.split(batch)]
+    parts = [classifier(at_classifier_size(part)) for part in images.split(batch)]
     return {name: torch.cat([part[name].argmax(1) for part in parts]).cpu() for name in ("object", "color", "view")}
 
 

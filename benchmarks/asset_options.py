@@ -12,14 +12,13 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import asset_changes
 import assets
 import numpy as np
-import torch
 from bench import joined, run_script, script_parser
 from rich.progress import track
 
@@ -31,43 +30,8 @@ OBJECTS = (
     "table", "mushroom", "house", "hat", "lamp", "crown", "robot", "mug", "bear", "lighthouse", "guitar", "duck",
 )  # fmt: skip
 SEED = 3
+TEACHER_128 = "system.guidance.pretrained_model_name_or_path=carv-tiny-128"
 COLUMNS = ("variant", "object", "color", "seconds", "psnr", "iou", "classifier", "nearest")
-
-
-def averaged(host: TextTo3D, decay: float) -> None:
-    """All steps; the field becomes the exponential moving average of its parameters."""
-    parameters = list(host.field.parameters())
-    average = [p.detach().clone() for p in parameters]
-
-    def follow() -> None:
-        for a, p in zip(average, parameters, strict=True):
-            a.lerp_(p.detach(), 1 - decay)
-
-    assets.all_steps(host, after=follow)
-    with torch.no_grad():
-        for a, p in zip(average, parameters, strict=True):
-            p.copy_(a)
-
-
-def coarse_to_fine(host: TextTo3D, first: int, until: int) -> None:
-    """All steps; the hash grid has its first levels, and all of them from step `until` on."""
-    levels: int = host.field.active_levels
-
-    def follow() -> None:
-        host.field.active_levels = min(levels, int(first + (levels - first + 0.999) * host.step / until))
-
-    follow()
-    assets.all_steps(host, after=follow)
-
-
-def larger(host: TextTo3D, size: int, begin: int) -> None:
-    """All steps; from step `begin` on, renders have `size` x `size` pixels."""
-
-    def follow() -> None:
-        if host.step == begin:
-            host.config = replace(host.config, data=replace(host.config.data, width=size, height=size))
-
-    assets.all_steps(host, after=follow)
 
 
 class Variant(NamedTuple):
@@ -79,16 +43,22 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "default": Variant(),
-    "ema-0.95": Variant(train=partial(averaged, decay=0.95)),
-    "ema-0.98": Variant(train=partial(averaged, decay=0.98)),
-    "coarse-to-fine": Variant(train=partial(coarse_to_fine, first=2, until=100)),
-    "128-from-150": Variant(train=partial(larger, size=128, begin=150)),
+    "ema-0.95": Variant(train=partial(asset_changes.averaged, decay=0.95)),
+    "ema-0.98": Variant(train=partial(asset_changes.averaged, decay=0.98)),
+    "coarse-to-fine": Variant(train=partial(asset_changes.coarse_to_fine, first=2, until=100)),
+    "128-from-150": Variant(train=partial(asset_changes.larger, size=128, begin=150)),
     "no-entropy": Variant(("system.loss.lambda_opaque=0",)),
     "no-reconstruction": Variant(("system.loss.lambda_recon=0",)),
     "orientation": Variant(("system.loss.lambda_orient=1",)),
     "lower-noise": Variant(("system.guidance.max_step_percent=[0.98,0.25,200]",)),
     "higher-noise": Variant(("system.guidance.max_step_percent=[0.98,0.55,200]",)),
     "scale-3": Variant(("system.guidance.guidance_scale=3",)),
+    "z-variance": Variant(("system.loss.lambda_z_variance=[0,100,200]",)),
+    "distortion": Variant(("system.loss.lambda_distortion=[0,10,200]",)),
+    "shading": Variant(train=partial(asset_changes.shaded, share=0.5)),
+    "best-of-2": Variant(train=partial(asset_changes.best_of, runs=2)),
+    "carv-tiny-128": Variant((TEACHER_128,)),
+    "carv-tiny-128, 128x128": Variant((TEACHER_128, "data.width=128", "data.height=128")),
 }
 
 

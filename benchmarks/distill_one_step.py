@@ -1,20 +1,23 @@
 """A one-step generator against its teacher at 30 steps of DDIM with guidance: agreement with the classifier, and cost.
 
     ./install.sh python benchmarks/distill_one_step.py MODEL [--samples 400] [--scale 3.5] [--steps 30] [--sheet FILE]
+                                                       [--out FILE]
 
 MODEL is the folder that carv distill leaves (outputs/.../model). Both sides have the same noise and prompts,
 of training combinations and of held-out ones. Distances are between the classifier's features of images and of true
-renders of the same prompts, next to those of two sets of true renders: none of them is an FID.
+renders of the same prompts, next to those of two sets of true renders: none of them is an FID. --out: a CSV.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from agreement import combinations, draw_targets, target_prompts, true_renders
@@ -24,23 +27,42 @@ from torch import Tensor
 
 from carv_3d.errors import CarvError
 from carv_3d.evaluation.distances import frechet_distance, kernel_distance
+from carv_3d.io.files import write_atomic
 from carv_3d.io.images import preview_sheet
+from carv_3d.io.tables import csv_text
+from carv_3d.stats.bootstrap import Interval
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.classifier import Classifier
 
 HEAD = "| images | n | NFE each | s each | object | color | both | over the teacher's | kernel | Fréchet |"
+COLUMNS = (
+    "images", "n", "nfe", "seconds", "object", "color", "both", "over", "over_low", "over_high",
+    "kernel", "kernel_low", "kernel_high", "frechet",
+)  # fmt: skip
 
 
 def row(
-    title: str, cost: tuple[float, float] | None, scores: ImageScores, teacher: ImageScores | None, frechet: str
-) -> str:
-    """A line of the table; `teacher`, where the share of both is set over its."""
-    ratio, k = None if teacher is None else scores.ratio(teacher), scores.kernel
-    over = "—" if ratio is None else ratio.text(".3f")
-    spent = "— | —" if cost is None else f"{cost[0]:g} | {cost[1]:.3f}"
+    images: str, cost: tuple[float, float] | None, scores: ImageScores, teacher: ImageScores | None, reference: Tensor
+) -> dict[str, Any]:
+    """Figures by COLUMNS; `teacher`: the share of both is set over its. reference: features of true renders."""
+    nfe, seconds = cost or (None, None)
+    over = Interval(math.nan) if teacher is None else scores.ratio(teacher)
+    kernel, frechet = scores.kernel, frechet_distance(scores.features, reference)
+    shares = (scores.object, scores.color, scores.both)
+    ends = (over.value, over.low, over.high, kernel.value, kernel.low, kernel.high)
+    return dict(zip(COLUMNS, (images, len(scores.features), nfe, seconds, *shares, *ends, frechet), strict=True))
+
+
+def line(cells: Mapping[str, Any]) -> str:
+    """A row of the table, of what `row` gives or of a line of the CSV."""
+    value = {k: math.nan if v in ("", None) else float(v) for k, v in cells.items() if k != "images"}
+    spent = "— | —" if math.isnan(value["nfe"]) else f"{value['nfe']:g} | {value['seconds']:.3f}"
+    shares = " | ".join(f"{value[name]:.1%}" for name in ("object", "color", "both"))
+    over, kernel = (Interval(*(value[f"{k}{end}"] for end in ("", "_low", "_high"))) for k in ("over", "kernel"))
+    ratio = "—" if math.isnan(over.value) else over.text(".3f")
     return (
-        f"| {title} | {len(scores.features)} | {spent} | {scores.object:.1%} | {scores.color:.1%} | {scores.both:.1%} "
-        f"| {over} | {k.text('.3g')} | {frechet} |"
+        f"| {cells['images']} | {value['n']:.0f} | {spent} | {shares} | {ratio} | {kernel.text('.3g')} "
+        f"| {value['frechet']:.3g} |"
     )
 
 
@@ -73,11 +95,12 @@ def main() -> int:
     parser.add_argument("--sheet", type=Path, default=Path("outputs/one-step.png"))
     parser.add_argument("--shown", type=int, default=12, help="prompts on the sheet")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
     o = parser.parse_args()
     if o.samples < 2 or not 1 <= o.shown <= o.samples:
         raise CarvError("--samples must be at least 2, and --shown from 1 to that")
     generator, teacher = (StableDiffusionTeacher.load(name, half_precision=False) for name in (o.model, o.teacher))
-    classifier, rng, lines, apart = Classifier.load(), random.Random(o.seed), [HEAD, "|" + "---|" * 10], []
+    classifier, rng, rows, apart = Classifier.load(), random.Random(o.seed), [], []
     for title in ("training", "held-out"):
         targets = draw_targets(combinations(title == "held-out"), o.samples, rng)
         prompts = target_prompts(targets)
@@ -88,10 +111,10 @@ def main() -> int:
         generated, best, ceiling = (
             score_images(classifier, p, targets, real) for p in (made, teacher_images, renders[1])
         )
-        lines += [
-            row(f"{title}, one step", cost, generated, best, f"{frechet_distance(generated.features, real):.3g}"),
-            row(f"{title}, teacher", expense, best, None, f"{frechet_distance(best.features, real):.3g}"),
-            row(f"{title}, true renders", None, ceiling, best, f"{frechet_distance(ceiling.features, real):.3g}"),
+        rows += [
+            row(f"{title} combinations, one step", cost, generated, best, real),
+            row(f"{title} combinations, teacher", expense, best, None, real),
+            row(f"{title} combinations, true renders", None, ceiling, best, real),
         ]
         k = kernel_distance(generated.features, best.features, paired=True)
         apart.append(
@@ -105,7 +128,13 @@ def main() -> int:
             preview_sheet(sides, o.sheet, captions, columns=6)
     threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"{o.model} against {o.teacher}, {o.steps} DDIM steps at scale {o.scale:g}, {threads}\n")
-    print("\n".join([*lines, "", *apart, f"Side by side: {o.sheet}"]))
+    if o.out:
+        write_atomic(o.out, csv_text(COLUMNS, (cells.values() for cells in rows)))
+    print(
+        "\n".join(
+            [HEAD, "|" + "---|" * len(HEAD.split(" | ")), *map(line, rows), "", *apart, f"Side by side: {o.sheet}"]
+        )
+    )
     return 0
 
 

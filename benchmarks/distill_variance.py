@@ -1,6 +1,7 @@
 """Table 3 of arXiv 2605.21489 with carv-tiny: the variance of the generator's gradient by samples, draws and design.
 
-    ./install.sh python benchmarks/distill_variance.py [--from RUN] [--pairs 40] [--budget 1800] [KEY=VALUE ...]
+    ./install.sh python benchmarks/distill_variance.py [--from RUN] [--pairs 40] [--budget 1800] [--out FILE]
+                                                       [KEY=VALUE ...]
 
 A new generator and a new fake score are the teacher's own copies, so that the two scores differ by guidance alone; a
 run of carv distill (--from) is measured where it stands. The paper's figures are of another model and of its own
@@ -19,7 +20,7 @@ from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.request import Settings, read_distill_options, read_settings
-from carv_3d.distill.variance import PAPER, VarianceRow, check_settings, read_setting, variance_table
+from carv_3d.distill.variance import PAPER, VarianceRow, check_settings, read_setting, variance_table, write_csv
 from carv_3d.distill.variance_request import DEFAULT
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--from", dest="start", type=Path, metavar="RUN", help="measure a run of carv distill")
     parser.add_argument("--settings", type=joined(), default=list(DEFAULT), help="others are over the first")
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds, if that comes first")
+    parser.add_argument("--out", type=Path, help="a CSV of the table")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of carv distill")
     o = parser.parse_args()
     targets = [read_setting(text) for text in o.settings]
@@ -67,6 +69,8 @@ def main() -> int:
         f"gradients each, guidance {options.guidance_scale:g}, objective {options.objective}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}; 95 % bootstrap over pairs.\n"
     )
+    if o.out:
+        write_csv(o.out, rows)
     print(markdown(rows))
     return 0
 

@@ -96,7 +96,7 @@ def score_images(classifier: Any, images: Tensor, targets: Sequence[Any], refere
         targets: N of `agreement.Target`.
         reference: (N, 640), features of true images of the same targets.
     """
-    right = correct(predict(classifier, at_classifier_size(images)), targets)
+    right = correct(predict(classifier, images), targets)
     features = classifier_features(classifier, images)
     shares = {name: float(right[name].double().mean()) for name in ("object", "color", "both")}
     kernel = kernel_distance(features, reference, paired=True)

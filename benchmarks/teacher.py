@@ -1,15 +1,17 @@
 """Does carv-tiny draw what it is asked for? What the classifier names in samples of 30 DDIM steps.
 
 For training combinations and held-out ones, and, as the most that the classifier can name, for true renders of the
-same prompts.
+same prompts. --out: a CSV. --sheets: a folder for NAME.png, the first 50 samples of each model.
 
-    ./install.sh python benchmarks/teacher.py [--model FOLDER] [--samples 400] [--scale 3.5] [--sheet samples.png]
+    ./install.sh python benchmarks/teacher.py [--models carv-tiny,carv-tiny-128] [--samples 400] [--scale 3.5]
+                                              [--out FILE] [--sheets FOLDER]
 """
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from agreement import (
@@ -23,50 +25,66 @@ from agreement import (
     true_renders,
     view_errors,
 )
-from bench import script_parser
+from bench import joined, run_script, script_parser
 from torch import Tensor
 
 from carv_3d.guidance.sampling import prompt_images
+from carv_3d.io.files import make_folder, slug, write_atomic
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
+from carv_3d.io.tables import csv_text
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
-from carv_3d.tiny.classifier import WEIGHTS, Classifier
+from carv_3d.tiny.classifier import Classifier
+
+SHARES = ("object", "color", "both", "view", *SIDES)
+COLUMNS = ("combinations", "model", "samples", *SHARES)
+RENDERS = "true renders"  # in place of a model
+BATCH, SHOWN = 50, 50
 
 
-def row(title: str, classifier: Classifier, images: Tensor, targets: list[Target]) -> None:
-    predicted = predict(classifier, images)
+def row(combined: str, model: str, images: Tensor, targets: list[Target]) -> dict[str, str | int | float]:
+    """The shares over images (N, 3, H, W) in [0, 1] of N targets, by COLUMNS."""
+    predicted = predict(Classifier.load(), images)
     shares = {**agreement(predicted, targets), **view_errors(predicted, targets)}
-    print(f"| {title} | {len(targets)} | " + " | ".join(f"{v:.1%}" for v in shares.values()) + " |", flush=True)
+    return {"combinations": combined, "model": model, "samples": len(targets), **shares}
 
 
-def main() -> None:
+def line(cells: dict[str, Any]) -> str:
+    """A row of the table."""
+    shares = " | ".join(f"{100 * float(cells[name]):.1f}%" for name in SHARES)
+    return f"| {cells['combinations']} | {cells['model']} | {shares} |"
+
+
+def main() -> int:
     parser = script_parser(__doc__)
-    parser.add_argument("--model", default="carv-tiny")
-    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--models", type=joined(), default=["carv-tiny"], help="names or folders")
+    parser.add_argument("--samples", type=int, default=400, help="of each kind of combinations")
     parser.add_argument("--scale", type=float, default=3.5)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--classifier", type=Path, default=WEIGHTS)
-    parser.add_argument("--no-classifier", action="store_true")
-    options = parser.parse_args()
-    teacher, rng = StableDiffusionTeacher.load(options.model), random.Random(0)
-    classifier = None if options.no_classifier else Classifier.load(options.classifier)
-    print(
-        "| combinations | n | object | color | both | view (of nine) | of the eight sides: " + " | ".join(SIDES) + " |"
-    )
-    print("|---|---|---|---|---|---|" + "---|" * len(SIDES))
-    for title in ("training", "held-out"):
-        targets = draw_targets(combinations(title == "held-out"), options.samples, rng)
-        prompts = target_prompts(targets)
-        batches = [prompts[i : i + 50] for i in range(0, len(prompts), 50)]
-        made = [prompt_images(teacher, b, options.scale, options.steps, i) for i, b in enumerate(batches)]
-        images = torch.cat(made).permute(0, 3, 1, 2)
-        if options.sheet and title == "training":
-            write_png(options.sheet, contact_sheet(to_uint8(images[:50].permute(0, 2, 3, 1)), 10, gap=0))
-            print("\n".join(prompts[:50]))
-        if classifier is not None:
-            row(title, classifier, images, targets)
-            row(f"{title}, true renders", classifier, true_renders(targets, rng), targets)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--sheets", type=Path)
+    o = parser.parse_args()
+    rng, rows, asked = random.Random(0), [], {}
+    for combined in ("training", "held-out"):
+        targets = asked[combined] = draw_targets(combinations(combined == "held-out"), o.samples, rng)
+        rows.append(row(combined, RENDERS, true_renders(targets, rng), targets))
+    for name in o.models:
+        teacher = StableDiffusionTeacher.load(name)
+        for combined, targets in asked.items():
+            prompts = target_prompts(targets)
+            batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
+            parts = [prompt_images(teacher, part, o.scale, o.steps, seed) for seed, part in enumerate(batches)]
+            images = torch.cat(parts)
+            rows.append(row(combined, name, images.permute(0, 3, 1, 2), targets))
+            print(line(rows[-1]), flush=True)
+            if o.sheets and combined == "training":
+                make_folder(o.sheets)
+                write_png(o.sheets / f"{slug(name)}.png", contact_sheet(to_uint8(images[:SHOWN]), 10, gap=0))
+    print(f"\n| combinations | model | {' | '.join(SHARES)} |\n|{'---|' * (2 + len(SHARES))}")
+    print("\n".join(map(line, rows)))
+    if o.out:
+        write_atomic(o.out, csv_text(COLUMNS, ([cells[name] for name in COLUMNS] for cells in rows)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -94,6 +94,8 @@ class LossOptions(Options):
     lambda_sparsity: Annealed = factor(0.0, "threestudio's, mean sqrt(opacity^2 + 0.01): pulls at all alike.")
     lambda_opaque: Annealed = factor(0.0, "threestudio's, mean binary entropy of the opacity: makes haze solid or air.")
     lambda_orient: Annealed = factor(0.0, "threestudio's, normals that point away from the camera.")
+    lambda_z_variance: Annealed = factor(0.0, "threestudio's (HiFA), variance of the distance along a ray.")
+    lambda_distortion: Annealed = factor(0.0, "Mip-NeRF 360's, distances of a ray's samples from each other.")
     lambda_tv: Annealed = factor(0.0, "Total variation of the voxel grid (voxel geometry alone).")
 
 

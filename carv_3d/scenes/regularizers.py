@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from nerfacc.volrend import accumulate_along_rays
 from torch import Tensor
 
 from carv_3d.scenes.fields import Field, VoxelGridField
 from carv_3d.scenes.rendering import RenderOutput
 
 __all__ = [
-    "REGULARIZERS", "density_sparsity", "opaque", "orientation", "render_orientation", "sparsity", "total_variation",
+    "REGULARIZERS", "density_sparsity", "distortion", "opaque", "orientation", "render_orientation", "sparsity",
+    "total_variation", "z_variance",
 ]  # fmt: skip
 
 
@@ -51,6 +53,45 @@ def render_orientation(field: Field, out: RenderOutput, min_weight: float = 1e-3
     return orientation(out.weights[keep], normals, out.directions[keep], out.opacity.numel())
 
 
+def _ray_sums(values: Tensor, out: RenderOutput) -> Tensor:
+    """Sums (rays,) of the samples' values, (M, S) of dense samples or (S,) of packed ones."""
+    if values.ndim == 2:
+        return values.sum(dim=1)
+    return accumulate_along_rays(values, None, ray_indices=out.ray_indices, n_rays=out.opacity.numel())[:, 0]
+
+
+def _sums_in_front(values: Tensor, out: RenderOutput) -> Tensor:
+    """At each sample the sum of the values of those in front of it on its ray, in the shape of `values`."""
+    if values.ndim == 2:
+        return values.cumsum(dim=1) - values
+    sums = values.double().cumsum(dim=0) - values  # over all rays: single precision would lose a ray's share
+    first = torch.searchsorted(out.ray_indices, out.ray_indices)
+    return (sums - sums[first]).to(values)
+
+
+def z_variance(out: RenderOutput) -> Tensor:
+    """HiFA's variance of the distance along a ray (arXiv 2305.18766), in squared units of the world.
+
+    `sum w (t - mean)^2 / sum w`, the mean over rays whose opacity exceeds one half, 0 where there are none.
+    """
+    t, w = (out.t_starts + out.t_ends) / 2, out.weights
+    total = _ray_sums(w, out)
+    mean = _ray_sums(w * t, out) / total.clamp_min(1e-5)
+    off = t - (mean[:, None] if w.ndim == 2 else mean[out.ray_indices])
+    variance, solid = _ray_sums(w * off**2, out) / total.clamp_min(1e-5), total.detach() > 0.5
+    return (variance * solid).sum() / solid.sum().clamp_min(1)
+
+
+def distortion(out: RenderOutput) -> Tensor:
+    """Mip-NeRF 360's distortion (arXiv 2111.12077, eq. 15), in units of the world; the mean over all rays.
+
+    `sum_ij w_i w_j |t_i - t_j| + sum_i w_i^2 (t_end - t_start)_i / 3`: least where a ray's weights lie together.
+    """
+    t, w = (out.t_starts + out.t_ends) / 2, out.weights
+    pairs = 2 * w * (t * _sums_in_front(w, out) - _sums_in_front(w * t, out))
+    return (pairs + w**2 * (out.t_ends - out.t_starts) / 3).sum() / out.opacity.numel()
+
+
 def total_variation(field: VoxelGridField, density: bool = True, color: bool = True) -> Tensor:
     """Mean squared difference of neighboring voxels' logits, summed over the three axes."""
     grid = field.grid[..., (0 if density else 1) : (4 if color else 1)]
@@ -69,6 +110,8 @@ REGULARIZERS: dict[str, Callable[[Field, RenderOutput], Tensor]] = {
     "sparsity": lambda field, out: sparsity(out.opacity),
     "opaque": lambda field, out: opaque(out.opacity),
     "orient": render_orientation,
+    "z_variance": lambda field, out: z_variance(out),
+    "distortion": lambda field, out: distortion(out),
     "tv": _field_total_variation,
 }
 """By the name of their `lambda_*`: of a field and its render."""

@@ -90,6 +90,8 @@ OPTIONS_WITH_AN_EFFECT = [
     "system.loss.lambda_sparsity=10",
     "system.loss.lambda_opaque=100",
     "system.loss.lambda_orient=100",
+    "system.loss.lambda_z_variance=100",
+    "system.loss.lambda_distortion=100",
     "system.loss.lambda_tv=100",
     "system.optimizer.name=AdamW & system.optimizer.args.weight_decay=0.5",
     "system.optimizer.args.lr=0.01",
