@@ -33,8 +33,8 @@ def target_prompts(targets: Iterable[Target]) -> list[str]:
     return [f"a {color} {OBJECTS[obj][0]}, {view}" for obj, color, view in targets]
 
 
-def true_renders(targets: Sequence[Target], rng: random.Random) -> Tensor:
-    """Images (N, 3, 64, 64) in [0, 1] of the targets, each from a random camera within its view."""
+def true_renders(targets: Sequence[Target], rng: random.Random, size: int = 64) -> Tensor:
+    """Images (N, 3, size, size) in [0, 1] of the targets, each from a random camera within its view."""
     from carv_3d.tiny.render import DISTANCE, FOVY, Shot, render
 
     shots = []
@@ -43,7 +43,7 @@ def true_renders(targets: Sequence[Target], rng: random.Random) -> Tensor:
         elevation = rng.uniform(60, 90) if overhead else rng.uniform(-10, 45)
         azimuth = rng.uniform(0, 360) if overhead else 45 * VIEWS.index(view) + rng.uniform(-22.5, 22.5)
         shots.append(Shot(obj, color, "plain", elevation, azimuth, rng.uniform(*DISTANCE), rng.uniform(*FOVY)))
-    return torch.from_numpy(render(shots)[0]).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(render(shots, size)[0]).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def disagreement(host: TextTo3D) -> float:
     return total
 
 
-def best_of(host: TextTo3D, runs: int) -> None:
+def best_seed(host: TextTo3D, runs: int) -> None:
     """All steps of several seeds; the host gets the field on which its teacher agrees most with the text."""
     others = [TextTo3D(replace(host.config, seed=host.config.seed + 1000 * i), host.teacher) for i in range(1, runs)]
     for run in (host, *others):

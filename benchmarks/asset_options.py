@@ -56,9 +56,9 @@ VARIANTS = {
     "z-variance": Variant(("system.loss.lambda_z_variance=[0,100,200]",)),
     "distortion": Variant(("system.loss.lambda_distortion=[0,10,200]",)),
     "shading": Variant(train=partial(asset_changes.shaded, share=0.5)),
-    "best-of-2": Variant(train=partial(asset_changes.best_of, runs=2)),
+    "best-of-2": Variant(train=partial(asset_changes.best_seed, runs=2)),
     "carv-tiny-128": Variant((TEACHER_128,)),
-    "carv-tiny-128, 128x128": Variant((TEACHER_128, "data.width=128", "data.height=128")),
+    "carv-tiny-128-at-128": Variant((TEACHER_128, "data.width=128", "data.height=128")),
 }
 
 

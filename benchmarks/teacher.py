@@ -1,7 +1,8 @@
 """Does carv-tiny draw what it is asked for? What the classifier names in samples of 30 DDIM steps.
 
 For training combinations and held-out ones, and, as the most that the classifier can name, for true renders of the
-same prompts. --out: a CSV. --sheets: a folder for NAME.png, the first 50 samples of each model.
+same prompts. "Autoencoder" is the PSNR of such renders, of the model's size, decoded from their latents. --out: a CSV.
+--sheets: a folder for NAME.png, the first 50 samples of each model.
 
     ./install.sh python benchmarks/teacher.py [--models carv-tiny,carv-tiny-128] [--samples 400] [--scale 3.5]
                                               [--out FILE] [--sheets FOLDER]
@@ -9,6 +10,7 @@ same prompts. --out: a CSV. --sheets: a folder for NAME.png, the first 50 sample
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -36,22 +38,34 @@ from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.classifier import Classifier
 
 SHARES = ("object", "color", "both", "view", *SIDES)
-COLUMNS = ("combinations", "model", "samples", *SHARES)
+COLUMNS = ("combinations", "model", "samples", "autoencoder", *SHARES)
 RENDERS = "true renders"  # in place of a model
 BATCH, SHOWN = 50, 50
 
 
-def row(combined: str, model: str, images: Tensor, targets: list[Target]) -> dict[str, str | int | float]:
+def row(
+    combined: str, model: str, images: Tensor, targets: list[Target], autoencoder: float | None = None
+) -> dict[str, Any]:
     """The shares over images (N, 3, H, W) in [0, 1] of N targets, by COLUMNS."""
     predicted = predict(Classifier.load(), images)
     shares = {**agreement(predicted, targets), **view_errors(predicted, targets)}
-    return {"combinations": combined, "model": model, "samples": len(targets), **shares}
+    return {"combinations": combined, "model": model, "samples": len(targets), "autoencoder": autoencoder, **shares}
 
 
 def line(cells: dict[str, Any]) -> str:
     """A row of the table."""
     shares = " | ".join(f"{100 * float(cells[name]):.1f}%" for name in SHARES)
-    return f"| {cells['combinations']} | {cells['model']} | {shares} |"
+    decibel = "—" if cells["autoencoder"] in ("", None) else f"{float(cells['autoencoder']):.1f} dB"
+    return f"| {cells['combinations']} | {cells['model']} | {decibel} | {shares} |"
+
+
+@torch.no_grad()
+def autoencoder_psnr(teacher: StableDiffusionTeacher, targets: list[Target]) -> float:
+    """Of true renders of the targets, of the model's size, decoded from their latents; in dB."""
+    images, error = true_renders(targets, random.Random(1), teacher.image_size), 0.0
+    for part in images.split(BATCH):
+        error += float((teacher.decode(teacher.encode(part, sample=False)) - part).square().sum())
+    return -10 * math.log10(error / images.numel())
 
 
 def main() -> int:
@@ -74,12 +88,12 @@ def main() -> int:
             batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
             parts = [prompt_images(teacher, part, o.scale, o.steps, seed) for seed, part in enumerate(batches)]
             images = torch.cat(parts)
-            rows.append(row(combined, name, images.permute(0, 3, 1, 2), targets))
+            rows.append(row(combined, name, images.permute(0, 3, 1, 2), targets, autoencoder_psnr(teacher, targets)))
             print(line(rows[-1]), flush=True)
             if o.sheets and combined == "training":
                 make_folder(o.sheets)
                 write_png(o.sheets / f"{slug(name)}.png", contact_sheet(to_uint8(images[:SHOWN]), 10, gap=0))
-    print(f"\n| combinations | model | {' | '.join(SHARES)} |\n|{'---|' * (2 + len(SHARES))}")
+    print(f"\n| combinations | model | autoencoder | {' | '.join(SHARES)} |\n|{'---|' * (3 + len(SHARES))}")
     print("\n".join(map(line, rows)))
     if o.out:
         write_atomic(o.out, csv_text(COLUMNS, ([cells[name] for name in COLUMNS] for cells in rows)))

@@ -121,7 +121,7 @@ def test_the_best_seed_is_the_one_on_which_the_teacher_agrees(
         return [0.3, -0.1, 0.2][len(scored) - 1]
 
     monkeypatch.setattr(asset_changes, "disagreement", score)
-    asset_changes.best_of(host, runs=3)
+    asset_changes.best_seed(host, runs=3)
     assert not torch.equal(scored[0], scored[1])
     assert torch.equal(torch.cat([p.detach().flatten() for p in host.field.parameters()]), scored[1])
 

@@ -82,7 +82,8 @@ def test_the_wheel_holds_all_that_is_needed_at_run_time(tmp_path: Path) -> None:
         assert fnmatch.filter(names, f"{shared}/{path.relative_to(source / 'custom' / 'threestudio-carv')}"), path
     files = [p for p in (source / "carv_3d").rglob("*") if p.is_file()]
     assert {str(p.relative_to(source)) for p in files} - set(names) == set()
-    for part in ("configs/carv-tiny.yaml", "py.typed", "assets/", "tiny/weights/", "tiny/classifier.safetensors"):
+    weights = ("tiny/weights/", "tiny/weights_128/", "tiny/classifier.safetensors")
+    for part in ("configs/carv-tiny.yaml", "py.typed", "assets/", *weights):
         assert any(name.startswith(f"carv_3d/{part}") for name in names), part
     assert "**Distil diffusion models with less noise per second.**" in metadata
     assert "[How it works]" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md")]
-PAGES += [ROOT / "custom/threestudio-carv/README.md", ROOT / "carv_3d/tiny/weights/README.md"]
+PAGES += [ROOT / "custom/threestudio-carv/README.md", *(ROOT / "carv_3d" / "tiny").glob("weights*/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FOLDERS = r"(?:benchmarks|tests|carv_3d|docs|examples|custom|\.ci)"
 

@@ -12,6 +12,7 @@ import assets
 import attribution_retraining
 import convergence
 import pytest
+import teacher
 import variance_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,28 @@ def asset_row() -> list[str]:
         for row in rows("assets-default.csv")
     ]
     return ["|".join(["", *assets.table("", figures).split("|")[2:8], ""])]
+
+
+def teachers() -> list[str]:
+    """What the classifier names in samples of both shipped models, and in true renders."""
+    names = {"carv-tiny": "1.1, shipped", "carv-tiny-128": "128", "true renders": "true renders"}
+    lines = []
+    for row in rows("teacher.csv"):
+        combined, _, _, *shares = teacher.line(row).strip("| ").split(" | ")
+        lines.append(" | ".join(["| " + combined, names[row["model"]], *shares]) + " |")
+    return lines
+
+
+def model_card() -> list[str]:
+    """The same, as the card of carv-tiny-128 has it."""
+    names = {"carv-tiny": "carv-tiny 1.1"}
+    lines = []
+    for row in rows("teacher.csv"):
+        decibel = f"{float(row['autoencoder']):.1f} dB" if row["autoencoder"] else "—"
+        shares = [f"{100 * float(row[name]):.1f} %" for name in ("object", "color", "both", "view")]
+        model = names.get(row["model"], row["model"])
+        lines.append(f"| {' | '.join([row['combinations'], model, decibel, *shares])} |")
+    return lines
 
 
 def asset_changes() -> list[str]:
@@ -239,6 +262,8 @@ def stock_sentence() -> list[str]:
         ("README.md", voxel_gain),
         ("docs/HOSTS.md", loops),
         ("README.md", dreamgaussian),
+        ("docs/results/training.md", teachers),
+        ("carv_3d/tiny/weights_128/README.md", model_card),
         ("docs/results/training.md", asset_row),
         ("README.md", asset_limits),
         ("docs/results/training.md", asset_changes),

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "custom/threestudio-carv/README.md"]
-PAGES += ["carv_3d/tiny/weights/README.md"]
+PAGES += ["carv_3d/tiny/weights/README.md", "carv_3d/tiny/weights_128/README.md"]
 PAGES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("**/*.md"))
 
 # What this project once said, and what the field says.

@@ -18,7 +18,7 @@ from carv_3d.attribution.choosing import choose_draws, kept_choice
 from carv_3d.attribution.encoded import encoder_fingerprints
 from carv_3d.attribution.features import FeatureMaker
 from carv_3d.attribution.image_files import find_tars
-from carv_3d.attribution.images import TrainingImages
+from carv_3d.attribution.images import TrainingImages, tiny_size
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.queries import (
     Query,
@@ -156,7 +156,7 @@ def _with_draws(
 ) -> AttributeOptions:
     """num_draws=auto as a number: the one that was chosen for these images before, or a new choice."""
     if images is None:  # those of carv-tiny need not be made for this
-        images = DrawnImages(range(options.items or TINY_ITEMS))
+        images = DrawnImages(range(options.items or TINY_ITEMS), tiny_size(teacher.image_size))
     maker = FeatureMaker(model, replace(options, num_draws=options.least_draws).features)
     words = json.dumps([maker.options.stored(), options.allocation], sort_keys=True)
     folder = store_folder(options, model, images)

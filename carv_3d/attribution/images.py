@@ -16,9 +16,14 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import explain_os_error, open_file
 from carv_3d.io.images import MAX_BYTES, REPLACE, as_rgba, decoded_image, opened_image
 
-TINY_SEED = 1  # of the images that carv-tiny was trained on, see teachers.tiny.train
+TINY_SEEDS = {64: 1, 128: 3}  # of the images that carv-tiny and carv-tiny-128 were trained on, by their size
 TINY_COUNT = 30_000
 Image = NDArray[np.uint8]
+
+
+def tiny_size(size: int) -> int:
+    """Of a model's images, the size in which it was trained on them: 128 for carv-tiny-128, else carv-tiny's 64."""
+    return size if size in TINY_SEEDS else 64
 
 
 class TrainingImages(Protocol):
@@ -48,24 +53,31 @@ class TrainingImages(Protocol):
 
 
 class TinyImages:
-    """The first `count` images of carv-tiny's training set, rendered into `folder` unless they are there."""
+    """The first `count` images of carv-tiny's training set, rendered into `folder` unless they are there.
+
+    Of carv-tiny-128's for a `size` of 128.
+    """
 
     name = "tiny"
 
-    def __init__(self, folder: Path, count: int = TINY_COUNT, log: Callable[[str], None] = print) -> None:
-        from carv_3d.tiny.dataset import build, source_hash
+    def __init__(
+        self, folder: Path, count: int = TINY_COUNT, log: Callable[[str], None] = print, size: int = 64
+    ) -> None:
+        from carv_3d.tiny.dataset import build
 
         if not 1 <= count <= TINY_COUNT:
             raise CarvError(f"carv-tiny was trained on {TINY_COUNT} images: items must be 1 .. {TINY_COUNT}.")
         try:
-            self._images = build(folder, count, TINY_SEED, log=log)
+            self._images = build(folder, count, TINY_SEEDS[size], log=log, size=size)
         except OSError as error:
             raise explain_os_error(error, folder) from error
-        self._source = source_hash()
-        self._begin()
+        self._begin(size)
 
-    def _begin(self) -> None:
+    def _begin(self, size: int) -> None:
+        from carv_3d.tiny.dataset import source_hash
+
         self.report = DataReport()
+        self._set = f"tiny-{source_hash()}" if size == 64 else f"tiny-{size}-{source_hash()}"
 
     def __len__(self) -> int:
         return len(self._images.shots)
@@ -95,11 +107,11 @@ class TinyImages:
 
     def digest(self, index: int) -> str:
         """By the code that renders it."""
-        return f"tiny-{self._source}-{index}"
+        return f"{self._set}-{index}"
 
     def fingerprint(self) -> str:
         """Of the code that renders them, and how many."""
-        return f"tiny-{self._source}-{len(self)}"
+        return f"{self._set}-{len(self)}"
 
 
 class WrongSizeError(CarvError):

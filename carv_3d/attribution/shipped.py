@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carv_3d.attribution.features import FeatureMaker
-from carv_3d.attribution.images import TINY_COUNT, TINY_SEED, Image, TinyImages
+from carv_3d.attribution.images import TINY_COUNT, TINY_SEEDS, Image, TinyImages
 from carv_3d.attribution.store import as_stored
 from carv_3d.errors import CarvError
 from carv_3d.io.files import write_via
@@ -36,15 +36,14 @@ FORMAT = 1
 class DrawnImages(TinyImages):
     """As `TinyImages`, each image rendered when it is asked for: it takes a few milliseconds, and no disk."""
 
-    def __init__(self, index: Iterable[int]) -> None:
-        """index: which of the training images, in order."""
-        from carv_3d.tiny.dataset import Images, draw_shots, source_hash
+    def __init__(self, index: Iterable[int], size: int = 64) -> None:
+        """index: which of the training images, in order; size: as of `TinyImages`."""
+        from carv_3d.tiny.dataset import Images, draw_shots
 
-        none, shots = np.zeros((0, 64, 64, 3), np.uint8), draw_shots(TINY_COUNT, TINY_SEED)
+        none, shots = np.zeros((0, size, size, 3), np.uint8), draw_shots(TINY_COUNT, TINY_SEEDS[size])
         self._index = [int(i) for i in index]
         self._images = Images(none, none[..., 0], [shots[i] for i in self._index])
-        self._source = source_hash()
-        self._begin()
+        self._begin(size)
 
     def key(self, index: int) -> str:
         """As "tiny-17", its number among all."""
@@ -62,7 +61,7 @@ class DrawnImages(TinyImages):
         """(S, S, 3), of carv-tiny's size."""
         from carv_3d.tiny.render import render
 
-        return np.asarray(render([self._images.shots[index]])[0][0])
+        return np.asarray(render([self._images.shots[index]], self._images.rgb.shape[1])[0][0])
 
 
 @dataclass(frozen=True)

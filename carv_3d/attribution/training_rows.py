@@ -22,7 +22,7 @@ from carv_3d.attribution.encoded import EncodedImages
 from carv_3d.attribution.features import FeatureMaker
 from carv_3d.attribution.folder_images import FolderImages
 from carv_3d.attribution.image_files import list_images
-from carv_3d.attribution.images import TinyImages, TrainingImages
+from carv_3d.attribution.images import TinyImages, TrainingImages, tiny_size
 from carv_3d.attribution.model import GradientModel
 from carv_3d.attribution.options import FeatureOptions
 from carv_3d.attribution.request import PILOT_DRAWS, AttributeOptions
@@ -68,9 +68,11 @@ def training_images(options: AttributeOptions, size: int, display: Display) -> T
     if options.training_images != "tiny":
         return _own_images(options, size, display)
     count = options.items or TINY_ITEMS
-    folder = cache_folder() / "attribution" / f"tiny-images-{count}"
+    size = tiny_size(size)
+    stem = "tiny" if size == 64 else f"tiny-{size}"
+    folder = cache_folder() / "attribution" / f"{stem}-images-{count}"
     make_folder(folder)
-    return TinyImages(folder, count, display.say)
+    return TinyImages(folder, count, display.say, size)
 
 
 def _own_images(options: AttributeOptions, size: int, display: Display) -> FolderImages:

@@ -184,11 +184,13 @@ def _tiny() -> Finding:
     fix = f"{set_up()}; the package is not whole"
     try:
         from carv_3d.teachers.availability import resolve_model
+        from carv_3d.teachers.families import BUILT_IN
 
-        folder = resolve_model("carv-tiny", local_files_only=True)
+        size = sum(folder_bytes(resolve_model(name, local_files_only=True)) for name in BUILT_IN)
     except (CarvError, ImportError) as error:
         return Finding("carv-tiny", False, str(error), fix, True)
-    return Finding("carv-tiny", True, f"{folder_bytes(folder) / 2**20:.0f} MiB, built in (objects, colors, materials)")
+    about = f"{' and '.join(BUILT_IN)}, {size / 2**20:.0f} MiB, built in (objects, colors, materials)"
+    return Finding("carv-tiny", True, about)
 
 
 def _classifier() -> Finding:

@@ -107,7 +107,8 @@ class ModelOptions(Options):
 
     pretrained_model_name_or_path: str = option(
         "carv-tiny",
-        "carv-tiny, a local diffusers folder, a hub id, or one .safetensors file of Stable Diffusion 1, 2 or XL.",
+        "carv-tiny, carv-tiny-128, a local diffusers folder, a hub id, or one .safetensors file of Stable Diffusion 1, "
+        "2 or XL.",
     )
     model_config: str | None = option(
         None,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_MODEL = "carv-tiny"
-BUILT_IN = {DEFAULT_MODEL: Path(__file__).parents[1] / "tiny" / "weights"}
+_TINY = Path(__file__).parents[1] / "tiny"
+BUILT_IN = {DEFAULT_MODEL: _TINY / "weights", "carv-tiny-128": _TINY / "weights_128"}
 
 
 @dataclass(frozen=True)

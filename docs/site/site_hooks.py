@@ -25,6 +25,7 @@ log = logging.getLogger("mkdocs.site")
 # Pages that live outside of docs/: their place in the repository is their place below repository/ in the site.
 OUTSIDE = (
     "CONTRIBUTING.md", "CHANGELOG.md", "custom/threestudio-carv/README.md", "carv_3d/tiny/weights/README.md",
+    "carv_3d/tiny/weights_128/README.md",
 )  # fmt: skip
 # Packages of the Python reference that come first; the others follow by name. The commands' own parts are no library.
 FIRST = ("core", "objectives", "guidance", "teachers", "scenes", "attribution", "distill")

@@ -13,7 +13,7 @@ import torch
 from carv_3d.attribution import ahead as ahead_module
 from carv_3d.attribution.ahead import ShippedAhead
 from carv_3d.attribution.asking import MAX_ROUNDS, Asked, query_share
-from carv_3d.attribution.images import TinyImages
+from carv_3d.attribution.images import TinyImages, tiny_size
 from carv_3d.attribution.request import METHODS, AttributeOptions
 from carv_3d.attribution.scores import bilinear, kernel, relatif
 from carv_3d.attribution.scoring import Scorer, WhiteScorer
@@ -99,6 +99,19 @@ def test_images_drawn_one_by_one_are_those_of_the_training_set(tmp_path: Path) -
         assert (drawn.caption(n), drawn.key(n)) == (whole.caption(i), whole.key(i))
         assert drawn.digest(n) == whole.digest(i)
     assert drawn.fingerprint() != DrawnImages([0, 4, 5]).fingerprint()
+
+
+def test_a_model_of_larger_images_has_the_training_set_of_carv_tiny_128(tmp_path: Path) -> None:
+    from carv_3d.tiny.dataset import build
+
+    trained = build(tmp_path / "trained", 5, seed=3, size=128, log=lambda text: None)  # see its model card
+    whole, drawn = TinyImages(tmp_path / "w", 5, lambda text: None, 128), DrawnImages([1, 4], 128)
+    for n, i in enumerate((1, 4)):
+        assert np.array_equal(whole.image(i), trained.rgb[i])
+        assert np.array_equal(drawn.image(n), trained.rgb[i])
+        assert drawn.digest(n) == whole.digest(i) != DrawnImages([1, 4]).digest(n)
+    assert drawn.fingerprint() != DrawnImages([1, 4]).fingerprint()
+    assert [tiny_size(size) for size in (64, 128, 32, 512)] == [64, 128, 64, 64]
 
 
 def test_rows_put_through_once_score_as_relatif() -> None:

@@ -51,6 +51,7 @@ def test_built_in_model_that_is_not_installed(tmp_path: Path, monkeypatch: pytes
 def test_built_in_model_resolves_to_the_package_folder(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = Path(availability.__file__).parents[1] / "tiny" / "weights"
     assert availability.BUILT_IN["carv-tiny"] == inside
+    assert resolve_model("carv-tiny-128") == inside.with_name("weights_128")
     monkeypatch.setitem(availability.BUILT_IN, "carv-tiny", sd_folder)
     assert resolve_model("carv-tiny") == sd_folder
 

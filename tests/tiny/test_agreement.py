@@ -41,14 +41,16 @@ def test_prompts_ask_for_their_targets() -> None:
 def test_true_renders_are_of_the_targets_from_all_over_their_views(monkeypatch) -> None:
     recorded = []
 
-    def render(shots):
+    def render(shots, size):
         recorded.extend(shots)
-        return np.full((len(shots), 64, 64, 3), 51, np.uint8), None
+        return np.full((len(shots), size, size, 3), 51, np.uint8), None
 
     monkeypatch.setattr("carv_3d.tiny.render.render", render)
     targets = [("mug", "red", VIEWS[i % len(VIEWS)]) for i in range(900)]
     images = true_renders(targets, random.Random(0))
     assert images.shape == (900, 3, 64, 64)
+    assert true_renders(targets[:2], random.Random(0), 128).shape == (2, 3, 128, 128)
+    del recorded[900:]
     assert float(images.mean()) == pytest.approx(0.2)
     assert [view_phrase(shot.elevation, shot.azimuth) for shot in recorded] == [view for _, _, view in targets]
     for i in range(8):
