@@ -11,9 +11,12 @@ import asset_options
 import assets
 import attribution_retraining
 import convergence
+import distill_one_step
 import pytest
 import teacher
 import variance_table
+
+from carv_3d.stats.bootstrap import Interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -108,12 +111,31 @@ def model_card() -> list[str]:
     return lines
 
 
-def asset_changes() -> list[str]:
+def more_asset_changes() -> list[str]:
+    return asset_changes("asset-options-more.csv")
+
+
+def asset_changes(name: str = "asset-options.csv") -> list[str]:
     """Each change of the default alone; the last column, of seconds, is a time like any other."""
     runs: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows("asset-options.csv"):
+    for row in rows(name):
         runs.setdefault(row["variant"], {})[row["object"]] = row
     return asset_options.table(runs)
+
+
+def one_step() -> list[str]:
+    return [distill_one_step.line(row) for row in rows("distill-one-step.csv")]
+
+
+def regimes() -> list[str]:
+    """Of the default scene: a line for each point and simulated upstream cost."""
+    lines = []
+    for row in rows("regimes-default.csv"):
+        cost = "as measured" if row["upstream"] == "1" else f"upstream x {row['upstream']}"
+        ecm = Interval(*(float(row[name] or "nan") for name in ("ecm", "ecm_low", "ecm_high"))).text()
+        place = f"{row['step']} | {100 * float(row['upstream_share']):.0f}% | {float(row['cost_ratio']):.2f}, {cost}"
+        lines.append(f"| {place} | ({row['R']}, {row['K']}) {row['method']} | {ecm} | {row['batches']} |")
+    return lines
 
 
 def convergence_table() -> list[str]:
@@ -267,7 +289,10 @@ def stock_sentence() -> list[str]:
         ("docs/results/training.md", asset_row),
         ("README.md", asset_limits),
         ("docs/results/training.md", asset_changes),
+        ("docs/results/training.md", more_asset_changes),
         ("docs/results/convergence.md", convergence_table),
+        ("docs/results/distillation.md", one_step),
+        ("docs/results/regimes.md", regimes),
         ("README.md", convergence_gain),
         ("docs/results/attribution.md", sense("attribution-sense.csv")),
         ("docs/results/attribution.md", sense("attribution-sense-images.csv")),
