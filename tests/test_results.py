@@ -21,6 +21,7 @@ from carv_3d.stats.bootstrap import Interval
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 Row = dict[str, str]
+GRADIENT = {"variance": ".3g", "upstream": ".2g", "reduction": ".3g"}
 
 
 def rows(name: str) -> list[Row]:
@@ -125,6 +126,18 @@ def asset_changes(name: str = "asset-options.csv") -> list[str]:
 
 def one_step() -> list[str]:
     return [distill_one_step.line(row) for row in rows("distill-one-step.csv")]
+
+
+def gradient_variance() -> list[str]:
+    """Of the one-step generator's gradient, by setting."""
+    lines = []
+    for row in rows("distill-variance.csv"):
+        ends = {k: Interval(*(float(row[f"{k}{end}"]) for end in ("", "_low", "_high"))) for k in GRADIENT}
+        variance, upstream, reduction = (ends[k].text(spec) for k, spec in GRADIENT.items())
+        paper = [f"{float(row[k]):.3g}" if row[k] else "—" for k in ("paper_variance", "paper_reduction")]
+        cells = (row["setting"], variance, upstream, reduction, f"{float(row['seconds']):.2f}", *paper)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def regimes() -> list[str]:
@@ -292,6 +305,7 @@ def stock_sentence() -> list[str]:
         ("docs/results/training.md", more_asset_changes),
         ("docs/results/convergence.md", convergence_table),
         ("docs/results/distillation.md", one_step),
+        ("docs/results/distillation.md", gradient_variance),
         ("docs/results/regimes.md", regimes),
         ("README.md", convergence_gain),
         ("docs/results/attribution.md", sense("attribution-sense.csv")),
