@@ -65,7 +65,7 @@ def depth_normals(points: Tensor) -> Tensor:
 
 
 def shade(out: RenderOutput, cameras: Cameras, light: Tensor) -> RenderOutput:
-    """The render, lit in addition from `light` (3,), a point; what is not opaque stays as it is."""
+    """The render, lit in addition from `light` (3,), a point; behind what is half opaque the background darkens too."""
     rays = cameras.rays(*out.comp_rgb.shape[1:3])
     points = rays.origins + out.depth * rays.directions
     lambert = (depth_normals(points) * F.normalize(light - points, dim=-1)).sum(-1, keepdim=True).clamp_min(0)
@@ -74,7 +74,7 @@ def shade(out: RenderOutput, cameras: Cameras, light: Tensor) -> RenderOutput:
 
 
 def shaded(host: TextTo3D, share: float) -> None:
-    """All steps; in a share of them renders are lit from a point around the camera, as in DreamFusion."""
+    """All steps; in a share of them renders are lit from a point around the camera, by normals of their depth."""
     render, generator = host.render, torch.Generator().manual_seed(host.config.seed)
 
     def lit(R: int | None, data: CameraOptions) -> tuple[RenderOutput, Cameras]:

@@ -10,8 +10,9 @@ scale: what compares is the ratio to (8, 1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench import joined, run_script, script_parser
@@ -20,26 +21,28 @@ from carv_3d.distill.command import check_prompts, load_teacher
 from carv_3d.distill.loop import Distillation
 from carv_3d.distill.options import DistillOptions
 from carv_3d.distill.request import Settings, read_distill_options, read_settings
-from carv_3d.distill.variance import PAPER, VarianceRow, check_settings, read_setting, variance_table, write_csv
+from carv_3d.distill.variance import VarianceRow, check_settings, csv_cells, read_setting, variance_table, write_csv
 from carv_3d.distill.variance_request import DEFAULT
 from carv_3d.runs.checkpoint import load_checkpoint
 from carv_3d.runs.progress import Display
+from carv_3d.stats.bootstrap import Interval
+
+FORMATS = {"variance": ".3g", "upstream": ".2g", "reduction": ".3g"}
+
+
+def line(cells: Mapping[str, Any]) -> str:
+    """A row of the table, of `csv_cells` or of a line of the CSV."""
+    ends = (Interval(*(float(cells[f"{k}{end}"]) for end in ("", "_low", "_high"))).text(f) for k, f in FORMATS.items())
+    paper = (cells[name] or "—" for name in ("paper_variance", "paper_reduction"))
+    return f"| {' | '.join([cells['setting'], *ends, format(float(cells['seconds']), '.2f'), *paper])} |"
 
 
 def markdown(rows: Sequence[VarianceRow]) -> str:
     """The table, with the paper's figures where it has them."""
-    lines = [
-        "| samples x draws | variance | of it upstream | first over this | s a gradient | the paper's | its ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        paper = PAPER.get(row.setting.name)
-        published = "— | —" if paper is None else f"{paper:g} | {PAPER['8x1'] / paper:.3g}"
-        lines.append(
-            f"| {row.setting.name} | {row.variance.text('.3g')} | {row.upstream.text('.2g')} "
-            f"| {row.reduction.text('.3g')} | {row.seconds:.2f} | {published} |"
-        )
-    return "\n".join(lines)
+    names = ("samples x draws", "variance", "upstream part of it", "first over this", "s a gradient")
+    names += ("the paper's", "its ratio")
+    head = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    return "\n".join([*head, *(line(csv_cells(row)) for row in rows)])
 
 
 def main() -> int:

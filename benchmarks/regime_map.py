@@ -166,6 +166,14 @@ def main() -> None:
     display.say(f"Done: regimes.csv and regimes.png are in {o.out}")
 
 
+def line(r: Regime) -> str:
+    """A row of a page's table."""
+    cost = "as measured" if r.upstream == 1 else f"upstream x {r.upstream:g}"
+    ecm = Interval(r.ecm, r.ecm_low, r.ecm_high).text()
+    place = f"{r.step} | {r.upstream_share:.0%} | {r.cost_ratio:.2f}, {cost}"
+    return f"| {place} | ({r.R}, {r.K}) {r.method} | {ecm} | {r.batches} |"
+
+
 def lines(path: Path) -> list[Regime]:
     """The lines of a regimes.csv."""
     rows, _ = read_csv(path, "name the regimes.csv of another map with --also")

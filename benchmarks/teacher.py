@@ -10,7 +10,6 @@ same prompts. "Autoencoder" is the PSNR of such renders, of the model's size, de
 
 from __future__ import annotations
 
-import math
 import random
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from agreement import (
 from bench import joined, run_script, script_parser
 from torch import Tensor
 
+from carv_3d.evaluation.truth import psnr
 from carv_3d.guidance.sampling import prompt_images
 from carv_3d.io.files import make_folder, slug, write_atomic
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
@@ -62,10 +62,11 @@ def line(cells: dict[str, Any]) -> str:
 @torch.no_grad()
 def autoencoder_psnr(teacher: StableDiffusionTeacher, targets: list[Target]) -> float:
     """Of true renders of the targets, of the model's size, decoded from their latents; in dB."""
-    images, error = true_renders(targets, random.Random(1), teacher.image_size), 0.0
-    for part in images.split(BATCH):
-        error += float((teacher.decode(teacher.encode(part, sample=False)) - part).square().sum())
-    return -10 * math.log10(error / images.numel())
+    images = true_renders(targets, random.Random(1), teacher.image_size)
+    decoded = [
+        teacher.decode(teacher.encode(part.to(teacher.device), sample=False)).cpu() for part in images.split(BATCH)
+    ]
+    return psnr(torch.cat(decoded).numpy(), images.numpy())
 
 
 def main() -> int:

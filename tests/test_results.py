@@ -12,16 +12,15 @@ import assets
 import attribution_retraining
 import convergence
 import distill_one_step
+import distill_variance
 import pytest
+import regime_map
 import teacher
 import variance_table
-
-from carv_3d.stats.bootstrap import Interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 Row = dict[str, str]
-GRADIENT = {"variance": ".3g", "upstream": ".2g", "reduction": ".3g"}
 
 
 def rows(name: str) -> list[Row]:
@@ -130,25 +129,12 @@ def one_step() -> list[str]:
 
 def gradient_variance() -> list[str]:
     """Of the one-step generator's gradient, by setting."""
-    lines = []
-    for row in rows("distill-variance.csv"):
-        ends = {k: Interval(*(float(row[f"{k}{end}"]) for end in ("", "_low", "_high"))) for k in GRADIENT}
-        variance, upstream, reduction = (ends[k].text(spec) for k, spec in GRADIENT.items())
-        paper = [f"{float(row[k]):.3g}" if row[k] else "—" for k in ("paper_variance", "paper_reduction")]
-        cells = (row["setting"], variance, upstream, reduction, f"{float(row['seconds']):.2f}", *paper)
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [distill_variance.line(row) for row in rows("distill-variance.csv")]
 
 
 def regimes() -> list[str]:
     """Of the default scene: a line for each point and simulated upstream cost."""
-    lines = []
-    for row in rows("regimes-default.csv"):
-        cost = "as measured" if row["upstream"] == "1" else f"upstream x {row['upstream']}"
-        ecm = Interval(*(float(row[name] or "nan") for name in ("ecm", "ecm_low", "ecm_high"))).text()
-        place = f"{row['step']} | {100 * float(row['upstream_share']):.0f}% | {float(row['cost_ratio']):.2f}, {cost}"
-        lines.append(f"| {place} | ({row['R']}, {row['K']}) {row['method']} | {ecm} | {row['batches']} |")
-    return lines
+    return [regime_map.line(regime) for regime in regime_map.lines(RESULTS / "regimes-default.csv")]
 
 
 def convergence_table() -> list[str]:

@@ -16,13 +16,16 @@ from carv_3d.errors import CarvError
 from carv_3d.io.files import explain_os_error, open_file
 from carv_3d.io.images import MAX_BYTES, REPLACE, as_rgba, decoded_image, opened_image
 
-TINY_SEEDS = {64: 1, 128: 3}  # of the images that carv-tiny and carv-tiny-128 were trained on, by their size
+TINY_SEEDS = {
+    64: 1,
+    128: 3,
+}  # by size: of the images of carv-tiny's first training, and of carv-tiny-128's
 TINY_COUNT = 30_000
 Image = NDArray[np.uint8]
 
 
 def tiny_size(size: int) -> int:
-    """Of a model's images, the size in which it was trained on them: 128 for carv-tiny-128, else carv-tiny's 64."""
+    """In which a model of images of `size` is given carv-tiny's: 128 for 128, carv-tiny-128's own set, else 64."""
     return size if size in TINY_SEEDS else 64
 
 

@@ -126,7 +126,7 @@ def check_call(function: Any, latents: Any, generator: Any) -> None:
 
 
 def check_gradient(what: str, value: Any, advice: str) -> None:
-    """CarvError for a tensor without gradient, or where gradients are switched off; `advice` says what to do."""
+    """CarvError for a tensor without gradient; `advice` says what to do."""
     if isinstance(value, Tensor) and not value.requires_grad:
         if torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise CarvError(
@@ -134,8 +134,6 @@ def check_gradient(what: str, value: Any, advice: str) -> None:
                 "once, (R, ...), outside of it."
             )
         raise CarvError(f"{what} no gradient (requires_grad is False), so the loss would move nothing; {advice}.")
-    if not torch.is_grad_enabled():
-        raise CarvError(f"{what} gradients, which torch.no_grad() switches off here; call this outside of it.")
 
 
 def check_keywords(owner: str, given: Mapping[str, Any], *functions: Callable[..., Any]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -216,14 +217,16 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def csv_cells(row: VarianceRow) -> dict[str, Any]:
+    """A setting's figures by COLUMNS, with the paper's where it has them, else ""."""
+    ends = [x for i in (row.variance, row.upstream, row.reduction) for x in (i.value, i.low, i.high)]
+    s = row.setting
+    return dict(zip(COLUMNS, (s.name, s.B, s.K, *ends, row.seconds, row.pairs, *_paper(s)), strict=True))
+
+
 def write_csv(path: Path, rows: Sequence[VarianceRow]) -> None:
-    """One line a setting, with the paper's figures where it has them."""
-    cells = []
-    for row in rows:
-        ends = [x for i in (row.variance, row.upstream, row.reduction) for x in (i.value, i.low, i.high)]
-        s = row.setting
-        cells.append([s.name, s.B, s.K, *ends, row.seconds, row.pairs, *_paper(s)])
-    write_atomic(path, csv_text(COLUMNS, cells))
+    """One line a setting."""
+    write_atomic(path, csv_text(COLUMNS, (csv_cells(row).values() for row in rows)))
 
 
 def table_text(rows: Sequence[VarianceRow]) -> list[str]:

@@ -13,6 +13,7 @@ from carv_3d.errors import CarvError
 from carv_3d.generate.config import Config, config_to_yaml, load_config
 from carv_3d.io.structured import differing_keys
 from carv_3d.report.page import flatten
+from carv_3d.scenes.regularizers import REGULARIZERS
 
 CONFIGS = Path(__file__).parents[2] / "carv_3d" / "configs"
 
@@ -264,8 +265,5 @@ def _names_that_are_read() -> set[str]:
 def test_every_option_is_read_by_something() -> None:
     read = _names_that_are_read()
     leaves = [name.rpartition(".")[2] for name, _ in flatten(to_mapping(Config()))]
-    losses = {
-        f"lambda_{name}"
-        for name in ("sds", "sds_img", "recon", "density", "opacity", "sparsity", "opaque", "orient", "tv")
-    }
+    losses = {f"lambda_{name}" for name in ("sds", "sds_img", "recon", *REGULARIZERS)}
     assert [name for name in leaves if name not in read and name not in losses] == []

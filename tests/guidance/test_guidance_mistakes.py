@@ -69,8 +69,8 @@ def test_a_call_that_could_move_nothing_or_is_misspelt_is_one_sentence() -> None
     ]
     with pytest.raises(CarvError, match=r"rgb needs no gradient .*, or take guide\(...\).estimate.grad"):
         guidance(rgb, text, text, 0)
-    with torch.no_grad(), pytest.raises(CarvError, match=r"rgb needs gradients, which torch.no_grad\(\) switches off"):
-        guidance(rgb.clone().requires_grad_(), text, text, 0)
+    with torch.no_grad():  # hosts validate so
+        assert not guidance(rgb.clone().requires_grad_(), text, text, 0).loss_sds.requires_grad
     for name, call in calls:
         with pytest.raises(CarvError, match=f"{name} has no option 'generater'; did you mean generator"):
             call(rgb.detach().requires_grad_(), generater=None)
