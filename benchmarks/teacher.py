@@ -29,11 +29,13 @@ from agreement import (
 from bench import joined, run_script, script_parser
 from torch import Tensor
 
+from carv_3d.errors import CarvError
 from carv_3d.evaluation.truth import psnr
 from carv_3d.guidance.sampling import prompt_images
 from carv_3d.io.files import make_folder, slug, write_atomic
 from carv_3d.io.images import contact_sheet, to_uint8, write_png
 from carv_3d.io.tables import csv_text
+from carv_3d.teachers.availability import resolve_model
 from carv_3d.teachers.stable_diffusion import StableDiffusionTeacher
 from carv_3d.tiny.classifier import Classifier
 
@@ -78,6 +80,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--sheets", type=Path)
     o = parser.parse_args()
+    if o.samples < 2 or "" in o.models or len({*o.models}) < len(o.models):
+        raise CarvError("--samples must be at least 2, and --models names joined by commas, each once")
+    for name in o.models:  # a wrong one ends it before anything is measured
+        resolve_model(name)
     rng, rows, asked = random.Random(0), [], {}
     for combined in ("training", "held-out"):
         targets = asked[combined] = draw_targets(combinations(combined == "held-out"), o.samples, rng)

@@ -83,7 +83,9 @@ class ShippedRows:
     def unfit(self, expected: Mapping[str, Any]) -> str:
         """Why the rows are not those of another key, in a sentence; "" where they are."""
         for name in differing_keys(self.key, dict(expected)):
-            return f"The gradients that come with carv-tiny were made with another {name}, so they are made anew."
+            return (
+                f"The gradients that come with carv-tiny were made with other values of {name}, so they are made anew."
+            )
         return ""
 
 

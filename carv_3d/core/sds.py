@@ -57,8 +57,6 @@ def sds_loss(
     check_call(eps_hat, latents, generator)
     instead = "take CarvEstimator(schedule).estimate(latents, eps_hat).grad for the gradient alone"
     check_gradient("latents need", latents, f"encode outside of torch.no_grad(), or {instead}")
-    if not torch.is_grad_enabled():
-        raise CarvError(f"torch.no_grad() switches gradients off here; call sds_loss outside of it, or {instead}.")
     estimator = _kept(schedule, o)
     estimator.set_range(*o.timestep_range(schedule.num_train_timesteps))
     return estimator.estimate(latents, eps_hat, cond, generator, num_draws=o.K, grad_clip=o.grad_clip).loss

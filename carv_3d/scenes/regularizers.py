@@ -32,8 +32,8 @@ def opaque(opacity: Tensor, eps: float = 1e-3) -> Tensor:
 
 
 def density_sparsity(sigmas: Tensor) -> Tensor:
-    """Mean density over the samples, per unit of length."""
-    return sigmas.mean()
+    """Mean density over the samples, per unit of length; 0 where no ray has any."""
+    return sigmas.mean() if sigmas.numel() else sigmas.sum()
 
 
 def orientation(weights: Tensor, normals: Tensor, directions: Tensor, n_pixels: int) -> Tensor:

@@ -44,8 +44,8 @@ def test_codes_keep_rows_to_a_fraction_of_their_size(tmp_path: Path) -> None:
 def test_rows_of_anything_else_are_not_used(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     save(path, rows(), [*range(20), *range(30, 50)], KEY, 3.0)
-    assert "made with another model" in str(load({**KEY, "model": "abd"}, path=path))
-    assert "made with another options.dim" in str(load({**KEY, "options": {"dim": 65}}, path=path))
+    assert "made with other values of model" in str(load({**KEY, "model": "abd"}, path=path))
+    assert "made with other values of options.dim" in str(load({**KEY, "options": {"dim": 65}}, path=path))
     assert "Gradients of the first 21 images do not come" in str(load(KEY, 21, path))
     assert not isinstance(load(KEY, 20, path), str)
     assert "No gradients came" in str(load(KEY, path=tmp_path / "none.npz"))
@@ -77,14 +77,14 @@ def test_rows_are_put_through_their_metric_ahead_where_the_options_are_theirs(
     fitting = right.get(key)
     assert not isinstance(fitting, str)
     assert len(fitting[0].rows) == 40
-    assert "made with another model" in str(right.get({**key, "model": "abd"}))
+    assert "made with other values of model" in str(right.get({**key, "model": "abd"}))
     few = ShippedAhead(replace(options, items=7)).get(key)
     assert not isinstance(few, str)
     assert len(few[0].rows) == 7
     made.clear()
     other = replace(options, num_draws=16)
     own = {"model": "abc", "options": json.loads(json.dumps(other.features.stored()))}
-    assert "made with another options" in str(ShippedAhead(other).get(own))
+    assert "made with other values of options" in str(ShippedAhead(other).get(own))
     assert made == []  # nothing was made in vain
     path.write_bytes(b"")
     with pytest.raises(CarvError, match="is damaged"):

@@ -105,7 +105,6 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: loss(torch.eye(4).to_sparse().requires_grad_()), "latents are torch.sparse_coo; they must be a dense"),
     (lambda: loss(torch.ones(2, 4, device="meta", requires_grad=True)), "latents are without data"),
     (lambda: loss(Z.detach()), "latents need no gradient"),
-    (lambda: torch.no_grad()(loss)(), r"no_grad\(\) switches gradients off here; call sds_loss outside"),
     (lambda: torch.vmap(loss, randomness="different")(Z.detach()[None]), "gradient of their own within vmap or jvp"),
     (lambda: make_proposal("adaptive", SCHEDULE).update(torch.ones(2).long(), torch.ones(1)), "t has shape"),
     (lambda: make().draw("a"), "latents are 'a'"),  # type: ignore[arg-type]

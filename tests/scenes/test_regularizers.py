@@ -36,6 +36,7 @@ def test_opaque_is_log_two_at_half_and_small_at_the_ends() -> None:
 
 def test_density_sparsity_is_the_mean() -> None:
     assert reg.density_sparsity(torch.tensor([[1.0, 2.0], [3.0, 6.0]])).item() == 3.0
+    assert reg.density_sparsity(torch.empty(0, 7)).item() == 0.0
 
 
 def test_orientation_counts_only_normals_that_face_away() -> None:
