@@ -46,10 +46,9 @@ BATCH, SHOWN = 50, 50
 
 
 def row(
-    combined: str, model: str, images: Tensor, targets: list[Target], autoencoder: float | None = None
+    combined: str, model: str, predicted: dict[str, Tensor], targets: list[Target], autoencoder: float | None = None
 ) -> dict[str, Any]:
-    """The shares over images (N, 3, H, W) in [0, 1] of N targets, by COLUMNS."""
-    predicted = predict(Classifier.load(), images)
+    """The shares of `predict` over images of the targets, by COLUMNS."""
     shares = {**agreement(predicted, targets), **view_errors(predicted, targets)}
     return {"combinations": combined, "model": model, "samples": len(targets), "autoencoder": autoencoder, **shares}
 
@@ -84,10 +83,10 @@ def main() -> int:
         raise CarvError("--samples must be at least 2, and --models names joined by commas, each once")
     for name in o.models:  # a wrong one ends it before anything is measured
         resolve_model(name)
-    rng, rows, asked = random.Random(0), [], {}
+    classifier, rng, rows, asked = Classifier.load(), random.Random(0), [], {}
     for combined in ("training", "held-out"):
         targets = asked[combined] = draw_targets(combinations(combined == "held-out"), o.samples, rng)
-        rows.append(row(combined, RENDERS, true_renders(targets, rng), targets))
+        rows.append(row(combined, RENDERS, predict(classifier, true_renders(targets, rng)), targets))
     for name in o.models:
         teacher = StableDiffusionTeacher.load(name)
         for combined, targets in asked.items():
@@ -95,7 +94,8 @@ def main() -> int:
             batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
             parts = [prompt_images(teacher, part, o.scale, o.steps, seed) for seed, part in enumerate(batches)]
             images = torch.cat(parts)
-            rows.append(row(combined, name, images.permute(0, 3, 1, 2), targets, autoencoder_psnr(teacher, targets)))
+            predicted = predict(classifier, images.permute(0, 3, 1, 2))
+            rows.append(row(combined, name, predicted, targets, autoencoder_psnr(teacher, targets)))
             print(line(rows[-1]), flush=True)
             if o.sheets and combined == "training":
                 make_folder(o.sheets)
