@@ -18,7 +18,7 @@ from carv_3d.compare.scored_run import RESULT, Length
 from carv_3d.config.reader import to_mapping
 from carv_3d.core.options import option
 from carv_3d.errors import CarvError
-from carv_3d.generate.config import Config, load_run, settled
+from carv_3d.generate.config import Config, find_config, load_run, settled
 from carv_3d.io.files import check_unused, explain_os_error, locked, make_folder, slug, write_atomic
 from carv_3d.io.structured import conforms, differing_keys, look_up, read_json, read_text
 from carv_3d.runs.run import CONFIG
@@ -170,7 +170,7 @@ def describe(sweep: Sweep) -> dict[str, Any]:
         "steps": sweep.steps,
         "points": sweep.points,
         "methods": {m.name: m.overrides for m in sweep.methods},
-        "files": {name: read_text(path) if path else "" for name, path in files.items()},
+        "files": {name: read_text(find_config(path)) if path else "" for name, path in files.items()},
         "common": sweep.common,
         "clip": sweep.clip,
     }

@@ -19,9 +19,10 @@ from carv_3d.compare.command import run_sweep
 from carv_3d.compare.methods import Method, parse_method
 from carv_3d.compare.request import CompareOptions
 from carv_3d.compare.scored_run import ScoredRun
-from carv_3d.compare.sweep import Sweep, open_folder
+from carv_3d.compare.sweep import Sweep, describe, open_folder
 from carv_3d.core.options import EngineOptions
 from carv_3d.errors import CarvError
+from carv_3d.generate.config import CONFIGS
 from carv_3d.generate.trainer import TextTo3D
 from carv_3d.io.files import locked
 from carv_3d.io.tables import read_metrics, write_rows
@@ -238,6 +239,12 @@ def test_another_sweep_in_the_same_folder_is_refused(common: list[str]) -> None:
     with pytest.raises(ValueError, match="notes") as said:
         open_folder(small_sweep(common), Path("notes"))
     assert "damaged" not in str(said.value)
+
+
+def test_a_configuration_that_comes_with_the_package_is_read_by_its_name() -> None:
+    sweep = Sweep(prompts=["a red mug"], methods=[Method("a", []), Method("b", [])], config=Path("carv-tiny-quick"))
+    shipped = (CONFIGS / "carv-tiny-quick.yaml").read_text()
+    assert describe(sweep)["files"] == {"a": shipped, "b": shipped}
 
 
 def test_short_keys_find_their_group() -> None:
